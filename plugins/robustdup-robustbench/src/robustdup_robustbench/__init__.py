@@ -1,0 +1,5 @@
+"""The reference AutoAttack and RobustBench's model zoo behind robustdup's contract."""
+
+
+def register(registry):
+    """Register nothing yet."""

@@ -1,0 +1,5 @@
+"""torchattacks' attacks behind robustdup's contract."""
+
+
+def register(registry):
+    """Register nothing yet."""

@@ -1,0 +1,52 @@
+"""Run a toolkit without letting it touch anything: global random state, the model's mode and gradients, cuDNN flags."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iterator[None]:
+    """Fork the global random state (seeded with `seed` if given) and put everything back afterwards, error or not.
+
+    Restored: the generators of `random`, numpy and torch (all devices), grad mode, default dtype, cuDNN flags and, module by
+    module, the model's train/eval mode, `requires_grad`, `.grad` and buffers. Gradients are enabled inside.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    cudnn = torch.backends.cudnn
+    flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    dtype = torch.get_default_dtype()
+    modules = [(module, module.training) for module in model.modules()] if model is not None else []
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()] if model is not None else []
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if model is not None else []
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+        with torch.enable_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = flags
+        torch.set_default_dtype(dtype)
+        for module, training in modules:
+            module.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

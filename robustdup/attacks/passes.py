@@ -1,0 +1,110 @@
+"""The counted, micro-batched model call.
+
+`Passes` packs any number of rows into micro-batches padded to one fixed shape, so that compiled models hold, memory is
+bounded, and a row's logits do not depend on who shares its batch. It counts rows, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.errors import UserError
+
+
+@dataclass
+class Count:
+    """Rows through a model: `forward` and `backward` asked for, `padding` computed besides (forward rows)."""
+
+    forward: int = 0
+    backward: int = 0
+    padding: int = 0
+
+    def __sub__(self, other: Count) -> Count:
+        return Count(self.forward - other.forward, self.backward - other.backward, self.padding - other.padding)
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.forward + other.forward, self.backward + other.backward, self.padding + other.padding)
+
+    def copy(self) -> Count:
+        """Return the count as it stands."""
+        return Count(self.forward, self.backward, self.padding)
+
+
+class _CountBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, count: Count) -> Tensor:
+        ctx.count = count
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.count.backward += grads[0].shape[0]
+        return grads[0], None
+
+
+class Passes(nn.Module):
+    """A model that counts its rows and, with `micro_batch`, runs them in padded micro-batches of that many rows.
+
+    Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches).
+    """
+
+    def __init__(self, model: nn.Module, micro_batch: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.micro_batch = micro_batch
+        self.count = Count()
+        self.training = model.training  # mirror, without touching the model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of `images`; gradients flow as through the model itself."""
+        self.count.forward += images.shape[0]
+        if self.micro_batch is None or images.shape[0] == 0:
+            logits = self._checked(self.model(images), images.shape[0])
+        else:
+            logits = torch.cat([self._padded(part) for part in images.split(self.micro_batch)])
+        return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
+
+    def _padded(self, part: Tensor) -> Tensor:
+        rows = part.shape[0]
+        missing = (self.micro_batch or rows) - rows
+        if missing:
+            self.count.padding += missing
+            part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])
+        return self._checked(self.model(part), part.shape[0])[:rows]
+
+    def _checked(self, logits: Any, rows: int) -> Tensor:
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
+            got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UserError(
+                f"The model returned {got} for {rows} images; a classifier returns logits of shape ({rows}, classes). "
+                "Wrap it so that its forward returns the logits tensor alone."
+            )
+        return logits
+
+
+def input_gradient(
+    model: nn.Module, images: Tensor, loss: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (gradient of the loss by the images, loss (N,), logits (N, K)) with one forward and backward pass a row.
+
+    `loss(logits, rows)` returns one value a row; `rows` is the slice of `images` that the logits belong to. A model that is
+    a `Passes` with micro-batches is walked one micro-batch at a time, so that memory stays bounded for any N.
+    """
+    size = getattr(model, "micro_batch", None) or max(images.shape[0], 1)
+    grads, values, outputs = [], [], []
+    for start in range(0, images.shape[0], size):
+        rows = slice(start, min(start + size, images.shape[0]))
+        with torch.enable_grad():
+            part = images[rows].detach().requires_grad_(True)
+            logits = model(part)
+            value = loss(logits, rows)
+            (grad,) = torch.autograd.grad(value.sum(), part)
+        grads.append(grad)
+        values.append(value.detach())
+        outputs.append(logits.detach())
+    return torch.cat(grads), torch.cat(values), torch.cat(outputs)

@@ -1,0 +1,352 @@
+"""One door for everything that can be plugged in: attacks, ensembles, losses, models, data, objectives, baselines.
+
+A plugin is a function `register(registry)` named by an entry point of the group `robustdup.plugins`, or a file given with
+`--plugin`. robustdup's own attacks, models and data come through the same door.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from robustdup.errors import Unavailable, UserError, unknown
+
+ENTRY_POINTS = "robustdup.plugins"
+
+Kind = Literal["bounded", "minimum-norm", "unbounded"]
+Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
+Batching = Literal["pool", "batch", "whole"]
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """What robustdup knows of an attack.
+
+    `function` is `attack(model, images, labels, threat, *, rng, **options) -> adversarial images`; it is None where the
+    attack cannot run here, and `reason` says why. `cost` is the (forward, backward) passes that a surviving point costs at
+    the default options, or a function of the options that returns them; None where unknown. `warning` is shown whenever the
+    attack is used; `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
+    """
+
+    name: str
+    function: Callable[..., Any] | None
+    norms: tuple[str, ...]
+    kind: Kind = "bounded"
+    knowledge: Knowledge = "white-box"
+    url: str = ""
+    batching: Batching = "batch"
+    cost: tuple[float, float] | Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
+    description: str = ""
+    warning: str = ""
+    undemonstrated: str = ""
+    available: bool = True
+    reason: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("kind of attack", self.kind, typing.get_args(Kind)),
+            ("knowledge", self.knowledge, typing.get_args(Knowledge)),
+            ("batching", self.batching, typing.get_args(Batching)),
+        ):
+            if value not in allowed:
+                raise unknown(what, str(value), allowed)
+        if isinstance(self.norms, str) or not set(self.norms) <= {"Linf", "L2", "L1", "L0"}:
+            raise UserError(f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}.")
+        object.__setattr__(self, "norms", tuple(self.norms))
+        if self.available and self.function is None:
+            raise UserError(f"Attack {self.name!r} has no function. Give one, or available=False with a reason.")
+        if not self.available and not self.reason:
+            raise UserError(f"Attack {self.name!r} is unavailable without a reason.")
+        if self.function is not None and "rng" not in inspect.signature(self.function).parameters:
+            raise UserError(
+                f"Attack {self.name!r} does not take 'rng'. Its signature must be "
+                "(model, images, labels, threat, *, rng, **options)."
+            )
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The options: keyword-only parameters of the function other than `rng`, by name."""
+        if self.function is None:
+            return {}
+        found = inspect.signature(self.function).parameters.values()
+        return {p.name: p for p in found if p.kind is p.KEYWORD_ONLY and p.name != "rng"}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options and their default values."""
+        return {name: p.default for name, p in self.parameters.items()}
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        known, checked = self.parameters, {}
+        for name, value in options.items():
+            if name not in known:
+                raise unknown(f"option of attack {self.name!r}:", name, known)
+            checked[name] = _check_value(self.name, known[name], value)
+        missing = [name for name, p in known.items() if p.default is p.empty and name not in checked]
+        if missing:
+            raise UserError(f"Attack {self.name!r} needs the option {missing[0]!r}: write {self.name}({missing[0]}=…).")
+        return checked
+
+    def passes(self, options: Mapping[str, Any] | None = None) -> tuple[float, float] | None:
+        """Return the (forward, backward) passes of a surviving point under these options, where known."""
+        if callable(self.cost):
+            return self.cost({**self.defaults, **(options or {})})
+        return self.cost
+
+
+def _check_value(attack: str, parameter: inspect.Parameter, value: Any) -> Any:
+    default, annotation = parameter.default, parameter.annotation
+    place = f"Option {parameter.name!r} of attack {attack!r}"
+    if isinstance(annotation, str) and (choices := re.fullmatch(r"Literal\[(.*)\]", annotation)):
+        allowed: tuple[Any, ...] = tuple(part.strip().strip("'\"") for part in choices[1].split(","))
+    else:
+        allowed = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+    if allowed and value not in allowed:
+        raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), map(str, allowed))
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{place} must be true or false, got {value!r}.")
+    elif isinstance(default, int):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise UserError(f"{place} must be a whole number such as {default}, got {value!r}.")
+        return int(value)
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{place} must be a number such as {default}, got {value!r}.")
+        return float(value)
+    return value
+
+
+def attack(
+    name: str,
+    *,
+    norms: Sequence[str],
+    kind: Kind = "bounded",
+    knowledge: Knowledge = "white-box",
+    url: str = "",
+    batching: Batching = "batch",
+    cost: Any = None,
+    description: str = "",
+    warning: str = "",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a function as an attack: a file of such functions is a plugin (`--plugin my_attack.py`).
+
+    The marked function stays a plain function. See `AttackSpec` for the fields.
+    """
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        text = description or (inspect.getdoc(function) or "").split("\n")[0]
+        spec = AttackSpec(
+            name=name, function=function, norms=tuple(norms), kind=kind, knowledge=knowledge, url=url,
+            batching=batching, cost=cost, description=text, warning=warning,
+        )  # fmt: skip
+        function.__robustdup_attack__ = spec  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of an ensemble: an attack with options, on the fraction `take` of survivors nearest to being broken."""
+
+    attack: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    take: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A named list of stages, run in order on the survivors."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    description: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loader of models or data behind a scheme: `scheme:rest` calls `load(rest, options)`."""
+
+    scheme: str
+    load: Callable[..., Any]
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something plugged in under a name: a loss, an objective, a baseline."""
+
+    name: str
+    function: Callable[..., Any]
+    description: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class PluginStatus:
+    """A plugin that was found: where it came from, and why it failed if it did."""
+
+    name: str
+    origin: str
+    version: str
+    ok: bool
+    reason: str = ""
+
+
+class Registry:
+    """Everything that plugins have registered, by name. A name is given once: a second one is refused."""
+
+    def __init__(self) -> None:
+        self.attacks: dict[str, AttackSpec] = {}
+        self.ensembles: dict[str, Ensemble] = {}
+        self.losses: dict[str, Named] = {}
+        self.models: dict[str, Source] = {}
+        self.data: dict[str, Source] = {}
+        self.objectives: dict[str, Named] = {}
+        self.baselines: dict[str, Named] = {}
+        self.plugins: list[PluginStatus] = []
+        self._owner = "native"
+
+    def add_attack(self, spec: AttackSpec | Callable[..., Any]) -> None:
+        """Register an attack: a spec, or a function marked with `@robustdup.attack`. Raises UserError on a taken name."""
+        if not isinstance(spec, AttackSpec):
+            marked = getattr(spec, "__robustdup_attack__", None)
+            if not isinstance(marked, AttackSpec):
+                raise UserError(f"{spec!r} is not an attack: decorate it with @robustdup.attack(name, norms=[…]).")
+            spec = marked
+        prefix, colon, _ = spec.name.partition(":")
+        spec = replace(spec, source=spec.source or (prefix if colon else self._owner))
+        self._put("attack", self.attacks, spec.name, spec, also=self.ensembles)
+
+    def add_ensemble(
+        self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = ""
+    ) -> None:
+        """Register a list of stages under a name that `--attacks` accepts."""
+        self._put("ensemble", self.ensembles, name, Ensemble(name, tuple(stages), description, url), also=self.attacks)
+
+    def add_loss(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
+        """Register a loss `(logits (N, K), labels (N,)) -> (N,)` that gradient attacks maximise."""
+        self._put("loss", self.losses, name, Named(name, function, description, url))
+
+    def add_model_source(
+        self, scheme: str, load: Callable[..., Any], *, description: str = "", examples: Sequence[str] = ()
+    ) -> None:
+        """Register a loader of models: `load(rest, options) -> nn.Module` for specs `scheme:rest`."""
+        self._put("model source", self.models, scheme, Source(scheme, load, description, tuple(examples)))
+
+    def add_data_source(
+        self, scheme: str, load: Callable[..., Any], *, description: str = "", examples: Sequence[str] = ()
+    ) -> None:
+        """Register a loader of data: `load(rest, options)` for specs `scheme:rest`."""
+        self._put("data source", self.data, scheme, Source(scheme, load, description, tuple(examples)))
+
+    def add_objective(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
+        """Register a training objective."""
+        self._put("objective", self.objectives, name, Named(name, function, description, url))
+
+    def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
+        """Register something that a bench compares with."""
+        self._put("baseline", self.baselines, name, Named(name, function, description, url))
+
+    def _put(self, what: str, table: dict[str, Any], name: str, value: Any, also: Mapping[str, Any] | None = None) -> None:
+        if name in table or name in (also or {}):
+            raise UserError(f"The {what} name {name!r} is already taken. Choose another, for instance 'mine:{name}'.")
+        table[name] = value
+
+    def get_attack(self, name: str) -> AttackSpec:
+        """Return an attack that can run here. Raises UserError for an unknown name, Unavailable with the reason."""
+        if name not in self.attacks:
+            raise self._unknown_attack(name)
+        spec = self.attacks[name]
+        if not spec.available:
+            raise Unavailable(f"Attack {name!r} cannot run here: {spec.reason}")
+        return spec
+
+    def stages(self, name: str, options: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
+        """Return the stages behind the name of an attack or an ensemble. Options are for a single attack only."""
+        if name in self.attacks:
+            return (Stage(name, dict(options or {})),)
+        if name not in self.ensembles:
+            raise self._unknown_attack(name)
+        if options:
+            raise UserError(f"{name!r} is an ensemble and takes no options; list its attacks with 'attacks show {name}'.")
+        return self.ensembles[name].stages
+
+    def _unknown_attack(self, name: str) -> UserError:
+        see = "See 'robustdup attacks list'."
+        failed = [f"{plugin.name} ({plugin.reason})" for plugin in self.plugins if not plugin.ok]
+        if failed:
+            see += f" Plugins that did not load: {'; '.join(failed)}."
+        return unknown("attack", name, [*self.attacks, *self.ensembles], see=see)
+
+    def run_plugin(self, name: str, origin: str, version: str, load: Callable[[], Callable[[Registry], None]]) -> None:
+        """Let one plugin register; whatever it raises is kept as its status, and nothing of it stays half-registered."""
+        tables = ("attacks", "ensembles", "losses", "models", "data", "objectives", "baselines")
+        before = {table: copy.copy(getattr(self, table)) for table in tables}
+        self._owner = name
+        try:
+            load()(self)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a plugin may fail in any way; the rest must go on
+            for table, content in before.items():
+                setattr(self, table, content)
+            reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            self.plugins.append(PluginStatus(name, origin, version, ok=False, reason=reason))
+        else:
+            self.plugins.append(PluginStatus(name, origin, version, ok=True))
+        finally:
+            self._owner = "native"
+
+
+def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
+    """Return a registry with all installed plugins and the given files. A plugin that fails is reported, never fatal."""
+    registry = Registry()
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    own = {"native-attacks", "native-data", "native-models"}
+    for point in sorted(points, key=lambda p: (p.name not in own, p.name)):
+        origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+        registry.run_plugin("native" if point.name in own else point.name, origin, version, point.load)
+    for file in files:
+        path = Path(file)
+        registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]
+    return registry
+
+
+def _load_file(path: Path) -> Callable[[Registry], None]:
+    """Import a plugin file; what it registers is its `register(registry)` and every function marked as an attack."""
+    if not path.is_file():
+        raise UserError(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(f"robustdup_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
+    register = getattr(module, "register", None)
+    if not marked and register is None:
+        raise UserError(f"{path.name} has neither a function register(registry) nor one marked with @robustdup.attack")
+
+    def run(registry: Registry) -> None:
+        if register is not None:
+            register(registry)
+        for function in marked.values():
+            if function.__robustdup_attack__.name not in registry.attacks:
+                registry.add_attack(function)
+
+    return run
