@@ -61,7 +61,9 @@ class AttackSpec:
             if value not in allowed:
                 raise unknown(what, str(value), allowed)
         if isinstance(self.norms, str) or not set(self.norms) <= {"Linf", "L2", "L1", "L0"}:
-            raise UserError(f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}.")
+            raise UserError(
+                f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}."
+            )
         object.__setattr__(self, "norms", tuple(self.norms))
         if self.available and self.function is None:
             raise UserError(f"Attack {self.name!r} has no function. Give one, or available=False with a reason.")
@@ -232,9 +234,7 @@ class Registry:
         spec = replace(spec, source=spec.source or (prefix if colon else self._owner))
         self._put("attack", self.attacks, spec.name, spec, also=self.ensembles)
 
-    def add_ensemble(
-        self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = ""
-    ) -> None:
+    def add_ensemble(self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = "") -> None:
         """Register a list of stages under a name that `--attacks` accepts."""
         self._put("ensemble", self.ensembles, name, Ensemble(name, tuple(stages), description, url), also=self.attacks)
 
@@ -262,7 +262,9 @@ class Registry:
         """Register something that a bench compares with."""
         self._put("baseline", self.baselines, name, Named(name, function, description, url))
 
-    def _put(self, what: str, table: dict[str, Any], name: str, value: Any, also: Mapping[str, Any] | None = None) -> None:
+    def _put(
+        self, what: str, table: dict[str, Any], name: str, value: Any, also: Mapping[str, Any] | None = None
+    ) -> None:
         if name in table or name in (also or {}):
             raise UserError(f"The {what} name {name!r} is already taken. Choose another, for instance 'mine:{name}'.")
         table[name] = value
@@ -283,7 +285,9 @@ class Registry:
         if name not in self.ensembles:
             raise self._unknown_attack(name)
         if options:
-            raise UserError(f"{name!r} is an ensemble and takes no options; list its attacks with 'attacks show {name}'.")
+            raise UserError(
+                f"{name!r} is an ensemble and takes no options; list its attacks with 'attacks show {name}'."
+            )
         return self.ensembles[name].stages
 
     def _unknown_attack(self, name: str) -> UserError:

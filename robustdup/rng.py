@@ -58,7 +58,9 @@ class SampleRng:
 
     def __init__(self, seed: int, index: Tensor, *, _key: int | None = None) -> None:
         if index.ndim != 1 or index.dtype != torch.int64:
-            raise UserError(f"SampleRng needs a 1-d int64 tensor of sample numbers, got {tuple(index.shape)} {index.dtype}.")
+            raise UserError(
+                f"SampleRng needs a 1-d int64 tensor of sample numbers, got {tuple(index.shape)} {index.dtype}."
+            )
         self.seed = int(seed)
         self.index = index
         self._key = _mix(0, self.seed) if _key is None else _key
@@ -80,7 +82,9 @@ class SampleRng:
 
     def call_seed(self) -> int:
         """Return one number in [0, 2^31) for this whole set of samples: for toolkits with a global generator."""
-        content = hashlib.blake2b(self.index.cpu().numpy().tobytes(), digest_size=8, key=self._key.to_bytes(8, "little"))
+        content = hashlib.blake2b(
+            self.index.cpu().numpy().tobytes(), digest_size=8, key=self._key.to_bytes(8, "little")
+        )
         return int.from_bytes(content.digest(), "little") & 0x7FFFFFFF
 
     def bits(self, shape: Sequence[int] = (), *, draw: int = 0) -> Tensor:

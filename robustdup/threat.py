@@ -38,7 +38,9 @@ def parse_eps(eps: Eps) -> Fraction:
     try:
         value = Fraction(str(eps).replace(" ", "")) if not isinstance(eps, Fraction) else eps
     except (ValueError, ZeroDivisionError):
-        raise UserError(f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5.") from None
+        raise UserError(
+            f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5."
+        ) from None
     if value <= 0:
         raise UserError(f"eps must be above 0, got {eps}. (The accuracy at eps = 0 is the clean accuracy.)")
     return value

@@ -79,7 +79,11 @@ class Passes(nn.Module):
 
     def _checked(self, logits: Any, rows: int) -> Tensor:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
-            got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            got = (
+                f"a tensor of shape {tuple(logits.shape)}"
+                if isinstance(logits, Tensor)
+                else f"a {type(logits).__name__}"
+            )
             raise UserError(
                 f"The model returned {got} for {rows} images; a classifier returns logits of shape ({rows}, classes). "
                 "Wrap it so that its forward returns the logits tensor alone."
