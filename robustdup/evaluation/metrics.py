@@ -1,0 +1,40 @@
+"""Accuracies with intervals.
+
+An interval speaks of the images only: which accuracy other images of the same kind, or the rest of the split, would give.
+It says nothing of stronger attacks or other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from statsmodels.stats.proportion import proportion_confint
+
+from robustdup.records import Accuracy
+
+
+def wilson(successes: float, n: int, *, population: int | None = None) -> tuple[float, float]:
+    """Return the 95% Wilson interval of a share, both ends in [0, 1].
+
+    With `population` (the size of the split that n of its points predict) the sample size is corrected for a finite
+    population: n (N - 1) / (N - n). Follows https://doi.org/10.1080/01621459.1927.10502953 and, for the correction,
+    Cochran, Sampling Techniques (1977), section 3.6.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    size = float(n)
+    if population is not None and n < population:
+        size = n * (population - 1) / (population - n)
+    low, high = proportion_confint(successes / n * size, size, alpha=0.05, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def accuracy(correct: np.ndarray, *, population: int | None = None, undecided: int = 0) -> Accuracy:
+    """Return the mean of `correct` (N,) in [0, 1] with its interval; `undecided` points may turn out right (upper end)."""
+    n = len(correct)
+    total = float(np.sum(correct))
+    low, _ = wilson(total, n, population=population)
+    _, high = wilson(min(total + undecided, n), n, population=population)
+    value = total / n if n else math.nan
+    return Accuracy(value=value, low=min(low, value), high=max(high, value))

@@ -1,0 +1,159 @@
+"""The referee: the only one who decides whether an adversarial example counts.
+
+It looks at what an attack returned on the original, untouched fp32 model: an example counts when it is finite, inside
+[0, 1], inside the ball, and misclassified. What lies outside is a violation; its projection is judged instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Passes
+from robustdup.threat import ThreatModel
+
+NOT_FINITE, BOX, BALL = 1, 2, 4  # bits of `violation`
+VIOLATION_NAMES = {NOT_FINITE: "not_finite", BOX: "box", BALL: "ball"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says of some images: `prediction` (N,), `margin` (N,) float64, `correct_share` (N,) float64.
+
+    The margin is the true logit minus the best other; `correct_share` is the share of draws in which the model was right:
+    0 or 1 for a deterministic model. Logits that are not finite count as wrong.
+    """
+
+    prediction: Tensor
+    margin: Tensor
+    correct_share: Tensor
+
+    @property
+    def broken(self) -> Tensor:
+        """(N,) bool: misclassified, for a randomised model in at least half of the draws."""
+        return self.correct_share <= 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The referee's word on what an attack returned, a row a point (tensors on CPU).
+
+    `images` are those that were judged: inside the ball and the box. `violation` is a sum of NOT_FINITE, BOX and BALL for
+    what came in; `excess` is how far it lay over eps. `raw_distance` and `raw_broken` speak of what came in, clipped to the
+    box but not to the ball: the result of a minimum-norm attack.
+    """
+
+    images: Tensor
+    broken: Tensor
+    prediction: Tensor
+    margin: Tensor
+    correct_share: Tensor
+    distance: Tensor
+    violation: Tensor
+    excess: Tensor
+    unchanged: Tensor
+    raw_distance: Tensor
+    raw_broken: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Compute matrix products and convolutions in true fp32 (no TF32, no autocast) inside the block."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return true logit minus best other: (N, K), (N,) -> (N,) float64."""
+    logits = logits.double()
+    true = logits.gather(1, labels[:, None])[:, 0]
+    other = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return true - other
+
+
+def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Judged:
+    """Judge images (N, C, H, W) by `draws` calls of the original model in true fp32; tensors come back on CPU.
+
+    With more than one draw (randomised models) the margin is the mean over the draws and the prediction the last one's.
+    The global random state is forked and seeded, so that judging again says the same.
+    """
+    with torch.inference_mode(), exact_fp32(), isolated(model.model, seed=seed):
+        shares, sums = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
+        prediction = torch.zeros(len(images), dtype=torch.int64)
+        for _ in range(draws):
+            logits = model(images)
+            finite = logits.isfinite().all(dim=1)
+            top = logits.argmax(dim=1)
+            shares += ((top == labels) & finite).cpu()
+            sums += torch.where(finite, margins(logits, labels), -torch.inf).cpu()
+            prediction = top.cpu()
+    return Judged(prediction.clone(), sums / draws, shares / draws)
+
+
+def judge(
+    model: Passes | nn.Module,
+    clean: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    bounded: bool = True,
+    draws: int = 1,
+    seed: int = 0,
+) -> Verdict:
+    """Judge what an attack returned for `clean` (N, C, H, W): the projection onto the threat model decides.
+
+    `bounded=False` for attacks that do not know eps: lying outside the ball is then no violation, and what came in is
+    judged a second time without projection for the distances.
+    """
+    passes = model if isinstance(model, Passes) else Passes(model)
+    adv = adv.detach().to(clean)
+    found = threat.violations(clean, adv)
+    inside = threat.project(clean, adv) if bool(found.any.any()) else adv
+    first = judge_images(passes, inside, labels, draws=draws, seed=seed)
+    distance = threat.distance(clean, inside).cpu()
+    boxed = torch.where(adv.isfinite(), adv, clean).clamp(0, 1)
+    raw_distance = threat.distance(clean, boxed).cpu()
+    raw_broken = first.broken.clone()
+    outside = found.any.cpu()
+    if not bounded and bool(outside.any()):
+        rows = outside.nonzero()[:, 0]
+        at = rows.to(clean.device)
+        raw_broken[rows] = judge_images(passes, boxed[at], labels[at], draws=draws, seed=seed).broken
+    violation = found.not_finite * NOT_FINITE + found.box * BOX + found.ball * (BALL if bounded else 0)
+    return Verdict(
+        images=inside.cpu(),
+        broken=first.broken,
+        prediction=first.prediction,
+        margin=first.margin,
+        correct_share=first.correct_share,
+        distance=distance,
+        violation=violation.cpu().to(torch.uint8),
+        excess=(raw_distance - threat.radius).clamp(min=0) if bounded else torch.zeros_like(raw_distance),
+        unchanged=(adv == clean).flatten(1).all(dim=1).cpu(),
+        raw_distance=raw_distance,
+        raw_broken=raw_broken,
+    )
+
+
+def join(parts: list[Verdict]) -> Verdict:
+    """Put the verdicts on parts of a batch together, in order."""
+    return replace(
+        parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0].tensors()}
+    )
