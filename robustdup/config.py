@@ -160,7 +160,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Read 'fgsm,pgd(steps=40,restarts=2)' as [('fgsm', {}), ('pgd', {'steps': 40, 'restarts': 2})]. Raises UserError."""
+    """Read 'fgsm,pgd(steps=40)' as [('fgsm', {}), ('pgd', {'steps': 40})]. Raises UserError."""
     parts = _split(text)
     if not parts:
         raise UserError("No attack is named. Write for instance --attacks pgd, or --attacks 'fgsm,pgd(steps=40)'.")

@@ -1,7 +1,7 @@
 """Versioned records: what a run leaves behind, enough to trust it and to run it again.
 
-A run folder holds `record.json`, `samples.parquet` (a row per point and attack) and `images/`. Files are written atomically.
-This module does not import torch: tables, pages and ranks are computed from records alone.
+A run folder holds `record.json`, `samples.parquet` (a row per point and attack) and `images/`. Files are written
+atomically. This module does not import torch: tables, pages and ranks are computed from records alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustdup.errors import RunError, UserError
 
-SCHEMA = "robustdup.evaluation"
+SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
 VERSION = 1
 
 RECORD_FILE = "record.json"
@@ -51,7 +51,7 @@ class Accuracy(Part):
 
 
 class CurvePoint(Accuracy):
-    """Robust accuracy at one eps. `alone` counts only the attacks run at this eps; `value` also those at smaller ones."""
+    """Robust accuracy at one eps. `alone` counts attacks run at this eps only; `value` also those at smaller ones."""
 
     eps: float
     alone: float
@@ -210,7 +210,7 @@ def now() -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError where it cannot."""
+    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError otherwise."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,8 @@ def load_record(place: str | Path) -> EvaluationRecord:
     version = content.get("schema_version")
     if not isinstance(version, int) or version > VERSION:
         raise UserError(
-            f"{str(path)!r} has schema version {version}; this robustdup reads up to {VERSION}. Update robustdup to read it."
+            f"{str(path)!r} has schema version {version}; this robustdup reads up to {VERSION}. "
+            "Update robustdup to read it."
         )
     try:
         return EvaluationRecord.model_validate(content)

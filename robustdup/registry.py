@@ -1,7 +1,7 @@
 """One door for everything that can be plugged in: attacks, ensembles, losses, models, data, objectives, baselines.
 
-A plugin is a function `register(registry)` named by an entry point of the group `robustdup.plugins`, or a file given with
-`--plugin`. robustdup's own attacks, models and data come through the same door.
+A plugin is a function `register(registry)` named by an entry point of the group `robustdup.plugins`, or a file given
+with `--plugin`. robustdup's own attacks, models and data come through the same door.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class AttackSpec:
     """What robustdup knows of an attack.
 
     `function` is `attack(model, images, labels, threat, *, rng, **options) -> adversarial images`; it is None where the
-    attack cannot run here, and `reason` says why. `cost` is the (forward, backward) passes that a surviving point costs at
-    the default options, or a function of the options that returns them; None where unknown. `warning` is shown whenever the
-    attack is used; `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
+    attack cannot run here, and `reason` says why. `cost` is the (forward, backward) passes that a surviving point costs
+    at the default options, or a function of the options that returns them; None where unknown. `quick` holds options
+    under which the conformance test runs the attack quickly. `warning` is shown whenever the attack is used;
+    `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
     """
 
     name: str
@@ -46,6 +47,7 @@ class AttackSpec:
     batching: Batching = "batch"
     cost: tuple[float, float] | Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
     description: str = ""
+    quick: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""
     undemonstrated: str = ""
     available: bool = True
@@ -140,6 +142,7 @@ def attack(
     batching: Batching = "batch",
     cost: Any = None,
     description: str = "",
+    quick: Mapping[str, Any] | None = None,
     warning: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function as an attack: a file of such functions is a plugin (`--plugin my_attack.py`).
@@ -151,7 +154,7 @@ def attack(
         text = description or (inspect.getdoc(function) or "").split("\n")[0]
         spec = AttackSpec(
             name=name, function=function, norms=tuple(norms), kind=kind, knowledge=knowledge, url=url,
-            batching=batching, cost=cost, description=text, warning=warning,
+            batching=batching, cost=cost, description=text, quick=dict(quick or {}), warning=warning,
         )  # fmt: skip
         function.__robustdup_attack__ = spec  # type: ignore[attr-defined]
         return function
@@ -224,7 +227,7 @@ class Registry:
         self._owner = "native"
 
     def add_attack(self, spec: AttackSpec | Callable[..., Any]) -> None:
-        """Register an attack: a spec, or a function marked with `@robustdup.attack`. Raises UserError on a taken name."""
+        """Register a spec, or a function marked with `@robustdup.attack`. Raises UserError on a taken name."""
         if not isinstance(spec, AttackSpec):
             marked = getattr(spec, "__robustdup_attack__", None)
             if not isinstance(marked, AttackSpec):
@@ -298,13 +301,13 @@ class Registry:
         return unknown("attack", name, [*self.attacks, *self.ensembles], see=see)
 
     def run_plugin(self, name: str, origin: str, version: str, load: Callable[[], Callable[[Registry], None]]) -> None:
-        """Let one plugin register; whatever it raises is kept as its status, and nothing of it stays half-registered."""
+        """Let one plugin register; what it raises is kept as its status, and nothing of it stays half-registered."""
         tables = ("attacks", "ensembles", "losses", "models", "data", "objectives", "baselines")
         before = {table: copy.copy(getattr(self, table)) for table in tables}
         self._owner = name
         try:
             load()(self)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may fail in any way; the rest must go on
             for table, content in before.items():
@@ -318,7 +321,7 @@ class Registry:
 
 
 def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
-    """Return a registry with all installed plugins and the given files. A plugin that fails is reported, never fatal."""
+    """Return a registry with all installed plugins and the given files. One that fails is reported, never fatal."""
     registry = Registry()
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     own = {"native-attacks", "native-data", "native-models"}

@@ -29,7 +29,7 @@ def philox4x32(counter: Sequence[Tensor | int], key: tuple[int, int]) -> list[Te
     """
     device = next((part.device for part in counter if isinstance(part, Tensor)), torch.device("cpu"))
     parts = [torch.as_tensor(part, dtype=torch.int64, device=device) for part in counter]
-    c0, c1, c2, c3 = torch.broadcast_tensors(*parts)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*parts)  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1

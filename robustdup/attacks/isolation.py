@@ -15,11 +15,12 @@ from torch import nn
 def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iterator[None]:
     """Fork the global random state (seeded with `seed` if given) and put everything back afterwards, error or not.
 
-    Restored: the generators of `random`, numpy and torch (all devices), grad mode, default dtype, cuDNN flags and, module by
-    module, the model's train/eval mode, `requires_grad`, `.grad` and buffers. Gradients are enabled inside.
+    Restored: the generators of `random`, numpy and torch (all devices), grad mode, default dtype, cuDNN flags and,
+    module by module, the model's train/eval mode, `requires_grad`, `.grad` and buffers. Gradients are enabled inside.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []
     cudnn = torch.backends.cudnn
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     dtype = torch.get_default_dtype()

@@ -66,7 +66,7 @@ class Passes(nn.Module):
         if self.micro_batch is None or images.shape[0] == 0:
             logits = self._checked(self.model(images), images.shape[0])
         else:
-            logits = torch.cat([self._padded(part) for part in images.split(self.micro_batch)])
+            logits = torch.cat([self._padded(part) for part in torch.split(images, self.micro_batch)])
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
 
     def _padded(self, part: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (gradient of the loss by the images, loss (N,), logits (N, K)) with one forward and backward pass a row.
 
-    `loss(logits, rows)` returns one value a row; `rows` is the slice of `images` that the logits belong to. A model that is
-    a `Passes` with micro-batches is walked one micro-batch at a time, so that memory stays bounded for any N.
+    `loss(logits, rows)` returns one value a row; `rows` is the slice of `images` that the logits belong to. A model
+    that is a `Passes` with micro-batches is walked one micro-batch at a time, so that memory stays bounded for any N.
     """
     size = getattr(model, "micro_batch", None) or max(images.shape[0], 1)
     grads, values, outputs = [], [], []
