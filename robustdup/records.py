@@ -65,6 +65,22 @@ class Distances(Part):
     mean: float | None
 
 
+class Progress(Part):
+    """Where a run stands: what a live view shows. `done` of `total` points of this stage are judged."""
+
+    eps_text: str
+    stage: int
+    n_stages: int
+    attack: str
+    done: int
+    total: int
+    survivors: int
+    n: int
+    forward_passes: int
+    seconds: float
+    message: str = ""
+
+
 class AttackResult(Part):
     """One stage of a cascade. Passes count rows, forward and backward; `padding_rows` were computed besides.
 
@@ -189,7 +205,9 @@ class EvaluationRecord(Part):
     n_not_attacked: int = 0
     attacks: list[AttackResult]
     individual: bool = False
+    interval_about: str
     curve: dict[str, CurvePoint] = Field(default_factory=dict)
+    curve_attacks: dict[str, list[AttackResult]] = Field(default_factory=dict)
     per_class: list[ClassResult] = Field(default_factory=list)
     diagnostics: list[Diagnostic] = Field(default_factory=list)
     events: list[str] = Field(default_factory=list)

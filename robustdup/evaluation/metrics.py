@@ -1,14 +1,16 @@
 """Accuracies with intervals.
 
-An interval speaks of the images only: which accuracy other images of the same kind, or the rest of the split, would give.
-It says nothing of stronger attacks or other seeds.
+An interval speaks of the images only: which accuracy other images of the same kind, or the rest of the split, would
+give. It says nothing of stronger attacks or other seeds.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing
 from statsmodels.stats.proportion import proportion_confint
 
 from robustdup.records import Accuracy
@@ -30,8 +32,8 @@ def wilson(successes: float, n: int, *, population: int | None = None) -> tuple[
     return max(0.0, float(low)), min(1.0, float(high))
 
 
-def accuracy(correct: np.ndarray, *, population: int | None = None, undecided: int = 0) -> Accuracy:
-    """Return the mean of `correct` (N,) in [0, 1] with its interval; `undecided` points may turn out right (upper end)."""
+def accuracy(correct: np.typing.NDArray[Any], *, population: int | None = None, undecided: int = 0) -> Accuracy:
+    """Return the mean of `correct` (N,) in [0, 1] with its interval; `undecided` points may yet turn out right."""
     n = len(correct)
     total = float(np.sum(correct))
     low, _ = wilson(total, n, population=population)

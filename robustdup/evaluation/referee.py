@@ -25,8 +25,8 @@ VIOLATION_NAMES = {NOT_FINITE: "not_finite", BOX: "box", BALL: "ball"}
 class Judged:
     """What a model says of some images: `prediction` (N,), `margin` (N,) float64, `correct_share` (N,) float64.
 
-    The margin is the true logit minus the best other; `correct_share` is the share of draws in which the model was right:
-    0 or 1 for a deterministic model. Logits that are not finite count as wrong.
+    The margin is the true logit minus the best other; `correct_share` is the share of draws in which the model was
+    right: 0 or 1 for a deterministic model. Logits that are not finite count as wrong.
     """
 
     prediction: Tensor
@@ -43,9 +43,9 @@ class Judged:
 class Verdict:
     """The referee's word on what an attack returned, a row a point (tensors on CPU).
 
-    `images` are those that were judged: inside the ball and the box. `violation` is a sum of NOT_FINITE, BOX and BALL for
-    what came in; `excess` is how far it lay over eps. `raw_distance` and `raw_broken` speak of what came in, clipped to the
-    box but not to the ball: the result of a minimum-norm attack.
+    `images` are those that were judged: inside the ball and the box. `violation` is a sum of NOT_FINITE, BOX and BALL
+    for what came in; `excess` is how far it lay over eps. `raw_distance` and `raw_broken` speak of what came in,
+    clipped to the box but not to the ball: the result of a minimum-norm attack.
     """
 
     images: Tensor
@@ -93,7 +93,7 @@ def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 
     With more than one draw (randomised models) the margin is the mean over the draws and the prediction the last one's.
     The global random state is forked and seeded, so that judging again says the same.
     """
-    with torch.inference_mode(), exact_fp32(), isolated(model.model, seed=seed):
+    with exact_fp32(), isolated(model.model, seed=seed), torch.no_grad():
         shares, sums = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
         prediction = torch.zeros(len(images), dtype=torch.int64)
         for _ in range(draws):
@@ -103,7 +103,7 @@ def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 
             shares += ((top == labels) & finite).cpu()
             sums += torch.where(finite, margins(logits, labels), -torch.inf).cpu()
             prediction = top.cpu()
-    return Judged(prediction.clone(), sums / draws, shares / draws)
+    return Judged(prediction, sums / draws, shares / draws)
 
 
 def judge(
