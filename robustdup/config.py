@@ -60,7 +60,11 @@ class EvalConfig(Config):
     judge_draws: int = Field(20, description="Fresh draws by which a randomised model is judged.", ge=1)
     mode: Literal["eval", "as-is"] = Field("eval", description="Put the model in eval mode, or leave it as it comes.")
     seed: int = Field(0, description="Seed of everything random.", ge=0)
-    batch_size: int = Field(128, description="Points in one call of an attack: what a kill can lose at most.", ge=1)
+    batch_size: int | None = Field(
+        None,
+        description="Points in one call of an attack, which is what a kill can lose; chosen by the device if not given.",
+        ge=1,
+    )
     micro_batch: int | None = Field(
         None, description="Rows in one padded model call; chosen by the device if not given.", ge=1
     )

@@ -187,13 +187,13 @@ class Environment(Part):
 
 
 class EvaluationRecord(Part):
-    """The result of `robustdup eval`, complete or partial."""
+    """The result of `robustdup eval`; `failed` where no attack finished a single call."""
 
     schema_name: Literal["robustdup.evaluation"] = SCHEMA
     schema_version: int = VERSION
     run_id: str
     created: str
-    status: Literal["complete", "interrupted", "failed"]
+    status: Literal["complete", "failed"]
     command: str
     n: int
     threat: Threat

@@ -54,7 +54,7 @@ class Points:
     clean: Judged
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """What attacks run on: the judged original, the model to attack, and how rows are packed.
 
@@ -169,7 +169,7 @@ def _run_stage(
     folder: Path | None,
     report: Callable[[Call, int], None],
 ) -> StageResult:
-    """Run one stage call by call on `rows`, or take calls that were saved; the worst case so far is kept in `result`."""
+    """Run one stage call by call on `rows`, or take saved calls; the worst case so far is kept in `result`."""
     outcome = torch.full((len(points.labels),), NOT_ATTACKED, dtype=torch.uint8)
     size = max(len(rows), 1) if stage.spec.batching == "whole" else bench.batch_size
     calls: list[Call] = []

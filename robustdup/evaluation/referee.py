@@ -119,8 +119,8 @@ def judge(
 ) -> Verdict:
     """Judge what an attack returned for `clean` (N, C, H, W): the projection onto the threat model decides.
 
-    `bounded=False` for attacks that do not know eps: lying outside the ball is then no violation, and what came in is
-    judged a second time without projection for the distances.
+    `bounded=False` for attacks that do not know eps: lying outside the ball is then no violation. What lies outside is
+    judged a second time without projection, for the distances and for the count of claims that were not earned.
     """
     passes = model if isinstance(model, Passes) else Passes(model)
     adv = adv.detach().to(clean)
@@ -132,7 +132,7 @@ def judge(
     raw_distance = threat.distance(clean, boxed).cpu()
     raw_broken = first.broken.clone()
     outside = found.any.cpu()
-    if not bounded and bool(outside.any()):
+    if bool(outside.any()):
         rows = outside.nonzero()[:, 0]
         at = rows.to(clean.device)
         raw_broken[rows] = judge_images(passes, boxed[at], labels[at], draws=draws, seed=seed).broken

@@ -1,0 +1,167 @@
+"""From a cascade to the parts of a record: results by attack and by class, and the table of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustdup.attacks.passes import Count
+from robustdup.evaluation.cascade import (
+    BROKEN,
+    NOT_ATTACKED,
+    SURVIVED,
+    UNDECIDED,
+    Call,
+    CascadeResult,
+    Points,
+    StageResult,
+)
+from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict
+from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances
+
+OUTCOMES = {SURVIVED: "survived", BROKEN: "broken", UNDECIDED: "undecided"}
+
+
+def attack_results(result: CascadeResult, points: Points) -> list[AttackResult]:
+    """Return one result a stage, in order."""
+    right = ~points.clean.broken
+    broken = torch.zeros_like(right)
+    undecided = torch.zeros_like(right)
+    found = []
+    for stage in result.stages:
+        broken |= stage.outcome == BROKEN
+        undecided |= stage.outcome == UNDECIDED
+        after = float((right & ~broken & ~undecided).sum()) / max(len(right), 1)
+        found.append(_attack_result(stage, after))
+    return found
+
+
+def _attack_result(stage: StageResult, after: float) -> AttackResult:
+    spec = stage.stage.spec
+    passes = sum((call.attack_passes for call in stage.calls), Count())
+    verdicts = [call.verdict for call in stage.calls if call.verdict is not None]
+    violation = _cat(verdicts, "violation", torch.uint8)
+    broken, raw_broken = _cat(verdicts, "broken", torch.bool), _cat(verdicts, "raw_broken", torch.bool)
+    kinds = {name: int((violation & bit != 0).sum()) for bit, name in VIOLATION_NAMES.items()}
+    excess = _cat(verdicts, "excess", torch.float64)[violation != 0]
+    return AttackResult(
+        name=spec.name,
+        options=stage.stage.options,
+        source=spec.source,
+        kind=spec.kind,
+        knowledge=spec.knowledge,
+        n_attacked=int((stage.outcome != NOT_ATTACKED).sum()),
+        n_broken=int((stage.outcome == BROKEN).sum()),
+        n_undecided=int((stage.outcome == UNDECIDED).sum()),
+        n_unchanged=int(_cat(verdicts, "unchanged", torch.bool).sum()),
+        seconds=sum(call.seconds for call in stage.calls),
+        forward_passes=passes.forward,
+        backward_passes=passes.backward,
+        padding_rows=passes.padding,
+        violations=int((violation != 0).sum()),
+        violation_kinds={name: count for name, count in kinds.items() if count},
+        worst_excess=float(excess.max()) if len(excess) else 0.0,
+        rejected_claims=int(((violation != 0) & raw_broken & ~broken).sum()),
+        robust_accuracy_after=after,
+        distances=_distances(verdicts) if spec.kind == "minimum-norm" else None,
+        errors=sorted({call.error for call in stage.calls if call.error}),
+        warning=spec.warning,
+    )
+
+
+def _cat(verdicts: list[Verdict], name: str, dtype: torch.dtype) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=dtype), *(getattr(verdict, name) for verdict in verdicts)])
+
+
+def _distances(verdicts: list[Verdict]) -> Distances:
+    found = _cat(verdicts, "raw_distance", torch.float64)[_cat(verdicts, "raw_broken", torch.bool)]
+    if not len(found):
+        return Distances(n=0, median=None, mean=None)
+    return Distances(n=len(found), median=float(found.quantile(0.5)), mean=float(found.mean()))
+
+
+def class_results(
+    labels: Tensor, names: Sequence[str], num_classes: int, clean: Tensor, robust: Tensor
+) -> list[ClassResult]:
+    """Return accuracies by class; `clean` and `robust` are shares of correct answers (N,) in [0, 1]."""
+    found = []
+    for label in range(max(num_classes, len(names))):
+        mine = labels == label
+        n = int(mine.sum())
+        found.append(
+            ClassResult(
+                label=label,
+                name=names[label] if label < len(names) else str(label),
+                n=n,
+                clean_accuracy=float(clean[mine].mean()) if n else None,
+                robust_accuracy=float(robust[mine].mean()) if n else None,
+            )
+        )
+    return found
+
+
+def sample_rows(points: Points, hashes: Sequence[str], results: Sequence[CascadeResult]) -> dict[str, list[Any]]:
+    """Return the columns of `samples.parquet`: every point on its clean image, then a row a point and stage."""
+    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_SCHEMA.names}
+    clean, n = points.clean, len(points.labels)
+    everyone = torch.arange(n)
+    _common(columns, points, hashes, everyone, "", "clean", -1)
+    columns["outcome"] += ["misclassified" if wrong else "correct" for wrong in clean.broken.tolist()]
+    columns["prediction"] += clean.prediction.tolist()
+    columns["margin"] += clean.margin.tolist()
+    columns["distance"] += [0.0] * n
+    columns["violation"] += [""] * n
+    columns["forward_passes"] += [1] * n
+    columns["backward_passes"] += [0] * n
+    columns["correct_share"] += clean.correct_share.tolist()
+    for result in results:
+        for number, stage in enumerate(result.stages):
+            total = Count()
+            for call in stage.calls:
+                total = total + call.attack_passes
+                _common(columns, points, hashes, call.rows, result.threat.eps_text, stage.stage.spec.name, number)
+                _judged(columns, call, total)
+    return columns
+
+
+def _common(
+    columns: dict[str, list[Any]],
+    points: Points,
+    hashes: Sequence[str],
+    rows: Tensor,
+    eps: str,
+    attack: str,
+    stage: int,
+) -> None:
+    columns["position"] += rows.tolist()
+    columns["index"] += points.index[rows].tolist()
+    columns["label"] += points.labels[rows].tolist()
+    columns["image_sha256"] += [hashes[row] for row in rows.tolist()]
+    columns["eps"] += [eps] * len(rows)
+    columns["attack"] += [attack] * len(rows)
+    columns["stage"] += [stage] * len(rows)
+
+
+def _judged(columns: dict[str, list[Any]], call: Call, total: Count) -> None:
+    n, verdict = len(call.rows), call.verdict
+    columns["forward_passes"] += [total.forward] * n
+    columns["backward_passes"] += [total.backward] * n
+    if verdict is None:
+        columns["outcome"] += ["undecided"] * n
+        columns["violation"] += [""] * n
+        for name in ("prediction", "margin", "distance", "correct_share"):
+            columns[name] += [None] * n
+        return
+    columns["outcome"] += ["broken" if broken else "survived" for broken in verdict.broken.tolist()]
+    columns["prediction"] += verdict.prediction.tolist()
+    columns["margin"] += verdict.margin.tolist()
+    columns["distance"] += verdict.distance.tolist()
+    columns["violation"] += [_violation_text(bits) for bits in verdict.violation.tolist()]
+    columns["correct_share"] += verdict.correct_share.tolist()
+
+
+def _violation_text(bits: int) -> str:
+    return "+".join(name for bit, name in VIOLATION_NAMES.items() if bits & bit)
