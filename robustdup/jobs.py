@@ -5,6 +5,7 @@ Commands, notebooks, study cells, benches and workers all call `evaluate` here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import json
@@ -278,10 +279,8 @@ def _bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | None, 
 
 
 def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
-    try:
-        model = copy.deepcopy(model)
-    except (RuntimeError, TypeError, AttributeError):
-        pass  # such a model is judged as it is; its weights are compared before and after
+    with contextlib.suppress(RuntimeError, TypeError, AttributeError):
+        model = copy.deepcopy(model)  # one that cannot be copied is judged as it is; its weights are compared at the end
     model = model.to(device)
     return model.eval() if mode == "eval" else model
 

@@ -1,0 +1,99 @@
+"""`robustdup eval`: attack a model, believe no attack's own word, and say where it stands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from robustdup.cli.flags import split_words, with_flags
+from robustdup.config import EvalConfig, build
+from robustdup.errors import RunError, UserError
+
+
+def _eval(
+    words: list[str],
+    flags: dict[str, Any],
+    resume: str | None = typer.Option(
+        None,
+        "--resume",
+        metavar="[RUN]",
+        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
+    ),
+    bundle: str | None = typer.Option(
+        None,
+        "--bundle",
+        metavar="FOLDER",
+        help="Write the evidence there: examples, outcomes, hashes (robustdup verify).",
+    ),
+    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+    latex: bool = typer.Option(False, "--latex", help="Print the result as a LaTeX table."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print the result as a Markdown table."),
+) -> int:
+    """Evaluate a model: clean and robust accuracy, verified, with intervals. With no arguments: built-in model and data."""
+    file, overrides = split_words(words)
+    config, folder = _configuration(file, overrides, flags, resume)
+
+    from robustdup import jobs  # torch is imported from here on
+    from robustdup.records import load_record
+    from robustdup.report.terminal import LiveView, show_record
+
+    quiet = json or latex or markdown
+    if resume is not None and (folder / "record.json").is_file() and not (folder / jobs.STATE).is_dir():
+        record = load_record(folder)
+    else:
+        view = LiveView(enabled=not quiet and sys.stdout.isatty())
+        try:
+            with view:
+                record = jobs.run_evaluation(
+                    config, folder=folder, resume=resume is not None, progress=view.update
+                ).record
+        except KeyboardInterrupt:
+            print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {folder}", file=sys.stderr)
+            return 130
+    if bundle is not None:
+        from robustdup.evaluation.bundle import write_bundle
+
+        write_bundle(folder, Path(bundle))
+    show_record(
+        record,
+        folder,
+        form="json" if json else "latex" if latex else "markdown" if markdown else "table",
+        bundle=bundle,
+    )
+    if record.status == "failed":
+        raise RunError(f"No attack finished a single call: {'; '.join(e for a in record.attacks for e in a.errors)}")
+    return 0
+
+
+def _configuration(
+    file: str | None, overrides: list[str], flags: dict[str, Any], resume: str | None
+) -> tuple[EvalConfig, Path]:
+    """Return the configuration and the run folder; a run that is resumed by its folder alone brings its own."""
+    from robustdup import jobs
+
+    if resume is None:
+        config = build(EvalConfig, file, overrides, flags)
+        return config, Path(config.out) if config.out else jobs.default_folder(config)
+    folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else _latest_unfinished()
+    given = build(EvalConfig, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
+    if not folder.is_dir():
+        if not resume:  # nothing to go on with yet: start
+            return build(EvalConfig, file, overrides, flags), folder
+        raise UserError(f"There is no run folder {str(folder)!r} to resume.")
+    saved = jobs.saved_config(folder).model_dump(mode="json")
+    return build(EvalConfig, values={**saved, **given}), folder
+
+
+def _latest_unfinished() -> Path:
+    from robustdup.jobs import CONFIG_FILE, STATE
+
+    unfinished = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not unfinished:
+        raise UserError("There is no unfinished run in 'runs'. Name its folder: --resume FOLDER.")
+    return unfinished[-1].parent.parent
+
+
+eval_command = with_flags(EvalConfig, _eval)

@@ -1,0 +1,85 @@
+"""The `robustdup` command: collects the commands and turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 a run that failed, 2 a user's mistake, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import robustdup
+from robustdup.cli import attacks, leaderboard
+from robustdup.cli.compare import compare
+from robustdup.cli.doctor import doctor
+from robustdup.cli.eval import eval_command
+from robustdup.cli.verify import verify
+from robustdup.errors import RobustdupError, UserError
+
+app = typer.Typer(
+    name="robustdup",
+    help="How robust is this classifier really, and what did duplicated training data do to it?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("eval", no_args_is_help=False)(eval_command)
+app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
+app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
+app.command("compare")(compare)
+app.command("verify")(verify)
+app.command("doctor")(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"robustdup {robustdup.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options of the command itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; errors are one message on standard error, without a traceback."""
+    words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        result = app(words, prog_name="robustdup", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except RobustdupError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
+        return 2 if isinstance(error, UserError) else 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _resume_without_value(words: list[str]) -> list[str]:
+    """Let `--resume` stand alone: then it means the folder of --out, or the latest unfinished run."""
+    for place, word in enumerate(words):
+        if word == "--resume" and (
+            place + 1 == len(words) or words[place + 1].startswith("-") or "=" in words[place + 1]
+        ):
+            words[place] = "--resume="
+    return words
+
+
+def run() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main())
