@@ -1,0 +1,38 @@
+"""FGSM: one gradient, and the point of the ball and the box where the linearised loss is largest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.losses import Loss, find_loss
+from robustdup.attacks.passes import input_gradient
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel, row_length
+
+
+def fgsm(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, loss: str | Loss = "ce"
+) -> Tensor:
+    """Step once from the clean image, as far as the threat model allows. Deterministic: `rng` is not used.
+
+    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape. In Linf this is the sign step of
+    https://arxiv.org/abs/1412.6572. Raises UserError for an unknown loss.
+    """
+    function = find_loss(loss)
+    gradient, _, _ = input_gradient(model, images, lambda logits, rows: function(logits, labels[rows]))
+    return linear_maximum(images, gradient, threat)
+
+
+def linear_maximum(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the images of the ball and the box with the largest inner product with `gradient`, both (N, ...).
+
+    Rows with a zero gradient stay as they are.
+    """
+    clean, gradient = images.double(), gradient.nan_to_num(0, 0, 0).double()
+    if threat.norm == "Linf":
+        return threat.project(images, images + threat.radius * gradient.sign().to(images.dtype))
+    # A linear function's maximum over a convex set is the projection of a point far enough along its gradient.
+    largest = row_length(gradient, "Linf").clamp(min=torch.finfo(torch.float64).tiny)
+    far = clean + 1e6 * gradient / largest.view(-1, *[1] * (images.ndim - 1))
+    return threat.project(clean, far).to(images.dtype)

@@ -1,0 +1,64 @@
+"""What a gradient attack maximises: each loss takes logits (N, K) and true labels (N,) and returns one value a row.
+
+A row's value has the same bits whatever the other rows are: all reductions run along the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustdup.errors import UserError, unknown
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def ce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy: (N, K), (N,) -> (N,), 0 or above."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the best other logit minus the true one, above 0 where misclassified: (N, K), (N,) -> (N,).
+
+    The loss f6 of Carlini and Wagner without its floor, https://arxiv.org/abs/1608.04644.
+    """
+    true = logits.gather(1, labels[:, None])[:, 0]
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1) - true
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the difference-of-logits ratio: the margin over the distance of the first to the third logit.
+
+    (N, K), (N,) -> (N,), unchanged when the logits are shifted or scaled. Raises UserError for fewer than three
+    classes. Follows https://arxiv.org/abs/2003.01690, equation 6.
+    """
+    if logits.shape[1] < 3:
+        raise UserError(f"The loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}. Use loss='margin'.")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+
+
+def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the best other probability minus the true one, in [-1, 1]: (N, K), (N,) -> (N,)."""
+    return margin(logits.softmax(dim=1), labels)
+
+
+LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr, "probability-margin": probability_margin}
+
+
+def find_loss(loss: str | Loss) -> Loss:
+    """Return the loss behind a name of `LOSSES`; a function passes as it is. Raises UserError with the nearest name."""
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise unknown("loss", str(loss), LOSSES)
+    return LOSSES[loss]
+
+
+def fooled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Say which rows are misclassified: (N, K), (N,) -> (N,) bool. Logits that are not finite count as wrong."""
+    return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)

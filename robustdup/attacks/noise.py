@@ -1,0 +1,57 @@
+"""Noise: random points of the ball. The baseline that every attack must beat."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.losses import fooled, margin
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel, row_length
+
+
+def noise(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, draws: int = 10
+) -> Tensor:
+    """Draw `draws` points of the ball and keep the worst by the model's margin; a fooled row draws no more.
+
+    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box.
+    """
+    adv_images = images.clone()
+    worst = images.new_full((len(images),), -torch.inf)
+    active = torch.arange(len(images), device=images.device)
+    for draw in range(draws):
+        clean = images[active]
+        point = threat.project(clean, clean + ball_noise(clean, threat, rng[active], draw=draw))
+        with torch.no_grad():
+            logits = model(point)
+        value = margin(logits, labels[active])
+        done = fooled(logits, labels[active])
+        better = (value > worst[active]) | done
+        adv_images[active[better]] = point[better]
+        worst[active[better]] = value[better]
+        active = active[~done]
+        if len(active) == 0:
+            break
+    return adv_images
+
+
+def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int = 0) -> Tensor:
+    """Return perturbations of the shape of `images` (N, ...), uniform in the ball of radius eps (not yet in the box).
+
+    In L2 these are D of the coordinates of a uniform point on the sphere in D + 2 dimensions, in L1 on that in D + 1:
+    https://doi.org/10.1016/j.jmva.2004.10.006 (Barthe et al.).
+    """
+    size = math.prod(images.shape[1:])
+    if threat.norm == "Linf":
+        unit = rng.uniform((size,), draw=draw, low=-1.0, high=1.0, dtype=torch.float64)
+    elif threat.norm == "L2":
+        point = rng.normal((size + 2,), draw=draw, dtype=torch.float64)
+        unit = (point / row_length(point, "L2")[:, None])[:, :size]
+    else:
+        bits = rng.bits((size + 1,), draw=draw)
+        point = -torch.log(((bits >> 1).double() + 0.5) * 2.0**-31)  # exponential; the bit left over is the sign
+        unit = (point / row_length(point, "L1")[:, None] * ((bits & 1) * 2 - 1))[:, :size]
+    return (unit * threat.radius).to(images.dtype).view_as(images)

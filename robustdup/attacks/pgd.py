@@ -1,0 +1,118 @@
+"""PGD: ascend the loss step by step, projecting onto the ball and the box after each. The clear example of an attack.
+
+It is a `pool` attack: it sees any number of rows at once, drops a row the moment it is fooled, and draws its randomness
+from the row's own stream, so that a row's result does not depend on which others are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.losses import Loss, find_loss, fooled, margin
+from robustdup.attacks.noise import ball_noise
+from robustdup.attacks.passes import input_gradient
+from robustdup.errors import UserError
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel, parse_eps, row_length, row_sum
+
+
+def pgd(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
+    steps: int = 40, step_size: str | float | None = None, restarts: int = 1, loss: str | Loss = "ce",
+    momentum: float = 0.0, random_start: bool = True, eot: int = 1,
+) -> Tensor:  # fmt: skip
+    """Maximise `loss` by projected gradient ascent; rows that survive return their iterate with the largest margin.
+
+    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box. `step_size` is
+    in pixel units, measured in the threat model's norm; by default 2.5 eps / steps. `momentum` accumulates gradients
+    (https://arxiv.org/abs/1710.06081). `eot` averages the gradient over so many calls, for randomised models; a row
+    counts as fooled when all of them were. Follows https://arxiv.org/abs/1706.06083; for L1 see `ascent`. Raises
+    UserError for an unknown loss or a setting that cannot work.
+    """
+    _check(steps=steps, restarts=restarts, eot=eot)
+    if restarts > 1 and not random_start:
+        raise UserError("pgd: restarts above 1 need random_start=True; without it each repeats the first.")
+    step = 2.5 * threat.radius / steps if step_size is None else float(parse_eps(step_size))
+    function = find_loss(loss)
+    adv_images, worst = images.clone(), images.new_full((len(images),), -torch.inf)
+    remaining = torch.arange(len(images), device=images.device)
+    for restart in range(restarts):
+        active, clean, truth = remaining, images[remaining], labels[remaining]
+        point = clean
+        if random_start:
+            point = threat.project(clean, clean + ball_noise(clean, threat, rng[active].fold("start"), draw=restart))
+        velocity = torch.zeros_like(point)
+        for taken in range(steps + 1):
+            last = taken == steps
+            gradient, value, done = _look(model, point, truth, function, eot, gradient=not last)
+            better = (value > worst[active]) | done
+            adv_images[active[better]] = point[better]
+            worst[active[better]] = value[better]
+            keep = ~done
+            active, clean, truth, point = active[keep], clean[keep], truth[keep], point[keep]
+            if last or len(active) == 0:
+                break
+            velocity = momentum * velocity[keep] + unit_l1(gradient[keep])
+            point = threat.project(clean, point + step * ascent(clean, velocity, threat))
+        remaining = active
+    return adv_images
+
+
+def pgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the (forward, backward) passes that a surviving point costs under these options."""
+    calls = options["restarts"] * options["eot"]
+    return calls * (options["steps"] + 1), calls * options["steps"]
+
+
+def ascent(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the direction, of length 1 in the norm of `threat`, in which `gradient` rises: both (N, ...).
+
+    Linf: the sign. L2: the gradient itself. L1: the gradient on its k largest entries, where k is how many pixels the
+    best answer to a linear model would change: enough for their room inside the box to add up to eps. The choice of k
+    stands in for the sparsity that https://arxiv.org/abs/1904.13000 (SLIDE) and https://arxiv.org/abs/2103.01208 tune.
+    """
+    if threat.norm == "Linf":
+        return gradient.sign()
+    if threat.norm == "L1":
+        flat, clean = gradient.flatten(1), images.flatten(1)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        room = torch.where(flat > 0, 1 - clean, clean).gather(1, order).double()
+        used_before = room.cumsum(dim=1) - room
+        mask = torch.zeros_like(flat).scatter(1, order, (used_before < threat.radius).to(flat.dtype))
+        gradient = (flat * mask).view_as(gradient)
+    length = row_length(gradient, threat.norm).clamp(min=1e-30).to(gradient.dtype)
+    return gradient / length.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def unit_l1(gradient: Tensor) -> Tensor:
+    """Scale each row (N, ...) to an absolute sum of 1, so that momentum weighs steps alike; zeros stay zeros."""
+    length = row_sum(gradient.flatten(1).abs()).clamp(min=1e-30).to(gradient.dtype)
+    return gradient / length.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _look(
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, eot: int, *, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (gradient, margin (N,), fooled (N,) bool) at `images`, over `eot` calls; the gradient only where asked."""
+    total, value = torch.zeros_like(images), torch.zeros_like(images[:, 0, 0, 0])
+    done = torch.ones_like(labels, dtype=torch.bool)
+    for _ in range(eot):
+        if gradient:
+            grad, _, logits = input_gradient(model, images, lambda logits, rows: loss(logits, labels[rows]))
+            total += grad.nan_to_num(0, 0, 0)
+        else:
+            with torch.no_grad():
+                logits = model(images)
+        value += margin(logits, labels) / eot
+        done &= fooled(logits, labels)
+    return total, value, done
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"pgd: {name} must be at least 1, got {count}.")
