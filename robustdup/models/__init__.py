@@ -1,9 +1,26 @@
-"""models."""
+"""Models: small architectures, and safe loading of classifiers from a spec."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from robustdup.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustdup.models.load import ModelOptions
 
 
 def register(registry: Registry) -> None:
-    """Register the built-in sources."""
+    """Register the built-in model sources."""
+    registry.add_model_source(
+        "builtin", _load_builtin, description="Small classifiers that come with robustdup, offline.",
+        examples=("builtin:digits-robust", "builtin:digits-standard"),
+    )  # fmt: skip
+
+
+def _load_builtin(rest: str, options: ModelOptions) -> nn.Module:
+    from robustdup.models.load import load_builtin
+
+    return load_builtin(rest, options)

@@ -1,0 +1,166 @@
+"""Images with their labels, and what identifies them: a hash for each image, a fingerprint for all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robustdup.errors import UserError
+
+Selection = Literal["all", "first", "sample", "given"]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Points to evaluate on: `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,).
+
+    `index` is a point's row in the split, `n_total` the rows that the split has, `hashes` one SHA-256 an image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    class_names: list[str]
+    hashes: list[str]
+    fingerprint: str
+    spec: str
+    split: str
+    config: str | None
+    revision: str | None
+    n_total: int
+    selection: Selection
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+def image_hashes(images: Tensor) -> list[str]:
+    """Return the SHA-256 (hex) of each image of (N, C, H, W) in [0, 1].
+
+    An image on the 8-bit grid (255 x is whole within 1e-4) is hashed as `HxWxC` and its bytes, rows first, channels
+    last; any other as `HxWxC:float32` and its float32 values, little-endian, in the same order.
+    """
+    hashes = []
+    for image in images.detach().cpu().float():
+        channels, height, width = image.shape
+        pixels = image.permute(1, 2, 0).contiguous()
+        levels = (pixels.double() * 255).round()
+        if bool(((pixels.double() * 255 - levels).abs() <= 1e-4).all()) and bool(
+            ((levels >= 0) & (levels <= 255)).all()
+        ):
+            content = f"{height}x{width}x{channels}".encode() + levels.to(torch.uint8).numpy().tobytes()
+        else:
+            content = f"{height}x{width}x{channels}:float32".encode() + pixels.numpy().astype("<f4").tobytes()
+        hashes.append(hashlib.sha256(content).hexdigest())
+    return hashes
+
+
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    """Return one SHA-256 (hex) for images (N, C, H, W) with labels (N,), in this order."""
+    return _fingerprint(image_hashes(images), labels)
+
+
+def _fingerprint(hashes: Sequence[str], labels: Tensor) -> str:
+    lines = (f"{digest} {label}\n" for digest, label in zip(hashes, labels.tolist(), strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def labelled(
+    images: Tensor, labels: Tensor, index: Tensor, *, class_names: Sequence[str], spec: str, split: str,
+    n_total: int, selection: Selection, config: str | None = None, revision: str | None = None,
+) -> LabelledImages:  # fmt: skip
+    """Return `LabelledImages` with hashes and fingerprint, after checking them. Raises UserError."""
+    check_images(images)
+    check_labels(labels, images.shape[0], len(class_names) or None)
+    hashes = image_hashes(images)
+    return LabelledImages(
+        images=images, labels=labels, index=index, class_names=list(class_names), hashes=hashes,
+        fingerprint=_fingerprint(hashes, labels), spec=spec, split=split, config=config, revision=revision,
+        n_total=n_total, selection=selection,
+    )  # fmt: skip
+
+
+def from_tensors(
+    images: Any, labels: Any, *, class_names: Sequence[str] | None = None, index: Tensor | None = None,
+    spec: str = "tensors", split: str = "given",
+) -> LabelledImages:  # fmt: skip
+    """Return given images (N, C, H, W) in [0, 1] and labels (N,) as `LabelledImages`. Raises UserError.
+
+    Images of any floating type become float32 and integer labels int64, on the CPU; numpy arrays are taken too. `index`
+    (N,) int64 are the points' own numbers, 0..N-1 if not given.
+    """
+    images, labels = _tensor("images", images), _tensor("labels", labels)
+    check_images(images)
+    check_labels(labels, images.shape[0], len(class_names) if class_names else None)
+    rows = torch.arange(images.shape[0]) if index is None else _tensor("index", index)
+    if rows.dtype != torch.int64 or tuple(rows.shape) != (images.shape[0],):
+        raise UserError(
+            f"index must be int64 of shape ({images.shape[0]},), got {_short(rows.dtype)} of shape {tuple(rows.shape)}."
+        )
+    return labelled(
+        images.detach().cpu().float().contiguous(), labels.detach().cpu().long().contiguous(), rows.cpu(),
+        class_names=list(class_names or []), spec=spec, split=split, n_total=images.shape[0], selection="given",
+    )  # fmt: skip
+
+
+def _tensor(what: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{what} must be a torch tensor or a numpy array, got a {type(values).__name__}.") from None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_images(images: Tensor) -> None:
+    """Raise UserError unless images are floats of shape (N, C, H, W), N > 0, finite and in [0, 1]."""
+    if images.ndim != 4:
+        raise UserError(
+            f"images must have the shape (N, C, H, W), got {tuple(images.shape)}. "
+            "Grey images have C = 1: images.unsqueeze(1)."
+        )
+    if images.shape[0] == 0 or images.numel() == 0:
+        raise UserError(f"There are no images: the shape is {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        advice = " Divide by 255: images.float() / 255." if images.dtype == torch.uint8 else ""
+        raise UserError(f"images must be floats in [0, 1], got {_short(images.dtype)}.{advice}")
+    finite = images.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        raise UserError(f"{int((~finite).sum())} images hold NaN or infinity, the first is number {first}.")
+    low, high = float(images.min()), float(images.max())
+    if low < 0:
+        raise UserError(
+            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. "
+            "They look normalised: move the normalisation into the model, and give plain pixels."
+        )
+    if high > 1:
+        raise UserError(
+            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. Divide by 255: images / 255."
+        )
+
+
+def check_labels(labels: Tensor, n: int, classes: int | None = None) -> None:
+    """Raise UserError unless labels are `n` integers from 0, below `classes` where that is known."""
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dtype.is_complex:
+        raise UserError(
+            f"labels must be integers, got {_short(labels.dtype)}. Write labels.long() if they are class numbers."
+        )
+    if labels.ndim != 1:
+        raise UserError(f"labels must have the shape (N,), got {tuple(labels.shape)}. Class numbers, not one-hot rows.")
+    if labels.shape[0] != n:
+        raise UserError(f"There are {n} images but {labels.shape[0]} labels.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise UserError(f"labels must be 0 or above, got {low}. (Some datasets mark a hidden label with -1.)")
+    if classes is not None and high >= classes:
+        raise UserError(f"labels must be below the number of classes, {classes}; got {high}.")

@@ -1,0 +1,95 @@
+"""From a data spec to labelled images: `builtin:digits`, a Hub id, a local folder, or a plugin's `scheme:rest`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from robustdup.data.labelled import LabelledImages, Selection, labelled
+from robustdup.errors import UserError, unknown
+from robustdup.registry import Registry
+from robustdup.rng import SampleRng
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How to read a dataset. `resize` (shorter side), then `crop` (centre) are in pixels; `grey` makes one channel."""
+
+    split: str = "test"
+    config: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    grey: bool = False
+
+
+class Rows(Protocol):
+    """The rows of one split, decoded only when fetched. What a data source returns."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes in order; empty where unknown."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these rows, in this order."""
+
+
+def load_images(
+    spec: str, options: DataOptions | None = None, *, n: int | None = None, sample: int | None = None, seed: int = 0,
+    registry: Registry,
+) -> LabelledImages:  # fmt: skip
+    """Return the labelled images of a spec: all, the first `n`, or a random `sample` drawn from `seed`.
+
+    The first n are the points that RobustBench takes (https://robustbench.github.io); the sample depends only on the
+    seed and the number of rows, and comes in the order of the rows. Raises UserError.
+    """
+    options = options or DataOptions()
+    if n is not None and sample is not None:
+        raise UserError(f"Give either the first points (n = {n}) or a random sample (sample = {sample}), not both.")
+    rows = open_rows(spec, options, registry)
+    index, selection = select(len(rows), n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
+    images, labels = rows.fetch(index.tolist())
+    return labelled(
+        images, labels, index, class_names=rows.class_names, spec=spec, split=options.split, config=options.config,
+        revision=getattr(rows, "revision", None) or options.revision, n_total=len(rows), selection=selection,
+    )  # fmt: skip
+
+
+def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
+    """Return the rows behind a spec without decoding any image. Raises UserError."""
+    scheme, colon, rest = spec.partition(":")
+    if colon and scheme in registry.data:
+        rows: Rows = registry.data[scheme].load(rest, options)
+        return rows
+    raise unknown("data", spec, ["builtin:digits"])
+
+
+def select(
+    total: int, *, n: int | None = None, sample: int | None = None, seed: int = 0, place: str = "the data"
+) -> tuple[Tensor, Selection]:
+    """Return the chosen rows (n,) int64 in rising order, and how they were chosen. Raises UserError.
+
+    The sample takes the rows with the smallest random words, one word a row, keyed by (seed, row).
+    """
+    if total == 0:
+        raise UserError(f"There are no rows in {place}.")
+    for name, wanted in (("n", n), ("sample", sample)):
+        if wanted is not None and wanted < 1:
+            raise UserError(f"{name} must be at least 1, got {wanted}.")
+        if wanted is not None and wanted > total:
+            raise UserError(f"{name} = {wanted} is more than {place} has: {total} rows.")
+    rows = torch.arange(total)
+    if n is not None:
+        return rows[:n], "first"
+    if sample is None:
+        return rows, "all"
+    words = SampleRng(seed, rows).fold("data sample").bits()
+    return words.argsort(stable=True)[:sample].sort().values, "sample"

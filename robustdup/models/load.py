@@ -1,0 +1,74 @@
+"""From a model spec to a classifier in eval mode: `builtin:NAME`, `hf:ID`, `file.py:factory@weights`, or a plugin's."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.errors import UserError, unknown
+from robustdup.registry import Registry
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load a model. `allow_pickle` lets weights be pickles, which can run any code."""
+
+    allow_pickle: bool = False
+
+
+def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> nn.Module:
+    """Return the classifier of a spec in eval mode, float32, on the CPU. Raises UserError.
+
+    It takes images (N, C, H, W) in [0, 1] and returns logits (N, K); normalisation is inside.
+    """
+    options = ModelOptions(allow_pickle=allow_pickle)
+    scheme, colon, rest = spec.partition(":")
+    if not colon or scheme not in registry.models:
+        raise unknown("model", spec, [example for source in registry.models.values() for example in source.examples])
+    model = registry.models[scheme].load(rest, options)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model.to(device="cpu", dtype=torch.float32).eval()
+
+
+def load_builtin(rest: str, options: ModelOptions) -> nn.Module:
+    """Return a classifier that comes with robustdup. Raises UserError for another name."""
+    from safetensors.torch import load_file
+
+    from robustdup.models.digits_recipe import TRAIN_EPS, digits_classifier
+
+    if rest not in TRAIN_EPS:
+        raise unknown("built-in model", f"builtin:{rest}", [f"builtin:{name}" for name in TRAIN_EPS])
+    model = digits_classifier()
+    model.load_state_dict(load_file(Path(__file__).parent / "weights" / f"{rest}.safetensors"))
+    return model
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return one SHA-256 (hex) over names, dtypes, shapes and bytes of all parameters and buffers, sorted by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, Tensor):  # extra state of some modules
+            digest.update(f"{name}:{value!r}\n".encode())
+            continue
+        digest.update(f"{name}:{str(value.dtype).removeprefix('torch.')}:{tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters, trained or frozen."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def classes_of(logits: Any) -> int:
+    """Return the number of classes K of logits (N, K). Raises UserError for anything else."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"A classifier returns logits of shape (N, classes); got {got}.")
+    return logits.shape[1]
