@@ -1,0 +1,201 @@
+"""`robustdup leaderboard`: show the published table, rank a run in it, submit to it, refresh it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from robustdup.leaderboard import Entry, Paper, Place, RankResult, load, position, refresh, select, submit
+from robustdup.leaderboard.refresh import BASE
+from robustdup.leaderboard.table import Leaderboard
+from robustdup.records import find_record, load_record, load_samples, to_json
+
+app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
+
+JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
+
+
+@app.command("show")
+def show_command(
+    dataset: str | None = typer.Option(None, "--dataset", help="cifar10, cifar100 or imagenet."),
+    threat: str | None = typer.Option(None, "--threat", help="Linf, L2 or corruptions."),
+    sort: str = typer.Option("robust", "--sort", help="robust (RobustBench's order), autoattack, clean, reported, …"),
+    top: int | None = typer.Option(None, "--top", help="Show only the first entries."),
+    search: str | None = typer.Option(None, "--search", help="Text in name, title or venue."),
+    architecture: str | None = typer.Option(None, "--architecture", help="Text in the architecture."),
+    eps: str | None = typer.Option(None, "--eps", help="Only this radius, as an exact number: 8/255."),
+    extra_data: bool | None = typer.Option(None, "--extra-data/--no-extra-data", help="With or without extra data."),
+    unreliable: bool | None = typer.Option(
+        None, "--unreliable/--no-unreliable", help="Only or without the unreliable."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Show the published entries."""
+    table = load()
+    found = select(
+        table, dataset=dataset, threat=threat, sort=sort, top=top, search=search, architecture=architecture, eps=eps,
+        extra_data=extra_data, unreliable=unreliable,
+    )  # fmt: skip
+    if as_json:
+        head = {"source": table.source, "date": table.date, "commit": table.commit, "n": len(found)}
+        _print_json({**head, "entries": [entry.model_dump() for entry in found]})
+        return
+    console = _console()
+    _warn(console, table)
+    console.print(_table(found), highlight=False)
+    console.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
+
+
+@app.command("rank")
+def rank_command(
+    run: str = typer.Argument(help="Run folder, or its record.json."),
+    as_json: bool = JSON,
+) -> None:
+    """Say where a run would stand, or why it cannot be compared."""
+    table = load()
+    folder = find_record(run).parent
+    result = position(load_record(run), load_samples(folder), table)
+    if as_json:
+        print(to_json(result))
+        return
+    console = _console()
+    _warn(console, table)
+    for line in rank_lines(result):
+        console.print(Text(line))
+
+
+@app.command("submit")
+def submit_command(
+    run: str = typer.Argument(help="Run folder, or its record.json."),
+    to: str | None = typer.Option(None, "--to", help="Folder for the files; RUN/robustbench if not given."),
+    name: str | None = typer.Option(None, "--name", help="Name of the entry: NameYearFirstWordOfTitle."),
+    title: str | None = typer.Option(None, "--paper-title"),
+    url: str | None = typer.Option(None, "--paper-url"),
+    authors: str | None = typer.Option(None, "--authors", help="Names, separated by commas."),
+    venue: str | None = typer.Option(None, "--venue", help="Such as 'ICML 2026' or 'arXiv, Nov 2026'."),
+    architecture: str | None = typer.Option(None, "--architecture", help="Such as WideResNet-28-10."),
+    extra_data: bool | None = typer.Option(None, "--extra-data/--no-extra-data", help="Trained on additional data."),
+    reported: str | None = typer.Option(None, "--reported", help="Robust accuracy that the paper reports, in percent."),
+    checkpoint: str | None = typer.Option(None, "--checkpoint-url", help="Address of checkpoint and code."),
+    forward_passes: int = typer.Option(1, "--forward-passes", help="Forward passes of one prediction.", min=1),
+    draft: bool = typer.Option(False, "--draft", help="Write even from fewer points than RobustBench evaluates."),
+    as_json: bool = JSON,
+) -> None:
+    """Write what RobustBench asks of a new model: a model_info file and the text of the claim."""
+    paper = Paper(
+        title=title, url=url, authors=authors, venue=venue, architecture=architecture, extra_data=extra_data,
+        reported=reported, checkpoint=checkpoint, forward_passes=forward_passes, name=name,
+    )  # fmt: skip
+    folder = find_record(run).parent
+    result = submit(load_record(run), load_samples(folder), to or folder / "robustbench", paper, draft=draft)
+    if as_json:
+        print(to_json(result))
+        return
+    console = _console()
+    for file in result.files:
+        console.print(Text(f"Wrote {file}"))
+    if result.missing:
+        console.print(Text(f"Still to fill in (marked FILL IN), or give: {', '.join(result.missing)}"))
+    if result.draft:
+        console.print(Text("A draft: RobustBench evaluates the whole test set."))
+
+
+@app.command("refresh")
+def refresh_command(
+    url: str = typer.Option(BASE, "--url", help="Base address of the repository's archive, or of a .zip itself."),
+    to: str | None = typer.Option(None, "--to", help="File for the table; the cache if not given."),
+    as_json: bool = JSON,
+) -> None:
+    """Fetch RobustBench's present table and say what changed."""
+    result = refresh(url, to)
+    if as_json:
+        print(to_json(result))
+        return
+    console = _console()
+    counts = f"{len(result.added)} added, {len(result.changed)} changed, {len(result.removed)} removed"
+    commit = f" at commit {result.commit[:12]}" if result.commit else ""
+    console.print(Text(f"{result.n} entries{commit}: {counts}. Wrote {result.path}"))
+    for what in ("added", "changed", "removed", "skipped"):
+        for line in getattr(result, what):
+            console.print(Text(f"  {what}: {line}"))
+
+
+def rank_lines(result: RankResult) -> list[str]:
+    """Return a rank as lines of plain text, the sentence first."""
+    lines = [result.sentence()]
+    lines += [f"  Not comparable: {reason}." for reason in result.reasons]
+    for what, place in (
+        ("AutoAttack with AutoAttack", result.autoattack),
+        ("RobustBench's own order (external replaces AutoAttack)", result.robustbench),
+        ("Upper bound, not a rank: at best", result.at_most),
+    ):
+        if place is not None:
+            lines.append(f"  {what}: {_place_text(place, bound=place is result.at_most)}.")
+    published = result.published
+    if published is not None and published.autoattack is not None:
+        lines.append(f"  Published for {published.model_id}: {100 * published.autoattack:.2f}% at eps {published.eps}.")
+        if published.robust_difference is not None:
+            where = "inside" if published.robust_inside else "outside"
+            lines.append(
+                f"  Measured minus published: {100 * published.robust_difference:+.2f} points; "
+                f"the published number is {where} the 95% interval."
+            )
+        lines += [f"  Note: {published.note}."] if published.note else []
+    return lines + [f"  Note: {note}." for note in result.notes]
+
+
+def _place_text(place: Place, *, bound: bool) -> str:
+    text = f"{place.best} of {place.n_entries + 1}" if bound else place.text
+    neighbours = [
+        f"{word} {name}"
+        for word, name in (("below", place.next_better), ("above", place.next_worse))
+        if name is not None
+    ]
+    return text if bound or not neighbours else f"{text}, {' and '.join(neighbours)}"
+
+
+def _table(entries: list[Entry]) -> Table:
+    """The entries as a table; every cell is Text, since names and titles may hold square brackets."""
+    boards = {(entry.dataset, entry.threat_model) for entry in entries}
+    corrupted = any(entry.threat_model == "corruptions" for entry in entries)
+    table = Table(box=None, pad_edge=False)
+    headings = ["#", *(["dataset", "threat"] if len(boards) > 1 else []), "model", "architecture", "eps", "clean"]
+    headings += ["AutoAttack", "external", *(["corruptions"] if corrupted else []), "extra data", "venue"]
+    right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions"}
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in right | {"model"})
+    for number, entry in enumerate(entries, 1):
+        cells: dict[str, str] = {
+            "#": str(number), "dataset": entry.dataset, "threat": entry.threat_model,
+            "model": entry.model_id + (" (unreliable)" if entry.unreliable else ""),
+            "architecture": entry.architecture, "eps": entry.eps or "", "clean": _percent(entry.clean_acc),
+            "AutoAttack": _percent(entry.autoattack_acc), "external": _percent(entry.external_acc),
+            "corruptions": _percent(entry.corruptions_acc), "extra data": "yes" if entry.extra_data else "",
+            "venue": entry.venue,
+        }  # fmt: skip
+        table.add_row(*(Text(cells[heading]) for heading in headings))
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _console() -> Console:
+    """A console on standard output; wide where that is not a terminal, so that nothing is cut."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(width=220, soft_wrap=True)
+
+
+def _warn(console: Console, table: Leaderboard) -> None:
+    if table.warning:
+        console.print(Text(f"Warning: {table.warning}"))
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))

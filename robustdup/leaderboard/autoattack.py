@@ -1,0 +1,95 @@
+"""Whether a record's attack is the one that the leaderboard uses: AutoAttack, standard version, in fp32.
+
+The standard version is APGD-CE, targeted APGD-DLR and targeted FAB of 100 iterations, each with one restart and nine
+targets, and Square of 5,000 queries (https://arxiv.org/abs/2003.01690).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from robustdup.records import AttackResult, EvaluationRecord
+
+NAMES = ("autoattack", "robustbench:AutoAttack")
+_WHOLE = {"autoattack", "robustbenchautoattack"}
+_PARTS = ({"apgdce"}, {"apgdt", "apgddlrt", "apgdtargeted"}, {"fabt", "fabtargeted"}, {"square"})
+
+# What an option must be, under whichever name an attack gives it; others listed here do not change the attack.
+_STANDARD: dict[str, Any] = {
+    "version": "standard", "niter": 100, "steps": 100, "iterations": 100, "nqueries": 5000, "queries": 5000,
+    "ntargetclasses": 9, "ntargets": 9, "targets": 9, "nrestarts": 1, "restarts": 1, "eotiter": 1, "eot": 1,
+    "rho": 0.75, "pinit": 0.8,
+}  # fmt: skip
+_BY_ATTACK = {"square": {"rho": None}}
+_NEUTRAL = {"batchsize", "seed", "verbose", "device", "logpath", "norm", "eps", "isTfModel", "loss", "resscaleloss"}
+
+
+def differences(record: EvaluationRecord) -> list[str]:
+    """Return why a record's attack is not the leaderboard's AutoAttack; an empty list where it is."""
+    asked = _asked(record)
+    found = [attack.name for attack in record.attacks]
+    listed = ", ".join(dict.fromkeys(found)) or "none"
+    if len(asked) != 1 or not _is_name(asked[0]):
+        return [f"the attack is not AutoAttack (asked for: {', '.join(asked) or 'none'}; ran: {listed})"]
+    reasons = _missing_parts(found, listed)
+    for attack in record.attacks:
+        reasons += [f"AutoAttack with another setting: {text}" for text in _changed_options(attack)]
+    if record.environment.attack_precision != "fp32":
+        reasons.append(f"AutoAttack runs in fp32; this one ran in {record.environment.attack_precision}")
+    return list(dict.fromkeys(reasons))
+
+
+def stronger_than_standard(record: EvaluationRecord) -> bool:
+    """Say whether the whole of AutoAttack ran, perhaps among others: its number is then no upper bound."""
+    plain = {_plain(attack.name) for attack in record.attacks}
+    return bool(plain & _WHOLE) or all(any(_tail(name) in part for name in plain) for part in _PARTS)
+
+
+def _asked(record: EvaluationRecord) -> list[str]:
+    """Names that the configuration asks for, without their options: 'a(x=1,y=2),b' -> a, b."""
+    text = record.config.get("attacks", "")
+    text = ",".join(map(str, text)) if isinstance(text, list) else str(text)
+    while text != (text := re.sub(r"\([^()]*\)", "", text)):
+        pass
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_name(name: str) -> bool:
+    return name.lower() in {known.lower() for known in NAMES}
+
+
+def _missing_parts(found: list[str], listed: str) -> list[str]:
+    plain = [_plain(name) for name in found]
+    if plain and all(name in _WHOLE for name in plain):
+        return []
+    missing = [sorted(part)[0] for part in _PARTS if not any(_tail(name) in part for name in plain)]
+    others = [name for name in plain if name not in _WHOLE and not any(_tail(name) in part for part in _PARTS)]
+    if missing or not found:
+        return [f"not every attack of AutoAttack ran (ran: {listed})"]
+    return [f"attacks beyond the standard AutoAttack ran (ran: {listed})"] if others else []
+
+
+def _changed_options(attack: AttackResult) -> list[str]:
+    changed = []
+    for name, value in attack.options.items():
+        plain = _plain(name)
+        if value is None or plain in {_plain(neutral) for neutral in _NEUTRAL}:
+            continue
+        if plain in {"attacks", "attackstorun"}:
+            names = value if isinstance(value, list) else str(value).split(",")
+            parts = {_plain(str(part)) for part in names if str(part).strip()}
+            if parts and not all(parts & part for part in _PARTS):
+                changed.append(f"{attack.name}({name}={value})")
+        elif plain in _STANDARD and value != _STANDARD[plain]:
+            changed.append(f"{attack.name}({name}={value}), the standard has {_STANDARD[plain]}")
+    return changed
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _tail(plain: str) -> str:
+    """Drop a source in front of the name of a part, such as native: or robustbench:."""
+    return re.sub(r"^(native|robustbench|autoattack)(?=.)", "", plain)

@@ -1,0 +1,272 @@
+"""Paired comparison of two evaluations on the same points: differences with intervals, McNemar's exact test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from robustdup.errors import UserError
+from robustdup.leaderboard.table import exact_eps, same_eps
+from robustdup.records import EvaluationRecord
+
+Z95 = 1.959963984540054
+
+
+class PairedDifference(BaseModel):
+    """A share in A minus the share in B, on the same `n` points, with a 95% interval and McNemar's exact p-value.
+
+    `only_a` points are right in A and not in B, `only_b` the other way round. Values are in [-1, 1].
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+class Changed(BaseModel):
+    """A point whose outcome differs: right on the clean image (`clean`), and after all attacks (`robust`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int
+    label: int
+    clean_a: bool
+    clean_b: bool
+    robust_a: bool | None
+    robust_b: bool | None
+
+
+class Comparison(BaseModel):
+    """The paired comparison of run A with run B; `n_undecided` points are left out of the robust difference."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_a: str
+    run_b: str
+    model_a: str
+    model_b: str
+    norm: str
+    eps: str
+    n_common: int
+    n_only_a: int
+    n_only_b: int
+    n_undecided: int
+    clean: PairedDifference
+    robust: PairedDifference | None
+    changed: list[Changed]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A row a point, sorted by index: `robust` is 1 (survived all), 0 (wrong or broken), -1 (undecided)."""
+
+    index: np.ndarray
+    label: np.ndarray
+    image: np.ndarray
+    clean: np.ndarray
+    robust: np.ndarray
+
+
+def outcomes(record: EvaluationRecord, samples: pa.Table) -> Outcomes:
+    """Return each point's outcome at the record's eps; broken at a smaller eps counts. Raises UserError on a bad table."""
+    attack = _strings(samples, "attack")
+    is_clean = attack == "clean"
+    index = samples["index"].to_numpy()
+    if not is_clean.any():
+        raise UserError(f"Run {record.run_id}: its samples hold no clean rows.")
+    points, counts = np.unique(index[is_clean], return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"Run {record.run_id}: the point with index {points[counts > 1][0]} occurs twice.")
+    order = np.flatnonzero(is_clean)[np.argsort(index[is_clean], kind="stable")]
+    outcome = _strings(samples, "outcome")
+    clean = outcome[order] == "correct"
+    at_eps, below = _stages(record, _strings(samples, "eps"))
+    row = np.searchsorted(points, index)
+    row = np.where((row < len(points)) & (points[np.minimum(row, len(points) - 1)] == index), row, -1)
+    seen = ~is_clean & (row >= 0)
+
+    def mark(condition: np.ndarray) -> np.ndarray:
+        marked = np.zeros(len(points), dtype=bool)
+        marked[row[seen & condition]] = True
+        return marked
+
+    broken = mark((at_eps | below) & (outcome == "broken"))
+    undecided = mark(at_eps & (outcome == "undecided")) | ~mark(at_eps & (outcome == "survived"))
+    robust = np.where(~clean | broken, 0, np.where(undecided, -1, 1))
+    images = _strings(samples, "image_sha256")[order]
+    return Outcomes(points, samples["label"].to_numpy()[order], images, clean, robust)
+
+
+def compare(
+    record_a: EvaluationRecord, samples_a: pa.Table, record_b: EvaluationRecord, samples_b: pa.Table
+) -> Comparison:
+    """Return the paired comparison of A with B (differences are A minus B).
+
+    Raises UserError where the threat models differ, where a point of the same index has another image or label, and
+    where the runs have no point in common.
+    """
+    _same_threat(record_a, record_b)
+    a, b = outcomes(record_a, samples_a), outcomes(record_b, samples_b)
+    _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
+    _same_points(a, b, in_a, in_b)
+    clean_a, clean_b = a.clean[in_a], b.clean[in_b]
+    robust_a, robust_b = a.robust[in_a], b.robust[in_b]
+    decided = (robust_a >= 0) & (robust_b >= 0)
+    robust = paired_difference(robust_a[decided] == 1, robust_b[decided] == 1) if decided.any() else None
+    changes = np.flatnonzero((clean_a != clean_b) | (decided & (robust_a != robust_b)))
+    changed = [
+        Changed(
+            index=int(a.index[in_a[i]]),
+            label=int(a.label[in_a[i]]),
+            clean_a=bool(clean_a[i]),
+            clean_b=bool(clean_b[i]),
+            robust_a=None if robust_a[i] < 0 else bool(robust_a[i]),
+            robust_b=None if robust_b[i] < 0 else bool(robust_b[i]),
+        )
+        for i in changes
+    ]
+    return Comparison(
+        run_a=record_a.run_id,
+        run_b=record_b.run_id,
+        model_a=record_a.model.spec,
+        model_b=record_b.model.spec,
+        norm=record_a.threat.norm,
+        eps=record_a.threat.eps_text,
+        n_common=len(in_a),
+        n_only_a=len(a.index) - len(in_a),
+        n_only_b=len(b.index) - len(in_b),
+        n_undecided=int((~decided).sum()),
+        clean=paired_difference(clean_a, clean_b),
+        robust=robust,
+        changed=changed,
+        notes=_notes(record_a, record_b, a, b, len(in_a), int((~decided).sum())),
+    )
+
+
+def paired_difference(right_a: np.ndarray, right_b: np.ndarray) -> PairedDifference:
+    """Compare two (N,) bool arrays over the same points: Tango's score interval and McNemar's exact test.
+
+    Intervals: https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    n = len(right_a)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    both = int((right_a & right_b).sum())
+    table = [[both, only_a], [only_b, n - both - only_a - only_b]]
+    low, high = tango_interval(only_a, only_b, n)
+    return PairedDifference(
+        n=n,
+        a=float(right_a.mean()),
+        b=float(right_b.mean()),
+        difference=(only_a - only_b) / n,
+        low=low,
+        high=high,
+        only_a=only_a,
+        only_b=only_b,
+        p_value=min(1.0, float(mcnemar(table, exact=True).pvalue)),
+    )
+
+
+def tango_interval(only_a: int, only_b: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Return Tango's score interval for the difference (only_a - only_b) / n of paired shares; `n` >= 1 pairs."""
+    return -_tango_upper(only_b, only_a, n, z), _tango_upper(only_a, only_b, n, z)
+
+
+def _tango_upper(b: int, c: int, n: int, z: float) -> float:
+    """The difference above the estimate at which the score statistic reaches z, by bisection."""
+
+    def score(delta: float) -> float:
+        linear = (2 * n - b + c) * delta - b - c
+        root = max(linear**2 + 8 * n * c * delta * (1 - delta), 0.0)
+        q = (math.sqrt(root) - linear) / (4 * n)
+        variance = n * (2 * q + delta * (1 - delta))
+        return math.inf if variance <= 0 else (n * delta - (b - c)) / math.sqrt(variance)
+
+    low, high = (b - c) / n, 1.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) < z else (low, middle)
+    return high
+
+
+def _strings(table: pa.Table, column: str) -> np.ndarray:
+    """A text column as numpy strings, quick for long columns of few values."""
+    coded = table[column].combine_chunks().dictionary_encode()
+    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    values: np.ndarray = np.array([value or "" for value in coded.dictionary.to_pylist()] + [""])
+    codes = coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+    return np.asarray(values[codes])
+
+
+def _stages(record: EvaluationRecord, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the record's own eps, and of smaller ones: (rows,) bool each."""
+    own = record.threat.eps_text
+    limit = exact_eps(own)
+    at = [text for text in np.unique(eps) if text and same_eps(text, own)]
+    parsed = {text: exact_eps(text) for text in np.unique(eps) if text}
+    less = [
+        t for t, value in parsed.items() if t not in at and value is not None and limit is not None and value < limit
+    ]
+    return np.isin(eps, at), np.isin(eps, less)
+
+
+def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:
+    if a.threat.norm != b.threat.norm:
+        raise UserError(f"The threat models differ: norm {a.threat.norm} in A, {b.threat.norm} in B.")
+    if not same_eps(a.threat.eps_text, b.threat.eps_text):
+        raise UserError(f"The threat models differ: eps {a.threat.eps_text} in A, {b.threat.eps_text} in B.")
+
+
+def _same_points(a: Outcomes, b: Outcomes, in_a: np.ndarray, in_b: np.ndarray) -> None:
+    if not len(in_a):
+        raise UserError("The runs have no point in common: their indices are all different.")
+    other_image = a.image[in_a] != b.image[in_b]
+    if other_image.any():
+        first = a.index[in_a[np.flatnonzero(other_image)[0]]]
+        raise UserError(
+            f"The images differ: {int(other_image.sum())} of {len(in_a)} points with the same index have other pixels "
+            f"(the first: index {first}). Evaluate both models on the same data."
+        )
+    other_label = a.label[in_a] != b.label[in_b]
+    if other_label.any():
+        first = a.index[in_a[np.flatnonzero(other_label)[0]]]
+        raise UserError(
+            f"The labels differ on {int(other_label.sum())} of {len(in_a)} points (the first: index {first})."
+        )
+
+
+def _notes(
+    record_a: EvaluationRecord, record_b: EvaluationRecord, a: Outcomes, b: Outcomes, common: int, undecided: int
+) -> list[str]:
+    notes = []
+    if common < max(len(a.index), len(b.index)):
+        notes.append(f"compared on the {common} points that both runs have (A has {len(a.index)}, B {len(b.index)})")
+    if undecided:
+        notes.append(f"{undecided} undecided points are left out of the robust difference")
+    attacks = [list(dict.fromkeys((x.name, str(x.options)) for x in r.attacks)) for r in (record_a, record_b)]
+    if attacks[0] != attacks[1]:
+        names = [", ".join(dict.fromkeys(name for name, _ in found)) for found in attacks]
+        notes.append(
+            f"the attacks differ (A: {names[0]}; B: {names[1]}): the difference may be theirs, not the models'"
+        )
+    if record_a.seed != record_b.seed:
+        notes.append(f"the seeds differ (A: {record_a.seed}, B: {record_b.seed})")
+    if record_a.model.randomized or record_b.model.randomized:
+        notes.append("a randomised model is compared by its recorded outcomes, which other draws would change")
+    if record_a.status != "complete" or record_b.status != "complete":
+        notes.append("a run is not complete")
+    return notes

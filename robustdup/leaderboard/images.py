@@ -1,0 +1,122 @@
+"""Which leaderboard's images a record was measured on: by the hashes of the pixels, else only by the dataset's name."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from robustdup.records import EvaluationRecord
+
+DATA = Path(__file__).parent / "data"
+
+# After the last part of a data spec. CIFAR-10.1, CIFAR-10-C, ImageNet-A and their like are other images.
+_NAMES = (
+    ("cifar10", re.compile(r"cifar[-_]?10(?!\d|\.\d)(?![-_]?(c(?![a-z])|corrupt))", re.I)),
+    ("cifar100", re.compile(r"cifar[-_]?100(?!\d|\.\d)(?![-_]?(c(?![a-z])|corrupt))", re.I)),
+    ("imagenet", re.compile(r"(imagenet|ilsvrc)([-_]?(1k|2012|ilsvrc|val|validation)([-_].*)?)?$", re.I)),
+)
+_SHAPES = {"cifar10": [3, 32, 32], "cifar100": [3, 32, 32]}
+_TEST_SPLITS = {"test", "val", "valid", "validation", "eval"}
+
+
+class ImageCheck(BaseModel):
+    """Whether a record's images are the leaderboard's: how many of its points could be checked, how many differ."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str | None
+    status: Literal["match", "differ", "unchecked", "unknown dataset"]
+    n_points: int
+    n_checked: int = 0
+    n_differ: int = 0
+    reasons: list[str] = []
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The first images of a test set, in order: the first 16 hex digits of each hash, and the label."""
+
+    hashes: np.ndarray
+    labels: np.ndarray
+
+
+@cache
+def reference() -> Reference:
+    """Return the first 500 images of CIFAR-10's test set, as hashes and labels."""
+    content = json.loads((DATA / "cifar10_test_head.json").read_text(encoding="utf-8"))
+    return Reference(np.array(content["hashes"]), np.array([int(digit) for digit in content["labels"]]))
+
+
+def dataset_by_name(spec: str) -> str | None:
+    """Return cifar10, cifar100 or imagenet where the last part of a data spec names it; None otherwise."""
+    last = re.split(r"[/\\:]", spec.rstrip("/\\"))[-1]
+    return next((name for name, pattern in _NAMES if pattern.match(last)), None)
+
+
+def check_images(record: EvaluationRecord, samples: pa.Table | None) -> ImageCheck:
+    """Say which leaderboard's images a record has; hashes come before the name of the data."""
+    named = dataset_by_name(record.data.spec)
+    if samples is None or samples.num_rows == 0:
+        return _by_name(record, named, record.n)
+    known = reference()
+    points = samples.filter(pc.equal(samples["attack"], "clean"))
+    index, labels = points["index"].to_numpy(), points["label"].to_numpy()
+    inside = (index >= 0) & (index < len(known.hashes))
+    if not inside.any():
+        return _by_name(record, named, points.num_rows)
+    at = index[inside]
+    digests = np.array([str(value or "")[:16] for value in points["image_sha256"].filter(pa.array(inside)).to_pylist()])
+    same_image = digests == known.hashes[at]
+    if not same_image.any() and named != "cifar10" and not np.isin(digests, known.hashes).any():
+        return _by_name(record, named, points.num_rows)
+    return _compared(digests, same_image, labels[inside] == known.labels[at], points.num_rows)
+
+
+def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarray, n: int) -> ImageCheck:
+    checked, differ = len(digests), int((~same_image).sum())
+    reasons = []
+    if differ:
+        moved = int(np.isin(digests[~same_image], reference().hashes).sum())
+        where = f" ({moved} of them are the leaderboard's in another order)" if moved else ""
+        cause = "" if moved else " A copy stored as JPEG, resized or augmented differs in this way."
+        reasons.append(
+            f"the images are not the leaderboard's: {differ} of {checked} checked points have other pixels "
+            f"than CIFAR-10's test set{where}.{cause}"
+        )
+    wrong = int((same_image & ~same_label).sum())
+    if wrong:
+        reasons.append(f"{wrong} of {checked} checked points carry another label than in CIFAR-10's test set")
+    rest = "" if checked == n else f"; the other {n - checked} are beyond the hashes that ship and unchecked"
+    text = f"{'not ' if reasons else ''}the leaderboard's images (checked on {checked} of {n} points{rest})"
+    status: Literal["match", "differ"] = "differ" if reasons else "match"
+    return ImageCheck(
+        dataset="cifar10", status=status, n_points=n, n_checked=checked, n_differ=differ, reasons=reasons, text=text
+    )
+
+
+def _by_name(record: EvaluationRecord, named: str | None, n: int) -> ImageCheck:
+    """Without hashes to compare, only the name, the split and the shape can speak."""
+    if named is None:
+        reason = f"the data {record.data.spec!r} has no RobustBench leaderboard (cifar10, cifar100 and imagenet have)"
+        return ImageCheck(dataset=None, status="unknown dataset", n_points=n, reasons=[reason], text=reason)
+    reasons = []
+    if record.data.split.lower() not in _TEST_SPLITS:
+        reasons.append(f"the split is {record.data.split!r}; the leaderboard has test images")
+    shape = _SHAPES.get(named)
+    if shape is not None and list(record.data.image_shape) != shape:
+        reasons.append(f"the images have shape {record.data.image_shape}; the leaderboard's have {shape}")
+    text = f"images not checked: {named} by the name of the data only"
+    if named == "imagenet":
+        text += "; RobustBench takes its own list of 5,000 validation images"
+    status: Literal["differ", "unchecked"] = "differ" if reasons else "unchecked"
+    return ImageCheck(dataset=named, status=status, n_points=n, reasons=reasons, text=text)
