@@ -1,5 +1,45 @@
 """foolbox's attacks behind robustdup's contract."""
 
+from __future__ import annotations
 
-def register(registry):
-    """Register nothing yet."""
+import importlib.util
+from typing import TYPE_CHECKING
+
+from robustdup import AttackSpec
+from robustdup_foolbox.adapter import as_function
+from robustdup_foolbox.table import ENTRIES, Entry
+
+if TYPE_CHECKING:
+    from robustdup import Registry
+
+INSTALL = {
+    "foolbox": "foolbox is not installed: pip install 'robustdup[foolbox]'",
+    "eagerpy": "eagerpy, which foolbox is built on, is not installed: pip install eagerpy",
+    "numba": "foolbox compiles this attack with numba, which is not installed: pip install numba",
+}
+
+
+def missing(entry: Entry) -> str:
+    """Return why an attack cannot run here, or '' if it can: looks for its packages without importing them."""
+    for package in ("foolbox", "eagerpy", *([entry.needs] if entry.needs else [])):
+        if importlib.util.find_spec(package) is None:
+            return INSTALL[package]
+    return ""
+
+
+def as_spec(entry: Entry) -> AttackSpec:
+    """Return the attack of one row of the table as robustdup registers it."""
+    reason = missing(entry)
+    called = f" (foolbox also calls it {', '.join(entry.aliases)})" if entry.aliases else ""
+    return AttackSpec(
+        name=f"foolbox:{entry.name}", function=as_function(entry), norms=entry.norms, kind=entry.kind,
+        knowledge=entry.knowledge, url=entry.url, cost=entry.cost, quick=entry.quick,
+        description=f"{entry.summary}{called}.", warning=entry.warning, undemonstrated=entry.undemonstrated,
+        available=not reason, reason=reason,
+    )  # fmt: skip
+
+
+def register(registry: Registry) -> None:
+    """Register every attack class of foolbox as `foolbox:ClassName`."""
+    for entry in ENTRIES:
+        registry.add_attack(as_spec(entry))
