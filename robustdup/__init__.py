@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from robustdup.errors import RunError as RunError
     from robustdup.errors import Unavailable as Unavailable
     from robustdup.errors import UserError as UserError
+    from robustdup.jobs import evaluate as evaluate
+    from robustdup.jobs import verify as verify
     from robustdup.registry import AttackSpec as AttackSpec
     from robustdup.registry import Registry as Registry
     from robustdup.registry import Stage as Stage
@@ -36,6 +38,8 @@ _PUBLIC = {
     "Unavailable": "robustdup.errors",
     "UserError": "robustdup.errors",
     "attack": "robustdup.registry",
+    "evaluate": "robustdup.jobs",
+    "verify": "robustdup.jobs",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
     "load_plugins": "robustdup.registry",

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import EvalConfig, parse_attacks, validate
-from robustdup.data.sources import DataOptions, LabelledImages, from_tensors, load_images
+from robustdup.data.labelled import LabelledImages, from_tensors
+from robustdup.data.sources import DataOptions, load_images
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation import diagnostics
+from robustdup.evaluation.bundle import EXAMPLES, Verification, check_manifest, read_claims, read_examples, recheck
 from robustdup.evaluation.cascade import Bench, CascadeResult, PlannedStage, Points, fresh_copy, run_cascade
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import Judged, judge_images
@@ -46,6 +48,7 @@ from robustdup.records import (
     PassTotals,
     Progress,
     Threat,
+    load_record,
     now,
     save_record,
     save_samples,
@@ -167,12 +170,21 @@ def evaluate(
             "out": str(out) if out is not None else None,
         },
     )  # fmt: skip
-    data = from_tensors(images, labels, n=config.n, sample=config.sample, seed=config.seed)
+    data = _given_data(images, labels, config)
     folder = Path(out) if out is not None else None
     return run_evaluation(
         config, model=model, data=data, registry=registry, progress=progress, folder=folder, resume=resume,
         command="robustdup.evaluate(…)",
     ).record  # fmt: skip
+
+
+def _given_data(images: Any, labels: Any, config: EvalConfig) -> LabelledImages:
+    if config.sample is not None:
+        raise UserError("sample= is for datasets that are loaded. Index images and labels yourself, or use n=.")
+    if config.n is not None and config.n > len(images):
+        raise UserError(f"n = {config.n} is above the {len(images)} images given.")
+    rows = slice(None, config.n)
+    return from_tensors(images[rows], labels[rows], spec="python")
 
 
 def _named(attack: Any, registry: Registry) -> str:
@@ -280,7 +292,9 @@ def _bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | None, 
 
 def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
     with contextlib.suppress(RuntimeError, TypeError, AttributeError):
-        model = copy.deepcopy(model)  # one that cannot be copied is judged as it is; its weights are compared at the end
+        model = copy.deepcopy(
+            model
+        )  # one that cannot be copied is judged as it is; its weights are compared at the end
     model = model.to(device)
     return model.eval() if mode == "eval" else model
 
@@ -429,11 +443,10 @@ def _record(
     calls = [call for result in results for stage in result.stages for call in stage.calls]
     spent = sum((call.attack_passes for call in calls), Count())
     refereed = sum((call.referee_passes for call in calls), Count())
-    status = "failed" if calls and all(call.verdict is None for call in calls) else "complete"
     return EvaluationRecord(
         run_id=folder.name if folder is not None else "in-memory",
         created=now(),
-        status=status,
+        status="failed" if calls and all(call.verdict is None for call in calls) else "complete",
         command=command or rerun_command(config),
         n=n,
         threat=Threat(norm=threats[-1].norm, eps=threats[-1].radius, eps_text=threats[-1].eps_text),
@@ -621,3 +634,101 @@ def _save(
     save_record(record, folder)
     if record.n_undecided == 0:
         shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None) -> Verification:
+    """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
+
+    `changes` are keys of EvalConfig that differ on this machine (data in another place, say). Raises UserError where the
+    bundle was changed, or where data or weights are not those that it speaks of.
+    """
+    started = time.perf_counter()
+    check_manifest(folder)
+    record = load_record(folder)
+    config = validate(EvalConfig, {**record.config, "out": None, "device": "auto", **(changes or {})})
+    if "python" in (config.model, config.data):
+        raise UserError(
+            "This bundle was made from objects in memory: name what to load with --model and --data, "
+            "or call robustdup.verify(folder, model, images, labels)."
+        )
+    registry = load_plugins(config.plugin)
+    data = _load_data(config, registry)
+    model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
+    return _verify(folder, record, config, model, data, started)
+
+
+def verify(
+    bundle: str | Path, model: nn.Module, images: Tensor, labels: Tensor, *, device: str = "auto"
+) -> Verification:
+    """Recheck a bundle on a model and images in memory: images (N, C, H, W) in [0, 1], labels (N,) int64."""
+    started = time.perf_counter()
+    folder = Path(bundle)
+    check_manifest(folder)
+    record = load_record(folder)
+    config = validate(EvalConfig, {**record.config, "out": None, "device": device})
+    data = _given_data(images, labels, config)
+    return _verify(folder, record, config, model, data, started)
+
+
+def _verify(
+    folder: Path, record: EvaluationRecord, config: EvalConfig, model: nn.Module, data: LabelledImages, started: float
+) -> Verification:
+    bench = _bench(config, model, None, choose_device(config.device))
+    for what, stated, mine in (
+        ("data", record.data.fingerprint, data.fingerprint),
+        ("weights", record.model.fingerprint, fingerprint(bench.judged.model)),
+    ):
+        if stated != mine:
+            raise UserError(
+                f"The bundle is refused: the {what} here are not those of the bundle ({mine[:12]}, not {stated[:12]})."
+            )
+    adv, _, index = read_examples(folder / EXAMPLES)
+    claims = read_claims(folder)
+    if index is None or index.tolist() != data.index.tolist() or claims.index != data.index.tolist():
+        raise UserError("The bundle is refused: its examples are not of the points that its record names.")
+    if claims.hashes != list(data.hashes):
+        raise UserError("The bundle is refused: the clean images are not those that its samples name.")
+    threat = ThreatModel(record.threat.norm, record.threat.eps_text)
+    found = recheck(
+        bench.judged, data.images.to(bench.device), adv.to(bench.device), data.labels.to(bench.device), threat,
+        claims=claims, draws=record.model.judge_draws, seed=config.seed + 1,
+    )  # fmt: skip
+    allowed = found.within_rounding / max(found.n, 1) + (0.05 if record.model.randomized else 1e-9)
+    if abs(found.robust_accuracy - record.robust_accuracy.value) > allowed:
+        found.problems.append(
+            f"The record states a robust accuracy of {record.robust_accuracy.value:.4f}; its examples show "
+            f"{found.robust_accuracy:.4f}."
+        )
+    return found.model_copy(update={"accepted": not found.problems, "seconds": time.perf_counter() - started})
+
+
+def verify_examples(path: Path, config: EvalConfig) -> Verification:
+    """Judge a file of adversarial examples from any tool, in the order of the points that `config` names.
+
+    Labels or an index in the file must agree with the data. Raises UserError where shapes or labels do not fit.
+    """
+    started = time.perf_counter()
+    adv, labels, index = read_examples(path)
+    registry = load_plugins(config.plugin)
+    if config.n is None and config.sample is None and index is None:
+        config = config.model_copy(update={"n": len(adv)})
+    data = _load_data(config, registry)
+    rows = slice(None)
+    if index is not None:
+        places = {number: row for row, number in enumerate(data.index.tolist())}
+        missing = [number for number in index.tolist() if number not in places]
+        if missing:
+            raise UserError(
+                f"The file holds an example of point {missing[0]}, which is not among the {len(places)} points."
+            )
+        rows = torch.tensor([places[number] for number in index.tolist()])  # type: ignore[assignment]
+    images, truth = data.images[rows], data.labels[rows]
+    if adv.shape != images.shape:
+        raise UserError(f"The file holds examples of shape {tuple(adv.shape)}; the points have {tuple(images.shape)}.")
+    if labels is not None and not torch.equal(labels, truth):
+        raise UserError("The labels in the file are not those of the data. Is the order the same?")
+    model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
+    bench = _bench(config, model, None, choose_device(config.device))
+    at = bench.device
+    found = recheck(bench.judged, images.to(at), adv.to(at), truth.to(at), parse_threats(config)[-1], seed=config.seed)
+    return found.model_copy(update={"seconds": time.perf_counter() - started})

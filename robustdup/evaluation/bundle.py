@@ -1,0 +1,243 @@
+"""Evidence that travels: a folder with adversarial examples, per-sample outcomes and hashes, and its recheck.
+
+Rechecking runs no attack: the referee judges the examples again on the model that the verifier loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robustdup.attacks.passes import Passes
+from robustdup.errors import RunError, UserError
+from robustdup.evaluation.referee import VIOLATION_NAMES, judge, judge_images
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, Part, Threat, load_record, load_samples, write_atomic
+from robustdup.threat import ThreatModel
+
+MANIFEST = "manifest.json"
+EXAMPLES = "adversarial.safetensors"
+FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
+
+
+def write_bundle(run: Path, folder: Path) -> Path:
+    """Write the evidence of a finished run into a new folder and return it. Raises UserError where that cannot be done."""
+    images = run / "images" / EXAMPLES
+    if not images.is_file():
+        raise UserError(f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty. Choose another --bundle; nothing is overwritten.")
+    record = load_record(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, name in ((run / RECORD_FILE, RECORD_FILE), (run / SAMPLES_FILE, SAMPLES_FILE), (images, EXAMPLES)):
+            shutil.copyfile(source, folder / name)
+    except OSError as error:
+        raise RunError(f"Cannot write the bundle {str(folder)!r}: {error.strerror}.") from error
+    content = {
+        "format": "robustdup.bundle/1",
+        "command": record.command,
+        "data": record.data.fingerprint,
+        "weights": record.model.fingerprint,
+        "files": {name: _sha256(folder / name) for name in FILES},
+    }
+    write_atomic(folder / MANIFEST, _canonical({**content, "sha256": _digest(content)}))
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle whose every byte is as it was written. Raises UserError that names what is not."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.")
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        stated = manifest.pop("sha256")
+        files = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"The bundle is refused: {MANIFEST} is damaged.") from None
+    if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
+        raise UserError(f"The bundle is refused: {MANIFEST} was changed after it was written.")
+    for name in FILES:
+        if name not in files or not (folder / name).is_file():
+            raise UserError(f"The bundle is refused: {name} is missing.")
+        if _sha256(folder / name) != files[name]:
+            raise UserError(f"The bundle is refused: {name} was changed after it was written (SHA-256 differs).")
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in (*FILES, MANIFEST))
+    if extra:
+        raise UserError(f"The bundle is refused: {extra[0]} does not belong to it.")
+    return manifest
+
+
+def read_examples(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Read (images float32 (N, C, H, W), labels or None, index or None) from .safetensors, .npz, .npy or .pt.
+
+    Names looked for: images, adv_images, x_adv; labels, y; index. A .pt file is read with `weights_only=True`.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}.")
+    try:
+        content = _read(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}") from None
+    except Exception as error:  # torch raises pickle.UnpicklingError for what weights_only refuses
+        raise UserError(f"{str(path)!r} is refused: {str(error).splitlines()[0]}") from None
+    images = _first(content, ("images", "adv_images", "x_adv", "adv", "x"))
+    if images is None:
+        raise UserError(f"{str(path)!r} holds {sorted(content)}, none of which is 'images' or 'adv_images'.")
+    if images.ndim != 4:
+        raise UserError(f"The images in {str(path)!r} have shape {tuple(images.shape)}, expected (N, C, H, W).")
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    labels, index = _first(content, ("labels", "y", "label")), _first(content, ("index",))
+    return images.float(), labels.long() if labels is not None else None, index.long() if index is not None else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix in (".npz", ".npy"):
+        import numpy as np
+
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"images": loaded} if path.suffix == ".npy" else dict(loaded)
+        return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    if path.suffix in (".pt", ".pth"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return (
+            {"images": content}
+            if isinstance(content, Tensor)
+            else {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        )
+    raise UserError(f"{str(path)!r}: examples are read from .safetensors, .npz, .npy and .pt files.")
+
+
+def _first(content: dict[str, Tensor], names: Sequence[str]) -> Tensor | None:
+    return next((content[name] for name in names if name in content), None)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a bundle claims, a row a point of the run: index, label, image hash, and whether an attack broke it."""
+
+    index: list[int]
+    label: list[int]
+    hashes: list[str]
+    clean_correct: list[bool]
+    broken: list[bool]
+    undecided: list[bool]
+
+
+def read_claims(folder: Path) -> Claims:
+    """Read what `samples.parquet` claims."""
+    table = load_samples(folder)
+    rows = table.to_pylist()
+    clean = sorted((row for row in rows if row["attack"] == "clean"), key=lambda row: row["position"])
+    broken = {row["position"] for row in rows if row["outcome"] == "broken"}
+    undecided = {row["position"] for row in rows if row["outcome"] == "undecided"} - broken
+    return Claims(
+        index=[row["index"] for row in clean],
+        label=[row["label"] for row in clean],
+        hashes=[row["image_sha256"] for row in clean],
+        clean_correct=[row["outcome"] == "correct" for row in clean],
+        broken=[row["position"] in broken for row in clean],
+        undecided=[row["position"] in undecided for row in clean],
+    )
+
+
+class Verification(Part):
+    """What the referee found: `problems` names what does not fit; `accepted` where nothing is left to say.
+
+    `n_broken` counts claimed or given examples that hold, `violations` those outside the threat model, whose projections
+    were judged. Accuracies are over the n points.
+    """
+
+    accepted: bool
+    n: int
+    threat: Threat
+    clean_accuracy: float
+    robust_accuracy: float
+    n_broken: int
+    n_undecided: int = 0
+    violations: int
+    violation_kinds: dict[str, int] = Field(default_factory=dict)
+    within_rounding: int = 0
+    problems: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+def recheck(
+    judged: Passes,
+    clean: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    claims: Claims | None = None,
+    draws: int = 1,
+    seed: int = 0,
+) -> Verification:
+    """Judge examples `adv` (N, C, H, W) of `clean` by the referee alone; with `claims` also whether they hold.
+
+    A claim that fails by a margin within float32 rounding (another machine adds in another order) is counted apart.
+    """
+    verdict = judge(judged, clean, adv, labels, threat, draws=draws, seed=seed)
+    before = judge_images(judged, clean, labels, draws=draws, seed=seed)
+    close = verdict.margin.abs() <= 1e-4
+    problems, rounding, undecided = [], 0, torch.zeros(len(labels), dtype=torch.bool)
+    if claims is not None:
+        claimed, undecided = torch.tensor(claims.broken), torch.tensor(claims.undecided)
+        if draws == 1:
+            failing = claimed & ~verdict.broken
+            rounding = int((failing & close).sum())
+            for row in (failing & ~close).nonzero()[:3, 0].tolist():
+                problems.append(
+                    f"Point {claims.index[row]} is claimed to be broken, but the model classifies it right."
+                )
+            wrong = (torch.tensor(claims.clean_correct) == before.broken) & (before.margin.abs() > 1e-4)
+            for row in wrong.nonzero()[:3, 0].tolist():
+                problems.append(
+                    f"Point {claims.index[row]}: the clean prediction is not the one that the record states."
+                )
+        for row in (claimed & (verdict.violation != 0)).nonzero()[:3, 0].tolist():
+            problems.append(f"Point {claims.index[row]}: the example lies outside the threat model.")
+    robust = ~before.broken & ~verdict.broken & ~undecided
+    return Verification(
+        accepted=not problems,
+        n=len(labels),
+        threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
+        clean_accuracy=float(before.correct_share.mean()),
+        robust_accuracy=float(robust.double().mean()),
+        n_broken=int((~before.broken & verdict.broken).sum()),
+        n_undecided=int(undecided.sum()),
+        violations=int((verdict.violation != 0).sum()),
+        violation_kinds={
+            name: count for bit, name in VIOLATION_NAMES.items() if (count := int((verdict.violation & bit != 0).sum()))
+        },
+        within_rounding=rounding,
+        problems=problems,
+    )

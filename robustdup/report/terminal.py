@@ -1,0 +1,231 @@
+"""Records in the terminal: a live view while a run goes on, and a table that one would paste into a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+from rich.table import Table
+
+from robustdup.errors import RobustdupError
+from robustdup.leaderboard import position
+from robustdup.records import Accuracy, AttackResult, EvaluationRecord, Progress, load_samples, to_json
+
+Form = Literal["table", "json", "latex", "markdown"]
+
+SEVERITY_STYLE = {"info": "blue", "warning": "yellow", "serious": "bold red"}
+
+
+class LiveView:
+    """Shows a run as it goes: stage, survivors, rate and time left; silent where output is not a terminal."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._bars = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[survivors]}"),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._tasks: dict[tuple[str, int], TaskID] = {}
+
+    def __enter__(self) -> LiveView:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Take one event of a run."""
+        key = (progress.eps_text, progress.stage)
+        if key not in self._tasks:
+            title = f"eps {progress.eps_text}  {progress.stage + 1}/{progress.n_stages} {progress.attack}"
+            self._tasks[key] = self._bars.add_task(escape(title), total=progress.total, rate="", survivors="")
+        task = self._bars.tasks[self._tasks[key]]
+        self._bars.update(
+            task.id,
+            completed=progress.done,
+            rate=f"{task.speed:.0f} images/s" if task.speed else "",
+            survivors=f"{progress.survivors} of {progress.n} survive",
+        )
+        if progress.message:
+            self._bars.console.print(f"[yellow]{escape(progress.message)}")
+
+
+def show_record(
+    record: EvaluationRecord, folder: Path | None, *, form: Form = "table", bundle: str | None = None
+) -> None:
+    """Print a record on standard output in one of four forms; `json` prints the record and nothing else."""
+    if form == "json":
+        print(to_json(record))
+    elif form == "latex":
+        print(latex_table(record))
+    elif form == "markdown":
+        print(markdown_table(record))
+    else:
+        console = Console()
+        console.print(_verdict(record))
+        console.print(_attack_table(record))
+        for part in _remarks(record, folder):
+            console.print(part, soft_wrap=True, highlight=False)
+        if folder is not None:
+            console.print(f"Record: {folder}/record.json", style="dim", soft_wrap=True, highlight=False)
+        if bundle is not None:
+            console.print(f"Evidence: robustdup verify {bundle}", style="dim", soft_wrap=True, highlight=False)
+
+
+def percent(share: float) -> str:
+    """Return a share as per cent with two digits."""
+    return f"{100 * share:.2f}%"
+
+
+def _interval(value: Accuracy) -> str:
+    return f"{percent(value.value)} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
+
+
+def _verdict(record: EvaluationRecord) -> Panel:
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row(
+        "Model", f"{escape(record.model.spec)} ({record.model.architecture}, {record.model.parameters:,} parameters)"
+    )
+    lines.add_row(
+        "Data", f"{escape(record.data.spec)}, {record.data.split}: {record.n} of {record.data.n_total} images"
+    )
+    lines.add_row("Threat model", f"{record.threat.norm}, eps = {record.threat.eps_text}")
+    lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
+    expected = " (expected)" if record.model.randomized else ""
+    lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
+    if record.robust_accuracy_8bit is not None:
+        lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
+    if record.n_undecided:
+        lines.add_row("[yellow]Undecided", f"[yellow]{record.n_undecided} points: counted only in the upper end")
+    about = record.interval_about
+    return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
+
+
+def _attack_table(record: EvaluationRecord) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("Attack", overflow="fold")
+    for name in ("Attacked", "Broken", "Robust", "Seconds", "Forward", "Backward", "Violations"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for attack in record.attacks:
+        table.add_row(
+            escape(label(attack)),
+            str(attack.n_attacked),
+            str(attack.n_broken),
+            percent(attack.robust_accuracy_after),
+            f"{attack.seconds:.1f}",
+            f"{attack.forward_passes:,}",
+            f"{attack.backward_passes:,}",
+            str(attack.violations),
+            style="yellow" if attack.n_undecided or attack.violations else "",
+        )
+    return table
+
+
+def label(attack: AttackResult) -> str:
+    """Return an attack's name with its options, as one would type it."""
+    options = ", ".join(f"{name}={value}" for name, value in attack.options.items())
+    return f"{attack.name}({options})" if options else attack.name
+
+
+def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
+    """Curve, distances, violations, warnings, diagnostics, and the position on the leaderboard."""
+    lines = []
+    if record.curve:
+        points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
+        lines.append(f"Robust accuracy over eps: {points}")
+    for attack in record.attacks:
+        if attack.distances is not None and attack.distances.median is not None:
+            lines.append(
+                f"{attack.name}: median distance {attack.distances.median:.4g} over {attack.distances.n} examples "
+                f"({record.threat.norm})"
+            )
+        if attack.violations:
+            kinds = ", ".join(f"{name} {count}" for name, count in attack.violation_kinds.items())
+            lines.append(
+                f"[yellow]{escape(attack.name)} left its threat model on {attack.violations} points ({kinds}; worst excess "
+                f"{attack.worst_excess:.2g}); their projections were judged, {attack.rejected_claims} claims were refused."
+            )
+        if attack.warning:
+            lines.append(f"[yellow]{escape(attack.name)}: {escape(attack.warning)}")
+    lines += [f"[dim]{escape(event)}" for event in record.events]
+    for sign in record.diagnostics:
+        style = SEVERITY_STYLE[sign.severity]
+        lines.append(f"[{style}]{sign.severity}: {escape(sign.message)}[/] {escape(sign.advice)}")
+    lines.append(escape(_position(record, folder)))
+    return lines
+
+
+def _position(record: EvaluationRecord, folder: Path | None) -> str:
+    try:
+        samples = load_samples(folder) if folder is not None else None
+        return "Leaderboard: " + position(record, samples).sentence()
+    except RobustdupError as error:
+        return f"Leaderboard: {error}"
+
+
+def _rows(record: EvaluationRecord) -> list[tuple[str, str, str, str]]:
+    rows = [("clean", str(record.n), "", percent(record.clean_accuracy.value))]
+    for attack in record.attacks:
+        rows.append(
+            (label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after))
+        )
+    rows.append(("robust", str(record.n), "", _interval(record.robust_accuracy)))
+    return rows
+
+
+def markdown_table(record: EvaluationRecord) -> str:
+    """Return the result as a Markdown table."""
+    head = (
+        f"{record.model.spec}, {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
+    )
+    lines = [head, "", "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|"]
+    for row in _rows(record):
+        cells = (cell.replace("|", "\\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def latex_table(record: EvaluationRecord) -> str:
+    """Return the result as a LaTeX table (booktabs), escaped."""
+
+    def tex(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text)
+
+    caption = tex(
+        f"{record.model.spec} on {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
+    )
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\begin{tabular}{lrrr}", r"\toprule",
+        r"Attack & Attacked & Broken & Robust accuracy after \\", r"\midrule",
+    ]  # fmt: skip
+    lines += [" & ".join(tex(cell) for cell in row) + r" \\" for row in _rows(record)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
