@@ -15,14 +15,12 @@ NAMES = ("autoattack", "robustbench:AutoAttack")
 _WHOLE = {"autoattack", "robustbenchautoattack"}
 _PARTS = ({"apgdce"}, {"apgdt", "apgddlrt", "apgdtargeted"}, {"fabt", "fabtargeted"}, {"square"})
 
-# What an option must be, under whichever name an attack gives it; others listed here do not change the attack.
+# What an option must be, under whichever name an attack gives it.
 _STANDARD: dict[str, Any] = {
     "version": "standard", "niter": 100, "steps": 100, "iterations": 100, "nqueries": 5000, "queries": 5000,
     "ntargetclasses": 9, "ntargets": 9, "targets": 9, "nrestarts": 1, "restarts": 1, "eotiter": 1, "eot": 1,
     "rho": 0.75, "pinit": 0.8,
 }  # fmt: skip
-_BY_ATTACK = {"square": {"rho": None}}
-_NEUTRAL = {"batchsize", "seed", "verbose", "device", "logpath", "norm", "eps", "isTfModel", "loss", "resscaleloss"}
 
 
 def differences(record: EvaluationRecord) -> list[str]:
@@ -35,15 +33,18 @@ def differences(record: EvaluationRecord) -> list[str]:
     reasons = _missing_parts(found, listed)
     for attack in record.attacks:
         reasons += [f"AutoAttack with another setting: {text}" for text in _changed_options(attack)]
+    if record.config.get("loss") is not None:
+        reasons.append(f"AutoAttack with another loss ({record.config['loss']})")
     if record.environment.attack_precision != "fp32":
         reasons.append(f"AutoAttack runs in fp32; this one ran in {record.environment.attack_precision}")
     return list(dict.fromkeys(reasons))
 
 
 def stronger_than_standard(record: EvaluationRecord) -> bool:
-    """Say whether the whole of AutoAttack ran, perhaps among others: its number is then no upper bound."""
+    """Say whether at least AutoAttack ran, perhaps more: the number is then no upper bound of AutoAttack's."""
     plain = {_plain(attack.name) for attack in record.attacks}
-    return bool(plain & _WHOLE) or all(any(_tail(name) in part for name in plain) for part in _PARTS)
+    whole = bool(plain & _WHOLE) or all(any(_tail(name) in part for name in plain) for part in _PARTS)
+    return whole and not any(_reduced(attack) for attack in record.attacks)
 
 
 def _asked(record: EvaluationRecord) -> list[str]:
@@ -70,11 +71,20 @@ def _missing_parts(found: list[str], listed: str) -> list[str]:
     return [f"attacks beyond the standard AutoAttack ran (ran: {listed})"] if others else []
 
 
+def _reduced(attack: AttackResult) -> bool:
+    """Whether an option of an attack of AutoAttack is below its standard."""
+    options = {_plain(name): value for name, value in attack.options.items()}
+    return any(
+        isinstance(value, int | float) and name in _STANDARD and value < _STANDARD[name]
+        for name, value in options.items()
+    )
+
+
 def _changed_options(attack: AttackResult) -> list[str]:
     changed = []
     for name, value in attack.options.items():
         plain = _plain(name)
-        if value is None or plain in {_plain(neutral) for neutral in _NEUTRAL}:
+        if value is None:
             continue
         if plain in {"attacks", "attackstorun"}:
             names = value if isinstance(value, list) else str(value).split(",")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +12,7 @@ from robustdup.leaderboard.images import ImageCheck, check_images
 from robustdup.leaderboard.table import Entry, Leaderboard, exact_eps, load, plain_name, same_eps
 from robustdup.records import Accuracy, EvaluationRecord
 
+Z95 = 1.959963984540054
 FULL = {"cifar10": 10_000, "cifar100": 10_000}  # points after which no interval is needed: the whole test set
 
 
@@ -91,7 +94,7 @@ class RankResult(_Result):
         if self.at_most is not None:
             return (
                 f"{board}: no rank, only a bound: at best place {self.at_most.best} of {self.at_most.n_entries + 1}, "
-                f"for {self.reasons[0]}, and a weaker attack overestimates robustness."
+                f"because {self.reasons[0]}; a weaker attack overestimates robustness."
             )
         more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
         return f"No RobustBench rank: {self.reasons[0]}{more}."
@@ -168,17 +171,34 @@ def place_among(entries: list[tuple[str, float]], accuracy: Accuracy, *, point: 
     )
 
 
+def _predicted(record: EvaluationRecord, dataset: str | None) -> Accuracy:
+    """The robust accuracy with the interval that predicts the leaderboard's whole test set.
+
+    The record's own interval does, unless its data is only a part of that set: then Wilson's, with the finite-population
+    correction for the whole, as the record has it (Cochran, Sampling Techniques, 1977, section 3.6).
+    """
+    full, found = FULL.get(dataset or ""), record.robust_accuracy
+    if full is None or record.data.n_total >= full or record.n >= record.data.n_total:
+        return found
+    size = record.n * (full - 1) / (full - record.n)
+    z2 = Z95**2 / size
+    centre = (found.value + z2 / 2) / (1 + z2)
+    half = math.sqrt(max(found.value * (1 - found.value) * z2 + z2**2 / 4, 0)) / (1 + z2)
+    return Accuracy(value=found.value, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
 def _fill_places(result: RankResult, record: EvaluationRecord, entries: list[Entry], attack_reasons: list[str]) -> None:
+    accuracy = _predicted(record, result.dataset)
     same = [e for e in entries if e.eps is not None and same_eps(e.eps, record.threat.eps_text)]
     by_autoattack = [(e.model_id, e.autoattack_acc) for e in same if e.autoattack_acc is not None]
     own_order = [(e.model_id, e.robust_acc) for e in entries if e.robust_acc is not None]
     point = result.n >= FULL.get(result.dataset or "", 10**9)
     if attack_reasons:
         if not stronger_than_standard(record):
-            result.at_most = place_among(by_autoattack, record.robust_accuracy, point=point)
+            result.at_most = place_among(by_autoattack, accuracy, point=point)
         return
-    result.autoattack = place_among(by_autoattack, record.robust_accuracy, point=point)
-    result.robustbench = place_among(own_order, record.robust_accuracy, point=point)
+    result.autoattack = place_among(by_autoattack, accuracy, point=point)
+    result.robustbench = place_among(own_order, accuracy, point=point)
     left_out = len(entries) - len(same)
     if left_out:
         result.notes.append(f"{left_out} published entries at another eps are left out of the rank by AutoAttack")
