@@ -188,7 +188,7 @@ def fill_in(row: Row, given: Mapping[str, Any], threat: ThreatModel) -> dict[str
         options.setdefault("n_classes", None)
     defaults = {**row.options, **row.own}
     for name, value in options.items():
-        least = 0 if name in row.may_be_zero else 1
+        least = row.least.get(name, 1)
         whole = isinstance(defaults.get(name), int) and not isinstance(value, bool)
         if whole and value < least:
             raise UserError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Options = Mapping[str, Any]
-Cost = Callable[[Options], tuple[float, float] | None]
+Cost = Callable[[Options], tuple[float, float]]
+Kind = Literal["bounded", "minimum-norm", "unbounded"]
+Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Step = tuple[str, Callable[[float, Options], float]]  # how the default reads, and its value from (eps, options)
 
 BOTH = ("Linf", "L2")
@@ -37,8 +39,8 @@ class Row:
     takes_seed: bool = False
     takes_classes: bool = False
     least_classes: Callable[[Options], int] = lambda options: 2
-    kind: str = "bounded"
-    knowledge: str = "white-box"
+    kind: Kind = "bounded"
+    knowledge: Knowledge = "white-box"
     cost: Cost | None = None
     quick: Options = field(default_factory=dict)
     warning: str = ""
@@ -47,7 +49,7 @@ class Row:
     shift: bool = False
     fill_zero: bool = False
     row_by_row: Callable[[Options], bool] = lambda options: False
-    may_be_zero: tuple[str, ...] = ()  # whole-number options that may be 0; the others start at 1
+    least: Mapping[str, int] = field(default_factory=dict)  # whole-number options may not be below 1, except for these
     build: str = "plain"  # or the name of a function in builders.py
 
 
@@ -59,11 +61,11 @@ def share(divisor: float) -> Step:
 def each(*names: str, extra: float = 0) -> Cost:
     """Return the cost of a loop: the product of these options, forward and backward, plus `extra` forward passes."""
 
-    def cost(options: Options) -> tuple[float, float] | None:
+    def cost(options: Options) -> tuple[float, float]:
         passes = 1.0
         for name in names:
             passes *= options[name]
-        return (passes + extra, passes) if passes else None
+        return passes + extra, passes
 
     return cost
 

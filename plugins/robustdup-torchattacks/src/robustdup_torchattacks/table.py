@@ -76,6 +76,13 @@ def autoattack_cost(options: Options) -> tuple[float, float]:
     return sum(forward + 1 for forward, _ in members), sum(backward for _, backward in members)
 
 
+def multi_attack_cost(options: Options) -> tuple[float, float]:
+    """The sum of its members at their defaults, and a forward pass after each."""
+    members = [row for row in ROWS if row.name in str(options["attacks"]).replace(",", "+").split("+")]
+    costs = [row.cost({"n_classes": None, **row.options}) for row in members if row.cost]
+    return sum(forward + 1 for forward, _ in costs), sum(backward for _, backward in costs)
+
+
 def pixle_cost(options: Options) -> tuple[float, float]:
     """Two forward passes an iteration; restarts only where the image is not updated each iteration."""
     rounds = 1 if options["update_each_iteration"] else options["restarts"]
@@ -98,8 +105,7 @@ ROWS = (
         steps={"alpha": ("1.25 eps", lambda eps, options: 1.25 * eps)}, cost=lambda options: (1, 1)),
     # Linf, iterated
     Row("BIM", ("Linf",), "https://arxiv.org/abs/1607.02533",
-        "Iterated FGSM; steps=0 takes the number of steps from eps, as the paper does.",
-        STEPS, QUARTER, cost=each("steps"), may_be_zero=("steps",)),
+        "Iterated FGSM.", STEPS, QUARTER, cost=each("steps")),
     Row("RFGSM", ("Linf",), "https://arxiv.org/abs/1705.07204", "Iterated FGSM after a random step.",
         STEPS, QUARTER, cost=each("steps")),
     Row("PGD", ("Linf",), "https://arxiv.org/abs/1706.06083", "Projected gradient descent.",
@@ -138,10 +144,11 @@ ROWS = (
     Row("DIFGSM", ("Linf",), "https://arxiv.org/abs/1803.06978", "Iterated FGSM through random resizing and padding.",
         DIVERSE, QUARTER, cost=each("steps"), fill_zero=True, checks=(checks.diversity,)),
     Row("TIFGSM", ("Linf",), "https://arxiv.org/abs/1904.02884",
-        "DIFGSM with the gradient smoothed by a kernel of len_kernel pixels. Three channels only.",
+        "DIFGSM with the gradient smoothed by a kernel of len_kernel pixels (15 suits 299 x 299; on small images it washes "
+        "the gradient out). Three channels only.",
         {**DIVERSE, "kernel_name": "gaussian", "len_kernel": 15, "nsig": 3.0}, QUARTER,
         choices={"kernel_name": ("gaussian", "linear", "uniform")}, cost=each("steps"), fill_zero=True,
-        checks=(checks.rgb, checks.diversity)),
+        quick={"len_kernel": 3}, checks=(checks.rgb, checks.diversity)),
     Row("PIFGSM", ("Linf",), "https://arxiv.org/abs/2007.06765",
         f"Amplified steps whose overflow goes to the neighbouring pixels. Three channels only. {UNUSED}",
         PATCHWISE, eps="max_epsilon", cost=each("num_iter_set"), checks=(checks.rgb,)),
@@ -154,6 +161,7 @@ ROWS = (
         {"delta": 0.01, "nb_iter": 1, "nb_sample": 128, "max_batch_size": 64},
         {"lr": ("eps, or 2.5 eps / nb_iter where less", lambda eps, options: min(eps, 2.5 * eps / options["nb_iter"]))},
         knowledge="score-based", cost=lambda options: (2 * options["nb_iter"] * options["nb_sample"], 0),
+        quick={"nb_iter": 3, "nb_sample": 64},
         warning="torchattacks' own lr = 0.01 moves pixels by at most 0.01 a step whatever eps is; here lr follows eps. "
         "The default is still a single step: nb_iter=20 or more makes a search."),
     # L2
@@ -185,7 +193,7 @@ ROWS = (
     Row("AutoAttack", BOTH, "https://arxiv.org/abs/2003.01690",
         "torchattacks' APGD, APGDT, multi-targeted FAB and Square in order, each on what the earlier ones left.",
         {"version": "standard"}, choices={"version": ("standard", "plus", "rand")}, takes_norm=True, takes_seed=True,
-        takes_classes=True, cost=autoattack_cost, checks=(checks.squares_fit,),
+        takes_classes=True, cost=autoattack_cost, quick={"version": "rand"}, checks=(checks.squares_fit,),
         least_classes=lambda options: 3 if options["version"] == "rand" else 4,
         warning="Not the reference AutoAttack: its APGD, APGDT and FAB run 10 steps instead of 100, and its targeted "
         "attacks go through all wrong classes instead of 9. It leaves more points standing; report the reference "
@@ -201,7 +209,7 @@ ROWS = (
     Row("DeepFool", ("L2",), "https://arxiv.org/abs/1511.04599",
         "Steps to the nearest linearised boundary. Its results end at the boundary, so they are pushed on by `push` of "
         "their length.",
-        {"steps": 50, "overshoot": 0.02}, own={"push": 0.001}, eps=None, kind="minimum-norm",
+        {"steps": 50, "overshoot": 0.02}, own={"push": 0.001}, eps=None, kind="minimum-norm", quick={"steps": 10},
         cost=lambda options: (options["steps"], options["steps"] * CLASSES)),
     Row("EADL1", ("L1",), "https://arxiv.org/abs/1709.04114",
         "Elastic-net attack: soft-thresholded descent, the smallest L1 distance kept.", EAD, eps=None,
@@ -213,7 +221,7 @@ ROWS = (
         row_by_row=lambda options: options["kappa"] != 0, quick={"binary_search_steps": 5, "max_iterations": 40}),
     Row("SparseFool", ("L0",), "https://arxiv.org/abs/1811.02248",
         "DeepFool's boundary reached with few pixels.", {**STEPS, "lam": 3.0, "overshoot": 0.02}, eps=None,
-        kind="minimum-norm"),
+        kind="minimum-norm", quick={"steps": 3}),
     # Few pixels, no eps
     Row("OnePixel", ("L0",), "https://arxiv.org/abs/1710.08864",
         "Differential evolution of the place and colour of `pixels` pixels.",
@@ -237,7 +245,7 @@ ROWS = (
     # Wrappers
     Row("MultiAttack", BOTH, "https://adversarial-attacks-pytorch.readthedocs.io/en/latest/attacks.html",
         "Several torchattacks attacks at their defaults in order (`attacks`, joined by +), each on what the earlier ones "
-        "left.", own={"attacks": "APGD+FAB"}, build="multi_attack",
+        "left.", own={"attacks": "APGD+FAB"}, build="multi_attack", cost=multi_attack_cost,
         warning="Keeps only the examples that torchattacks itself finds misclassified and returns the clean image for the "
         "rest. Stages of `eval` do the same and are judged."),
     Row("LGV", ("Linf",), "https://arxiv.org/abs/2207.13129",
@@ -245,6 +253,7 @@ ROWS = (
         "step. The copies train on the images under attack and their labels, for want of the training set.",
         {"lr": 0.05, "epochs": 10, "nb_models_epoch": 4, "wd": 1e-4, "n_grad": 1},
         {"alpha": share(10)}, own={"steps": 50, "train_batch": 16}, knowledge="transfer", build="lgv",
+        least={"n_grad": -1},
         warning="The paper collects models on the training set; here they are trained on the attacked images alone, so the "
         "result depends on the batch. It is made to transfer to other models and is weaker than BIM on the model itself.",
         quick={"epochs": 2, "steps": 20}),
