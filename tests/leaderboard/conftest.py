@@ -78,7 +78,7 @@ def record(clean, broken_by, *, attacks=AUTOATTACK, asked="robustbench:AutoAttac
         "n": len(clean), "threat": Threat(norm=norm, eps=float(numerator) / float(denominator or 1), eps_text=eps),
         "tolerance": 1e-6, "clean_accuracy": shares(clean), "robust_accuracy": shares(robust),
         "n_undecided": len(undecided), "attacks": results, "passes": PassTotals(), "seconds": 1.0, "seed": 0,
-        "config": {"attacks": asked, "loss": None},
+        "interval_about": "the images", "config": {"attacks": asked, "loss": None},
         "data": DataInfo(
             spec=data, split="test", n_total=n_total, selection="first", image_shape=[3, 32, 32],
             class_names=[str(i) for i in range(10)], fingerprint="0" * 64,
