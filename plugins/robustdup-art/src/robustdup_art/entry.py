@@ -1,0 +1,86 @@
+"""What the table says of an attack, and the function that robustdup is given for it. Imports neither torch nor ART."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: an attack of ART and how to drive it.
+
+    `options` are constructor arguments that a user may set, with ART's defaults; `changed` are those whose default
+    differs here, with the reason; `extra` are options of this plugin that ART does not have. `fixed` are constructor
+    arguments that the adapter sets, and `unused` ones that it leaves alone, with the reason. `eps` and `order` name the
+    arguments that take the threat model's radius and norm. `steps` gives, as multiples of eps, what an option that is
+    None becomes. `labels` is what ART's `y` is: the true labels, other classes as targets, or nothing.
+    `single` calls ART once an image, each with its own seed. `shims` replaces names in ART's module during a call.
+    `build(call)` and `generate(attack, call)` stand in for the plain calls; `check(shape, threat)` refuses an input.
+    """
+
+    name: str
+    norms: tuple[str, ...]
+    url: str
+    description: str
+    kind: str = "bounded"
+    knowledge: str = "white-box"
+    batching: str = "batch"
+    warning: str = ""
+    undemonstrated: str = ""
+    cost: Any = None
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    eps: str = ""
+    order: str = ""
+    steps: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
+    labels: str = "true"
+    single: bool = False
+    layout: str = "NCHW"
+    probabilities: bool = False
+    shims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    build: Callable[..., Any] | None = None
+    generate: Callable[..., Any] | None = None
+    check: Callable[..., None] | None = None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """All options that a user may set, with the defaults that hold here."""
+        return {**self.options, **{name: value for name, (value, _) in self.changed.items()}, **self.extra}
+
+
+def make_attack(entry: Entry) -> Callable[..., Any]:
+    """Return the attack function of a row, with its real options in `__signature__`."""
+
+    def attack(model: Any, images: Any, labels: Any, threat: Any, *, rng: Any, **options: Any) -> Any:
+        from robustdup_art.adapter import run
+
+        return run(entry, model, images, labels, threat, rng, {**entry.defaults, **options})
+
+    attack.__name__ = attack.__qualname__ = entry.name
+    attack.__doc__ = f"{entry.description}\n\nImages (N, C, H, W) in [0, 1] -> the same shape. {entry.url}"
+    attack.__signature__ = signature(entry)  # type: ignore[attr-defined]
+    return attack
+
+
+def signature(entry: Entry) -> inspect.Signature:
+    """Return the signature that robustdup checks options against."""
+    positional = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("model", "images", "labels", "threat")
+    ]
+    named = [inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY)]
+    for name, default in entry.defaults.items():
+        choices = entry.choices.get(name)
+        annotation = f"Literal[{', '.join(map(repr, choices))}]" if choices else inspect.Parameter.empty
+        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return inspect.Signature([*positional, *named])
