@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.cli.leaderboard import console
 from robustdup.leaderboard import Comparison, PairedDifference
 from robustdup.leaderboard import compare as compare_records
 from robustdup.records import find_record, load_record, load_samples, to_json
@@ -25,14 +25,14 @@ def compare(
     if as_json:
         print(to_json(result))
         return
-    console = Console(soft_wrap=True)
+    out = console()
     for line in (f"A: {result.run_a}  {result.model_a}", f"B: {result.run_b}  {result.model_b}"):
-        console.print(Text(line))
-    console.print(Text(f"{result.n_common} points, {result.norm}, eps = {result.eps}"))
-    console.print(comparison_table(result), highlight=False)
+        out.print(Text(line))
+    out.print(Text(f"{result.n_common} points, {result.norm}, eps = {result.eps}"))
+    out.print(comparison_table(result), highlight=False)
     for note in result.notes:
-        console.print(Text(f"Note: {note}."))
-    console.print(Text(_changed(result)))
+        out.print(Text(f"Note: {note}."))
+    out.print(Text(_changed(result)))
 
 
 def comparison_table(result: Comparison) -> Table:

@@ -45,10 +45,10 @@ def show_command(
         head = {"source": table.source, "date": table.date, "commit": table.commit, "n": len(found)}
         _print_json({**head, "entries": [entry.model_dump() for entry in found]})
         return
-    console = _console()
-    _warn(console, table)
-    console.print(_table(found), highlight=False)
-    console.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
+    out = console()
+    _warn(out, table)
+    out.print(_table(found), highlight=False)
+    out.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
 
 
 @app.command("rank")
@@ -63,10 +63,10 @@ def rank_command(
     if as_json:
         print(to_json(result))
         return
-    console = _console()
-    _warn(console, table)
+    out = console()
+    _warn(out, table)
     for line in rank_lines(result):
-        console.print(Text(line))
+        out.print(Text(line))
 
 
 @app.command("submit")
@@ -96,13 +96,13 @@ def submit_command(
     if as_json:
         print(to_json(result))
         return
-    console = _console()
+    out = console()
     for file in result.files:
-        console.print(Text(f"Wrote {file}"))
+        out.print(Text(f"Wrote {file}"))
     if result.missing:
-        console.print(Text(f"Still to fill in (marked FILL IN), or give: {', '.join(result.missing)}"))
+        out.print(Text(f"Still to fill in (marked FILL IN), or give: {', '.join(result.missing)}"))
     if result.draft:
-        console.print(Text("A draft: RobustBench evaluates the whole test set."))
+        out.print(Text("A draft: RobustBench evaluates the whole test set."))
 
 
 @app.command("refresh")
@@ -116,13 +116,13 @@ def refresh_command(
     if as_json:
         print(to_json(result))
         return
-    console = _console()
+    out = console()
     counts = f"{len(result.added)} added, {len(result.changed)} changed, {len(result.removed)} removed"
     commit = f" at commit {result.commit[:12]}" if result.commit else ""
-    console.print(Text(f"{result.n} entries{commit}: {counts}. Wrote {result.path}"))
+    out.print(Text(f"{result.n} entries{commit}: {counts}. Wrote {result.path}"))
     for what in ("added", "changed", "removed", "skipped"):
         for line in getattr(result, what):
-            console.print(Text(f"  {what}: {line}"))
+            out.print(Text(f"  {what}: {line}"))
 
 
 def rank_lines(result: RankResult) -> list[str]:
@@ -186,15 +186,15 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _console() -> Console:
+def console() -> Console:
     """A console on standard output; wide where that is not a terminal, so that nothing is cut."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(width=220, soft_wrap=True)
+    found = Console(soft_wrap=True)
+    return found if found.is_terminal else Console(width=220, soft_wrap=True)
 
 
-def _warn(console: Console, table: Leaderboard) -> None:
+def _warn(out: Console, table: Leaderboard) -> None:
     if table.warning:
-        console.print(Text(f"Warning: {table.warning}"))
+        out.print(Text(f"Warning: {table.warning}"))
 
 
 def _print_json(content: Any) -> None:

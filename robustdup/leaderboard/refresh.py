@@ -155,7 +155,7 @@ def parse_entry(content: Any, dataset: str, threat_model: str, model_id: str) ->
         unreliable=_truth(content.get("unreliable")),
         venue=_plain(content.get("venue")),
         paper_title=_plain(content.get("name")),
-        paper_url=_plain(content.get("link")),
+        paper_url=str(content.get("link") or "").strip(),
     )
     if entry.robust_acc is None:
         raise ValueError("no robust accuracy")

@@ -1,0 +1,69 @@
+"""`robustdup compare`: the table that people read, the JSON that programs read, and refusals."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from robustdup.cli.compare import compare
+from robustdup.errors import UserError
+from robustdup.records import save_record, save_samples
+
+BUILD = runpy.run_path(str(Path(__file__).parents[1] / "leaderboard" / "conftest.py"))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Write a run in which the given points break."""
+
+    def write(name, broken, n=50, **changes):
+        place = [0 if i in broken else -1 for i in range(n)]
+        rows = {key: changes.pop(key) for key in ("hashes",) if key in changes}
+        table = BUILD["table"]([True] * n, place, **rows)
+        save_samples({column: table[column].to_pylist() for column in table.column_names}, tmp_path / name)
+        save_record(BUILD["record"]([True] * n, place, run_id=name, **changes), tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def call(*words, error=None):
+    app = typer.Typer()
+    app.command()(compare)
+    result = CliRunner().invoke(app, list(words))
+    if error is not None:
+        assert isinstance(result.exception, error), result.output
+        return str(result.exception)
+    assert result.exception is None, result.exception
+    return result.stdout
+
+
+def test_the_difference_in_words(run_folder):
+    text = call(run_folder("first", {1, 2}), run_folder("second", {2, *range(10, 20)}))
+    robust = next(line for line in text.splitlines() if line.startswith("robust"))
+    assert [robust.split()[i] for i in (1, 2, 3)] == ["96.00%", "78.00%", "+18.00"]
+    assert robust.split()[-3:-1] == ["10", "1"]
+    assert "11 points changed; indices: 1, 10, 11" in text
+    assert "50 points, Linf, eps = 8/255" in text
+
+
+def test_the_difference_as_json(run_folder):
+    found = json.loads(call(run_folder("first", {1}), run_folder("second", {1, 3, 4}), "--json"))
+    assert (found["run_a"], found["run_b"], found["n_common"]) == ("first", "second", 50)
+    assert (found["robust"]["only_a"], found["robust"]["only_b"], found["robust"]["p_value"]) == (2, 0, 0.5)
+    assert [point["index"] for point in found["changed"]] == [3, 4]
+    assert found["robust"]["low"] < 0.04 < found["robust"]["high"]
+    assert found["clean"]["difference"] == 0
+
+
+def test_runs_on_other_images_are_refused(run_folder):
+    message = call(run_folder("first", {1}), run_folder("second", {1}, hashes=["a" * 64] * 50), error=UserError)
+    assert "other pixels" in message
+    assert "There is no record" in call(run_folder("third", {1}), "nowhere", error=UserError)
+
+
+def test_equal_runs(run_folder):
+    assert "No point changed." in call(run_folder("first", {1}), run_folder("second", {1}))
