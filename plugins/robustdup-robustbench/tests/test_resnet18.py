@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from robustdup_robustbench import resnet18
 
 from robustdup import UserError
-from robustdup_robustbench import resnet18
 
 OPTIONS = SimpleNamespace(allow_pickle=False)
 

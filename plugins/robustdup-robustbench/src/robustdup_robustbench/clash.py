@@ -27,7 +27,7 @@ def check(path: list[str] | None = None) -> list[Finding]:
     zoo, torchattacks = _distribution("robustbench", path), _distribution("torchattacks", path)
     if zoo is None:
         message = "RobustBench's model zoo (optional) is not installed."
-        if torchattacks is not None and _files(torchattacks):
+        if torchattacks is not None and any(_digest(torchattacks, file) for file in _files(torchattacks)):
             message += " What can be imported as 'robustbench' is an old copy that the torchattacks wheel carries."
         return [Finding(True, message, INSTALL)]
     changed = [file for file in _files(zoo) if _digest(zoo, file) != _recorded(file)]
