@@ -21,7 +21,7 @@ def doctor(
     """Look at the installation: exit code 1 where something needs to be done."""
     import torch
 
-    from robustdup.jobs import versions
+    from robustdup.evaluation.record import versions
     from robustdup.registry import load_plugins
 
     registry = load_plugins(plugin)

@@ -37,11 +37,12 @@ def _eval(
     config, folder = _configuration(file, overrides, flags, resume)
 
     from robustdup import jobs  # torch is imported from here on
+    from robustdup.evaluation.folder import STATE
     from robustdup.records import load_record
     from robustdup.report.terminal import LiveView, show_record
 
     quiet = json or latex or markdown
-    if resume is not None and (folder / "record.json").is_file() and not (folder / jobs.STATE).is_dir():
+    if resume is not None and (folder / "record.json").is_file() and not (folder / STATE).is_dir():
         record = load_record(folder)
     else:
         view = LiveView(enabled=not quiet and sys.stdout.isatty())
@@ -72,23 +73,23 @@ def _configuration(
     file: str | None, overrides: list[str], flags: dict[str, Any], resume: str | None
 ) -> tuple[EvalConfig, Path]:
     """Return the configuration and the run folder; a run that is resumed by its folder alone brings its own."""
-    from robustdup import jobs
+    from robustdup.evaluation.folder import default_folder, saved_config
 
     if resume is None:
         config = build(EvalConfig, file, overrides, flags)
-        return config, Path(config.out) if config.out else jobs.default_folder(config)
+        return config, Path(config.out) if config.out else default_folder(config)
     folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else _latest_unfinished()
     given = build(EvalConfig, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
     if not folder.is_dir():
         if not resume:  # nothing to go on with yet: start
             return build(EvalConfig, file, overrides, flags), folder
         raise UserError(f"There is no run folder {str(folder)!r} to resume.")
-    saved = jobs.saved_config(folder).model_dump(mode="json")
+    saved = saved_config(folder).model_dump(mode="json")
     return build(EvalConfig, values={**saved, **given}), folder
 
 
 def _latest_unfinished() -> Path:
-    from robustdup.jobs import CONFIG_FILE, STATE
+    from robustdup.evaluation.folder import CONFIG_FILE, STATE
 
     unfinished = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
     if not unfinished:

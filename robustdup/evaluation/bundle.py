@@ -75,7 +75,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.")
     content = path.read_bytes()
     try:
-        manifest = json.loads(content)
+        manifest: dict[str, Any] = json.loads(content)
         stated = manifest.pop("sha256")
         files = dict(manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -6,10 +6,8 @@ that a run that was killed continues as if it had not been.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import pickle
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.errors import RunError
+from robustdup.evaluation.bench import Bench, fresh_copy, out_of_memory
 from robustdup.evaluation.referee import Judged, Verdict, join, judge
 from robustdup.records import Progress, write_atomic
 from robustdup.registry import AttackSpec
@@ -52,23 +51,6 @@ class Points:
     labels: Tensor
     index: Tensor
     clean: Judged
-
-
-@dataclass
-class Bench:
-    """What attacks run on: the judged original, the model to attack, and how rows are packed.
-
-    Every call attacks a fresh copy of `attacked`, so that an attack may ruin it and harm neither the judge nor the next
-    attack. Points in a call: `batch_size`; rows in a padded model call: `micro_batch`.
-    """
-
-    judged: Passes
-    attacked: nn.Module
-    device: torch.device
-    batch_size: int
-    micro_batch: int
-    draws: int
-    seed: int
 
 
 @dataclass
@@ -264,7 +246,7 @@ def _attack_rows(
             seed=rng.fold("referee").call_seed(),
         )
     except (RuntimeError, MemoryError) as failure:
-        if not _out_of_memory(failure) or len(rows) == 1:
+        if not out_of_memory(failure) or len(rows) == 1:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -293,22 +275,6 @@ def _called(
     if not adv.dtype.is_floating_point:
         raise RunError(f"{stage.spec.name} returned {adv.dtype}, not floating-point images.")
     return adv.detach().to(images)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in words or "can't allocate" in words
-    )
-
-
-def fresh_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with frozen weights for attacking; the model itself where it cannot be copied."""
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError):
-        return model
-    return copied.requires_grad_(False)
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -15,15 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustdup.attacks.passes import Passes, input_gradient
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import pgd
-from robustdup.evaluation.cascade import BROKEN, SURVIVED, CascadeResult
+from robustdup.config import EvalConfig
+from robustdup.evaluation.bench import Bench, CleanVerdict, fresh_copy
+from robustdup.evaluation.cascade import BROKEN, SURVIVED, CascadeResult, Points
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.records import Diagnostic
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 BLACK_BOX = ("score-based", "decision-based", "transfer")
+
+
+PROBE_POINTS = 64
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,39 @@ class Probe:
     explained_by_grey: float | None = None
 
 
-def is_randomized(model: Passes, images: Tensor, labels: Tensor) -> bool:
-    """Tell whether two calls under different seeds differ on the same images (N, C, H, W) by more than rounding."""
-    first = judge_images(model, images, labels, seed=1).margin
-    second = judge_images(model, images, labels, seed=2).margin
-    scale = first[first.isfinite()].abs().max().clamp(min=1.0) if first.isfinite().any() else torch.tensor(1.0)
-    return bool(((first - second).abs().nan_to_num() > 1e-5 * scale).any())
+def diagnose(
+    bench: Bench,
+    points: Points,
+    clean: CleanVerdict,
+    results: list[CascadeResult],
+    config: EvalConfig,
+    *,
+    was_training: bool,
+) -> tuple[list[Diagnostic], Count]:
+    """Look at the model and at what the attacks did, before any union; returns signs and the passes that looking cost."""
+    right = (~points.clean.broken).nonzero()[:PROBE_POINTS, 0]
+    signs = of_accuracy(float(points.clean.correct_share.mean()), clean.num_classes)
+    spent = Count()
+    if len(right):
+        judged = Passes(bench.judged.model, bench.micro_batch)
+        attacked = Passes(fresh_copy(bench.attacked), bench.micro_batch)
+        images, labels, index = (t[right].to(bench.device) for t in (points.images, points.labels, points.index))
+        with isolated(attacked.model, seed=config.seed):
+            found = probe(judged, attacked, images, labels, index, config.norm, config.seed)
+        spent = judged.count + attacked.count
+        signs += of_model(
+            found,
+            was_training=was_training,
+            mode=config.mode,
+            randomized=clean.randomized,
+            draws=bench.draws,
+        )
+    for result in results:
+        signs += of_cascade(result)
+    n = len(points.labels)
+    alone = {r.threat.eps_text: float((~points.clean.broken & ~r.broken).sum()) / n for r in results}
+    signs += of_curve(alone, n)
+    return list({(sign.code, sign.message): sign for sign in signs}.values()), spent
 
 
 def probe(

@@ -1,0 +1,187 @@
+"""What attacks run on: the judged original, copies to attack, the device, and how rows are packed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Count, Passes
+from robustdup.config import EvalConfig
+from robustdup.data.labelled import LabelledImages
+from robustdup.errors import RunError, UserError, unknown
+from robustdup.evaluation.folder import STATE
+from robustdup.evaluation.referee import Judged, judge_images
+from robustdup.records import write_atomic
+
+
+@dataclass
+class Bench:
+    """What attacks run on: the judged original, the model to attack, and how rows are packed.
+
+    Every call attacks a fresh copy of `attacked`, so that an attack may ruin it and harm neither the judge nor the next
+    attack. Points in a call: `batch_size`; rows in a padded model call: `micro_batch`.
+    """
+
+    judged: Passes
+    attacked: nn.Module
+    device: torch.device
+    batch_size: int
+    micro_batch: int
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class CleanVerdict:
+    """What the model says of the clean images, how many classes it knows, and whether it answers at random."""
+
+    judged: Judged
+    num_classes: int
+    randomized: bool
+
+
+def choose_device(text: str) -> torch.device:
+    """Return the device that `text` names; `auto` takes a GPU where there is one. Raises UserError."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise unknown("device", text, ["auto", "cpu", "cuda", "cuda:0", "mps"]) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Device {text!r} is not there: {torch.cuda.device_count()} CUDA devices are. Use --device auto."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("Device 'mps' is not available here. Use --device auto.")
+    return device
+
+
+def make_bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | None, device: torch.device) -> Bench:
+    """Copy the model for judging and for attacking, in the right mode, on the device."""
+    micro_batch = config.micro_batch or (256 if device.type == "cuda" else 32)
+    judged = _placed(original, device, config.mode)
+    attacked = judged if stand_in is None else _placed(stand_in, device, config.mode)
+    return Bench(
+        judged=Passes(judged, micro_batch),
+        attacked=attacked,
+        device=device,
+        batch_size=config.batch_size or (512 if device.type == "cuda" else 128),
+        micro_batch=micro_batch,
+        draws=1,
+        seed=config.seed,
+    )
+
+
+def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
+    with contextlib.suppress(RuntimeError, TypeError, AttributeError):
+        model = copy.deepcopy(
+            model
+        )  # one that cannot be copied is judged as it is; its weights are compared at the end
+    model = model.to(device)
+    return model.eval() if mode == "eval" else model
+
+
+def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> CleanVerdict:
+    """Judge the clean images; find the number of classes and randomness. Raises UserError where it cannot take them."""
+    images, labels = data.images.to(bench.device), data.labels.to(bench.device)
+    shape = tuple(images.shape[1:])
+    try:
+        with torch.no_grad(), isolated(bench.judged.model):
+            logits = bench.judged(images[: bench.micro_batch])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The model cannot take images of shape {shape}: {error}. Check channels (--grey) and size (--resize, --crop)."
+        ) from error
+    bench.judged.count = Count()
+    if not bool(logits.isfinite().all()):
+        raise UserError(
+            "The model returns NaN or infinite logits on clean images. Check its weights and normalisation."
+        )
+    if int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"The labels go up to {int(labels.max())}, but the model has {logits.shape[1]} outputs. "
+            "Do model and data belong together?"
+        )
+    few = slice(0, bench.micro_batch)
+    randomized = is_randomized(bench.judged, images[few], labels[few])
+    bench.judged.count = Count()
+    draws = config.judge_draws if randomized else 1
+    while True:
+        try:
+            clean = judge_images(bench.judged, images, labels, draws=draws, seed=config.seed)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if not bench.judged.micro_batch or bench.judged.micro_batch == 1:
+                raise RunError("Out of memory with a single image in a batch.") from None
+            bench.judged.micro_batch //= 2
+    if not bool(clean.margin.isfinite().all()):
+        raise UserError(
+            "The model returns NaN or infinite logits on clean images. Check its weights and normalisation."
+        )
+    return CleanVerdict(clean, logits.shape[1], randomized)
+
+
+def clean_verdict(
+    bench: Bench, data: LabelledImages, config: EvalConfig, weights: str, folder: Path | None
+) -> CleanVerdict:
+    """Judge the clean images, or take the saved verdict of the run that goes on.
+
+    `weights` is the model's fingerprint. Raises UserError where the data or the weights are no longer those that the run
+    in `folder` was started with.
+    """
+    path = None if folder is None else folder / STATE / "clean.safetensors"
+    if path is not None and path.is_file():
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata()
+            saved = Judged(*(file.get_tensor(name) for name in ("prediction", "margin", "correct_share")))
+        for what, mine in (("data", data.fingerprint), ("weights", weights)):
+            if head[what] != mine:
+                raise UserError(f"The {what} are not those that the run in {str(folder)!r} was started with.")
+        return CleanVerdict(saved, int(head["num_classes"]), head["randomized"] == "True")
+    clean = _judge_clean(bench, data, config)
+    if path is not None:
+        head = {
+            "data": data.fingerprint, "weights": weights,
+            "num_classes": str(clean.num_classes), "randomized": str(clean.randomized),
+        }  # fmt: skip
+        write_atomic(path, save_tensors({**vars(clean.judged)}, metadata=head))
+    return clean
+
+
+def is_randomized(model: Passes, images: Tensor, labels: Tensor) -> bool:
+    """Tell whether two calls under different seeds differ on the same images (N, C, H, W) by more than rounding."""
+    first = judge_images(model, images, labels, seed=1).margin
+    second = judge_images(model, images, labels, seed=2).margin
+    scale = first[first.isfinite()].abs().max().clamp(min=1.0) if first.isfinite().any() else torch.tensor(1.0)
+    return bool(((first - second).abs().nan_to_num() > 1e-5 * scale).any())
+
+
+def fresh_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with frozen weights for attacking; the model itself where it cannot be copied."""
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError):
+        return model
+    return copied.requires_grad_(False)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on any device."""
+    words = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in words or "can't allocate" in words
+    )

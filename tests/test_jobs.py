@@ -1,0 +1,509 @@
+"""The whole evaluation, from configuration to record, on models whose optimum is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import robustdup
+from robustdup import UserError, jobs
+from robustdup.config import EvalConfig, build
+from robustdup.records import RunError, load_record, load_samples
+
+
+class Mean(nn.Module):
+    """Two classes by the mean of the image, boundary at one half; counts the rows that it sees."""
+
+    def __init__(self, scale: float = 10.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.rows = [0]  # shared by copies on purpose, so that copies made for attacking are counted too
+
+    def __deepcopy__(self, memo):
+        twin = type(self)(self.scale.item())
+        twin.rows = self.rows
+        return twin.train(self.training)
+
+    def forward(self, images):
+        self.rows[0] += len(images)
+        signal = self.scale * (images.double().flatten(1).mean(dim=1) - 0.5).float()
+        return torch.stack([-signal, signal], dim=1)
+
+
+VALUES = torch.linspace(0.3, 0.7, 40)
+IMAGES = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+LABELS = (VALUES > 0.5).long()
+GAP = (VALUES - 0.5).abs()
+ROBUST = float((GAP > 0.1).double().mean())
+
+
+def run(model=None, **options):
+    options = {"eps": "0.1", "attacks": "pgd(steps=10)", "batch_size": 16, "micro_batch": 8, **options}
+    return robustdup.evaluate(model or Mean().eval(), IMAGES, LABELS, **options)
+
+
+def test_verified_accuracy_is_the_closed_form():
+    record = run()
+    assert record.clean_accuracy.value == 1.0
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+    assert record.robust_accuracy.low < ROBUST < record.robust_accuracy.high
+    assert record.n == 40
+    assert record.threat.model_dump() == {"norm": "Linf", "eps": 0.1, "eps_text": "0.1"}
+    assert [a.name for a in record.attacks] == ["pgd"]
+    assert record.attacks[0].n_attacked == 40
+    assert record.status == "complete"
+    assert [c.robust_accuracy for c in record.per_class] == pytest.approx([ROBUST, ROBUST])
+
+
+def test_passes_are_those_that_the_model_saw():
+    model = Mean().eval()
+    before = model.rows[0]
+    record = run(model, attacks="fgsm,pgd(steps=10)", diagnostics=False)
+    p = record.passes
+    preliminary = 3 * 8  # one micro-batch to look at the logits, two to find out whether the model is randomised
+    final = 40  # the examples after rounding to 8 bits
+    assert model.rows[0] - before == preliminary + final + p.clean + p.attacks_forward + p.referee + p.padding
+    assert sum(a.forward_passes for a in record.attacks) == p.attacks_forward
+    assert record.attacks[0].forward_passes == record.attacks[0].backward_passes == 40
+
+
+# --- dishonest attacks: none gains a point that its projection does not earn, each is reported ---
+
+
+def away(labels, size):
+    return torch.where(labels == 1, -size, size).view(-1, 1, 1, 1)
+
+
+@robustdup.attack("honest", norms=["Linf"])
+def honest(model, images, labels, threat, *, rng):
+    return images + away(labels, threat.radius)
+
+
+@robustdup.attack("over", norms=["Linf"])
+def over(model, images, labels, threat, *, rng):
+    return images + away(labels, threat.radius + 1e-3)
+
+
+@robustdup.attack("outside", norms=["Linf"])
+def outside(model, images, labels, threat, *, rng):
+    return images + away(labels, 5.0)
+
+
+@robustdup.attack("nan", norms=["Linf"])
+def nan(model, images, labels, threat, *, rng):
+    return torch.full_like(images, float("nan"))
+
+
+@robustdup.attack("swap", norms=["Linf"])
+def swap(model, images, labels, threat, *, rng):
+    return torch.where(labels == 1, 0.0, 1.0).view(-1, 1, 1, 1).expand_as(images).clone()
+
+
+@robustdup.attack("noop", norms=["Linf"])
+def noop(model, images, labels, threat, *, rng):
+    return images
+
+
+@robustdup.attack("halfway", norms=["Linf"])
+def halfway(model, images, labels, threat, *, rng):
+    if rng.index.min() >= 16:
+        raise RuntimeError("gave up")
+    return images + away(labels, threat.radius)
+
+
+@robustdup.attack("liar", norms=["Linf"])
+def liar(model, images, labels, threat, *, rng):
+    """Claims success for everything, and makes its model agree."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    model.forward = lambda images: nn.functional.one_hot(1 - labels, 2).float()
+    return images
+
+
+@pytest.mark.parametrize("attack", [honest, over, outside, swap])
+def test_what_lies_outside_earns_what_its_projection_earns(attack):
+    record = run(attacks=[attack])
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+    assert record.attacks[0].violations == (0 if attack is honest else 40)
+    if attack is not honest:
+        assert record.attacks[0].worst_excess > 9e-4
+        assert (record.attacks[0].rejected_claims > 0) == (attack is not over)  # no point lies between 0.1 and 0.101
+        assert "ball" in record.attacks[0].violation_kinds or "box" in record.attacks[0].violation_kinds
+
+
+@pytest.mark.parametrize(("attack", "kind"), [(nan, "not_finite"), (noop, None), (liar, None)])
+def test_what_earns_nothing_breaks_nothing_and_is_named(attack, kind):
+    record = run(attacks=[attack])
+    assert record.robust_accuracy.value == 1.0
+    assert record.attacks[0].n_broken == 0
+    if kind:
+        assert record.attacks[0].violation_kinds == {kind: 40}
+    if attack is noop:
+        assert "no_op" in [d.code for d in record.diagnostics]
+    if attack is liar:
+        assert "changed the weights" in record.events[0]
+
+
+def test_an_attack_that_fails_half_way_leaves_points_undecided_and_only_in_the_upper_end():
+    record = run(attacks=[halfway])
+    assert record.n_undecided == 24
+    assert record.attacks[0].n_undecided == 24
+    decided = float((GAP[:16] > 0.1).sum()) / 40
+    assert record.robust_accuracy.value == pytest.approx(decided)
+    assert record.robust_accuracy.high > decided + 24 / 40
+    assert "attack_failed" in [d.code for d in record.diagnostics]
+    assert "gave up" in record.attacks[0].errors[0]
+    rescued = run(attacks=[halfway, "pgd(steps=10)"])
+    assert rescued.n_undecided == int((GAP[16:] > 0.1).sum())
+
+
+def test_a_run_in_which_no_call_finishes_is_a_failure():
+    @robustdup.attack("never", norms=["Linf"])
+    def never(model, images, labels, threat, *, rng):
+        raise RuntimeError("no")
+
+    assert run(attacks=[never]).status == "failed"
+
+
+# --- curves, diagnostics, adaptive attacks ---
+
+
+def test_a_curve_falls_and_its_largest_eps_is_the_verdict():
+    record = run(eps="0.15,0.05,0.1")
+    assert list(record.curve) == ["0.05", "0.1", "0.15"]
+    for text, point in record.curve.items():
+        assert point.value == pytest.approx(float((GAP > float(text)).double().mean()))
+    assert record.threat.eps_text == "0.15"
+    assert record.robust_accuracy.value == record.curve["0.15"].value
+    assert list(record.curve_attacks) == ["0.05", "0.1", "0.15"]
+
+
+@robustdup.attack("shy", norms=["Linf"])
+def shy(model, images, labels, threat, *, rng):
+    """Works at small eps only."""
+    return images + away(labels, threat.radius if threat.radius < 0.12 else 0.0)
+
+
+def test_more_eps_and_more_accuracy_is_seen_before_the_union_and_the_union_does_not_rise():
+    record = run(attacks=[shy], eps="0.1,0.15")
+    assert record.curve["0.15"].alone == 1.0
+    assert record.curve["0.15"].value == record.curve["0.1"].value == pytest.approx(ROBUST)
+    assert "more_eps_more_accuracy" in [d.code for d in record.diagnostics]
+
+
+class Masked(Mean):
+    """The same decisions as Mean, with gradients that are exactly zero."""
+
+    def forward(self, images):
+        return super().forward((images * 64).round() / 64)
+
+
+def test_zero_gradients_and_black_box_wins_are_named():
+    @robustdup.attack("guess", norms=["Linf"], knowledge="score-based")
+    def guess(model, images, labels, threat, *, rng):
+        return images + away(labels, threat.radius)
+
+    record = run(Masked().eval(), attacks=["pgd(steps=5,random_start=false)", guess])
+    codes = [d.code for d in record.diagnostics]
+    assert "zero_gradients" in codes
+    assert "black_box_beats_white_box" in codes
+    clean = run(attacks=["pgd(steps=5,random_start=false)", guess])
+    assert not {"zero_gradients", "black_box_beats_white_box"} & {d.code for d in clean.diagnostics}
+
+
+def test_attack_model_lets_bpda_break_what_hides_its_gradients(tmp_path):
+    plain = run(Masked().eval(), attacks="pgd(steps=10,random_start=false)")
+    file = tmp_path / "stand_in.py"
+    file.write_text(
+        "import torch\n"
+        "class Mean(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        s = 10 * (x.flatten(1).mean(1) - 0.5)\n"
+        "        return torch.stack([-s, s], 1)\n"
+        "def make(): return Mean()\n"
+    )
+    adaptive = run(Masked().eval(), attacks="pgd(steps=10,random_start=false)", attack_model=f"{file}:make")
+    assert plain.robust_accuracy.value > adaptive.robust_accuracy.value
+    assert adaptive.robust_accuracy.value == pytest.approx(ROBUST, abs=0.11)
+    assert adaptive.model.attack_model.endswith("stand_in.py:make")
+
+
+def test_a_custom_loss_registered_like_an_attack_is_used(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "CALLS = []\n"
+        "def backwards(logits, labels):\n"
+        "    CALLS.append(len(labels))\n"
+        "    return logits.gather(1, labels[:, None])[:, 0]\n"
+        "def register(registry):\n"
+        "    registry.add_loss('backwards', backwards)\n"
+    )
+    options = {"plugin": [str(file)], "attacks": "pgd(steps=3,random_start=false)"}
+    assert run(loss="backwards", **options).robust_accuracy.value == 1.0  # it climbs the wrong way
+    assert run(**options).robust_accuracy.value == pytest.approx(ROBUST)
+    with pytest.raises(UserError, match=r"Unknown loss 'backward'. Did you mean 'backwards'\?"):
+        run(loss="backward", **options)
+
+
+class Softmax(Mean):
+    def forward(self, images):
+        return super().forward(images).softmax(dim=1)
+
+
+def test_softmax_outputs_training_mode_and_chance_are_named():
+    assert "softmax_outputs" in [d.code for d in run(Softmax().eval()).diagnostics]
+    training = Mean().train()
+    assert "not_eval_mode" in [d.code for d in run(training).diagnostics]
+    assert training.training
+    reversed_labels = robustdup.evaluate(Mean().eval(), IMAGES, 1 - LABELS, eps="0.1", attacks="fgsm")
+    assert "clean_near_chance" in [d.code for d in reversed_labels.diagnostics]
+    assert run().diagnostics == []
+
+
+class Noisy(Mean):
+    def forward(self, images):
+        return super().forward(images + 0.05 * torch.randn(len(images), 1, 1, 1))
+
+
+def test_a_randomised_model_is_judged_by_fresh_draws_and_reported_as_expected_accuracy():
+    record = run(Noisy().eval(), attacks="pgd(steps=10)", eot=4, judge_draws=50)
+    assert record.model.randomized
+    assert record.model.judge_draws == 50
+    assert "randomized" in [d.code for d in record.diagnostics]
+    # Expected accuracy of the optimal example: the chance that noise keeps a point on its side. PGD stops at a point
+    # that fooled all of its four draws, which may lie a little before the optimum.
+    normal = torch.distributions.Normal(0, 1)
+    best, untouched = (normal.cdf((GAP - size) / 0.05).mean().item() for size in (0.1, 0.0))
+    assert best - 0.03 < record.robust_accuracy.value < best + 0.08 < untouched
+    assert record.clean_accuracy.value == pytest.approx(untouched, abs=0.03)
+    assert record.attacks[0].options["eot"] == 4
+
+
+class Grid(nn.Module):
+    """Changes its mind within less than a grey level, so that rounding to 8 bits undoes it."""
+
+    def forward(self, images):
+        off = (images * 255 - (images * 255).round()).flatten(1).abs().amax(dim=1)
+        wrong = (off > 0.2).float()
+        return torch.stack([1 - wrong, wrong], dim=1)
+
+
+def test_accuracy_after_rounding_to_8_bits_is_reported_beside_the_raw_one():
+    @robustdup.attack("subtle", norms=["Linf"])
+    def subtle(model, images, labels, threat, *, rng):
+        return images + 0.4 / 255
+
+    images = torch.randint(0, 200, (10, 1, 2, 2)) / 255
+    record = robustdup.evaluate(Grid().eval(), images, torch.zeros(10).long(), eps="8/255", attacks=[subtle])
+    assert record.robust_accuracy.value == 0.0
+    assert record.robust_accuracy_8bit == 1.0
+
+
+# --- run folders, resuming, bundles ---
+
+
+def small(folder=None, **values):
+    return build(
+        EvalConfig, values={"n": 60, "eps": "0.1", "attacks": "fgsm,pgd(steps=3)", "batch_size": 16, **values}
+    )
+
+
+def test_a_record_alone_reruns_to_the_same_result(tmp_path):
+    first = jobs.run_evaluation(small(), folder=tmp_path / "a").record
+    config = EvalConfig.model_validate(load_record(tmp_path / "a").config)
+    second = jobs.run_evaluation(config, folder=tmp_path / "b").record
+    assert first.robust_accuracy == second.robust_accuracy
+    a, b = load_samples(tmp_path / "a"), load_samples(tmp_path / "b")
+    assert a.equals(b)
+    assert not (tmp_path / "a" / "state").exists()
+    assert first.data.fingerprint == second.data.fingerprint
+    assert first.model.fingerprint == second.model.fingerprint
+
+
+def test_batch_size_changes_nothing_for_native_attacks(tmp_path):
+    jobs.run_evaluation(small(batch_size=60), folder=tmp_path / "a")
+    jobs.run_evaluation(small(batch_size=7), folder=tmp_path / "b")
+    drop = ["forward_passes", "backward_passes"]
+    a, b = (load_samples(tmp_path / f).drop_columns(drop).sort_by([("stage", "ascending"), ("position", "ascending")]) for f in "ab")
+    assert a.equals(b)
+
+
+def test_samples_tell_every_point_and_agree_with_the_record(tmp_path):
+    record = jobs.run_evaluation(small(), folder=tmp_path / "run").record
+    rows = load_samples(tmp_path / "run").to_pylist()
+    clean = [row for row in rows if row["attack"] == "clean"]
+    assert [row["index"] for row in clean] == list(range(60))
+    assert sum(row["outcome"] == "correct" for row in clean) / 60 == record.clean_accuracy.value
+    for number, attack in enumerate(record.attacks):
+        mine = [row for row in rows if row["stage"] == number]
+        assert len(mine) == attack.n_attacked
+        assert sum(row["outcome"] == "broken" for row in mine) == attack.n_broken
+        assert mine[-1]["forward_passes"] == attack.forward_passes
+        assert all((row["margin"] < 0) == (row["outcome"] == "broken") for row in mine)
+        assert all(row["distance"] <= 0.1 + 1e-6 for row in mine)
+    broken = {row["position"] for row in rows if row["outcome"] == "broken"}
+    correct = {row["position"] for row in clean if row["outcome"] == "correct"}
+    assert len(correct - broken) / 60 == record.robust_accuracy.value
+
+
+def test_an_unfinished_run_is_not_overwritten_and_resumes_only_as_it_was_started(tmp_path):
+    folder = tmp_path / "run"
+
+    def stop(progress):
+        if progress.stage == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_evaluation(small(), folder=folder, progress=stop)
+    with pytest.raises(UserError, match="holds an unfinished run. Go on with it by --resume"):
+        jobs.run_evaluation(small(), folder=folder)
+    with pytest.raises(UserError, match="was started with seed=0, not 1"):
+        jobs.run_evaluation(small(seed=1), folder=folder, resume=True)
+    resumed = jobs.run_evaluation(small(), folder=folder, resume=True).record
+    whole = jobs.run_evaluation(small(), folder=tmp_path / "whole").record
+    assert load_samples(folder).equals(load_samples(tmp_path / "whole"))
+    assert resumed.passes == whole.passes
+    with pytest.raises(UserError, match="is not empty"):
+        jobs.run_evaluation(small(), folder=folder)
+
+
+def test_bundle_is_accepted_and_refused_with_any_single_byte_changed(tmp_path):
+    from robustdup.evaluation.bundle import write_bundle
+
+    record = jobs.run_evaluation(small(), folder=tmp_path / "run").record
+    bundle = write_bundle(tmp_path / "run", tmp_path / "bundle")
+    found = jobs.verify_bundle(bundle)
+    assert found.accepted
+    assert found.robust_accuracy == pytest.approx(record.robust_accuracy.value)
+    assert found.n_broken == sum(a.n_broken for a in record.attacks) > 0
+    for file in sorted(bundle.iterdir()):
+        whole = file.read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 1}:
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(UserError, match=f"refused: {file.name.split('.')[0]}"):
+                jobs.verify_bundle(bundle)
+        file.write_bytes(whole)
+    (bundle / "extra.txt").write_text("x")
+    with pytest.raises(UserError, match="extra.txt does not belong to it"):
+        jobs.verify_bundle(bundle)
+
+
+def test_a_forger_who_recomputes_the_hashes_is_caught_by_the_referee(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from robustdup.evaluation import bundle as bundles
+
+    jobs.run_evaluation(small(), folder=tmp_path / "run")
+    images = tmp_path / "run" / "images" / "adversarial.safetensors"
+    content = load_file(images)
+    content["images"] = torch.full_like(content["images"], 0.5)
+    save_file(content, images)
+    forged = bundles.write_bundle(tmp_path / "run", tmp_path / "forged")
+    found = jobs.verify_bundle(forged)
+    assert not found.accepted
+    assert "lies outside the threat model" in " ".join(found.problems)
+
+
+def test_a_bundle_is_refused_on_other_data_or_weights(tmp_path):
+    from robustdup.evaluation.bundle import write_bundle
+
+    jobs.run_evaluation(small(), folder=tmp_path / "run")
+    bundle = write_bundle(tmp_path / "run", tmp_path / "bundle")
+    with pytest.raises(UserError, match="the weights here are not those of the bundle"):
+        jobs.verify_bundle(bundle, {"model": "builtin:digits-standard"})
+    with pytest.raises(UserError, match="the data here are not those of the bundle"):
+        jobs.verify_bundle(bundle, {"n": 59})
+
+
+def test_verify_judges_a_file_of_examples_from_any_tool(tmp_path):
+    import numpy as np
+
+    run = jobs.run_evaluation(small())
+    np.savez(tmp_path / "adv.npz", images=run.worst.numpy())
+    found = jobs.verify_examples(tmp_path / "adv.npz", small(n=None))
+    assert found.accepted
+    assert found.n == 60
+    assert found.robust_accuracy == pytest.approx(run.record.robust_accuracy.value)
+    np.savez(tmp_path / "far.npz", images=(run.worst + 0.2).numpy())
+    assert jobs.verify_examples(tmp_path / "far.npz", small(n=None)).violations == 60
+    np.savez(tmp_path / "labels.npz", images=run.worst.numpy(), labels=np.zeros(60, dtype=np.int64))
+    with pytest.raises(UserError, match="labels in the file are not those of the data"):
+        jobs.verify_examples(tmp_path / "labels.npz", small(n=None))
+
+
+# --- bad input: one clear message ---
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"attacks": "pdg"}, r"Unknown attack 'pdg'. Did you mean 'pgd'\?"),
+        ({"attacks": "pgd(stps=3)"}, r"Unknown option of attack 'pgd': 'stps'. Did you mean 'steps'\?"),
+        ({"attacks": "pgd(steps=0.5)"}, "must be a whole number"),
+        ({"attacks": ""}, "No attack is named"),
+        ({"eps": "-0.1"}, "eps must be above 0"),
+        ({"eps": "0"}, "eps must be above 0"),
+        ({"eps": "8"}, r"Did you mean '8/255'\?"),
+        ({"eps": "lots"}, "is not a number"),
+        ({"norm": "L3"}, "Unknown norm 'L3'"),
+        ({"device": "gpu"}, "Unknown device 'gpu'"),
+        ({"n": 41}, "above the 40 images"),
+        ({"step": 3}, r"Unknown configuration key 'step'"),
+        ({"options": {"pdg": {"steps": 3}}}, "Unknown attack in options"),
+    ],
+)
+def test_mistakes_in_settings(options, text):
+    with pytest.raises(UserError, match=text):
+        run(**options)
+
+
+def test_mistakes_in_model_and_data():
+    model = Mean().eval()
+
+    def evaluate(images=IMAGES, labels=LABELS, model=model):
+        return robustdup.evaluate(model, images, labels, eps="0.1", attacks="fgsm")
+
+    with pytest.raises(UserError, match="labels go up to 5, but the model has 2 outputs"):
+        evaluate(labels=LABELS + 4)
+    with pytest.raises(UserError, match=r"\[0, 1\]"):
+        evaluate(images=IMAGES * 255)
+    with pytest.raises(UserError, match="(?i)nan|finite"):
+        evaluate(images=IMAGES * float("nan"))
+    with pytest.raises(UserError, match="(?i)no images|empty|at least one"):
+        evaluate(images=IMAGES[:0], labels=LABELS[:0])
+
+    class Broken(nn.Module):
+        def __init__(self, answer):
+            super().__init__()
+            self.answer = answer
+
+        def forward(self, images):
+            return self.answer(images)
+
+    with pytest.raises(UserError, match="returned a tuple"):
+        evaluate(model=Broken(lambda x: (model(x), None)))
+    with pytest.raises(UserError, match="returned a dict"):
+        evaluate(model=Broken(lambda x: {"logits": model(x)}))
+    with pytest.raises(UserError, match="NaN or infinite logits"):
+        evaluate(model=Broken(lambda x: model(x) * float("nan")))
+    with pytest.raises(UserError, match=r"cannot take images of shape \(1, 4, 4\)"):
+        evaluate(model=nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval())
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((RunError, UserError), match="Cannot write|is not"):
+        jobs.run_evaluation(small(), folder=tmp_path / "file" / "run")
+
+
+def test_state_is_readable_json(tmp_path):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_evaluation(small(), folder=tmp_path / "run", progress=stop)
+    assert json.loads((tmp_path / "run" / "state" / "config.json").read_text())["n"] == 60
