@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustdup.data.decode import check_options, fit
 from robustdup.data.sources import DataOptions
 from robustdup.errors import UserError, unknown
 
@@ -44,8 +45,13 @@ def load_builtin(rest: str, options: DataOptions) -> DigitsRows:
     for name in ("config", "revision", "image_column", "label_column"):
         if getattr(options, name) is not None:
             raise UserError(f"builtin:digits has no {name}; got {getattr(options, name)!r}. Leave it out.")
+    check_options(options)
     from sklearn.datasets import load_digits
 
     digits, (start, stop) = load_digits(), SPLITS[options.split]
     images = torch.from_numpy(digits.images[start:stop]).float().unsqueeze(1) / 16
+    try:
+        images = fit(images, options).clamp(0, 1)
+    except ValueError as error:
+        raise UserError(f"An image of builtin:digits {error}.") from None
     return DigitsRows(images, torch.from_numpy(digits.target[start:stop]).long())

@@ -19,7 +19,8 @@ Selection = Literal["all", "first", "sample", "given"]
 class LabelledImages:
     """Points to evaluate on: `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,).
 
-    `index` is a point's row in the split, `n_total` the rows that the split has, `hashes` one SHA-256 an image.
+    `index` is a point's row in the split, `n_total` the rows that the split has, `hashes` one SHA-256 an
+    image. `notes` say what a reader should know, such as which of several columns was taken.
     """
 
     images: Tensor
@@ -34,6 +35,7 @@ class LabelledImages:
     revision: str | None
     n_total: int
     selection: Selection
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -73,6 +75,7 @@ def _fingerprint(hashes: Sequence[str], labels: Tensor) -> str:
 def labelled(
     images: Tensor, labels: Tensor, index: Tensor, *, class_names: Sequence[str], spec: str, split: str,
     n_total: int, selection: Selection, config: str | None = None, revision: str | None = None,
+    notes: tuple[str, ...] = (),
 ) -> LabelledImages:  # fmt: skip
     """Return `LabelledImages` with hashes and fingerprint, after checking them. Raises UserError."""
     check_images(images)
@@ -81,7 +84,7 @@ def labelled(
     return LabelledImages(
         images=images, labels=labels, index=index, class_names=list(class_names), hashes=hashes,
         fingerprint=_fingerprint(hashes, labels), spec=spec, split=split, config=config, revision=revision,
-        n_total=n_total, selection=selection,
+        n_total=n_total, selection=selection, notes=notes,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -60,16 +61,33 @@ def load_images(
     return labelled(
         images, labels, index, class_names=rows.class_names, spec=spec, split=options.split, config=options.config,
         revision=getattr(rows, "revision", None) or options.revision, n_total=len(rows), selection=selection,
+        notes=tuple(getattr(rows, "notes", ())),
     )  # fmt: skip
 
 
 def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
-    """Return the rows behind a spec without decoding any image. Raises UserError."""
+    """Return the rows behind a spec without decoding any image. Raises UserError.
+
+    A known scheme goes to its source; otherwise an existing path is a local folder (or a parquet file), and NAME or
+    OWNER/NAME a dataset of the Hugging Face Hub.
+    """
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in registry.data:
         rows: Rows = registry.data[scheme].load(rest, options)
         return rows
-    raise unknown("data", spec, ["builtin:digits"])
+    from robustdup.data.hub import looks_like_hub_id, open_hub, open_local
+    from robustdup.data.table import TableRows
+
+    path = Path(spec).expanduser()
+    place = f"{spec} ({options.split})"
+    if spec and path.exists():
+        return TableRows(open_local(path, options), options, place)
+    if colon and "/" not in scheme and "\\" not in scheme and len(scheme) > 1:
+        examples = [example for source in registry.data.values() for example in source.examples]
+        raise unknown("data", spec, [*examples, *(f"{name}:…" for name in registry.data)])
+    if looks_like_hub_id(spec):
+        return TableRows(open_hub(spec, options), options, place)
+    raise UserError(f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.")
 
 
 def select(

@@ -1,0 +1,108 @@
+"""From encoded images to pixels in [0, 1]: modes, sizes, resize and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from robustdup.data.sources import DataOptions
+
+T = TypeVar("T")
+
+_AS_IS = ("L", "RGB")
+_TO_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX")
+_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+def plain_image(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image in mode L or RGB (8 bits), or F with values in [0, 255] for 16-bit grey.
+
+    Palettes become RGB. Alpha is dropped where it is opaque everywhere. Raises ValueError for what has no plain meaning.
+    """
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in _WITH_ALPHA:
+        if image.getchannel(image.getbands()[-1]).getextrema()[0] != 255:
+            raise ValueError("has transparent pixels, so that its colours depend on a background; flatten it first")
+        return image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        from PIL import Image
+
+        return Image.fromarray(np.asarray(image).astype(np.float32) * np.float32(255 / 65535), mode=None)
+    if image.mode in _TO_RGB:
+        return image.convert("RGB")
+    if image.mode in _AS_IS:
+        return image
+    raise ValueError(f"has the pixel mode {image.mode!r}, whose range is unknown; save it with 8 or 16 bits")
+
+
+def fit(image: T, options: DataOptions) -> T:
+    """Resize the shorter side (bilinear, antialiased) and crop the centre, as RobustBench does for ImageNet.
+
+    Takes a PIL image or a tensor (..., H, W) and follows torchvision's Resize and CenterCrop
+    (https://pytorch.org/vision/stable/transforms.html). Raises ValueError where the crop is larger than the image.
+    """
+    if options.resize is None and options.crop is None:
+        return image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    value: Any = image
+    if options.resize is not None:
+        value = functional.resize(value, [options.resize], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    if options.crop is not None:
+        height, width = functional.get_size(value)
+        if min(height, width) < options.crop:
+            raise ValueError(
+                f"is {height}x{width} (height x width), too small for crop = {options.crop}; add resize = {options.crop}"
+            )
+        value = functional.center_crop(value, [options.crop, options.crop])
+    return value  # type: ignore[no-any-return]
+
+
+def check_options(options: DataOptions) -> None:
+    """Raise UserError unless resize and crop are positive and fit each other."""
+    for name in ("resize", "crop"):
+        size = getattr(options, name)
+        if size is not None and size < 1:
+            raise UserError(f"{name} must be at least 1 pixel, got {size}.")
+    if options.resize is not None and options.crop is not None and options.crop > options.resize:
+        raise UserError(f"crop = {options.crop} is larger than resize = {options.resize}: nothing to crop from.")
+
+
+def to_tensor(image: PIL.Image.Image, options: DataOptions) -> Tensor:
+    """Return one image as float32 (C, H, W) in [0, 1], C = 1 or 3. Raises ValueError that says what is wrong with it."""
+    image = plain_image(image)
+    if options.grey and image.mode == "RGB":
+        image = image.convert("L")  # ITU-R 601 luma, rounded to 8 bits
+    tensor = torch.from_numpy(np.array(fit(image, options), dtype=np.float32)) / 255
+    tensor = tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+    return tensor.clamp(0, 1)
+
+
+def stack(images: Sequence[Tensor], rows: Sequence[int], place: str) -> Tensor:
+    """Return images (C, H, W) of one size as (N, C, H, W); where grey and colour mix, grey becomes colour.
+
+    Raises UserError for differing sizes, naming the first two rows that differ.
+    """
+    channels = max(image.shape[0] for image in images)
+    first = images[0]
+    for row, image in zip(rows, images, strict=True):
+        if image.shape[1:] != first.shape[1:]:
+            sizes = [f"row {r} is {i.shape[1]}x{i.shape[2]}" for r, i in ((rows[0], first), (row, image))]
+            raise UserError(
+                f"The images of {place} differ in size: {sizes[0]}, {sizes[1]} (height x width). "
+                "Give resize and crop, for instance resize = 256 and crop = 224."
+            )
+    return torch.stack([image.expand(channels, -1, -1) for image in images])

@@ -1,0 +1,175 @@
+"""From a Hub id or a local folder to one split of a `datasets.Dataset`, with errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustdup.errors import RunError, UserError, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+    from robustdup.data.sources import DataOptions
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def open_local(path: Path, options: DataOptions) -> datasets.Dataset:
+    """Return one split of a folder (parquet files, imagefolder, `save_to_disk`) or of a parquet file. Raises UserError."""
+    if options.revision is not None:
+        raise UserError(f"revision = {options.revision!r} is for Hub datasets; {str(path)!r} is a local path.")
+    saved = path / "dataset_dict.json", path / "state.json"
+    if path.is_file() or any(file.is_file() for file in saved):
+        if options.config is not None:
+            raise UserError(f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.")
+        if path.is_file() and path.suffix != ".parquet":
+            raise UserError(f"{str(path)!r} is a file, but not a parquet file. Name a folder or a .parquet file.")
+    with _explained(str(path), lambda: _broken_files(path)), _quiet():
+        import datasets
+
+        if path.is_file():
+            found = datasets.load_dataset("parquet", data_files={options.split: str(path)})
+        elif any(file.is_file() for file in saved):
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.load_dataset(str(path), options.config)
+    return _split(found, str(path), options.split)
+
+
+def open_hub(name: str, options: DataOptions) -> datasets.Dataset:
+    """Return one split of a Hub dataset (never running code from there). Raises UserError, also where it is offline."""
+    with _explained(name, lambda: ""), _quiet():
+        import datasets
+
+        found = datasets.load_dataset(name, options.config, revision=options.revision)
+    dataset = _split(found, name, options.split)
+    commit = commit_of(dataset)
+    # Offline, `datasets` serves whatever revision is in its cache.
+    if _COMMIT.fullmatch(options.revision or "") and commit not in (None, options.revision):
+        raise UserError(
+            f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online."
+        )
+    return dataset
+
+
+def looks_like_hub_id(spec: str) -> bool:
+    """True for NAME and OWNER/NAME in the letters that the Hub allows."""
+    return _HUB_ID.fullmatch(spec) is not None and not spec.startswith(".") and ".." not in spec
+
+
+def commit_of(dataset: datasets.Dataset) -> str | None:
+    """Return the commit (40 hex digits) that a Hub dataset was read from; None for local data."""
+    for file in dataset.cache_files:  # <cache>/owner___name/config/version/<commit>/name-test.arrow
+        folder = Path(file["filename"]).parent.name
+        if _COMMIT.fullmatch(folder):
+            return folder
+    return None
+
+
+def _split(found: Any, place: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    if isinstance(found, datasets.Dataset):  # save_to_disk of one split; one without a name serves any
+        named = str(found.split) if found.split is not None else split
+        found = {named: found}
+    if split not in found:
+        raise unknown(f"split of {place}:", split, [str(name) for name in found])
+    dataset: datasets.Dataset = found[split]
+    return dataset
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of `datasets` where nobody watches; its log of an error that we explain ourselves is left out."""
+    import logging
+    import sys
+
+    import datasets
+
+    log, shown = logging.getLogger("datasets"), not datasets.are_progress_bars_disabled()
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    if shown and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _explained(place: str, look: Callable[[], str]) -> Iterator[None]:
+    """Turn what `datasets` raises into one message; `look` may find out more, such as the file that is broken."""
+    try:
+        yield
+    except (UserError, RunError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise _explain(place, error, look()) from error
+
+
+def _explain(place: str, error: Exception, detail: str) -> Exception:
+    import datasets
+
+    text = " ".join(str(error).split())
+    cause = error
+    while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return RunError(f"No space left on the disk while reading {place!r}. Point HF_HOME at a disk with room.")
+    if isinstance(cause, PermissionError):
+        return UserError(f"No permission while reading {place!r}: {cause}. (HF_HOME names the folder of the cache.)")
+    if detail:
+        return UserError(detail)
+    if isinstance(error, ConnectionError):
+        return UserError(
+            f"Cannot reach the Hugging Face Hub for {place!r}, it is not in the cache, and there is no local folder of "
+            "that name. Go online once, or give a folder with parquet files, images or save_to_disk output; "
+            "builtin:digits needs no network."
+        )
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        if "gated" in text or "Revision" in text:
+            return UserError(text)
+        return UserError(
+            f"There is no dataset {place!r} on the Hugging Face Hub, or it is private (log in: 'hf auth login'), and no "
+            "local folder of that name. Hub ids look like owner/name, for instance uoft-cs/cifar10."
+        )
+    if "corresponds to no data" in text:
+        return UserError(f"There are no rows in a split of {place!r}: {text}")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"There is no data in {place!r}: no parquet files, images, or save_to_disk output.")
+    config = re.search(r"BuilderConfig '(.*)' not found\. Available: \[(.*)\]", text)
+    if config:
+        return unknown(f"configuration of {place}:", config[1], re.findall(r"'([^']*)'", config[2]))
+    config = re.search(r"Config name is missing.*available configs: \[(.*?)\]", text)
+    if config:
+        names = ", ".join(re.findall(r"'([^']*)'", config[1]))
+        return UserError(f"{place!r} has several configurations. Name one with data_config: {names}.")
+    if "scripts are no longer supported" in text:
+        return UserError(
+            f"{place!r} needs code from the dataset to run, which robustdup never does. Use a parquet copy."
+        )
+    return UserError(f"Cannot read {place!r}: {type(cause).__name__}: {' '.join(str(cause).split())}")
+
+
+def _broken_files(path: Path) -> str:
+    """Return a message that names the first parquet file that cannot be read; empty where all can."""
+    import pyarrow.parquet
+
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    for file in files:
+        try:
+            with pyarrow.parquet.ParquetFile(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    parquet.read_row_group(group)
+        except Exception as error:
+            return f"{str(file)!r} is not a whole parquet file: {str(error).rstrip('.')}. Download or write it again."
+    return ""

@@ -1,0 +1,76 @@
+"""The rows of a `datasets.Dataset` as images and labels; only the rows that are asked for are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustdup.data.columns import find_columns
+from robustdup.data.decode import check_options, stack, to_tensor
+from robustdup.data.hub import commit_of
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+    from robustdup.data.sources import DataOptions
+
+_CHUNK = 256  # rows whose encoded bytes are held at once
+
+
+class TableRows:
+    """One split of a dataset. `revision` is the commit on the Hub, `notes` say which column was chosen where several fit."""
+
+    def __init__(self, dataset: datasets.Dataset, options: DataOptions, place: str) -> None:
+        check_options(options)
+        import datasets
+
+        columns = find_columns(dataset.features, image=options.image_column, label=options.label_column, place=place)
+        self.revision, self.class_names, self.notes = commit_of(dataset), columns.class_names, columns.notes
+        self._columns, self._options, self._place = columns, options, place
+        self._decoder = datasets.Image()
+        if columns.raw:
+            dataset = dataset.cast_column(columns.image, datasets.Image())
+        dataset = dataset.select_columns([columns.image, columns.label])
+        self._dataset = dataset.cast_column(columns.image, datasets.Image(decode=False)).with_format(None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these rows. Raises UserError."""
+        images, labels = [], []
+        for start in range(0, len(rows), _CHUNK):
+            part = list(rows[start : start + _CHUNK])
+            content = self._dataset[part]
+            for row, image, label in zip(part, content[self._columns.image], content[self._columns.label], strict=True):
+                images.append(self._decode(row, image))
+                labels.append(self._label(row, label))
+        return stack(images, rows, self._place), torch.tensor(labels, dtype=torch.int64)
+
+    def _decode(self, row: int, encoded: Any) -> Tensor:
+        if encoded is None:
+            raise UserError(f"Row {row} of {self._place} has no image in column {self._columns.image!r}.")
+        try:
+            return to_tensor(self._decoder.decode_example(encoded), self._options)
+        except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises all of these for broken files
+            raise UserError(f"The image in row {row}{_name(encoded)} of {self._place} {_reason(error)}.") from error
+
+    def _label(self, row: int, label: Any) -> int:
+        if label is None:
+            raise UserError(f"Row {row} of {self._place} has no label in column {self._columns.label!r}.")
+        return int(label)
+
+
+def _name(encoded: Any) -> str:
+    path = encoded.get("path")
+    return f" ({path})" if path else ""
+
+
+def _reason(error: Exception) -> str:
+    if type(error) is ValueError:
+        return str(error)
+    return f"cannot be read: {str(error) or type(error).__name__}"

@@ -1,0 +1,229 @@
+"""Local folders: parquet files, imagefolder, save_to_disk; columns, pixel modes, sizes, and what is broken."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from robustdup.data.sources import DataOptions, load_images
+from robustdup.errors import UserError
+from robustdup.registry import Registry
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+def read(folder, *, n=None, **options):
+    return load_images(str(folder), DataOptions(**options), n=n, registry=Registry())
+
+
+def pixels(*shape):
+    return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(array, mode=None):
+    content = io.BytesIO()
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def write(folder, images, labels, *, image="img", label="label", names=("a", "b", "c"), split="test", **more):
+    folder.mkdir(exist_ok=True)
+    features = {
+        image: datasets.Image(),
+        label: datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64"),
+    }
+    columns = {image: images, label: labels}
+    for name, (values, feature) in more.items():
+        columns[name], features[name] = values, feature
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    rows.to_parquet(folder / f"{split}.parquet")
+    return rows
+
+
+def test_parquet_pixels_labels_and_first_rows(tmp_path):
+    arrays = [pixels(6, 5, 3) for _ in range(4)]
+    write(tmp_path, [png(a) for a in arrays], [2, 0, 1, 1])
+    data = read(tmp_path, n=3)
+    expected = torch.stack([transforms.ToTensor()(a) for a in arrays[:3]])
+    assert torch.equal(data.images, expected)
+    assert data.labels.tolist() == [2, 0, 1]
+    assert (data.n_total, data.selection, data.class_names) == (4, "first", ["a", "b", "c"])
+    assert torch.equal(read(tmp_path / "test.parquet").images[:3], expected)
+
+
+def test_only_chosen_rows_are_decoded_and_a_broken_image_is_named(tmp_path):
+    broken = png(pixels(8, 8, 3))
+    broken["bytes"] = broken["bytes"][:60]
+    write(tmp_path, [png(pixels(8, 8, 3)), broken, {"bytes": b"<html>", "path": None}], [0, 1, 2])
+    assert len(read(tmp_path, n=1)) == 1
+    with pytest.raises(UserError, match=r"image in row 1 .* cannot be read"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="row 1"):
+        load_images(str(tmp_path), sample=3, registry=Registry())
+
+
+def test_imagefolder_and_saved_to_disk(tmp_path):
+    for split, label in (("train", "cat"), ("test", "cat"), ("test", "dog")):
+        folder = tmp_path / "folder" / split / label
+        folder.mkdir(parents=True)
+        Image.new("L", (4, 4), 51 if label == "cat" else 204).save(folder / "1.png")
+    data = read(tmp_path / "folder")
+    assert data.class_names == ["cat", "dog"]
+    assert dict(zip(data.labels.tolist(), data.images[:, 0, 0, 0].tolist(), strict=True)) == pytest.approx(
+        {0: 0.2, 1: 0.8}
+    )
+    rows = write(tmp_path / "rows", [png(pixels(4, 4, 3))] * 2, [0, 2])
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "dict")
+    rows.save_to_disk(tmp_path / "single")
+    for folder in ("dict", "single"):
+        assert read(tmp_path / folder).fingerprint == read(tmp_path / "rows").fingerprint
+    with pytest.raises(UserError, match="has no configurations"):
+        read(tmp_path / "dict", config="x")
+
+
+def test_missing_split_and_columns_name_the_nearest(tmp_path):
+    write(tmp_path, [png(pixels(4, 4))], [0], split="train")
+    with pytest.raises(UserError, match=r"Unknown split .* 'test'.*Allowed: train"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="Did you mean 'img'"):
+        read(tmp_path, split="train", image_column="imgs")
+    with pytest.raises(UserError, match="Did you mean 'label'"):
+        read(tmp_path, split="train", label_column="lable")
+    with pytest.raises(UserError, match=r"'label' .* does not hold images but ClassLabel"):
+        read(tmp_path, split="train", image_column="label")
+    with pytest.raises(UserError, match="revision = 'main' is for Hub datasets"):
+        read(tmp_path, split="train", revision="main")
+
+
+def test_ambiguous_and_unsuitable_columns(tmp_path):
+    names = datasets.ClassLabel(names=["x", "y"])
+    image = [png(pixels(4, 4))]
+    write(tmp_path / "fine", image, [1], label="fine_label", coarse_label=([0], names))
+    data = read(tmp_path / "fine")
+    assert data.labels.tolist() == [1]
+    assert "'fine_label'" in data.notes[0]
+    write(tmp_path / "two", image, [1], label="colour", shape=([0], names))
+    with pytest.raises(UserError, match=r"Several columns .* labels: colour, shape. Name one with label_column"):
+        read(tmp_path / "two")
+    assert read(tmp_path / "two", label_column="shape").labels.tolist() == [0]
+    write(tmp_path / "text", image, [1], label="colour", names=(), label_=(["red"], datasets.Value("string")))
+    with pytest.raises(UserError, match=r"not hold class numbers 0..K-1 but text.*class_encode_column"):
+        read(tmp_path / "text", label_column="label_")
+    with pytest.raises(UserError, match=r"No column .* is known to hold labels"):
+        read(tmp_path / "text")
+    write(tmp_path / "negative", image, [-1], names=())
+    with pytest.raises(UserError, match="0 or above, got -1"):
+        read(tmp_path / "negative")
+    write(tmp_path / "none", image, [None], names=())
+    with pytest.raises(UserError, match=r"Row 0 .* has no label"):
+        read(tmp_path / "none")
+
+
+def test_parquet_written_without_datasets(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    array = pixels(4, 4, 3)
+    pq.write_table(pa.table({"image": [png(array)["bytes"]], "label": [7]}), tmp_path / "test.parquet")
+    data = read(tmp_path)
+    assert torch.equal(data.images[0], transforms.ToTensor()(array))
+    assert data.class_names == []
+
+
+def one(tmp_path, name, image, **options):
+    write(tmp_path / name, [png(image)], [0])
+    return read(tmp_path / name, **options).images[0]
+
+
+def test_pixel_modes(tmp_path):
+    array = pixels(4, 4, 3)
+    rgb = transforms.ToTensor()(array)
+    assert torch.equal(one(tmp_path, "opaque", Image.fromarray(array).convert("RGBA")), rgb)
+    palette = Image.fromarray(array).convert("P")
+    assert torch.equal(one(tmp_path, "palette", palette), transforms.ToTensor()(palette.convert("RGB")))
+    bilevel = Image.fromarray(array).convert("1")
+    assert one(tmp_path, "bilevel", bilevel).unique().tolist() == [0, 1]
+    deep = RANDOM.integers(0, 65536, (4, 4), dtype=np.uint16)
+    expected = torch.from_numpy(deep.astype(np.float64) / 65535)
+    assert (one(tmp_path, "deep", Image.fromarray(deep))[0] - expected).abs().max() < 1e-6
+    assert one(tmp_path, "grey", array, grey=True).shape == (1, 4, 4)
+    see_through = Image.fromarray(array).convert("RGBA")
+    see_through.putpixel((0, 0), (1, 2, 3, 0))
+    with pytest.raises(UserError, match=r"row 0 .* has transparent pixels"):
+        one(tmp_path, "alpha", see_through)
+    write(tmp_path / "mixed", [png(pixels(4, 4)), png(array)], [0, 1])
+    assert read(tmp_path / "mixed").images.shape == (2, 3, 4, 4)
+
+
+def test_resize_and_crop_are_those_of_torchvision(tmp_path):
+    arrays = [pixels(40, 60, 3), pixels(75, 50, 3)]
+    write(tmp_path, [png(a) for a in arrays], [0, 1])
+    with pytest.raises(
+        UserError, match=r"differ in size: row 0 is 40x60, row 1 is 75x50 .* resize = 256 and crop = 224"
+    ):
+        read(tmp_path)
+    expected = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.ToTensor()])
+    data = read(tmp_path, resize=32, crop=28)
+    assert torch.equal(data.images, torch.stack([expected(Image.fromarray(a)) for a in arrays]))
+    with pytest.raises(UserError, match="too small for crop = 45"):
+        read(tmp_path, crop=45)
+    with pytest.raises(UserError, match="crop = 40 is larger than resize = 32"):
+        read(tmp_path, resize=32, crop=40)
+    with pytest.raises(UserError, match="resize must be at least 1"):
+        read(tmp_path, resize=0)
+
+
+def test_broken_and_missing_files_are_named(tmp_path):
+    write(tmp_path, [png(pixels(32, 32, 3)) for _ in range(8)], [0] * 8)
+    file = tmp_path / "test.parquet"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"<html>404</html>"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"test\.parquet' is not a whole parquet file"):
+            read(tmp_path)
+    file.unlink()
+    with pytest.raises(UserError, match="There is no data in"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"There is no folder '.*nowhere'; Hub ids look like owner/name"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "notes.md").write_text("no")
+    with pytest.raises(UserError, match="not a parquet file"):
+        read(tmp_path / "notes.md")
+
+
+def test_empty_split(tmp_path):
+    write(tmp_path, [], [])
+    with pytest.raises(UserError, match="no rows"):
+        read(tmp_path)
+
+
+def shared(name):
+    root = os.environ.get("ROBUSTDUP_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(root) / name
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not here")
+    return folder
+
+
+def test_real_cifar10():
+    data = read(shared("cifar10-lossless"), n=20)
+    assert data.images.shape == (20, 3, 32, 32)
+    assert data.labels.tolist()[:10] == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # the well-known first test labels
+    assert data.class_names[3] == "cat"

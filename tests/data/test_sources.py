@@ -1,0 +1,174 @@
+"""Built-in digits, choosing rows, hashes and fingerprints, tensors from Python, and plugin sources."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import robustdup.data
+from robustdup.data.labelled import fingerprint, from_tensors, image_hashes
+from robustdup.data.sources import DataOptions, load_images, select
+from robustdup.errors import UserError
+from robustdup.registry import Registry
+
+
+@pytest.fixture
+def registry():
+    registry = Registry()
+    robustdup.data.register(registry)
+    return registry
+
+
+def test_digits_are_scikit_learns(registry):
+    test, train = (load_images("builtin:digits", DataOptions(split=s), registry=registry) for s in ("test", "train"))
+    assert (len(train), len(test), test.n_total, test.selection) == (1297, 500, 500, "all")
+    both, digits = torch.cat([train.images, test.images]), load_digits()
+    assert torch.equal(both[:, 0] * 16, torch.from_numpy(digits.images).float())
+    assert torch.cat([train.labels, test.labels]).tolist() == digits.target.tolist()
+    assert (test.images.dtype, test.labels.dtype, test.index.dtype) == (torch.float32, torch.int64, torch.int64)
+    assert test.index.tolist() == list(range(500))
+    assert test.class_names == list("0123456789")
+    assert test.fingerprint == "a0ad776b95fbeb0122637be656bb35f170efddf6cc6d8f1f452e76f6f51d4f2f"
+
+
+def test_digits_resized(registry):
+    data = load_images("builtin:digits", DataOptions(resize=16, crop=12), n=3, registry=registry)
+    assert data.images.shape == (3, 1, 12, 12)
+    with pytest.raises(UserError, match="too small for crop = 9"):
+        load_images("builtin:digits", DataOptions(crop=9), registry=registry)
+
+
+def test_first_and_sample(registry):
+    first = load_images("builtin:digits", n=7, registry=registry)
+    assert (first.index.tolist(), first.selection) == (list(range(7)), "first")
+    whole = load_images("builtin:digits", registry=registry)
+    sample = load_images("builtin:digits", sample=40, seed=3, registry=registry)
+    rows = sample.index
+    assert sample.selection == "sample"
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert len(rows) == 40
+    assert torch.equal(sample.images, whole.images[rows])
+    assert sample.hashes == [whole.hashes[row] for row in rows]
+    assert torch.equal(rows, select(500, sample=40, seed=3)[0])
+    assert not torch.equal(rows, select(500, sample=40, seed=4)[0])
+    assert set(select(500, sample=20, seed=3)[0].tolist()) < set(rows.tolist())  # a larger sample extends a smaller one
+
+
+def test_samples_are_uniform():
+    counts = torch.zeros(20)
+    for seed in range(2000):
+        counts[select(20, sample=5, seed=seed)[0]] += 1
+    chi_square = ((counts - 500).square() / 500).sum() / (1 - 5 / 20)
+    assert chi_square < 43.8  # 0.1% point of chi-square with 19 degrees
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"n": 3, "sample": 3}, "not both"), ({"n": 501}, r"n = 501 is more than builtin:digits \(test\) has: 500 rows"),
+        ({"sample": 501}, "sample = 501 is more"), ({"n": 0}, "at least 1, got 0"), ({"sample": -1}, "at least 1, got -1"),
+    ],
+)  # fmt: skip
+def test_wrong_numbers_of_points(registry, wanted, message):
+    with pytest.raises(UserError, match=message):
+        load_images("builtin:digits", registry=registry, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("builtin:digit", {}, "Did you mean 'builtin:digits'"), ("builtn:digits", {}, "Did you mean 'builtin:digits'"),
+        ("builtin:digits", {"split": "tests"}, "Did you mean 'test'"), ("builtin:digits", {"config": "x"}, "has no config"),
+        ("./no/such/folder", {}, "There is no folder './no/such/folder'"), ("", {}, "There is no folder ''"),
+        ("a/b/c", {}, "There is no folder 'a/b/c'"),
+    ],
+)  # fmt: skip
+def test_wrong_specs(registry, spec, options, message):
+    with pytest.raises(UserError, match=message):
+        load_images(spec, DataOptions(**options), registry=registry)
+
+
+def test_hashes_of_8_bit_and_float_images():
+    levels = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2) * 20
+    images = levels.float() / 255
+    raw = levels[0].permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert image_hashes(images) == [hashlib.sha256(b"2x2x3" + raw).hexdigest()]
+    assert image_hashes(images + 2e-7) == image_hashes(images)  # within 1e-4 of a level
+    grid = torch.full((1, 1, 2, 1), 0.3)
+    raw = np.full(2, 0.3, dtype="<f4").tobytes()
+    assert image_hashes(grid) == [hashlib.sha256(b"2x1x1:float32" + raw).hexdigest()]
+
+
+def test_fingerprint_covers_pixels_labels_and_order():
+    images, labels = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    changed = images.clone()
+    changed[2, 0, 3, 3] = 1 - changed[2, 0, 3, 3]
+    order = torch.tensor([1, 0, 2])
+    prints = [
+        fingerprint(images, labels), fingerprint(changed, labels), fingerprint(images, torch.tensor([0, 1, 1])),
+        fingerprint(images[order], labels[order]), fingerprint(images[:2], labels[:2]),
+    ]  # fmt: skip
+    assert len(set(prints)) == 5
+    assert from_tensors(images, labels).fingerprint == prints[0]
+
+
+def test_tensors_of_any_float_and_integer_type():
+    images = np.linspace(0, 1, 32).reshape(2, 1, 4, 4)
+    data = from_tensors(images, np.array([1, 0], dtype=np.int32), class_names=["a", "b"])
+    assert (data.images.dtype, data.labels.dtype, data.selection, data.n_total) == (
+        torch.float32,
+        torch.int64,
+        "given",
+        2,
+    )
+    assert torch.equal(data.images, torch.from_numpy(images).float())
+    given = from_tensors(images, [1, 0], index=torch.tensor([9, 4]))
+    assert given.index.tolist() == [9, 4]
+
+
+IMAGES, LABELS = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES * 255, LABELS, r"from 127.5 to 127.5. Divide by 255"),
+        (IMAGES - 1, LABELS, r"from -0.5 to -0.5. .*move the normalisation into the model"),
+        ((IMAGES * 255).to(torch.uint8), LABELS, "got uint8. Divide by 255"),
+        (IMAGES[:, 0], LABELS, r"shape \(N, C, H, W\), got \(2, 4, 4\)"),
+        (IMAGES / 0 * 0, LABELS, "2 images hold NaN or infinity, the first is number 0"),
+        (IMAGES[:0], LABELS[:0], "There are no images"),
+        (IMAGES, LABELS[:1], "2 images but 1 labels"),
+        (IMAGES, LABELS.float(), "labels must be integers, got float32"),
+        (IMAGES, torch.eye(2).long(), "not one-hot"),
+        (IMAGES, LABELS - 1, "0 or above, got -1"),
+        (IMAGES, LABELS + 1, "below the number of classes, 2; got 2"),
+        ("images", LABELS, "got a str"),
+    ],
+)
+def test_wrong_tensors(images, labels, message):
+    with pytest.raises(UserError, match=message):
+        from_tensors(images, labels, class_names=["a", "b"])
+
+
+def test_a_plugins_source(registry):
+    class Rows:
+        class_names = ("dark", "light")
+
+        def __len__(self):
+            return 10
+
+        def fetch(self, rows):
+            return torch.stack([torch.full((3, 2, 2), row / 10) for row in rows]), torch.tensor(
+                [row // 5 for row in rows]
+            )
+
+    registry.add_data_source("mine", lambda rest, options: Rows())
+    data = load_images("mine:anything", n=6, registry=registry)
+    assert data.labels.tolist() == [0, 0, 0, 0, 0, 1]
+    assert data.images[5, 0, 0, 0] == 0.5
+    assert data.class_names == ["dark", "light"]
