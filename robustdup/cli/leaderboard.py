@@ -146,7 +146,7 @@ def rank_lines(result: RankResult) -> list[str]:
                 f"the published number is {where} the 95% interval."
             )
         lines += [f"  Note: {published.note}."] if published.note else []
-    return lines + [f"  Note: {note}." for note in result.notes]
+    return lines + [f"  Note: {note}." for note in result.notes if note not in lines[0]]
 
 
 def _place_text(place: Place, *, bound: bool) -> str:

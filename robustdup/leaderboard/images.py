@@ -96,8 +96,8 @@ def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarra
     wrong = int((same_image & ~same_label).sum())
     if wrong:
         reasons.append(f"{wrong} of {checked} checked points carry another label than in CIFAR-10's test set")
-    rest = "" if checked == n else f"; the other {n - checked} are beyond the hashes that ship and unchecked"
-    text = f"{'not ' if reasons else ''}the leaderboard's images (checked on {checked} of {n} points{rest})"
+    rest = "" if checked == n else ", the others unchecked: their hashes do not ship"
+    text = f"{'not ' if reasons else ''}the leaderboard's images, checked on {checked} of {n} points{rest}"
     status: Literal["match", "differ"] = "differ" if reasons else "match"
     return ImageCheck(
         dataset="cifar10", status=status, n_points=n, n_checked=checked, n_differ=differ, reasons=reasons, text=text

@@ -55,7 +55,7 @@ def test_the_place_is_an_interval_below_the_whole_test_set(ranked):
 def test_the_whole_test_set_gives_one_place(ranked):
     result = ranked(10_000, 8969, 5953)
     assert result.autoattack.best == result.autoattack.worst == expected(59.53)
-    assert "the other 9500 are beyond the hashes that ship and unchecked" in result.images.text
+    assert "checked on 500 of 10000 points, the others unchecked" in result.images.text
     assert (result.images.n_checked, result.images.n_points) == (500, 10_000)
 
 
