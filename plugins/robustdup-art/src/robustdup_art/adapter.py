@@ -102,7 +102,7 @@ def _prepare(
     entry: Entry, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, options: dict[str, Any]
 ) -> Call:
     with torch.no_grad():
-        logits = model(images if entry.labels == "targets" else images[:1])
+        logits = model(images if entry.labels == "targets" else images[:2])
     truth = labels.cpu().numpy().astype(np.int64)
     classifier = build_classifier(model, images, logits.shape[1], entry.layout, entry.probabilities)
     call = Call(entry, classifier, threat, options, to_art(images, entry.layout), truth, None)

@@ -6,6 +6,7 @@ that it never removes, and hands over float64 where NumPy 2 promotes. None of th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +61,20 @@ def from_art(array: Any, images: Tensor, layout: Layout = "NCHW") -> Tensor:
     return torch.where(near, adv.clamp(0, 1), adv).contiguous()
 
 
+@lru_cache(maxsize=1)
+def _classifier_class() -> Any:
+    """Return ART's PyTorchClassifier with a leaner `predict`: ART starts a DataLoader for every call, even of one row."""
+    from art.estimators.classification import PyTorchClassifier
+
+    class Classifier(PyTorchClassifier):  # type: ignore[misc]
+        def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> Array:
+            rows = torch.from_numpy(np.asarray(x, dtype=np.float32)).to(self.device)
+            with torch.no_grad():
+                return torch.cat([self.model(part) for part in rows.split(max(batch_size, 1))]).cpu().numpy()
+
+    return Classifier
+
+
 def build_classifier(
     model: nn.Module, images: Tensor, n_classes: int, layout: Layout = "NCHW", probabilities: bool = False
 ) -> Any:
@@ -67,9 +82,7 @@ def build_classifier(
 
     https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/estimators/classification.html
     """
-    from art.estimators.classification import PyTorchClassifier
-
-    return PyTorchClassifier(
+    return _classifier_class()(
         model=Handed(model, images, layout, probabilities),
         loss=nn.CrossEntropyLoss(),
         input_shape=to_art(images[:1], layout).shape[1:],

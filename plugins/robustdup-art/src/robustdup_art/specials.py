@@ -18,11 +18,18 @@ def square_image(shape: tuple[int, ...], threat: Any) -> None:
 
 
 def square_attack_image(shape: tuple[int, ...], threat: Any) -> None:
-    """Refuse what ART's SquareAttack turns into NaN: in L2 it tiles the image five by five and halves each tile."""
+    """Refuse what ART's SquareAttack cannot place its squares on.
+
+    Its first square covers 0.8 of the area and must be smaller than the image; in L2 it tiles the image five by five and
+    halves each tile, which makes NaN of images below 10 x 10.
+    """
+    height, width = shape[2:]
+    if round(math.sqrt(0.8 * height * width)) >= min(height, width):
+        raise UserError(f"ART's SquareAttack cannot place its squares on images of {height} x {width}.")
     if threat.norm == "L2":
         square_image(shape, threat)
-        if shape[2] < 10:
-            raise UserError(f"ART's SquareAttack in L2 needs images of at least 10 x 10, got {shape[2]} x {shape[3]}.")
+        if height < 10:
+            raise UserError(f"ART's SquareAttack in L2 needs images of at least 10 x 10, got {height} x {width}.")
 
 
 def rgb_image(shape: tuple[int, ...], threat: Any) -> None:
@@ -292,3 +299,11 @@ def as_floats(values: Any) -> Any:
 
 
 NO_FILES = SimpleNamespace(exists=lambda path: False)  # GeoDA would load a basis that it finds where it is run
+
+
+def seeded_state(seed: int | None = None) -> Any:
+    """Stand in for `numpy.random.RandomState()`, which some attacks draw from the clock: seed it from the call's own."""
+    return np.random.RandomState(np.random.randint(2**31) if seed is None else seed)
+
+
+SEEDED = {"np": {"random": SimpleNamespace(**{**vars(np.random), "RandomState": seeded_state})}}

@@ -5,10 +5,16 @@ Option names and defaults are ART's own constructor arguments; a test compares t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from robustdup_art import specials
 from robustdup_art.entry import Entry
+
+Options = Mapping[str, Any]
+Cost = tuple[float, float]
 
 DOCS = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/attacks/evasion.html"
 NO_LOG = {"summary_writer": "writes TensorBoard files"}
@@ -16,95 +22,124 @@ OWN_METRIC = "No norm bound; "
 NO_L1 = " Not offered in L1: ART's step there stays on one pixel."
 
 
-def pgd(iterations: str = "max_iter", restarts: str = "num_random_init"):
-    """Cost of projected gradient descent: one pass each way an iteration, and what ART predicts between restarts."""
-
-    def cost(options):
-        runs = max(1, options.get(restarts, 0))
-        return runs * options[iterations] + 2 * runs, runs * options[iterations]
-
-    return cost
+def _pgd_cost(options: Options) -> Cost:
+    """One pass each way an iteration and restart; ART predicts twice after all, and twice after each restart but one."""
+    runs = max(1, options.get("num_random_init", 0))
+    return runs * options["max_iter"] + 2 * runs, runs * options["max_iter"]
 
 
-PGD_ROW = dict(
-    norms=("Linf", "L2"),
-    url="https://arxiv.org/abs/1706.06083",
-    eps="eps",
-    order="norm",
-    steps={"eps_step": 1 / 3},
-    options=dict(decay=None, max_iter=100, num_random_init=0, random_eps=False),
-    changed={"eps_step": (None, "ART's 0.1 belongs to its eps of 0.3: None keeps that ratio")},
-    fixed=dict(targeted=False),
-    unused=NO_LOG,
-    quick=dict(max_iter=20),
-)
-AUTO_ROW = dict(
-    norms=("Linf", "L2", "L1"),
-    eps="eps",
-    order="norm",
-    steps={"eps_step": 2.0},
-    options=dict(max_iter=100, nb_random_init=5, loss_type=None),
-    changed={"eps_step": (None, "None: twice eps, the paper's first step")},
-    choices={"loss_type": ("cross_entropy", "difference_logits_ratio")},
-    fixed=dict(targeted=False),
-    build=specials.build_auto_gradient,
-    quick=dict(max_iter=20, nb_random_init=1),
-)
-PATCH_ROW = dict(
-    norms=(),
-    kind="unbounded",
-    batching="whole",
-    url="https://arxiv.org/abs/1712.09665",
-    extra=dict(scale=0.5),
-)
+def _auto_cost(options: Options) -> Cost:
+    """APGD and its kin look at the loss of every iterate, and of the start."""
+    runs, steps = options["nb_random_init"], options["max_iter"]
+    return runs * (2 * steps + 3), runs * steps
+
+
+def _square_cost(options: Options) -> Cost:
+    return options["nb_restarts"] * (3 * options["max_iter"] + 3), 0
+
+
+def _feature_cost(options: Options) -> Cost:
+    return 2 * options["max_iter"] + 1, options["max_iter"]
+
+
+def _patch_cost(options: Options) -> Cost:
+    return options["max_iter"], options["max_iter"]
+
+
+def _shadow_cost(options: Options) -> Cost:
+    return options["nb_steps"] * options["batch_size"] + 1, options["nb_steps"] * options["batch_size"]
+
+
+def _simba_cost(options: Options) -> Cost:
+    return 2 * options["max_iter"] + 1, 0
+
+
+def _spatial_cost(options: Options) -> Cost:
+    return options["num_translations"] ** 2 * options["num_rotations"] + 1, 0
+
+
+PGD_ROW: dict[str, Any] = {
+    "cost": _pgd_cost,
+    "norms": ("Linf", "L2"),
+    "url": "https://arxiv.org/abs/1706.06083",
+    "eps": "eps",
+    "order": "norm",
+    "steps": {"eps_step": 1 / 3},
+    "options": {"decay": None, "max_iter": 100, "num_random_init": 0, "random_eps": False},
+    "changed": {"eps_step": (None, "ART's 0.1 belongs to its eps of 0.3: None keeps that ratio")},
+    "fixed": {"targeted": False},
+    "unused": NO_LOG,
+    "quick": {"max_iter": 20},
+}
+AUTO_ROW: dict[str, Any] = {
+    "cost": _auto_cost,
+    "norms": ("Linf", "L2", "L1"),
+    "eps": "eps",
+    "order": "norm",
+    "steps": {"eps_step": 2.0},
+    "options": {"max_iter": 100, "nb_random_init": 5, "loss_type": None},
+    "changed": {"eps_step": (None, "None: twice eps, the paper's first step")},
+    "choices": {"loss_type": ("cross_entropy", "difference_logits_ratio")},
+    "fixed": {"targeted": False},
+    "build": specials.build_auto_gradient,
+    "quick": {"max_iter": 20, "nb_random_init": 1},
+}
+PATCH_ROW: dict[str, Any] = {
+    "cost": _patch_cost,
+    "norms": (),
+    "kind": "unbounded",
+    "batching": "whole",
+    "url": "https://arxiv.org/abs/1712.09665",
+    "extra": {"scale": 0.5},
+}
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "AdversarialPatch",
         description=OWN_METRIC + "one round patch for all images, `scale` of the image wide, pasted at random.",
-        options=dict(rotation_max=22.5, scale_min=0.1, scale_max=1.0, max_iter=500),
+        options={"rotation_max": 22.5, "scale_min": 0.1, "scale_max": 1.0, "max_iter": 500},
         changed={"learning_rate": (0.05, "ART's 5.0 is for pixels up to 255")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         unused={"patch_shape": "the image's shorter side"},
         batch_size=16,
         build=specials.build_square_patch,
         generate=specials.apply_patch,
-        quick=dict(max_iter=40),
+        quick={"max_iter": 15},
         **PATCH_ROW,
     ),
     Entry(
         "AdversarialPatchNumpy",
         description=OWN_METRIC + "as AdversarialPatch, in NumPy, towards one target class (two where needed).",
-        options=dict(rotation_max=22.5, scale_min=0.1, scale_max=1.0, learning_rate=5.0, max_iter=500),
-        fixed=dict(targeted=True),
+        options={"rotation_max": 22.5, "scale_min": 0.1, "scale_max": 1.0, "learning_rate": 5.0, "max_iter": 500},
+        fixed={"targeted": True},
         unused={"target": "never read by ART", "clip_patch": "never read by ART"},
         batch_size=16,
         build=specials.build_numpy_patch,
         generate=specials.apply_targeted_patch,
         check=specials.square_image,
-        quick=dict(max_iter=40),
+        quick={"max_iter": 20, "learning_rate": 200.0, "scale": 0.7},
         **PATCH_ROW,
     ),
     Entry(
         "AdversarialPatchPyTorch",
         description=OWN_METRIC + "one patch for all images, `scale` of the image wide, pasted at random.",
-        options=dict(
-            rotation_max=22.5,
-            scale_min=0.1,
-            scale_max=1.0,
-            distortion_scale_max=0.0,
-            max_iter=500,
-            patch_type="circle",
-            optimizer="Adam",
-        ),
+        options={
+            "rotation_max": 22.5,
+            "scale_min": 0.1,
+            "scale_max": 1.0,
+            "distortion_scale_max": 0.0,
+            "max_iter": 500,
+            "patch_type": "circle",
+            "optimizer": "Adam",
+        },
         changed={"learning_rate": (0.05, "ART's 5.0 is for pixels up to 255")},
         choices={"patch_type": ("circle", "square"), "optimizer": ("Adam", "pgd")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         unused={"patch_shape": "the image's shorter side", "patch_location": "random", **NO_LOG},
         batch_size=16,
         build=specials.build_square_patch,
         generate=specials.apply_patch,
-        quick=dict(max_iter=40),
+        quick={"max_iter": 15},
         **PATCH_ROW,
     ),
     Entry(
@@ -118,9 +153,9 @@ ENTRIES: tuple[Entry, ...] = (
         eps="eps",
         order="norm",
         steps={"eps_step": 2.0},
-        options=dict(targeted=False),
+        options={"targeted": False},
         changed={"eps_step": (None, "None: twice eps, APGD's first step in the paper")},
-        extra=dict(max_iter=100, square_max_iter=5000),
+        extra={"max_iter": 100, "square_max_iter": 5000},
         unused={
             "attacks": "ART's own list",
             "estimator_orig": "the same model",
@@ -129,7 +164,7 @@ ENTRIES: tuple[Entry, ...] = (
         needs=("multiprocess",),
         build=specials.build_auto_attack,
         check=specials.square_attack_image,
-        quick=dict(max_iter=10, square_max_iter=50),
+        quick={"max_iter": 5, "square_max_iter": 20},
     ),
     Entry(
         "AutoConjugateGradient",
@@ -150,10 +185,11 @@ ENTRIES: tuple[Entry, ...] = (
         description="BIM: fast gradient steps of `eps_step`, projected.",
         eps="eps",
         steps={"eps_step": 1 / 3},
-        options=dict(max_iter=100),
+        cost=_pgd_cost,
+        options={"max_iter": 100},
         changed={"eps_step": (None, "ART's 0.1 belongs to its eps of 0.3: None keeps that ratio")},
-        fixed=dict(targeted=False),
-        quick=dict(max_iter=20),
+        fixed={"targeted": False},
+        quick={"max_iter": 20},
     ),
     Entry(
         "BoundaryAttack",
@@ -162,20 +198,21 @@ ENTRIES: tuple[Entry, ...] = (
         knowledge="decision-based",
         url="https://arxiv.org/abs/1712.04248",
         description="Walks along the decision boundary towards the image.",
-        options=dict(
-            delta=0.01,
-            epsilon=0.01,
-            step_adapt=0.667,
-            max_iter=5000,
-            num_trial=25,
-            sample_size=20,
-            init_size=100,
-            min_epsilon=0.0,
-        ),
-        fixed=dict(targeted=False),
+        options={
+            "delta": 0.01,
+            "epsilon": 0.01,
+            "step_adapt": 0.667,
+            "max_iter": 5000,
+            "num_trial": 25,
+            "sample_size": 20,
+            "init_size": 100,
+            "min_epsilon": 0.0,
+        },
+        fixed={"targeted": False},
         batch_size=64,
+        shims=specials.SEEDED,
         single=True,
-        quick=dict(max_iter=150, sample_size=10, delta=0.05, epsilon=0.05),
+        quick={"max_iter": 15, "sample_size": 5, "delta": 0.1, "epsilon": 0.5},
     ),
     Entry(
         "BrendelBethgeAttack",
@@ -184,21 +221,22 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1907.01003",
         description="Follows the decision boundary with gradients to the nearest misclassified image.",
         order="norm",
-        options=dict(
-            overshoot=1.1,
-            steps=1000,
-            lr=1e-3,
-            lr_decay=0.5,
-            lr_num_decay=20,
-            momentum=0.8,
-            binary_search_steps=10,
-            init_size=100,
-        ),
-        fixed=dict(targeted=False),
+        options={
+            "overshoot": 1.1,
+            "steps": 1000,
+            "lr": 1e-3,
+            "lr_decay": 0.5,
+            "lr_num_decay": 20,
+            "momentum": 0.8,
+            "binary_search_steps": 10,
+            "init_size": 100,
+        },
+        fixed={"targeted": False},
+        shims=specials.SEEDED,
         single=True,
         needs=("numba",),
         generate=specials.generate_from_start,
-        quick=dict(steps=30, lr=0.05),
+        quick={"steps": 30, "lr": 0.05},
     ),
     Entry(
         "CarliniL0Method",
@@ -206,21 +244,21 @@ ENTRIES: tuple[Entry, ...] = (
         kind="minimum-norm",
         url="https://arxiv.org/abs/1608.04644",
         description="Carlini & Wagner in L0: fixes the pixels that matter least, again and again.",
-        options=dict(
-            confidence=0.0,
-            learning_rate=0.01,
-            binary_search_steps=10,
-            max_iter=10,
-            initial_const=0.01,
-            warm_start=True,
-            max_halving=5,
-            max_doubling=5,
-        ),
-        fixed=dict(targeted=False),
+        options={
+            "confidence": 0.0,
+            "learning_rate": 0.01,
+            "binary_search_steps": 10,
+            "max_iter": 10,
+            "initial_const": 0.01,
+            "warm_start": True,
+            "max_halving": 5,
+            "max_doubling": 5,
+        },
+        fixed={"targeted": False},
         unused={"mask": "an array"},
         batch_size=1,
         single=True,
-        quick=dict(max_iter=10, binary_search_steps=3),
+        quick={"max_iter": 5, "binary_search_steps": 2, "initial_const": 10.0, "learning_rate": 0.1},
     ),
     Entry(
         "CarliniL2Method",
@@ -229,17 +267,17 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1608.04644",
         description="Carlini & Wagner in L2.",
         warning="ART's default of 10 iterations is far below the paper's 10,000: raise max_iter for a serious result.",
-        options=dict(
-            confidence=0.0,
-            learning_rate=0.01,
-            binary_search_steps=10,
-            max_iter=10,
-            initial_const=0.01,
-            max_halving=5,
-            max_doubling=5,
-        ),
-        fixed=dict(targeted=False),
-        quick=dict(max_iter=30, binary_search_steps=5),
+        options={
+            "confidence": 0.0,
+            "learning_rate": 0.01,
+            "binary_search_steps": 10,
+            "max_iter": 10,
+            "initial_const": 0.01,
+            "max_halving": 5,
+            "max_doubling": 5,
+        },
+        fixed={"targeted": False},
+        quick={"max_iter": 15, "binary_search_steps": 3, "initial_const": 1.0, "learning_rate": 0.1},
     ),
     Entry(
         "CarliniLInfMethod",
@@ -248,19 +286,25 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1608.04644",
         description="Carlini & Wagner in Linf: a falling bound on each pixel.",
         warning="ART's default of 10 iterations is far below the paper's: raise max_iter for a serious result.",
-        options=dict(
-            confidence=0.0,
-            learning_rate=0.01,
-            max_iter=10,
-            decrease_factor=0.9,
-            initial_const=1e-05,
-            largest_const=20.0,
-            const_factor=2.0,
-        ),
-        fixed=dict(targeted=False),
+        options={
+            "confidence": 0.0,
+            "learning_rate": 0.01,
+            "max_iter": 10,
+            "decrease_factor": 0.9,
+            "initial_const": 1e-05,
+            "largest_const": 20.0,
+            "const_factor": 2.0,
+        },
+        fixed={"targeted": False},
         batch_size=1,
         single=True,
-        quick=dict(max_iter=10, const_factor=10.0, decrease_factor=0.8),
+        quick={
+            "max_iter": 20,
+            "initial_const": 1.0,
+            "const_factor": 10.0,
+            "decrease_factor": 0.5,
+            "learning_rate": 0.1,
+        },
     ),
     Entry(
         "CompositeAdversarialAttackPyTorch",
@@ -268,23 +312,23 @@ ENTRIES: tuple[Entry, ...] = (
         kind="unbounded",
         url="https://arxiv.org/abs/2202.04235",
         description=OWN_METRIC + "hue, saturation, rotation, brightness and contrast, and PGD within `pgd_epsilon`.",
-        options=dict(
-            enabled_attack=(0, 1, 2, 3, 4, 5),
-            hue_epsilon=(-np.pi, np.pi),
-            sat_epsilon=(0.7, 1.3),
-            rot_epsilon=(-10.0, 10.0),
-            bri_epsilon=(-0.2, 0.2),
-            con_epsilon=(0.7, 1.3),
-            pgd_epsilon=(-8 / 255, 8 / 255),
-            early_stop=True,
-            max_iter=5,
-            max_inner_iter=10,
-            attack_order="scheduled",
-        ),
+        options={
+            "enabled_attack": (0, 1, 2, 3, 4, 5),
+            "hue_epsilon": (-np.pi, np.pi),
+            "sat_epsilon": (0.7, 1.3),
+            "rot_epsilon": (-10.0, 10.0),
+            "bri_epsilon": (-0.2, 0.2),
+            "con_epsilon": (0.7, 1.3),
+            "pgd_epsilon": (-8 / 255, 8 / 255),
+            "early_stop": True,
+            "max_iter": 5,
+            "max_inner_iter": 10,
+            "attack_order": "scheduled",
+        },
         choices={"attack_order": ("fixed", "random", "scheduled")},
         needs=("kornia",),
         check=specials.rgb_image,
-        quick=dict(max_iter=2, max_inner_iter=5),
+        quick={"max_iter": 2, "max_inner_iter": 5},
     ),
     Entry(
         "DeepFool",
@@ -292,8 +336,8 @@ ENTRIES: tuple[Entry, ...] = (
         kind="minimum-norm",
         url="https://arxiv.org/abs/1511.04599",
         description="Steps to the nearest boundary of the linearised model, and `epsilon` beyond; ignores the labels.",
-        options=dict(max_iter=100, epsilon=1e-6, nb_grads=10),
-        quick=dict(max_iter=30),
+        options={"max_iter": 100, "epsilon": 1e-6, "nb_grads": 10},
+        quick={"max_iter": 10},
     ),
     Entry(
         "ElasticNet",
@@ -301,19 +345,19 @@ ENTRIES: tuple[Entry, ...] = (
         kind="minimum-norm",
         url="https://arxiv.org/abs/1709.04114",
         description="EAD: Carlini & Wagner with an L1 penalty; keeps the best in the norm of the threat model.",
-        options=dict(
-            confidence=0.0,
-            learning_rate=0.01,
-            binary_search_steps=9,
-            max_iter=100,
-            beta=0.001,
-            initial_const=0.001,
-        ),
+        options={
+            "confidence": 0.0,
+            "learning_rate": 0.01,
+            "binary_search_steps": 9,
+            "max_iter": 100,
+            "beta": 0.001,
+            "initial_const": 0.001,
+        },
         changed={"decision_rule": (None, "None: the norm of the threat model; ART's is EN")},
         choices={"decision_rule": ("EN", "L1", "L2")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         build=specials.build_elastic_net,
-        quick=dict(max_iter=50, binary_search_steps=4, learning_rate=0.05),
+        quick={"max_iter": 15, "binary_search_steps": 3, "learning_rate": 0.1, "initial_const": 0.1},
     ),
     Entry(
         "FastGradientMethod",
@@ -323,9 +367,9 @@ ENTRIES: tuple[Entry, ...] = (
         eps="eps",
         order="norm",
         steps={"eps_step": 1 / 3},
-        options=dict(num_random_init=0, minimal=False),
+        options={"num_random_init": 0, "minimal": False},
         changed={"eps_step": (None, "ART's 0.1 belongs to its eps of 0.3: None keeps that ratio")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         unused=NO_LOG,
     ),
     Entry(
@@ -336,9 +380,9 @@ ENTRIES: tuple[Entry, ...] = (
         description="Imitates the logits of an image of another class, by L-BFGS with finite differences.",
         eps="delta",
         changed={"layer": (-1, "ART has no default; -1 are the logits")},
-        extra=dict(maxiter=100),
+        extra={"maxiter": 100},
         generate=specials.generate_features_singly,
-        quick=dict(maxiter=5),
+        quick={"maxiter": 1},
     ),
     Entry(
         "FeatureAdversariesPyTorch",
@@ -347,10 +391,11 @@ ENTRIES: tuple[Entry, ...] = (
         description="Imitates the logits of an image of another class, by projected gradient descent.",
         eps="delta",
         steps={"step_size": 1 / 4},
-        options=dict(lambda_=0.0, layer=-1, max_iter=100, step_size=None, random_start=False),
+        cost=_feature_cost,
+        options={"lambda_": 0.0, "layer": -1, "max_iter": 100, "step_size": None, "random_start": False},
         unused={"optimizer": "an object: ART's PGD is used", "optimizer_kwargs": "for `optimizer`"},
         generate=specials.generate_features,
-        quick=dict(max_iter=30),
+        quick={"max_iter": 30},
     ),
     Entry(
         "FrameSaliencyAttack",
@@ -358,12 +403,12 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1811.11875",
         description="Made for videos: PGD within eps on one slice after another, the most salient first;"
         " `frame_index` 1 slices by channel, 2 by row, 3 by column.",
-        options=dict(method="iterative_saliency", frame_index=1),
+        options={"method": "iterative_saliency", "frame_index": 1},
         choices={"method": ("iterative_saliency", "iterative_saliency_refresh", "one_shot")},
-        extra=dict(max_iter=40),
+        extra={"max_iter": 40},
         unused={"attacker": "ART's PGD within eps"},
         build=specials.build_frame_saliency,
-        quick=dict(max_iter=15),
+        quick={"max_iter": 5},
     ),
     Entry(
         "GeoDA",
@@ -373,31 +418,14 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/2003.06468",
         description="Estimates the normal of the decision boundary in a space of low frequencies.",
         order="norm",
-        options=dict(sub_dim=10, max_iter=4000, bin_search_tol=0.1, lambda_param=0.6, sigma=0.0002),
-        extra=dict(max_start=500),
+        options={"sub_dim": 10, "max_iter": 4000, "bin_search_tol": 0.1, "lambda_param": 0.6, "sigma": 0.0002},
+        extra={"max_start": 500},
         batch_size=64,
         single=True,
         check=specials.square_image,
         generate=specials.generate_geoda,
         shims={"np": {"mat": np.asmatrix, "save": specials.nothing}, "os": {"path": specials.NO_FILES}},
-        quick=dict(max_iter=1000, bin_search_tol=0.02),
-    ),
-    Entry(
-        "GRAPHITEBlackbox",
-        norms=(),
-        kind="unbounded",
-        knowledge="decision-based",
-        url="https://arxiv.org/abs/2002.07088",
-        description=OWN_METRIC + "a small mask of changed pixels that survives changes of view.",
-        needs=("cv2", "kornia"),
-    ),
-    Entry(
-        "GRAPHITEWhiteboxPyTorch",
-        norms=(),
-        kind="unbounded",
-        url="https://arxiv.org/abs/2002.07088",
-        description=OWN_METRIC + "a small mask of changed pixels that survives changes of view.",
-        needs=("cv2", "kornia"),
+        quick={"max_iter": 1000, "bin_search_tol": 0.02},
     ),
     Entry(
         "HopSkipJump",
@@ -407,11 +435,12 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1904.02144",
         description="Estimates the gradient at the decision boundary from decisions alone.",
         order="norm",
-        options=dict(max_iter=50, max_eval=10000, init_eval=100, init_size=100),
-        fixed=dict(targeted=False),
+        options={"max_iter": 50, "max_eval": 10000, "init_eval": 100, "init_size": 100},
+        fixed={"targeted": False},
         batch_size=64,
+        shims=specials.SEEDED,
         single=True,
-        quick=dict(max_iter=8, max_eval=500, init_eval=50),
+        quick={"max_iter": 4, "max_eval": 300, "init_eval": 50},
     ),
     Entry(
         "LaserAttack",
@@ -420,9 +449,9 @@ ENTRIES: tuple[Entry, ...] = (
         knowledge="score-based",
         url="https://arxiv.org/abs/2103.06504",
         description=OWN_METRIC + "adds one laser beam up to `width` pixels wide: any wavelength, angle and place.",
-        options=dict(random_initializations=1),
+        options={"random_initializations": 1},
         changed={"iterations": (50, "ART has no default")},
-        extra=dict(width=5.0, max_step=0.2),
+        extra={"width": 5.0, "max_step": 0.2},
         unused={
             "laser_generator": "ART's LaserBeamGenerator",
             "image_generator": "ART's own",
@@ -436,7 +465,7 @@ ENTRIES: tuple[Entry, ...] = (
         build=specials.build_laser,
         generate=specials.with_class_numbers,
         shims={"np": {"asfarray": specials.as_floats}},
-        quick=dict(iterations=20, random_initializations=2),
+        quick={"iterations": 10},
     ),
     Entry(
         "LowProFool",
@@ -445,9 +474,9 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1911.03274",
         description="Made for tables: the image is flattened and every pixel weighs alike; aims at the likeliest"
         " other class.",
-        options=dict(n_steps=100, lambd=1.5, eta=0.2, eta_decay=0.98, eta_min=1e-7),
+        options={"n_steps": 100, "lambd": 1.5, "eta": 0.2, "eta_decay": 0.98, "eta_min": 1e-7},
         changed={"threshold": (None, "None: the target class must only be the likeliest; ART's 0.5 is a probability")},
-        fixed=dict(norm=2),
+        fixed={"norm": 2},
         unused={"importance": "uniform"},
         labels="targets",
         layout="flat",
@@ -461,10 +490,11 @@ ENTRIES: tuple[Entry, ...] = (
         eps="eps",
         order="norm",
         steps={"eps_step": 1 / 3},
-        options=dict(decay=1.0, max_iter=100),
+        cost=_pgd_cost,
+        options={"decay": 1.0, "max_iter": 100},
         changed={"eps_step": (None, "ART's 0.1 belongs to its eps of 0.3: None keeps that ratio")},
-        fixed=dict(targeted=False),
-        quick=dict(max_iter=20),
+        fixed={"targeted": False},
+        quick={"max_iter": 20},
     ),
     Entry(
         "NewtonFool",
@@ -473,9 +503,9 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://doi.org/10.1145/3134600.3134635",
         description="Small steps that lower the predicted class's probability; ignores the labels and never stops"
         " early.",
-        options=dict(max_iter=100, eta=0.01),
+        options={"max_iter": 100, "eta": 0.01},
         probabilities=True,
-        quick=dict(max_iter=50),
+        quick={"max_iter": 15, "eta": 0.05},
     ),
     Entry(
         "PixelAttack",
@@ -485,11 +515,11 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1906.06026",
         description="Sets `th` pixels by differential evolution (the one-pixel attack with more); None searches for"
         " the fewest.",
-        options=dict(max_iter=100),
+        options={"max_iter": 100},
         changed={"th": (10, "ART's None searches for the fewest pixels, at seven times the cost")},
-        fixed=dict(es=1, targeted=False),
+        fixed={"es": 1, "targeted": False},
         single=True,
-        quick=dict(max_iter=10),
+        quick={"max_iter": 4, "th": 15},
     ),
     Entry("ProjectedGradientDescent", description="PGD, in ART's PyTorch version." + NO_L1, **PGD_ROW),
     Entry("ProjectedGradientDescentNumpy", description="PGD, in ART's NumPy version." + NO_L1, **PGD_ROW),
@@ -506,8 +536,9 @@ ENTRIES: tuple[Entry, ...] = (
         kind="minimum-norm",
         url="https://arxiv.org/abs/1511.07528",
         description="JSMA: raises two pixels at a time by `theta` until the likeliest other class wins.",
-        options=dict(theta=0.1, gamma=1.0),
+        options={"theta": 0.1, "gamma": 1.0},
         labels="targets",
+        quick={"theta": 1.0},
     ),
     Entry(
         "ShadowAttack",
@@ -516,20 +547,21 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/2003.08937",
         description=OWN_METRIC + "a smooth change of colour and light that keeps total variation low; ignores the"
         " labels.",
-        options=dict(
-            sigma=0.5,
-            nb_steps=300,
-            learning_rate=0.1,
-            lambda_tv=0.3,
-            lambda_c=1.0,
-            lambda_s=0.5,
-            batch_size=400,
-        ),
-        fixed=dict(targeted=False),
+        cost=_shadow_cost,
+        options={
+            "sigma": 0.5,
+            "nb_steps": 300,
+            "learning_rate": 0.1,
+            "lambda_tv": 0.3,
+            "lambda_c": 1.0,
+            "lambda_s": 0.5,
+            "batch_size": 400,
+        },
+        fixed={"targeted": False},
         labels="none",
         single=True,
         check=specials.grey_or_rgb_image,
-        quick=dict(nb_steps=40, batch_size=20),
+        quick={"nb_steps": 20, "batch_size": 10},
     ),
     Entry(
         "SignOPTAttack",
@@ -538,11 +570,19 @@ ENTRIES: tuple[Entry, ...] = (
         knowledge="decision-based",
         url="https://arxiv.org/abs/1909.10773",
         description="Descends the distance to the boundary along directions, from decisions alone.",
-        options=dict(epsilon=0.001, num_trial=100, max_iter=1000, query_limit=20000, k=200, alpha=0.2, beta=0.001),
-        fixed=dict(targeted=False),
+        options={
+            "epsilon": 0.001,
+            "num_trial": 100,
+            "max_iter": 1000,
+            "query_limit": 20000,
+            "k": 200,
+            "alpha": 0.2,
+            "beta": 0.001,
+        },
+        fixed={"targeted": False},
         unused={"eval_perform": "ART's own statistics"},
         single=True,
-        quick=dict(num_trial=20, max_iter=10, query_limit=1500, k=50),
+        quick={"num_trial": 10, "max_iter": 5, "query_limit": 600, "k": 30},
     ),
     Entry(
         "SimBA",
@@ -551,13 +591,14 @@ ENTRIES: tuple[Entry, ...] = (
         knowledge="score-based",
         url="https://arxiv.org/abs/1905.07121",
         description="Tries steps of `epsilon` along pixels (`px`) or low frequencies (`dct`), keeping those that help.",
-        options=dict(attack="dct", max_iter=3000, order="random", epsilon=0.1, freq_dim=4, stride=1),
+        cost=_simba_cost,
+        options={"attack": "dct", "max_iter": 3000, "order": "random", "epsilon": 0.1, "freq_dim": 4, "stride": 1},
         choices={"attack": ("dct", "px"), "order": ("random", "diag")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         probabilities=True,
         single=True,
         check=specials.square_image,
-        quick=dict(max_iter=200),
+        quick={"max_iter": 100, "epsilon": 0.4},
     ),
     Entry(
         "SpatialTransformation",
@@ -567,6 +608,7 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1712.02779",
         description=OWN_METRIC + "a grid of shifts (percent of the size) and rotations (degrees), an image at a time;"
         " ignores the labels.",
+        cost=_spatial_cost,
         changed={
             "max_translation": (10.0, "ART's 0 moves nothing"),
             "num_translations": (5, "ART's 1 moves nothing"),
@@ -575,7 +617,7 @@ ENTRIES: tuple[Entry, ...] = (
         },
         layout="NHWC",
         single=True,
-        quick=dict(num_translations=3, num_rotations=7, max_translation=20.0),
+        quick={"num_translations": 3, "num_rotations": 5, "max_translation": 20.0},
     ),
     Entry(
         "SquareAttack",
@@ -586,9 +628,11 @@ ENTRIES: tuple[Entry, ...] = (
         " does nothing there.",
         eps="eps",
         order="norm",
-        options=dict(max_iter=100, p_init=0.8, nb_restarts=1),
+        cost=_square_cost,
+        options={"max_iter": 100, "p_init": 0.8, "nb_restarts": 1},
         unused={"adv_criterion": "a function", "loss": "a function: ART's margin is used"},
         check=specials.square_attack_image,
+        quick={"max_iter": 60},
     ),
     Entry(
         "TargetedUniversalPerturbation",
@@ -598,12 +642,12 @@ ENTRIES: tuple[Entry, ...] = (
         description="One perturbation for all images towards one class (two where needed), from targeted FGM steps.",
         eps="eps",
         order="norm",
-        options=dict(delta=0.2, max_iter=20),
-        fixed=dict(attacker="fgsm"),
+        options={"delta": 0.2, "max_iter": 20},
+        fixed={"attacker": "fgsm"},
         unused={"attacker_params": "within the threat model"},
         build=specials.build_targeted_universal,
         generate=specials.generate_to_targets,
-        quick=dict(max_iter=5),
+        quick={"max_iter": 3},
     ),
     Entry(
         "ThresholdAttack",
@@ -612,14 +656,14 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1906.06026",
         description="Evolves all pixels within eps in 8-bit levels: by differential evolution (es = 1), or by CMA-ES"
         " (es = 0, which needs the package cma).",
-        options=dict(max_iter=100),
+        options={"max_iter": 100},
         changed={"es": (1, "ART's 0 needs the package cma, which ART does not declare")},
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         unused={"th": "from eps"},
         single=True,
         build=specials.build_threshold,
         generate=specials.generate_threshold,
-        quick=dict(max_iter=10),
+        quick={"max_iter": 4},
     ),
     Entry(
         "UniversalPerturbation",
@@ -629,13 +673,13 @@ ENTRIES: tuple[Entry, ...] = (
         description="One perturbation for all images, added up from the steps of another attack.",
         eps="eps",
         order="norm",
-        options=dict(attacker="deepfool", delta=0.2, max_iter=20),
+        options={"attacker": "deepfool", "delta": 0.2, "max_iter": 20},
         choices={
             "attacker": ("deepfool", "fgsm", "bim", "pgd", "carlini", "carlini_inf", "ead", "newtonfool"),
         },
         unused={"attacker_params": "within the threat model"},
         build=specials.build_universal,
-        quick=dict(max_iter=5),
+        quick={"max_iter": 2},
     ),
     Entry(
         "VirtualAdversarialMethod",
@@ -645,10 +689,10 @@ ENTRIES: tuple[Entry, ...] = (
         description="Along the direction that changes the predicted probabilities most, by finite differences; ignores"
         " the labels.",
         eps="eps",
-        options=dict(max_iter=10),
+        options={"max_iter": 10},
         changed={"finite_diff": (0.01, "ART's 1e-6 is lost in float32 rounding")},
         probabilities=True,
-        quick=dict(max_iter=2),
+        quick={"max_iter": 1},
     ),
     Entry(
         "Wasserstein",
@@ -657,26 +701,27 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1902.07906",
         description="No norm bound by default: moves the mass of pixels within a Wasserstein ball of ART's own `eps`"
         " (`wasserstein_eps`), which grows by `eps_factor`.",
-        options=dict(
-            regularization=3000.0,
-            p=2,
-            kernel_size=5,
-            eps_step=0.1,
-            norm="wasserstein",
-            ball="wasserstein",
-            eps_iter=10,
-            eps_factor=1.1,
-            max_iter=400,
-            conjugate_sinkhorn_max_iter=400,
-            projected_sinkhorn_max_iter=400,
-        ),
+        options={
+            "regularization": 3000.0,
+            "p": 2,
+            "kernel_size": 5,
+            "eps_step": 0.1,
+            "norm": "wasserstein",
+            "ball": "wasserstein",
+            "eps_iter": 10,
+            "eps_factor": 1.1,
+            "max_iter": 400,
+            "conjugate_sinkhorn_max_iter": 400,
+            "projected_sinkhorn_max_iter": 400,
+        },
         choices={"norm": ("inf", "1", "2", "wasserstein"), "ball": ("inf", "1", "2", "wasserstein")},
-        extra=dict(wasserstein_eps=0.3),
-        fixed=dict(targeted=False),
+        extra={"wasserstein_eps": 0.3},
+        fixed={"targeted": False},
+        unused={"eps": "set by `wasserstein_eps`"},
         batch_size=1,
         single=True,
         build=specials.build_wasserstein,
-        quick=dict(max_iter=20, conjugate_sinkhorn_max_iter=50, projected_sinkhorn_max_iter=50),
+        quick={"max_iter": 6, "conjugate_sinkhorn_max_iter": 20, "projected_sinkhorn_max_iter": 20},
     ),
     Entry(
         "ZooAttack",
@@ -686,27 +731,34 @@ ENTRIES: tuple[Entry, ...] = (
         url="https://arxiv.org/abs/1708.03999",
         description="Carlini & Wagner in L2 with gradients from finite differences of single pixels.",
         warning="ART's default of 10 iterations and one search step is far below the paper's: raise max_iter.",
-        options=dict(
-            confidence=0.0,
-            learning_rate=0.01,
-            max_iter=10,
-            binary_search_steps=1,
-            initial_const=0.001,
-            abort_early=True,
-            use_importance=True,
-            nb_parallel=128,
-        ),
+        options={
+            "confidence": 0.0,
+            "learning_rate": 0.01,
+            "max_iter": 10,
+            "binary_search_steps": 1,
+            "initial_const": 0.001,
+            "abort_early": True,
+            "use_importance": True,
+            "nb_parallel": 128,
+        },
         changed={
             "use_resize": (False, "ART's resizing works on the wrong axes of images with channels first"),
             "variable_h": (0.01, "ART's 1e-4 is lost in float32 rounding"),
         },
-        fixed=dict(targeted=False),
+        fixed={"targeted": False},
         batch_size=1,
         single=True,
-        quick=dict(max_iter=60, binary_search_steps=4, nb_parallel=64, learning_rate=0.1),
+        quick={
+            "max_iter": 30,
+            "binary_search_steps": 2,
+            "nb_parallel": 128,
+            "learning_rate": 0.2,
+            "initial_const": 10.0,
+        },
     ),
 )
 
+GRAPHITE = "this plugin does not drive it: it needs the packages kornia and opencv-python, which ART does not install"
 DETECTOR = "it attacks object detectors, not classifiers"
 AUDIO = "it attacks speech recognition, not image classifiers"
 TENSORFLOW = "it is ART's version for TensorFlow models; use art:{} on a PyTorch model"
@@ -718,6 +770,8 @@ UNAVAILABLE: dict[str, str] = {
     "DPatch": DETECTOR,
     "DecisionTreeAttack": "it attacks scikit-learn decision trees, not networks",
     "FeatureAdversariesTensorFlowV2": TENSORFLOW.format("FeatureAdversariesPyTorch"),
+    "GRAPHITEBlackbox": GRAPHITE,
+    "GRAPHITEWhiteboxPyTorch": GRAPHITE,
     "HighConfidenceLowUncertainty": "it attacks GPy Gaussian processes, not networks",
     "ImperceptibleASR": AUDIO,
     "ImperceptibleASRPyTorch": AUDIO,
