@@ -54,9 +54,9 @@ def task() -> Task:
             nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1),
             nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
         )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(6):
-            for rows in torch.randperm(1500).split(50):
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(5):
+            for rows in torch.randperm(1500).split(100):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
                 optimizer.step()

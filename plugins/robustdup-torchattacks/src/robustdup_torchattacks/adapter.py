@@ -143,7 +143,7 @@ def run(
         warnings.filterwarnings("ignore", module="torchattacks")
         for parameter in model.parameters():
             parameter.requires_grad_(False)  # no weight gradients: neither filled nor computed
-        guard = Guard(model, images, shift=row.shift, fill_zero=row.fill_zero)
+        guard = Guard(model, images, shift=row.shift)
         classes = class_count(row, guard, options, images)
         start = images.detach().to(torch.float32).contiguous()
         call = Call(row, toolkit, guard, options, threat, seed, classes)

@@ -42,10 +42,7 @@ def multi_attack(call: Call, images: Tensor, labels: Tensor) -> Tensor:
         for check in row.checks:
             check(row.name, images, options)
         members.append(replace(call, row=row, options=options, classes=class_count(row, call.guard, options, images)))
-    guard = type(call.guard)(
-        call.guard.model, images.to(call.guard.dtype), fill_zero=any(member.row.fill_zero for member in members)
-    )
-    return call.toolkit.MultiAttack([replace(member, guard=guard).plain() for member in members])(images, labels)
+    return call.toolkit.MultiAttack([member.plain() for member in members])(images, labels)
 
 
 def member_rows(call: Call) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The stand-in that torchattacks is given for the model: it shields the model and repairs what the attacks divide by."""
+"""The stand-in that torchattacks is given for the model: it shields the model and repairs what is wrong with logits."""
 
 from __future__ import annotations
 
@@ -16,42 +16,27 @@ class Guard(nn.Module):
     - `shift` moves each row of logits by a constant so that the smallest is 1. Softmax losses do not change; the margins
       of CW, EAD and UPGD multiply logits by a one-hot mask and read the zeros as logits, which is wrong below 0
       (https://github.com/Harry24k/adversarial-attacks-pytorch/pull/168).
-    - `fill_zero` gives a row whose gradient is exactly zero a tiny one in its middle pixel. The momentum attacks divide by
-      the mean gradient: 0 / 0 turned the whole image into NaN; so the momentum carries on instead.
     - A Parameter gets memory of its own: EAD's first iterate shares the clean image's, and its first step in place moved
       the image that distances are measured from (and out of the box).
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, *, shift: bool = False, fill_zero: bool = False) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, *, shift: bool = False) -> None:
         super().__init__()
         self.model = model
         self.dtype = images.dtype
         self.shift = shift
-        self.fill_zero = fill_zero
         self.training = model.training
         self._place = torch.zeros((), device=images.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits; gradients flow back to `images`, contiguous and repaired."""
+        """Return the model's logits; gradients flow back to `images`, contiguous."""
         if isinstance(images, nn.Parameter):
             images.data = images.data.clone()
         if images.requires_grad and torch.is_grad_enabled():
             images = images.view_as(images)
-            images.register_hook(self._repair)
+            images.register_hook(Tensor.contiguous)  # channels-last gradients cannot be viewed flat
         logits = self.model(images.to(self.dtype)).float()
         return logits - logits.amin(dim=1, keepdim=True).detach() + 1 if self.shift else logits
-
-    def _repair(self, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()  # a channels-last model returns gradients that torchattacks cannot view flat
-        if not self.fill_zero:
-            return grad
-        flat = grad.flatten(1)
-        zero = (flat == 0).all(dim=1)
-        if not zero.any():
-            return grad
-        middle = torch.zeros_like(grad)
-        middle[zero, :, grad.shape[2] // 2, grad.shape[3] // 2] = 1e-20
-        return grad + middle
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Yield the place of the images, never the model's weights."""

@@ -23,7 +23,7 @@ class Row:
     `options` are the constructor's options and defaults without model, eps, norm, seed and device, which come from the
     threat model, the generator and the images; `steps` are those whose default follows eps; `own` are options that this
     plugin adds. `eps` is the name of the eps argument, None where there is none. `least_classes` returns the number of
-    classes that the code cannot do without. `shift` and `fill_zero` are repairs of `Guard`.
+    classes that the code cannot do without. `shift` is a repair of `Guard`.
     """
 
     name: str
@@ -47,7 +47,6 @@ class Row:
     undemonstrated: str = ""
     checks: tuple[Callable[[str, Any, Options], None], ...] = ()
     shift: bool = False
-    fill_zero: bool = False
     row_by_row: Callable[[Options], bool] = lambda options: False
     least: Mapping[str, int] = field(default_factory=dict)  # whole-number options may not be below 1, except for these
     build: str = "plain"  # or the name of a function in builders.py
