@@ -353,7 +353,8 @@ def _load_file(path: Path) -> Callable[[Registry], None]:
         if register is not None:
             register(registry)
         for function in marked.values():
-            if function.__robustdup_attack__.name not in registry.attacks:
+            taken = registry.attacks.get(function.__robustdup_attack__.name)
+            if taken is None or taken.function is not function:  # its register() may have added it already
                 registry.add_attack(function)
 
     return run

@@ -101,7 +101,7 @@ def input_gradient(
     """
     size = getattr(model, "micro_batch", None) or max(images.shape[0], 1)
     grads, values, outputs = [], [], []
-    for start in range(0, images.shape[0], size):
+    for start in range(0, max(images.shape[0], 1), size):
         rows = slice(start, min(start + size, images.shape[0]))
         with torch.enable_grad():
             part = images[rows].detach().requires_grad_(True)

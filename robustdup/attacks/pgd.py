@@ -19,6 +19,10 @@ from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, parse_eps, row_length, row_sum
 
+# Steps times step size in eps. In L2 and L1 a direction is found by turning on the sphere, and short paths end early:
+# on a linear model 2.5 eps end up to 6% below the optimum, 10 eps within 1%.
+PATH = {"Linf": 2.5, "L2": 10.0, "L1": 10.0}
+
 
 def pgd(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
@@ -28,19 +32,22 @@ def pgd(
     """Maximise `loss` by projected gradient ascent; rows that survive return their iterate with the largest margin.
 
     Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box. `step_size` is
-    in pixel units, measured in the threat model's norm; by default 2.5 eps / steps. `momentum` accumulates gradients
-    (https://arxiv.org/abs/1710.06081). `eot` averages the gradient over so many calls, for randomised models; a row
-    counts as fooled when all of them were. Follows https://arxiv.org/abs/1706.06083; for L1 see `ascent`. Raises
-    UserError for an unknown loss or a setting that cannot work.
+    in pixel units, measured in the threat model's norm; by default 2.5 eps / steps in Linf and 10 eps / steps in L2 and
+    L1. `momentum` accumulates gradients (https://arxiv.org/abs/1710.06081). `eot` averages the gradient over so many
+    calls, for randomised models; a row counts as fooled when all of them were. Follows
+    https://arxiv.org/abs/1706.06083; for L1 see `ascent`. Raises UserError for an unknown loss or a setting that cannot
+    work.
     """
     _check(steps=steps, restarts=restarts, eot=eot)
     if restarts > 1 and not random_start:
         raise UserError("pgd: restarts above 1 need random_start=True; without it each repeats the first.")
-    step = 2.5 * threat.radius / steps if step_size is None else float(parse_eps(step_size))
+    step = PATH[threat.norm] * threat.radius / steps if step_size is None else float(parse_eps(step_size))
     function = find_loss(loss)
     adv_images, worst = images.clone(), images.new_full((len(images),), -torch.inf)
     remaining = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
+        if len(remaining) == 0:
+            break
         active, clean, truth = remaining, images[remaining], labels[remaining]
         point = clean
         if random_start:

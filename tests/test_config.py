@@ -1,0 +1,85 @@
+"""Configuration: defaults, YAML, overrides, and what is said of mistakes."""
+
+import pytest
+
+from robustdup import UserError
+from robustdup.config import EvalConfig, build, parse_attacks, parse_value
+
+
+def test_values_go_over_overrides_over_the_file_over_defaults(tmp_path):
+    file = tmp_path / "eval.yaml"
+    file.write_text("eps: 4/255\nn: 10\nseed: 1\noptions:\n  pgd:\n    steps: 5\n")
+    config = build(
+        EvalConfig, file, ["n=20", "seed=2", "options.pgd.restarts=3", "options.fgsm.loss=margin"], {"seed": 3}
+    )
+    assert (config.eps, config.n, config.seed, config.norm) == ("4/255", 20, 3, "Linf")
+    assert config.options == {"pgd": {"steps": 5, "restarts": 3}, "fgsm": {"loss": "margin"}}
+
+
+def test_numbers_and_lists_become_text_where_text_is_meant():
+    config = build(EvalConfig, overrides=["eps=0.5", "attacks=[fgsm, pgd]"])
+    assert (config.eps, config.attacks) == ("0.5", "fgsm,pgd")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("")
+    assert build(EvalConfig, file) == EvalConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("esp=3", "Unknown configuration key 'esp'. Did you mean 'eps'"),
+        ("batchsize=3", "Did you mean 'batch_size'"),
+        ("n=0", "'n'.*greater than or equal to 1.*got 0"),
+        ("n=many", "'n'.*got 'many'"),
+        ("mode=train", "'mode'"),
+        ("nonsense", "neither a configuration file nor KEY=VALUE"),
+        ("n.x.y=1", "'n'"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        build(EvalConfig, overrides=[override])
+
+
+def test_a_nested_key_of_a_plain_value_is_refused():
+    with pytest.raises(UserError, match="'seed' already has a plain value"):
+        build(EvalConfig, overrides=["seed=1", "seed.x=2"])
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a\n- b", "must hold KEY: VALUE")])
+def test_files_that_are_not_configurations(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        build(EvalConfig, file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="There is no configuration file"):
+        build(EvalConfig, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("1e-3", 0.001), ("true", True), ("8/255", "8/255"), ("[1, 2]", [1, 2]), ("", None)]
+)
+def test_values_are_yaml(text, value):
+    assert parse_value(text) == value
+
+
+def test_attacks_with_options():
+    parsed = parse_attacks(" fgsm, pgd( steps=40,restarts = 2 ),art:X(sizes=[1, 2], rate=1e-2) ")
+    assert parsed == [
+        ("fgsm", {}), ("pgd", {"steps": 40, "restarts": 2}), ("art:X", {"sizes": [1, 2], "rate": 0.01}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "No attack is named"), (" , ", "No attack"), ("pgd(40)", "Cannot read '40'"), ("pgd(steps=4", "Cannot read")],
+)
+def test_attacks_that_cannot_be_read(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_attacks(text)
