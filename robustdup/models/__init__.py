@@ -18,6 +18,16 @@ def register(registry: Registry) -> None:
         "builtin", _load_builtin, description="Small classifiers that come with robustdup, offline.",
         examples=("builtin:digits-robust", "builtin:digits-standard"),
     )  # fmt: skip
+    registry.add_model_source(
+        "hf", _load_hf, description="Image classifiers of Hugging Face transformers, where it is installed.",
+        examples=("hf:microsoft/resnet-50",),
+    )  # fmt: skip
+
+
+def _load_hf(rest: str, options: ModelOptions) -> nn.Module:
+    from robustdup.models.transformers_source import load_hf
+
+    return load_hf(rest)
 
 
 def _load_builtin(rest: str, options: ModelOptions) -> nn.Module:

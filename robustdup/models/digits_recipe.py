@@ -2,6 +2,9 @@
 
 Both are a `SmallCNN` trained on the first 1,297 images of scikit-learn's digits; the last 500 are never seen. The
 robust one is trained on PGD examples (https://arxiv.org/abs/1706.06083) in Linf with eps = 0.15, on 8x8 images in [0, 1].
+
+Seen on the 500 test images, clean and under 40 steps of PGD from one random start, at Linf eps of 8/255, 0.1 and 0.15:
+digits-standard 93.4% clean, then 86.6%, 47.6%, 15.4%; digits-robust 96.6% clean, then 94.8%, 84.8%, 68.4%.
 """
 
 from __future__ import annotations

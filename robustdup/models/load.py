@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
+from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.registry import Registry
 
 
@@ -28,12 +29,24 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
     """
     options = ModelOptions(allow_pickle=allow_pickle)
     scheme, colon, rest = spec.partition(":")
-    if not colon or scheme not in registry.models:
-        raise unknown("model", spec, [example for source in registry.models.values() for example in source.examples])
-    model = registry.models[scheme].load(rest, options)
+    if colon and scheme in registry.models:
+        model = registry.models[scheme].load(rest, options)
+    elif is_file_spec(spec):
+        model = load_from_file(spec, allow_pickle=allow_pickle)
+    else:
+        raise unknown("model", spec, _examples(registry), see=_how(registry))
     if not isinstance(model, nn.Module):
         raise UserError(f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model.to(device="cpu", dtype=torch.float32).eval()
+
+
+def _examples(registry: Registry) -> list[str]:
+    return [example for source in registry.models.values() for example in source.examples]
+
+
+def _how(registry: Registry) -> str:
+    schemes = ", ".join(f"{scheme}:…" for scheme in sorted(registry.models))
+    return f"Write {schemes} or path/to/model.py:factory@weights."
 
 
 def load_builtin(rest: str, options: ModelOptions) -> nn.Module:

@@ -1,0 +1,281 @@
+"""Loading models: built-in checkpoints, Python files with weights, transformers, and what is wrong with each."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import types
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import robustdup.models
+from robustdup.errors import Unavailable, UserError
+from robustdup.models.load import classes_of, count_parameters, fingerprint, load_model
+from robustdup.registry import Registry
+
+MODEL = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 3, dtype=torch.float64)
+            self.drop = nn.Dropout()
+
+        def forward(self, images):
+            return self.layer(self.drop(images.flatten(1).to(self.layer.weight.dtype)))
+
+    make_model = Net
+    ready = Net()
+    number = 3
+
+    def make_text():
+        return "a model"
+
+    def fail():
+        raise RuntimeError("no such luck")
+
+    def needs(width):
+        return Net()
+"""
+
+
+@pytest.fixture
+def registry():
+    registry = Registry()
+    robustdup.models.register(registry)
+    return registry
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_model.py"
+    path.write_text(textwrap.dedent(MODEL))
+    return path
+
+
+def state(value=0.5):
+    return {"layer.weight": torch.full((3, 12), value), "layer.bias": torch.arange(3.0)}
+
+
+def test_file_with_weights(file, registry):
+    save_file(state(), file.parent / "w.safetensors")
+    model = load_model(f"{file}:make_model@{file.parent / 'w.safetensors'}", registry=registry)
+    images = torch.ones(2, 3, 2, 2)
+    assert model(images).tolist() == [[6, 7, 8]] * 2
+    assert not any(module.training for module in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in model.parameters())
+    assert (count_parameters(model), classes_of(model(images))) == (39, 3)
+    for factory in ("Net", "ready"):
+        assert isinstance(load_model(f"{file}:{factory}", registry=registry), nn.Module)
+    with pytest.raises(UserError, match="got a dict"):
+        classes_of({})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {"net": {"state_dict": s}}, lambda s: {"state_dict": {f"model._orig_mod.{k}": v for k, v in s.items()}},
+    ],
+)  # fmt: skip
+def test_wrapped_checkpoints(file, registry, wrap):
+    torch.save(wrap(state()), file.parent / "w.pt")
+    model = load_model(f"{file}:Net@{file.parent / 'w.pt'}", registry=registry)
+    assert torch.equal(model.layer.weight, state()["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layer.bias"), "1 keys are missing from it, the first is 'layer.bias'"),
+        (lambda s: s.update(extra=torch.ones(1)), "1 keys are not in the model, the first is 'extra'"),
+        (
+            lambda s: s.update({"layer.bias": torch.ones(4)}),
+            r"'layer.bias' has the shape \(4,\) in the file and \(3,\)",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit(file, registry, change, message):
+    content = state()
+    change(content)
+    save_file(content, file.parent / "w.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_model(f"{file}:Net@{file.parent / 'w.safetensors'}", registry=registry)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_broken_checkpoints(file, registry, name):
+    weights = file.parent / name
+    spec = f"{file}:Net@{weights}"
+    (save_file if name.endswith("safetensors") else torch.save)(state(), weights)
+    whole = weights.read_bytes()
+    for content, message in (
+        (whole[: len(whole) // 2], "is not a whole checkpoint"), (b"", "is empty"),
+        (b"\n<!DOCTYPE html><p>Quota exceeded", "is a web page"), (b"\x00garbage" * 50, "is not a (whole )?checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+    ):  # fmt: skip
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_model(spec, registry=registry)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_pickles_run_only_on_request(file, registry):
+    spec = f"{file}:Net@{file.parent / 'w.pt'}"
+    torch.save({"state_dict": state(), "extra": Bomb(str(file.parent / "ran"))}, file.parent / "w.pt")
+    with pytest.raises(UserError, match=r"can run any code .*--allow-pickle"):
+        load_model(spec, registry=registry)
+    assert not (file.parent / "ran").exists()
+    assert torch.equal(load_model(spec, registry=registry, allow_pickle=True).layer.bias, torch.arange(3.0))
+    assert (file.parent / "ran").exists()
+
+
+def test_checkpoint_without_weights(file, registry):
+    torch.save({"epoch": 3}, file.parent / "w.pt")
+    with pytest.raises(UserError, match="not a state dict"):
+        load_model(f"{file}:Net@{file.parent / 'w.pt'}", registry=registry)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (":make_modle", "Did you mean 'make_text'|Did you mean 'make_model'"), (":make_text", "returned a str, not a torch"),
+        (":fail", "failed with RuntimeError: no such luck"), (":needs", "needs the argument 'width'"),
+        (":number", "is a int, not a function"), ("", "Write path/to/model.py:factory"), (":", "Write path/to/model.py:fac"),
+        (":Net@nowhere.pt", "There is no weights file 'nowhere.pt'"),
+    ],
+)  # fmt: skip
+def test_wrong_factories(file, registry, rest, message):
+    with pytest.raises(UserError, match=message):
+        load_model(f"{file}{rest}", registry=registry)
+
+
+def test_wrong_files(tmp_path, registry):
+    with pytest.raises(UserError, match="There is no file"):
+        load_model(f"{tmp_path / 'none.py'}:make", registry=registry)
+    (tmp_path / "bad.py").write_text("import nothing_of_that_name")
+    with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
+        load_model(f"{tmp_path / 'bad.py'}:make", registry=registry)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("builtin:digits-robus", "Did you mean 'builtin:digits-robust'"), ("digits-robust", "'builtin:digits-robust'"),
+        ("builtn:digits-standard", "Did you mean 'builtin:digits-standard'"), ("", r"path/to/model\.py:factory"),
+        ("run:folder", "builtin:…, hf:… or"),
+    ],
+)  # fmt: skip
+def test_wrong_specs(registry, spec, message):
+    with pytest.raises(UserError, match=message):
+        load_model(spec, registry=registry)
+
+
+def test_a_plugins_model(registry):
+    registry.add_model_source("mine", lambda rest, options: nn.BatchNorm2d(int(rest)).double())
+    model = load_model("mine:3", registry=registry)
+    assert not model.training
+    assert model.weight.dtype == torch.float32
+    registry.add_model_source("theirs", lambda rest, options: {"weights": 1})
+    with pytest.raises(UserError, match="returned a dict"):
+        load_model("theirs:x", registry=registry)
+
+
+def test_fingerprint_covers_names_types_values_and_buffers():
+    def net(value=1.0, running=0.0):
+        module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        with torch.no_grad():
+            for p in module.parameters():
+                p.fill_(value)
+            module[1].running_mean.fill_(running)
+        return module
+
+    base = fingerprint(net())
+    assert base == fingerprint(net().eval())
+    named = nn.Sequential()
+    named.add_module("first", net()[0])
+    named.add_module("1", net()[1])
+    others = [fingerprint(m) for m in (net(1.0000001), net(running=1e-7), net().double(), named)]
+    assert len({base, *others}) == 5
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """A stand-in with the two classes that are used: bytes are rescaled, then normalised by mean 0.5 and std 0.25."""
+    calls, missing = [], []
+
+    class Model(nn.Module):
+        config = types.SimpleNamespace(num_channels=3)
+
+        def forward(self, pixel_values):
+            self.seen = pixel_values
+            return types.SimpleNamespace(logits=pixel_values.mean(dim=(2, 3)))
+
+    def auto(result):
+        def from_pretrained(name, **options):
+            calls.append(options)
+            if name == "no/model":
+                raise OSError("no/model is not a valid model identifier")
+            return (result, {"missing_keys": missing}) if options.get("output_loading_info") else result
+
+        return types.SimpleNamespace(from_pretrained=from_pretrained)
+
+    processor = types.SimpleNamespace(
+        do_normalize=True, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], do_rescale=True,
+        rescale_factor=1 / 255, do_resize=True, size={"height": 6, "width": 4}, do_center_crop=False,
+    )  # fmt: skip
+    module = types.ModuleType("transformers")
+    module.AutoModelForImageClassification, module.AutoImageProcessor = auto(Model()), auto(processor)
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    return types.SimpleNamespace(processor=processor, calls=calls, missing=missing)
+
+
+def test_transformers_model(registry, transformers):
+    model = load_model("hf:some/model", registry=registry)
+    images = torch.rand(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    logits = model(images)
+    assert logits.shape == (2, 3)
+    assert torch.allclose(model.model.seen, (images - 0.5) / 0.25, atol=1e-6)
+    assert model(torch.rand(1, 3, 12, 12)).shape == (1, 3)
+    assert model.model.seen.shape == (1, 3, 6, 4)
+    assert all(options["trust_remote_code"] is False for options in transformers.calls)
+    with pytest.raises(UserError, match="Cannot load the model hf:no/model: OSError"):
+        load_model("hf:no/model", registry=registry)
+    with pytest.raises(UserError, match=r"There is no folder '\./nowhere'"):
+        load_model("hf:./nowhere", registry=registry)
+
+
+def test_transformers_model_with_an_untrained_head(registry, transformers):
+    transformers.missing.append("classifier.weight")
+    with pytest.raises(
+        UserError, match=r"not a trained classifier: its files lack 1 weights, such as 'classifier\.weight'"
+    ):
+        load_model("hf:some/model", registry=registry)
+
+
+def test_transformers_rescaling_to_plus_minus_one(registry, transformers):
+    transformers.processor.rescale_factor, transformers.processor.rescale_offset = 1 / 127.5, True
+    transformers.processor.do_normalize = False
+    model = load_model("hf:some/model", registry=registry)
+    images = torch.rand(1, 3, 6, 4)
+    model(images)
+    assert torch.allclose(model.model.seen, images * 2 - 1, atol=1e-6)
+
+
+def test_transformers_not_installed(registry, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(Unavailable, match="pip install transformers"):
+        load_model("hf:some/model", registry=registry)
