@@ -22,7 +22,8 @@ INSTALL = {
 def missing(entry: Entry) -> str:
     """Return why an attack cannot run here, or '' if it can: looks for its packages without importing them."""
     for package in ("foolbox", "eagerpy", *([entry.needs] if entry.needs else [])):
-        if importlib.util.find_spec(package) is None:
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:  # without origin: a mere folder of that name
             return INSTALL[package]
     return ""
 

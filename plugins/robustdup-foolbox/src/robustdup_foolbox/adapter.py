@@ -15,6 +15,7 @@ from robustdup_foolbox.table import Entry
 from robustdup_foolbox.watched import Watched
 
 ROUNDING = 1e-6  # pixel units: what float32 arithmetic may leave outside [0, 1]
+NOT_BINARISING = "threshold does not match"  # foolbox's message for a model that does not binarise as told
 GRADIENT_VANISHED = "Gradient vanished"  # foolbox's message when a single row of a batch has no gradient
 START_DIRECTIONS, START_STEPS = 100, 50
 
@@ -74,6 +75,11 @@ def run(
         except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if NOT_BINARISING in str(error):
+                raise UserError(
+                    f"foolbox:{entry.name} is for models that binarise their inputs; this one does not do so at the given "
+                    "threshold (threshold=0.5, included_in=upper by default)."
+                ) from error
             raise RunError(f"foolbox:{entry.name} stopped with {type(error).__name__}: {error}") from error
     return without_rounding(result.detach())
 
