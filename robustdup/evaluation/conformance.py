@@ -101,7 +101,7 @@ class RgbDigits(nn.Module):
 
 
 @lru_cache(maxsize=1)
-def _test_points() -> tuple[Tensor, Tensor, Tensor]:
+def conformance_points() -> tuple[Tensor, Tensor, Tensor]:
     """Return images (20, 3, 16, 16), labels (20,) and row numbers: test digits that the network gets right, two a class."""
     rows = load_digits("digits", DataOptions(split="test"))
     images, labels = rows.fetch(range(len(rows)))
@@ -151,7 +151,7 @@ class _Run:
 
 
 def _check(spec: AttackSpec, norm: str, threat: ThreatModel, options: dict[str, Any], seed: int) -> ConformanceReport:
-    images, labels, index = _test_points()
+    images, labels, index = conformance_points()
     again = torch.tensor(AGAIN)
     bounded = spec.kind == "bounded"
 

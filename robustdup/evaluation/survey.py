@@ -12,7 +12,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from robustdup.evaluation.conformance import ConformanceReport, Finding, check_attack
+from robustdup.evaluation.conformance import ConformanceReport, Finding, check_attack, conformance_points
 from robustdup.registry import AttackSpec, Registry, load_plugins
 
 START_SECONDS = 300.0  # a worker imports torch and the toolkits first
@@ -104,6 +104,7 @@ def _work(connection: Connection, files: list[str]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     registry = load_plugins(files)
+    conformance_points()  # loads what the first check would have to wait for
     connection.send("ready")
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:

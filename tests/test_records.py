@@ -1,0 +1,170 @@
+"""Records on disk: whole or not there, versioned, and what is said of damaged ones."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from robustdup import RunError, UserError, records
+from robustdup.records import (
+    Accuracy,
+    AttackResult,
+    DataInfo,
+    Environment,
+    EvaluationRecord,
+    ModelInfo,
+    PassTotals,
+    Threat,
+    atomic_path,
+    find_record,
+    load_record,
+    load_samples,
+    save_record,
+    save_samples,
+    write_atomic,
+)  # fmt: skip
+
+
+def record(**changes):
+    accuracy = Accuracy(value=0.5, low=0.4, high=0.6)
+    attack = AttackResult(
+        name="pgd", n_attacked=2, n_broken=1, seconds=0.1, forward_passes=10, backward_passes=9, violations=0,
+        robust_accuracy_after=0.5,
+    )  # fmt: skip
+    data = DataInfo(
+        spec="builtin:digits", split="test", n_total=500, selection="first", image_shape=[1, 8, 8], class_names=["0"],
+        fingerprint="f",
+    )  # fmt: skip
+    model = ModelInfo(
+        spec="builtin:digits-robust", architecture="SmallCNN", fingerprint="m", num_classes=10, parameters=9
+    )
+    environment = Environment(
+        device="cpu", device_name="cpu", threads=1, python="3.12", platform="x", micro_batch=8, batch_size=8
+    )
+    fields = {
+        "run_id": "r", "created": records.now(), "status": "complete", "command": "eval", "n": 2, "interval_about": "split",
+        "threat": Threat(norm="Linf", eps=8 / 255, eps_text="8/255"), "tolerance": 1e-6, "clean_accuracy": accuracy,
+        "robust_accuracy": accuracy, "n_undecided": 0, "attacks": [attack], "passes": PassTotals(), "seconds": 1.0,
+        "seed": 0, "config": {}, "data": data, "model": model, "environment": environment, "versions": {},
+    }  # fmt: skip
+    return EvaluationRecord(**{**fields, **changes})
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    written = record()
+    path = save_record(written, tmp_path / "run")
+    assert load_record(tmp_path / "run") == written
+    assert load_record(path) == written
+    content = json.loads(path.read_text())
+    assert content["threat"] == {"norm": "Linf", "eps": 8 / 255, "eps_text": "8/255"}
+    assert (content["schema_name"], content["schema_version"]) == ("robustdup.evaluation", records.VERSION)
+
+
+def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def crash():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]  # no temporary file stays
+
+
+def test_a_full_disk_is_a_message_and_loses_nothing(tmp_path, monkeypatch):
+    path = save_record(record(), tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"Cannot write .*No space left on device.*already saved is lost"):
+        save_record(record(n=3), tmp_path)
+    assert load_record(path).n == 2
+
+
+def test_a_place_that_cannot_be_written_is_a_message(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Cannot write"):
+        save_record(record(), tmp_path / "file" / "run")
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(records.tempfile, "mkstemp", forbidden)
+    with pytest.raises(RunError, match="Permission denied"):
+        save_record(record(), tmp_path)
+
+
+def test_written_files_can_be_read_by_others(tmp_path):
+    path = save_record(record(), tmp_path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def damaged(tmp_path, change):
+    path = save_record(record(), tmp_path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    path = damaged(tmp_path, lambda content: content.update(schema_version=records.VERSION + 1))
+    with pytest.raises(UserError, match=rf"schema version {records.VERSION + 1}; this robustdup reads up to"):
+        load_record(path)
+
+
+def test_a_damaged_field_is_named(tmp_path):
+    path = damaged(tmp_path, lambda content: content["clean_accuracy"].update(value="high"))
+    with pytest.raises(UserError, match=r"is damaged: field 'clean_accuracy\.value'"):
+        load_record(path)
+    path = damaged(tmp_path, lambda content: content.update(surprise=1))
+    with pytest.raises(UserError, match="field 'surprise'"):
+        load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not a whole JSON file.*Was the copy cut off"),
+        ("[1]", r"not an evaluation record \(found 'list'"),
+        ('{"schema_name": "other"}', "found 'other'"),
+        ('{"schema_name": "robustdup.evaluation"}', "schema version None"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, text, message):
+    path = save_record(record(), tmp_path)
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2] if text is None else text)
+    with pytest.raises(UserError, match=message):
+        load_record(path)
+
+
+def test_a_missing_record_is_named(tmp_path):
+    with pytest.raises(UserError, match="There is no record at"):
+        find_record(tmp_path)
+
+
+def test_samples_come_back_and_a_truncated_file_is_refused(tmp_path):
+    rows = {name: [0] for name in records.SAMPLES_SCHEMA.names}
+    for name in ("image_sha256", "eps", "attack", "outcome", "violation"):
+        rows[name] = ["x"]
+    path = save_samples(rows, tmp_path)
+    assert load_samples(tmp_path).to_pydict() == {name: list(map(type_of(name), v)) for name, v in rows.items()}
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"cannot be read.*Was the copy cut off"):
+        load_samples(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"There is no samples.parquet"):
+        load_samples(tmp_path)
+
+
+def type_of(name):
+    kind = str(records.SAMPLES_SCHEMA.field(name).type)
+    return {"int64": int, "double": float, "string": str}[kind]
