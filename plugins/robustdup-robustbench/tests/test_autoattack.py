@@ -18,6 +18,7 @@ from robustdup_robustbench import register
 from torch import Tensor, nn
 
 from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError
+from robustdup.evaluation.conformance import check_attack
 
 ATTACKS = ("APGD-CE", "APGD-DLR", "APGD-T", "FAB", "FAB-T", "Square")
 EPS = {"Linf": 0.12, "L2": 0.6, "L1": 2.0}
@@ -181,6 +182,7 @@ def test_costs_of_the_standard_version_are_the_published_counts(registry):
 def test_nothing_is_touched(registry, digits, name):
     model, images, labels = digits[0], digits[1][:6].clone(), digits[2][:6]
     model.zero_grad()
+    model[5].weight.grad = torch.ones_like(model[5].weight)  # a backward pass would add to it
     model[0].bias.requires_grad_(False)
     model[7].train()  # dropout on: one module in another mode than the rest
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
@@ -193,11 +195,13 @@ def test_nothing_is_touched(registry, digits, name):
         assert [m.training for m in model] == [False] * 7 + [True, False]
         assert not model[0].bias.requires_grad
         assert model[0].weight.requires_grad
-        assert all(p.grad is None for p in model.parameters())
+        assert (model[5].weight.grad == 1).all()
+        assert all(p.grad is None for p in model.parameters() if p is not model[5].weight)
         assert random.getstate() == states[0]
         assert (np.random.get_state()[1] == states[1]).all()
         assert torch.equal(torch.get_rng_state(), states[2])
     finally:
+        model.zero_grad()
         model[0].bias.requires_grad_(True)
         model.eval()
 
@@ -271,6 +275,14 @@ def test_registering_imports_no_toolkit():
         "sys.exit(bool({'pyautoattack', 'robustbench', 'timm', 'gdown'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("norm", ["Linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("L2", "L1"))])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_conformance(registry, name, norm):
+    report = check_attack(registry.get_attack(f"robustbench:{name}"), norm=norm)
+    assert report.ok, [finding.message for finding in report.findings if not finding.ok]
+    assert report.demonstrated, report.evidence
 
 
 @pytest.mark.slow

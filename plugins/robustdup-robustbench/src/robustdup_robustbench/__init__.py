@@ -9,6 +9,15 @@ from robustdup import AttackSpec, Registry
 
 _AUTOATTACK = "https://github.com/fra31/auto-attack"
 
+_QUICK: dict[str, dict[str, Any]] = {
+    "APGD-CE": {"n_iter": 20},
+    "APGD-DLR": {"n_iter": 20, "n_restarts": 1},
+    "APGD-T": {"n_iter": 15, "n_target_classes": 3},
+    "FAB": {"n_iter": 5, "n_restarts": 1},
+    "FAB-T": {"n_iter": 10, "n_target_classes": 3},
+    "Square": {"n_queries": 200},
+}
+
 
 def register(registry: Registry) -> None:
     """Register the attacks and versions of AutoAttack, the model that pyautoattack carries, and RobustBench's zoo."""
@@ -21,7 +30,7 @@ def register(registry: Registry) -> None:
         registry.add_attack(
             AttackSpec(
                 name=f"robustbench:{name}", function=function, norms=("Linf", "L2", "L1"), kind="bounded",
-                knowledge=knowledge, url=_AUTOATTACK, batching="batch", cost=cost, description=description,
+                knowledge=knowledge, url=_AUTOATTACK, batching="batch", cost=cost, description=description, quick=_QUICK[name],
                 available=not missing, reason=reason,
             )
         )  # fmt: skip
