@@ -28,6 +28,8 @@ def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iter
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()] if model is not None else []
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if model is not None else []
     try:
+        for parameter, _, _ in parameters:
+            parameter.grad = None  # a backward pass would add to the kept tensor in place
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed % 2**32)
