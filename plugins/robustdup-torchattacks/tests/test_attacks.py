@@ -10,7 +10,10 @@ from robustdup_torchattacks.table import ROWS
 from robustdup import ThreatModel
 from robustdup.evaluation.conformance import check_attack
 
-CASES = [pytest.param(row, norm, id=f"{row.name}-{norm}") for row in ROWS for norm in row.norms]
+SLOW = {"JSMA": pytest.mark.slow}  # tables of 768 x 768 pixel pairs; test_traps runs it on 8 x 8 images
+CASES = [
+    pytest.param(row, norm, id=f"{row.name}-{norm}", marks=SLOW.get(row.name, ())) for row in ROWS for norm in row.norms
+]
 RANDOM = {
     "GN": {}, "FFGSM": {}, "RFGSM": {"steps": 1}, "PGD": {"steps": 1}, "EOTPGD": {"steps": 1}, "TPGD": {"steps": 1},
     "Jitter": {"steps": 1}, "PGDRS": {"steps": 2}, "VMIFGSM": {"steps": 3}, "VNIFGSM": {"steps": 3},

@@ -108,7 +108,8 @@ def test_any_number_of_classes(name, classes, task, attack, registry):
         with pytest.raises(UserError, match="at least 4 classes; this one has 3"):
             attack(name, small, **options)
         return
-    adv = attack(name, small, ThreatModel("L2", "4") if name in ("CW", "DeepFool", "JSMA") else "Linf", **options)
+    threat = ThreatModel("L2", "4") if name in ("CW", "DeepFool", "JSMA") else ThreatModel("Linf", "0.4")
+    adv = attack(name, small, threat, **options)
     assert small.broken(adv).any() or name == "JSMA"
     assert not torch.equal(adv, small.images)
 
