@@ -113,9 +113,14 @@ def apply_targeted_patch(attack: Any, call: Any) -> Any:
 
 
 def target_groups(call: Any) -> list[tuple[Any, int]]:
-    """Return (rows, target class) so that no row is aimed at its own class: two targets, the rarest true classes."""
-    counts = np.bincount(call.labels, minlength=call.classifier.nb_classes)
-    first, second = np.argsort(counts, kind="stable")[:2]
+    """Return (rows, target class) so that no row is aimed at its own class.
+
+    The targets are the two classes that come second most often: the first for all rows but its own, which get the other.
+    """
+    logits = call.classifier.predict(call.x)
+    logits[np.arange(len(logits)), call.labels] = -np.inf
+    counts = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])
+    first, second = np.argsort(-counts, kind="stable")[:2]
     own = call.labels == first
     groups = [(np.flatnonzero(~own), int(first)), (np.flatnonzero(own), int(second))]
     return [(rows, target) for rows, target in groups if len(rows)]
@@ -135,8 +140,11 @@ def build_universal(call: Any) -> Any:
 
 
 def build_targeted_universal(call: Any) -> Any:
-    """A targeted universal perturbation: its inner FGSM must be told that it is targeted, else it runs away."""
-    eps = call.threat.radius
+    """A targeted universal perturbation: its inner FGM must be told that it is targeted, else it runs away.
+
+    One step must reach the target at once to count, so it may go beyond eps; the sum is projected.
+    """
+    eps = 3 * call.threat.radius
     inner = {"targeted": True, "minimal": True, "norm": _order(call), "eps": eps, "eps_step": eps / 10}
     return call.construct(attacker_params=inner)
 
@@ -282,6 +290,11 @@ def generate_low_pro_fool(attack: Any, call: Any) -> Any:
 def build_elastic_net(call: Any) -> Any:
     """ElasticNet that keeps the best in the norm of the threat model, unless told otherwise."""
     return call.construct(decision_rule=call.options["decision_rule"] or {"L1": "L1", "L2": "L2"}[call.threat.norm])
+
+
+def build_zoo(call: Any) -> Any:
+    """ZOO with no more coordinates at a time than the image has."""
+    return call.construct(nb_parallel=min(call.options["nb_parallel"], call.x[0].size))
 
 
 def build_wasserstein(call: Any) -> Any:

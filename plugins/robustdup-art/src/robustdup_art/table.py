@@ -412,11 +412,12 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "GeoDA",
-        norms=("Linf", "L2", "L1"),
+        norms=("L2", "Linf"),
         kind="minimum-norm",
         knowledge="decision-based",
         url="https://arxiv.org/abs/2003.06468",
-        description="Estimates the normal of the decision boundary in a space of low frequencies.",
+        description="Estimates the normal of the decision boundary in a space of low frequencies. Not offered in L1, where"
+        " ART does as in L2.",
         order="norm",
         options={"sub_dim": 10, "max_iter": 4000, "bin_search_tol": 0.1, "lambda_param": 0.6, "sigma": 0.0002},
         extra={"max_start": 500},
@@ -679,7 +680,7 @@ ENTRIES: tuple[Entry, ...] = (
         },
         unused={"attacker_params": "within the threat model"},
         build=specials.build_universal,
-        quick={"max_iter": 2},
+        quick={"attacker": "fgsm", "max_iter": 3},
     ),
     Entry(
         "VirtualAdversarialMethod",
@@ -740,13 +741,17 @@ ENTRIES: tuple[Entry, ...] = (
             "abort_early": True,
             "use_importance": True,
             "nb_parallel": 128,
+            "variable_h": 1e-4,
         },
         changed={
-            "use_resize": (False, "ART's resizing works on the wrong axes of images with channels first"),
-            "variable_h": (0.01, "ART's 1e-4 is lost in float32 rounding"),
+            "use_resize": (
+                False,
+                "ART's True resizes the image to 32 x 32 and back by splines, which alone changes it",
+            ),
         },
         fixed={"targeted": False},
         batch_size=1,
+        build=specials.build_zoo,
         single=True,
         quick={
             "max_iter": 30,
