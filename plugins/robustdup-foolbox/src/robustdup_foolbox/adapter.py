@@ -16,7 +16,6 @@ from robustdup_foolbox.watched import Watched
 
 ROUNDING = 1e-6  # pixel units: what float32 arithmetic may leave outside [0, 1]
 NOT_BINARISING = "threshold does not match"  # foolbox's message for a model that does not binarise as told
-GRADIENT_VANISHED = "Gradient vanished"  # foolbox's message when a single row of a batch has no gradient
 START_DIRECTIONS, START_STEPS = 100, 50
 
 
@@ -70,7 +69,7 @@ def run(
             parameter.grad = None
         try:
             attack = build(entry, threat, options)
-            start = _start_and_run if entry.start else _run_whole
+            start = _start_and_run if entry.start else _run_rows
             result = start(entry, attack, model, images.detach(), labels, threat)
         except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -106,38 +105,6 @@ def _within_dimensions(kind: Any) -> Any:
             return super().project(x, x0, epsilon.clip(0, x0[0].raw.numel() - 1))
 
     return Bounded
-
-
-class NoGradient(RunError):
-    """Every row was without a gradient."""
-
-
-def _run_whole(
-    entry: Entry, attack: Any, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel
-) -> Tensor:
-    """Run on the batch; where one row without a gradient stops foolbox for all, find it by halves and run the others."""
-    try:
-        return _run_rows(entry, attack, model, images, labels, threat)
-    except RuntimeError as error:
-        if GRADIENT_VANISHED not in str(error):
-            raise
-        if len(images) == 1:
-            raise NoGradient(f"foolbox:{entry.name} found no gradient in any of the images: {error}") from error
-    results, failures = [], []
-    for half in torch.arange(len(images), device=images.device).chunk(2):
-        try:
-            results.append(_run_whole(entry, attack, model, images[half], labels[half], threat))
-        except NoGradient as error:
-            failures.append(error)
-            results.append(_noise_of_length_eps(images[half], threat))
-    if len(failures) == len(results):
-        raise failures[0]
-    return torch.cat(results)
-
-
-def _noise_of_length_eps(images: Tensor, threat: ThreatModel) -> Tensor:
-    """The random direction that the search begins with, for rows where no gradient says how to go on."""
-    return threat.project(images, images + threat.sphere_scale(torch.randn_like(images)))
 
 
 def _start_and_run(

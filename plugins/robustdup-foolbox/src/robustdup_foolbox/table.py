@@ -218,7 +218,7 @@ STARTED = [
     Entry("PointwiseAttack", ("L0", "L1", "L2"), "Resets one value after the other to the clean one",
           {"l2_binary_search": True}, kind="minimum-norm", knowledge="decision-based",
           url="https://arxiv.org/abs/1805.09190", start="salt and pepper", left_out=("init_attack",),
-          quick={"l2_binary_search": False}, warning="Several queries for every value of the image: for small images."),
+          quick={"l2_binary_search": False}, warning="For small images: l2_binary_search can take very long."),
     Entry("L0BrendelBethgeAttack", ("L0", "L1"), "Follows the boundary with the gradient, in L0", _BB_OPTIONS,
           **_BB_FIELDS, warning=_L0_JUDGED),
     Entry("L1BrendelBethgeAttack", ("L1",), "Follows the boundary with the gradient, in L1", _BB_OPTIONS, **_BB_FIELDS),
@@ -269,7 +269,8 @@ SIMPLE = [
            "sampling_temperature": 0.3, "channel_axis": None, "reduced_dims": None},
           knowledge="score-based", url="https://arxiv.org/abs/1805.11090", targeted=True,
           cost=lambda o: (1 + o["steps"] * o["population"], 0), quick={"steps": 30},
-          warning="A targeted attack: the target is each point's most likely wrong class."),
+          warning="A targeted attack: the target is each point's most likely wrong class. Fails on logits above 88, which "
+          "overflow in foolbox's fitness."),
 ]  # fmt: skip
 
 ENTRIES = (*DESCENT, *NOISE, *MINIMISATION, *STARTED, *SIMPLE)

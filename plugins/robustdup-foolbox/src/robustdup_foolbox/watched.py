@@ -57,8 +57,11 @@ class Watched(nn.Module):
         self.fooled |= better & fooled
 
     def instead_of_giving_up(self, result: Tensor) -> Tensor:
-        """Put the best image seen in every row of `result` that is clean, black or not finite."""
+        """Put the best image seen in every row of `result` that is clean, black or not finite.
+
+        A black row of which nothing but the clean image was seen becomes the clean image: the attack never left it.
+        """
         flat = result.flatten(1)
         given_up = ~flat.isfinite().all(dim=1) | (flat == 0).all(dim=1) | (result == self.images).flatten(1).all(dim=1)
-        rows = given_up & self.seen
+        rows = given_up & (self.seen | flat.isfinite().all(dim=1))
         return torch.where(rows.view(-1, *[1] * (result.ndim - 1)), self.best, result)
