@@ -257,6 +257,8 @@ def test_a_misspelt_option_and_a_wrong_norm_are_refused(registry: Registry, line
         spec.check_options({"max_iters": 3})
     with pytest.raises(UserError, match="works in Linf, L2"):
         attack(registry, PGD, linear, grey, torch.zeros(6, dtype=torch.int64), 1, norm="L1")
+    with pytest.raises(UserError, match="BasicIterativeMethod does not work in L2"):
+        attack(registry, "BasicIterativeMethod", linear, grey, torch.zeros(6, dtype=torch.int64), 1, norm="L2")
     with pytest.raises(UserError, match="'fgms'"):
         registry.attacks["art:UniversalPerturbation"].check_options({"attacker": "fgms"})
 

@@ -74,7 +74,7 @@ def run(
     options: dict[str, Any],
 ) -> Tensor:
     """Run one attack of ART on images (N, C, H, W) in [0, 1]. Raises UserError, or RunError with what ART said."""
-    if entry.norms and threat.norm not in entry.norms and entry.order:
+    if threat.norm not in entry.norms and (entry.kind == "bounded" or entry.order):
         raise UserError(f"art:{entry.name} does not work in {threat.norm}; it works in {', '.join(entry.norms)}.")
     if entry.check is not None:
         entry.check(tuple(images.shape), threat)

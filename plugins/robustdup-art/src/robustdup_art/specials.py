@@ -239,14 +239,6 @@ def generate_geoda(attack: Any, call: Any) -> Any:
         return call.x
 
 
-def generate_from_start(attack: Any, call: Any) -> Any:
-    """Brendel & Bethge from ART's random start; where ART finds none it asserts, and the image stays as it is."""
-    try:
-        return attack.generate(call.x, call.y)
-    except AssertionError:
-        return call.x
-
-
 def build_threshold(call: Any) -> Any:
     """ThresholdAttack with `th`, its bound in 8-bit levels, as the largest whole number within eps.
 
@@ -289,7 +281,9 @@ def generate_low_pro_fool(attack: Any, call: Any) -> Any:
 
 def build_elastic_net(call: Any) -> Any:
     """ElasticNet that keeps the best in the norm of the threat model, unless told otherwise."""
-    return call.construct(decision_rule=call.options["decision_rule"] or {"L1": "L1", "L2": "L2"}[call.threat.norm])
+    return call.construct(
+        decision_rule=call.options["decision_rule"] or {"L1": "L1", "L2": "L2"}.get(call.threat.norm, "EN")
+    )
 
 
 def build_zoo(call: Any) -> Any:
