@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustdup.errors import UserError, unknown
 
@@ -17,6 +17,11 @@ class Config(BaseModel):
     """Base of every configuration: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+# The radii of RobustBench and AutoAttack (https://github.com/fra31/auto-attack), and ones that 8x8 digits can tell apart.
+USUAL_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
+DIGITS_EPS = {"linf": "0.15", "l2": "0.5", "l1": "2"}
 
 
 class EvalConfig(Config):
@@ -39,7 +44,11 @@ class EvalConfig(Config):
     sample: int | None = Field(None, description="Take a random subset of this many points, drawn from the seed.", ge=1)
     norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
     eps: str = Field(
-        "8/255", description="Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255."
+        "",
+        description=(
+            "Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255. "
+            "[default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, L2 0.5, L1 2]"
+        ),
     )
     attacks: str = Field(
         "default", description="Attacks, in order: names with options, such as 'fgsm,pgd(steps=40,restarts=2)'."
@@ -68,6 +77,9 @@ class EvalConfig(Config):
     micro_batch: int | None = Field(
         None, description="Rows in one padded model call; chosen by the device if not given.", ge=1
     )
+    threads: int | None = Field(
+        None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."
@@ -76,6 +88,14 @@ class EvalConfig(Config):
     save_images: bool = Field(True, description="Keep the adversarial images (exact) in the run folder.")
     plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
     out: str | None = Field(None, description="Run folder; runs/<time>-<model> if not given.")
+
+    @model_validator(mode="after")
+    def _usual_eps(self) -> EvalConfig:
+        """Fill in the radius that the field reports for this norm, where none is given."""
+        if not self.eps:
+            usual = DIGITS_EPS if self.data == "builtin:digits" else USUAL_EPS
+            self.__dict__["eps"] = usual.get(self.norm.lower(), "8/255")
+        return self
 
 
 C = TypeVar("C", bound=Config)

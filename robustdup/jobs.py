@@ -21,7 +21,7 @@ from robustdup.data.labelled import LabelledImages, from_tensors
 from robustdup.data.sources import DataOptions, load_images
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation import diagnostics
-from robustdup.evaluation.bench import choose_device, clean_verdict, make_bench
+from robustdup.evaluation.bench import choose_device, clean_verdict, cpu_threads, make_bench
 from robustdup.evaluation.bundle import (
     EXAMPLES,
     Verification,
@@ -72,6 +72,7 @@ def run_evaluation(
     events: list[str] = []
     stages = plan(config, registry, threats[-1], events)
     data = data if data is not None else _load_data(config, registry)
+    events += data.notes
     device = choose_device(config.device)
     original = (
         model if model is not None else load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
@@ -84,9 +85,9 @@ def run_evaluation(
     if folder is not None:
         open_folder(folder, config, resume)
 
-    with isolated(original), isolated(stand_in):
-        was_training = any(module.training for module in original.modules())
-        bench = make_bench(config, original, stand_in, device)
+    was_training = any(module.training for module in original.modules())
+    bench = make_bench(config, original, stand_in, device)
+    with isolated(original), isolated(stand_in), cpu_threads(config, bench, data.images[0]):
         weights = fingerprint(bench.judged.model)
         clean = clean_verdict(bench, data, config, weights, folder)
         bench.draws = config.judge_draws if clean.randomized else 1
@@ -120,7 +121,7 @@ def evaluate(
     labels: Tensor,
     *,
     norm: str = "Linf",
-    eps: str | float = "8/255",
+    eps: str | float | None = None,
     attacks: str | Sequence[Any] = "default",
     out: str | Path | None = None,
     resume: bool = False,
@@ -129,15 +130,15 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate a model on images in memory and return the record that `robustdup eval` would write.
 
-    `images` (N, C, H, W) in [0, 1], `labels` (N,) int64; `attacks` is text as on the command line, or a list of names and
-    of functions marked with `@robustdup.attack`. `options` are the other keys of `EvalConfig`. With `out` a run folder is
-    written. Raises UserError for a mistake.
+    `images` (N, C, H, W) in [0, 1], `labels` (N,) int64; `eps` is 8/255, 0.5 or 12 by norm if not given. `attacks` is text
+    as on the command line, or a list of names and of functions marked with `@robustdup.attack`. `options` are the other
+    keys of `EvalConfig`. With `out` a run folder is written. Raises UserError for a mistake.
     """
     registry = load_plugins(options.get("plugin") or ())
     config = validate(
         EvalConfig,
         {
-            **options, "model": "python", "data": "python", "norm": norm, "eps": str(eps),
+            **options, "model": "python", "data": "python", "norm": norm, "eps": "" if eps is None else str(eps),
             "attacks": attacks if isinstance(attacks, str) else ",".join(_named(a, registry) for a in attacks),
             "out": str(out) if out is not None else None,
         },

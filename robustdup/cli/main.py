@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,9 @@ from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
 from robustdup.cli.verify import verify
 from robustdup.errors import RobustdupError, UserError
+
+# Newer typer carries a copy of click of its own: the base of all its errors is found through one that typer exports.
+USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="robustdup",
@@ -55,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
     try:
         result = app(words, prog_name="robustdup", standalone_mode=False)
-    except click.ClickException as error:
+    except USAGE_ERRORS as error:
         error.show()
         return 2
     except RobustdupError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
         return 2 if isinstance(error, UserError) else 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:

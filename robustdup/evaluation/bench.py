@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
@@ -21,6 +23,8 @@ from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.folder import STATE
 from robustdup.evaluation.referee import Judged, judge_images
 from robustdup.records import write_atomic
+
+SMALL_FLOPS = 2e9  # a micro-batch below this many operations (some 20 ms) is computed by one thread
 
 
 @dataclass
@@ -80,6 +84,29 @@ def make_bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | No
         draws=1,
         seed=config.seed,
     )
+
+
+@contextlib.contextmanager
+def cpu_threads(config: EvalConfig, bench: Bench, image: Tensor) -> Iterator[None]:
+    """Compute with the number of CPU threads that is asked for, or that suits the model, and restore it afterwards.
+
+    A small model waits for its threads longer than it computes. The choice counts operations and does not time them,
+    so that the same run computes the same way wherever it is continued.
+    """
+    before = torch.get_num_threads()
+    threads = config.threads or before
+    if config.threads is None and bench.device.type == "cpu":
+        counter = FlopCounterMode(display=False)
+        with contextlib.suppress(Exception):  # a model that cannot take the image is reported when it is judged
+            with torch.no_grad(), isolated(bench.judged.model), counter:
+                bench.judged.model(image[None].repeat(2, 1, 1, 1))
+            if counter.get_total_flops() / 2 * bench.micro_batch < SMALL_FLOPS:
+                threads = 1
+    try:
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing
-from statsmodels.stats.proportion import proportion_confint
 
 from robustdup.records import Accuracy
+
+
+Z = 1.959963984540054  # two-sided 95% point of the standard normal
 
 
 def wilson(successes: float, n: int, *, population: int | None = None) -> tuple[float, float]:
@@ -28,8 +30,10 @@ def wilson(successes: float, n: int, *, population: int | None = None) -> tuple[
     size = float(n)
     if population is not None and n < population:
         size = n * (population - 1) / (population - n)
-    low, high = proportion_confint(successes / n * size, size, alpha=0.05, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))
+    share = successes / n
+    centre = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def accuracy(correct: np.typing.NDArray[Any], *, population: int | None = None, undecided: int = 0) -> Accuracy:

@@ -125,23 +125,36 @@ def _verdict(record: EvaluationRecord) -> Panel:
 
 
 def _attack_table(record: EvaluationRecord) -> Table:
+    """One row an attack; the column of violations only where there are any."""
+    violations = any(attack.violations for attack in record.attacks)
+    undecided = any(attack.n_undecided for attack in record.attacks)
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("Attack", overflow="fold")
-    for name in ("Attacked", "Broken", "Robust", "Seconds", "Forward", "Backward", "Violations"):
+    table.add_column("Attack", overflow="fold", min_width=20)
+    names = ["Points", "Broken", "Robust", "Seconds", "Forward", "Backward"]
+    for name in [*names, *["Undecided"] * undecided, *["Violations"] * violations]:
         table.add_column(name, justify="right", no_wrap=True)
     for attack in record.attacks:
-        table.add_row(
+        cells = [
             escape(label(attack)),
             str(attack.n_attacked),
             str(attack.n_broken),
             percent(attack.robust_accuracy_after),
             f"{attack.seconds:.1f}",
-            f"{attack.forward_passes:,}",
-            f"{attack.backward_passes:,}",
-            str(attack.violations),
-            style="yellow" if attack.n_undecided or attack.violations else "",
-        )
+            _short(attack.forward_passes),
+            _short(attack.backward_passes),
+            *[str(attack.n_undecided)] * undecided,
+            *[str(attack.violations)] * violations,
+        ]
+        table.add_row(*cells, style="yellow" if attack.n_undecided or attack.violations else "")
     return table
+
+
+def _short(count: int) -> str:
+    """Return a count in at most six letters: 950, 19.4k, 3.66M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
 
 
 def label(attack: AttackResult) -> str:

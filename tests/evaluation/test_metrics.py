@@ -14,6 +14,13 @@ def test_wilson_known_values():
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
+@pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 11), (481, 500), (9999, 10000)])
+def test_wilson_equals_statsmodels(successes, n):
+    from statsmodels.stats.proportion import proportion_confint
+
+    assert wilson(successes, n) == pytest.approx(proportion_confint(successes, n, method="wilson"), abs=1e-12)
+
+
 def test_no_points_say_nothing():
     assert wilson(0, 0) == (0.0, 1.0)
     assert math.isnan(accuracy(np.zeros(0)).value)

@@ -71,7 +71,9 @@ def test_minimum_norm_results_outside_eps_are_no_violation_and_do_not_count(line
 
 def test_company_and_order_do_not_change_a_bit(points):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)).eval()
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)
+    ).eval()
     images, labels = torch.rand(50, 1, 4, 4), torch.randint(0, 5, (50,))
     whole = judge_images(Passes(model, 16), images, labels)
     order = torch.randperm(50)[:23]
@@ -101,7 +103,9 @@ def test_a_randomised_model_is_judged_by_its_share_of_correct_draws_and_leaves_g
     assert torch.equal(torch.get_rng_state(), state)
     assert float(judged.correct_share.mean()) == pytest.approx(0.75, abs=0.02)
     assert not judged.broken.any()
-    assert torch.equal(judged.correct_share, judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3).correct_share)
+    assert torch.equal(
+        judged.correct_share, judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3).correct_share
+    )
 
 
 def test_join_keeps_rows_in_order(linear, points):
