@@ -14,7 +14,6 @@ import numpy.typing
 
 from robustdup.records import Accuracy
 
-
 Z = 1.959963984540054  # two-sided 95% point of the standard normal
 
 
