@@ -30,6 +30,7 @@ from robustdup.rng import SampleRng
 from robustdup.threat import NORMS, ThreatModel
 
 EPS = {"Linf": "0.15", "L2": "2.5", "L1": "30"}  # noise of this size breaks next to nothing, PGD nearly everything
+LARGER = (2, 4)
 POINTS = 20
 AGAIN = (7, 3, 12, 0, 9)  # rows of the second and third run, in another order and company
 NOISE_DRAWS = 10
@@ -48,7 +49,8 @@ class Finding:
 class ConformanceReport:
     """What the conformance test found of an attack in a norm.
 
-    `demonstrated`: it broke more points than noise of equal norm did (`n_broken` against `n_noise` of `n`). `seconds`
+    `demonstrated`: it broke more points than noise of equal norm did (`n_broken` against `n_noise` of `n`), at the
+    radius `eps`: the usual one, or one of its multiples in `LARGER` where the attack does not beat noise within less. `seconds`
     and passes (rows) are those of the first run, on all `n` points.
     """
 
@@ -59,6 +61,7 @@ class ConformanceReport:
     n: int = 0
     n_broken: int = 0
     n_noise: int = 0
+    eps: str = ""
     seconds: float = 0.0
     forward_passes: int = 0
     backward_passes: int = 0
@@ -73,7 +76,7 @@ class ConformanceReport:
         """What was seen when the attack was compared with noise."""
         if not self.n:
             return "; ".join(finding.message for finding in self.findings if not finding.ok)
-        return f"broke {self.n_broken} of {self.n} points, noise of equal norm {self.n_noise}"
+        return f"broke {self.n_broken} of {self.n} points at eps {self.eps}, noise of equal norm {self.n_noise}"
 
 
 class RgbDigits(nn.Module):
@@ -170,10 +173,20 @@ def _check(spec: AttackSpec, norm: str, threat: ThreatModel, options: dict[str, 
         quarter = threat.with_eps(threat.eps / 4)
         findings.append(_eps_finding(images[again], part, run(again, quarter, 4), quarter))
     broken, noise_broken = _against_noise(spec, images, labels, adv_images, threat, norm, seed)
+    shown_at = threat
+    for factor in LARGER:  # a weak attack may need a larger ball to show anything
+        if broken > noise_broken or norm not in NORMS or spec.kind == "unbounded":
+            break
+        larger = threat.with_eps(threat.eps * factor)
+        rerun = run(torch.arange(len(images)), larger, 5) if bounded else first
+        if rerun.error or not isinstance(rerun.adv_images, Tensor) or rerun.adv_images.shape != images.shape:
+            break
+        shown_at = larger
+        broken, noise_broken = _against_noise(spec, images, labels, rerun.adv_images.detach(), larger, norm, seed)
     return ConformanceReport(
         spec.name, norm, findings, demonstrated=broken > noise_broken, n=len(images), n_broken=broken,
-        n_noise=noise_broken, seconds=first.seconds, forward_passes=first.passes.count.forward,
-        backward_passes=first.passes.count.backward,
+        n_noise=noise_broken, eps=shown_at.eps_text, seconds=first.seconds,
+        forward_passes=first.passes.count.forward, backward_passes=first.passes.count.backward,
     )  # fmt: skip
 
 
