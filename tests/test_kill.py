@@ -104,7 +104,8 @@ def test_killed_inside_a_native_attack(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", list(ATTACKS))
 def test_killed_at_ten_moments_inside_an_attack_of_every_source(tmp_path, source):
-    pytest.importorskip({"robustbench": "pyautoattack"}.get(source, source))
+    if source != "native":
+        pytest.importorskip({"robustbench": "pyautoattack"}.get(source, source))
     kill_and_resume(tmp_path, ATTACKS[source], kills=10, seed=2)
 
 

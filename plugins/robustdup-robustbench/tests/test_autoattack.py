@@ -17,7 +17,9 @@ from pyautoattack.square import SquareAttack
 from robustdup_robustbench import register
 from torch import Tensor, nn
 
-from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError
+from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError, jobs
+from robustdup.config import EvalConfig, build
+from robustdup.data.labelled import from_tensors
 from robustdup.evaluation.conformance import check_attack
 
 ATTACKS = ("APGD-CE", "APGD-DLR", "APGD-T", "FAB", "FAB-T", "Square")
@@ -95,6 +97,49 @@ def test_cascade_equals_a_direct_call(registry, digits, norm):
     assert robust.any()
     other = cascade(registry, stages, model, images, labels, threat, seed=4, batch_size=16)[1]
     assert not torch.equal(other, adv), "the seed must matter"
+
+
+def evaluated(model, images, labels, norm, attacks, batch_size, seed):
+    """Run `robustdup eval` itself on given points; return (robust, adversarial images of broken points, the record)."""
+    config = build(
+        EvalConfig,
+        values={
+            "model": "python", "data": "python", "norm": norm, "eps": str(EPS[norm]), "attacks": attacks,
+            "batch_size": batch_size, "seed": seed, "diagnostics": False,
+        },
+    )  # fmt: skip
+    run = jobs.run_evaluation(config, model=model, data=from_tensors(images, labels))
+    rows = zip(run.samples["position"], run.samples["outcome"], strict=True)
+    lost = {position for position, outcome in rows if outcome in ("broken", "misclassified")}
+    return torch.tensor([row not in lost for row in range(len(labels))]), run.worst, run.record
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_eval_equals_a_direct_call(digits, norm):
+    model, images, labels = digits[0].eval(), digits[1][:44], digits[2][:44]
+    options = {name: SHORT[name] for name in ("APGD-CE", "APGD-T", "FAB-T", "Square")}
+    attacks = ",".join(
+        f"robustbench:{name}({','.join(f'{key}={value}' for key, value in value.items())})"
+        for name, value in options.items()
+    )
+    robust, worst, record = evaluated(model, images, labels, norm, attacks, 16, 3)
+    expected_robust, expected_adv = direct(model, images, labels, ThreatModel(norm, EPS[norm]), 3, 16, shorten=options)
+    assert torch.equal(robust, expected_robust)
+    assert record.robust_accuracy.value == pytest.approx(float(expected_robust.double().mean()))
+    broken = correct(model, images, labels) & ~robust
+    assert torch.equal(worst[broken], expected_adv[broken])
+    assert 0 < int(broken.sum()) == sum(attack.n_broken for attack in record.attacks)
+    assert all(attack.violations == 0 for attack in record.attacks)
+
+
+@pytest.mark.slow
+def test_eval_with_the_whole_ensemble_equals_a_direct_call(digits):
+    model, images, labels = digits[0].eval(), digits[1][:20], digits[2][:20]
+    robust, worst, _ = evaluated(model, images, labels, "Linf", "robustbench:AutoAttack", 16, 1)
+    expected_robust, expected_adv = direct(model, images, labels, ThreatModel("Linf", EPS["Linf"]), 1, 16)
+    assert torch.equal(robust, expected_robust)
+    broken = correct(model, images, labels) & ~robust
+    assert torch.equal(worst[broken], expected_adv[broken])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
