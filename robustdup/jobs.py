@@ -5,6 +5,7 @@ Commands, notebooks, study cells, benches and workers all call `evaluate` here.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,16 @@ from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, parse_attacks, validate
 from robustdup.data.labelled import LabelledImages, from_tensors
 from robustdup.data.sources import DataOptions, load_images
-from robustdup.errors import RunError, UserError, unknown
+from robustdup.errors import UserError, unknown
 from robustdup.evaluation import diagnostics
-from robustdup.evaluation.bench import choose_device, clean_verdict, cpu_threads, make_bench
+from robustdup.evaluation.bench import (
+    check_unchanged,
+    choose_device,
+    clean_verdict,
+    cpu_threads,
+    make_bench,
+    remarks,
+)
 from robustdup.evaluation.bundle import (
     EXAMPLES,
     Verification,
@@ -82,12 +90,18 @@ def run_evaluation(
         if config.attack_model is None
         else load_model(config.attack_model, registry=registry, allow_pickle=config.allow_pickle)
     )
+    if not isinstance(original, nn.Module):
+        raise UserError(f"The model must be a torch.nn.Module, got a {type(original).__name__}.")
     if folder is not None:
         open_folder(folder, config, resume)
 
     was_training = any(module.training for module in original.modules())
-    bench = make_bench(config, original, stand_in, device)
-    with isolated(original), isolated(stand_in), cpu_threads(config, bench, data.images[0]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(isolated(original))
+        stack.enter_context(isolated(stand_in))
+        bench = make_bench(config, original, stand_in, device)
+        stack.enter_context(cpu_threads(config, bench, data.images[0]))
+        events += remarks(original, bench)
         weights = fingerprint(bench.judged.model)
         clean = clean_verdict(bench, data, config, weights, folder)
         bench.draws = config.judge_draws if clean.randomized else 1
@@ -104,8 +118,7 @@ def run_evaluation(
             if config.diagnostics
             else ([], Count())
         )
-        if fingerprint(bench.judged.model) != weights:
-            raise RunError("The judged model's weights changed during the run: its results cannot be trusted.")
+        check_unchanged(bench, data.images, clean, weights)
         run = Run(config, data, original, stand_in, weights, bench, points, clean, results, signs, probe_passes, events)
         record = make_record(run, seconds=time.perf_counter() - started, folder=folder, command=command)
 

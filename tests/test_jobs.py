@@ -170,6 +170,109 @@ def test_a_run_in_which_no_call_finishes_is_a_failure():
     assert run(attacks=[never]).status == "failed"
 
 
+# --- models that are hard to handle ---
+
+
+class InPlace(Mean):
+    """Shifts its input in place, as careless normalisation does."""
+
+    def forward(self, images):
+        return super().forward(images.sub_(0.25).add_(0.25))
+
+
+class Flat(Mean):
+    """Takes contiguous images only."""
+
+    def forward(self, images):
+        return super().forward(images.view(len(images), -1))
+
+
+class Stubborn(Mean):
+    """Cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise ValueError("no copies")
+
+
+@robustdup.attack("strided", norms=["Linf"])
+def strided(model, images, labels, threat, *, rng):
+    moved = honest(model, images, labels, threat, rng=rng)
+    return moved.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+
+
+@pytest.mark.parametrize("micro_batch", [8, 40])
+def test_a_model_that_works_in_place_changes_no_image(micro_batch):
+    images = IMAGES.clone()
+    record = robustdup.evaluate(
+        InPlace().eval(), images, LABELS, eps="0.1", attacks="fgsm,pgd(steps=10)", micro_batch=micro_batch
+    )
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+    assert record.n_undecided == 0
+    assert torch.equal(images, IMAGES)
+
+
+def test_what_an_attack_returns_in_strides_is_judged_by_a_model_that_needs_contiguous_images():
+    assert run(Flat().eval(), attacks=[strided]).robust_accuracy.value == pytest.approx(ROBUST)
+
+
+def test_a_model_that_cannot_be_copied_is_named_restored_and_checked_at_the_end():
+    model = Stubborn().train()
+    record = run(model)
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+    assert "cannot be copied" in record.events[0]
+    assert model.training
+
+    @robustdup.attack("patch", norms=["Linf"])
+    def patch(model, images, labels, threat, *, rng):
+        model.model.forward = lambda images: torch.eye(2)[torch.zeros(len(images), dtype=torch.int64)]
+        return images
+
+    for attack in (patch, liar):
+        with pytest.raises(RunError, match="weights or answers changed during the run"):
+            run(Stubborn().eval(), attacks=[attack])
+
+
+def test_weights_in_another_precision_are_judged_as_float32_and_that_is_said():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
+        model[1].bias.copy_(torch.tensor([8.0, -8.0]))
+    record = run(model)
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+    assert record.events == ["The model's weights came as float64; they are judged as float32."]
+    assert model[1].weight.dtype == torch.float64
+
+
+class _NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError("no way back")
+
+
+class OneWay(Mean):
+    def forward(self, images):
+        return super().forward(_NoWayBack.apply(images))
+
+
+def test_a_model_whose_backward_pass_fails_keeps_what_black_box_attacks_found():
+    record = run(OneWay().eval(), attacks="noise")
+    assert record.attacks[0].n_broken > 0
+    (sign,) = [d for d in record.diagnostics if d.code == "probe_failed"]
+    assert "no way back" in sign.message
+
+
+def test_an_attack_that_exits_leaves_its_points_undecided():
+    @robustdup.attack("leaves", norms=["Linf"])
+    def leaves(model, images, labels, threat, *, rng):
+        raise SystemExit(3)
+
+    assert run(attacks=[leaves, honest]).n_undecided == int((GAP > 0.1).sum())
+
+
 # --- curves, diagnostics, adaptive attacks ---
 
 
@@ -494,6 +597,24 @@ def test_mistakes_in_model_and_data():
         evaluate(model=Broken(lambda x: model(x) * float("nan")))
     with pytest.raises(UserError, match=r"cannot take images of shape \(1, 4, 4\)"):
         evaluate(model=nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval())
+    with pytest.raises(UserError, match="has one output"):
+        evaluate(labels=LABELS * 0, model=nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval())
+    with pytest.raises(UserError, match="must be a torch.nn.Module, got a function"):
+        evaluate(model=lambda images: model(images))
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())", r"--attack-model\) cannot take images of shape"),
+        ("nn.Sequential(nn.Flatten(), nn.Linear(16, 1))", "has 1 outputs, but the labels go up to 1"),
+    ],
+)
+def test_an_attack_model_that_does_not_fit_is_refused_before_anything_runs(tmp_path, body, text):
+    file = tmp_path / "other.py"
+    file.write_text(f"from torch import nn\ndef make(): return {body}\n")
+    with pytest.raises(UserError, match=text):
+        run(attack_model=f"{file}:make")
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):

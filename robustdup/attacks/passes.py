@@ -64,7 +64,7 @@ class Passes(nn.Module):
         """Return the logits of `images`; gradients flow as through the model itself."""
         self.count.forward += images.shape[0]
         if self.micro_batch is None or images.shape[0] == 0:
-            logits = self._checked(self.model(images), images.shape[0])
+            logits = self._checked(self.model(_own(images)), images.shape[0])
         else:
             logits = torch.cat([self._padded(part) for part in torch.split(images, self.micro_batch)])
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
@@ -75,7 +75,7 @@ class Passes(nn.Module):
         if missing:
             self.count.padding += missing
             part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])
-        return self._checked(self.model(part), part.shape[0])[:rows]
+        return self._checked(self.model(_own(part)), part.shape[0])[:rows]
 
     def _checked(self, logits: Any, rows: int) -> Tensor:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
@@ -89,6 +89,11 @@ class Passes(nn.Module):
                 "Wrap it so that its forward returns the logits tensor alone."
             )
         return logits
+
+
+def _own(images: Tensor) -> Tensor:
+    """A contiguous copy for the model: one that works in place must not change the caller's images, nor a leaf."""
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def input_gradient(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from robustdup.data.labelled import LabelledImages
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.folder import STATE
 from robustdup.evaluation.referee import Judged, judge_images
+from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
 
 SMALL_FLOPS = 2e9  # a micro-batch below this many operations (some 20 ms) is computed by one thread
@@ -42,6 +42,7 @@ class Bench:
     micro_batch: int
     draws: int
     seed: int
+    copied: bool = True  # False where the model refuses: then attacks run on the judged model itself
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def make_bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | No
         micro_batch=micro_batch,
         draws=1,
         seed=config.seed,
+        copied=judged is not original,
     )
 
 
@@ -98,7 +100,7 @@ def cpu_threads(config: EvalConfig, bench: Bench, image: Tensor) -> Iterator[Non
     if config.threads is None and bench.device.type == "cpu":
         counter = FlopCounterMode(display=False)
         with contextlib.suppress(Exception):  # a model that cannot take the image is reported when it is judged
-            with torch.no_grad(), isolated(bench.judged.model), counter:
+            with isolated(bench.judged.model), torch.no_grad(), counter:
                 bench.judged.model(image[None].repeat(2, 1, 1, 1))
             if counter.get_total_flops() / 2 * bench.micro_batch < SMALL_FLOPS:
                 threads = 1
@@ -110,12 +112,34 @@ def cpu_threads(config: EvalConfig, bench: Bench, image: Tensor) -> Iterator[Non
 
 
 def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
-    with contextlib.suppress(RuntimeError, TypeError, AttributeError):
-        model = copy.deepcopy(
-            model
-        )  # one that cannot be copied is judged as it is; its weights are compared at the end
+    with contextlib.suppress(Exception):  # a model may refuse to be copied in any way: then it is judged as it is
+        model = copy.deepcopy(model).to(dtype=torch.float32)
     model = model.to(device)
     return model.eval() if mode == "eval" else model
+
+
+def remarks(original: nn.Module, bench: Bench) -> list[str]:
+    """Say what a reader should know of how the model is judged: in another precision, or not as a copy."""
+    found = []
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in original.parameters() if p.is_floating_point()} - {"float32"}
+    if not bench.copied:
+        found.append(
+            "The model cannot be copied, so attacks run on the very model that is judged; it is checked at the end."
+        )
+    elif dtypes:
+        found.append(f"The model's weights came as {', '.join(sorted(dtypes))}; they are judged as float32.")
+    return found
+
+
+def check_unchanged(bench: Bench, points: Tensor, clean: CleanVerdict, weights: str) -> None:
+    """Raise RunError where the judged model's weights or its answers on clean images (N, C, H, W) are not as before."""
+    changed = fingerprint(bench.judged.model) != weights
+    if not bench.copied and not clean.randomized:
+        images = points.to(bench.device)
+        now = judge_images(bench.judged, images, torch.zeros(len(images), dtype=torch.int64, device=bench.device))
+        changed |= not torch.equal(now.prediction, clean.judged.prediction)
+    if changed:
+        raise RunError("The judged model's weights or answers changed during the run: its results cannot be trusted.")
 
 
 def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> CleanVerdict:
@@ -123,7 +147,7 @@ def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> Clea
     images, labels = data.images.to(bench.device), data.labels.to(bench.device)
     shape = tuple(images.shape[1:])
     try:
-        with torch.no_grad(), isolated(bench.judged.model):
+        with isolated(bench.judged.model), torch.no_grad():
             logits = bench.judged(images[: bench.micro_batch])
     except UserError:
         raise
@@ -132,6 +156,10 @@ def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> Clea
             f"The model cannot take images of shape {shape}: {error}. Check channels (--grey) and size (--resize, --crop)."
         ) from error
     bench.judged.count = Count()
+    if logits.shape[1] < 2:
+        raise UserError(
+            "The model has one output. A classifier of two classes needs two: torch.cat([-logit, logit], 1)."
+        )
     if not bool(logits.isfinite().all()):
         raise UserError(
             "The model returns NaN or infinite logits on clean images. Check its weights and normalisation."
@@ -141,6 +169,8 @@ def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> Clea
             f"The labels go up to {int(labels.max())}, but the model has {logits.shape[1]} outputs. "
             "Do model and data belong together?"
         )
+    if bench.attacked is not bench.judged.model:
+        _check_stand_in(bench, images[: bench.micro_batch], labels)
     few = slice(0, bench.micro_batch)
     randomized = is_randomized(bench.judged, images[few], labels[few])
     bench.judged.count = Count()
@@ -160,6 +190,21 @@ def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> Clea
             "The model returns NaN or infinite logits on clean images. Check its weights and normalisation."
         )
     return CleanVerdict(clean, logits.shape[1], randomized)
+
+
+def _check_stand_in(bench: Bench, images: Tensor, labels: Tensor) -> None:
+    """Raise UserError where the model under attack cannot take the images or does not know the labels."""
+    try:
+        with isolated(bench.attacked), torch.no_grad():
+            logits = Passes(bench.attacked, bench.micro_batch)(images)
+    except Exception as error:
+        shape = tuple(images.shape[1:])
+        raise UserError(f"The attacked model (--attack-model) cannot take images of shape {shape}: {error}") from error
+    if int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"The attacked model (--attack-model) has {logits.shape[1]} outputs, but the labels go up to "
+            f"{int(labels.max())}. It must know the classes of the judged model."
+        )
 
 
 def clean_verdict(
@@ -201,7 +246,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model with frozen weights for attacking; the model itself where it cannot be copied."""
     try:
         copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError):
+    except Exception:  # see _placed
         return model
     return copied.requires_grad_(False)
 

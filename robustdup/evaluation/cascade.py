@@ -209,7 +209,7 @@ def _run_call(
     error, verdict = "", None
     try:
         verdict = _attack_rows(stage, number, rows, points, threat, bench, attacked, notes)
-    except Exception as failure:  # an attack may fail in any way; the run goes on and says so
+    except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so
         where = traceback.extract_tb(failure.__traceback__)[-1]
         error = f"{type(failure).__name__}: {failure} ({Path(where.filename).name}:{where.lineno})"
     if copied is not bench.attacked and not _same_weights(copied, bench.attacked):

@@ -60,8 +60,12 @@ def diagnose(
         judged = Passes(bench.judged.model, bench.micro_batch)
         attacked = Passes(fresh_copy(bench.attacked), bench.micro_batch)
         images, labels, index = (t[right].to(bench.device) for t in (points.images, points.labels, points.index))
-        with isolated(attacked.model, seed=config.seed):
-            found = probe(judged, attacked, images, labels, index, config.norm, config.seed)
+        found = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(right))
+        try:
+            with isolated(attacked.model, seed=config.seed):
+                found = probe(judged, attacked, images, labels, index, config.norm, config.seed)
+        except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it
+            signs.append(_failed_probe(error))
         spent = judged.count + attacked.count
         signs += of_model(
             found,
@@ -73,7 +77,8 @@ def diagnose(
     for result in results:
         signs += of_cascade(result)
     n = len(points.labels)
-    alone = {r.threat.eps_text: float((~points.clean.broken & ~r.broken).sum()) / n for r in results}
+    decided = [r for r in results if not r.undecided.any()]  # an attack that failed says nothing of its eps
+    alone = {r.threat.eps_text: float((~points.clean.broken & ~r.broken).sum()) / n for r in decided}
     signs += of_curve(alone, n)
     return list({(sign.code, sign.message): sign for sign in signs}.values()), spent
 
@@ -108,6 +113,16 @@ def probe(
         len(images),
         at_half=float((~verdict.broken).double().mean()),
         explained_by_grey=float((labels.cpu() == grey).double().mean()),
+    )
+
+
+def _failed_probe(error: Exception) -> Diagnostic:
+    return _sign(
+        "probe_failed",
+        "serious",
+        f"The model's gradients and outputs could not be looked at: {type(error).__name__}: {error}.",
+        "Gradient attacks fail on such a model, and black-box attacks alone prove little. Attack a differentiable stand-in "
+        "(--attack-model, BPDA).",
     )
 
 
