@@ -513,6 +513,90 @@ def test_a_forger_who_recomputes_the_hashes_is_caught_by_the_referee(tmp_path):
     assert "lies outside the threat model" in " ".join(found.problems)
 
 
+def bundle_of(tmp_path, model, **options):
+    from robustdup.evaluation.bundle import write_bundle
+
+    record = run(model, out=tmp_path / "run", **options)
+    return record, write_bundle(tmp_path / "run", tmp_path / "bundle")
+
+
+def test_the_bundle_of_a_randomised_model_is_accepted(tmp_path):
+    model = Noisy().eval()
+    record, bundle = bundle_of(tmp_path, model, attacks="pgd(steps=10)", eot=4)
+    majority = sum(share > 0.5 for share in load_samples(bundle)["correct_share"].to_pylist()[-40:]) / 40
+    assert abs(majority - record.robust_accuracy.value) > 0.05  # counting points would refuse it
+    found = robustdup.verify(bundle, model, IMAGES, LABELS)
+    assert (found.accepted, found.problems) == (True, [])
+    assert found.robust_accuracy == pytest.approx(record.robust_accuracy.value)
+
+
+def test_points_undecided_at_a_smaller_eps_alone_do_not_refuse_a_bundle(tmp_path):
+    @robustdup.attack("clumsy", norms=["Linf"])
+    def clumsy(model, images, labels, threat, *, rng):
+        if threat.radius < 0.07:
+            raise RuntimeError("too small for me")
+        return images + away(labels, threat.radius)
+
+    record, bundle = bundle_of(tmp_path, Mean().eval(), attacks=[clumsy], eps="0.05,0.1")
+    assert record.n_undecided == 0
+    assert "more_eps_more_accuracy" not in [d.code for d in record.diagnostics]
+    found = robustdup.verify(bundle, Mean().eval(), IMAGES, LABELS)
+    assert (found.accepted, found.problems) == (True, [])
+    assert found.robust_accuracy == pytest.approx(ROBUST)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "text"),
+    [
+        ("n", 4000, "a number of points of 4000"),
+        ("n_undecided", 3, "undecided points of 3"),
+        ("threat", {"norm": "Linf", "eps": 0.01, "eps_text": "0.1"}, "an eps of 0.01"),
+        ("clean_accuracy", {"value": 0.7, "low": 0.6, "high": 0.8}, "a clean accuracy of 0.7; the evidence shows 1"),
+        ("robust_accuracy", {"value": 0.9, "low": 0.8, "high": 1.0}, "a robust accuracy of 0.9"),
+    ],
+)
+def test_a_record_that_states_what_its_evidence_does_not_show_is_refused(tmp_path, part, value, text):
+    from robustdup.evaluation.bundle import write_bundle
+
+    run(out=tmp_path / "run", attacks="fgsm")
+    place = tmp_path / "run" / "record.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), part: value}))
+    found = robustdup.verify(write_bundle(tmp_path / "run", tmp_path / "bundle"), Mean().eval(), IMAGES, LABELS)
+    assert not found.accepted
+    assert text in " ".join(found.problems)
+
+
+def test_claims_of_breaking_that_do_not_hold_are_named(tmp_path):
+    from robustdup.evaluation import bundle as bundles
+    from robustdup.records import save_samples
+
+    run(out=tmp_path / "run", attacks="fgsm")
+    rows = load_samples(tmp_path / "run").to_pydict()
+    rows["outcome"] = ["broken" if word == "survived" else word for word in rows["outcome"]]
+    save_samples(rows, tmp_path / "run")
+    forged = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
+    found = robustdup.verify(forged, Mean().eval(), IMAGES, LABELS)
+    assert any("is claimed to be broken, but the model classifies it right" in problem for problem in found.problems)
+    rows["outcome"] = ["misclassified" if word == "correct" else word for word in rows["outcome"]]
+    save_samples(rows, tmp_path / "run")
+    forged = bundles.write_bundle(tmp_path / "run", tmp_path / "second")
+    found = robustdup.verify(forged, Mean().eval(), IMAGES, LABELS)
+    assert any("the clean prediction is not the one" in problem for problem in found.problems)
+
+
+def test_a_bundle_cannot_make_the_verifier_load_files_or_pickles(tmp_path):
+    from robustdup.evaluation.bundle import write_bundle
+
+    jobs.run_evaluation(small(), folder=tmp_path / "run")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    place = tmp_path / "run" / "record.json"
+    content = json.loads(place.read_text())
+    content["config"] |= {"plugin": [str(tmp_path / "evil.py")], "allow_pickle": True}
+    place.write_text(json.dumps(content))
+    assert jobs.verify_bundle(write_bundle(tmp_path / "run", tmp_path / "bundle")).accepted
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_bundle_is_refused_on_other_data_or_weights(tmp_path):
     from robustdup.evaluation.bundle import write_bundle
 

@@ -152,13 +152,14 @@ class Claims:
     undecided: list[bool]
 
 
-def read_claims(folder: Path) -> Claims:
-    """Read what `samples.parquet` claims."""
+def read_claims(folder: Path, eps_text: str) -> Claims:
+    """Read what `samples.parquet` claims: broken at any eps of the run, undecided at the one of the verdict."""
     table = load_samples(folder)
     rows = table.to_pylist()
     clean = sorted((row for row in rows if row["attack"] == "clean"), key=lambda row: row["position"])
     broken = {row["position"] for row in rows if row["outcome"] == "broken"}
-    undecided = {row["position"] for row in rows if row["outcome"] == "undecided"} - broken
+    failed = {row["position"] for row in rows if row["outcome"] == "undecided" and row["eps"] == eps_text}
+    undecided = failed - broken
     return Claims(
         index=[row["index"] for row in clean],
         label=[row["label"] for row in clean],
@@ -204,6 +205,7 @@ def recheck(
     """Judge examples `adv` (N, C, H, W) of `clean` by the referee alone; with `claims` also whether they hold.
 
     A claim that fails by a margin within float32 rounding (another machine adds in another order) is counted apart.
+    For a randomised model (`draws` above 1) the accuracies are expected values, as in the record.
     """
     verdict = judge(judged, clean, adv, labels, threat, draws=draws, seed=seed)
     before = judge_images(judged, clean, labels, draws=draws, seed=seed)
@@ -225,13 +227,14 @@ def recheck(
                 )
         for row in (claimed & (verdict.violation != 0)).nonzero()[:3, 0].tolist():
             problems.append(f"Point {claims.index[row]}: the example lies outside the threat model.")
-    robust = ~before.broken & ~verdict.broken & ~undecided
+    standing = verdict.correct_share if draws > 1 else (~before.broken & ~verdict.broken).double()
+    robust = torch.where(undecided, 0.0, standing)
     return Verification(
         accepted=not problems,
         n=len(labels),
         threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
         clean_accuracy=float(before.correct_share.mean()),
-        robust_accuracy=float(robust.double().mean()),
+        robust_accuracy=float(robust.mean()),
         n_broken=int((~before.broken & verdict.broken).sum()),
         n_undecided=int(undecided.sum()),
         violations=int((verdict.violation != 0).sum()),
