@@ -122,13 +122,15 @@ def _check_value(attack: str, parameter: inspect.Parameter, value: Any) -> Any:
         if not isinstance(value, bool):
             raise UserError(f"{place} must be true or false, got {value!r}.")
     elif isinstance(default, int):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
             raise UserError(f"{place} must be a whole number such as {default}, got {value!r}.")
         return int(value)
     elif isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{place} must be a number such as {default}, got {value!r}.")
         return float(value)
+    elif isinstance(default, str) and not (isinstance(value, str) or callable(value)):
+        raise UserError(f"{place} must be a word such as {default!r}, got {value!r}.")
     return value
 
 

@@ -311,15 +311,16 @@ def _load_call(path: Path, rows: Tensor) -> Call | None:
         with safe_open(path, framework="pt") as file:
             head: Mapping[str, Any] = json.loads(file.metadata()["call"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if head["error"] or not torch.equal(tensors.pop("rows"), rows):
+            return None
+        for name in ("broken", "unchanged", "raw_broken"):
+            tensors[name] = tensors[name].bool()
+        verdict = Verdict(**tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
-    if head["error"] or not torch.equal(tensors.pop("rows"), rows):
-        return None
-    for name in ("broken", "unchanged", "raw_broken"):
-        tensors[name] = tensors[name].bool()
     return Call(
         rows=rows,
-        verdict=Verdict(**tensors),
+        verdict=verdict,
         seconds=head["seconds"],
         attack_passes=Count(**head["attack_passes"]),
         referee_passes=Count(**head["referee_passes"]),

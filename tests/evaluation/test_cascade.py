@@ -209,3 +209,32 @@ def test_passes_agree_with_what_the_model_saw(linear, points):
     judged = bench.judged.count - before
     assert sum(seen) == sum(c.forward + c.padding for c in spent) + judged.forward + judged.padding
     assert sum(c.forward for c in spent) == sum(c.backward for c in spent) == 40 + int((~result.broken).sum())
+
+
+def test_a_call_that_failed_runs_again_and_what_follows_it_does_not_reuse_calls_of_other_points(
+    linear, points, tmp_path
+):
+    failing = [True]
+
+    def flaky(model, images, labels, threat, *, rng):
+        if failing[0] and 20 in rng.index.tolist():
+            raise ValueError("boom")
+        return step(model, images, labels, threat, rng=rng, size=0.05)
+
+    def go():
+        at, bench = setting(linear, points)
+        stages = [stage(flaky, name="flaky"), stage(size=0.1, name="second")]
+        return run_cascade(stages, at, THREAT, bench, folder=tmp_path)
+
+    first = go()
+    assert (first.stages[0].outcome == UNDECIDED).sum() == 8
+    failing[0] = False
+    second = go()
+    gap = (points[0][:, 0, 0, 0] - 0.5).abs()
+    assert torch.equal(second.stages[0].outcome == BROKEN, gap < 0.05)
+    assert torch.equal(second.stages[1].outcome == NOT_ATTACKED, gap < 0.05)
+    assert torch.equal(second.broken, gap < 0.1)
+    # Its calls hold other points than at first, and each says so.
+    assert torch.cat([call.rows for call in second.stages[1].calls]).tolist() == (gap >= 0.05).nonzero()[:, 0].tolist()
+    for call in second.stages[1].calls:
+        assert torch.equal(call.verdict.broken, (gap < 0.1)[call.rows])

@@ -115,3 +115,10 @@ def test_join_keeps_rows_in_order(linear, points):
     parts = [judge(Passes(linear, 8), images[s], adv[s], labels[s], THREAT) for s in (slice(0, 7), slice(7, 40))]
     for name, tensor in join(parts).tensors().items():
         assert torch.equal(tensor, whole.tensors()[name])
+
+
+def test_half_of_the_draws_wrong_is_broken():
+    from robustdup.evaluation.referee import Judged
+
+    shares = torch.tensor([0.0, 0.5, 0.55, 1.0], dtype=torch.float64)
+    assert Judged(torch.zeros(4), shares, shares).broken.tolist() == [True, True, False, False]
