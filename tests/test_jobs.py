@@ -296,6 +296,7 @@ def test_more_eps_and_more_accuracy_is_seen_before_the_union_and_the_union_does_
     record = run(attacks=[shy], eps="0.1,0.15")
     assert record.curve["0.15"].alone == 1.0
     assert record.curve["0.15"].value == record.curve["0.1"].value == pytest.approx(ROBUST)
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
     assert "more_eps_more_accuracy" in [d.code for d in record.diagnostics]
 
 
@@ -513,6 +514,50 @@ def test_a_forger_who_recomputes_the_hashes_is_caught_by_the_referee(tmp_path):
     assert "lies outside the threat model" in " ".join(found.problems)
 
 
+def stopped(tmp_path, **values):
+    """An unfinished run: stopped in its second stage."""
+
+    def stop(progress):
+        if progress.stage == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_evaluation(small(**values), folder=tmp_path / "run", progress=stop)
+    return tmp_path / "run"
+
+
+def test_a_run_does_not_go_on_with_a_changed_plugin_or_attack_model(tmp_path):
+    plugin = tmp_path / "extra.py"
+    plugin.write_text("def register(registry):\n    registry.add_loss('mine', lambda logits, labels: logits[:, 0])\n")
+    folder = stopped(tmp_path, plugin=[str(plugin)])
+    plugin.write_text(plugin.read_text() + "# changed\n")
+    with pytest.raises(UserError, match="The plugin files are not those"):
+        jobs.run_evaluation(small(plugin=[str(plugin)]), folder=folder, resume=True)
+
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import torch\ntorch.manual_seed(0)\n"
+        "def make(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    (tmp_path / "second").mkdir()
+    values = {"attack_model": f"{stand_in}:make"}
+    folder = stopped(tmp_path / "second", **values)
+    stand_in.write_text(stand_in.read_text().replace("manual_seed(0)", "manual_seed(1)"))
+    with pytest.raises(UserError, match="weights of the attacked model are not those"):
+        jobs.run_evaluation(small(**values), folder=folder, resume=True)
+
+
+def test_damaged_state_is_one_message(tmp_path):
+    folder = stopped(tmp_path)
+    saved = folder / "state" / "clean.safetensors"
+    saved.write_bytes(saved.read_bytes()[:20])
+    with pytest.raises(UserError, match="clean.safetensors' is damaged"):
+        jobs.run_evaluation(small(), folder=folder, resume=True)
+    (folder / "state" / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a whole JSON file"):
+        jobs.run_evaluation(small(), folder=folder, resume=True)
+
+
 def bundle_of(tmp_path, model, **options):
     from robustdup.evaluation.bundle import write_bundle
 
@@ -633,6 +678,9 @@ def test_verify_judges_a_file_of_examples_from_any_tool(tmp_path):
         ({"attacks": "pdg"}, r"Unknown attack 'pdg'. Did you mean 'pgd'\?"),
         ({"attacks": "pgd(stps=3)"}, r"Unknown option of attack 'pgd': 'stps'. Did you mean 'steps'\?"),
         ({"attacks": "pgd(steps=0.5)"}, "must be a whole number"),
+        ({"attacks": "pgd(steps=.inf)"}, "must be a whole number"),
+        ({"attacks": "pgd(steps=.nan)"}, "must be a whole number"),
+        ({"attacks": "pgd(loss=3)"}, "must be a word such as 'ce', got 3"),
         ({"attacks": ""}, "No attack is named"),
         ({"eps": "-0.1"}, "eps must be above 0"),
         ({"eps": "0"}, "eps must be above 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,26 +39,33 @@ def _eval(
     config, folder = _configuration(file, overrides, flags, resume)
 
     from robustdup import jobs  # torch is imported from here on
-    from robustdup.evaluation.folder import STATE
-    from robustdup.records import load_record
+    from robustdup.evaluation.bundle import check_place, write_bundle
+    from robustdup.evaluation.folder import check_same, finished_record
     from robustdup.report.terminal import LiveView, show_record
 
     quiet = json or latex or markdown
-    if resume is not None and (folder / "record.json").is_file() and not (folder / STATE).is_dir():
-        record = load_record(folder)
+    if bundle is not None:  # before the attacks run, not after
+        check_place(Path(bundle))
+        if not config.save_images:
+            raise UserError("--bundle needs the adversarial images: leave out --no-save-images.")
+    record = finished_record(folder) if resume is not None else None
+    if record is not None:
+        check_same(folder, config)
     else:
         view = LiveView(enabled=not quiet and sys.stdout.isatty())
         try:
-            with view:
+            # What toolkits print must not stand between the lines of the record.
+            with view, contextlib.redirect_stdout(sys.stderr if quiet else sys.stdout):
                 record = jobs.run_evaluation(
                     config, folder=folder, resume=resume is not None, progress=view.update
                 ).record
         except KeyboardInterrupt:
-            print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {folder}", file=sys.stderr)
+            if not folder.is_dir():
+                raise
+            again = shlex.quote(str(folder))
+            print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {again}", file=sys.stderr)
             return 130
     if bundle is not None:
-        from robustdup.evaluation.bundle import write_bundle
-
         write_bundle(folder, Path(bundle))
     show_record(
         record,

@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     return result if isinstance(result, int) else 0
 
 

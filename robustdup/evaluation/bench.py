@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -212,24 +213,30 @@ def clean_verdict(
 ) -> CleanVerdict:
     """Judge the clean images, or take the saved verdict of the run that goes on.
 
-    `weights` is the model's fingerprint. Raises UserError where the data or the weights are no longer those that the run
-    in `folder` was started with.
+    `weights` is the model's fingerprint. Raises UserError where the data, the weights or the plugin files are no longer
+    those that the run in `folder` was started with.
     """
     path = None if folder is None else folder / STATE / "clean.safetensors"
+    inputs = {
+        "data": data.fingerprint, "weights": weights, "weights of the attacked model": fingerprint(bench.attacked),
+        "plugin files": " ".join(
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in map(Path, config.plugin) if path.is_file()
+        ),
+    }  # fmt: skip
     if path is not None and path.is_file():
-        with safe_open(path, framework="pt") as file:
-            head = file.metadata()
-            saved = Judged(*(file.get_tensor(name) for name in ("prediction", "margin", "correct_share")))
-        for what, mine in (("data", data.fingerprint), ("weights", weights)):
-            if head[what] != mine:
+        try:
+            with safe_open(path, framework="pt") as file:
+                head = file.metadata()
+                saved = Judged(*(file.get_tensor(name) for name in ("prediction", "margin", "correct_share")))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{str(path)!r} is damaged ({error}). Start the run again in another --out.") from None
+        for what, mine in inputs.items():
+            if head.get(what) != mine:
                 raise UserError(f"The {what} are not those that the run in {str(folder)!r} was started with.")
         return CleanVerdict(saved, int(head["num_classes"]), head["randomized"] == "True")
     clean = _judge_clean(bench, data, config)
     if path is not None:
-        head = {
-            "data": data.fingerprint, "weights": weights,
-            "num_classes": str(clean.num_classes), "randomized": str(clean.randomized),
-        }  # fmt: skip
+        head = {**inputs, "num_classes": str(clean.num_classes), "randomized": str(clean.randomized)}
         write_atomic(path, save_tensors({**vars(clean.judged)}, metadata=head))
     return clean
 

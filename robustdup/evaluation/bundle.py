@@ -35,8 +35,7 @@ def write_bundle(run: Path, folder: Path) -> Path:
     images = run / "images" / EXAMPLES
     if not images.is_file():
         raise UserError(f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty. Choose another --bundle; nothing is overwritten.")
+    check_place(folder)
     record = load_record(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +52,12 @@ def write_bundle(run: Path, folder: Path) -> Path:
     }
     write_atomic(folder / MANIFEST, _canonical({**content, "sha256": _digest(content)}))
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError unless a bundle can be written to `folder`: it is empty, or not there yet."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{str(folder)!r} is not an empty folder. Choose another --bundle; nothing is overwritten.")
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustdup.config import EvalConfig, validate
 from robustdup.data.labelled import LabelledImages
 from robustdup.errors import UserError
-from robustdup.records import RECORD_FILE, EvaluationRecord, save_record, save_samples, write_atomic
+from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_record, save_samples, write_atomic
 
 STATE = "state"
 CONFIG_FILE = "config.json"
@@ -35,33 +35,53 @@ def saved_config(folder: Path) -> EvalConfig:
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
+                return validate(EvalConfig, content if key is None else content[key])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
-            return validate(EvalConfig, content if key is None else content[key])
     raise UserError(f"{str(folder)!r} holds no run to resume.")
 
 
 def open_folder(folder: Path, config: EvalConfig, resume: bool) -> None:
     """Start a run folder, or check that the one to resume was started with the same configuration."""
     state = folder / STATE / CONFIG_FILE
-    mine = _comparable(config.model_dump(mode="json"))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.")
     if state.is_file():
         if not resume:
             raise UserError(
                 f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out."
             )
-        theirs = _comparable(saved_config(folder).model_dump(mode="json"))
-        different = [key for key in mine if mine[key] != theirs.get(key)]
-        if different:
-            key = different[0]
-            raise UserError(
-                f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
-                "Resume it with the same settings, or choose another --out."
-            )
+        check_same(folder, config)
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
     write_atomic(state, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
+
+
+def check_same(folder: Path, config: EvalConfig) -> None:
+    """Raise UserError where the run in `folder` was started with other settings than `config`."""
+    mine, theirs = (_comparable(c.model_dump(mode="json")) for c in (config, saved_config(folder)))
+    different = [key for key in mine if mine[key] != theirs.get(key)]
+    if different:
+        key = different[0]
+        raise UserError(
+            f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
+            "Resume it with the same settings, or choose another --out."
+        )
+
+
+def finished_record(folder: Path) -> EvaluationRecord | None:
+    """Return the record of a run that is done; None where attacks are left to run, or points to decide.
+
+    What a kill may have left of its state is removed.
+    """
+    if not (folder / RECORD_FILE).is_file():
+        return None
+    record = load_record(folder)
+    if record.n_undecided and (folder / STATE / CONFIG_FILE).is_file():
+        return None
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+    return record
 
 
 def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def show_record(
         for part in _remarks(record, folder):
             console.print(part, soft_wrap=True, highlight=False)
         if folder is not None:
-            console.print(f"Record: {folder}/record.json", style="dim", soft_wrap=True, highlight=False)
+            console.print(escape(f"Record: {folder}/record.json"), style="dim", soft_wrap=True, highlight=False)
         if bundle is not None:
-            console.print(f"Evidence: robustdup verify {bundle}", style="dim", soft_wrap=True, highlight=False)
+            console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
 
 
 def percent(share: float) -> str:
@@ -172,7 +172,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     for attack in record.attacks:
         if attack.distances is not None and attack.distances.median is not None:
             lines.append(
-                f"{attack.name}: median distance {attack.distances.median:.4g} over {attack.distances.n} examples "
+                f"{escape(attack.name)}: median distance {attack.distances.median:.4g} over {attack.distances.n} examples "
                 f"({record.threat.norm})"
             )
         if attack.violations:

@@ -202,3 +202,63 @@ def test_resume_of_a_finished_run_shows_its_record(capsys, tmp_path):
     code, out, _ = run(capsys, "eval", "--resume", tmp_path / "run", "--json")
     assert code == 0
     assert json.loads(out)["run_id"] == "run"
+
+
+def test_resume_of_a_finished_run_with_other_settings_is_refused(capsys, tmp_path):
+    run(capsys, "eval", *QUICK, "--out", tmp_path / "run", "--json")
+    code, out, err = run(capsys, "eval", "--resume", tmp_path / "run", "--eps", "0.2", "--json")
+    assert (code, out) == (2, "")
+    assert "was started with eps='0.1', not '0.2'" in err
+
+
+def test_what_a_kill_left_of_a_finished_runs_state_costs_no_attack(capsys, tmp_path):
+    run(capsys, "eval", *QUICK, "--out", tmp_path / "run", "--json")
+    record = (tmp_path / "run" / "record.json").read_bytes()
+    (tmp_path / "run" / "state" / "eps-0.1").mkdir(parents=True)
+    code, _, _ = run(capsys, "eval", "--resume", tmp_path / "run", "--json")
+    assert code == 0
+    assert (tmp_path / "run" / "record.json").read_bytes() == record
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_runs(capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = run(capsys, "eval", *QUICK, "--out", tmp_path / "file")
+    assert code == 2
+    assert "is not a folder" in " ".join(err.split())
+    for words, text in (
+        (["--bundle", tmp_path / "file"], "is not an empty folder"),
+        (["--bundle", tmp_path], "is not an empty folder"),
+        (["--bundle", tmp_path / "new", "--no-save-images"], "--bundle needs the adversarial images"),
+    ):
+        code, _, err = run(capsys, "eval", *QUICK, "--out", tmp_path / "run", *words)
+        assert code == 2
+        assert text in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_stays_whole_where_an_attack_prints_and_paths_are_not_markup(capsys, tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "import robustdup\n@robustdup.attack('loud[/b]', norms=['Linf'])\n"
+        "def loud(model, images, labels, threat, *, rng):\n    print('LOUD')\n    return images\n"
+    )
+    words = ["--plugin", tmp_path / "loud.py", "--attacks", "loud[/b]", "--n", "5", "--out", tmp_path / "a[" / "b]"]
+    code, out, err = run(capsys, "eval", *words, "--json")
+    assert code == 0
+    assert json.loads(out)["attacks"][0]["name"] == "loud[/b]"
+    assert "LOUD" in err
+    code, out, _ = run(capsys, "eval", "--resume", tmp_path / "a[" / "b]")
+    assert code == 0
+    assert "a[/b]/record.json" in out
+
+
+def test_an_early_interruption_offers_no_run_that_is_not_there(capsys, tmp_path, monkeypatch):
+    from robustdup import jobs
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "run_evaluation", interrupted)
+    code, _, err = run(capsys, "eval", *QUICK, "--out", tmp_path / "run")
+    assert code == 130
+    assert "--resume" not in err
