@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,12 +49,30 @@ def load_builtin(rest: str, options: DataOptions) -> DigitsRows:
         if getattr(options, name) is not None:
             raise UserError(f"builtin:digits has no {name}; got {getattr(options, name)!r}. Leave it out.")
     check_options(options)
-    from sklearn.datasets import load_digits
-
-    digits, (start, stop) = load_digits(), SPLITS[options.split]
-    images = torch.from_numpy(digits.images[start:stop]).float().unsqueeze(1) / 16
+    images, labels = read_digits()
+    start, stop = SPLITS[options.split]
+    images = images[start:stop] / 16
     try:
         images = fit(images, options).clamp(0, 1)
     except ValueError as error:
         raise UserError(f"An image of builtin:digits {error}.") from None
-    return DigitsRows(images, torch.from_numpy(digits.target[start:stop]).long())
+    return DigitsRows(images, labels[start:stop])
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits: images float32 (1797, 1, 8, 8) with values 0..16, labels int64 (1797,).
+
+    The file in its wheel is read directly, since importing scikit-learn takes seconds; where it has moved, through it.
+    """
+    package = importlib.util.find_spec("sklearn")
+    places = list(package.submodule_search_locations or ()) if package is not None else []
+    files = [file for place in places if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file()]
+    if files:
+        table = np.loadtxt(files[0], delimiter=",", dtype=np.float32)
+        pixels, target = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
+
+        pixels, target = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).view(-1, 1, 8, 8)
+    return images, torch.from_numpy(np.ascontiguousarray(target, dtype=np.int64))

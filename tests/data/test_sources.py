@@ -172,3 +172,14 @@ def test_a_plugins_source(registry):
     assert data.labels.tolist() == [0, 0, 0, 0, 0, 1]
     assert data.images[5, 0, 0, 0] == 0.5
     assert data.class_names == ["dark", "light"]
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    from robustdup.data.digits import read_digits
+
+    images, labels = read_digits()
+    theirs = load_digits()
+    assert torch.equal(images[:, 0], torch.from_numpy(theirs.images).float())
+    assert torch.equal(labels, torch.from_numpy(theirs.target).long())
