@@ -575,6 +575,13 @@ def test_the_bundle_of_a_randomised_model_is_accepted(tmp_path):
     assert found.robust_accuracy == pytest.approx(record.robust_accuracy.value)
 
 
+def test_the_examples_of_a_union_over_eps_are_those_that_broke_each_point(tmp_path):
+    record, bundle = bundle_of(tmp_path, Mean().eval(), attacks=[shy], eps="0.1,0.15")
+    found = robustdup.verify(bundle, Mean().eval(), IMAGES, LABELS)
+    assert (found.accepted, found.problems) == (True, [])
+    assert found.n_broken == 40 - round(40 * record.robust_accuracy.value) > 0
+
+
 def test_points_undecided_at_a_smaller_eps_alone_do_not_refuse_a_bundle(tmp_path):
     @robustdup.attack("clumsy", norms=["Linf"])
     def clumsy(model, images, labels, threat, *, rng):

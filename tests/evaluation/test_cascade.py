@@ -238,3 +238,16 @@ def test_a_call_that_failed_runs_again_and_what_follows_it_does_not_reuse_calls_
     assert torch.cat([call.rows for call in second.stages[1].calls]).tolist() == (gap >= 0.05).nonzero()[:, 0].tolist()
     for call in second.stages[1].calls:
         assert torch.equal(call.verdict.broken, (gap < 0.1)[call.rows])
+
+
+def test_an_attack_that_comes_twice_draws_anew(linear, points):
+    drawn = []
+
+    def draws(model, images, labels, threat, *, rng):
+        drawn.append(rng.uniform((1,))[:, 0])
+        return images
+
+    at, bench = setting(linear, points, batch_size=40)
+    run_cascade([stage(draws), stage(draws)], at, THREAT, bench)
+    assert len(drawn) == 2
+    assert not (drawn[0] == drawn[1]).any()

@@ -122,3 +122,15 @@ def test_half_of_the_draws_wrong_is_broken():
 
     shares = torch.tensor([0.0, 0.5, 0.55, 1.0], dtype=torch.float64)
     assert Judged(torch.zeros(4), shares, shares).broken.tolist() == [True, True, False, False]
+
+
+def test_isolated_gives_back_the_gradients_that_were_there():
+    from robustdup.attacks.isolation import isolated
+
+    model = torch.nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), 7.0)
+    with isolated(model):
+        model(torch.ones(1, 2)).sum().backward()
+        assert (model.weight.grad == 1).all()
+    assert (model.weight.grad == 7).all()
+    assert model.bias.grad is None
