@@ -38,7 +38,7 @@ ATTACKS = {
     "native": "pgd(steps=30,restarts=4)",
     "torchattacks": "torchattacks:APGD(steps=20)",
     "art": "art:ProjectedGradientDescentPyTorch(max_iter=15)",
-    "foolbox": "foolbox:LinfPGDAttack(steps=20)",
+    "foolbox": "foolbox:LinfProjectedGradientDescentAttack(steps=20)",
     "robustbench": "robustbench:APGD-CE(n_iter=20)",
 }
 
