@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
@@ -25,7 +24,7 @@ from robustdup.evaluation.referee import Judged, judge_images
 from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
 
-SMALL_FLOPS = 2e9  # a micro-batch below this many operations (some 20 ms) is computed by one thread
+SMALL = 1e9  # a micro-batch of fewer multiply-adds (some 20 ms) is computed by one thread
 
 
 @dataclass
@@ -99,17 +98,33 @@ def cpu_threads(config: EvalConfig, bench: Bench, image: Tensor) -> Iterator[Non
     before = torch.get_num_threads()
     threads = config.threads or before
     if config.threads is None and bench.device.type == "cpu":
-        counter = FlopCounterMode(display=False)
         with contextlib.suppress(Exception):  # a model that cannot take the image is reported when it is judged
-            with isolated(bench.judged.model), torch.no_grad(), counter:
-                bench.judged.model(image[None].repeat(2, 1, 1, 1))
-            if counter.get_total_flops() / 2 * bench.micro_batch < SMALL_FLOPS:
+            if 0 < operations(bench.judged.model, image) * bench.micro_batch < SMALL:
                 threads = 1
     try:
         torch.set_num_threads(threads)
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def operations(model: nn.Module, image: Tensor) -> int:
+    """Count the multiply-adds of the convolutions and linear layers of `model` for one image (C, H, W)."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        weight = module.get_parameter("weight")
+        counts.append(output.numel() // (2 * weight.shape[0]) * weight.numel())
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with isolated(model), torch.no_grad():
+            model(image[None].repeat(2, 1, 1, 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
 
 
 def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
