@@ -201,11 +201,12 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel, events: li
             raise unknown("attack in options:", name, [attack for attack, _ in named])
     stages: list[PlannedStage] = []
     for name, options in named:
-        members = registry.stages(name, {**config.options.get(name, {}), **options})
+        written = {**config.options.get(name, {}), **options}
+        members = registry.stages(name, written)
         for stage in members:
             spec = registry.get_attack(stage.attack)
             if threat.norm in spec.norms or spec.kind == "unbounded":
-                stages.append(_planned(stage, spec, registry, config))
+                stages.append(_planned(stage, spec, registry, config, written))
             elif len(members) > 1:
                 events.append(f"{stage.attack} of {name} does not know {threat.norm} and was left out.")
             else:
@@ -218,15 +219,26 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel, events: li
                 )
     if not stages:
         raise UserError(f"No stage of {config.attacks!r} works in {threat.norm}.")
+    for flag, given in (("loss", config.loss is not None), ("eot", config.eot > 1)):
+        if given and not any(flag in stage.options for stage in stages):
+            raise UserError(
+                f"--{flag} is for native gradient attacks such as pgd; none of {config.attacks!r} takes it."
+            )
     return stages
 
 
-def _planned(stage: Stage, spec: AttackSpec, registry: Registry, config: EvalConfig) -> PlannedStage:
+def _planned(
+    stage: Stage, spec: AttackSpec, registry: Registry, config: EvalConfig, written: Mapping[str, Any]
+) -> PlannedStage:
+    """Check the options of a stage; --loss and --eot go to native attacks, where no such option was written with them."""
     options = dict(stage.options)
-    if config.loss is not None and "loss" in spec.parameters and "loss" not in options:
-        options["loss"] = config.loss
-    if config.eot > 1 and "eot" in spec.parameters and "eot" not in options:
-        options["eot"] = config.eot
+    if spec.source == "native":
+        general = {"loss": config.loss, "eot": config.eot if config.eot > 1 else None}
+        options |= {
+            name: value
+            for name, value in general.items()
+            if value is not None and name in spec.parameters and name not in written
+        }
     options = spec.check_options(options)
     call_options = dict(options)
     if spec.source == "native" and isinstance(options.get("loss"), str):

@@ -302,11 +302,22 @@ class Registry:
             see += f" Plugins that did not load: {'; '.join(failed)}."
         return unknown("attack", name, [*self.attacks, *self.ensembles], see=see)
 
-    def run_plugin(self, name: str, origin: str, version: str, load: Callable[[], Callable[[Registry], None]]) -> None:
-        """Let one plugin register; what it raises is kept as its status, and nothing of it stays half-registered."""
+    def run_plugin(
+        self,
+        name: str,
+        origin: str,
+        version: str,
+        load: Callable[[], Callable[[Registry], None]],
+        *,
+        source: str | None = None,
+    ) -> None:
+        """Let one plugin register; what it raises is kept as its status, and nothing of it stays half-registered.
+
+        `source` is what its attacks with bare names are listed under; the plugin's name if not given.
+        """
         tables = ("attacks", "ensembles", "losses", "models", "data", "objectives", "baselines")
         before = {table: copy.copy(getattr(self, table)) for table in tables}
-        self._owner = name
+        self._owner = source or name
         try:
             load()(self)
         except KeyboardInterrupt:
@@ -329,7 +340,8 @@ def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
     own = {"native-attacks", "native-data", "native-models"}
     for point in sorted(points, key=lambda p: (p.name not in own, p.name)):
         origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
-        registry.run_plugin("native" if point.name in own else point.name, origin, version, point.load)
+        source = "native" if point.name in own else point.name
+        registry.run_plugin(point.name, origin, version, point.load, source=source)
     for file in files:
         path = Path(file)
         registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]

@@ -41,6 +41,8 @@ def parse_eps(eps: Eps) -> Fraction:
         raise UserError(
             f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5."
         ) from None
+    if value > 10**9:
+        raise UserError(f"eps = {eps} is larger than any image of pixels in [0, 1].")
     if value <= 0:
         raise UserError(f"eps must be above 0, got {eps}. (The accuracy at eps = 0 is the clean accuracy.)")
     return value

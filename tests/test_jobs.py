@@ -354,6 +354,12 @@ def test_a_custom_loss_registered_like_an_attack_is_used(tmp_path):
         run(loss="backward", **options)
 
 
+def test_loss_goes_to_every_stage_of_an_ensemble_that_takes_one_and_not_over_what_is_written():
+    record = run(attacks="default,pgd(steps=2,loss=dlr)", loss="probability-margin", diagnostics=False)
+    losses = [attack.options.get("loss") for attack in record.attacks if attack.name == "pgd"]
+    assert losses == ["probability-margin", "probability-margin", "dlr"]
+
+
 class Softmax(Mean):
     def forward(self, images):
         return super().forward(images).softmax(dim=1)
@@ -695,6 +701,10 @@ def test_verify_judges_a_file_of_examples_from_any_tool(tmp_path):
         ({"eps": "lots"}, "is not a number"),
         ({"norm": "L3"}, "Unknown norm 'L3'"),
         ({"device": "gpu"}, "Unknown device 'gpu'"),
+        ({"attacks": "noise", "loss": "ce"}, "--loss is for native gradient attacks"),
+        ({"attacks": "fgsm", "eot": 3}, "--eot is for native gradient attacks"),
+        ({"attacks": "pgd(loss=cee)"}, r"Unknown loss 'cee'. Did you mean 'ce'\?"),
+        ({"norm": "L2", "eps": "1e400"}, "larger than any image"),
         ({"n": 41}, "above the 40 images"),
         ({"step": 3}, r"Unknown configuration key 'step'"),
         ({"options": {"pdg": {"steps": 3}}}, "Unknown attack in options"),

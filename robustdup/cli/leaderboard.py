@@ -47,7 +47,7 @@ def show_command(
         return
     out = console()
     _warn(out, table)
-    out.print(_table(found), highlight=False)
+    out.print(_table(found, several=dataset is None or threat is None), highlight=False)
     out.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
 
 
@@ -159,12 +159,14 @@ def _place_text(place: Place, *, bound: bool) -> str:
     return text if bound or not neighbours else f"{text}, {' and '.join(neighbours)}"
 
 
-def _table(entries: list[Entry]) -> Table:
-    """The entries as a table; every cell is Text, since names and titles may hold square brackets."""
-    boards = {(entry.dataset, entry.threat_model) for entry in entries}
+def _table(entries: list[Entry], *, several: bool) -> Table:
+    """The entries as a table; every cell is Text, since names and titles may hold square brackets.
+
+    `several`: the entries may be of several leaderboards, which are then named.
+    """
     corrupted = any(entry.threat_model == "corruptions" for entry in entries)
     table = Table(box=None, pad_edge=False)
-    headings = ["#", *(["dataset", "threat"] if len(boards) > 1 else []), "model", "architecture", "eps", "clean"]
+    headings = ["#", *(["dataset", "threat"] if several else []), "model", "architecture", "eps", "clean"]
     headings += ["AutoAttack", "external", *(["corruptions"] if corrupted else []), "extra data", "venue"]
     right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions"}
     for heading in headings:

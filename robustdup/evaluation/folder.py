@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ WORST_FILE = "images/adversarial.safetensors"
 
 
 def default_folder(config: EvalConfig) -> Path:
-    """Return `runs/<time>-<model>-<data>` for a run without a folder of its own."""
+    """Return `runs/<time>-<model>-<data>-<four letters>` for a run without a folder of its own."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{config.model.split('@')[0]}-{config.data}").strip("-")[-60:]
-    return Path("runs") / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{slug}"
+    return Path("runs") / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{slug}-{secrets.token_hex(2)}"
 
 
 def saved_config(folder: Path) -> EvalConfig:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
-from robustdup.config import EvalConfig
+from robustdup.config import EvalConfig, parse_value
 from robustdup.data.labelled import LabelledImages
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.cascade import CascadeResult, Points
@@ -242,5 +242,6 @@ def rerun_command(config: EvalConfig) -> str:
     defaults = EvalConfig.model_validate({})
     for name, value in config.model_dump(mode="json").items():
         if name != "out" and value != getattr(defaults, name):
-            words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+            plain = isinstance(value, str) and parse_value(value) == value
+            words.append(f"{name}={value if plain else json.dumps(value)}")
     return shlex.join(words)
