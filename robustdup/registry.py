@@ -7,11 +7,13 @@ with `--plugin`. robustdup's own attacks, models and data come through the same 
 from __future__ import annotations
 
 import copy
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -348,16 +350,27 @@ def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
     return registry
 
 
+class FreshSource(importlib.machinery.SourceFileLoader):
+    """Compile a user's file every time: cached bytecode is stale when a file of the same size changes within a second."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Return the code of the file as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _load_file(path: Path) -> Callable[[Registry], None]:
     """Import a plugin file; what it registers is its `register(registry)` and every function marked as an attack."""
     if not path.is_file():
         raise UserError(f"there is no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(f"robustdup_plugin_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    name = f"robustdup_plugin_{path.stem}"
+    loader = FreshSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None:
         raise UserError(f"{str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    loader.exec_module(module)
     marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
     register = getattr(module, "register", None)
     if not marked and register is None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from robustdup.errors import UserError, unknown
 from robustdup.models.weights_file import load_weights
+from robustdup.registry import FreshSource
 
 _SPEC = re.compile(r"(?P<file>.+\.py):(?P<factory>[^@:/\\]*)(?:@(?P<weights>.+))?")
 
@@ -76,15 +77,16 @@ def _needed(factory: object) -> str | None:
 def _import(file: Path) -> ModuleType:
     """Import the file under a name of its own; modules beside it can be imported by it."""
     name = f"robustdup_model_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    loader = FreshSource(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    if spec is None:
         raise UserError(f"{str(file)!r} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up here
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise UserError(f"{str(file)!r} cannot be imported: {type(error).__name__}: {error}") from error
