@@ -40,7 +40,7 @@ from robustdup.evaluation.bundle import (
     recheck,
 )
 from robustdup.evaluation.cascade import CascadeResult, PlannedStage, Points, run_cascade
-from robustdup.evaluation.folder import STATE, open_folder, save_run
+from robustdup.evaluation.folder import STATE, locked, open_folder, save_run
 from robustdup.evaluation.record import Run, make_record
 from robustdup.evaluation.summary import sample_rows
 from robustdup.models.load import fingerprint, load_model
@@ -93,11 +93,11 @@ def run_evaluation(
     )
     if not isinstance(original, nn.Module):
         raise UserError(f"The model must be a torch.nn.Module, got a {type(original).__name__}.")
-    if folder is not None:
-        open_folder(folder, config, resume)
-
     was_training = any(module.training for module in original.modules())
     with contextlib.ExitStack() as stack:
+        if folder is not None:
+            open_folder(folder, config, resume)
+            stack.enter_context(locked(folder))
         stack.enter_context(isolated(original))
         stack.enter_context(isolated(stand_in))
         bench = make_bench(config, original, stand_in, device)
@@ -122,10 +122,9 @@ def run_evaluation(
         check_unchanged(bench, data.images, clean, weights)
         run = Run(config, data, original, stand_in, weights, bench, points, clean, results, signs, probe_passes, events)
         record = make_record(run, seconds=time.perf_counter() - started, folder=folder, command=command)
-
-    rows, worst = sample_rows(points, data.hashes, results), results[-1].worst
-    if folder is not None:
-        save_run(folder, record, rows, worst, data, config)
+        rows, worst = sample_rows(points, data.hashes, results), results[-1].worst
+        if folder is not None:
+            save_run(folder, record, rows, worst, data, config)
     return Evaluation(record, rows, worst, folder)
 
 

@@ -85,7 +85,8 @@ class AttackResult(Part):
     """One stage of a cascade. Passes count rows, forward and backward; `padding_rows` were computed besides.
 
     `violations` counts points for which the attack returned something outside its threat model; `violation_kinds` says
-    what (not_finite, box, ball, shape), `worst_excess` how far the worst lay over eps.
+    what (not_finite, box, ball), `worst_excess` how far the worst lay over eps. `robust_accuracy_after` is what is left
+    after this stage and those before it, and of this stage alone where attacks ran individually.
     """
 
     name: str
@@ -187,7 +188,10 @@ class Environment(Part):
 
 
 class EvaluationRecord(Part):
-    """The result of `robustdup eval`; `failed` where no attack finished a single call."""
+    """The result of `robustdup eval`; `failed` where no attack finished a single call.
+
+    `seconds` are those of the session that finished the run, and at least those of all its calls.
+    """
 
     schema_name: Literal["robustdup.evaluation"] = SCHEMA
     schema_version: int = VERSION

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -551,6 +553,26 @@ def test_a_run_does_not_go_on_with_a_changed_plugin_or_attack_model(tmp_path):
     stand_in.write_text(stand_in.read_text().replace("manual_seed(0)", "manual_seed(1)"))
     with pytest.raises(UserError, match="weights of the attacked model are not those"):
         jobs.run_evaluation(small(**values), folder=folder, resume=True)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    folder = stopped(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from robustdup.evaluation.folder import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="Another process is at work"):
+            jobs.run_evaluation(small(), folder=folder, resume=True)
+        other.kill()
+    assert jobs.run_evaluation(small(), folder=folder, resume=True).record.status == "complete"
+
+
+def test_individual_results_are_each_attack_alone():
+    record = run(attacks=[honest, noop], individual=True)
+    assert [a.robust_accuracy_after for a in record.attacks] == pytest.approx([ROBUST, 1.0])
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
 
 
 def test_damaged_state_is_one_message(tmp_path):

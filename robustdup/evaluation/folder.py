@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_r
 
 STATE = "state"
 CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
 WORST_FILE = "images/adversarial.safetensors"
 
 
@@ -57,6 +59,24 @@ def open_folder(folder: Path, config: EvalConfig, resume: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
     write_atomic(state, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; a process that dies lets go. Raises UserError where another one holds it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with (folder / STATE / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another --out."
+            ) from None
+        yield
 
 
 def check_same(folder: Path, config: EvalConfig) -> None:

@@ -67,8 +67,7 @@ def make_record(run: Run, *, seconds: float, folder: Path | None, command: str |
     population = _population(run.data)
     several = len(run.results) > 1
     curve = _curve(run.results, points, population) if several else {}  # before the union: each eps alone
-    curve_attacks = {r.threat.eps_text: attack_results(r, points) for r in run.results} if several else {}
-    attacks = attack_results(last, points)
+    by_eps = {r.threat.eps_text: attack_results(r, points, individual=config.individual) for r in run.results}
     _unite(run.results)
     correct, correct_8bit = _last_judgement(run)
     undecided, n = int(last.undecided.sum()), len(points.labels)
@@ -85,24 +84,24 @@ def make_record(run: Run, *, seconds: float, folder: Path | None, command: str |
         robust_accuracy=accuracy(correct.numpy(), population=population, undecided=undecided),
         robust_accuracy_8bit=float(correct_8bit.mean()),
         n_undecided=undecided,
-        attacks=attacks,
+        attacks=by_eps[last.threat.eps_text],
         individual=config.individual,
         interval_about=_interval_text(n, population),
         curve=curve,
-        curve_attacks=curve_attacks,
+        curve_attacks=by_eps if several else {},
         per_class=class_results(
             points.labels, run.data.class_names, run.clean.num_classes, points.clean.correct_share, correct
         ),
         diagnostics=run.diagnostics,
         events=[*run.events, *dict.fromkeys(note for call in calls for note in call.notes)],
         passes=_pass_totals(run),
-        seconds=seconds,
+        seconds=max(seconds, sum(call.seconds for call in calls)),
         seed=config.seed,
         config=config.model_dump(mode="json"),
         data=_data_info(run.data),
         model=_model_info(run),
         environment=environment(run.bench),
-        versions=versions({*(attack.source for attack in attacks), config.model.split(":")[0]}),
+        versions=versions({*(attack.source for attack in by_eps[last.threat.eps_text]), config.model.split(":")[0]}),
     )
 
 

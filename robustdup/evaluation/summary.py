@@ -25,13 +25,15 @@ from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distanc
 OUTCOMES = {SURVIVED: "survived", BROKEN: "broken", UNDECIDED: "undecided"}
 
 
-def attack_results(result: CascadeResult, points: Points) -> list[AttackResult]:
-    """Return one result a stage, in order."""
+def attack_results(result: CascadeResult, points: Points, *, individual: bool = False) -> list[AttackResult]:
+    """Return one result a stage, in order; accuracies are after all stages so far, or of each alone if `individual`."""
     right = ~points.clean.broken
     broken = torch.zeros_like(right)
     undecided = torch.zeros_like(right)
     found = []
     for stage in result.stages:
+        if individual:
+            broken, undecided = torch.zeros_like(right), torch.zeros_like(right)
         broken |= stage.outcome == BROKEN
         undecided |= stage.outcome == UNDECIDED
         after = float((right & ~broken & ~undecided).sum()) / max(len(right), 1)
