@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +169,12 @@ def test_samples_come_back_and_a_truncated_file_is_refused(tmp_path):
 def type_of(name):
     kind = str(records.SAMPLES_SCHEMA.field(name).type)
     return {"int64": int, "double": float, "string": str}[kind]
+
+
+def test_the_released_schema_is_still_read():
+    from robustdup.records import load_record
+
+    record = load_record(Path(__file__).parent / "fixtures" / "record-1.json")
+    assert record.schema_version == 1
+    assert (record.n, record.threat.eps_text, list(record.curve)) == (12, "0.15", ["0.1", "0.15"])
+    assert record.robust_accuracy.value == record.curve["0.15"].value
