@@ -19,7 +19,8 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, parse_attacks, validate
 from robustdup.data.labelled import LabelledImages, from_tensors
-from robustdup.data.sources import DataOptions, load_images
+from robustdup.data.options import DataOptions
+from robustdup.data.sources import load_images
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation import diagnostics
 from robustdup.evaluation.bench import (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from robustdup.registry import Registry
 
 if TYPE_CHECKING:
-    from robustdup.data.sources import DataOptions, Rows
+    from robustdup.data.options import DataOptions
+    from robustdup.data.sources import Rows
 
 
 def register(registry: Registry) -> None:

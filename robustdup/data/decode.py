@@ -14,7 +14,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     import PIL.Image
 
-    from robustdup.data.sources import DataOptions
+    from robustdup.data.options import DataOptions
 
 T = TypeVar("T")
 

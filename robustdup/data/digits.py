@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.decode import check_options, fit
-from robustdup.data.sources import DataOptions
+from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
 
 TRAIN_ROWS = 1297

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,23 +10,10 @@ import torch
 from torch import Tensor
 
 from robustdup.data.labelled import LabelledImages, Selection, labelled
+from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
 from robustdup.registry import Registry
 from robustdup.rng import SampleRng
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How to read a dataset. `resize` (shorter side), then `crop` (centre) are in pixels; `grey` makes one channel."""
-
-    split: str = "test"
-    config: str | None = None
-    revision: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    resize: int | None = None
-    crop: int | None = None
-    grey: bool = False
 
 
 class Rows(Protocol):

@@ -10,7 +10,7 @@ from robustdup.attacks.fgsm import fgsm, linear_maximum
 from robustdup.attacks.noise import ball_noise, noise
 from robustdup.attacks.pgd import pgd
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.sources import DataOptions
+from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.threat import row_length
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from robustdup.data.hub import looks_like_hub_id, open_hub
-from robustdup.data.sources import DataOptions, load_images
+from robustdup.data.options import DataOptions
+from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.registry import Registry
 
@@ -127,7 +128,8 @@ def hub(tmp_path):
 
 READ = """
     import json, sys
-    from robustdup.data.sources import DataOptions, load_images
+    from robustdup.data.options import DataOptions
+    from robustdup.data.sources import load_images
     from robustdup.errors import UserError
     from robustdup.registry import Registry
 

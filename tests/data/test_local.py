@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robustdup.data.sources import DataOptions, load_images
+from robustdup.data.options import DataOptions
+from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.registry import Registry
 

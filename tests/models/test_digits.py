@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import robustdup.models
 from robustdup.data.digits import TRAIN_ROWS as DATA_TRAIN_ROWS
 from robustdup.data.digits import load_builtin
-from robustdup.data.sources import DataOptions
+from robustdup.data.options import DataOptions
 from robustdup.models.digits_recipe import MEAN, STD, TRAIN_ROWS, pgd_examples, train, training_digits
 from robustdup.models.load import load_model
 from robustdup.registry import Registry

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustdup import Passes, Registry, RunError, SampleRng, ThreatModel, UserError
 from robustdup.data.digits import load_builtin as load_digits
-from robustdup.data.sources import DataOptions
+from robustdup.data.options import DataOptions
 from robustdup.evaluation.conformance import check_attack
 from robustdup.models.load import ModelOptions, load_builtin
 
