@@ -74,7 +74,9 @@ def _eval(
         bundle=bundle,
     )
     if record.status == "failed":
-        raise RunError(f"No attack finished a single call: {'; '.join(e for a in record.attacks for e in a.errors)}")
+        errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
+        kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
+        raise kind(f"No attack finished a single call: {'; '.join(errors)}")
     return 0
 
 

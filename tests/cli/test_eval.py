@@ -197,6 +197,12 @@ def test_an_attack_that_never_finishes_is_a_failed_run(capsys, tmp_path):
     assert "gave up" in err
 
 
+def test_what_only_the_attack_can_refuse_is_a_mistake_too(capsys, tmp_path):
+    code, _, err = run(capsys, "eval", *QUICK, "attacks=fgsm", "--attacks", "pgd(steps=0)", "--out", tmp_path / "run")
+    assert code == 2
+    assert "steps must be at least 1" in err
+
+
 def test_resume_of_a_finished_run_shows_its_record(capsys, tmp_path):
     run(capsys, "eval", *QUICK, "--out", tmp_path / "run")
     code, out, _ = run(capsys, "eval", "--resume", tmp_path / "run", "--json")
