@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustdup.attacks.passes import Passes
 from robustdup.errors import RunError, UserError
-from robustdup.evaluation.referee import VIOLATION_NAMES, judge, judge_images
+from robustdup.evaluation.referee import judge, judge_images, violation_counts
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, Part, Threat, load_record, load_samples, write_atomic
 from robustdup.threat import ThreatModel
 
@@ -243,9 +243,7 @@ def recheck(
         n_broken=int((~before.broken & verdict.broken).sum()),
         n_undecided=int(undecided.sum()),
         violations=int((verdict.violation != 0).sum()),
-        violation_kinds={
-            name: count for bit, name in VIOLATION_NAMES.items() if (count := int((verdict.violation & bit != 0).sum()))
-        },
+        violation_kinds=violation_counts(verdict.violation),
         within_rounding=rounding,
         problems=problems,
     )

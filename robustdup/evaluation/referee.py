@@ -65,6 +65,12 @@ class Verdict:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def violation_counts(violation: Tensor) -> dict[str, int]:
+    """Count the rows of each kind in `violation` (N,) of a verdict; kinds that do not occur are left out."""
+    counts = {name: int((violation & bit != 0).sum()) for bit, name in VIOLATION_NAMES.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Compute matrix products and convolutions in true fp32 (no TF32, no autocast) inside the block."""

@@ -19,7 +19,7 @@ from robustdup.evaluation.cascade import (
     Points,
     StageResult,
 )
-from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict
+from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
 from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances
 
 OUTCOMES = {SURVIVED: "survived", BROKEN: "broken", UNDECIDED: "undecided"}
@@ -47,7 +47,6 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
     verdicts = [call.verdict for call in stage.calls if call.verdict is not None]
     violation = _cat(verdicts, "violation", torch.uint8)
     broken, raw_broken = _cat(verdicts, "broken", torch.bool), _cat(verdicts, "raw_broken", torch.bool)
-    kinds = {name: int((violation & bit != 0).sum()) for bit, name in VIOLATION_NAMES.items()}
     excess = _cat(verdicts, "excess", torch.float64)[violation != 0]
     return AttackResult(
         name=spec.name,
@@ -64,7 +63,7 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
         backward_passes=passes.backward,
         padding_rows=passes.padding,
         violations=int((violation != 0).sum()),
-        violation_kinds={name: count for name, count in kinds.items() if count},
+        violation_kinds=violation_counts(violation),
         worst_excess=float(excess.max()) if len(excess) else 0.0,
         rejected_claims=int(((violation != 0) & raw_broken & ~broken).sum()),
         robust_accuracy_after=after,
