@@ -22,6 +22,10 @@ class Unavailable(UserError):
     """Something known that cannot run here; the message says why and what to install or change."""
 
 
+class AttackWarning(UserWarning):
+    """What an attack did that a reader of its result should know, given with `warnings.warn`: kept in the record."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed spelling nearest to `word`, or None where nothing is near (case is ignored)."""
     by_lower = {candidate.lower(): candidate for candidate in allowed}
