@@ -27,6 +27,7 @@ ENTRY_POINTS = "robustdup.plugins"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
 Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Batching = Literal["pool", "batch", "whole"]
+When = Literal["always", "masked"]
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,24 @@ def attack(
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of an ensemble: an attack with options, on the fraction `take` of survivors nearest to being broken."""
+    """One step of an ensemble: an attack with options, on the fraction `take` of survivors nearest to being broken.
+
+    `norms` limits it to those norms (all that the attack knows, if empty). A stage with `when="masked"` runs only where
+    the stages before it saw signs that the model masks its gradients. Raises UserError for what cannot be.
+    """
 
     attack: str
     options: Mapping[str, Any] = field(default_factory=dict)
     take: float = 1.0
+    norms: tuple[str, ...] = ()
+    when: When = "always"
+
+    def __post_init__(self) -> None:
+        if self.when not in typing.get_args(When):
+            raise unknown("condition of a stage:", str(self.when), typing.get_args(When))
+        if not 0 < self.take <= 1:
+            raise UserError(f"Stage {self.attack!r}: take must be above 0 and at most 1, got {self.take}.")
+        object.__setattr__(self, "norms", tuple(self.norms))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ bounded, and a row's logits do not depend on who shares its batch. It counts row
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +59,28 @@ class Passes(nn.Module):
         self.model = model
         self.micro_batch = micro_batch
         self.count = Count()
+        self.looks: list[tuple[int, int]] = []  # (rows, passes a row) of each look at the points, see `one_look`
+        self._looking = False
         self.training = model.training  # mirror, without touching the model
+
+    @contextlib.contextmanager
+    def one_look(self, rows: int, passes: int) -> Iterator[None]:
+        """Note what happens in the block as one look at `rows` points, of so many passes each.
+
+        The looks of an attack that drops fooled rows say how many points were left after how many passes.
+        """
+        self.looks.append((rows, passes))
+        before, self._looking = self._looking, True
+        try:
+            yield
+        finally:
+            self._looking = before
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`; gradients flow as through the model itself."""
         self.count.forward += images.shape[0]
+        if not self._looking:
+            self.looks.append((images.shape[0], 1))
         if self.micro_batch is None or images.shape[0] == 0:
             logits = self._checked(self.model(_own(images)), images.shape[0])
         else:
@@ -96,6 +114,17 @@ def _own(images: Tensor) -> Tensor:
     return images.clone(memory_format=torch.contiguous_format)
 
 
+def in_micro_batches(model: nn.Module, rows: int, *, passes: int = 2) -> Iterator[slice]:
+    """Walk `rows` rows in slices of the model's micro-batch (all at once where it has none), as one look at them.
+
+    `passes` says what a row costs in this walk: 2 for a forward and a backward pass.
+    """
+    size = getattr(model, "micro_batch", None) or max(rows, 1)
+    with model.one_look(rows, passes) if isinstance(model, Passes) else contextlib.nullcontext():
+        for start in range(0, max(rows, 1), size):
+            yield slice(start, min(start + size, rows))
+
+
 def input_gradient(
     model: nn.Module, images: Tensor, loss: Callable[[Tensor, slice], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,10 +133,8 @@ def input_gradient(
     `loss(logits, rows)` returns one value a row; `rows` is the slice of `images` that the logits belong to. A model
     that is a `Passes` with micro-batches is walked one micro-batch at a time, so that memory stays bounded for any N.
     """
-    size = getattr(model, "micro_batch", None) or max(images.shape[0], 1)
     grads, values, outputs = [], [], []
-    for start in range(0, max(images.shape[0], 1), size):
-        rows = slice(start, min(start + size, images.shape[0]))
+    for rows in in_micro_batches(model, images.shape[0]):
         with torch.enable_grad():
             part = images[rows].detach().requires_grad_(True)
             logits = model(part)
