@@ -42,6 +42,23 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
 
 
+def margin_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the target's logit minus the true one: (N, K), (N,), (N,) -> (N,)."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the targeted margin over the distance of the first logit to the middle of the third and fourth.
+
+    (N, K), (N,), (N,) -> (N,). Raises UserError for fewer than four classes. Follows https://arxiv.org/abs/2003.01690,
+    equation 7.
+    """
+    if logits.shape[1] < 4:
+        raise UserError(f"The targeted DLR loss needs at least 4 classes, the model has {logits.shape[1]}.")
+    top = logits.topk(4, dim=1).values
+    return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the best other probability minus the true one, in [-1, 1]: (N, K), (N,) -> (N,)."""
     return margin(logits.softmax(dim=1), labels)

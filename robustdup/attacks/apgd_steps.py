@@ -1,0 +1,151 @@
+"""One step of APGD in each norm, its random start, and the projection onto the L1 ball inside the box.
+
+Everything here treats a row alone: sums over a row's pixels fold it in halves, so that its bits do not depend on company.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel, row_sum
+
+MOMENTUM = 0.75  # weight of the new step against the last change of place
+TINY = 1e-12
+
+
+def random_start(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int) -> Tensor:
+    """Return points (N, C, H, W) at which a run begins: at distance eps before they are cut to the box.
+
+    Linf: uniform noise, scaled so that a row's largest entry is eps. L2: normal noise of length eps. L1: normal noise,
+    projected.
+    """
+    shape = tuple(images.shape[1:])
+    if threat.norm == "Linf":
+        noise = 2 * rng.uniform(shape, draw=draw, dtype=images.dtype) - 1
+        length = noise.flatten(1).abs().amax(dim=1)
+    else:
+        noise = rng.normal(shape, draw=draw, dtype=images.dtype)
+        if threat.norm == "L1":
+            return project_l1(images, images + noise, threat.radius)
+        length = l2_length(noise)
+    return (images + threat.radius * (noise / spread(length + TINY, noise))).clamp(0, 1)
+
+
+def linf_step(
+    images: Tensor, point: Tensor, previous: Tensor, gradient: Tensor, step_size: Tensor, radius: float, *, first: bool
+) -> Tensor:
+    """Return the next point of each row (N, ...): a signed step, then momentum, each cut to the ball and the box."""
+    lower, upper = (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)
+    stepped = gradient.sign().mul_(step_size).add_(point)
+    torch.minimum(torch.maximum(stepped, lower, out=stepped), upper, out=stepped)
+    moved = with_momentum(point, previous, stepped, first=first)
+    return torch.minimum(torch.maximum(moved, lower, out=moved), upper, out=moved)
+
+
+def l2_step(
+    images: Tensor, point: Tensor, previous: Tensor, gradient: Tensor, step_size: Tensor, radius: float, *, first: bool
+) -> Tensor:
+    """Return the next point of each row (N, ...): a step along the gradient, then momentum, each cut to ball, then box.
+
+    Ball and box are taken one after the other, as the published attack does, and not their intersection at once.
+    """
+
+    def cut(moved: Tensor) -> Tensor:
+        delta = moved.sub_(images)
+        length = l2_length(delta)
+        delta.div_(spread(length + TINY, delta)).mul_(spread(length.clamp(max=radius), delta))
+        return delta.add_(images).clamp_(0, 1)
+
+    stepped = cut((gradient / spread(l2_length(gradient) + TINY, gradient)).mul_(step_size).add_(point))
+    return cut(with_momentum(point, previous, stepped, first=first))
+
+
+def l1_step(
+    images: Tensor, point: Tensor, gradient: Tensor, step_size: Tensor, radius: float, *, share: Tensor
+) -> Tensor:
+    """Return the next point of each row (N, ...): equal steps on the `share` (N,) of pixels of largest gradient.
+
+    The steps' sizes add up to `step_size` (N, 1, ...); there is no momentum. https://arxiv.org/abs/2103.01208
+    """
+    flat = gradient.flatten(1)
+    pixels = flat.shape[1]
+    strength = flat.abs()
+    rank = pixels - ((1.0 - share) * pixels).clamp(min=0, max=pixels - 1).long()  # 1 is the largest
+    floor = strength.topk(int(rank.max()), dim=1).values.gather(1, rank[:, None] - 1)
+    direction = flat.sign().mul_(strength >= floor)
+    count = (direction != 0).sum(dim=1).to(flat.dtype)  # a sum of whole numbers: exact in any order
+    step = (direction * (step_size.flatten(1) / (count[:, None] + 1e-10))).view_as(point)
+    return project_l1(images, step.add_(point), radius)
+
+
+def with_momentum(point: Tensor, previous: Tensor, stepped: Tensor, *, first: bool) -> Tensor:
+    """Return 0.75 of the step and 0.25 of the last change of place; the first step has no past."""
+    weight = 1.0 if first else MOMENTUM
+    # torch.add(..., alpha=...) would round once less on some pixels than on others.
+    inertia = (point - previous).mul_(1 - weight)
+    return stepped.sub_(point).mul_(weight).add_(point).add_(inertia)
+
+
+def project_l1(images: Tensor, moved: Tensor, radius: float) -> Tensor:
+    """Return the nearest points (Euclidean) to `moved` in the L1 ball around `images` and in [0, 1]: (N, ...).
+
+    The same points as `ThreatModel.project` to rounding, several times faster. https://arxiv.org/abs/2103.01208
+    """
+    delta = moved - images
+    candidate = images + delta
+    size = delta.abs().flatten(1)
+    over = torch.minimum(1 - images - delta, candidate).clamp_(max=0).neg_().flatten(1)  # what the box takes away
+    threshold = l1_threshold(size, over, radius)
+    taken = torch.minimum(over.clamp_(min=threshold[:, None]), size)
+    return candidate.sub_(delta.sign_().mul_(taken.view_as(delta))).clamp_(0, 1)
+
+
+def l1_threshold(size: Tensor, over: Tensor, radius: float) -> Tensor:
+    """Return the t >= 0 (N,) at which size - clamp(t, over, size), (N, D) each, sums to `radius`; 0 where that is below.
+
+    The sum is piecewise linear and falling in t: Newton's steps inside a shrinking bracket end on the right piece after
+    a few, where sorting the kinks costs several times as much.
+    """
+    room = size - over
+    low, high = size.new_zeros(len(size)), size.amax(dim=1)
+    t, settled = low, torch.zeros_like(low, dtype=torch.bool)
+    close = 8 * torch.finfo(size.dtype).eps * radius
+    for _ in range(60):
+        left = size - t[:, None]
+        slope = ((left > 0) & (left < room)).sum(dim=1)
+        excess = fold_sum(torch.minimum(left.clamp_(min=0), room)) - radius
+        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
+        newton = t + excess / slope.clamp(min=1)
+        middle = (low + high) / 2
+        inside = (slope > 0) & (newton >= low) & (newton <= high)
+        settles = (excess.abs() <= close) | ((t == 0) & (excess <= 0)) | (middle <= low)
+        following = torch.where(inside, newton, torch.where(settles, t, middle))
+        t = torch.where(settled, t, following)
+        settled = settled | settles
+        if bool(settled.all()):
+            break
+    return t
+
+
+def l2_length(delta: Tensor) -> Tensor:
+    """Return the Euclidean length (N,) of each row of (N, ...), the same bits in any company."""
+    return fold_sum(delta.flatten(1).square()).sqrt_()
+
+
+def fold_sum(values: Tensor) -> Tensor:
+    """Sum each row of (N, D) -> (N,), to the same bits in any company: add the halves until few columns are left."""
+    dtype = values.dtype
+    while values.shape[1] > 64:
+        half = values.shape[1] // 2
+        folded = values[:, :half] + values[:, half : 2 * half]
+        if values.shape[1] % 2:
+            folded[:, 0] += values[:, -1]
+        values = folded
+    return row_sum(values).to(dtype)
+
+
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """View one value a row (N,) as (N, 1, ...), to go with `like` (N, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
