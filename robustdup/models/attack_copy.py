@@ -1,0 +1,120 @@
+"""The module that is attacked: a model in a memory layout, a precision of its own, and maybe compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FLAGS = {"fp32": ("highest", False), "tf32": ("high", True)}  # float32 matmul precision, cuDNN's TF32
+
+
+class AttackCopy(nn.Module):
+    """A model with its layout, precision and compiled code: images (N, C, H, W) in any layout -> logits (N, K).
+
+    Gradients by the images come back contiguous and in the images' dtype. Precision is set for the model's own forward
+    and backward pass alone, whatever the global flags say.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, channels_last: bool = False, precision: str = "fp32", compiled: str = "off",
+        shape: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.net = net
+        self.training = net.training
+        self.channels_last, self.precision, self.compiled, self.shape = channels_last, precision, compiled, shape
+        self._fast: Callable[[Tensor], Any] | None = None
+        if compiled != "off":
+            options = {"mode": "reduce-overhead"} if compiled == "cudagraphs" else {}
+            fast = torch.compile(net, dynamic=False, **options)  # type: ignore[call-overload]
+            self._fast = lambda images: fast(images)  # hidden from nn.Module, which would list the layers twice
+
+    def changed(self, **changes: Any) -> AttackCopy:
+        """Return another copy with some of (net, channels_last, precision, compiled, shape) replaced."""
+        now = {name: getattr(self, name) for name in ("net", "channels_last", "precision", "compiled", "shape")}
+        return AttackCopy(**(now | changes))
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the logits of `images`; gradients flow as through the model itself."""
+        switch = _Switch(self.precision, images)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        around = torch.is_grad_enabled() and images.requires_grad and (switch.needed or self.channels_last)
+        images = _Enter.apply(images, layout, switch) if around else images.contiguous(memory_format=layout)  # type: ignore[no-untyped-call]
+        low = self.precision == "bf16"
+        with switch, torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
+            logits = self._logits(images)
+        if low and isinstance(logits, Tensor):
+            logits = logits.float()
+        if around and isinstance(logits, Tensor) and logits.requires_grad:
+            logits = _Leave.apply(logits, switch)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _logits(self, images: Tensor) -> Any:
+        if self._fast is None or tuple(images.shape) != self.shape:
+            return self.net(images)
+        if self.compiled == "cudagraphs":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return self._fast(images).clone()  # the graph's own memory is written again by the next call
+        return self._fast(images)
+
+
+class _Switch:
+    """The global float32 flags that a precision needs, switched on and back; nothing where they are right already."""
+
+    def __init__(self, precision: str, images: Tensor) -> None:
+        now = _flags()
+        self.wanted = FLAGS.get(precision, now)
+        if not images.is_cuda:
+            self.wanted = (self.wanted[0], now[1])
+        self.needed = self.wanted != now
+        self.before: tuple[str, bool] | None = None
+
+    def __enter__(self) -> None:
+        if self.needed and self.before is None:
+            self.before = _flags()
+            _set_flags(self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            _set_flags(self.before)
+            self.before = None
+
+
+class _Enter(torch.autograd.Function):
+    """The images on their way in: forward lays them out, backward (the model's last step) puts the flags back."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, layout: torch.memory_format, switch: _Switch) -> Tensor:
+        ctx.switch = switch
+        return images.clone(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        ctx.switch.__exit__()
+        return grads[0].contiguous(), None, None
+
+
+class _Leave(torch.autograd.Function):
+    """The logits on their way out: backward (the model's first step) sets the flags for the steps that follow."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, switch: _Switch) -> Tensor:
+        ctx.switch = switch
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.switch.__enter__()
+        return grads[0], None
+
+
+def _flags() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def _set_flags(flags: tuple[str, bool]) -> None:
+    torch.set_float32_matmul_precision(flags[0])
+    torch.backends.cudnn.allow_tf32 = flags[1]
