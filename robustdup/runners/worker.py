@@ -1,0 +1,115 @@
+"""What happens in a worker: it knows its place, does its setup once, and answers payloads with replies.
+
+Payloads and replies travel as bytes. An exception is a reply too, so that only the death of a worker is a surprise.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from robustdup.errors import RobustdupError, RunError, Unavailable, UserError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WHAT_TO_DO = (
+    "use one local worker (workers=1), to which nothing is sent, "
+    "or name the model by a spec such as 'path/to/model.py:make_model'."
+)
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker stands: its number of `workers`, its device (None: choose one) and how many CPU threads it has."""
+
+    number: int
+    workers: int
+    device: str | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a payload: its result, or the error (`kind`: a class of `errors`, or None for a foreign one)."""
+
+    result: Any = None
+    failed: bool = False
+    kind: type[RobustdupError] | None = None
+    text: str = ""
+    trace: str = ""
+
+
+class WorkerTraceback(Exception):
+    """The traceback of an exception in another process, as text: the cause of the error that is raised here."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0].rstrip()}"
+
+
+def limit_threads(threads: int) -> None:
+    """Let this process compute with `threads` threads, now where torch is imported and else when it will be."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def to_bytes(what: str, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
+    """Pickle a value for another process. Plain pickle copies: no shared memory or open files to lose with a worker."""
+    try:
+        return dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a stranger's __reduce__ raises
+        raise UserError(f"Cannot send {what} ({error_text(error)}): {WHAT_TO_DO}") from error
+
+
+def from_bytes(what: str, data: bytes) -> Any:
+    """Load what another process sent; UserError where this one lacks what it is made of."""
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise UserError(f"Cannot load {what} ({error_text(error)}): {WHAT_TO_DO}") from error
+
+
+def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None, bytes]:
+    """Do the pickled setup: return the function for the payloads (None where it failed) and the pickled `Reply`."""
+    try:
+        function = from_bytes("the setup in a worker", setup)
+        limit_threads(
+            place.threads
+        )  # again: loading it may have imported torch, which takes no more threads than cores
+        return function(place), pickle.dumps(Reply())
+    except BaseException as error:
+        return None, failure(error)
+
+
+def answer(function: Callable[[Any], Any], payload: bytes, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
+    """Apply `function` to a pickled payload and return the pickled `Reply`."""
+    try:
+        result = function(from_bytes("the payload in a worker", payload))
+        return to_bytes("the result back", Reply(result), dumps)
+    except BaseException as error:  # SystemExit of a payload must not end the worker
+        return failure(error)
+
+
+def failure(error: BaseException) -> bytes:
+    """Return the pickled `Reply` of an exception: its kind and text, because the exception itself may not travel."""
+    kinds = (Unavailable, UserError, RunError, RobustdupError)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), None)
+    text = str(error) if kind is not None else error_text(error)
+    trace = "".join(traceback.format_exception(error))
+    return pickle.dumps(Reply(failed=True, kind=kind, text=text, trace=trace))
+
+
+def error_of(reply: Reply, where: str) -> RobustdupError:
+    """Build the exception of a failed reply: of its own kind, or a RunError that says where it happened."""
+    error = reply.kind(reply.text) if reply.kind is not None else RunError(f"{where}: {reply.text}")
+    error.__cause__ = WorkerTraceback(reply.trace)
+    return error
+
+
+def error_text(error: BaseException) -> str:
+    """Return "ValueError: what it says", or the name alone of an exception that says nothing."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
