@@ -81,6 +81,22 @@ class EvalConfig(Config):
         None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    workers: int = Field(
+        1, description="Processes to share the points among, or actors of a cluster: the result is the same.", ge=1
+    )
+    runner: str = Field("local", description="Where the workers are: local, or ray (a cluster).")
+    fold: bool = Field(
+        True, description="Attack a copy with BatchNorm folded into convolutions; the original is judged."
+    )
+    compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
+        "auto", description="Compile the copy that native attacks use: auto is off on a CPU and on with CUDA."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="Precision of the copy that native attacks use; the judge is always fp32."
+    )
+    min_distance: bool = Field(
+        False, description="Also look for the smallest eps of every point, and report robust accuracy over eps."
+    )
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."
     )

@@ -6,8 +6,9 @@ Commands, notebooks, study cells, benches and workers all call `evaluate` here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from robustdup.config import EvalConfig, parse_attacks, validate
 from robustdup.data.labelled import LabelledImages, from_tensors
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
-from robustdup.errors import UserError, unknown
+from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation import diagnostics
 from robustdup.evaluation.bench import (
+    Bench,
     check_unchanged,
     choose_device,
     clean_verdict,
@@ -40,13 +42,16 @@ from robustdup.evaluation.bundle import (
     read_examples,
     recheck,
 )
-from robustdup.evaluation.cascade import CascadeResult, PlannedStage, Points, run_cascade
+from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, make_call
+from robustdup.evaluation.cascade import CascadeResult, Points, run_cascade
+from robustdup.evaluation.equip import dress, equip
 from robustdup.evaluation.folder import STATE, locked, open_folder, save_run
 from robustdup.evaluation.record import Run, make_record
-from robustdup.evaluation.summary import sample_rows
+from robustdup.evaluation.summary import min_distance, sample_rows
 from robustdup.models.load import fingerprint, load_model
 from robustdup.records import EvaluationRecord, Progress, load_record
 from robustdup.registry import AttackSpec, Registry, Stage, load_plugins
+from robustdup.runners import WorkerPlace, open_runner
 from robustdup.threat import ThreatModel
 
 
@@ -84,14 +89,7 @@ def run_evaluation(
     data = data if data is not None else _load_data(config, registry)
     events += data.notes
     device = choose_device(config.device)
-    original = (
-        model if model is not None else load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
-    )
-    stand_in = (
-        None
-        if config.attack_model is None
-        else load_model(config.attack_model, registry=registry, allow_pickle=config.allow_pickle)
-    )
+    original, stand_in = _models(config, model, registry)
     if not isinstance(original, nn.Module):
         raise UserError(f"The model must be a torch.nn.Module, got a {type(original).__name__}.")
     was_training = any(module.training for module in original.modules())
@@ -107,13 +105,16 @@ def run_evaluation(
         weights = fingerprint(bench.judged.model)
         clean = clean_verdict(bench, data, config, weights, folder)
         bench.draws = config.judge_draws if clean.randomized else 1
+        events += equip(bench, config, data.images, clean, stages, folder)
         points = Points(data.images, data.labels, data.index, clean.judged)
+        caller = stack.enter_context(_workers(config, model, bench, points, clean.randomized, weights))
         results: list[CascadeResult] = []
         for threat in threats:
             state = None if folder is None else folder / STATE / f"eps-{threat.eps_text.replace('/', '_')}"
             result = run_cascade(
-                stages, points, threat, bench, individual=config.individual, folder=state, progress=progress
-            )
+                stages, points, threat, bench, individual=config.individual, minimise=config.min_distance, folder=state,
+                progress=progress, caller=caller,
+            )  # fmt: skip
             results.append(result)
         signs, probe_passes = (
             diagnostics.diagnose(bench, points, clean, results, config, was_training=was_training)
@@ -123,10 +124,71 @@ def run_evaluation(
         check_unchanged(bench, data.images, clean, weights)
         run = Run(config, data, original, stand_in, weights, bench, points, clean, results, signs, probe_passes, events)
         record = make_record(run, seconds=time.perf_counter() - started, folder=folder, command=command)
-        rows, worst = sample_rows(points, data.hashes, results), results[-1].worst
+        nearest = min_distance(points, results) if config.min_distance else None
+        rows, worst = sample_rows(points, data.hashes, results, nearest), results[-1].worst
         if folder is not None:
             save_run(folder, record, rows, worst, data, config)
     return Evaluation(record, rows, worst, folder)
+
+
+@dataclass(frozen=True)
+class WorkerOrder:
+    """What a worker needs to make calls as the parent would: `model` only where it was given as an object."""
+
+    config: EvalConfig
+    model: nn.Module | None
+    weights: str
+    micro_batch: int
+    judge_micro_batch: int | None
+    draws: int
+    usual_margin: float
+    examples: Tensor
+    randomized: bool
+    threads: int
+
+
+@contextlib.contextmanager
+def _workers(
+    config: EvalConfig, model: nn.Module | None, bench: Bench, points: Points, randomized: bool, weights: str
+) -> Iterator[Caller | None]:
+    """Open the workers that the configuration asks for; None where this process makes the calls itself."""
+    if config.workers == 1 and config.runner == "local":
+        yield None
+        return
+    right = (~points.clean.broken).nonzero()[: bench.micro_batch, 0]
+    order = WorkerOrder(
+        config=config, model=model, weights=weights, micro_batch=bench.micro_batch,
+        judge_micro_batch=bench.judged.micro_batch, draws=bench.draws, usual_margin=bench.usual_margin,
+        examples=points.images[right], randomized=randomized, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    with open_runner(config.runner, config.workers, functools.partial(evaluation_worker, order)) as runner:
+        yield runner.map
+
+
+def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work], Call]:
+    """Set up one worker of an evaluation: it loads the model anew and makes the calls that it is given."""
+    config = order.config
+    torch.set_num_threads(order.threads)
+    registry = load_plugins(config.plugin)
+    stages = plan(config, registry, parse_threats(config)[-1], [])
+    original, stand_in = _models(config, order.model, registry)
+    bench = make_bench(config, original, stand_in, torch.device(place.device or "cpu"))
+    if fingerprint(bench.judged.model) != order.weights:
+        raise RunError(f"Worker {place.number} loaded other weights for {config.model!r} than the parent has.")
+    bench.micro_batch, bench.judged.micro_batch = order.micro_batch, order.judge_micro_batch
+    bench.draws, bench.usual_margin = order.draws, order.usual_margin
+    if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
+        dress(bench, config, order.examples.to(bench.device), order.randomized)
+    return lambda work: make_call(work, stages, bench)
+
+
+def _models(config: EvalConfig, model: nn.Module | None, registry: Registry) -> tuple[nn.Module, nn.Module | None]:
+    """Return the model to judge, given or loaded, and the one to attack where it is another."""
+    load = functools.partial(load_model, registry=registry, allow_pickle=config.allow_pickle)
+    return (
+        model if model is not None else load(config.model),
+        None if config.attack_model is None else load(config.attack_model),
+    )
 
 
 def evaluate(
@@ -205,6 +267,8 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel, events: li
         members = registry.stages(name, written)
         for stage in members:
             spec = registry.get_attack(stage.attack)
+            if stage.norms and threat.norm not in stage.norms:
+                continue
             if threat.norm in spec.norms or spec.kind == "unbounded":
                 stages.append(_planned(stage, spec, registry, config, written))
             elif len(members) > 1:
@@ -219,12 +283,32 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel, events: li
                 )
     if not stages:
         raise UserError(f"No stage of {config.attacks!r} works in {threat.norm}.")
+    if config.min_distance:
+        stages = _minimising(stages, registry, config, events)
     for flag, given in (("loss", config.loss is not None), ("eot", config.eot > 1)):
         if given and not any(flag in stage.options for stage in stages):
             raise UserError(
                 f"--{flag} is for native gradient attacks such as pgd; none of {config.attacks!r} takes it."
             )
     return stages
+
+
+def _minimising(
+    stages: list[PlannedStage], registry: Registry, config: EvalConfig, events: list[str]
+) -> list[PlannedStage]:
+    """Let minimum-norm attacks search to the end; where there is none, add the native one of published strength."""
+    if not any(stage.spec.kind == "minimum-norm" for stage in stages):
+        events.append(
+            "min_distance: fab-t was added, since none of the attacks looks for the nearest adversarial image."
+        )
+        stages = [*stages, _planned(Stage("fab-t"), registry.get_attack("fab-t"), registry, config, {})]
+    switch = {"stop_within_eps": False}
+    return [
+        replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
+        if "stop_within_eps" in stage.spec.parameters
+        else stage
+        for stage in stages
+    ]
 
 
 def _planned(
@@ -245,7 +329,7 @@ def _planned(
         if options["loss"] not in registry.losses:
             raise unknown("loss", options["loss"], registry.losses)
         call_options["loss"] = registry.losses[options["loss"]].function
-    return PlannedStage(spec, options, call_options, stage.take)
+    return PlannedStage(spec, options, call_options, stage.take, stage.when)
 
 
 def _load_data(config: EvalConfig, registry: Registry) -> LabelledImages:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from robustdup.errors import RunError, UserError
 
 SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
-VERSION = 1
+VERSION = 2
 
 RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
@@ -65,6 +65,30 @@ class Distances(Part):
     mean: float | None
 
 
+class MinDistance(Part):
+    """The smallest eps at which each point was seen to break: an upper bound of the true one, in the threat's norm.
+
+    Of the `n` points, misclassified clean images count as 0; `found` have a distance at all. `curve` is the accuracy
+    left at each eps (text -> share of all points), an upper bound of robust accuracy from this one run.
+    """
+
+    n: int
+    found: int
+    median: float | None
+    mean: float | None
+    curve: dict[str, float]
+
+
+class Escalation(Part):
+    """Whether an ensemble went on to its stages for masked models: the signs of masking, and what was measured."""
+
+    escalated: bool
+    reasons: list[str]
+    seen: dict[str, float]
+    forward_passes: int
+    backward_passes: int
+
+
 class Progress(Part):
     """Where a run stands: what a live view shows. `done` of `total` points of this stage are judged."""
 
@@ -86,7 +110,9 @@ class AttackResult(Part):
 
     `violations` counts points for which the attack returned something outside its threat model; `violation_kinds` says
     what (not_finite, box, ball), `worst_excess` how far the worst lay over eps. `robust_accuracy_after` is what is left
-    after this stage and those before it, and of this stage alone where attacks ran individually.
+    after this stage and those before it, and of this stage alone where attacks ran individually. `fooled_after` says how
+    many points the attack had fooled after how many passes a point (forward and backward together), rising, where it
+    drops them at once.
     """
 
     name: str
@@ -108,6 +134,7 @@ class AttackResult(Part):
     rejected_claims: int = 0
     robust_accuracy_after: float
     distances: Distances | None = None
+    fooled_after: list[tuple[int, int]] = Field(default_factory=list)
     errors: list[str] = Field(default_factory=list)
     warning: str = ""
 
@@ -173,7 +200,10 @@ class ModelInfo(Part):
 
 
 class Environment(Part):
-    """Where it ran, and in which precision each part computed."""
+    """Where it ran, and in which precision each part computed.
+
+    `folded` BatchNorm layers were folded into convolutions in the copy that native attacks used.
+    """
 
     device: str
     device_name: str
@@ -185,6 +215,11 @@ class Environment(Part):
     tf32: bool = False
     micro_batch: int
     batch_size: int
+    workers: int = 1
+    runner: str = "local"
+    folded: int = 0
+    channels_last: bool = False
+    compiled: str = "off"
 
 
 class EvaluationRecord(Part):
@@ -209,6 +244,8 @@ class EvaluationRecord(Part):
     n_not_attacked: int = 0
     attacks: list[AttackResult]
     individual: bool = False
+    escalation: Escalation | None = None
+    min_distance: MinDistance | None = None
     interval_about: str
     curve: dict[str, CurvePoint] = Field(default_factory=dict)
     curve_attacks: dict[str, list[AttackResult]] = Field(default_factory=dict)
@@ -301,6 +338,7 @@ def load_record(place: str | Path) -> EvaluationRecord:
             f"{str(path)!r} has schema version {version}; this robustdup reads up to {VERSION}. "
             "Update robustdup to read it."
         )
+    content["schema_version"] = VERSION  # version 1 lacks fields that have defaults
     try:
         return EvaluationRecord.model_validate(content)
     except ValidationError as error:
@@ -327,6 +365,7 @@ SAMPLES_SCHEMA = pa.schema(
         ("forward_passes", pa.int64()),  # forward rows of this stage when this point was judged
         ("backward_passes", pa.int64()),
         ("correct_share", pa.float64()),  # share of the judge's draws that were right (0 or 1 unless randomised)
+        ("min_distance", pa.float64()),  # rows "clean": smallest distance seen to break the point, where asked for
     ]
 )
 

@@ -63,7 +63,7 @@ def test_verified_accuracy_is_the_closed_form():
 def test_passes_are_those_that_the_model_saw():
     model = Mean().eval()
     before = model.rows[0]
-    record = run(model, attacks="fgsm,pgd(steps=10)", diagnostics=False)
+    record = run(model, attacks="fgsm,pgd(steps=10)", diagnostics=False, fold=False)
     p = record.passes
     # One image twice to count operations, one micro-batch to look at the logits, two to find out about randomness.
     preliminary = 2 + 3 * 8

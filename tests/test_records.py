@@ -175,6 +175,6 @@ def test_the_released_schema_is_still_read():
     from robustdup.records import load_record
 
     record = load_record(Path(__file__).parent / "fixtures" / "record-1.json")
-    assert record.schema_version == 1
+    assert record.schema_version == records.VERSION
     assert (record.n, record.threat.eps_text, list(record.curve)) == (12, "0.15", ["0.1", "0.15"])
     assert record.robust_accuracy.value == record.curve["0.15"].value

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from robustdup.config import parse_value
 from robustdup.errors import UserError, unknown
-from robustdup.registry import AttackSpec, Kind, Knowledge, Registry, load_plugins
+from robustdup.registry import AttackSpec, Kind, Knowledge, Registry, Stage, load_plugins
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -69,7 +69,7 @@ def show_attack(name: str = typer.Argument(help="An attack or an ensemble."), js
     stages = registry.stages(name)
     if name in registry.ensembles:
         ensemble = registry.ensembles[name]
-        calls = [call_text(stage.attack, stage.options) for stage in stages]
+        calls = [_stage_text(stage) for stage in stages]
         content = {"name": name, "description": ensemble.description, "url": ensemble.url, "stages": calls}
     else:
         content = _shown(registry.attacks[name])
@@ -149,6 +149,17 @@ def call_text(name: str, options: Mapping[str, Any]) -> str:
     """Return an attack with options as `--attacks` reads it: pgd(steps=40, loss=ce)."""
     inside = ", ".join(f"{key}={_plain(value)}" for key, value in options.items())
     return f"{name}({inside})" if inside else name
+
+
+def _stage_text(stage: Stage) -> str:
+    """Return a stage in words: its call, which points it takes, in which norms and when it runs."""
+    limits = [
+        f"on the {stage.take:.0%} of survivors nearest to the boundary" if stage.take < 1 else "",
+        f"in {' and '.join(stage.norms)}" if stage.norms else "",
+        "only where gradients look masked" if stage.when == "masked" else "",
+    ]
+    said = ", ".join(filter(None, limits))
+    return call_text(stage.attack, stage.options) + (f"  [{said}]" if said else "")
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

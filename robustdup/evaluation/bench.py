@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,9 @@ from robustdup.evaluation.referee import Judged, judge_images
 from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
 
+if TYPE_CHECKING:
+    from robustdup.models.prepare import Prepared
+
 SMALL = 1e9  # a micro-batch of fewer multiply-adds (some 20 ms) is computed by one thread
 
 
@@ -31,8 +35,9 @@ SMALL = 1e9  # a micro-batch of fewer multiply-adds (some 20 ms) is computed by 
 class Bench:
     """What attacks run on: the judged original, the model to attack, and how rows are packed.
 
-    Every call attacks a fresh copy of `attacked`, so that an attack may ruin it and harm neither the judge nor the next
-    attack. Points in a call: `batch_size`; rows in a padded model call: `micro_batch`.
+    Every call of a wrapped attack gets a fresh copy of `attacked`, so that it may ruin it and harm neither the judge nor
+    the next attack; native attacks share `prepared`. Points in a call: `batch_size`, where given; rows in a padded model
+    call: `micro_batch`. `seconds` are those of a row, (forward, forward and backward), where they were measured.
     """
 
     judged: Passes
@@ -43,6 +48,12 @@ class Bench:
     draws: int
     seed: int
     copied: bool = True  # False where the model refuses: then attacks run on the judged model itself
+    stand_in: bool = False  # whether `attacked` is another model than the judged one
+    prepared: Prepared | None = None
+    seconds: tuple[float, float] | None = None
+    batch_size_given: bool = True
+    workers: int = 1
+    usual_margin: float = 0.0  # median of the clean margins, for what counts as close
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,9 @@ def make_bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | No
         draws=1,
         seed=config.seed,
         copied=judged is not original,
+        stand_in=stand_in is not None,
+        batch_size_given=config.batch_size is not None,
+        workers=config.workers,
     )
 
 

@@ -1,46 +1,32 @@
 """The cascade: attacks in order on the points that are left, each call judged by the referee and saved.
 
-(stage, call) is the unit of saving and resuming. Which points a call holds follows from the stages before it alone, so
-that a run that was killed continues as if it had not been.
+(stage, call) is the unit of saving and resuming. Which points a stage holds follows from the stages before it alone, so
+that a run that was killed, or whose calls were made by several workers, continues as if it had not been.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustdup.attacks.isolation import isolated
-from robustdup.attacks.passes import Count, Passes
-from robustdup.errors import RunError
-from robustdup.evaluation.bench import Bench, fresh_copy, out_of_memory
-from robustdup.evaluation.referee import Judged, Verdict, join, judge
-from robustdup.records import Progress, write_atomic
-from robustdup.registry import AttackSpec
-from robustdup.rng import SampleRng
+from robustdup.evaluation.bench import Bench
+from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, call_here, load_call, save_call
+from robustdup.evaluation.masking import Suspicion, suspicion
+from robustdup.evaluation.referee import Judged
+from robustdup.records import Progress
 from robustdup.threat import ThreatModel
 
 SURVIVED, BROKEN, UNDECIDED, NOT_ATTACKED = 0, 1, 2, 3
 
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage with its attack found and its options checked. `call_options` may hold callables (losses) for options."""
-
-    spec: AttackSpec
-    options: dict[str, Any]
-    call_options: dict[str, Any]
-    take: float = 1.0
+CALL_SECONDS = 60.0  # what a call of a `pool` attack should take, since a kill loses it
+LONGEST_CALL = 300.0  # seconds that the first call of a stage may take if every point survives
+LARGEST_CALL = 4096  # points
+CALL_MEMORY = 2**28  # pixels of all points in a call; an attack keeps some ten tensors of that size
 
 
 @dataclass(frozen=True)
@@ -54,19 +40,6 @@ class Points:
 
 
 @dataclass
-class Call:
-    """One call of an attack: which points, and what came of it. `error` where it failed: its points are undecided."""
-
-    rows: Tensor
-    verdict: Verdict | None
-    seconds: float
-    attack_passes: Count
-    referee_passes: Count
-    error: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
 class StageResult:
     """All calls of a stage; `outcome` (N,) is SURVIVED, BROKEN, UNDECIDED or NOT_ATTACKED for each point of the run."""
 
@@ -77,7 +50,11 @@ class StageResult:
 
 @dataclass
 class CascadeResult:
-    """Stages in order, and the worst case of each point: `worst` images, their margin and share of correct draws."""
+    """Stages in order, and the worst case of each point: `worst` images, their margin and share of correct draws.
+
+    `nearest` (N,) is the distance of the nearest adversarial image seen, inside the ball or out, infinite where there
+    was none. `suspicion` says what was looked at before stages for masked models, None where there were none.
+    """
 
     threat: ThreatModel
     stages: list[StageResult]
@@ -86,6 +63,8 @@ class CascadeResult:
     worst: Tensor
     margin: Tensor
     correct_share: Tensor
+    nearest: Tensor
+    suspicion: Suspicion | None = None
 
 
 def run_cascade(
@@ -95,12 +74,15 @@ def run_cascade(
     bench: Bench,
     *,
     individual: bool = False,
+    minimise: bool = False,
     folder: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    caller: Caller | None = None,
 ) -> CascadeResult:
     """Run the stages on the points that the clean model gets right; survivors only, unless `individual`.
 
-    With a `folder` each call is saved there and found again when the same run is continued.
+    With `minimise` attacks that look for the nearest adversarial image run on all of these points. With a `folder` each
+    call is saved there and found again when the same run is continued. `caller` makes the calls, here if not given.
     """
     candidates = ~points.clean.broken
     result = CascadeResult(
@@ -111,10 +93,14 @@ def run_cascade(
         worst=points.images.clone(),
         margin=points.clean.margin.clone(),
         correct_share=points.clean.correct_share.clone(),
+        nearest=torch.full_like(points.clean.margin, torch.inf),
     )
     for number, stage in enumerate(stages):
+        if stage.when == "masked" and not _suspected(result, points, bench):
+            continue
         place = None if folder is None else folder / f"{number:02d}-{_slug(stage.spec.name)}"
-        left = candidates if individual else candidates & ~result.broken
+        everyone = individual or (minimise and stage.spec.kind == "minimum-norm")
+        left = candidates if everyone else candidates & ~result.broken
         rows = _nearest(left.nonzero()[:, 0], result.margin, stage.take)
 
         def report(
@@ -136,9 +122,19 @@ def run_cascade(
                 )
             )
 
-        result.stages.append(_run_stage(stage, number, rows, points, bench, result, place, report))
+        make = caller if caller is not None else call_here(stages, bench)
+        result.stages.append(_run_stage(stage, number, rows, points, bench, result, place, report, make))
     result.undecided &= ~result.broken
     return result
+
+
+def _suspected(result: CascadeResult, points: Points, bench: Bench) -> bool:
+    """Look for signs of masked gradients once, on what the stages so far have left standing."""
+    if result.suspicion is None:
+        stages = [(found.stage.spec.knowledge, found.outcome) for found in result.stages]
+        standing = ~points.clean.broken & ~result.broken
+        result.suspicion = suspicion(bench, points.images, points.labels, result.worst, standing, result.threat, stages)
+    return bool(result.suspicion.reasons)
 
 
 def _run_stage(
@@ -150,25 +146,105 @@ def _run_stage(
     result: CascadeResult,
     folder: Path | None,
     report: Callable[[Call, int], None],
+    caller: Caller,
 ) -> StageResult:
     """Run one stage call by call on `rows`, or take saved calls; the worst case so far is kept in `result`."""
     outcome = torch.full((len(points.labels),), NOT_ATTACKED, dtype=torch.uint8)
-    size = max(len(rows), 1) if stage.spec.batching == "whole" else bench.batch_size
-    calls: list[Call] = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        place = folder / f"{start:07d}.safetensors" if folder is not None else None
-        call = _load_call(place, part) if place is not None else None
-        if call is None:
-            call = _run_call(stage, number, part, points, result.threat, bench)
-            if place is not None:
-                _save_call(place, call)
+    size = CallSize(stage, bench, points.images[0].numel(), len(rows))
+    saved = _saved_calls(folder, rows, None if stage.spec.batching == "pool" else size.now)
+    done, calls = 0, {}
+
+    def keep(start: int, call: Call) -> None:
+        nonlocal done
+        done += len(call.rows)
         _update(result, outcome, call)
         if call.verdict is not None:  # the worst images are kept already; all of every stage would fill the memory
             call.verdict = replace(call.verdict, images=call.verdict.images[:0])
-        calls.append(call)
-        report(call, start + len(part))
-    return StageResult(stage, calls, outcome)
+        calls[start] = call
+        report(call, done)
+
+    for start, call in saved.items():
+        keep(start, call)
+    starts: list[int] = []
+
+    def works() -> Iterator[Work]:
+        for start, part in _missing(rows, saved, size):
+            starts.append(start)
+            images, labels, index = (t[part] for t in (points.images, points.labels, points.index))
+            yield Work(number, result.threat, part, images, labels, index)
+
+    for order, call in enumerate(caller(works())):
+        if folder is not None:
+            save_call(folder / f"{starts[order]:07d}.safetensors", call)
+        size.learn(call)
+        keep(starts[order], call)
+    return StageResult(stage, [calls[start] for start in sorted(calls)], outcome)
+
+
+@dataclass
+class CallSize:
+    """How many points the next call takes. Results of `pool` attacks do not depend on it, so it follows the clock."""
+
+    stage: PlannedStage
+    bench: Bench
+    pixels: int
+    points: int
+    now: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.bench.batch_size
+        if self.stage.spec.batching == "whole":
+            self.now = 2**62
+        elif self._free:
+            passes = self.stage.spec.passes(self.stage.options)
+            longest = 0.0
+            if passes is not None and self.bench.seconds is not None:
+                forward, both = self.bench.seconds
+                longest = (passes[0] - passes[1]) * forward + passes[1] * both
+            self.now = self._bounded(int(LONGEST_CALL / max(longest, 1e-9)), self.now)
+
+    @property
+    def _free(self) -> bool:
+        return self.stage.spec.batching == "pool" and not self.bench.batch_size_given
+
+    def learn(self, call: Call) -> None:
+        """Take more points in the next call where this one was quick, fewer where it was slow."""
+        if self._free and not call.error:
+            per_point = call.seconds / max(len(call.rows), 1)
+            self.now = self._bounded(int(CALL_SECONDS / max(per_point, 1e-9)), 4 * self.now)
+
+    def _bounded(self, size: int, most: int) -> int:
+        share = math.ceil(self.points / self.bench.workers)
+        most = min(most, LARGEST_CALL, CALL_MEMORY // max(self.pixels, 1), share)
+        return max(min(size, most), self.bench.micro_batch)
+
+
+def _saved_calls(folder: Path | None, rows: Tensor, size: int | None) -> dict[int, Call]:
+    """Return the saved calls of a stage by their start in `rows`; of the given size, where calls depend on it."""
+    found: dict[int, Call] = {}
+    end = 0
+    for path in sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []:
+        start = int(path.stem) if path.stem.isdigit() else -1
+        call = load_call(path) if start >= end else None
+        if call is None or not torch.equal(call.rows, rows[start : start + len(call.rows)]) or len(call.rows) == 0:
+            continue
+        if size is not None and (start % size or len(call.rows) != min(size, len(rows) - start)):
+            continue
+        found[start], end = call, start + len(call.rows)
+    return found
+
+
+def _missing(rows: Tensor, saved: dict[int, Call], size: CallSize) -> Iterator[tuple[int, Tensor]]:
+    """Walk what saved calls leave of `rows`, in parts of the size that is right at that time."""
+    ends = sorted([*saved, len(rows)])
+    start = 0
+    for end in ends:
+        while start < end:
+            part = rows[start : min(start + size.now, end)]
+            yield start, part
+            start += len(part)
+        if end in saved:
+            start = end + len(saved[end].rows)
 
 
 def _nearest(rows: Tensor, margin: Tensor, take: float) -> Tensor:
@@ -194,135 +270,10 @@ def _update(result: CascadeResult, outcome: Tensor, call: Call) -> None:
     result.margin[at] = verdict.margin[worse]
     result.correct_share[at] = verdict.correct_share[worse]
     result.broken[rows] |= verdict.broken
-
-
-def _run_call(
-    stage: PlannedStage, number: int, rows: Tensor, points: Points, threat: ThreatModel, bench: Bench
-) -> Call:
-    """Run an attack on some points and judge what it returns; a failure makes its points undecided."""
-    started = time.perf_counter()
-    pool = stage.spec.batching == "pool"
-    copied = fresh_copy(bench.attacked)
-    attacked = Passes(copied, bench.micro_batch if pool else None)
-    before = bench.judged.count.copy()
-    notes: list[str] = []
-    error, verdict = "", None
-    try:
-        verdict = _attack_rows(stage, number, rows, points, threat, bench, attacked, notes)
-    except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so
-        where = traceback.extract_tb(failure.__traceback__)[-1]
-        error = f"{type(failure).__name__}: {failure} ({Path(where.filename).name}:{where.lineno})"
-    if copied is not bench.attacked and not _same_weights(copied, bench.attacked):
-        notes.append(f"{stage.spec.name} changed the weights of its copy of the model; the copy was thrown away.")
-    return Call(
-        rows=rows,
-        verdict=verdict,
-        seconds=time.perf_counter() - started,
-        attack_passes=attacked.count.copy(),
-        referee_passes=bench.judged.count - before,
-        error=error,
-        notes=notes,
-    )
-
-
-def _attack_rows(
-    stage: PlannedStage, number: int, rows: Tensor, points: Points, threat: ThreatModel, bench: Bench,
-    attacked: Passes, notes: list[str],
-) -> Verdict:  # fmt: skip
-    """Attack and judge; where memory runs out, the rows are halved and tried again."""
-    images, labels = points.images[rows].to(bench.device), points.labels[rows].to(bench.device)
-    rng = SampleRng(bench.seed, points.index[rows].to(bench.device)).fold(stage.spec.name).fold(number)
-    try:
-        with isolated(attacked.model, seed=rng.call_seed()):
-            adv = _called(stage, attacked, images, labels, threat, rng)
-        return judge(
-            bench.judged,
-            images,
-            adv,
-            labels,
-            threat,
-            bounded=stage.spec.kind == "bounded",
-            draws=bench.draws,
-            seed=rng.fold("referee").call_seed(),
-        )
-    except (RuntimeError, MemoryError) as failure:
-        if not out_of_memory(failure) or len(rows) == 1:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(rows) // 2
-    attacked.micro_batch = attacked.micro_batch and max(1, min(attacked.micro_batch, half))
-    bench.judged.micro_batch = bench.judged.micro_batch and max(1, min(bench.judged.micro_batch, half))
-    notes.append(f"Out of memory with {len(rows)} points in a call of {stage.spec.name}; went on with {half}.")
-    return join(
-        [
-            _attack_rows(stage, number, part, points, threat, bench, attacked, notes)
-            for part in (rows[:half], rows[half:])
-        ]
-    )
-
-
-def _called(
-    stage: PlannedStage, model: Passes, images: Tensor, labels: Tensor, threat: ThreatModel, rng: SampleRng
-) -> Tensor:
-    """Call the attack on copies, and check that what comes back is a batch of images at all."""
-    assert stage.spec.function is not None  # a planned stage is available
-    adv = stage.spec.function(model, images.clone(), labels.clone(), threat, rng=rng, **stage.call_options)
-    if not isinstance(adv, Tensor):
-        raise RunError(f"{stage.spec.name} returned a {type(adv).__name__}, not a tensor of images.")
-    if adv.shape != images.shape:
-        raise RunError(f"{stage.spec.name} returned shape {tuple(adv.shape)} for images of {tuple(images.shape)}.")
-    if not adv.dtype.is_floating_point:
-        raise RunError(f"{stage.spec.name} returned {adv.dtype}, not floating-point images.")
-    return adv.detach().to(images)
-
-
-def _same_weights(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(
-        value.shape == theirs[name].shape and torch.equal(torch.nan_to_num(value), torch.nan_to_num(theirs[name]))
-        for name, value in mine.items()
-        if isinstance(value, Tensor)
-    )
+    distance = torch.where(verdict.broken, verdict.distance, torch.inf)
+    raw = torch.where(verdict.raw_broken, verdict.raw_distance, torch.inf)
+    result.nearest[rows] = torch.minimum(result.nearest[rows], torch.minimum(distance, raw))
 
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
-
-
-def _save_call(path: Path, call: Call) -> None:
-    tensors = {"rows": call.rows, **(call.verdict.tensors() if call.verdict else {})}
-    head = {
-        "seconds": call.seconds,
-        "attack_passes": vars(call.attack_passes),
-        "referee_passes": vars(call.referee_passes),
-        "error": call.error,
-        "notes": call.notes,
-    }
-    ready = {name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous() for name, t in tensors.items()}
-    write_atomic(path, save(ready, metadata={"call": json.dumps(head)}))
-
-
-def _load_call(path: Path, rows: Tensor) -> Call | None:
-    """Read a saved call; None where there is none, where it is damaged, was of other points, or had failed."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            head: Mapping[str, Any] = json.loads(file.metadata()["call"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if head["error"] or not torch.equal(tensors.pop("rows"), rows):
-            return None
-        for name in ("broken", "unchanged", "raw_broken"):
-            tensors[name] = tensors[name].bool()
-        verdict = Verdict(**tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return None
-    return Call(
-        rows=rows,
-        verdict=verdict,
-        seconds=head["seconds"],
-        attack_passes=Count(**head["attack_passes"]),
-        referee_passes=Count(**head["referee_passes"]),
-        notes=head["notes"],
-    )

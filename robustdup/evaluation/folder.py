@@ -23,6 +23,7 @@ from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_r
 STATE = "state"
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
+ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do not change what is computed
 WORST_FILE = "images/adversarial.safetensors"
 
 
@@ -106,7 +107,7 @@ def finished_record(folder: Path) -> EvaluationRecord | None:
 
 
 def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in ("out", "plugin", "device")}
+    return {key: value for key, value in content.items() if key not in ELSEWHERE}
 
 
 def save_run(

@@ -20,13 +20,14 @@ from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.cascade import CascadeResult, Points
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import judge_images
-from robustdup.evaluation.summary import attack_results, class_results
+from robustdup.evaluation.summary import attack_results, class_results, distance_summary, min_distance
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.records import (
     CurvePoint,
     DataInfo,
     Diagnostic,
     Environment,
+    Escalation,
     EvaluationRecord,
     ModelInfo,
     PassTotals,
@@ -86,6 +87,10 @@ def make_record(run: Run, *, seconds: float, folder: Path | None, command: str |
         n_undecided=undecided,
         attacks=by_eps[last.threat.eps_text],
         individual=config.individual,
+        escalation=_escalation(last),
+        min_distance=distance_summary(min_distance(points, run.results), last.threat.radius, last.threat.eps_text)
+        if config.min_distance
+        else None,
         interval_about=_interval_text(n, population),
         curve=curve,
         curve_attacks=by_eps if several else {},
@@ -100,7 +105,7 @@ def make_record(run: Run, *, seconds: float, folder: Path | None, command: str |
         config=config.model_dump(mode="json"),
         data=_data_info(run.data),
         model=_model_info(run),
-        environment=environment(run.bench),
+        environment=environment(run.bench, config),
         versions=versions({*(attack.source for attack in by_eps[last.threat.eps_text]), config.model.split(":")[0]}),
     )
 
@@ -167,15 +172,16 @@ def _interval_text(n: int, population: int | None) -> str:
 def _pass_totals(run: Run) -> PassTotals:
     calls = [call for result in run.results for stage in result.stages for call in stage.calls]
     spent = sum((call.attack_passes for call in calls), Count())
+    looked = sum((result.suspicion.passes for result in run.results if result.suspicion is not None), Count())
     refereed = sum((call.referee_passes for call in calls), Count())
     return PassTotals(
         clean=len(run.points.labels) * run.bench.draws,
         attacks_forward=spent.forward,
         attacks_backward=spent.backward,
         referee=refereed.forward,
-        diagnostics_forward=run.probe_passes.forward,
-        diagnostics_backward=run.probe_passes.backward,
-        padding=spent.padding + refereed.padding + run.probe_passes.padding,
+        diagnostics_forward=run.probe_passes.forward + looked.forward,
+        diagnostics_backward=run.probe_passes.backward + looked.backward,
+        padding=spent.padding + refereed.padding + run.probe_passes.padding + looked.padding,
     )
 
 
@@ -208,8 +214,22 @@ def _model_info(run: Run) -> ModelInfo:
     )
 
 
-def environment(bench: Bench) -> Environment:
-    """Return where this runs and how it packs rows."""
+def _escalation(result: CascadeResult) -> Escalation | None:
+    found = result.suspicion
+    if found is None:
+        return None
+    return Escalation(
+        escalated=bool(found.reasons),
+        reasons=list(found.reasons),
+        seen=found.seen,
+        forward_passes=found.passes.forward,
+        backward_passes=found.passes.backward,
+    )
+
+
+def environment(bench: Bench, config: EvalConfig) -> Environment:
+    """Return where this runs, how it packs rows, and what the native attacks' copy of the model is."""
+    prepared = bench.prepared
     cuda = bench.device.type == "cuda"
     return Environment(
         device=str(bench.device),
@@ -219,6 +239,13 @@ def environment(bench: Bench) -> Environment:
         platform=platform.platform(),
         micro_batch=bench.micro_batch,
         batch_size=bench.batch_size,
+        attack_precision=prepared.precision if prepared is not None else "fp32",
+        tf32=prepared is not None and prepared.precision == "tf32",
+        workers=config.workers,
+        runner=config.runner,
+        folded=prepared.folded if prepared is not None else 0,
+        channels_last=prepared is not None and prepared.channels_last,
+        compiled=prepared.compiled if prepared is not None else "off",
     )
 
 

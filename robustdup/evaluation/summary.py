@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,19 +10,20 @@ import torch
 from torch import Tensor
 
 from robustdup.attacks.passes import Count
+from robustdup.evaluation.calls import Call
 from robustdup.evaluation.cascade import (
     BROKEN,
     NOT_ATTACKED,
     SURVIVED,
     UNDECIDED,
-    Call,
     CascadeResult,
     Points,
     StageResult,
 )
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
-from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances
+from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance
 
+CURVE_POINTS = 64
 OUTCOMES = {SURVIVED: "survived", BROKEN: "broken", UNDECIDED: "undecided"}
 
 
@@ -68,6 +70,7 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
         rejected_claims=int(((violation != 0) & raw_broken & ~broken).sum()),
         robust_accuracy_after=after,
         distances=_distances(verdicts) if spec.kind == "minimum-norm" else None,
+        fooled_after=_fooled_after(stage.calls),
         errors=sorted({call.error for call in stage.calls if call.error}),
         warning=spec.warning,
     )
@@ -82,6 +85,40 @@ def _distances(verdicts: list[Verdict]) -> Distances:
     if not len(found):
         return Distances(n=0, median=None, mean=None)
     return Distances(n=len(found), median=float(found.quantile(0.5)), mean=float(found.mean()))
+
+
+def _fooled_after(calls: Sequence[Call]) -> list[tuple[int, int]]:
+    """Add up (passes a point, points fooled) over calls, as running totals at up to `CURVE_POINTS` passes."""
+    at: dict[int, int] = {}
+    for call in calls:
+        for passes, count in call.fooled_after:
+            at[passes] = at.get(passes, 0) + count
+    totals = list(zip(sorted(at), itertools.accumulate(at[passes] for passes in sorted(at)), strict=True))
+    if len(totals) <= CURVE_POINTS:
+        return totals
+    kept = sorted({round(i * (len(totals) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
+    return [totals[i] for i in kept]
+
+
+def min_distance(points: Points, results: Sequence[CascadeResult]) -> Tensor:
+    """Return the smallest distance that was seen to break each point (N,), 0 where the clean image does, inf if none."""
+    nearest = torch.stack([result.nearest for result in results]).amin(dim=0)
+    return torch.where(points.clean.broken, 0.0, nearest)
+
+
+def distance_summary(nearest: Tensor, eps: float, eps_text: str) -> MinDistance:
+    """Return median, mean and the accuracy left over eps: at 20 steps up to twice `eps`, and at `eps` itself."""
+    found = nearest[nearest.isfinite()]
+    n = max(len(nearest), 1)
+    grid = {f"{eps * step / 10:.6g}": eps * step / 10 for step in range(1, 21) if step != 10} | {eps_text: eps}
+    curve = {text: float((nearest > at).sum()) / n for text, at in sorted(grid.items(), key=lambda item: item[1])}
+    return MinDistance(
+        n=len(nearest),
+        found=len(found),
+        median=float(nearest.quantile(0.5)) if len(found) > len(nearest) / 2 else None,
+        mean=float(found.mean()) if len(found) else None,
+        curve=curve,
+    )
 
 
 def class_results(
@@ -104,8 +141,13 @@ def class_results(
     return found
 
 
-def sample_rows(points: Points, hashes: Sequence[str], results: Sequence[CascadeResult]) -> dict[str, list[Any]]:
-    """Return the columns of `samples.parquet`: every point on its clean image, then a row a point and stage."""
+def sample_rows(
+    points: Points, hashes: Sequence[str], results: Sequence[CascadeResult], nearest: Tensor | None = None
+) -> dict[str, list[Any]]:
+    """Return the columns of `samples.parquet`: every point on its clean image, then a row a point and stage.
+
+    `nearest` (N,) are the smallest distances that broke a point, where they were asked for.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_SCHEMA.names}
     clean, n = points.clean, len(points.labels)
     everyone = torch.arange(n)
@@ -118,6 +160,7 @@ def sample_rows(points: Points, hashes: Sequence[str], results: Sequence[Cascade
     columns["forward_passes"] += [1] * n
     columns["backward_passes"] += [0] * n
     columns["correct_share"] += clean.correct_share.tolist()
+    columns["min_distance"] += [None] * n if nearest is None else nearest.tolist()
     for result in results:
         for number, stage in enumerate(result.stages):
             total = Count()
@@ -150,6 +193,7 @@ def _judged(columns: dict[str, list[Any]], call: Call, total: Count) -> None:
     n, verdict = len(call.rows), call.verdict
     columns["forward_passes"] += [total.forward] * n
     columns["backward_passes"] += [total.backward] * n
+    columns["min_distance"] += [None] * n
     if verdict is None:
         columns["outcome"] += ["undecided"] * n
         columns["violation"] += [""] * n

@@ -22,6 +22,11 @@ _STANDARD: dict[str, Any] = {
     "rho": 0.75, "pinit": 0.8,
 }  # fmt: skip
 
+# In L1 the standard differs (https://arxiv.org/abs/2103.01208).
+_STANDARD_L1: dict[str, dict[str, Any]] = {
+    "apgdce": {"restarts": 5, "nrestarts": 5}, "apgdt": {"targets": 5, "ntargetclasses": 5},
+}  # fmt: skip
+
 
 def differences(record: EvaluationRecord) -> list[str]:
     """Return why a record's attack is not the leaderboard's AutoAttack; an empty list where it is."""
@@ -32,7 +37,8 @@ def differences(record: EvaluationRecord) -> list[str]:
         return [f"the attack is not AutoAttack (asked for: {', '.join(asked) or 'none'}; ran: {listed})"]
     reasons = _missing_parts(found, listed)
     for attack in record.attacks:
-        reasons += [f"AutoAttack with another setting: {text}" for text in _changed_options(attack)]
+        changed = _changed_options(attack, record.threat.norm)
+        reasons += [f"AutoAttack with another setting: {text}" for text in changed]
     if record.config.get("loss") is not None:
         reasons.append(f"AutoAttack with another loss ({record.config['loss']})")
     if record.environment.attack_precision != "fp32":
@@ -80,8 +86,9 @@ def _reduced(attack: AttackResult) -> bool:
     )
 
 
-def _changed_options(attack: AttackResult) -> list[str]:
+def _changed_options(attack: AttackResult, norm: str) -> list[str]:
     changed = []
+    standard = _STANDARD | (_STANDARD_L1.get(_tail(_plain(attack.name)), {}) if norm == "L1" else {})
     for name, value in attack.options.items():
         plain = _plain(name)
         if value is None:
@@ -91,8 +98,8 @@ def _changed_options(attack: AttackResult) -> list[str]:
             parts = {_plain(str(part)) for part in names if str(part).strip()}
             if parts and not all(parts & part for part in _PARTS):
                 changed.append(f"{attack.name}({name}={value})")
-        elif plain in _STANDARD and value != _STANDARD[plain]:
-            changed.append(f"{attack.name}({name}={value}), the standard has {_STANDARD[plain]}")
+        elif plain in standard and value != standard[plain]:
+            changed.append(f"{attack.name}({name}={value}), the standard has {standard[plain]}")
     return changed
 
 

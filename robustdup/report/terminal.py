@@ -24,7 +24,7 @@ from rich.table import Table
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import Accuracy, AttackResult, EvaluationRecord, Progress, load_samples, to_json
+from robustdup.records import Accuracy, AttackResult, Escalation, EvaluationRecord, Progress, load_samples, to_json
 
 Form = Literal["table", "json", "latex", "markdown"]
 
@@ -169,6 +169,14 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
         lines.append(f"Robust accuracy over eps: {points}")
+    if record.min_distance is not None:
+        found = record.min_distance
+        median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"
+        points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(found.curve.items())[1::2])
+        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.found} of {found.n} points.")
+        lines.append(f"Robust accuracy over eps, at most: {points}")
+    if record.escalation is not None:
+        lines.append(_escalation(record.escalation))
     for attack in record.attacks:
         if attack.distances is not None and attack.distances.median is not None:
             lines.append(
@@ -189,6 +197,12 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         lines.append(f"[{style}]{sign.severity}: {escape(sign.message)}[/] {escape(sign.advice)}")
     lines.append(escape(_position(record, folder)))
     return lines
+
+
+def _escalation(found: Escalation) -> str:
+    if found.escalated:
+        return f"[yellow]The full ensemble was run: {escape('; '.join(found.reasons))}."
+    return "[dim]No sign of masked gradients, so the stages for masked models were left out."
 
 
 def _position(record: EvaluationRecord, folder: Path | None) -> str:
