@@ -173,11 +173,11 @@ LINF, L2 = ThreatModel("Linf", "8/255"), ThreatModel("L2", "0.5")
 RECIPES = {
     "cnn-a": Recipe(cnn_a, seed=1, threat=LINF, epochs=5),
     "resnet-b": Recipe(resnet_b, seed=2, threat=LINF, steps=2, trades=4.0, epochs=4),
-    "cnn-standard": Recipe(cnn_standard, seed=3),
-    "resnet-a": Recipe(resnet_a, seed=4, threat=LINF, epochs=6),
-    "silu-b": Recipe(silu_b, seed=5, threat=LINF, steps=2, epochs=4),
+    "cnn-standard": Recipe(cnn_standard, seed=3, epochs=5),
+    "resnet-a": Recipe(resnet_a, seed=4, threat=LINF, epochs=4),
+    "silu-b": Recipe(silu_b, seed=5, threat=LINF, steps=2, epochs=3),
     "cnn-b": Recipe(cnn_b, seed=6, threat=LINF, epochs=4),
-    "cnn-l2": Recipe(cnn_l2, seed=7, threat=L2, steps=2, epochs=4),
+    "cnn-l2": Recipe(cnn_l2, seed=7, threat=L2, steps=2, epochs=3),
 }
 
 
