@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,13 +74,21 @@ def connect(ray: Any, cpus: int) -> bool:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         what = f"There is no Ray cluster at RAY_ADDRESS={address}" if address else "Ray did not start on this machine"
         raise RunError(f"{what}: {error_text(error)}") from error
     return True
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port. Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class Actor:

@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 import runner_work
+from runner_work import alive, wait_for
 
 from robustdup import RunError, Unavailable, UserError
 from robustdup.runners import open_runner
@@ -74,7 +75,7 @@ def test_errors_of_payloads_and_of_the_setup(here, tmp_path):
         with pytest.raises(RunError, match=r"failed on payload 0: SystemExit: 4$"):
             list(runner.map(["exit"]))
         with pytest.raises(UserError, match=r"^Cannot send payload 0 to a worker \("):
-            list(runner.map([open(os.devnull)]))  # noqa: SIM115
+            list(runner.map([threading.Lock()]))
         assert list(runner.map(["good", "good"])) == ["good", "good"]
     with open_ray(2, runner_work.no_setup, "user", tmp_path / "log") as runner:
         with pytest.raises(UserError, match=r"^There is no model 'x'\.$"):
@@ -173,8 +174,6 @@ except KeyboardInterrupt:
 @NEEDS_RAY
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_an_interrupted_or_killed_run(sent, tmp_path):
-    from test_local import alive, wait_for
-
     process = in_a_script(SCRIPT, tmp_path)
     log = tmp_path / "log"
     try:
@@ -198,8 +197,11 @@ def test_nothing_is_left_of_an_interrupted_or_killed_run(sent, tmp_path):
 
 
 @NEEDS_RAY
-def test_a_cluster_that_is_not_there(tmp_path):
-    process = in_a_script(SCRIPT, tmp_path, RAY_ADDRESS="127.0.0.1:1")
-    output, _ = process.communicate(timeout=120)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_a_cluster_that_is_not_there(address, tmp_path):
+    process = in_a_script(SCRIPT, tmp_path, RAY_ADDRESS=address)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "RunError: There is no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in output
+    assert output.splitlines()[-1].startswith(
+        f"robustdup.errors.RunError: There is no Ray cluster at RAY_ADDRESS={address}: "
+    )
