@@ -50,8 +50,7 @@ def test_one_worker_is_this_process_and_pickles_nothing():
 def test_setup_runs_once_in_each_worker(tmp_path):
     log = tmp_path / "log"
     with local(2, runner_work.log_setups, log) as runner:
-        list(runner.map([1]))
-        wait_for(lambda: len(log.read_text().split()) == 4, 60)
+        wait_for(lambda: list(runner.map([1])) == [1] and len(log.read_text().split()) == 4, 60)
         for _ in range(3):
             assert list(runner.map(range(10))) == [number**2 for number in range(10)]
     lines = [line.split() for line in log.read_text().splitlines()]
