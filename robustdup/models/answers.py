@@ -29,31 +29,28 @@ class Answer:
     gradient: Tensor | None
 
 
-def probes_of(images: Tensor, micro_batch: int) -> list[Probe]:
+def probes_of(images: Tensor, rows: int) -> list[Probe]:
     """Two sets of images, two seeds, two batch sizes: what tracing bakes in shows as a difference."""
-    images = images.detach()[:micro_batch]
-    images = images.repeat(-(-micro_batch // max(len(images), 1)), 1, 1, 1)[:micro_batch]
+    images = images.detach()[:rows]
+    images = images.repeat(-(-rows // max(len(images), 1)), 1, 1, 1)[:rows]
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     # Gradients are compared a little off the clean images: flat patches tie under max pooling, where two different
     # gradients are both right.
     probes = [Probe(images, 1, False), Probe(0.9 * images + 0.1 * noise, 2, True)]
-    return [*probes, Probe(images[: (micro_batch + 1) // 2].flip(-1), 3, True)]
+    return [*probes, Probe(images[: (rows + 1) // 2].flip(-1), 3, True)]
 
 
 def answers(model: nn.Module, probes: list[Probe]) -> list[Answer]:
     """Ask a model about each probe; its buffers and the global random state stay as they are."""
     found = []
     for probe in probes:
-        with undisturbed(model, probe.seed):
-            with torch.no_grad():
-                logits = model(probe.images.clone())
-            if logits.ndim != 2 or len(logits) != len(probe.images):
-                raise ValueError(f"logits of shape {tuple(logits.shape)} for {len(probe.images)} images")
+        images = probe.images.clone().requires_grad_(probe.gradient)
         gradient = None
-        if probe.gradient:
-            with undisturbed(model, probe.seed), torch.enable_grad():
-                images = probe.images.clone().requires_grad_(True)
-                logits = model(images.clone())
+        with undisturbed(model, probe.seed), torch.set_grad_enabled(probe.gradient):
+            logits = model(images.clone())
+            if logits.ndim != 2 or len(logits) != len(images):
+                raise ValueError(f"logits of shape {tuple(logits.shape)} for {len(images)} images")
+            if probe.gradient:
                 weights = torch.arange(logits.shape[1], device=logits.device).add(1).cos()
                 (gradient,) = torch.autograd.grad((logits * weights).sum(), images)
         found.append(Answer(logits.detach(), gradient))
