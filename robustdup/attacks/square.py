@@ -9,9 +9,13 @@ start with, then one window a query, smaller and smaller, kept when it lowers th
   after each move; that factor is 1 up to rounding, because the window takes exactly the length that is free, and here
   the window takes up the rounding too. (It is not 1 where a window cancels out altogether: images one pixel wide.)
 - In Linf every pixel lies on a bound of its ball or box, so that adding 2 eps and clipping is moving it to a bound.
+- In L1 what the projection takes away is taken away to the last bit. The published code leaves changes of about 1e-8,
+  and a window with no other change in it takes up their direction.
 - The start grid is cut at the borders of the image, and its tiles are at least one pixel wide: there are sizes (12, 14,
   or below 5) where the published code stops with an error.
 - The last iterate of a row that survives is returned, of several restarts the one with the lowest loss.
+
+As published, windows stop one place short of the last row and column, which small windows therefore never reach.
 
 A row leaves when its margin is not above 0, as published: a tie counts, and so do logits that are not finite. With
 restarts, a row that left on a tie and is still classified correctly is attacked again, as published.
