@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,6 @@ class WorkerOrder:
     usual_margin: float
     examples: Tensor
     randomized: bool
-    threads: int
 
 
 @contextlib.contextmanager
@@ -159,16 +159,24 @@ def _workers(
     order = WorkerOrder(
         config=config, model=model, weights=weights, micro_batch=bench.micro_batch,
         judge_micro_batch=bench.judged.micro_batch, draws=bench.draws, usual_margin=bench.usual_margin,
-        examples=points.images[right], randomized=randomized, threads=torch.get_num_threads(),
+        examples=points.images[right], randomized=randomized,
     )  # fmt: skip
-    with open_runner(config.runner, config.workers, functools.partial(evaluation_worker, order)) as runner:
+    share = max(1, (os.cpu_count() or 1) // config.workers)
+    with open_runner(
+        config.runner,
+        config.workers,
+        functools.partial(evaluation_worker, order),
+        devices=None if config.device == "auto" and bench.device.type == "cuda" else (str(bench.device),),
+        threads=config.threads or min(torch.get_num_threads(), share),
+        describe=lambda work: f"the call of stage {work.number + 1} on {len(work.rows)} points",
+    ) as runner:
         yield runner.map
 
 
 def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work], Call]:
     """Set up one worker of an evaluation: it loads the model anew and makes the calls that it is given."""
     config = order.config
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(place.threads)
     registry = load_plugins(config.plugin)
     stages = plan(config, registry, parse_threats(config)[-1], [])
     original, stand_in = _models(config, order.model, registry)

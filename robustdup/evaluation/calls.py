@@ -190,8 +190,10 @@ def _again_where_unearned(
         return verdict
     rows = near.nonzero()[:, 0]
     at = rows.to(bench.device)
-    with isolated(attacked.model), torch.no_grad():
-        unearned = fooled(attacked(verdict.images[rows].to(bench.device)), labels[at]).cpu()
+    second_look = Passes(attacked.model, bench.micro_batch)
+    with isolated(second_look.model), torch.no_grad():
+        unearned = fooled(second_look(verdict.images[rows].to(bench.device)), labels[at]).cpu()
+    attacked.count = attacked.count + second_look.count
     if not bool(unearned.any()):
         return verdict
     rows, at = rows[unearned], at[unearned.to(at.device)]

@@ -240,7 +240,7 @@ def _missing(rows: Tensor, saved: dict[int, Call], size: CallSize) -> Iterator[t
     start = 0
     for end in ends:
         while start < end:
-            part = rows[start : min(start + size.now, end)]
+            part = rows[start : min(start + size.now, end)].clone()  # a slice would carry all rows to a worker
             yield start, part
             start += len(part)
         if end in saved:

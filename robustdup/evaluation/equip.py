@@ -18,7 +18,7 @@ from robustdup.models.prepare import prepare
 from robustdup.records import write_atomic
 
 EQUIPMENT_FILE = "equipment.json"
-WORTH_MEASURING = 30.0  # seconds that a run may take before it is worth looking for a better micro-batch
+WORTH_MEASURING = 5.0  # seconds that a run may take before it is worth looking for a better micro-batch
 
 
 def equip(

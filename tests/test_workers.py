@@ -1,0 +1,63 @@
+"""Workers make the calls of an evaluation: the same verdicts and images, to the bit, as one process."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+import robustdup
+from robustdup.config import EvalConfig, build
+from robustdup.errors import UserError
+from robustdup.jobs import run_evaluation
+
+SETTINGS = ["n=60", "micro_batch=16", "threads=1", "diagnostics=false"]
+ATTACKS = "noise,apgd-ce(steps=10),apgd-t(steps=5,targets=2),fab-t(steps=5,targets=1),square(queries=50)"
+
+
+def evaluated(*words: str):
+    return run_evaluation(build(EvalConfig, overrides=[*SETTINGS, f"attacks={ATTACKS}", *words]))
+
+
+def assert_same(one, other):
+    ignored = ("forward_passes", "backward_passes")  # running totals of a stage, by the call that a point was in
+    for name, values in one.samples.items():
+        if name not in ignored:
+            assert values == other.samples[name], name
+    assert torch.equal(one.worst, other.worst)
+    assert one.record.robust_accuracy == other.record.robust_accuracy
+    assert [(a.name, a.n_broken, a.forward_passes, a.backward_passes, a.fooled_after) for a in one.record.attacks] == [
+        (a.name, a.n_broken, a.forward_passes, a.backward_passes, a.fooled_after) for a in other.record.attacks
+    ]
+
+
+def test_two_workers_and_odd_calls_say_to_the_bit_what_one_process_says():
+    alone = evaluated()
+    assert 0 < alone.record.robust_accuracy.value < alone.record.clean_accuracy.value
+    shared = evaluated("workers=2", "batch_size=7")
+    assert_same(alone, shared)
+    assert (shared.record.environment.workers, shared.record.environment.runner) == (2, "local")
+
+
+@pytest.mark.slow
+def test_five_workers_say_what_one_process_says():
+    assert_same(evaluated(), evaluated("workers=5"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra 'ray')")
+def test_a_ray_cluster_says_what_one_process_says():
+    assert_same(evaluated(), evaluated("runner=ray", "workers=2"))
+
+
+def test_a_model_that_cannot_be_sent_is_refused_in_one_message():
+    class Local(nn.Module):
+        def forward(self, images):
+            return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], 1)
+
+    images = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 1, 4, 4).contiguous()
+    labels = (images[:, 0, 0, 0] < 0.5).long()
+    with pytest.raises(UserError, match="workers"):
+        robustdup.evaluate(Local().eval(), images, labels, eps="0.1", attacks="fgsm", workers=2)
