@@ -206,7 +206,11 @@ def _nearest_boundary(model: nn.Module, images: Tensor, labels: Tensor, norm: st
         other = place + (labels <= place).long()  # every class but the label, in order
         slope = gradient(other, last=place == classes - 2) - own
         gap = logits.detach().gather(1, other[:, None])[:, 0] - own_logit
-        distance = gap.abs() / (1e-12 + length(slope.flatten(1), DUAL[norm]))
+        steepness = length(slope.flatten(1), DUAL[norm])
+        if not bool(steepness.isfinite().all()):
+            slope = slope.nan_to_num(0, 0, 0)
+            steepness = length(slope.flatten(1), DUAL[norm])
+        distance = gap.abs() / (1e-12 + steepness)
         closer = distance < best
         normal[closer], value[closer], best[closer] = slope[closer], gap[closer], distance[closer]
     return normal, value, logits.detach()

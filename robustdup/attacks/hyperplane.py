@@ -33,15 +33,13 @@ def hyperplane_step(
     `largest_first(normal)`, to be computed once for several points. Follows https://arxiv.org/abs/1907.02044, section
     2.2.
     """
-    if norm == "L1":
-        order = largest_first(normal) if order is None else order
-    else:
-        order = None
+    if norm == "L1" and order is None:
+        order = largest_first(normal)
     size = max(BLOCK // max(points.shape[1], 1), 1) if points.device.type == "cpu" else max(points.shape[0], 1)
     steps = torch.empty_like(points)
     for start in range(0, points.shape[0], size):
         rows = slice(start, start + size)
-        part = None if order is None else order[rows]
+        part = order[rows] if norm == "L1" and order is not None else None
         steps[rows] = _step(points[rows], normal[rows], value[rows], norm, part)
     return steps
 
