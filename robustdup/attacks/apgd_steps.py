@@ -28,7 +28,7 @@ def random_start(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: i
     else:
         noise = rng.normal(shape, draw=draw, dtype=images.dtype)
         if threat.norm == "L1":
-            return project_l1(images, images + noise, threat.radius)
+            return threat.project(images, images + noise)  # once a run: exact, and pixels it leaves alone stay the same
         length = l2_length(noise)
     return (images + threat.radius * (noise / spread(length + TINY, noise))).clamp(0, 1)
 
@@ -106,27 +106,29 @@ def l1_threshold(size: Tensor, over: Tensor, radius: float) -> Tensor:
     """Return the t >= 0 (N,) at which size - clamp(t, over, size), (N, D) each, sums to `radius`; 0 where that is below.
 
     The sum is piecewise linear and falling in t: Newton's steps inside a shrinking bracket end on the right piece after
-    a few, where sorting the kinks costs several times as much.
+    a few, where sorting the kinks costs several times as much. It is neither convex nor concave, so that Newton's steps
+    alone may go round in circles: every fourth halves the bracket.
     """
     room = size - over
     low, high = size.new_zeros(len(size)), size.amax(dim=1)
     t, settled = low, torch.zeros_like(low, dtype=torch.bool)
     close = 8 * torch.finfo(size.dtype).eps * radius
-    for _ in range(60):
+    for turn in range(1, 4 * 64):
         left = size - t[:, None]
         slope = ((left > 0) & (left < room)).sum(dim=1)
         excess = fold_sum(torch.minimum(left.clamp_(min=0), room)) - radius
         low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
-        newton = t + excess / slope.clamp(min=1)
-        middle = (low + high) / 2
-        inside = (slope > 0) & (newton >= low) & (newton <= high)
-        settles = (excess.abs() <= close) | ((t == 0) & (excess <= 0)) | (middle <= low)
-        following = torch.where(inside, newton, torch.where(settles, t, middle))
+        newton, middle = t + excess / slope.clamp(min=1), (low + high) / 2
+        found = (excess.abs() <= close) | ((t == 0) & (excess <= 0))
+        inside = (slope > 0) & (newton > low) & (newton < high)
+        following = torch.where(inside & (found | (turn % 4 != 0)), newton, torch.where(found, t, middle))
+        exhausted = (middle <= low) | (middle >= high)  # no number between the two: take the one inside the ball
+        following = torch.where(exhausted & ~found, high, following)
         t = torch.where(settled, t, following)
-        settled = settled | settles
+        settled = settled | found | exhausted
         if bool(settled.all()):
-            break
-    return t
+            return t
+    return torch.where(settled, t, high)
 
 
 def l2_length(delta: Tensor) -> Tensor:

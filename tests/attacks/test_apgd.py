@@ -432,6 +432,19 @@ def test_the_l1_projection_is_exact(shape, eps, scale):
     assert float((projected - threat.project(images.double(), moved.double())).abs().max()) < 2e-6
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 3, 5, 40])
+def test_the_l1_projection_is_exact_where_few_long_steps_meet_the_box(pixels):
+    """Coarse values make ties of kinks, on which Newton's steps alone go round in circles."""
+    generator = torch.Generator().manual_seed(pixels)
+    images = torch.randint(0, 17, (3000, 1, 8, 8), generator=generator) / 16
+    steps = torch.randint(-27, 28, images.shape, generator=generator) / 16
+    chosen = torch.rand(3000, 64, generator=generator).argsort(dim=1).view_as(images) < pixels
+    moved, threat = images + steps * chosen, ThreatModel("L1", "1.5")
+    projected = project_l1(images, moved, threat.radius)
+    assert not threat.violations(images, projected).any.any()
+    assert float((projected - threat.project(images.double(), moved.double())).abs().max()) < 2e-6
+
+
 @pytest.mark.parametrize(("norm", "length"), [("Linf", 0.2), ("L2", 0.2), ("L1", 0.2)])
 def test_starts_lie_on_the_sphere_and_belong_to_the_row(norm, length):
     images, rng = torch.full((6, 1, 4, 5), 0.5), SampleRng(0, torch.arange(6))
