@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from robustdup.registry import AttackSpec, Registry, Stage
+from robustdup.attacks.ensembles import register_ensembles
+from robustdup.registry import AttackSpec, Registry
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -38,13 +39,45 @@ def register(registry: Registry) -> None:
             url="https://arxiv.org/abs/1706.06083",
         )
     )  # fmt: skip
-    registry.add_ensemble(
-        "default",
-        [
-            Stage("noise"),
-            Stage("fgsm"),
-            Stage("pgd", {"steps": 40, "loss": "ce"}),
-            Stage("pgd", {"steps": 40, "loss": "margin", "restarts": 3}),
-        ],
-        description="Noise, FGSM and PGD on two losses: a first answer in seconds. It is not AutoAttack.",
-    )
+    _register_autoattack(registry)
+    register_ensembles(registry)
+
+
+def _register_autoattack(registry: Registry) -> None:
+    """Register the attacks of AutoAttack, each also under its own name."""
+    from robustdup.attacks.apgd import apgd, apgd_ce, apgd_cost, apgd_dlr
+    from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost
+    from robustdup.attacks.fab import fab, fab_cost
+    from robustdup.attacks.fab_t import fab_t, fab_t_cost
+    from robustdup.attacks.square import square, square_cost
+
+    apgd_url, fab_url = "https://arxiv.org/abs/2003.01690", "https://arxiv.org/abs/1907.02044"
+    for name, function, cost, url, said in (
+        ("apgd", apgd, apgd_cost, apgd_url, "APGD on any loss: steps halve where the loss stops rising."),
+        ("apgd-ce", apgd_ce, apgd_cost, apgd_url, "APGD on the cross-entropy, as in AutoAttack."),
+        ("apgd-dlr", apgd_dlr, apgd_cost, apgd_url, "APGD on the difference-of-logits ratio."),
+        ("apgd-t", apgd_t, apgd_t_cost, apgd_url, "APGD towards the likeliest wrong classes, on the targeted DLR loss."),
+    ):  # fmt: skip
+        registry.add_attack(
+            AttackSpec(
+                name=name, function=function, norms=NORMS, batching="pool", cost=cost, description=said, url=url,
+                quick={"steps": 30},
+            )
+        )  # fmt: skip
+    for name, function, cost, said in (
+        ("fab", fab, fab_cost, "FAB: the nearest adversarial image, by walking along the decision boundary."),
+        ("fab-t", fab_t, fab_t_cost, "FAB towards the likeliest wrong classes."),
+    ):
+        registry.add_attack(
+            AttackSpec(
+                name=name, function=function, norms=NORMS, kind="minimum-norm", batching="pool", cost=cost,
+                description=said, url=fab_url, quick={"steps": 30},
+            )
+        )  # fmt: skip
+    registry.add_attack(
+        AttackSpec(
+            name="square", function=square, norms=NORMS, knowledge="score-based", batching="pool", cost=square_cost,
+            description="Square: random square-shaped changes, kept where the margin falls. Needs no gradient.",
+            url="https://arxiv.org/abs/1912.00049", quick={"queries": 500},
+        )
+    )  # fmt: skip

@@ -257,9 +257,33 @@ def test_no_rows_give_no_rows(points, attack, options):
     assert passes.count.forward == 0
 
 
-def test_the_default_ensemble_is_native_and_says_what_it_is_not():
+def test_the_ensembles_are_native_and_have_the_published_settings():
     registry = Registry()
     register(registry)
-    for stage in registry.ensembles["default"].stages:
-        registry.attacks[stage.attack].check_options(stage.options)
-    assert "not AutoAttack" in registry.ensembles["default"].description
+    for ensemble in registry.ensembles.values():
+        for stage in ensemble.stages:
+            registry.attacks[stage.attack].check_options(stage.options)
+    names = {name: [s.attack for s in ensemble.stages] for name, ensemble in registry.ensembles.items()}
+    assert names["autoattack-plus"] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert [s.options.get("restarts", 1) for s in registry.ensembles["autoattack-plus"].stages] == [5, 5, 5, 1, 1, 1]
+    assert [(s.attack, s.options) for s in registry.ensembles["autoattack-rand"].stages] == [
+        ("apgd-ce", {"eot": 20}), ("apgd-dlr", {"eot": 20}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("norm", "forward", "backward"),
+    [
+        # Published: 7,857 and 1,910 with the clean pass; less what is not done twice (see each attack's cost).
+        ("Linf", 101 + 910 + 1801 + 5001, 100 + 900 + 900),
+        # Five restarts of APGD-CE, five targets; each of three phases looks once more.
+        ("L1", 5 * 103 + (1 + 5 * 103) + 1801 + 5001, 5 * 100 + 5 * 100 + 900),
+    ],
+)
+def test_what_a_survivor_of_autoattack_costs(norm, forward, backward):
+    registry = Registry()
+    register(registry)
+    stages = [s for s in registry.ensembles["autoattack"].stages if not s.norms or norm in s.norms]
+    assert [s.attack for s in stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    costs = [registry.attacks[s.attack].passes(s.options) for s in stages]
+    assert tuple(sum(part) for part in zip(*costs, strict=True)) == (forward, backward)

@@ -109,8 +109,9 @@ def test_show_names_options_defaults_and_the_call(capsys):
 
 
 def test_show_an_ensemble_and_an_unavailable_attack(capsys, plugin):
-    _, shown = run_json(capsys, "show", "default")
-    assert shown["stages"][-1].startswith("pgd(")
+    _, shown = run_json(capsys, "show", "autoattack")
+    assert shown["stages"][0] == "apgd-ce  [in Linf and L2]"
+    assert shown["stages"][-1] == "square"
     assert main(["attacks", "show", "lab:gone", "--plugin", plugin]) == 0
     assert "needs | x" in capsys.readouterr().out
 
