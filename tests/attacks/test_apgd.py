@@ -155,7 +155,7 @@ def test_linf_iterates_and_step_sizes_are_the_references_for_all_100_steps(name,
 
 
 @pytest.mark.parametrize("name", EPS)
-@pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
+@pytest.mark.parametrize("loss", ["ce", "dlr-targeted"])
 def test_l2_iterates_and_step_sizes_are_the_references_for_all_100_steps_in_double_precision(name, loss):
     """In single precision some row's loss, saturated, rises or falls by its last bit: see the next test."""
     torch.set_default_dtype(torch.float64)
@@ -206,8 +206,8 @@ def test_verdicts_on_digits_are_the_references(loss):
         rng, passes = SampleRng(seed, torch.arange(len(images))), Passes(model, 32)
         options = {"norm": "Linf", "eps": threat.radius, "n_iter": 30, "seed": seed}
         if loss == "dlr-targeted":
-            adv_images = apgd_t(passes, images, labels, threat, rng=rng, steps=30, targets=3)
-            reference = APGDAttack_targeted(model, n_target_classes=3, **options)
+            adv_images = apgd_t(passes, images, labels, threat, rng=rng, steps=30, targets=2)
+            reference = APGDAttack_targeted(model, n_target_classes=2, **options)
         else:
             adv_images = (apgd_ce if loss == "ce" else apgd_dlr)(passes, images, labels, threat, rng=rng, steps=30)
             reference = APGDAttack(model, loss=loss, **options)
@@ -277,7 +277,6 @@ def test_a_row_leaves_with_the_iterate_that_fooled_it():
     images = torch.full((2, 1, 3, 3), 0.5)
     images[1] = 0.1
     model, labels = Counting(limit=0.55), torch.zeros(2, dtype=torch.int64)
-    apgd_ce(Passes(model, 2), images, labels, ThreatModel("Linf", "0.1"), rng=SampleRng(0, torch.arange(2)), steps=20)
     passes = Passes(model, 2)
     apgd_ce(passes, images, labels, ThreatModel("Linf", "0.1"), rng=SampleRng(0, torch.arange(2)), steps=20)
     assert 22 + 1 <= passes.count.forward <= 22 + 4  # 21 looks for the one that survives, two or so for the other
@@ -523,11 +522,6 @@ def test_nan_for_some_rows_harms_no_other(norm):
             self.model = model
 
         def forward(self, images):
-            sick = images[:, 0, 0, 0] == 0.71828
-            return torch.where(sick[:, None], torch.nan, self.model(images))
-
-    class StaysSick(Sick):
-        def forward(self, images):
             sick = (images[:, 0, 7, 7] - 0.9).abs() < 0.3
             return torch.where(sick[:, None], torch.nan, self.model(images))
 
@@ -535,12 +529,12 @@ def test_nan_for_some_rows_harms_no_other(norm):
     images = images.clone()
     images[:, 0, 7, 7] = torch.where(torch.arange(12) % 3 == 0, 0.9, 0.1)
     threat, rng = ThreatModel(norm, "0.05"), SampleRng(0, torch.arange(12))
-    whole = apgd_ce(Passes(StaysSick(model), 4), images, labels, threat, rng=rng, steps=10)
+    whole = apgd_ce(Passes(Sick(model), 4), images, labels, threat, rng=rng, steps=10)
     healthy = torch.arange(12) % 3 != 0
     alone = apgd_ce(Passes(model, 4), images[healthy], labels[healthy], threat, rng=rng[healthy], steps=10)
     assert torch.equal(whole[healthy], alone)
     assert bool(whole.isfinite().all())
-    assert bool(fooled(StaysSick(model)(whole), labels)[~healthy].all())
+    assert bool(fooled(Sick(model)(whole), labels)[~healthy].all())
 
 
 def test_a_nan_loss_is_never_the_best():
