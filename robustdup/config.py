@@ -51,7 +51,8 @@ class EvalConfig(Config):
         ),
     )
     attacks: str = Field(
-        "default", description="Attacks, in order: names with options, such as 'fgsm,pgd(steps=40,restarts=2)'."
+        "autoattack",
+        description="Attacks, in order: names of attacks and ensembles, with options: 'fgsm,pgd(steps=40,restarts=2)'.",
     )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options by attack: options.pgd.steps=40."

@@ -206,7 +206,7 @@ def evaluate(
     *,
     norm: str = "Linf",
     eps: str | float | None = None,
-    attacks: str | Sequence[Any] = "default",
+    attacks: str | Sequence[Any] = "autoattack",
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -271,6 +271,11 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel, events: li
             raise unknown("attack in options:", name, [attack for attack, _ in named])
     stages: list[PlannedStage] = []
     for name, options in named:
+        if name.startswith("autoattack") and config.precision != "fp32":
+            raise UserError(
+                f"{name!r} means fp32, not {config.precision}: low precision changes which steps are taken. "
+                "Use --attacks fast, or --precision fp32."
+            )
         written = {**config.options.get(name, {}), **options}
         members = registry.stages(name, written)
         for stage in members:

@@ -13,7 +13,9 @@ from torch import nn
 import robustdup
 from robustdup import UserError, jobs
 from robustdup.config import EvalConfig, build
+from robustdup.jobs import parse_threats, plan
 from robustdup.records import RunError, load_record, load_samples
+from robustdup.registry import load_plugins
 
 
 class Mean(nn.Module):
@@ -357,9 +359,44 @@ def test_a_custom_loss_registered_like_an_attack_is_used(tmp_path):
 
 
 def test_loss_goes_to_every_stage_of_an_ensemble_that_takes_one_and_not_over_what_is_written():
-    record = run(attacks="default,pgd(steps=2,loss=dlr)", loss="probability-margin", diagnostics=False)
-    losses = [attack.options.get("loss") for attack in record.attacks if attack.name == "pgd"]
-    assert losses == ["probability-margin", "probability-margin", "dlr"]
+    attacks = "pgd(steps=2),apgd(steps=2),pgd(steps=2,loss=dlr),apgd-ce(steps=2)"
+    record = run(attacks=attacks, loss="probability-margin", diagnostics=False)
+    losses = [attack.options.get("loss") for attack in record.attacks]
+    assert losses == ["probability-margin", "probability-margin", "dlr", None]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_autoattack_is_refused_in_low_precision(precision):
+    with pytest.raises(UserError, match=f"'autoattack' means fp32, not {precision}"):
+        run(attacks="autoattack", precision=precision)
+
+
+def test_stages_of_another_norm_are_not_planned():
+    events: list[str] = []
+    for norm, restarts in (("Linf", [1, 1, 1, 1]), ("L1", [5, 1, 1, 1])):
+        config = build(EvalConfig, overrides=[f"norm={norm}", "attacks=autoattack"])
+        stages = plan(config, load_plugins(), parse_threats(config)[-1], events)
+        assert [stage.spec.name for stage in stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert [stage.options.get("restarts", 1) for stage in stages] == restarts
+    assert events == []
+
+
+def test_min_distance_gives_the_closed_form_curve_from_one_run():
+    record = run(attacks="fab-t(steps=20)", min_distance=True)
+    found = record.min_distance
+    assert (found.n, found.found) == (40, 40)
+    assert found.median == pytest.approx(float(GAP.median()), abs=0.01)
+    for eps, left in found.curve.items():
+        near = (GAP - float(eps)).abs() < 2e-3
+        assert abs(left - float((float(eps) < GAP).double().mean())) <= float(near.double().mean()) + 1e-9
+    assert record.robust_accuracy.value == pytest.approx(ROBUST)
+
+
+def test_min_distance_adds_an_attack_that_can_tell_where_none_is_named():
+    record = run(attacks="fgsm", min_distance=True, diagnostics=False)
+    assert [attack.name for attack in record.attacks] == ["fgsm", "fab-t"]
+    assert record.attacks[1].n_attacked == 40  # of all points, also those that fgsm broke
+    assert any("fab-t was added" in event for event in record.events)
 
 
 class Softmax(Mean):

@@ -64,13 +64,13 @@ def _register_autoattack(registry: Registry) -> None:
                 quick={"steps": 30},
             )
         )  # fmt: skip
-    for name, function, cost, said in (
+    for name, walk, cost, said in (
         ("fab", fab, fab_cost, "FAB: the nearest adversarial image, by walking along the decision boundary."),
         ("fab-t", fab_t, fab_t_cost, "FAB towards the likeliest wrong classes."),
     ):
         registry.add_attack(
             AttackSpec(
-                name=name, function=function, norms=NORMS, kind="minimum-norm", batching="pool", cost=cost,
+                name=name, function=walk, norms=NORMS, kind="minimum-norm", batching="pool", cost=cost,
                 description=said, url=fab_url, quick={"steps": 30},
             )
         )  # fmt: skip

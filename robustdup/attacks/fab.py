@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.hyperplane import fold_sum, hyperplane_step, largest_first
 from robustdup.attacks.losses import fooled
+from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, row_length
@@ -180,10 +181,8 @@ def nearest_boundary(model: nn.Module, images: Tensor, labels: Tensor, norm: str
     One forward pass a row and one backward pass a class, walking the micro-batches of a `Passes`; of the gradients only
     the label's and the best are held. Raises UserError for a model of one class.
     """
-    size = getattr(model, "micro_batch", None) or max(len(images), 1)
     parts = [
-        _nearest_boundary(model, images[start : start + size], labels[start : start + size], norm)
-        for start in range(0, max(len(images), 1), size)
+        _nearest_boundary(model, images[rows], labels[rows], norm) for rows in in_micro_batches(model, len(images))
     ]
     normal, value, logits = (torch.cat(part) for part in zip(*parts, strict=True))
     return normal, value, logits

@@ -59,17 +59,17 @@ class Passes(nn.Module):
         self.model = model
         self.micro_batch = micro_batch
         self.count = Count()
-        self.looks: list[tuple[int, int]] = []  # (rows, passes a row) of each look at the points, see `one_look`
+        self.looks: list[tuple[int, int]] = []  # of each look at the points: rows, and passes of all rows before it
         self._looking = False
         self.training = model.training  # mirror, without touching the model
 
     @contextlib.contextmanager
-    def one_look(self, rows: int, passes: int) -> Iterator[None]:
-        """Note what happens in the block as one look at `rows` points, of so many passes each.
+    def one_look(self, rows: int) -> Iterator[None]:
+        """Note what happens in the block as one look at `rows` points.
 
         The looks of an attack that drops fooled rows say how many points were left after how many passes.
         """
-        self.looks.append((rows, passes))
+        self.looks.append((rows, self.count.forward + self.count.backward))
         before, self._looking = self._looking, True
         try:
             yield
@@ -78,9 +78,9 @@ class Passes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`; gradients flow as through the model itself."""
-        self.count.forward += images.shape[0]
         if not self._looking:
-            self.looks.append((images.shape[0], 1))
+            self.looks.append((images.shape[0], self.count.forward + self.count.backward))
+        self.count.forward += images.shape[0]
         if self.micro_batch is None or images.shape[0] == 0:
             logits = self._checked(self.model(_own(images)), images.shape[0])
         else:
@@ -114,13 +114,10 @@ def _own(images: Tensor) -> Tensor:
     return images.clone(memory_format=torch.contiguous_format)
 
 
-def in_micro_batches(model: nn.Module, rows: int, *, passes: int = 2) -> Iterator[slice]:
-    """Walk `rows` rows in slices of the model's micro-batch (all at once where it has none), as one look at them.
-
-    `passes` says what a row costs in this walk: 2 for a forward and a backward pass.
-    """
+def in_micro_batches(model: nn.Module, rows: int) -> Iterator[slice]:
+    """Walk `rows` rows in slices of the model's micro-batch (all at once where it has none), as one look at them."""
     size = getattr(model, "micro_batch", None) or max(rows, 1)
-    with model.one_look(rows, passes) if isinstance(model, Passes) else contextlib.nullcontext():
+    with model.one_look(rows) if isinstance(model, Passes) else contextlib.nullcontext():
         for start in range(0, max(rows, 1), size):
             yield slice(start, min(start + size, rows))
 

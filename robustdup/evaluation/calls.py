@@ -89,12 +89,13 @@ def make_call(work: Work, stages: list[PlannedStage], bench: Bench) -> Call:
     attacked = _model_for(stage, bench)
     before = bench.judged.count.copy()
     notes: list[str] = []
+    again: list[Count] = []
     error, verdict = "", None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AttackWarning)
         try:
-            verdict = _attack_rows(stage, work, bench, attacked, notes)
+            verdict = _attack_rows(stage, work, bench, attacked, notes, again)
         except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so
             where = traceback.extract_tb(failure.__traceback__)[-1]
             error = f"{type(failure).__name__}: {failure} ({Path(where.filename).name}:{where.lineno})"
@@ -105,11 +106,11 @@ def make_call(work: Work, stages: list[PlannedStage], bench: Bench) -> Call:
         rows=work.rows,
         verdict=verdict,
         seconds=time.perf_counter() - started,
-        attack_passes=attacked.count.copy(),
+        attack_passes=sum(again, attacked.count),
         referee_passes=bench.judged.count - before,
         error=error,
         notes=notes,
-        fooled_after=dropped(attacked.looks, verdict) if stage.spec.batching == "pool" and verdict is not None else [],
+        fooled_after=dropped(attacked, verdict) if stage.spec.batching == "pool" and verdict is not None else [],
     )
 
 
@@ -137,15 +138,16 @@ def _ruined(model: nn.Module, stage: PlannedStage, bench: Bench) -> bool:
 
 
 def _attack_rows(
-    stage: PlannedStage, work: Work, bench: Bench, attacked: Passes, notes: list[str], part: Tensor | None = None
-) -> Verdict:
+    stage: PlannedStage, work: Work, bench: Bench, attacked: Passes, notes: list[str], again: list[Count],
+    part: Tensor | None = None,
+) -> Verdict:  # fmt: skip
     """Attack and judge; where memory runs out, the rows are halved and tried again."""
     at = torch.arange(len(work.rows)) if part is None else part
     images, labels, index = (t[at].to(bench.device) for t in (work.images, work.labels, work.index))
     rng = SampleRng(bench.seed, index).fold(stage.spec.name).fold(work.number)
     try:
         verdict = _attack_and_judge(stage, attacked, images, labels, work.threat, rng, bench)
-        return _again_where_unearned(verdict, stage, attacked, images, labels, work.threat, rng, bench, notes)
+        return _again_where_unearned(verdict, stage, attacked, images, labels, work.threat, rng, bench, notes, again)
     except (RuntimeError, MemoryError) as failure:
         if not out_of_memory(failure) or len(at) == 1:
             raise
@@ -155,7 +157,7 @@ def _attack_rows(
     attacked.micro_batch = attacked.micro_batch and max(1, min(attacked.micro_batch, half))
     bench.judged.micro_batch = bench.judged.micro_batch and max(1, min(bench.judged.micro_batch, half))
     notes.append(f"Out of memory with {len(at)} points in a call of {stage.spec.name}; went on with {half}.")
-    return join([_attack_rows(stage, work, bench, attacked, notes, rows) for rows in (at[:half], at[half:])])
+    return join([_attack_rows(stage, work, bench, attacked, notes, again, rows) for rows in (at[:half], at[half:])])
 
 
 def _attack_and_judge(
@@ -178,11 +180,12 @@ def _attack_and_judge(
 
 def _again_where_unearned(
     verdict: Verdict, stage: PlannedStage, attacked: Passes, images: Tensor, labels: Tensor, threat: ThreatModel,
-    rng: SampleRng, bench: Bench, notes: list[str],
+    rng: SampleRng, bench: Bench, notes: list[str], again: list[Count],
 ) -> Verdict:  # fmt: skip
     """Attack the original where the prepared model was fooled and the judged one is not: rounding must not decide.
 
-    Such points left their attack early without being broken, and would lose the rest of its steps.
+    Such points left their attack early without being broken, and would lose the rest of its steps. What it costs is put
+    into `again`.
     """
     near = ~verdict.broken & (verdict.margin < CLOSE * bench.usual_margin)
     folded = bench.prepared is not None and stage.spec.batching == "pool"
@@ -193,13 +196,13 @@ def _again_where_unearned(
     second_look = Passes(attacked.model, bench.micro_batch)
     with isolated(second_look.model), torch.no_grad():
         unearned = fooled(second_look(verdict.images[rows].to(bench.device)), labels[at]).cpu()
-    attacked.count = attacked.count + second_look.count
+    again.append(second_look.count)
     if not bool(unearned.any()):
         return verdict
     rows, at = rows[unearned], at[unearned.to(at.device)]
     original = Passes(fresh_copy(bench.attacked), bench.micro_batch)
     second = _attack_and_judge(stage, original, images[at], labels[at], threat, rng[at], bench)
-    attacked.count = attacked.count + original.count
+    again.append(original.count)
     notes.append(
         f"{stage.spec.name}: {len(rows)} points were attacked again on the original model, "
         "since only its prepared copy was fooled."
@@ -233,22 +236,23 @@ def _same_weights(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-def dropped(looks: list[tuple[int, int]], verdict: Verdict) -> list[tuple[int, int]]:
+def dropped(attacked: Passes, verdict: Verdict) -> list[tuple[int, int]]:
     """Return (passes a point, points dropped) pairs from the looks of an attack that drops the rows it has fooled.
 
     What was broken and not seen to be dropped was found at the last look. Empty where the number of rows did not only
     fall: then the looks say nothing of that kind.
     """
+    looks, spent = attacked.looks, attacked.count.forward + attacked.count.backward
     rows = [count for count, _ in looks]
     if not rows or any(after > before for before, after in itertools.pairwise(rows)):
         return []
-    found, spent = [], 0
-    for (count, passes), after in zip(looks, [*rows[1:], rows[-1]], strict=True):
-        spent += passes
-        if count > after:
-            found.append((spent, count - after))
-    left = int(verdict.broken.sum()) - sum(count for _, count in found)
-    return [*found, (spent, left)] if left > 0 else found
+    found, a_point = [], 0.0
+    for (count, before), (left, after) in zip(looks, [*looks[1:], (rows[-1], spent)], strict=True):
+        a_point += (after - before) / max(count, 1)
+        if count > left:
+            found.append((round(a_point), count - left))
+    missing = int(verdict.broken.sum()) - sum(count for _, count in found)
+    return [*found, (round(a_point), missing)] if missing > 0 else found
 
 
 def save_call(path: Path, call: Call) -> None:

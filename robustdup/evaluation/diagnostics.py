@@ -181,7 +181,7 @@ def of_model(found: Probe, *, was_training: bool, mode: str, randomized: bool, d
                 "serious",
                 f"The gradient of the loss is exactly zero for {found.zero_gradients:.0%} of {found.n} points.",
                 "Gradient attacks cannot see these points. Attack a differentiable stand-in (--attack-model, BPDA), "
-                "use --loss margin, or add score-based attacks such as torchattacks:Square.",
+                "use --loss margin, or add score-based attacks such as square.",
             )
         )
     if found.at_half is not None and found.at_half > (found.explained_by_grey or 0.0) + 0.05:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.attacks.passes import Count, Passes
+from robustdup.attacks.losses import ce
+from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.errors import AttackWarning
 from robustdup.evaluation import cascade
 from robustdup.evaluation.bench import Bench
 from robustdup.evaluation.calls import Call, PlannedStage, call_here, dropped, load_call, save_call
 from robustdup.evaluation.cascade import BROKEN, CallSize, Points, run_cascade
-from robustdup.evaluation.referee import judge_images
+from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.prepare import Prepared
 from robustdup.registry import AttackSpec
 from robustdup.threat import ThreatModel
@@ -126,8 +127,17 @@ def test_looks_say_how_many_points_were_fooled_after_how_many_passes(linear, poi
     # Two looks of one pass: the second finds what the first push of 0.05 broke; the push after it is seen by the referee.
     first, second = int((gap < 0.05).sum()), int(((gap >= 0.05) & (gap < 0.1)).sum())
     assert call.fooled_after == [(2, first + second)]
-    assert dropped([(10, 1), (7, 2), (7, 2)], call.verdict)[:1] == [(1, 3)]
-    assert dropped([(4, 1), (6, 1)], call.verdict) == []
+
+
+def test_looks_count_forward_and_backward_passes_and_say_nothing_where_rows_come_back(linear, points):
+    images, labels = points
+    verdict = judge(Passes(linear, 4), images, images, labels, THREAT)
+    model = Passes(linear, 4)
+    for rows in (40, 30, 30):
+        input_gradient(model, images[:rows], lambda logits, part: ce(logits, labels[part]))
+    assert dropped(model, verdict) == [(2, 10)]
+    model(images[:35])
+    assert dropped(model, verdict) == []
 
 
 def test_results_do_not_depend_on_the_size_of_calls_and_mixed_sizes_are_resumed(linear, points, tmp_path):
