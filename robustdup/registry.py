@@ -280,7 +280,12 @@ class Registry:
         self._put("objective", self.objectives, name, Named(name, function, description, url))
 
     def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
-        """Register something that a bench compares with."""
+        """Register what a bench compares with: a toolkit at its published settings, as its user would call it.
+
+        `baseline(model, images, labels, threat, *, batch_size, seed) -> adversarial images`, same shape and device. It gets
+        all points, images (N, C, H, W) in [0, 1], and the frozen model in eval mode; `batch_size` None is the toolkit's
+        own. It is called with no images first, untimed: import there what is needed, and return them.
+        """
         self._put("baseline", self.baselines, name, Named(name, function, description, url))
 
     def _put(

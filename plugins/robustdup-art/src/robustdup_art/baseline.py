@@ -1,0 +1,63 @@
+"""ART's AutoAttack as its user calls it, for `robustdup bench`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from robustdup import Registry, Unavailable, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustdup import ThreatModel
+
+URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/attacks/evasion.html#autoattack"
+BATCH_SIZE = 32  # ART's default
+
+
+def register_baseline(registry: Registry) -> None:
+    """Register art.attacks.evasion.AutoAttack."""
+    registry.add_baseline(
+        "art-autoattack", art_autoattack, url=URL,
+        description="ART's ensemble of the name: APGD-CE, APGD-DLR, DeepFool, Square; neither FAB nor targeted APGD",
+    )  # fmt: skip
+
+
+def art_autoattack(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, batch_size: int | None, seed: int
+) -> Tensor:
+    """Run ART's AutoAttack on a plain PyTorchClassifier: images (N, C, H, W) in [0, 1] -> the same shape.
+
+    Its other settings are ART's defaults; batches are of 32 if not given. One forward pass of one row tells the number of
+    classes, which its user knows. Raises UserError in L1, where its Square does nothing, Unavailable without the
+    packages, and what ART raises.
+    """
+    import numpy as np
+    import torch
+
+    from robustdup import isolated
+
+    for module, package in (("art", "adversarial-robustness-toolbox"), ("multiprocess", "multiprocess")):
+        if importlib.util.find_spec(module) is None:
+            raise Unavailable(f"The package {package} is not installed. Run: pip install {package}")
+    from art.attacks.evasion import AutoAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    if not len(images):
+        return images
+    orders = {"Linf": np.inf, "L2": 2}
+    if threat.norm not in orders:
+        raise UserError(f"ART's AutoAttack works in Linf and L2, not in {threat.norm}.")
+    with isolated(model, seed=seed):
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
+        classifier = PyTorchClassifier(
+            model=model, loss=torch.nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=classes,
+            clip_values=(0.0, 1.0), device_type="gpu" if images.device.type == "cuda" else "cpu",
+        )  # fmt: skip
+        attack = AutoAttack(
+            classifier, norm=orders[threat.norm], eps=threat.radius, batch_size=batch_size or BATCH_SIZE
+        )
+        adv_images = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(adv_images).to(images)

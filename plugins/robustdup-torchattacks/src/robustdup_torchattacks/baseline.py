@@ -1,0 +1,50 @@
+"""torchattacks' AutoAttack as its user calls it, for `robustdup bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robustdup import Registry, UserError
+from robustdup_torchattacks.adapter import load
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustdup import ThreatModel
+
+URL = "https://adversarial-attacks-pytorch.readthedocs.io/en/latest/attacks.html"
+BATCH_SIZE = 250  # torchattacks has none of its own: that of the reference AutoAttack
+
+
+def register_baseline(registry: Registry) -> None:
+    """Register torchattacks.AutoAttack."""
+    registry.add_baseline(
+        "torchattacks-autoattack", torchattacks_autoattack, url=URL,
+        description="torchattacks.AutoAttack, standard version, called batch by batch",
+    )  # fmt: skip
+
+
+def torchattacks_autoattack(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, batch_size: int | None, seed: int
+) -> Tensor:
+    """Run torchattacks.AutoAttack on images (N, C, H, W) in [0, 1], a batch after the other, 250 rows if not given.
+
+    One forward pass of one row tells the number of classes, which its user knows. Raises UserError in L1, Unavailable
+    without the package, and what torchattacks raises.
+    """
+    import torch
+
+    from robustdup import isolated
+
+    toolkit = load()
+    if not len(images):
+        return images
+    if threat.norm not in ("Linf", "L2"):
+        raise UserError(f"torchattacks.AutoAttack works in Linf and L2, not in {threat.norm}.")
+    with isolated(model, seed=seed):
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
+        attack = toolkit.AutoAttack(model, norm=threat.norm, eps=threat.radius, n_classes=classes, seed=seed)
+        size = batch_size or BATCH_SIZE
+        parts = zip(images.split(size), labels.split(size), strict=True)
+        return torch.cat([attack(part, truth).detach() for part, truth in parts])

@@ -1,0 +1,79 @@
+"""What `robustdup bench eval` is told: the model, the points and the threat as for `robustdup eval`, and what to compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from robustdup.config import Config, EvalConfig, validate
+from robustdup.errors import UserError
+
+# Fields that mean here what they mean in an evaluation.
+SHARED = (
+    "model", "data", "split", "data_config", "revision", "image_column", "label_column", "resize", "crop", "grey", "n",
+    "norm", "eps", "seed", "threads", "device", "allow_pickle", "plugin",
+)  # fmt: skip
+
+
+def _shared(name: str) -> Any:
+    return EvalConfig.model_fields[name]
+
+
+class BenchConfig(Config):
+    """What `robustdup bench eval` needs. Field descriptions are the help texts of the flags."""
+
+    model: str = _shared("model")
+    data: str = _shared("data")
+    split: str = _shared("split")
+    data_config: str | None = _shared("data_config")
+    revision: str | None = _shared("revision")
+    image_column: str | None = _shared("image_column")
+    label_column: str | None = _shared("label_column")
+    resize: int | None = _shared("resize")
+    crop: int | None = _shared("crop")
+    grey: bool = _shared("grey")
+    n: int = Field(64, description="Take the first N points; every contender gets all of them.", ge=1)
+    norm: str = _shared("norm")
+    eps: str = _shared("eps")
+    seed: int = _shared("seed")
+    threads: int | None = Field(
+        None, description="CPU threads, the same for every contender; all cores if not given.", ge=1
+    )
+    device: str = _shared("device")
+    contenders: str = Field(
+        "",
+        description=(
+            "What to compare, in order: robustdup's ensembles or attacks, and baselines of toolkits, with @SIZE for a "
+            "batch size and @best for the quickest of --batch-sizes. [default: autoattack, fast, pyautoattack, "
+            "pyautoattack@best, torchattacks-autoattack, art-autoattack, where they are there]"
+        ),
+    )
+    repeats: int = Field(3, description="Measurements of each contender, taken in turn.", ge=1)
+    batch_sizes: str = Field("32,64,128,256,1000", description="Batch sizes among which @best looks.")
+    sweep_n: int = Field(64, description="Points on which @best looks; sizes above it cannot be told apart.", ge=1)
+    timeout: float | None = Field(
+        None, description="Seconds after which a contender is stopped; its time is then a lower bound.", gt=0
+    )
+    allow_pickle: bool = _shared("allow_pickle")
+    plugin: list[str] = _shared("plugin")
+    out: str | None = Field(None, description="File for the result (JSON), written anew after every measurement.")
+
+    @model_validator(mode="after")
+    def _usual_eps(self) -> BenchConfig:
+        """Fill in the radius that an evaluation would take for this norm and data, where none is given."""
+        if not self.eps:
+            self.__dict__["eps"] = validate(EvalConfig, {"data": self.data, "norm": self.norm}).eps
+        return self
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes of the sweep, rising. Raises UserError."""
+        words = [word.strip() for word in self.batch_sizes.split(",") if word.strip()]
+        if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+            raise UserError(f"batch_sizes must be whole numbers such as '32,64,128', got {self.batch_sizes!r}.")
+        return sorted({int(word) for word in words})
+
+    def evaluation(self, **changes: Any) -> EvalConfig:
+        """Return the evaluation of the same model on the same points, with `changes` of its other keys."""
+        return validate(EvalConfig, {**{name: getattr(self, name) for name in SHARED}, **changes})
