@@ -57,7 +57,7 @@ class Scaled(nn.Module):
     that ignore scale see through it.
     """
 
-    def __init__(self, factor: float = 1000.0) -> None:
+    def __init__(self, factor: float = 1e4) -> None:
         super().__init__()
         self.factor = factor
 
@@ -73,7 +73,7 @@ class Clipped(nn.Module):
     masking). Predictions stay exactly the same.
     """
 
-    def __init__(self, ceiling: float = 0.5) -> None:
+    def __init__(self, ceiling: float = 0.05) -> None:
         super().__init__()
         self.ceiling = ceiling
 

