@@ -46,6 +46,7 @@ class Contender:
     ours: bool
     batch_size: int | None = None
     best: bool = False
+    about: str = ""
 
 
 Say = Callable[[str], None]
@@ -73,7 +74,7 @@ def run_bench(config: BenchConfig, *, say: Say = lambda _: None, measure: Measur
             clean_accuracy=next((each.clean_accuracy for each in done if each.clean_accuracy is not None), None),
             environment=next((each.environment for each in done if each.environment), {}),
             contenders=summarise(
-                done, [each.name for each in contenders], [each.name for each in contenders if each.ours]
+                done, {each.name: each.about for each in contenders}, [each.name for each in contenders if each.ours]
             ),
         )  # fmt: skip
 
@@ -115,20 +116,24 @@ def parse_contenders(config: BenchConfig, registry: Registry, notes: list[str]) 
 
 def _contender(text: str, options: dict[str, Any], registry: Registry) -> Contender:
     name, at, size = text.partition("@")
-    inside = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
+    inside = ", ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()
+    )
     ours = f"{name}({inside})" if inside else name
     if name in registry.baselines:
         if options:
             raise UserError(f"Baseline {name!r} runs at its toolkit's settings and takes no options.")
         if at and not re.fullmatch(r"best|[1-9]\d*", size):
             raise UserError(f"{text!r}: write {name}@64 for batches of 64, or {name}@best.")
-        return Contender(text, name, False, int(size) if size.isdecimal() else None, size == "best")
+        about = registry.baselines[name].description
+        return Contender(text, name, False, int(size) if size.isdecimal() else None, size == "best", about)
     if name in registry.attacks or name in registry.ensembles:
         if at:
             raise UserError(f"{text!r}: robustdup chooses how rows are packed; @ is for baselines. Write {name!r}.")
         for stage in registry.stages(name, options):
             registry.get_attack(stage.attack).check_options(stage.options)
-        return Contender(ours, ours, True)
+        known = registry.ensembles.get(name) or registry.attacks[name]
+        return Contender(ours, ours, True, about=known.description)
     native = [spec.name for spec in registry.attacks.values() if spec.source == "native"]
     raise unknown("contender", name, [*registry.baselines, *registry.ensembles, *native])
 
@@ -146,6 +151,8 @@ def swept(
             f"{contender.name}: on the {n} points of the sweep, batch sizes {left} are the same as {tried[-1]}; "
             "--sweep-n takes more points."
         )
+    if len(tried) == 1:
+        return replace(contender, batch_size=tried[0])
     found = []
     for size in tried:
         say(f"sweep on {n} points: {contender.name}, batch size {size}")

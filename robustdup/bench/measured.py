@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ class Summary(Part):
     """A contender over its repeats. Passes and accuracy are those of the first repeat: all have the same seed."""
 
     contender: str
+    about: str
     ours: bool
     batch_size: int | None
     status: Status
@@ -119,21 +120,25 @@ def ratio(theirs: Sequence[Measurement], ours: Sequence[Measurement]) -> Ratio |
     return Ratio(**made.model_dump(), to=ours[0].contender, pairs=len(values), lower_bound=bool(stopped))
 
 
-def summarise(measurements: Sequence[Measurement], names: Sequence[str], ours: Sequence[str]) -> list[Summary]:
-    """Return a summary for each of `names` that was measured, with its ratios to each of `ours` that finished."""
+def summarise(measurements: Sequence[Measurement], names: Mapping[str, str], ours: Sequence[str]) -> list[Summary]:
+    """Return a summary for each of `names` (with what it is) that was measured, and its ratios to each of `ours`."""
     by_name = {name: [each for each in measurements if each.contender == name] for name in names}
     return [
-        _summary(found, name in ours, [by_name[mine] for mine in ours if mine != name and by_name.get(mine)])
+        _summary(
+            found, names[name], name in ours, [by_name[mine] for mine in ours if mine != name and by_name.get(mine)]
+        )
         for name, found in by_name.items()
         if found
     ]
 
 
-def _summary(found: Sequence[Measurement], ours: bool, references: Sequence[Sequence[Measurement]]) -> Summary:
+def _summary(
+    found: Sequence[Measurement], about: str, ours: bool, references: Sequence[Sequence[Measurement]]
+) -> Summary:
     last, done = found[-1], [each for each in found if each.status == "done"]
     seconds = [each.seconds for each in (done if last.status == "done" else [last]) if each.seconds is not None]
     summary = Summary(
-        contender=last.contender, ours=ours, batch_size=last.batch_size, status=last.status, repeats=len(done),
+        contender=last.contender, about=about, ours=ours, batch_size=last.batch_size, status=last.status, repeats=len(done),
         seconds=spread(seconds) if seconds else None, reason=last.reason,
         notes=list(dict.fromkeys(note for each in found for note in each.notes)),
     )  # fmt: skip

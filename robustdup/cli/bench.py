@@ -16,6 +16,7 @@ from rich.table import Table
 from robustdup.bench.measured import BenchResult, Ratio, Spread, Summary
 from robustdup.bench.options import BenchConfig
 from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.leaderboard import console
 from robustdup.config import build
 
 app = typer.Typer(rich_markup_mode=None)
@@ -37,46 +38,45 @@ def _bench_eval(
     if json:
         print(result.model_dump_json(indent=2))
     else:
-        show(result, Console())
+        show(result, console())
     return 0 if any(each.status != "failed" for each in result.contenders) else 1
 
 
 @contextlib.contextmanager
 def _status() -> Iterator[Any]:
     """Show what is going on, on standard error and on a terminal only."""
-    console = Console(stderr=True)
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    with console.status("starting") as status:
+    with Console(stderr=True).status("starting") as status:
         yield lambda text: status.update(escape(text))
 
 
-def show(result: BenchResult, console: Console) -> None:
+def show(result: BenchResult, out: Console) -> None:
     """Print the result as a table, with what it depends on below."""
     where = result.environment
-    console.print(
+    out.print(
         escape(
             f"{result.config['model']} on {result.n} points of {result.config['data']}, {result.norm}, eps = {result.eps}"
             + ("" if result.clean_accuracy is None else f", clean accuracy {100 * result.clean_accuracy:.2f}%")
         ),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(table(result), highlight=False)
+    out.print(table(result), highlight=False)
     for each in result.contenders:
         if each.reason:
-            console.print(escape(f"{each.contender}: {each.reason}"), style="yellow", highlight=False, soft_wrap=True)
+            out.print(escape(f"{each.contender}: {each.reason}"), style="yellow", highlight=False, soft_wrap=True)
     for line in remarks(result):
-        console.print(escape(line), style="dim", highlight=False, soft_wrap=True)
+        out.print(escape(line), style="dim", highlight=False, soft_wrap=True)
     if where:
-        console.print(
+        out.print(
             escape(
                 f"{where['device_name']}, {result.threads} threads of {where['cores']} cores, torch {where['torch']}, "
                 f"python {where['python']}"
             ),
             style="dim", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    console.print(escape(result.command), style="dim", highlight=False, soft_wrap=True)
+    out.print(escape(result.command), style="dim", highlight=False, soft_wrap=True)
 
 
 def table(result: BenchResult) -> Table:
@@ -84,15 +84,15 @@ def table(result: BenchResult) -> Table:
     ours = [each.contender for each in result.contenders if each.ours and each.status == "done"]
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("contender", no_wrap=True)
-    for title in ("batch", "seconds", "forward", "backward", "a point", "robust", "memory", *(f"× {o}" for o in ours)):
-        made.add_column(title, justify="right")
+    for title in ("batch", "seconds", "forward", "backward", "a point", "robust", "MiB", *(f"× {o}" for o in ours)):
+        made.add_column(title, justify="right", no_wrap=title != "seconds" and title[0] != "×")
     for each in result.contenders:
         ratios = {one.to: one for one in each.ratios}
         made.add_row(
             escape(each.contender), "" if each.batch_size is None else str(each.batch_size), _seconds(each),
             _count(each.forward_passes), _count(each.backward_passes), _count(each.passes_a_point),
             "" if each.robust_accuracy is None else f"{100 * each.robust_accuracy:.2f}%",
-            "" if each.memory_bytes is None else f"{each.memory_bytes / 2**20:.0f} MiB",
+            "" if each.memory_bytes is None else f"{each.memory_bytes / 2**20:.0f}",
             *(_ratio(ratios.get(name)) for name in ours),
         )  # fmt: skip
     return made
@@ -108,6 +108,7 @@ def remarks(result: BenchResult) -> list[str]:
         "(with its clean and judging passes; rows of padding are in --json).",
     ]
     for each in result.contenders:
+        lines.append(f"{each.contender}: {each.about}")
         if each.violations:
             lines.append(f"{each.contender}: {each.violations} images came back outside the threat; projections count.")
         lines += [f"{each.contender}: {note}" for note in each.notes]

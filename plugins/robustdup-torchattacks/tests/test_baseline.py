@@ -1,0 +1,36 @@
+"""The baseline is torchattacks.AutoAttack called as its user calls it."""
+
+import pytest
+import torch
+import torchattacks
+from robustdup_torchattacks.baseline import register_baseline, torchattacks_autoattack
+
+from robustdup import Registry, ThreatModel, UserError
+
+
+def test_registered_and_refuses_what_it_cannot(task):
+    registry = Registry()
+    register_baseline(registry)
+    assert registry.baselines["torchattacks-autoattack"].function is torchattacks_autoattack
+    few = task.rows(2)
+    settings = {"batch_size": None, "seed": 0}
+    none = torchattacks_autoattack(few.model, few.images[:0], few.labels[:0], ThreatModel("Linf", "0.1"), **settings)
+    assert none.shape[0] == 0
+    with pytest.raises(UserError, match="Linf and L2, not in L1"):
+        torchattacks_autoattack(few.model, few.images, few.labels, ThreatModel("L1", "1"), **settings)
+
+
+def test_same_images_as_from_the_toolkit_batch_by_batch(task, monkeypatch):
+    short = torchattacks.Square.__init__
+
+    def shorter(self, *words, **named):
+        short(self, *words, **{**named, "n_queries": 20})
+
+    monkeypatch.setattr("torchattacks.attacks.autoattack.Square.__init__", shorter)
+    few = task.rows(6)
+    threat = ThreatModel("Linf", "0.15")
+    mine = torchattacks_autoattack(few.model, few.images, few.labels, threat, batch_size=4, seed=5)
+    attack = torchattacks.AutoAttack(few.model, norm="Linf", eps=0.15, n_classes=10, seed=5)
+    theirs = torch.cat([attack(few.images[:4], few.labels[:4]), attack(few.images[4:], few.labels[4:])])
+    assert torch.equal(mine, theirs)
+    assert few.broken(mine).float().mean() > 0.3
