@@ -11,7 +11,8 @@ One step of training is N-FGSM (https://arxiv.org/abs/2202.01181), several are P
 are of the training pass alone.
 
 Seen on CIFAR-10 stored as JPEG, 500 test images, clean and under 20 steps of PGD at Linf 8/255: cnn-a 56.0% and 35.8%,
-resnet-b 59.2% and 29.0%, silu-b 55.2% and 32.0%, cnn-standard 78.0% and 0.2%. An epoch of 50,000 images takes one core 40 to 170 s.
+resnet-b 59.2% and 29.0%, silu-b 55.2% and 32.0%, cnn-standard 78.0% and 0.2%.
+An epoch of 50,000 images takes one core 40 to 170 s.
 """
 
 from __future__ import annotations
