@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import resource
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -249,8 +251,22 @@ def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
     say({"event": "done", "environment": where(task), **found})
 
 
+def end_with_parent() -> None:
+    """End this process and what it started when standard input ends: the parent holds the other side, and has died."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        if os.getpgrp() == os.getpid():  # a session of its own, as the bench starts it
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(arguments: list[str]) -> None:
     """Make the measurement that the order asks for; standard output carries its lines and nothing else."""
+    end_with_parent()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -97,7 +97,7 @@ def run_bench(config: BenchConfig, *, say: Say = lambda _: None, measure: Measur
 
 def parse_contenders(config: BenchConfig, registry: Registry, notes: list[str]) -> list[Contender]:
     """Return the contenders that are named, or the usual ones that are there. Raises UserError for an unknown one."""
-    if not config.contenders.strip():
+    if config.contenders is None:
         found = []
         for text in USUAL:
             name = text.partition("@")[0]
@@ -182,22 +182,36 @@ def in_fresh_process(
     blank: dict[str, Any] = {
         "contender": contender.name, "repeat": repeat, "batch_size": contender.batch_size, "n": n, "threads": threads,
     }  # fmt: skip
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, _lifeline() as lifeline:
         # A session of its own: what a contender starts can be ended with it, and Ctrl-C reaches it through us.
         child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, bufsize=0, env=environment,
+            words, stdin=lifeline, stdout=subprocess.PIPE, stderr=said, bufsize=0, env=environment,
             start_new_session=True,
         )  # fmt: skip
         try:
             event = _read(child)
             if event.get("event") == "started":
                 event = _last_event(child, config.timeout)
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it is ending by itself: let it say how
+                    child.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             reason = f"stopped after {config.timeout:g} s"
             return Measurement(**blank, status="timeout", seconds=config.timeout, reason=reason)
         finally:
             end(child)
         return _measurement(event, blank, child.returncode, said)
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+    """Give the end of a pipe to read from, which ends when this process does, however that happens."""
+    read, write = os.pipe()
+    try:
+        yield read
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def _read(child: subprocess.Popen[bytes]) -> dict[str, Any]:

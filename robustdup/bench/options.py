@@ -35,14 +35,16 @@ class BenchConfig(Config):
     grey: bool = _shared("grey")
     n: int = Field(64, description="Take the first N points; every contender gets all of them.", ge=1)
     norm: str = _shared("norm")
-    eps: str = _shared("eps")
+    eps: str = Field(
+        "", description="One radius in pixel units of [0, 1], such as 8/255; that of 'robustdup eval' if not given."
+    )
     seed: int = _shared("seed")
     threads: int | None = Field(
         None, description="CPU threads, the same for every contender; all cores if not given.", ge=1
     )
     device: str = _shared("device")
-    contenders: str = Field(
-        "",
+    contenders: str | None = Field(
+        None,
         description=(
             "What to compare, in order: robustdup's ensembles or attacks, and baselines of toolkits, with @SIZE for a "
             "batch size and @best for the quickest of --batch-sizes. [default: autoattack, fast, pyautoattack, "
