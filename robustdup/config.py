@@ -82,8 +82,11 @@ class EvalConfig(Config):
         None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
-    workers: int = Field(
-        1, description="Processes to share the points among, or actors of a cluster: the result is the same.", ge=1
+    workers: int | None = Field(
+        None,
+        description="Processes (or actors of a cluster) that share the points; the result is the same. If not given: one "
+        "for each core where a small model computes with one thread and the run may take long, otherwise one.",
+        ge=1,
     )
     runner: str = Field("local", description="Where the workers are: local, or ray (a cluster).")
     fold: bool = Field(

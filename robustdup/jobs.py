@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,11 @@ from robustdup.models.load import fingerprint, load_model
 from robustdup.records import EvaluationRecord, Progress, load_record
 from robustdup.registry import AttackSpec, Registry, Stage, load_plugins
 from robustdup.runners import WorkerPlace, open_runner
+from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
+
+WORTH_WORKERS = 30.0  # seconds that a run must threaten to take before starting other processes for it
+MOST_WORKERS = 8  # started unasked: each holds torch and the model
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ def run_evaluation(
     folder: Path | None = None,
     resume: bool = False,
     command: str | None = None,
+    spread: bool = False,
 ) -> Evaluation:
     """Evaluate what `config` names and return record, samples and worst images; with a `folder` they are saved there.
 
     `model` and `data` replace those of the configuration (notebooks). With `resume` an unfinished run in `folder` goes on.
+    With `spread` a long run may start workers of its own accord, for callers whose main module can be imported again.
     Raises UserError for a mistake and RunError where no result can come out.
     """
     started = time.perf_counter()
@@ -108,7 +114,7 @@ def run_evaluation(
         bench.draws = config.judge_draws if clean.randomized else 1
         events += equip(bench, config, data.images, clean, stages, folder)
         points = Points(data.images, data.labels, data.index, clean.judged)
-        caller = stack.enter_context(_workers(config, model, bench, points, clean.randomized, weights))
+        caller = stack.enter_context(_workers(config, model, bench, points, clean.randomized, weights, spread))
         results: list[CascadeResult] = []
         for threat in threats:
             state = None if folder is None else folder / STATE / f"eps-{threat.eps_text.replace('/', '_')}"
@@ -149,10 +155,12 @@ class WorkerOrder:
 
 @contextlib.contextmanager
 def _workers(
-    config: EvalConfig, model: nn.Module | None, bench: Bench, points: Points, randomized: bool, weights: str
-) -> Iterator[Caller | None]:
+    config: EvalConfig, model: nn.Module | None, bench: Bench, points: Points, randomized: bool, weights: str,
+    spread: bool,
+) -> Iterator[Caller | None]:  # fmt: skip
     """Open the workers that the configuration asks for; None where this process makes the calls itself."""
-    if config.workers == 1 and config.runner == "local":
+    bench.workers = config.workers or _usual_workers(config, model, bench, spread)
+    if bench.workers == 1 and config.runner == "local":
         yield None
         return
     right = (~points.clean.broken).nonzero()[: bench.micro_batch, 0]
@@ -161,10 +169,10 @@ def _workers(
         judge_micro_batch=bench.judged.micro_batch, draws=bench.draws, usual_margin=bench.usual_margin,
         examples=points.images[right], randomized=randomized,
     )  # fmt: skip
-    share = max(1, (os.cpu_count() or 1) // config.workers)
+    share = max(1, len(usable_cores()) // bench.workers)
     with open_runner(
         config.runner,
-        config.workers,
+        bench.workers,
         functools.partial(evaluation_worker, order),
         devices=None if config.device == "auto" and bench.device.type == "cuda" else (str(bench.device),),
         threads=config.threads or min(torch.get_num_threads(), share),
@@ -173,10 +181,24 @@ def _workers(
         yield runner.map
 
 
+def _usual_workers(config: EvalConfig, model: nn.Module | None, bench: Bench, spread: bool) -> int:
+    """Return how many workers to take where none are asked for: cores that one thread would leave idle are used.
+
+    A model given as an object may be one that cannot be sent; then, and for other devices, this process works alone.
+    """
+    if config.runner != "local":
+        return len(usable_cores())
+    idle = spread and bench.device.type == "cpu" and torch.get_num_threads() == 1
+    if not idle or bench.longest < WORTH_WORKERS or model is not None:
+        return 1
+    return min(len(usable_cores()), MOST_WORKERS)
+
+
 def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work], Call]:
     """Set up one worker of an evaluation: it loads the model anew and makes the calls that it is given."""
     config = order.config
     torch.set_num_threads(place.threads)
+    sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
     stages = plan(config, registry, parse_threats(config)[-1], [])
     original, stand_in = _models(config, order.model, registry)

@@ -57,7 +57,7 @@ def _eval(
             # What toolkits print must not stand between the lines of the record.
             with view, contextlib.redirect_stdout(sys.stderr if quiet else sys.stdout):
                 record = jobs.run_evaluation(
-                    config, folder=folder, resume=resume is not None, progress=view.update
+                    config, folder=folder, resume=resume is not None, progress=view.update, spread=True
                 ).record
         except KeyboardInterrupt:
             if not folder.is_dir():

@@ -51,8 +51,9 @@ class Bench:
     stand_in: bool = False  # whether `attacked` is another model than the judged one
     prepared: Prepared | None = None
     seconds: tuple[float, float] | None = None
+    longest: float = 0.0  # seconds that the run would take in one process if every point survived
     batch_size_given: bool = True
-    workers: int = 1
+    workers: int = 1  # that share the points
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
 
 
@@ -98,7 +99,7 @@ def make_bench(config: EvalConfig, original: nn.Module, stand_in: nn.Module | No
         copied=judged is not original,
         stand_in=stand_in is not None,
         batch_size_given=config.batch_size is not None,
-        workers=config.workers,
+        workers=config.workers or 1,
     )
 
 

@@ -13,7 +13,7 @@ from robustdup.config import EvalConfig
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.folder import STATE
-from robustdup.evaluation.sizing import choose_micro_batch
+from robustdup.evaluation.sizing import CANDIDATES, choose_micro_batch
 from robustdup.models.prepare import prepare
 from robustdup.records import write_atomic
 
@@ -66,7 +66,10 @@ def dress(bench: Bench, config: EvalConfig, examples: Tensor, randomized: bool, 
 
 
 def _measured(bench: Bench, config: EvalConfig, image: Tensor, points: int, pool: Sequence[PlannedStage]) -> int:
-    """Time the usual micro-batch, and others where the run would be long; keep the seconds of a row."""
+    """Time the usual micro-batch, and others where the run would be long; keep the seconds of a row.
+
+    A size of which the points do not fill three is not tried: most of its last one would be padding.
+    """
     model = bench.attacked if bench.prepared is None else bench.prepared.model
     usual = bench.micro_batch
     costs = [cost for stage in pool if (cost := stage.spec.passes(stage.options)) is not None]
@@ -76,9 +79,11 @@ def _measured(bench: Bench, config: EvalConfig, image: Tensor, points: int, pool
             forward, both = measured[0].forward, measured[0].both
             longest = points * sum((f - b) * forward + b * both for f, b in costs)
             if longest >= WORTH_MEASURING:
-                rows, measured = choose_micro_batch(model, image, bench.device, default=usual)
+                sizes = [size for size in CANDIDATES.get(bench.device.type, CANDIDATES["cpu"]) if 3 * size <= points]
+                rows, measured = choose_micro_batch(model, image, bench.device, candidates=sizes, default=usual)
     except RuntimeError:  # a model without gradients, say: the attacks will report it, point by point
         return usual
     chosen = next(found for found in measured if found.rows == rows)
     bench.seconds = (chosen.forward, chosen.both)
+    bench.longest = points * sum((f - b) * chosen.forward + b * chosen.both for f, b in costs)
     return rows

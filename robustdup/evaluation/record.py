@@ -241,7 +241,7 @@ def environment(bench: Bench, config: EvalConfig) -> Environment:
         batch_size=bench.batch_size,
         attack_precision=prepared.precision if prepared is not None else "fp32",
         tf32=prepared is not None and prepared.precision == "tf32",
-        workers=config.workers,
+        workers=bench.workers,
         runner=config.runner,
         folded=prepared.folded if prepared is not None else 0,
         channels_last=prepared is not None and prepared.channels_last,

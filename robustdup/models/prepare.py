@@ -65,7 +65,7 @@ def prepare(
     if bench.truth is not None:
         if fold and not randomized:
             bench.try_fold()
-        if channels_last and any(isinstance(module, nn.Conv2d) for module in bench.best.modules()):
+        if channels_last and _fits_channels_last(bench.best, images.device):
             bench.attempt("channels_last", _to_channels_last)
     if precision == "tf32" and not images.is_cuda:
         bench.notes.append("TF32 is for CUDA: the copy computes in fp32.")
@@ -83,6 +83,16 @@ def prepare(
     best = bench.best
     return Prepared(best, bench.folded, best.channels_last, best.compiled, best.precision, bench.error,
                     tuple(bench.notes))  # fmt: skip
+
+
+def _fits_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """Tell whether a model has convolutions, and none whose backward pass in that layout brings the process down.
+
+    On a CPU oneDNN was seen to corrupt memory in the backward pass of a 1x1 convolution with stride and 4 input channels.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    risky = [c for c in layers if c.in_channels // c.groups < 8 and c.kernel_size == (1, 1) and c.stride != (1, 1)]
+    return bool(layers) and not (device.type == "cpu" and risky)
 
 
 def _to_channels_last(best: AttackCopy) -> AttackCopy:
