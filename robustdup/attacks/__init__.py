@@ -40,6 +40,7 @@ def register(registry: Registry) -> None:
         )
     )  # fmt: skip
     _register_autoattack(registry)
+    _register_cosine_pgd(registry)
     register_ensembles(registry)
 
 
@@ -81,3 +82,19 @@ def _register_autoattack(registry: Registry) -> None:
             url="https://arxiv.org/abs/1912.00049", quick={"queries": 500},
         )
     )  # fmt: skip
+
+
+def _register_cosine_pgd(registry: Registry) -> None:
+    """Register the short runs of which `fast` is made."""
+    from robustdup.attacks.cosine_pgd import cosine_pgd, cosine_pgd_cost, cosine_pgd_t, cosine_pgd_t_cost
+
+    for name, function, cost, said in (
+        ("cosine-pgd", cosine_pgd, cosine_pgd_cost, "Short PGD with momentum and a step that falls along a cosine."),
+        ("cosine-pgd-t", cosine_pgd_t, cosine_pgd_t_cost, "Cosine PGD towards the likeliest wrong classes."),
+    ):
+        registry.add_attack(
+            AttackSpec(
+                name=name, function=function, norms=("Linf", "L2"), batching="pool", cost=cost, description=said,
+                url="https://arxiv.org/abs/2411.15210",
+            )
+        )  # fmt: skip

@@ -1,6 +1,8 @@
-"""The ensembles that robustdup offers by name: AutoAttack's published versions, on the native attacks."""
+"""The ensembles that robustdup offers by name: AutoAttack's published versions, and a fast one, on the native attacks."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from robustdup.registry import Registry, Stage
 
@@ -29,9 +31,22 @@ PLUS = (
 )
 RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 
+# Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never
+# break. Square is the witness for masked gradients, of which the last stages, all of AutoAttack, are made where they show.
+FAST = (
+    Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
+    Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
+    Stage("cosine-pgd-t", {"targets": 9, "steps": 50}, take=0.15, norms=LINF_L2),
+    Stage("apgd-ce", {"steps": 40, "larger_eps": True}, norms=L1),
+    Stage("apgd-t", {"targets": 4, "steps": 30, "larger_eps": True}, take=0.4, norms=L1),
+    Stage("apgd-t", {"targets": 9, "steps": 50, "larger_eps": True}, take=0.1, norms=L1),
+    Stage("square", {"queries": 250}, take=0.05),
+    *(replace(stage, when="masked") for stage in STANDARD),
+)
+
 
 def register_ensembles(registry: Registry) -> None:
-    """Register AutoAttack's three versions, with the settings of https://github.com/fra31/auto-attack."""
+    """Register AutoAttack's three versions, with the settings of https://github.com/fra31/auto-attack, and `fast`."""
     registry.add_ensemble(
         "autoattack", STANDARD, url=URL,
         description="AutoAttack, standard version: APGD-CE, targeted APGD-DLR, targeted FAB, Square. In fp32.",
@@ -43,4 +58,8 @@ def register_ensembles(registry: Registry) -> None:
     registry.add_ensemble(
         "autoattack-rand", RAND, url=URL,
         description="AutoAttack for randomised models: APGD-CE and APGD-DLR on 20 draws a step. In fp32.",
+    )  # fmt: skip
+    registry.add_ensemble(
+        "fast", FAST,
+        description="Short runs towards many classes on the nearest points; all of AutoAttack where gradients look masked.",
     )  # fmt: skip

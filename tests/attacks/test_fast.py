@@ -1,0 +1,207 @@
+"""`fast` against AutoAttack itself on the same points, its passes counted by a model of the test's, and who escalates."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustdup import Passes, SampleRng, ThreatModel, UserError, evaluate
+from robustdup.attacks.cosine_pgd import (
+    cosine_pgd,
+    cosine_pgd_cost,
+    cosine_pgd_t,
+    cosine_pgd_t_cost,
+    tempered_probability_margin,
+)  # fmt: skip
+from robustdup.attacks.losses import fooled, margin, probability_margin
+from robustdup.bench.masked import masked
+from robustdup.data.digits import load_builtin as digits
+from robustdup.data.options import DataOptions
+from robustdup.errors import AttackWarning
+from robustdup.models.load import ModelOptions, load_builtin
+
+EPS = {"Linf": "0.15", "L2": "0.6"}
+AUTOATTACK_PASSES = 9767  # of a survivor, forward and backward, Linf and L2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def points(n, first=0):
+    """Return the built-in robust digits classifier, images and labels."""
+    rows = digits("digits", DataOptions(split="test"))
+    return load_builtin("digits-robust", ModelOptions()).eval(), *rows.fetch(range(first, first + n))
+
+
+class FirstClasses(nn.Module):
+    """The classifier of the first `classes` digits alone."""
+
+    def __init__(self, model, classes):
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    def forward(self, images):
+        return self.model(images)[:, : self.classes]
+
+
+class Counting(nn.Module):
+    """Counts the rows that go through it, forward and backward."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.forward_rows, self.backward_rows = model, 0, 0
+
+    def forward(self, images):
+        logits = self.model(images)
+        self.forward_rows += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self.count)
+        return logits
+
+    def count(self, gradient):
+        self.backward_rows += len(gradient)
+
+    def __deepcopy__(self, memo):
+        return self  # so that what is done to copies counts here
+
+
+def robust_count(record):
+    return round(record.robust_accuracy.value * record.n)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_it_finds_what_autoattack_finds_within_a_point_in_a_25th_of_the_passes(norm):
+    model, images, labels = points(60)
+    counting = Counting(model)
+    record = evaluate(
+        counting, images, labels, norm=norm, eps=EPS[norm], attacks="fast", micro_batch=1, fold=False
+    )  # fmt: skip
+    passes = counting.forward_rows + counting.backward_rows
+    reference = evaluate(model, images, labels, norm=norm, eps=EPS[norm], attacks="apgd-t(steps=50)")
+    survivors = robust_count(record)
+    assert survivors > 10
+    assert survivors - robust_count(reference) <= 1
+    assert record.robust_accuracy.value < record.clean_accuracy.value - 0.2
+    assert passes <= AUTOATTACK_PASSES / 25 * survivors
+    assert passes > 100 * survivors
+    assert record.escalation is not None
+    assert not record.escalation.escalated
+
+
+@pytest.mark.parametrize(("mask", "escalates"), [("shattered", True), (None, False)])
+def test_it_goes_on_to_all_of_autoattack_where_gradients_mislead_and_only_there(mask, escalates):
+    model, images, labels = points(3, first=100)
+    judged = masked(mask, model) if mask else model
+    record = evaluate(judged, images, labels, eps="0.15", attacks="fast")
+    assert record.escalation is not None
+    assert record.escalation.escalated is escalates
+    assert bool(record.escalation.reasons) is escalates
+    names = [attack.name for attack in record.attacks]
+    assert ("fab-t" in names) is escalates
+
+
+def test_logits_a_thousand_times_larger_do_not_hide_what_breaks():
+    model, images, labels = points(60)
+    threat, rng = ThreatModel("Linf", "0.15"), SampleRng(0, torch.arange(60))
+    wrong = []
+    for judged in (model, masked("scaled", model)):
+        adv_images = cosine_pgd(Passes(judged, 60), images, labels, threat, rng=rng, steps=10)
+        wrong.append(fooled(model(adv_images), labels))
+    assert int(wrong[0].sum()) > 10
+    assert abs(int(wrong[1].sum()) - int(wrong[0].sum())) <= 2
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_any_number_of_classes_in_every_norm(norm, classes):
+    model, images, labels = points(120)
+    rows = (labels < classes).nonzero()[:12, 0]
+    judged = FirstClasses(model, classes)
+    record = evaluate(judged, images[rows], labels[rows], norm=norm, eps={"Linf": 0.3, "L2": 1.8, "L1": 5}[norm],
+                      attacks="fast")  # fmt: skip
+    assert record.n_undecided == 0
+    assert record.robust_accuracy.value < record.clean_accuracy.value
+    assert not any(attack.violations for attack in record.attacks)
+
+
+def test_two_classes_are_attacked_on_the_margin_and_it_says_so():
+    model, images, labels = points(60)
+    rows = (labels < 2).nonzero()[:6, 0]
+    threat, rng = ThreatModel("Linf", "0.3"), SampleRng(0, rows)
+    with pytest.warns(AttackWarning, match="needs at least 4 classes, the model has 2"):
+        adv_images = cosine_pgd_t(FirstClasses(model, 2), images[rows], labels[rows], threat, rng=rng)
+    assert not threat.violations(images[rows], adv_images).any.any()
+
+
+@pytest.mark.parametrize("attack", [cosine_pgd, cosine_pgd_t])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_row_ends_the_same_to_the_bit_in_any_company(attack, norm):
+    model, images, labels = points(24)
+    threat, rng = ThreatModel(norm, EPS[norm]), SampleRng(3, torch.arange(24))
+
+    def run(rows):
+        return attack(Passes(model, 8), images[rows], labels[rows], threat, rng=rng[rows], steps=6, restarts=2)
+
+    together = run(torch.arange(24))
+    assert bool((together != images).any())
+    order = torch.arange(24).flip(0).roll(5)
+    assert torch.equal(run(order), together[order])
+    assert torch.equal(run(torch.arange(7, 19)), together[7:19])
+    assert torch.equal(run(torch.tensor([11])), together[11:12])
+
+
+@pytest.mark.parametrize(
+    ("attack", "cost", "options"),
+    [(cosine_pgd, cosine_pgd_cost, {"steps": 5, "restarts": 2, "eot": 1}),
+     (cosine_pgd, cosine_pgd_cost, {"steps": 4, "restarts": 1, "eot": 3}),
+     (cosine_pgd_t, cosine_pgd_t_cost, {"steps": 5, "restarts": 2, "eot": 1, "targets": 3})],
+)  # fmt: skip
+def test_a_survivor_costs_what_is_stated_and_a_fooled_row_less(attack, cost, options):
+    model, images, labels = points(10)
+    counting = Counting(model)
+    tiny = ThreatModel("Linf", "1e-6")
+    attack(counting, images, labels, tiny, rng=SampleRng(0, torch.arange(10)), **options)
+    # An average over draws needs no gradient where only loss and success are asked for.
+    assert (counting.forward_rows, counting.backward_rows) == tuple(10 * passes for passes in cost(options))
+    counting = Counting(model)
+    attack(counting, images, labels, ThreatModel("Linf", "1"), rng=SampleRng(0, torch.arange(10)), **options)
+    assert counting.backward_rows < 0.8 * 10 * cost(options)[1]
+
+
+def test_survivors_return_their_iterate_of_largest_margin():
+    model, images, labels = points(40)
+    threat, rng = ThreatModel("Linf", "0.05"), SampleRng(0, torch.arange(40))
+    adv_images = cosine_pgd(model, images, labels, threat, rng=rng)
+    gain = (margin(model(adv_images), labels) - margin(model(images), labels)).detach()
+    assert float(gain.min()) > 0
+    assert not threat.violations(images, adv_images).any.any()
+
+
+def test_the_tempered_margin_is_the_probability_margin_where_the_model_is_not_sure():
+    logits = torch.tensor([[3.0, 1.0, 0.0], [-2.0, 4.0, 0.0]])
+    labels = torch.tensor([0, 0])
+    assert torch.equal(tempered_probability_margin(logits, labels), probability_margin(logits, labels))
+    sure = torch.tensor([[9000.0, 0.0, -100.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(tempered_probability_margin(sure, labels[:1]).sum(), sure)
+    assert gradient[0, 0] < 0 < gradient[0, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": 0}, {"eot": 0}])
+@pytest.mark.parametrize("attack", [cosine_pgd, cosine_pgd_t])
+def test_settings_that_cannot_work_are_refused(attack, wrong):
+    model, images, labels = points(4)
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} must be at least 1, got 0"):
+        attack(model, images, labels, ThreatModel("Linf", "0.1"), rng=SampleRng(0, torch.arange(4)), **wrong)
+
+
+def test_no_targets_and_an_unknown_loss_are_refused():
+    model, images, labels = points(4)
+    threat, rng = ThreatModel("Linf", "0.1"), SampleRng(0, torch.arange(4))
+    with pytest.raises(UserError, match="targets must be at least 1"):
+        cosine_pgd_t(model, images, labels, threat, rng=rng, targets=0)
+    with pytest.raises(UserError, match="probability-margin"):
+        cosine_pgd(model, images, labels, threat, rng=rng, loss="probability-margn")
