@@ -1,0 +1,135 @@
+"""Signs of masked gradients: quiet on honest models, loud on models that hide theirs, and black-box success counted right."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustdup import Passes, ThreatModel
+from robustdup.bench.masked import masked
+from robustdup.data.digits import load_builtin as digits
+from robustdup.data.options import DataOptions
+from robustdup.evaluation.bench import Bench
+from robustdup.evaluation.masking import LOOKED_AT, black_box_won, gradient_signs, suspicion
+from robustdup.models.load import ModelOptions, load_builtin
+
+EPS = {"Linf": "0.15", "L2": "0.8", "L1": "2"}
+N = 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def correct_points(name="digits-robust", n=N):
+    rows = digits("digits", DataOptions(split="test"))
+    images, labels = rows.fetch(range(2 * n))
+    model = load_builtin(name, ModelOptions()).eval()
+    right = model(images).argmax(dim=1) == labels
+    return model, images[right][:n], labels[right][:n]
+
+
+def bench_of(model):
+    return Bench(Passes(model, 32), model, torch.device("cpu"), 32, 32, draws=1, seed=0)
+
+
+def look(model, images, labels, threat, stages=(), standing=None):
+    standing = torch.ones(len(labels), dtype=torch.bool) if standing is None else standing
+    return suspicion(bench_of(model), images, labels, images, standing, threat, stages)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("name", ["digits-robust", "digits-standard"])
+def test_honest_models_raise_no_suspicion(name, norm):
+    model, images, labels = correct_points(name)
+    found = look(model, images, labels, ThreatModel(norm, EPS[norm]))
+    assert found.reasons == ()
+    assert found.seen["zero_gradients"] == found.seen["erratic"] == 0.0
+
+
+@pytest.mark.parametrize(("mask", "reason"), [("scaled", "the gradient is zero"), ("shattered", "does not follow")])
+@pytest.mark.parametrize("norm", EPS)
+def test_masked_gradients_are_noticed(mask, reason, norm):
+    model, images, labels = correct_points()
+    found = look(masked(mask, model), images, labels, ThreatModel(norm, EPS[norm]))
+    assert any(reason in said for said in found.reasons)
+
+
+class Flat(nn.Module):
+    """An honest model whose images are rounded down for the points named by a bright first pixel: no gradient there."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        flat = (images[:, :, :1, :1] > 0.5).to(images.dtype)
+        return self.model(flat * images.detach() + (1 - flat) * images)
+
+
+@pytest.mark.parametrize(("flat", "suspected"), [(0, False), (1, False), (8, True)])
+def test_zero_gradients_count_from_more_than_a_twentieth_of_the_points_on(flat, suspected):
+    model, images, labels = correct_points()
+    images[:, :, 0, 0] = 0.0
+    images[:flat, :, 0, 0] = 1.0
+    judged = Flat(model)
+    found = look(judged, images, labels, ThreatModel("Linf", "0.1"))
+    assert found.seen["zero_gradients"] == pytest.approx(flat / len(labels))
+    assert bool(found.reasons) is suspected
+
+
+class Stairs(nn.Module):
+    """Two classes by the mean of the image, with short steep ramps: a gradient that holds over a tenth of a level."""
+
+    def __init__(self, ramp):
+        super().__init__()
+        self.ramp = ramp
+
+    def forward(self, images):
+        height = 20 * images.mean(dim=(1, 2, 3))
+        floor = height.floor().detach()
+        score = floor + ((height - floor - 0.5) / self.ramp + 0.5).clamp(0, 1)
+        return torch.stack([10.2 - score, score - 10.2], dim=1)
+
+
+@pytest.mark.parametrize(("ramp", "erratic"), [(1.0, 0.0), (0.05, 1.0)])
+def test_a_gradient_that_holds_over_small_steps_alone_is_erratic(ramp, erratic):
+    images = torch.full((6, 1, 4, 4), 0.375) + torch.linspace(0, 0.001, 6).view(-1, 1, 1, 1)
+    labels = torch.zeros(6, dtype=torch.int64)
+    threat = ThreatModel("Linf", "0.02")  # half of it reaches over the ramp of 0.05 / 20, a sixteenth stays inside
+    seen = gradient_signs(Stairs(ramp), images, images, labels, threat)
+    assert seen == {"zero_gradients": 0.0, "erratic": erratic}
+
+
+def outcomes(*rows):
+    return [(knowledge, torch.tensor(outcome)) for knowledge, outcome in rows]
+
+
+def test_black_box_success_counts_only_on_what_white_box_attacks_left_standing():
+    white = ("white-box", [1, 1, 0, 0, 0, 0, 3, 3])
+    # Of the six left (two of them not attacked), the black-box attack tried five and broke two.
+    assert black_box_won(outcomes(white, ("score-based", [1, 1, 1, 1, 0, 0, 0, 3]))) == pytest.approx(2 / 5)
+    assert black_box_won(outcomes(white, ("score-based", [1, 1, 1, 0, 0, 0, 0, 3]))) == 0  # one is no sign
+    assert black_box_won(outcomes(("score-based", [1] * 8), white)) == 0  # nothing white-box came before
+    assert black_box_won(outcomes(white)) == 0
+
+
+def test_black_box_success_is_a_reason_and_a_rare_one_is_not():
+    model, images, labels = correct_points()
+    threat, nobody = ThreatModel("Linf", "0.1"), torch.zeros(N, dtype=torch.bool)
+    white = ("white-box", torch.zeros(N, dtype=torch.int64))
+    for broken, suspected in ((2, False), (3, True)):  # of 40: 5% is not yet enough
+        stages = [white, ("score-based", (torch.arange(N) < broken).long())]
+        found = look(model, images, labels, threat, stages, standing=nobody)
+        assert bool(found.reasons) is suspected
+    assert "black-box attacks broke 7.5% of what white-box attacks left standing" in found.reasons[0]
+
+
+def test_looking_is_cheap_and_counted():
+    model, images, labels = correct_points(n=100)
+    found = look(model, images, labels, ThreatModel("Linf", "0.1"))
+    assert (found.passes.forward, found.passes.backward) == (5 * LOOKED_AT, 3 * LOOKED_AT)
+    assert look(model, images, labels, ThreatModel("Linf", "0.1"), standing=torch.zeros(100).bool()).passes.forward == 0
