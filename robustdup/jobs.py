@@ -146,6 +146,7 @@ class WorkerOrder:
     model: nn.Module | None
     weights: str
     micro_batch: int
+    smaller: tuple[int, ...]
     judge_micro_batch: int | None
     draws: int
     usual_margin: float
@@ -165,7 +166,7 @@ def _workers(
         return
     right = (~points.clean.broken).nonzero()[: bench.micro_batch, 0]
     order = WorkerOrder(
-        config=config, model=model, weights=weights, micro_batch=bench.micro_batch,
+        config=config, model=model, weights=weights, micro_batch=bench.micro_batch, smaller=bench.smaller,
         judge_micro_batch=bench.judged.micro_batch, draws=bench.draws, usual_margin=bench.usual_margin,
         examples=points.images[right], randomized=randomized,
     )  # fmt: skip
@@ -206,7 +207,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     if fingerprint(bench.judged.model) != order.weights:
         raise RunError(f"Worker {place.number} loaded other weights for {config.model!r} than the parent has.")
     bench.micro_batch, bench.judged.micro_batch = order.micro_batch, order.judge_micro_batch
-    bench.draws, bench.usual_margin = order.draws, order.usual_margin
+    bench.smaller, bench.draws, bench.usual_margin = order.smaller, order.draws, order.usual_margin
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
         dress(bench, config, order.examples.to(bench.device), order.randomized)
     return lambda work: make_call(work, stages, bench)

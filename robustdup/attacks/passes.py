@@ -1,13 +1,14 @@
 """The counted, micro-batched model call.
 
 `Passes` packs any number of rows into micro-batches padded to one fixed shape, so that compiled models hold, memory is
-bounded, and a row's logits do not depend on who shares its batch. It counts rows, forward and backward.
+bounded, and a row's logits do not depend on who shares its batch. What is left over may go into a smaller shape, where
+the model was seen to compute the same bits in it. It counts rows, forward and backward.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,15 @@ class _CountBackward(torch.autograd.Function):
 class Passes(nn.Module):
     """A model that counts its rows and, with `micro_batch`, runs them in padded micro-batches of that many rows.
 
-    Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches).
+    Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches). The last
+    micro-batch is padded to the smallest of `smaller` numbers of rows that holds it, if any does.
     """
 
-    def __init__(self, model: nn.Module, micro_batch: int | None = None) -> None:
+    def __init__(self, model: nn.Module, micro_batch: int | None = None, smaller: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model
         self.micro_batch = micro_batch
+        self.smaller = tuple(sorted(smaller))
         self.count = Count()
         self.looks: list[tuple[int, int]] = []  # of each look at the points: rows, and passes of all rows before it
         self._looking = False
@@ -89,7 +92,7 @@ class Passes(nn.Module):
 
     def _padded(self, part: Tensor) -> Tensor:
         rows = part.shape[0]
-        missing = (self.micro_batch or rows) - rows
+        missing = next((size for size in self.smaller if size >= rows), self.micro_batch or rows) - rows
         if missing:
             self.count.padding += missing
             part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])

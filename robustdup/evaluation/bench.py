@@ -37,7 +37,8 @@ class Bench:
 
     Every call of a wrapped attack gets a fresh copy of `attacked`, so that it may ruin it and harm neither the judge nor
     the next attack; native attacks share `prepared`. Points in a call: `batch_size`, where given; rows in a padded model
-    call: `micro_batch`. `seconds` are those of a row, (forward, forward and backward), where they were measured.
+    call: `micro_batch`, and `smaller` numbers at which it computes the same bits. `seconds` are those of a row, (forward,
+    forward and backward), where they were measured.
     """
 
     judged: Passes
@@ -50,6 +51,7 @@ class Bench:
     copied: bool = True  # False where the model refuses: then attacks run on the judged model itself
     stand_in: bool = False  # whether `attacked` is another model than the judged one
     prepared: Prepared | None = None
+    smaller: tuple[int, ...] = ()
     seconds: tuple[float, float] | None = None
     longest: float = 0.0  # seconds that the run would take in one process if every point survived
     batch_size_given: bool = True

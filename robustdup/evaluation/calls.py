@@ -122,11 +122,11 @@ def _model_for(stage: PlannedStage, bench: Bench) -> Passes:
     if stage.spec.batching != "pool":
         return Passes(fresh_copy(bench.attacked))
     if bench.prepared is None:
-        return Passes(fresh_copy(bench.attacked), bench.micro_batch)
+        return Passes(fresh_copy(bench.attacked), bench.micro_batch, bench.smaller)
     if stage.spec.source == "native":
-        return Passes(bench.prepared.model, bench.micro_batch)
+        return Passes(bench.prepared.model, bench.micro_batch, bench.smaller)
     source = bench.attacked if bench.prepared.compiled != "off" else bench.prepared.model
-    return Passes(fresh_copy(source), bench.micro_batch)
+    return Passes(fresh_copy(source), bench.micro_batch, bench.smaller)
 
 
 def _ruined(model: nn.Module, stage: PlannedStage, bench: Bench) -> bool:
@@ -193,14 +193,14 @@ def _again_where_unearned(
         return verdict
     rows = near.nonzero()[:, 0]
     at = rows.to(bench.device)
-    second_look = Passes(attacked.model, bench.micro_batch)
+    second_look = Passes(attacked.model, bench.micro_batch, bench.smaller)
     with isolated(second_look.model), torch.no_grad():
         unearned = fooled(second_look(verdict.images[rows].to(bench.device)), labels[at]).cpu()
     again.append(second_look.count)
     if not bool(unearned.any()):
         return verdict
     rows, at = rows[unearned], at[unearned.to(at.device)]
-    original = Passes(fresh_copy(bench.attacked), bench.micro_batch)
+    original = Passes(fresh_copy(bench.attacked), bench.micro_batch, bench.smaller)
     second = _attack_and_judge(stage, original, images[at], labels[at], threat, rng[at], bench)
     again.append(original.count)
     notes.append(

@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Passes, input_gradient
 from robustdup.config import EvalConfig
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.folder import STATE
-from robustdup.evaluation.sizing import CANDIDATES, choose_micro_batch
+from robustdup.evaluation.sizing import CANDIDATES, Measured, choose_micro_batch
 from robustdup.models.prepare import prepare
 from robustdup.records import write_atomic
 
@@ -40,12 +42,15 @@ def equip(
     examples = images[right.nonzero()[: bench.micro_batch, 0]].to(bench.device)
     dress(bench, config, examples, clean.randomized, compiled=False)  # compiling waits for the micro-batch
     if path is not None and path.is_file():
-        bench.micro_batch = int(json.loads(path.read_text(encoding="utf-8"))["micro_batch"])
-    elif config.micro_batch is None:
-        bench.micro_batch = _measured(bench, config, examples[0], int(right.sum()), pool)
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        bench.micro_batch, bench.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
+    else:
+        _measure(bench, config, examples, int(right.sum()), pool)
     if path is not None:
-        write_atomic(path, json.dumps({"micro_batch": bench.micro_batch}).encode())
+        write_atomic(path, json.dumps({"micro_batch": bench.micro_batch, "smaller": bench.smaller}).encode())
     dress(bench, config, examples, clean.randomized)
+    if bench.prepared is not None and bench.prepared.compiled != "off":
+        bench.smaller = ()  # it is compiled for one shape
     return list(bench.prepared.notes) if bench.prepared is not None else []
 
 
@@ -65,25 +70,62 @@ def dress(bench: Bench, config: EvalConfig, examples: Tensor, randomized: bool, 
     )  # fmt: skip
 
 
-def _measured(bench: Bench, config: EvalConfig, image: Tensor, points: int, pool: Sequence[PlannedStage]) -> int:
-    """Time the usual micro-batch, and others where the run would be long; keep the seconds of a row.
+def _measure(bench: Bench, config: EvalConfig, examples: Tensor, points: int, pool: Sequence[PlannedStage]) -> None:
+    """Time the usual micro-batch and keep the seconds of a row; where the run would be long, look for better shapes.
 
-    A size of which the points do not fill three is not tried: most of its last one would be padding.
+    A micro-batch that is given stays as it is; where the points in a call are given too, there is nothing to choose.
     """
+    if config.micro_batch is not None and config.batch_size is not None:
+        return
     model = bench.attacked if bench.prepared is None else bench.prepared.model
-    usual = bench.micro_batch
     costs = [cost for stage in pool if (cost := stage.spec.passes(stage.options)) is not None]
+    usual = bench.micro_batch
     try:
         with isolated(model):
-            rows, measured = choose_micro_batch(model, image, bench.device, candidates=[], default=usual)
-            forward, both = measured[0].forward, measured[0].both
-            longest = points * sum((f - b) * forward + b * both for f, b in costs)
-            if longest >= WORTH_MEASURING:
-                sizes = [size for size in CANDIDATES.get(bench.device.type, CANDIDATES["cpu"]) if 3 * size <= points]
-                rows, measured = choose_micro_batch(model, image, bench.device, candidates=sizes, default=usual)
+            rows, measured = choose_micro_batch(model, examples[0], bench.device, candidates=[], default=usual)
+            long = _longest(measured[0], points, costs) >= WORTH_MEASURING
+            if long and config.micro_batch is None:
+                sizes = [size for size in CANDIDATES.get(bench.device.type, CANDIDATES["cpu"]) if size <= points]
+                rows, measured = choose_micro_batch(model, examples[0], bench.device, candidates=sizes, default=usual)
+            if config.micro_batch is None:
+                bench.micro_batch = rows
+            if long:
+                bench.smaller = same_bits(model, examples, bench.micro_batch)
     except RuntimeError:  # a model without gradients, say: the attacks will report it, point by point
-        return usual
+        return
     chosen = next(found for found in measured if found.rows == rows)
     bench.seconds = (chosen.forward, chosen.both)
-    bench.longest = points * sum((f - b) * chosen.forward + b * chosen.both for f, b in costs)
-    return rows
+    bench.longest = _longest(chosen, points, costs)
+
+
+def _longest(found: Measured, points: int, costs: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds that the stages would take if every point survived: `costs` are (forward, backward) passes."""
+    return points * sum((f - b) * found.forward + b * found.both for f, b in costs)
+
+
+def same_bits(model: nn.Module, examples: Tensor, micro_batch: int) -> tuple[int, ...]:
+    """Return the smaller numbers of rows (powers of two from 8) at which logits and gradients have the same bits.
+
+    Compared on `micro_batch` rows made from `examples` (n, C, H, W), each with its own noise. Which kernels compute a
+    batch follows from its shape and not from its values, so that what holds for these rows holds for others.
+    """
+    copies = -(-micro_batch // len(examples))
+    rows = examples.repeat(copies, 1, 1, 1)[:micro_batch]
+    noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    rows = (0.9 * rows + 0.1 * noise).clamp(0, 1)
+    whole = _answers(model, rows, micro_batch)
+    sizes = [2**power for power in range(3, 20) if 2**power < micro_batch]
+    return tuple(
+        size
+        for size in sizes
+        if all(torch.equal(mine, theirs) for mine, theirs in zip(_answers(model, rows, size), whole, strict=True))
+    )
+
+
+def _answers(model: nn.Module, images: Tensor, size: int) -> list[Tensor]:
+    """Return logits without and with a graph, and the gradients of their largest, computed `size` rows at a time."""
+    packed = Passes(model, size)
+    with torch.no_grad():
+        plain = packed(images)
+    gradient, _, logits = input_gradient(packed, images, lambda out, rows: out.amax(dim=1))
+    return [plain, logits, gradient]
