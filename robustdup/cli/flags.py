@@ -50,7 +50,7 @@ def _flag(name: str, annotation: Any, default: Any, description: str | None) -> 
     """A flag that is None unless given; numbers are read by the configuration, so that both spellings act alike."""
     flag = "--" + name.replace("_", "-")
     text = description or ""
-    if default not in (None, [], False):
+    if default not in (None, [], False, ""):
         text += f" [default: {str(default).lower() if isinstance(default, bool) else default}]"
     if annotation is bool:
         return _parameter(name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=text))
