@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustdup.attacks.sums import fold_sum
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel, row_sum
+from robustdup.threat import ThreatModel
 
 MOMENTUM = 0.75  # weight of the new step against the last change of place
 TINY = 1e-12
@@ -134,18 +135,6 @@ def l1_threshold(size: Tensor, over: Tensor, radius: float) -> Tensor:
 def l2_length(delta: Tensor) -> Tensor:
     """Return the Euclidean length (N,) of each row of (N, ...), the same bits in any company."""
     return fold_sum(delta.flatten(1).square()).sqrt_()
-
-
-def fold_sum(values: Tensor) -> Tensor:
-    """Sum each row of (N, D) -> (N,), to the same bits in any company: add the halves until few columns are left."""
-    dtype = values.dtype
-    while values.shape[1] > 64:
-        half = values.shape[1] // 2
-        folded = values[:, :half] + values[:, half : 2 * half]
-        if values.shape[1] % 2:
-            folded[:, 0] += values[:, -1]
-        values = folded
-    return row_sum(values).to(dtype)
 
 
 def spread(values: Tensor, like: Tensor) -> Tensor:

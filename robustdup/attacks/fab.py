@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.hyperplane import fold_sum, hyperplane_step, largest_first
+from robustdup.attacks.hyperplane import hyperplane_step, largest_first
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import in_micro_batches
+from robustdup.attacks.sums import fold_sum
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, row_length

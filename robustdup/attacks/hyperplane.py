@@ -15,12 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustdup.threat import row_sum
+from robustdup.attacks.sums import fold_sum
 
 SMALLEST = 1e-8  # weights up to here move nothing in L2 and L1, as published
 FAR = 1e30  # a multiplier that takes every pixel to its bound; finite, so that a weight of 0 stays 0
 BLOCK = 65_536  # values that a CPU core keeps in its cache: rows are worked through in blocks of about so many
-COLUMNS = 256  # what `fold_sum` leaves to a running sum
 
 
 def hyperplane_step(
@@ -47,22 +46,6 @@ def hyperplane_step(
 def largest_first(normal: Tensor) -> Tensor:
     """Return the pixels of each row by falling weight, equal ones in their order: (N, D) -> (N, D) int64."""
     return normal.abs().argsort(dim=1, descending=True, stable=True)
-
-
-def fold_sum(values: Tensor) -> Tensor:
-    """Sum each row of (N, D) -> (N,), to the same bits whatever the other rows are, in the dtype of `values`.
-
-    The two halves are added until few columns are left; those are summed in order in float64. For thousands of columns
-    it takes a twentieth of the time of `row_sum` on a CPU, with an error of a few units in the last place.
-    """
-    dtype = values.dtype
-    while values.shape[1] > COLUMNS:
-        half = values.shape[1] // 2
-        folded = values[:, :half] + values[:, half : 2 * half]
-        if values.shape[1] % 2:
-            folded[:, 0] += values[:, -1]
-        values = folded
-    return row_sum(values).to(dtype)
 
 
 def _step(points: Tensor, normal: Tensor, value: Tensor, norm: str, order: Tensor | None) -> Tensor:

@@ -13,9 +13,10 @@ from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd import _phases, apgd, apgd_ce, apgd_cost, apgd_dlr, ascend, run_phases
-from robustdup.attacks.apgd_steps import fold_sum, project_l1, random_start
+from robustdup.attacks.apgd_steps import project_l1, random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
 from robustdup.attacks.losses import ce, dlr, dlr_targeted, fooled, margin
+from robustdup.attacks.sums import fold_sum
 from robustdup.data.digits import load_builtin as digits
 from robustdup.data.options import DataOptions
 from robustdup.errors import AttackWarning

@@ -9,7 +9,8 @@ from pyautoattack.fab_projections import projection_l1, projection_l2, projectio
 from scipy.optimize import linprog
 
 from robustdup.attacks import hyperplane
-from robustdup.attacks.hyperplane import fold_sum, hyperplane_step, largest_first
+from robustdup.attacks.hyperplane import hyperplane_step, largest_first
+from robustdup.attacks.sums import fold_sum
 from robustdup.threat import row_length, row_sum
 
 PUBLISHED = {"Linf": projection_linf, "L2": projection_l2, "L1": projection_l1}
