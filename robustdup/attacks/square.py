@@ -173,7 +173,7 @@ def _search(
             assert moves is not None
             edits, used = _propose(rows, moves, at, windows, sides[query], threat)
             _write(rows.point, edits)
-        logits = model(rows.point.view(-1, *shape))
+        logits = model(rows.point.view(-1, *shape)).to(rows.point.dtype)
         gap = -margin(logits, rows.labels)
         value = gap if loss == "margin" else -ce(logits, rows.labels)
         wrong = fooled(logits, rows.labels)
