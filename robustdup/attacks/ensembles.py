@@ -31,15 +31,17 @@ PLUS = (
 )
 RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 
-# Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never
-# break. Square is the witness for masked gradients, of which the last stages, all of AutoAttack, are made where they show.
+# Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never break.
+# What survives several targets at a hair's breadth falls to cross-entropy from new starts rather than to longer runs.
+# Square is the witness for masked gradients; where they show, the last stages, all of AutoAttack, are made too.
 FAST = (
     Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
     Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
-    Stage("cosine-pgd-t", {"targets": 9, "steps": 50}, take=0.15, norms=LINF_L2),
-    Stage("apgd-ce", {"steps": 40, "larger_eps": True}, norms=L1),
-    Stage("apgd-t", {"targets": 4, "steps": 30, "larger_eps": True}, take=0.4, norms=L1),
-    Stage("apgd-t", {"targets": 9, "steps": 50, "larger_eps": True}, take=0.1, norms=L1),
+    Stage("cosine-pgd-t", {"targets": 9, "steps": 50}, take=0.12, norms=LINF_L2),
+    Stage("apgd-ce", {"steps": 50, "restarts": 5}, take=0.06, norms=LINF_L2),
+    Stage("apgd-ce", {"steps": 25, "larger_eps": True}, norms=L1),
+    Stage("apgd-t", {"targets": 5, "steps": 20, "larger_eps": True}, take=0.6, norms=L1),
+    Stage("apgd-t", {"targets": 9, "steps": 40, "larger_eps": True}, take=0.13, norms=L1),
     Stage("square", {"queries": 250}, take=0.05),
     *(replace(stage, when="masked") for stage in STANDARD),
 )
