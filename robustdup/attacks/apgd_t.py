@@ -31,31 +31,11 @@ def apgd_t(
     are those of `apgd`. Warns (AttackWarning) and takes the targeted margin where the model has fewer than four classes.
     Raises UserError for a setting that cannot work. https://arxiv.org/abs/2003.01690, equation 7
     """
-    if targets < 1:
-        raise UserError(f"apgd-t: targets must be at least 1, got {targets}.")
-    adv_images = images.clone()
-    if len(images) == 0:
+    adv_images, (rows, losses) = images.clone(), targeted_losses("apgd-t", model, images, labels, targets)
+    if len(rows) == 0:
         return adv_images
-    with torch.no_grad():
-        logits = model(images)
-    rows = (~fooled(logits, labels)).nonzero()[:, 0]
-    order = target_order(logits[rows], labels[rows], targets)
-    targeted = dlr_targeted
-    if logits.shape[1] < 4:
-        targeted = margin_targeted
-        warnings.warn(
-            f"apgd-t: targeted DLR needs at least 4 classes, the model has {logits.shape[1]}; "
-            "the targeted margin was used instead.",
-            AttackWarning,
-            stacklevel=2,
-        )
-
-    def loss_of(number: int) -> RowLoss:
-        truth, target = labels[rows], order[:, number]
-        return lambda logits, some: targeted(logits, truth[some], target[some])
-
     adv_images[rows] = worst_of_runs(
-        "apgd-t", model, images[rows], labels[rows], threat, [loss_of(number) for number in range(order.shape[1])],
+        "apgd-t", model, images[rows], labels[rows], threat, losses,
         rng=rng[rows], steps=steps, restarts=restarts, eot=eot, rho=rho, larger_eps=larger_eps,
     )  # fmt: skip
     return adv_images
@@ -65,6 +45,39 @@ def apgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving point costs where the model has enough classes."""
     forward, backward = apgd_cost(options)
     return 1 + options["targets"] * forward, options["targets"] * backward
+
+
+def targeted_losses(
+    name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: int
+) -> tuple[Tensor, list[RowLoss]]:
+    """Return the rows that are right on the clean image, and one targeted DLR for each rank of wrong class.
+
+    The order of the classes comes from one pass over the images (N, C, H, W); a loss takes logits and places among the
+    rows. Warns (AttackWarning), for the attack `name`, and takes the targeted margin where there are fewer than four
+    classes. Raises UserError for fewer than one target.
+    """
+    if targets < 1:
+        raise UserError(f"{name}: targets must be at least 1, got {targets}.")
+    if len(images) == 0:
+        return labels.new_empty(0), []
+    with torch.no_grad():
+        logits = model(images)
+    rows = (~fooled(logits, labels)).nonzero()[:, 0]
+    truth, order = labels[rows], target_order(logits[rows], labels[rows], targets)
+    targeted = dlr_targeted
+    if logits.shape[1] < 4:
+        targeted = margin_targeted
+        warnings.warn(
+            f"{name}: targeted DLR needs at least 4 classes, the model has {logits.shape[1]}; "
+            "the targeted margin was used instead.",
+            AttackWarning,
+            stacklevel=3,
+        )
+
+    def towards(target: Tensor) -> RowLoss:
+        return lambda logits, some: targeted(logits, truth[some], target[some])
+
+    return rows, [towards(order[:, number]) for number in range(order.shape[1])]
 
 
 def target_order(logits: Tensor, labels: Tensor, targets: int) -> Tensor:

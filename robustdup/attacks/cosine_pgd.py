@@ -11,33 +11,23 @@ It is a `pool` attack: a row leaves the moment it is fooled, and all randomness 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.apgd import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start, spread
-from robustdup.attacks.apgd_t import target_order
-from robustdup.attacks.losses import (
-    Loss,
-    dlr_targeted,
-    find_loss,
-    fooled,
-    margin,
-    margin_targeted,
-    probability_margin,
-)
+from robustdup.attacks.apgd_t import targeted_losses
+from robustdup.attacks.losses import Loss, find_loss, fooled, margin, probability_margin
 from robustdup.attacks.passes import input_gradient
-from robustdup.errors import AttackWarning, UserError
+from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 FIRST_STEP = 2.0  # of eps
 CONFIDENT = 10.0  # a logit margin from which on probabilities hide what other classes do
-
-RowLoss = Callable[[Tensor, Tensor], Tensor]  # logits (M, K) and the rows (M,) that they belong to -> one value a row
 
 
 def cosine_pgd(
@@ -70,31 +60,11 @@ def cosine_pgd_t(
     Shapes, norms, options and errors as there. The order comes from one pass over the clean images. Warns
     (AttackWarning) and takes the targeted margin where the model has fewer than four classes.
     """
-    if targets < 1:
-        raise UserError(f"cosine-pgd-t: targets must be at least 1, got {targets}.")
-    adv_images = images.clone()
-    if len(images) == 0:
+    adv_images, (rows, losses) = images.clone(), targeted_losses("cosine-pgd-t", model, images, labels, targets)
+    if len(rows) == 0:
         return adv_images
-    with torch.no_grad():
-        logits = model(images)
-    rows = (~fooled(logits, labels)).nonzero()[:, 0]
-    truth, order = labels[rows], target_order(logits[rows], labels[rows], targets)
-    targeted = dlr_targeted
-    if logits.shape[1] < 4:
-        targeted = margin_targeted
-        warnings.warn(
-            f"cosine-pgd-t: targeted DLR needs at least 4 classes, the model has {logits.shape[1]}; "
-            "the targeted margin was used instead.",
-            AttackWarning,
-            stacklevel=2,
-        )
-
-    def towards(target: Tensor) -> RowLoss:
-        return lambda logits, some: targeted(logits, truth[some], target[some])
-
     adv_images[rows] = _worst_of_runs(
-        "cosine-pgd-t", model, images[rows], truth, threat,
-        [towards(order[:, number]) for number in range(order.shape[1]) for _ in range(restarts)],
+        "cosine-pgd-t", model, images[rows], labels[rows], threat, [loss for loss in losses for _ in range(restarts)],
         rng=rng[rows], steps=steps, restarts=restarts, eot=eot,
     )  # fmt: skip
     return adv_images
