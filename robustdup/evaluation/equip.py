@@ -20,6 +20,7 @@ from robustdup.models.prepare import prepare
 from robustdup.records import write_atomic
 
 EQUIPMENT_FILE = "equipment.json"
+GLANCE, LOOK = 0.2, 1.0  # seconds to spend on timing the usual micro-batch, and on timing others
 WORTH_MEASURING = 5.0  # seconds that a run may take before it is worth looking for a better micro-batch
 
 
@@ -82,11 +83,15 @@ def _measure(bench: Bench, config: EvalConfig, examples: Tensor, points: int, po
     usual = bench.micro_batch
     try:
         with isolated(model):
-            rows, measured = choose_micro_batch(model, examples[0], bench.device, candidates=[], default=usual)
+            rows, measured = choose_micro_batch(
+                model, examples[0], bench.device, candidates=[], default=usual, seconds=GLANCE
+            )
             long = _longest(measured[0], points, costs) >= WORTH_MEASURING
             if long and config.micro_batch is None:
                 sizes = [size for size in CANDIDATES.get(bench.device.type, CANDIDATES["cpu"]) if size <= points]
-                rows, measured = choose_micro_batch(model, examples[0], bench.device, candidates=sizes, default=usual)
+                rows, measured = choose_micro_batch(
+                    model, examples[0], bench.device, candidates=sizes, default=usual, seconds=LOOK
+                )
             if config.micro_batch is None:
                 bench.micro_batch = rows
             if long:

@@ -60,7 +60,7 @@ def test_the_last_micro_batch_is_padded_to_the_smallest_shape_that_holds_it(line
 
 def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points, tmp_path, monkeypatch):
     slow = [Measured(32, 0.01, 0.03), Measured(64, 0.002, 0.005)]
-    monkeypatch.setattr(module, "choose_micro_batch", lambda *_, candidates, default: (64 if candidates else 32, slow))
+    monkeypatch.setattr(module, "choose_micro_batch", lambda *_, candidates, **__: (64 if candidates else 32, slow))
     bench, config, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "CANDIDATES", {"cpu": (16, 32)})
     equip(bench, config, images, clean, [pool_stage()], tmp_path)
