@@ -21,6 +21,7 @@ class Config(BaseModel):
 
 # The radii of RobustBench and AutoAttack (https://github.com/fra31/auto-attack), and ones that 8x8 digits can tell apart.
 USUAL_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
+DIGITS_POINTS = 200
 DIGITS_EPS = {"linf": "0.15", "l2": "0.5", "l1": "2"}
 
 
@@ -40,7 +41,12 @@ class EvalConfig(Config):
     resize: int | None = Field(None, description="Resize the shorter side to this many pixels.")
     crop: int | None = Field(None, description="Crop the centre to this many pixels, after resizing.")
     grey: bool = Field(False, description="Turn images into one grey channel.")
-    n: int | None = Field(None, description="Take the first N points, as RobustBench does.", ge=1)
+    n: int | None = Field(
+        None,
+        description="Take the first N points, as RobustBench does; all if not given, but 200 of the 500 built-in digits "
+        "for autoattack, so that a first look takes less than a minute.",
+        ge=1,
+    )
     sample: int | None = Field(None, description="Take a random subset of this many points, drawn from the seed.", ge=1)
     norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
     eps: str = Field(
@@ -111,10 +117,12 @@ class EvalConfig(Config):
 
     @model_validator(mode="after")
     def _usual_eps(self) -> EvalConfig:
-        """Fill in the radius that the field reports for this norm, where none is given."""
+        """Fill in the radius that the field reports for this norm, and the points of a first look, where none are given."""
         if not self.eps:
             usual = DIGITS_EPS if self.data == "builtin:digits" else USUAL_EPS
             self.__dict__["eps"] = usual.get(self.norm.lower(), "8/255")
+        if (self.data, self.attacks) == ("builtin:digits", "autoattack") and self.n is None and self.sample is None:
+            self.__dict__["n"] = DIGITS_POINTS
         return self
 
 
