@@ -7,7 +7,6 @@ line to FILE, and lines that are there are not run again. Without settings it on
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from scipy.stats import beta
 
-from robustdup.bench.parity import broken, read, right
+from robustdup.bench.parity import append, broken, read, right
 from robustdup.config import EvalConfig, build
 from robustdup.errors import RobustdupError
 from robustdup.jobs import run_evaluation
@@ -105,8 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if key in {tuple(line[k] for k in ("attacks", *KEY, "seed")) for line in read(given.out)}:
                 continue
             line = one_run(given.settings, attacks, seed)
-            with given.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(given.out, line)
             print(f"{attacks} seed {seed}: {line['seconds']:.0f} s", file=sys.stderr)
     except RobustdupError as error:
         print(error, file=sys.stderr)

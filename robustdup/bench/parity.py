@@ -117,6 +117,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line to a file of results."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run what is missing and print the table of all that FILE holds."""
     parser = argparse.ArgumentParser(prog="robustdup.bench.parity", description=(__doc__ or "").split("\n")[0])
@@ -135,8 +141,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 }:
                     continue
                 line = compare_once(given.settings, name, seed)
-                with given.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append(given.out, line)
                 print(f"{name} seed {seed}: done", file=sys.stderr)
     except RobustdupError as error:
         print(error, file=sys.stderr)

@@ -21,13 +21,11 @@ from robustdup.attacks.pgd import pgd
 from robustdup.config import EvalConfig
 from robustdup.evaluation.bench import Bench, CleanVerdict, fresh_copy
 from robustdup.evaluation.cascade import BROKEN, SURVIVED, CascadeResult, Points
+from robustdup.evaluation.masking import BLACK_BOX
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.records import Diagnostic
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
-
-BLACK_BOX = ("score-based", "decision-based", "transfer")
-
 
 PROBE_POINTS = 64
 
