@@ -220,7 +220,7 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
     for part in parts:
         match = re.fullmatch(r"([^()\s]+)\s*(?:\((.*)\))?", part, flags=re.DOTALL)
         if match is None:
-            raise UserError(f"Cannot read the attack {part!r}. Write NAME or NAME(option=value, option=value).")
+            raise UserError(f"Cannot read {part!r}. Write NAME or NAME(option=value, option=value).")
         options = {}
         for option in _split(match[2] or ""):
             key, equals, value = option.partition("=")
@@ -229,6 +229,14 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
             options[key.strip()] = parse_value(value)
         attacks.append((match[1], options))
     return attacks
+
+
+def parse_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """Read one 'name' or 'name(option=value)' as (name, options); `what` names it in errors. Raises UserError."""
+    calls = parse_attacks(text) if text.strip() else []
+    if len(calls) != 1:
+        raise UserError(f"Give one {what}, as NAME or NAME(option=value); got {text!r}.")
+    return calls[0]
 
 
 def _split(text: str) -> list[str]:

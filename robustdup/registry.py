@@ -1,4 +1,4 @@
-"""One door for everything that can be plugged in: attacks, ensembles, losses, models, data, objectives, baselines.
+"""One door for everything that can be plugged in: attacks, ensembles, losses, models, architectures, data, objectives.
 
 A plugin is a function `register(registry)` named by an entry point of the group `robustdup.plugins`, or a file given
 with `--plugin`. robustdup's own attacks, models and data come through the same door.
@@ -83,10 +83,7 @@ class AttackSpec:
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The options: keyword-only parameters of the function other than `rng`, by name."""
-        if self.function is None:
-            return {}
-        found = inspect.signature(self.function).parameters.values()
-        return {p.name: p for p in found if p.kind is p.KEYWORD_ONLY and p.name != "rng"}
+        return {} if self.function is None else keywords(self.function, besides=("rng",))
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -95,15 +92,7 @@ class AttackSpec:
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
-        known, checked = self.parameters, {}
-        for name, value in options.items():
-            if name not in known:
-                raise unknown(f"option of attack {self.name!r}:", name, known)
-            checked[name] = _check_value(self.name, known[name], value)
-        missing = [name for name, p in known.items() if p.default is p.empty and name not in checked]
-        if missing:
-            raise UserError(f"Attack {self.name!r} needs the option {missing[0]!r}: write {self.name}({missing[0]}=…).")
-        return checked
+        return check_keywords(f"attack {self.name!r}", self.name, self.parameters, options)
 
     def passes(self, options: Mapping[str, Any] | None = None) -> tuple[float, float] | None:
         """Return the (forward, backward) passes of a surviving point under these options, where known."""
@@ -112,9 +101,30 @@ class AttackSpec:
         return self.cost
 
 
-def _check_value(attack: str, parameter: inspect.Parameter, value: Any) -> Any:
+def keywords(function: Callable[..., Any], besides: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a function other than `besides`, by name: its options."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p for p in found if p.kind is p.KEYWORD_ONLY and p.name not in besides}
+
+
+def check_keywords(
+    what: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `options` in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+    checked = {}
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of {what}:", option, known)
+        checked[option] = _check_value(what, known[option], value)
+    missing = [option for option, p in known.items() if p.default is p.empty and option not in checked]
+    if missing:
+        raise UserError(f"{what[0].upper()}{what[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).")
+    return checked
+
+
+def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
     default, annotation = parameter.default, parameter.annotation
-    place = f"Option {parameter.name!r} of attack {attack!r}"
+    place = f"Option {parameter.name!r} of {what}"
     if isinstance(annotation, str) and (choices := re.fullmatch(r"Literal\[(.*)\]", annotation)):
         allowed: tuple[Any, ...] = tuple(part.strip().strip("'\"") for part in choices[1].split(","))
     else:
@@ -211,12 +221,52 @@ class Source:
 
 @dataclass(frozen=True)
 class Named:
-    """Something plugged in under a name: a loss, an objective, a baseline."""
+    """Something plugged in under a name: a loss, a baseline."""
 
     name: str
     function: Callable[..., Any]
     description: str = ""
     url: str = ""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What robustdup knows of a training objective.
+
+    `function` is `objective(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`: see
+    `robustdup.training`. `update` is the update rule that it needs ("" where any will do), `features` tells that it
+    calls `model.features`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    update: str = ""
+    features: bool = False
+    description: str = ""
+    url: str = ""
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        known = keywords(self.function, besides=("attack", "rng"))
+        return check_keywords(f"objective {self.name!r}", self.name, known, options)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network to train: `build(*, channels, size, classes, mean, std, **options) -> nn.Module`.
+
+    `size` is (height, width) of the images in pixels, `mean` and `std` (one value a channel) go into its first layer.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    description: str = ""
+    url: str = ""
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        known = keywords(self.build, besides=("channels", "size", "classes", "mean", "std"))
+        return check_keywords(f"architecture {self.name!r}", self.name, known, options)
 
 
 @dataclass(frozen=True)
@@ -239,7 +289,8 @@ class Registry:
         self.losses: dict[str, Named] = {}
         self.models: dict[str, Source] = {}
         self.data: dict[str, Source] = {}
-        self.objectives: dict[str, Named] = {}
+        self.architectures: dict[str, Architecture] = {}
+        self.objectives: dict[str, ObjectiveSpec] = {}
         self.baselines: dict[str, Named] = {}
         self.plugins: list[PluginStatus] = []
         self._owner = "native"
@@ -275,9 +326,17 @@ class Registry:
         """Register a loader of data: `load(rest, options)` for specs `scheme:rest`."""
         self._put("data source", self.data, scheme, Source(scheme, load, description, tuple(examples)))
 
-    def add_objective(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
-        """Register a training objective."""
-        self._put("objective", self.objectives, name, Named(name, function, description, url))
+    def add_architecture(self, name: str, build: Callable[..., Any], *, description: str = "", url: str = "") -> None:
+        """Register a network to train: `build(*, channels, size, classes, mean, std, **options) -> nn.Module`."""
+        self._put("architecture", self.architectures, name, Architecture(name, build, description, url))
+
+    def add_objective(
+        self, name: str, function: Callable[..., Any], *, update: str = "", features: bool = False,
+        description: str = "", url: str = "",
+    ) -> None:  # fmt: skip
+        """Register a training objective `(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`."""
+        text = description or (inspect.getdoc(function) or "").split("\n")[0]
+        self._put("objective", self.objectives, name, ObjectiveSpec(name, function, update, features, text, url))
 
     def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
         """Register what a bench compares with: a toolkit at its published settings, as its user would call it.
@@ -336,7 +395,7 @@ class Registry:
 
         `source` is what its attacks with bare names are listed under; the plugin's name if not given.
         """
-        tables = ("attacks", "ensembles", "losses", "models", "data", "objectives", "baselines")
+        tables = ("attacks", "ensembles", "losses", "models", "architectures", "data", "objectives", "baselines")
         before = {table: copy.copy(getattr(self, table)) for table in tables}
         self._owner = source or name
         try:
@@ -358,7 +417,7 @@ def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
     """Return a registry with all installed plugins and the given files. One that fails is reported, never fatal."""
     registry = Registry()
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    own = {"native-attacks", "native-data", "native-models"}
+    own = {"native-attacks", "native-data", "native-models", "native-objectives"}
     for point in sorted(points, key=lambda p: (p.name not in own, p.name)):
         origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
         source = "native" if point.name in own else point.name

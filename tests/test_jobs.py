@@ -13,8 +13,9 @@ from torch import nn
 import robustdup
 from robustdup import UserError, jobs
 from robustdup.config import EvalConfig, build
+from robustdup.errors import RunError
 from robustdup.jobs import parse_threats, plan
-from robustdup.records import RunError, load_record, load_samples
+from robustdup.records import load_record, load_samples
 from robustdup.registry import load_plugins
 
 

@@ -97,7 +97,7 @@ def test_a_place_that_cannot_be_written_is_a_message(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(records.tempfile, "mkstemp", forbidden)
+    monkeypatch.setattr("tempfile.mkstemp", forbidden)
     with pytest.raises(RunError, match="Permission denied"):
         save_record(record(), tmp_path)
 

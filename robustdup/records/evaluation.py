@@ -1,53 +1,31 @@
-"""Versioned records: what a run leaves behind, enough to trust it and to run it again.
-
-A run folder holds `record.json`, `samples.parquet` (a row per point and attack) and `images/`. Files are written
-atomically. This module does not import torch: tables, pages and ranks are computed from records alone.
-"""
+"""The record of an evaluation, and its table: a row per point and attack."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from robustdup.errors import RunError, UserError
+from robustdup.errors import UserError
+from robustdup.records.base import (
+    RECORD_FILE,
+    Accuracy,
+    DataInfo,
+    Part,
+    Threat,
+    atomic_path,
+    read_record,
+    to_json,
+    write_atomic,
+)
 
 SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
 VERSION = 2
 
-RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
-
-
-class Part(BaseModel):
-    """A part of a record: unknown fields are refused, NaN is kept as null."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
-
-
-class Threat(Part):
-    """The threat model: `eps` as a float in pixel units of [0, 1], `eps_text` as it was written."""
-
-    norm: str
-    eps: float
-    eps_text: str
-
-
-class Accuracy(Part):
-    """A share in [0, 1] with its 95% interval over images."""
-
-    value: float
-    low: float
-    high: float
 
 
 class CurvePoint(Accuracy):
@@ -170,20 +148,6 @@ class PassTotals(Part):
     padding: int = 0
 
 
-class DataInfo(Part):
-    """Which images: `fingerprint` is over images, labels and order of the evaluated points."""
-
-    spec: str
-    split: str
-    config: str | None = None
-    revision: str | None = None
-    n_total: int
-    selection: Literal["all", "first", "sample", "given"]
-    image_shape: list[int]
-    class_names: list[str]
-    fingerprint: str
-
-
 class ModelInfo(Part):
     """Which model: `fingerprint` is over the names and bytes of weights and buffers."""
 
@@ -262,40 +226,6 @@ class EvaluationRecord(Part):
     versions: dict[str, str]
 
 
-def now() -> str:
-    """Return the present time in UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError otherwise."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"Cannot write {str(path)!r}: {reason}. Nothing that was already saved is lost.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def save_record(record: EvaluationRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
     path = folder / RECORD_FILE
@@ -303,48 +233,9 @@ def save_record(record: EvaluationRecord, folder: Path) -> Path:
     return path
 
 
-def to_json(record: BaseModel) -> str:
-    """Return a record as JSON text with an indent of two."""
-    return record.model_dump_json(indent=2)
-
-
-def find_record(place: str | Path) -> Path:
-    """Return the path of the record.json that a run folder or file names. Raises UserError where there is none."""
-    path = Path(place)
-    if path.is_dir():
-        path = path / RECORD_FILE
-    if not path.is_file():
-        raise UserError(
-            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself."
-        )
-    return path
-
-
 def load_record(place: str | Path) -> EvaluationRecord:
-    """Read a record from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
-    path = find_record(place)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{str(path)!r} is not a whole JSON file ({error}). Was the copy cut off? Run with --resume."
-        ) from None
-    if not isinstance(content, dict) or content.get("schema_name") != SCHEMA:
-        kind = content.get("schema_name") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{str(path)!r} is not an evaluation record (found {kind!r}, expected {SCHEMA!r}).")
-    version = content.get("schema_version")
-    if not isinstance(version, int) or version > VERSION:
-        raise UserError(
-            f"{str(path)!r} has schema version {version}; this robustdup reads up to {VERSION}. "
-            "Update robustdup to read it."
-        )
-    content["schema_version"] = VERSION  # version 1 lacks fields that have defaults
-    try:
-        return EvaluationRecord.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place_in = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{str(path)!r} is damaged: field {place_in!r}: {first['msg']}.") from None
+    """Read an evaluation record from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
+    return read_record(place, EvaluationRecord, schema=SCHEMA, version=VERSION, what="an evaluation record")
 
 
 # One row per point and attack; the first rows, attack "clean", hold every point on its clean image.

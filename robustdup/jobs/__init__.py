@@ -1,0 +1,14 @@
+"""The one place that assembles: a configuration becomes objects, they run, and a record comes out.
+
+Commands, notebooks, study cells, benches and workers all call what is here.
+"""
+
+from __future__ import annotations
+
+from robustdup.jobs.evaluation import Evaluation, evaluate, load_data, parse_threats, plan, run_evaluation
+from robustdup.jobs.verification import verify, verify_bundle, verify_examples
+
+__all__ = [
+    "Evaluation", "evaluate", "load_data", "parse_threats", "plan", "run_evaluation", "verify", "verify_bundle",
+    "verify_examples",
+]  # fmt: skip

@@ -1,0 +1,144 @@
+"""What all records share: the base of their parts, the files of a run folder, and writing whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from robustdup.errors import RunError, UserError
+
+RECORD_FILE = "record.json"
+
+
+class Part(BaseModel):
+    """A part of a record: unknown fields are refused, NaN is kept as null."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+
+class Threat(Part):
+    """The threat model: `eps` as a float in pixel units of [0, 1], `eps_text` as it was written."""
+
+    norm: str
+    eps: float
+    eps_text: str
+
+
+class Accuracy(Part):
+    """A share in [0, 1] with its 95% interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+class DataInfo(Part):
+    """Which images: `fingerprint` is over images, labels and order of the evaluated points."""
+
+    spec: str
+    split: str
+    config: str | None = None
+    revision: str | None = None
+    n_total: int
+    selection: Literal["all", "first", "sample", "given"]
+    image_shape: list[int]
+    class_names: list[str]
+    fingerprint: str
+
+
+def now() -> str:
+    """Return the present time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError otherwise."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"Cannot write {str(path)!r}: {reason}. Nothing that was already saved is lost.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def to_json(record: BaseModel) -> str:
+    """Return a record as JSON text with an indent of two."""
+    return record.model_dump_json(indent=2)
+
+
+def find_record(place: str | Path) -> Path:
+    """Return the path of the record.json that a run folder or file names. Raises UserError where there is none."""
+    path = Path(place)
+    if path.is_dir():
+        path = path / RECORD_FILE
+    if not path.is_file():
+        raise UserError(
+            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself."
+        )
+    return path
+
+
+R = TypeVar("R", bound=Part)
+
+
+def read_record(place: str | Path, kind: type[R], *, schema: str, version: int, what: str) -> R:
+    """Read a record of one kind from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
+    path = find_record(place)
+    content = read_content(path)
+    if content.get("schema_name") != schema:
+        raise UserError(f"{str(path)!r} is not {what} (found {content.get('schema_name')!r}, expected {schema!r}).")
+    found = content.get("schema_version")
+    if not isinstance(found, int) or found > version:
+        raise UserError(
+            f"{str(path)!r} has schema version {found}; this robustdup reads up to {version}. Update robustdup to read it."
+        )
+    content["schema_version"] = version  # what older versions lack has defaults
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place_in = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{str(path)!r} is damaged: field {place_in!r}: {first['msg']}.") from None
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a record file as it stands. Raises UserError where it is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{str(path)!r} is not a whole JSON file ({error}). Was the copy cut off? Run with --resume."
+        ) from None
+    return content if isinstance(content, dict) else {"schema_name": type(content).__name__}
+
+
+def schema_of(place: str | Path) -> str:
+    """Return the schema name of the record in a run folder or file: which kind of run it is. Raises UserError."""
+    return str(read_content(find_record(place)).get("schema_name"))

@@ -1,0 +1,96 @@
+"""What a place on the command line holds: which kind of run, its record, and what lies beside the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from robustdup.errors import UserError
+from robustdup.records import RECORD_FILE, EvaluationRecord, find_record, load_record, load_samples
+
+STATE_CONFIG = Path("state") / "config.json"
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """A finished evaluation; `samples` is None where its table is missing or damaged, and `notes` say so."""
+
+    folder: Path
+    record: EvaluationRecord
+    samples: pa.Table | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What to call the run: its model."""
+        return self.record.model.spec
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run without a record yet: its configuration, and how many calls of attacks are saved."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    saved_calls: int
+
+    @property
+    def name(self) -> str:
+        """What to call the run: its model, where its configuration names one."""
+        return str(self.config.get("model") or self.folder.name)
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """A record of another kind, as plain JSON."""
+
+    folder: Path
+    schema: str
+    content: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What to call the run."""
+        return str(self.content.get("run_id") or self.folder.name)
+
+
+Run = EvaluationRun | UnfinishedRun | OtherRun
+
+
+def read_run(place: str | Path) -> Run:
+    """Read a run folder or record file of any kind. Raises UserError where there is none, or it is damaged."""
+    folder = Path(place)
+    if folder.is_dir() and not (folder / RECORD_FILE).is_file() and (folder / STATE_CONFIG).is_file():
+        return _unfinished(folder)
+    path = find_record(place)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        content = None  # load_record says what is wrong
+    schema = content.get("schema_name") if isinstance(content, dict) else None
+    if isinstance(content, dict) and isinstance(schema, str) and schema != "robustdup.evaluation":
+        return OtherRun(path.parent, schema, content)
+    return _evaluation(path)
+
+
+def _evaluation(path: Path) -> EvaluationRun:
+    record = load_record(path)
+    try:
+        return EvaluationRun(path.parent, record, load_samples(path.parent))
+    except UserError as error:
+        return EvaluationRun(path.parent, record, None, [f"Without the samples of the points: {error}"])
+
+
+def _unfinished(folder: Path) -> UnfinishedRun:
+    path = folder / STATE_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
+    calls = sum(1 for _ in (folder / "state").rglob("*.safetensors"))
+    return UnfinishedRun(folder, config if isinstance(config, dict) else {}, calls)

@@ -1,0 +1,80 @@
+"""Numbers as a reader wants them: short, aligned, and a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+NONE = "–"
+
+
+def missing(value: Any) -> bool:
+    """Say whether there is no number to show: None, NaN or infinite."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """Return a share in [0, 1] as per cent."""
+    return NONE if share is None or missing(share) else f"{100 * share:.{digits}f}%"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return both ends of an interval of shares, in per cent."""
+    if low is None or high is None or missing(low) or missing(high):
+        return NONE
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def signed(share: float | None) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return NONE if share is None or missing(share) else f"{100 * share:+.2f}".replace("-", "−")
+
+
+def signed_interval(low: float, high: float) -> str:
+    """Return an interval of differences in percentage points."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with a few significant digits."""
+    return NONE if value is None or missing(value) else f"{value:.{digits}g}"
+
+
+def whole(count: float | None) -> str:
+    """Return a count with separators: 1,234,567."""
+    return NONE if count is None or missing(count) else f"{count:,.0f}"
+
+
+def short(count: float | None) -> str:
+    """Return a count in at most six letters: 950, 19.4k, 3.66M."""
+    if count is None or missing(count):
+        return NONE
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as 4.2 s, 1 min 20 s or 2 h 5 min."""
+    if seconds is None or missing(seconds):
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Return a count with its noun: 1 point, 2 points."""
+    return f"{whole(count)} {one if count == 1 else many or one + 's'}"
+
+
+def listed(words: Iterable[str], limit: int = 6) -> str:
+    """Return words joined by commas, the rest counted."""
+    found = list(words)
+    shown = ", ".join(found[:limit])
+    return f"{shown} and {len(found) - limit} more" if len(found) > limit else shown

@@ -1,0 +1,1 @@
+"""Training: objectives, update rules, and the loop that runs them."""

@@ -1,0 +1,150 @@
+"""The configuration of a training run. Torch is not imported here, so that help texts come at once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from robustdup.config import DIGITS_EPS, USUAL_EPS, Config
+
+BUDGETS = ("epochs", "steps", "samples")
+
+
+class TrainConfig(Config):
+    """What `robustdup train` needs. Field descriptions are the help texts of the flags."""
+
+    model: str = Field(
+        "small-cnn",
+        description="Architecture to train: small-cnn, small-resnet, preact-resnet18, wide-resnet(depth=28,width=10), "
+        "timm:NAME, file.py:factory, …",
+    )
+    init: str | None = Field(None, description="Start from the weights of this model (run:FOLDER, file.safetensors).")
+    data: str = Field("builtin:digits", description="Data: builtin:digits, a Hub dataset id, or a local folder.")
+    split: str = Field("train", description="Split to train on.")
+    test_split: str = Field("test", description="Split on which the best and the last checkpoint are evaluated.")
+    test_data: str | None = Field(None, description="Other data to evaluate on; the training data's own if not given.")
+    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
+    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
+    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
+    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
+    resize: int | None = Field(None, description="Resize the shorter side to this many pixels.")
+    crop: int | None = Field(None, description="Crop the centre to this many pixels, after resizing.")
+    grey: bool = Field(False, description="Turn images into one grey channel.")
+    n: int | None = Field(None, description="Train on the first N images of the split.", ge=1)
+    sample: int | None = Field(
+        None, description="Train on a random subset of this many images, drawn from the seed.", ge=1
+    )
+    duplicate: dict[str, Any] = Field(
+        default_factory=dict,
+        description="How training images are duplicated: duplicate.scheme=uniform duplicate.dose=0.5, …",
+    )
+    as_weights: bool = Field(
+        False, description="Weigh the loss of the originals as the duplicates would, and train on no copy."
+    )
+    objective: str = Field(
+        "pgd_at", description="Objective: standard, pgd_at, trades(beta=6), mart, free(replays=8), n_fgsm, morel, …"
+    )
+    update: str = Field("plain", description="Update rule: plain, awp(gamma=0.005); the objective free brings its own.")
+    attack: str = Field(
+        "pgd(steps=10)", description="Inner attack: pgd(steps=10,step_size=2/255), or any registered bounded attack."
+    )
+    norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
+    eps: str = Field(
+        "",
+        description="Radius in pixel units of [0, 1]. [default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, "
+        "L2 0.5, L1 2]",
+    )
+    inner_bn: Literal["eval", "train"] = Field(
+        "eval", description="BatchNorm during the inner attack: running statistics (eval) or the batch's (train)."
+    )
+    label_smoothing: float = Field(0.0, description="Label smoothing of cross-entropy terms.", ge=0, lt=1)
+    augment: Literal["crop-flip", "crop", "flip", "none"] = Field("crop-flip", description="Random crop and flip.")
+    padding: int = Field(4, description="Pixels of zero padding before the random crop.", ge=0)
+    share_augmentation: bool = Field(False, description="Give all copies of an image the augmentation of the original.")
+    epochs: float | None = Field(None, description="Budget: passes over the training entries.", gt=0)
+    steps: int | None = Field(None, description="Budget: optimizer steps.")
+    samples: int | None = Field(None, description="Budget: training entries seen.")
+    batch_size: int = Field(128, description="Training entries in a step, over all processes.", ge=1)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
+    lr: float = Field(0.1, description="Largest learning rate.", gt=0)
+    momentum: float = Field(0.9, description="Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = Field(5e-4, description="Weight decay.", ge=0)
+    decay_all: bool = Field(True, description="Decay biases and normalisation layers too.")
+    schedule: Literal["cosine", "one-cycle", "linear", "piecewise", "constant"] = Field(
+        "one-cycle", description="Learning rate over the budget."
+    )
+    warmup: float = Field(
+        0.0, description="Share of the budget in which the rate rises (one-cycle: 0.3 if 0).", ge=0, lt=1
+    )
+    milestones: list[float] = Field(
+        default_factory=lambda: [0.5, 0.75],
+        description="Shares of the budget at which piecewise divides the rate by ten.",
+    )
+    schedule_steps: int | None = Field(
+        None, description="Steps over which the schedule runs, where that is not the budget (to compare budgets)."
+    )
+    clip: float | None = Field(None, description="Largest norm of the gradient of all weights.", gt=0)
+    ema: float = Field(0.0, description="Decay of an exponential moving average of the weights; 0: none.", ge=0, lt=1)
+    swa: float = Field(
+        0.0, description="Share of the budget after which weights are averaged equally; 0: never.", ge=0, lt=1
+    )
+    validation: float = Field(
+        0.02,
+        description="Images of the training split held out to choose the checkpoint: a share below 1, or a number. 0: none.",
+        ge=0,
+    )
+    validation_attack: str = Field("pgd(steps=10)", description="Attack by which checkpoints are chosen.")
+    keep_near_duplicates: bool = Field(
+        False, description="Train on near-duplicates of validation images too (else they are kept out)."
+    )
+    validate_every: int | None = Field(
+        None,
+        description="Steps between candidates for the best checkpoint; a twentieth of the budget if not given.",
+        ge=1,
+    )
+    evaluate: str | None = Field(
+        "fast", description="Attacks for the evaluation of best and last on the test split; none: no evaluation."
+    )
+    test_n: int | None = Field(None, description="Evaluate on the first N test points; all if not given.", ge=1)
+    targets: list[float] = Field(
+        default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+        description="Validation accuracies to report time and steps for.",
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="Precision of training (bf16 through autocast)."
+    )
+    compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
+        "auto", description="Compile the model: auto is off on a CPU and on with CUDA."
+    )
+    channels_last: bool = Field(True, description="Keep images and convolutions in channels-last layout.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    threads: int | None = Field(None, description="CPU threads; all cores if not given.", ge=1)
+    loader_workers: int = Field(
+        0, description="Processes that decode images, for data that does not fit in memory.", ge=0
+    )
+    in_memory: Literal["auto", "yes", "no"] = Field(
+        "auto", description="Keep all images on the device as bytes, or read them as they are needed."
+    )
+    seed: int = Field(0, description="Seed of everything random.", ge=0)
+    checkpoint_every: int | None = Field(
+        None, description="Steps between checkpoints to resume from; about a minute of work if not given.", ge=1
+    )
+    track: str = Field("", description="Trackers, through accelerate: tensorboard, wandb, mlflow; several with commas.")
+    allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run any code.")
+    plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
+    out: str | None = Field(None, description="Run folder; runs/<time>-train-<model> if not given.")
+
+    @model_validator(mode="after")
+    def _usual(self) -> TrainConfig:
+        """Fill in the radius that the field reports for this norm, and ten epochs where no budget is given."""
+        if not self.eps:
+            usual = DIGITS_EPS if self.data == "builtin:digits" else USUAL_EPS
+            self.__dict__["eps"] = usual.get(self.norm.lower(), "8/255")
+        if all(getattr(self, name) is None for name in BUDGETS):
+            self.__dict__["epochs"] = 10.0
+        return self
+
+    def budget(self) -> dict[str, Any]:
+        """Return the one budget that is given: {name: value}."""
+        return {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
