@@ -85,11 +85,12 @@ def _configuration(
 ) -> tuple[EvalConfig, Path]:
     """Return the configuration and the run folder; a run that is resumed by its folder alone brings its own."""
     from robustdup.evaluation.folder import default_folder, saved_config
+    from robustdup.records.folder import latest_unfinished
 
     if resume is None:
         config = build(EvalConfig, file, overrides, flags)
         return config, Path(config.out) if config.out else default_folder(config)
-    folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else _latest_unfinished()
+    folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else latest_unfinished("attacks")
     given = build(EvalConfig, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
     if not folder.is_dir():
         if not resume:  # nothing to go on with yet: start
@@ -97,15 +98,6 @@ def _configuration(
         raise UserError(f"There is no run folder {str(folder)!r} to resume.")
     saved = saved_config(folder).model_dump(mode="json")
     return build(EvalConfig, values={**saved, **given}), folder
-
-
-def _latest_unfinished() -> Path:
-    from robustdup.evaluation.folder import CONFIG_FILE, STATE
-
-    unfinished = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not unfinished:
-        raise UserError("There is no unfinished run in 'runs'. Name its folder: --resume FOLDER.")
-    return unfinished[-1].parent.parent
 
 
 eval_command = with_flags(EvalConfig, _eval)

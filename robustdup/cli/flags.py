@@ -31,7 +31,7 @@ def with_flags(kind: type[Config], command: Callable[..., Any]) -> Callable[...,
     words = typer.Argument(None, metavar="[CONFIG] [KEY=VALUE ...]", help="A YAML file, and any setting as KEY=VALUE.")
     parameters = [_parameter("words", list[str], words)]
     for name, field in kind.model_fields.items():
-        if typing.get_origin(field.annotation) is not dict:
+        if not _nested(field.annotation):
             parameters.append(
                 _flag(name, field.annotation, field.get_default(call_default_factory=True), field.description)
             )
@@ -40,6 +40,11 @@ def with_flags(kind: type[Config], command: Callable[..., Any]) -> Callable[...,
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = command.__doc__
     return run
+
+
+def _nested(annotation: Any) -> bool:
+    """True for settings that hold settings: they are written as KEY.INNER=VALUE."""
+    return typing.get_origin(annotation) is dict or (inspect.isclass(annotation) and issubclass(annotation, Config))
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

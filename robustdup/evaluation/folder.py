@@ -1,14 +1,8 @@
-"""The run folder: what is written while a run goes on (`state/`), and what is left when it is done."""
+"""The run folder of an evaluation: what is written while it goes on (`state/`), and what is left when it is done."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import secrets
 import shutil
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,79 +11,35 @@ from torch import Tensor
 
 from robustdup.config import EvalConfig, validate
 from robustdup.data.labelled import LabelledImages
-from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_record, save_samples, write_atomic
+from robustdup.records import folder as run_folder
+from robustdup.records.folder import CONFIG_FILE, STATE, locked
 
-STATE = "state"
-CONFIG_FILE = "config.json"
-LOCK_FILE = "lock"
+__all__ = ["CONFIG_FILE", "STATE", "locked"]
+
 ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do not change what is computed
 WORST_FILE = "images/adversarial.safetensors"
 
 
 def default_folder(config: EvalConfig) -> Path:
     """Return `runs/<time>-<model>-<data>-<four letters>` for a run without a folder of its own."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{config.model.split('@')[0]}-{config.data}").strip("-")[-60:]
-    return Path("runs") / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{slug}-{secrets.token_hex(2)}"
+    return run_folder.fresh_folder(config.model.split("@")[0], config.data)
 
 
 def saved_config(folder: Path) -> EvalConfig:
     """Return the configuration with which the run in `folder` was started. Raises UserError where there is none."""
-    for path, key in ((folder / STATE / CONFIG_FILE, None), (folder / RECORD_FILE, "config")):
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                return validate(EvalConfig, content if key is None else content[key])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
-    raise UserError(f"{str(folder)!r} holds no run to resume.")
+    return validate(EvalConfig, run_folder.saved_content(folder))
 
 
 def open_folder(folder: Path, config: EvalConfig, resume: bool) -> None:
     """Start a run folder, or check that the one to resume was started with the same configuration."""
-    state = folder / STATE / CONFIG_FILE
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.")
-    if state.is_file():
-        if not resume:
-            raise UserError(
-                f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out."
-            )
-        check_same(folder, config)
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
-    write_atomic(state, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; a process that dies lets go. Raises UserError where another one holds it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with (folder / STATE / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another --out."
-            ) from None
-        yield
+    run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
 
 
 def check_same(folder: Path, config: EvalConfig) -> None:
     """Raise UserError where the run in `folder` was started with other settings than `config`."""
-    mine, theirs = (_comparable(c.model_dump(mode="json")) for c in (config, saved_config(folder)))
-    different = [key for key in mine if mine[key] != theirs.get(key)]
-    if different:
-        key = different[0]
-        raise UserError(
-            f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
-            "Resume it with the same settings, or choose another --out."
-        )
+    saved = saved_config(folder).model_dump(mode="json")
+    run_folder.check_same(folder, config.model_dump(mode="json"), saved, elsewhere=ELSEWHERE)
 
 
 def finished_record(folder: Path) -> EvaluationRecord | None:
@@ -104,10 +54,6 @@ def finished_record(folder: Path) -> EvaluationRecord | None:
         return None
     shutil.rmtree(folder / STATE, ignore_errors=True)
     return record
-
-
-def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in ELSEWHERE}
 
 
 def save_run(

@@ -1,0 +1,104 @@
+"""The folder of a run while it goes on: one process at a time, and only with the settings that it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from robustdup.errors import UserError
+from robustdup.records.base import RECORD_FILE, write_atomic
+
+STATE = "state"
+CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
+
+
+def fresh_folder(*names: str) -> Path:
+    """Return `runs/<time>-<names>-<four letters>` for a run without a folder of its own."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(names)).strip("-")[-60:]
+    return Path("runs") / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{slug}-{secrets.token_hex(2)}"
+
+
+def saved_content(folder: Path) -> dict[str, Any]:
+    """Return the configuration with which the run in `folder` was started. Raises UserError where there is none."""
+    for path, key in ((folder / STATE / CONFIG_FILE, None), (folder / RECORD_FILE, "config")):
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                found = content if key is None else content[key]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
+            if not isinstance(found, dict):
+                raise UserError(f"{str(path)!r} is not a whole JSON file (it holds a {type(found).__name__}).")
+            return found
+    raise UserError(f"{str(folder)!r} holds no run to resume.")
+
+
+def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: tuple[str, ...]) -> None:
+    """Start a run folder, or check that the one to resume was started with the same settings besides `elsewhere`."""
+    state = folder / STATE / CONFIG_FILE
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.")
+    if state.is_file():
+        if not resume:
+            raise UserError(
+                f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out."
+            )
+        check_same(folder, content, saved_content(folder), elsewhere=elsewhere)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
+    write_atomic(state, (json.dumps(content, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; a process that dies lets go. Raises UserError where another one holds it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with (folder / STATE / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another --out."
+            ) from None
+        yield
+
+
+def check_same(
+    folder: Path, content: Mapping[str, Any], theirs: Mapping[str, Any], *, elsewhere: tuple[str, ...]
+) -> None:
+    """Raise UserError where the run in `folder` was started with settings `theirs` that differ from `content`.
+
+    Keys in `elsewhere` do not change what is computed and may differ.
+    """
+    mine = {key: value for key, value in content.items() if key not in elsewhere}
+    different = [key for key in mine if mine[key] != theirs.get(key)]
+    if different:
+        key = different[0]
+        raise UserError(
+            f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
+            "Resume it with the same settings, or choose another --out."
+        )
+
+
+def latest_unfinished(key: str) -> Path:
+    """Return the latest unfinished run in `runs` whose configuration has a key that tells its kind.
+
+    Raises UserError where there is none.
+    """
+    found = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    folders = [path.parent.parent for path in found if key in saved_content(path.parent.parent)]
+    if not folders:
+        raise UserError("There is no unfinished run in 'runs'. Name its folder: --resume FOLDER.")
+    return folders[-1]
