@@ -11,8 +11,10 @@ from typing import Any
 import typer
 
 from robustdup.cli.flags import split_words, with_flags
-from robustdup.config import EvalConfig, build
+from robustdup.cli.runs import configuration
+from robustdup.config import EvalConfig
 from robustdup.errors import RunError, UserError
+from robustdup.records.folder import fresh_folder
 
 
 def _eval(
@@ -36,7 +38,7 @@ def _eval(
 ) -> int:
     """Evaluate a model: clean and robust accuracy, verified, with intervals. With no arguments: built-in model and data."""
     file, overrides = split_words(words)
-    config, folder = _configuration(file, overrides, flags, resume)
+    config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume)
 
     from robustdup import jobs  # torch is imported from here on
     from robustdup.evaluation.bundle import check_place, write_bundle
@@ -80,24 +82,8 @@ def _eval(
     return 0
 
 
-def _configuration(
-    file: str | None, overrides: list[str], flags: dict[str, Any], resume: str | None
-) -> tuple[EvalConfig, Path]:
-    """Return the configuration and the run folder; a run that is resumed by its folder alone brings its own."""
-    from robustdup.evaluation.folder import default_folder, saved_config
-    from robustdup.records.folder import latest_unfinished
-
-    if resume is None:
-        config = build(EvalConfig, file, overrides, flags)
-        return config, Path(config.out) if config.out else default_folder(config)
-    folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else latest_unfinished("attacks")
-    given = build(EvalConfig, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
-    if not folder.is_dir():
-        if not resume:  # nothing to go on with yet: start
-            return build(EvalConfig, file, overrides, flags), folder
-        raise UserError(f"There is no run folder {str(folder)!r} to resume.")
-    saved = saved_config(folder).model_dump(mode="json")
-    return build(EvalConfig, values={**saved, **given}), folder
+def _fresh(config: EvalConfig) -> Path:
+    return fresh_folder(config.model.split("@")[0], config.data)
 
 
 eval_command = with_flags(EvalConfig, _eval)

@@ -21,11 +21,6 @@ ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do
 WORST_FILE = "images/adversarial.safetensors"
 
 
-def default_folder(config: EvalConfig) -> Path:
-    """Return `runs/<time>-<model>-<data>-<four letters>` for a run without a folder of its own."""
-    return run_folder.fresh_folder(config.model.split("@")[0], config.data)
-
-
 def saved_config(folder: Path) -> EvalConfig:
     """Return the configuration with which the run in `folder` was started. Raises UserError where there is none."""
     return validate(EvalConfig, run_folder.saved_content(folder))
