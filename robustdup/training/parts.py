@@ -1,0 +1,109 @@
+"""What the loop is given, and what it leaves: the parts of a training run, assembled elsewhere, and its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
+from robustdup.rng import SampleRng
+from robustdup.training.checkpoint import save_weights
+from robustdup.training.processes import Processes
+
+Loss = tuple[Tensor, dict[str, Tensor]]  # of a batch: the loss of each sample (n,), and metrics (n,) by name
+
+
+class TrainBatch(Protocol):
+    """What the loop reads of a batch (`robustdup.data.batches.Batch` is one): n rows, this process' share.
+
+    `images` (n, C, H, W) float in [0, 1], `labels` (n,), `weights` (n,) or None, `rng` with the keys of the samples.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    rng: SampleRng
+
+
+class TrainStream(Protocol):
+    """Makes the batches of a run: `stream(batch_size, total_samples, start_step, rank=..., processes=...)`.
+
+    Yields (number of the batch, batch) from batch `start_step` on. Batch t holds entries [t * batch_size,
+    (t + 1) * batch_size) of the run, the very last one what is left of `total_samples`; of each a process gets its share.
+    """
+
+    def __call__(
+        self, batch_size: int, total_samples: int, start_step: int = 0, *, rank: int = 0, processes: int = 1
+    ) -> Iterable[tuple[int, TrainBatch]]: ...
+
+
+class UpdateRule(Protocol):
+    """Turns the loss of a batch into optimizer steps: see `robustdup.training.updates`.
+
+    `replays` is the number of optimizer steps that it makes of each batch (1, but for `free`).
+    """
+
+    def step(self, *args: Any, **options: Any) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+# A model in eval mode -> (clean accuracy, robust accuracy, rows forward, rows backward), accuracies in [0, 1].
+Validate = Callable[[nn.Module], tuple[float, float, int, int]]
+ShowProgress = Callable[[TrainProgress], None]
+
+
+@dataclass
+class Parts:
+    """What a run is made of. Everything is on the device; the loop changes `model` in place.
+
+    `objective(model, images, labels, *, attack, rng) -> (loss (n,), metrics)` has its options bound; `make_attack(batch)`
+    returns the inner attack of one batch; `entries` is the number M of training entries in an epoch. `kept` lists
+    settings of the run that a checkpoint must share besides the configuration (a data fingerprint, say). `save` writes
+    a state dict to a file.
+    """
+
+    model: nn.Module
+    objective: Callable[..., Loss]
+    update: Any
+    make_attack: Callable[[Any], Any]
+    stream: TrainStream
+    entries: int
+    processes: Processes = field(default_factory=Processes)
+    kept: dict[str, Any] = field(default_factory=dict)
+    save: Callable[[dict[str, Tensor], Path], None] = save_weights
+
+
+@dataclass
+class Outcome:
+    """What a run leaves.
+
+    `status` is "stopped" where the loss or the weights were not finite: `reason` then says where and what to try, and
+    `last` holds the weights of the last good checkpoint. `best` and `last` are state dicts on the CPU, of the averaged
+    weights where there are any (after `best_step` and `last_step` optimizer steps); without validation they are the
+    same. `samples` entries were seen in `steps` optimizer steps; `seconds` are those of training, `validation_seconds`
+    those of choosing, both over all sessions; `images_per_second` is that of this session. `peak_memory` is in bytes.
+    """
+
+    status: Literal["complete", "stopped"]
+    reason: str
+    steps: int
+    samples: int
+    epochs: float
+    curve: list[TrainPoint]
+    validation: list[ValidationPoint]
+    best_step: int
+    best: dict[str, Tensor]
+    last_step: int
+    last: dict[str, Tensor]
+    passes: TrainPasses
+    seconds: float
+    validation_seconds: float
+    images_per_second: float
+    peak_memory: int | None
+    compiled: str
+    events: Sequence[str]

@@ -1,0 +1,156 @@
+"""Several processes that train one model: each has its share of every batch, and all hold the same weights.
+
+Gradients are summed by one collective call a step; statistics of BatchNorm are those of the whole batch. So a run does
+not depend on how many processes share it, to rounding (but for dropout, whose masks are drawn in each process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from robustdup.errors import UserError
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process' place among those of the run: `rank` of `count`, on `device` (None: whichever is asked for).
+
+    One process alone needs no communication.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes, validates and talks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients of `parameters` by their sums over all processes, in one collective call."""
+        if self.count == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view(grad.shape))
+
+    def share_model(self, model: nn.Module) -> None:
+        """Give every process the weights and buffers of the first one."""
+        if self.count > 1:
+            for value in model.state_dict().values():
+                whole = value.contiguous()
+                dist.broadcast(whole, src=0)
+                value.copy_(whole)
+
+    def from_first(self, value: T) -> T:
+        """Return the first process' `value` (numbers, texts, lists of them) in every process."""
+        if self.count == 1:
+            return value
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def open_processes(device: str = "auto") -> Iterator[Processes]:
+    """Join the processes that `accelerate launch` or `torchrun` started: NCCL with CUDA, gloo on a CPU.
+
+    A process that was started alone gets `Processes()`. Raises UserError for one GPU by its number, which several
+    processes cannot share. https://huggingface.co/docs/accelerate/package_reference/state
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield Processes()
+        return
+    if ":" in device:
+        raise UserError(
+            f"Several processes cannot all use {device!r}. Leave --device out: each takes a GPU of its own."
+        )
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=cpu)
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    finally:
+        state.destroy_process_group()
+        PartialState._reset_state()
+
+
+@contextlib.contextmanager
+def whole_batch_norm(model: nn.Module, processes: Processes) -> Iterator[None]:
+    """Let BatchNorm in train mode see the batch of all processes, in passes that train the model's own weights.
+
+    Passes with frozen weights (an inner attack) and copies of the model keep to themselves: attacks may make different
+    numbers of passes in different processes. torch's SyncBatchNorm does the same on CUDA only.
+    """
+    layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    if processes.count == 1 or not layers:
+        yield
+        return
+    own = set(map(id, layers))
+
+    def forward(layer: BatchNorm, values: Tensor) -> Tensor:
+        frozen = layer.weight is not None and not layer.weight.requires_grad
+        if id(layer) in own and layer.training and torch.is_grad_enabled() and not frozen:
+            return _normalise(layer, values)
+        return type(layer).forward(layer, values)
+
+    for layer in layers:
+        layer.__dict__["forward"] = types.MethodType(forward, layer)  # a copy of a layer gets one bound to the copy
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.__dict__["forward"]
+
+
+def _normalise(layer: BatchNorm, values: Tensor) -> Tensor:
+    """Normalise by mean and variance over all processes: values (n, C, ...), statistics in float32 at least."""
+    from torch.distributed.nn.functional import all_reduce  # the gradient of a sum is summed too
+
+    axes = [axis for axis in range(values.ndim) if axis != 1]
+    wide = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    rows = wide.new_full((1,), values.numel() / values.shape[1])
+    sums = all_reduce(torch.cat([wide.sum(axes), rows]))  # type: ignore[no-untyped-call]
+    mean, count = sums[:-1] / sums[-1], sums[-1]
+    shape = [1, -1, *[1] * (values.ndim - 2)]
+    centred = wide - mean.view(shape)
+    var = all_reduce(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
+    _remember(layer, mean.detach(), var.detach(), count.detach())
+    normal: Tensor = centred * (var + layer.eps).rsqrt().view(shape)
+    if layer.affine:
+        normal = normal * layer.weight.view(shape) + layer.bias.view(shape)
+    return normal.to(values.dtype)
+
+
+def _remember(layer: BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Update the running statistics as BatchNorm does, with the unbiased variance."""
+    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+        return
+    layer.num_batches_tracked.add_(1)
+    share: Any = layer.momentum if layer.momentum is not None else 1.0 / layer.num_batches_tracked
+    with torch.no_grad():
+        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
+        layer.running_var.lerp_((var * count / (count - 1)).to(layer.running_var.dtype), share)
