@@ -1,0 +1,288 @@
+"""Training entries as batches: who comes when, how each is augmented, and the stream of a whole run.
+
+Everything is drawn for a sample by its key (source image, copy, epoch). So the originals come in the same order among
+themselves, each with the same crop and flip, whatever copies are added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from robustdup.data.augment import augment_images, check_augment
+from robustdup.errors import UserError
+from robustdup.rng import SampleRng
+
+if TYPE_CHECKING:
+    from robustdup.data.duplicate import DuplicationPlan
+    from robustdup.data.near import NearTransform
+
+MAX_SOURCE, MAX_COPY, MAX_EPOCH = 2**32, 2**16, 2**15
+Request = tuple[int, Tensor, Tensor]  # (step, positions (n,), epochs (n,)) of a batch
+
+
+def sample_keys(source_index: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:
+    """Return the keys (N,) int64 by which training draws for samples: source | copy << 32 | epoch << 48.
+
+    `source_index` (N,) int64 are the images' numbers in the dataset; `copy` is 0 for an original. Raises UserError from
+    2^32 sources, 2^16 copies or 2^15 epochs on (looking waits for the device).
+    """
+    for what, numbers, limit in (
+        ("source", source_index, MAX_SOURCE), ("copy", copy, MAX_COPY), ("epoch", epoch, MAX_EPOCH)
+    ):  # fmt: skip
+        check_numbers(what, torch.as_tensor(numbers), limit)
+    return _join(source_index, copy, epoch)
+
+
+def check_numbers(what: str, numbers: Tensor, limit: int) -> None:
+    """Raise UserError unless all numbers are in [0, limit), what a sample's key has room for."""
+    if numbers.numel() == 0:
+        return
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= limit:
+        raise UserError(f"A {what} number must be in [0, {limit}), got {low if low < 0 else high}.")
+
+
+def _join(source: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:
+    return source | copy << 32 | epoch << 48
+
+
+def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> int:
+    """Return the training entries that a budget {"epochs" | "steps" | "samples": number} stands for.
+
+    e epochs of M entries are round(e M) samples, s steps are s batches. Raises UserError for anything but one positive
+    budget.
+    """
+    if len(budget) != 1 or not set(budget) <= {"epochs", "steps", "samples"}:
+        raise UserError(f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}.")
+    ((name, number),) = budget.items()
+    samples = round(number * {"epochs": entries, "steps": batch_size, "samples": 1}[name])
+    if samples < 1:
+        raise UserError(f"The budget {name} = {number} is less than one training image.")
+    return samples
+
+
+@dataclass
+class Batch:
+    """A batch of n training entries, on one device.
+
+    `images` float32 (n, C, H, W) in [0, 1], augmented; `labels` int64 (n,); `weights` float32 (n,) of the loss, or None;
+    `rng` holds the samples' streams for everything drawn in training; `position` (n,) are their places in the plan, `source`
+    (n,) the numbers of their images in the dataset.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    rng: SampleRng
+    position: Tensor
+    source: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+class Entries:
+    """The M entries of a duplication plan over N images, and how an entry becomes a sample. Base of the sets of images.
+
+    `labels` (N,); `index` (N,) are the images' numbers in the dataset (0..N-1 if not given), which the keys hold; a plan's
+    `source_index` are places in these N (images that leak in from another split come behind the plan's own). `weights`
+    (M,) weigh the loss, `size` is (height, width). `share_augmentation` gives copies the crop and flip of the original.
+    """
+
+    def __init__(
+        self, labels: Tensor, *, channels: int, size: tuple[int, int], plan: DuplicationPlan | None = None,
+        index: Tensor | None = None, weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip",
+        padding: int = 4, share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        check_augment(augment)
+        n = labels.shape[0]
+        place = torch.arange(n) if plan is None else torch.as_tensor(plan.source_index).cpu()
+        index = torch.arange(n) if index is None else index.cpu()
+        if n == 0 or index.shape != (n,):
+            raise UserError(f"There are {n} training images, with {len(index)} numbers.")
+        if len(place) == 0 or int(place.max()) >= n or (plan is not None and plan.n_source > n):
+            raise UserError(f"The duplication plan has {len(place)} entries, not all of them among these {n} images.")
+        if weights is not None and weights.shape != place.shape:
+            raise UserError(f"weights must have one value an entry: {tuple(place.shape)}, got {tuple(weights.shape)}.")
+        copy = torch.zeros_like(place) if plan is None else torch.as_tensor(plan.copy).cpu()
+        own = labels.cpu()[place] if plan is None or plan.labels is None else torch.as_tensor(plan.labels).cpu()
+        check_numbers("source", index, MAX_SOURCE)
+        check_numbers("copy", copy, MAX_COPY)
+        self.seed, self.augment, self.padding = seed, augment, padding
+        self.share_augmentation, self.channels_last = share_augmentation, channels_last
+        self.channels, self.size, self.n_sources = channels, size, n
+        self.classes = int(own.max()) + 1 if classes is None else classes
+        self.unique = int((torch.bincount(place) > 0).sum())
+        self.device = torch.device(device)
+        self.place, self.source, self.copy = (t.long().to(self.device) for t in (place, index[place], copy))
+        self.labels = own.long().to(self.device)
+        self.weights = None if weights is None else weights.float().to(self.device)
+        self.near = None if plan is None else plan.near
+        # Divided by a tensor, not a number: CUDA multiplies by the reciprocal of a number, which rounds differently.
+        self._levels = torch.tensor(255.0, device=self.device)
+
+    def __len__(self) -> int:
+        return self.place.shape[0]
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the positions (M,) in the order of an epoch: sorted by 62 random bits of each entry's key."""
+        check_numbers("epoch", torch.tensor(epoch), MAX_EPOCH)
+        words = SampleRng(self.seed, _join(self.source, self.copy, epoch)).fold("order").bits((2,))
+        return ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
+
+    def finish(self, pixels: Tensor, positions: Tensor, epochs: Tensor) -> Batch:
+        """Return the batch of entries whose pixels (n, C, H, W), bytes or floats in [0, 1], are given. Waits for nothing."""
+        source, copy = self.source[positions], self.copy[positions]
+        rng = SampleRng(self.seed, _join(source, copy, epochs))
+        drawn = SampleRng(self.seed, _join(source, 0, epochs)) if self.share_augmentation else rng
+        pixels = augment_images(pixels, drawn.fold("augment"), augment=self.augment, padding=self.padding)
+        images = pixels.float().div_(self._levels) if pixels.dtype == torch.uint8 else pixels
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return Batch(
+            images=images.contiguous(memory_format=layout), labels=self.labels[positions],
+            weights=None if self.weights is None else self.weights[positions], rng=rng.fold("train"),
+            position=positions, source=source,
+        )  # fmt: skip
+
+
+def change_copies(near: NearTransform, pixels: Tensor, source_index: Tensor, copy: Tensor) -> Tensor:
+    """Return pixels (n, C, H, W) with those of copies (`copy` (n,) > 0) changed by `near`, which works on bytes."""
+    if pixels.is_cuda:  # picking rows would wait for the device: all are computed, and originals put back
+        return torch.where((copy > 0)[:, None, None, None], _changed(near, pixels, source_index, copy), pixels)
+    rows = copy.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return pixels
+    return pixels.index_copy(0, rows, _changed(near, pixels[rows], source_index[rows], copy[rows]))
+
+
+def _changed(near: NearTransform, pixels: Tensor, source_index: Tensor, copy: Tensor) -> Tensor:
+    if pixels.dtype == torch.uint8:
+        return near(pixels, source_index, copy)
+    return near(to_bytes(pixels), source_index, copy).float() / torch.full((), 255.0, device=pixels.device)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as the nearest bytes."""
+    return (images * 255).round().to(torch.uint8)
+
+
+class TrainingSet(Entries):
+    """Training images in memory: `pixels` (N, C, H, W), uint8 where all are on the 8-bit grid, else float32 in [0, 1].
+
+    The other arguments are those of `Entries`. A batch is gathered, augmented and scaled on `device`.
+    """
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, *, plan: DuplicationPlan | None = None, index: Tensor | None = None,
+        weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip", padding: int = 4,
+        share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        if pixels.ndim != 4 or pixels.dtype not in (torch.uint8, torch.float32) or len(pixels) != len(labels):
+            raise UserError(
+                f"Training images must be uint8 or float32 of shape (N, C, H, W) with N labels; got {pixels.dtype} of shape "
+                f"{tuple(pixels.shape)} with {len(labels)} labels."
+            )
+        super().__init__(
+            labels, channels=pixels.shape[1], size=(pixels.shape[2], pixels.shape[3]), plan=plan, index=index,
+            weights=weights, seed=seed, augment=augment, padding=padding, share_augmentation=share_augmentation,
+            channels_last=channels_last, classes=classes, device=device,
+        )  # fmt: skip
+        self.pixels = pixels.to(self.device)
+
+    def batch(self, positions: Tensor, epochs: Tensor) -> Batch:
+        """Return the entries at `positions` (n,) int64 as they are in `epochs` (n,) int64. Waits for nothing on a GPU."""
+        positions = positions.to(self.device, non_blocking=True)
+        epochs = epochs.to(self.device, non_blocking=True)
+        place = self.place[positions]
+        pixels = self.pixels[place]
+        if self.near is not None:
+            pixels = change_copies(self.near, pixels, place, self.copy[positions])
+        return self.finish(pixels, positions, epochs)
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch) for each (step, positions, epochs)."""
+        for step, positions, epochs in requests:
+            yield step, self.batch(positions, epochs)
+
+
+class AnySet(Protocol):
+    """What a stream needs of a set of training entries: `TrainingSet` and `LoadedSet` have it."""
+
+    unique: int
+    place: Tensor
+
+    def __len__(self) -> int: ...
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the positions (M,) in the order of an epoch."""
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch) for each (step, positions, epochs)."""
+
+
+class Stream:
+    """The batches of a run: step t takes the samples [t B, (t+1) B) of all epochs' orders, one after the other.
+
+    So a batch may span two epochs, every batch is full but perhaps the very last, and a run of `total_samples` sees just
+    so many. Iterating gives (step, batch) from `start_step` on. Of every batch, rank r of p processes takes the r-th of p
+    runs of neighbours, as equal as can be; of a last batch with fewer than p samples some ranks get none.
+    """
+
+    def __init__(
+        self, entries: AnySet, batch_size: int, total_samples: int, start_step: int = 0, *, rank: int = 0, processes: int = 1
+    ) -> None:  # fmt: skip
+        for name, value in (("batch_size", batch_size), ("total_samples", total_samples), ("processes", processes)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= rank < processes or start_step < 0:
+            raise UserError(f"There is no rank {rank} of {processes} processes from step {start_step}.")
+        if total_samples > len(entries) * MAX_EPOCH:
+            raise UserError(f"{total_samples} samples are more than {MAX_EPOCH} epochs of {len(entries)} entries.")
+        self.entries, self.rank, self.processes = entries, rank, processes
+        self.batch_size, self.total_samples, self.start_step = batch_size, total_samples, start_step
+        self.n_steps = math.ceil(total_samples / batch_size)
+        self._epoch, self._order = -1, entries.place[:0]
+
+    def __len__(self) -> int:
+        return max(self.n_steps - self.start_step, 0)
+
+    def rows(self, step: int) -> int:
+        """Return the samples of a step over all processes: the batch size, but for the last step."""
+        return min(self.batch_size, self.total_samples - step * self.batch_size)
+
+    def unique_seen(self, samples: int) -> int:
+        """Return how many different source images are among the first `samples` of the stream."""
+        if samples >= len(self.entries):
+            return self.entries.unique
+        first = self.entries.order(0)[:samples]
+        return int((torch.bincount(self.entries.place[first]) > 0).sum())
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        return self.entries.batches(self._requests())
+
+    def _requests(self) -> Iterator[Request]:
+        for step in range(self.start_step, self.n_steps):
+            first, rows = step * self.batch_size, self.rows(step)
+            low, high = (first + rows * rank // self.processes for rank in (self.rank, self.rank + 1))
+            yield step, *self._samples(low, high)
+
+    def _samples(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Return positions and epochs of the samples [low, high) of the stream."""
+        positions, epochs = [self._order[:0]], [self._order[:0]]
+        while low < high:
+            epoch, start = divmod(low, len(self.entries))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.entries.order(epoch)
+            part = self._order[start : start + high - low]
+            positions.append(part)
+            epochs.append(torch.full_like(part, epoch))
+            low += len(part)
+        return torch.cat(positions), torch.cat(epochs)
