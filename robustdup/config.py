@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -209,6 +211,17 @@ def parse_value(text: str) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)
     return value
+
+
+def rerun_command(command: str, config: Config) -> str:
+    """Return the command line that runs this configuration again."""
+    words = ["robustdup", command]
+    defaults = type(config).model_validate({}).model_dump(mode="json")
+    for name, value in config.model_dump(mode="json").items():
+        if name != "out" and value != defaults[name]:
+            plain = isinstance(value, str) and parse_value(value) == value
+            words.append(f"{name}={value if plain else json.dumps(value)}")
+    return shlex.join(words)
 
 
 def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -235,13 +235,14 @@ class ObjectiveSpec:
 
     `function` is `objective(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`: see
     `robustdup.training`. `update` is the update rule that it needs ("" where any will do), `features` tells that it
-    calls `model.features`.
+    calls `model.features`, `attacks` that it calls the inner attack.
     """
 
     name: str
     function: Callable[..., Any]
     update: str = ""
     features: bool = False
+    attacks: bool = True
     description: str = ""
     url: str = ""
 
@@ -331,12 +332,13 @@ class Registry:
         self._put("architecture", self.architectures, name, Architecture(name, build, description, url))
 
     def add_objective(
-        self, name: str, function: Callable[..., Any], *, update: str = "", features: bool = False,
+        self, name: str, function: Callable[..., Any], *, update: str = "", features: bool = False, attacks: bool = True,
         description: str = "", url: str = "",
     ) -> None:  # fmt: skip
         """Register a training objective `(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`."""
         text = description or (inspect.getdoc(function) or "").split("\n")[0]
-        self._put("objective", self.objectives, name, ObjectiveSpec(name, function, update, features, text, url))
+        spec = ObjectiveSpec(name, function, update, features, attacks, text, url)
+        self._put("objective", self.objectives, name, spec)
 
     def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
         """Register what a bench compares with: a toolkit at its published settings, as its user would call it.

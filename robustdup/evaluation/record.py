@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
-from robustdup.config import EvalConfig, parse_value
+from robustdup.config import EvalConfig, rerun_command
 from robustdup.data.labelled import LabelledImages
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.cascade import CascadeResult, Points
@@ -77,7 +75,7 @@ def make_record(run: Run, *, seconds: float, folder: Path | None, command: str |
         run_id=folder.name if folder is not None else "in-memory",
         created=now(),
         status="failed" if calls and all(call.verdict is None for call in calls) else "complete",
-        command=command or rerun_command(config),
+        command=command or rerun_command("eval", config),
         n=n,
         threat=Threat(norm=last.threat.norm, eps=last.threat.radius, eps_text=last.threat.eps_text),
         tolerance=last.threat.tolerance,
@@ -260,14 +258,3 @@ def versions(sources: Iterable[str] = ()) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def rerun_command(config: EvalConfig) -> str:
-    """Return the command line that runs this configuration again."""
-    words = ["robustdup", "eval"]
-    defaults = EvalConfig.model_validate({})
-    for name, value in config.model_dump(mode="json").items():
-        if name != "out" and value != getattr(defaults, name):
-            plain = isinstance(value, str) and parse_value(value) == value
-            words.append(f"{name}={value if plain else json.dumps(value)}")
-    return shlex.join(words)

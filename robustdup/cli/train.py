@@ -1,0 +1,61 @@
+"""`robustdup train`: standard and adversarial training, to a checkpoint and a record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.runs import configuration
+from robustdup.errors import UserError
+from robustdup.records.folder import fresh_folder
+from robustdup.training.options import TrainConfig
+
+
+def _train(
+    words: list[str],
+    flags: dict[str, Any],
+    resume: str | None = typer.Option(
+        None,
+        "--resume",
+        metavar="[RUN]",
+        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
+    ),
+    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+) -> int:
+    """Train a classifier, standard or adversarially. With no arguments: PGD training on the built-in digits."""
+    file, overrides = split_words(words)
+    config, folder = configuration(TrainConfig, "objective", _fresh, file, overrides, flags, resume)
+
+    from robustdup import jobs  # torch is imported from here on
+    from robustdup.report.training import LiveTraining, show_training
+
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
+    view = LiveTraining(enabled=first and not json and sys.stdout.isatty())
+    try:
+        with view, contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+            record = jobs.run_training(config, folder=folder, resume=resume is not None, progress=view.update)
+    except KeyboardInterrupt:
+        if not folder.is_dir():
+            raise
+        again = shlex.quote(str(folder))
+        print(f"Interrupted. Nothing is lost: go on with\n  robustdup train --resume {again}", file=sys.stderr)
+        return 130
+    if first:
+        show_training(record, folder, json=json)
+    return 0 if record.status == "complete" else 1
+
+
+def _fresh(config: TrainConfig) -> Path:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Several processes share one run folder: name it with --out.")
+    return fresh_folder("train", config.model, config.data)
+
+
+train_command = with_flags(TrainConfig, _train)

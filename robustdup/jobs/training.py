@@ -1,0 +1,377 @@
+"""A training run: a configuration becomes data, network, objective and attack, they run, and a record comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.losses import fooled
+from robustdup.attacks.passes import Passes
+from robustdup.config import EvalConfig, parse_call, rerun_command, validate
+from robustdup.data.batches import Stream, budget_samples
+from robustdup.errors import UserError, unknown
+from robustdup.evaluation.bench import choose_device
+from robustdup.evaluation.record import versions
+from robustdup.jobs.evaluation import run_evaluation
+from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
+from robustdup.models.architectures import build_network
+from robustdup.models.load import count_parameters, fingerprint, load_model
+from robustdup.models.trained import save_network, save_weights
+from robustdup.records import (
+    RECORD_FILE,
+    CheckpointResult,
+    EvaluationRecord,
+    Threat,
+    TimeTo,
+    TrainEnvironment,
+    TrainingRecord,
+    TrainProgress,
+    ValidationPoint,
+    load_record,
+    load_training_record,
+    now,
+    save_training_record,
+)
+from robustdup.records import folder as run_folder
+from robustdup.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel
+from robustdup.training.inner import InnerPlan, prepare_inner
+from robustdup.training.loop import run_training as run_loop
+from robustdup.training.options import TrainConfig
+from robustdup.training.parts import Outcome, Parts, Validate
+from robustdup.training.processes import Processes, open_processes
+from robustdup.training.updates import UpdateRule, make_update
+
+ELSEWHERE = (
+    "out",
+    "plugin",
+    "device",
+    "loader_workers",
+    "track",
+    "checkpoint_every",
+)  # change nothing that is computed
+VALIDATION_ROWS = 128
+BEST, LAST = "best", "last"
+
+Show = Callable[[TrainProgress], None]
+
+
+def run_training(
+    config: TrainConfig, *, folder: Path, registry: Registry | None = None, resume: bool = False,
+    progress: Show = lambda _: None, command: str | None = None,
+) -> TrainingRecord:  # fmt: skip
+    """Train what `config` names and return the record; network, weights, record and evaluations are saved in `folder`.
+
+    With `resume` an unfinished run in `folder` goes on, to the same weights; a finished one returns its record. Under
+    `accelerate launch` or `torchrun` every process calls this, and the first one writes.
+    Raises UserError for a mistake and RunError where no result can come out.
+    """
+    registry = registry if registry is not None else load_plugins(config.plugin)
+    if resume and (folder / RECORD_FILE).is_file():
+        run_folder.check_same(
+            folder, config.model_dump(mode="json"), run_folder.saved_content(folder), elsewhere=ELSEWHERE
+        )
+        return load_training_record(folder)
+    orders = check(config, registry)
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(open_processes(config.device))
+        device = processes.device if processes.count > 1 else choose_device(config.device)
+        if processes.first:
+            run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
+            stack.enter_context(run_folder.locked(folder))
+        processes.from_first("started")
+        stack.enter_context(isolated())
+        stack.enter_context(_threads(config, processes))
+        return _train(config, orders, registry, processes, device, folder, resume, progress, command)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a configuration asks for, read and checked before anything is loaded."""
+
+    threat: ThreatModel
+    objective: ObjectiveSpec
+    objective_options: dict[str, Any]
+    update: UpdateRule
+    inner: InnerPlan
+    referee: AttackSpec
+    referee_options: dict[str, Any]
+
+
+def check(config: TrainConfig, registry: Registry) -> Orders:
+    """Return what the configuration asks for. Raises UserError for whatever cannot be."""
+    budget_samples(1, 1, config.budget())
+    threat = ThreatModel(config.norm, config.eps)
+    if threat.norm == "Linf" and threat.radius >= 1:
+        raise UserError(
+            f"eps = {config.eps} lets an attack turn any image into any other: eps is in pixel units of [0, 1]. "
+            f"Did you mean {config.eps}/255?"
+        )
+    name, options = parse_call(config.objective, "objective")
+    if name not in registry.objectives:
+        raise unknown("objective", name, registry.objectives)
+    objective = registry.objectives[name]
+    rule = config.update
+    if objective.update and rule == "plain":
+        rule = objective.update
+    update = make_update(rule)
+    if objective.update and objective.update != parse_call(rule, "update rule")[0]:
+        raise UserError(f"The objective {name!r} needs the update rule {objective.update!r}, not {rule!r}.")
+    referee, referee_options = parse_call(config.validation_attack, "validation attack")
+    spec = registry.get_attack(referee)
+    if threat.norm not in spec.norms:
+        raise UserError(f"The validation attack {referee!r} works in {', '.join(spec.norms)}, not in {threat.norm}.")
+    return Orders(
+        threat=threat, objective=objective, objective_options=objective.check_options(options), update=update,
+        inner=prepare_inner(config.attack, registry, threat, bn=config.inner_bn, smoothing=config.label_smoothing),
+        referee=spec, referee_options=spec.check_options(referee_options),
+    )  # fmt: skip
+
+
+def _train(
+    config: TrainConfig, orders: Orders, registry: Registry, processes: Processes, device: torch.device, folder: Path,
+    resume: bool, progress: Show, command: str | None,
+) -> TrainingRecord:  # fmt: skip
+    say = functools.partial(_say, progress)
+    channels_last = config.channels_last and device.type != "mps"
+    data = prepare_data(config, registry, device, channels_last=channels_last, say=say)
+    model = _network(config, data, registry)
+    initial = fingerprint(model)
+    if processes.first:
+        save_network(folder, _description(config, data))
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device)
+    if orders.objective.features and not hasattr(model, "features"):
+        raise UserError(
+            f"The objective {orders.objective.name!r} needs a network with a method features(images); {config.model} has none."
+        )
+    parts = Parts(
+        model=model,
+        objective=functools.partial(orders.objective.function, **orders.objective_options),
+        update=orders.update,
+        make_attack=orders.inner.bind(model),
+        stream=functools.partial(Stream, data.entries),
+        entries=len(data.entries),
+        processes=processes,
+        kept={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
+    )
+    outcome = run_loop(
+        parts, config, device=device, folder=folder / run_folder.STATE, resume=resume,
+        validate=validator(data.held_out, orders, config, device), progress=progress,
+    )  # fmt: skip
+    if not processes.first:
+        return _record(config, orders, data, model, outcome, processes, device, folder, initial, [], command)
+    results = _save_checkpoints(config, data, registry, outcome, folder)
+    _evaluate(config, registry, folder, results, say)
+    record = _record(config, orders, data, model, outcome, processes, device, folder, initial, results, command)
+    save_training_record(record, folder)
+    shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
+    return record
+
+
+def _say(progress: Show, message: str) -> None:
+    progress(
+        TrainProgress(
+            step=0,
+            n_steps=0,
+            epoch=0.0,
+            loss=None,
+            accuracy=None,
+            clean_accuracy=None,
+            robust_accuracy=None,
+            images_per_second=0.0,
+            seconds=0.0,
+            seconds_left=None,
+            message=message,
+        )  # fmt: skip
+    )
+
+
+@contextlib.contextmanager
+def _threads(config: TrainConfig, processes: Processes) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _description(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return what is needed to build the network again: the arguments of `build_network` besides seed and registry."""
+    return {
+        "spec": config.model, "channels": data.channels, "size": list(data.size), "classes": data.classes,
+        "mean": list(data.mean), "std": list(data.std),
+    }  # fmt: skip
+
+
+def _network(config: TrainConfig, data: TrainingData, registry: Registry) -> nn.Module:
+    model = build_network(
+        config.model, channels=data.channels, size=data.size, classes=data.classes, mean=data.mean, std=data.std,
+        seed=config.seed, registry=registry,
+    )  # fmt: skip
+    if config.init is not None:
+        start = load_model(config.init, registry=registry, allow_pickle=config.allow_pickle)
+        try:
+            model.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"init = {config.init!r} has weights of another network than {config.model!r}: {reason}"
+            ) from None
+    return model
+
+
+def validator(
+    held_out: HeldOut | None, orders: Orders, config: TrainConfig, device: torch.device
+) -> Validate | None:  # fmt: skip
+    """Return what the loop asks about a candidate: clean and robust accuracy on the validation images, and the rows used.
+
+    The attack starts alike for every candidate (draws are keyed by the images' rows), and is judged by a pass of its own.
+    """
+    if held_out is None:
+        return None
+    images, labels = held_out.images.to(device), held_out.labels.to(device)
+    rng = SampleRng(config.seed, held_out.index.to(device)).fold("validation attack")
+
+    def ask(model: nn.Module) -> tuple[float, float, int, int]:
+        passes = Passes(model, min(VALIDATION_ROWS, len(labels)))
+        with torch.no_grad():
+            right = (~fooled(passes(images), labels)).nonzero().squeeze(1)
+        function = orders.referee.function
+        assert function is not None
+        with isolated(model, seed=rng.call_seed()):
+            adv_images = function(
+                passes, images[right], labels[right], orders.threat, rng=rng[right], **orders.referee_options
+            )
+        adv_images = orders.threat.project(images[right], adv_images.detach())
+        with torch.no_grad():
+            held = ~fooled(passes(adv_images), labels[right])
+        n = len(labels)
+        return len(right) / n, int(held.sum()) / n, passes.count.forward, passes.count.backward
+
+    return ask
+
+
+def _save_checkpoints(
+    config: TrainConfig, data: TrainingData, registry: Registry, outcome: Outcome, folder: Path
+) -> list[CheckpointResult]:
+    """Write best and last as safetensors and return what validation said of them."""
+    results = []
+    seen = {point.step: point for point in outcome.validation}
+    for name, step, state in ((BEST, outcome.best_step, outcome.best), (LAST, outcome.last_step, outcome.last)):
+        model = _network(config.model_copy(update={"init": None}), data, registry)
+        model.load_state_dict(state)
+        save_weights(folder, name, model)
+        point = seen.get(step)
+        results.append(
+            CheckpointResult(
+                name=name,
+                step=step,
+                fingerprint=fingerprint(model),
+                validation_clean=None if point is None else point.clean_accuracy,
+                validation_robust=None if point is None else point.robust_accuracy,
+            )
+        )
+    return results
+
+
+def _evaluate(
+    config: TrainConfig, registry: Registry, folder: Path, results: list[CheckpointResult], say: Callable[[str], None]
+) -> None:
+    """Evaluate best and last on the test split with verified attacks; equal weights are evaluated once."""
+    if not config.evaluate:
+        return
+    done: dict[str, EvaluationRecord] = {}
+    for result in results:
+        record = done.get(result.fingerprint)
+        if record is None:
+            say(f"evaluating {result.name} with {config.evaluate}")
+            place = folder / f"evaluation-{result.name}"
+            order = _evaluation(config, folder, result.name)
+            finished = (place / RECORD_FILE).is_file()
+            record = (
+                load_record(place)
+                if finished
+                else run_evaluation(order, registry=registry, folder=place, resume=place.is_dir()).record
+            )
+            done[result.fingerprint] = record
+        result.clean_accuracy, result.robust_accuracy = record.clean_accuracy, record.robust_accuracy
+        result.n, result.attacks, result.evaluation = record.n, config.evaluate, record.run_id
+
+
+def _evaluation(config: TrainConfig, folder: Path, name: str) -> EvalConfig:
+    """Return the configuration of an evaluation of a checkpoint in `folder`."""
+    return validate(
+        EvalConfig,
+        {
+            "model": f"run:{folder}@{name}", "data": config.test_data or config.data, "split": config.test_split,
+            "data_config": config.data_config, "revision": config.revision, "image_column": config.image_column,
+            "label_column": config.label_column, "resize": config.resize, "crop": config.crop, "grey": config.grey,
+            "n": config.test_n, "norm": config.norm, "eps": config.eps, "attacks": config.evaluate,
+            "device": config.device, "seed": config.seed, "allow_pickle": config.allow_pickle, "plugin": config.plugin,
+        },
+    )  # fmt: skip
+
+
+def _record(
+    config: TrainConfig, orders: Orders, data: TrainingData, model: nn.Module, outcome: Outcome, processes: Processes,
+    device: torch.device, folder: Path, initial: str, results: list[CheckpointResult], command: str | None,
+) -> TrainingRecord:  # fmt: skip
+    stream = Stream(data.entries, config.batch_size, max(outcome.samples, 1))
+    uses_attack = orders.objective.attacks
+    return TrainingRecord(
+        run_id=folder.name, created=now(), status=outcome.status, reason=outcome.reason,
+        command=command or rerun_command("train", config), objective=config.objective, update=config.update,
+        inner_attack=config.attack if uses_attack else "",
+        threat=Threat(norm=orders.threat.norm, eps=orders.threat.radius, eps_text=orders.threat.eps_text),
+        architecture=config.model, parameters=count_parameters(model),
+        budget={key: float(value) for key, value in config.budget().items()},
+        steps=outcome.steps, samples_seen=outcome.samples, unique_samples_seen=stream.unique_seen(outcome.samples),
+        epochs=outcome.epochs, batch_size=config.batch_size, seconds=outcome.seconds,
+        validation_seconds=outcome.validation_seconds, images_per_second=outcome.images_per_second,
+        peak_memory=outcome.peak_memory, passes=outcome.passes, curve=outcome.curve, validation=outcome.validation,
+        n_validation=0 if data.held_out is None else len(data.held_out.labels), n_kept_out=data.n_kept_out,
+        time_to=times_to(outcome.validation, config.targets), checkpoints=results, data=data.info,
+        duplication=data.duplication, initial_fingerprint=initial, events=[*data.events, *outcome.events],
+        seed=config.seed, config=config.model_dump(mode="json"),
+        environment=TrainEnvironment(
+            device=str(device),
+            device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+            threads=torch.get_num_threads(), processes=processes.count, python=platform.python_version(),
+            platform=platform.platform(), precision=config.precision, compiled=outcome.compiled,
+            channels_last=config.channels_last,
+        ),
+        versions=versions({parse_call(config.attack, "attack")[0].split(":")[0]}),
+    )  # fmt: skip
+
+
+def times_to(points: list[ValidationPoint], targets: Iterable[float]) -> list[TimeTo]:
+    """Return when validation first reached each target, clean and robust; None where it never did."""
+    times = []
+    for kind in ("clean", "robust"):
+        for target in targets:
+            first = next((p for p in points if getattr(p, f"{kind}_accuracy") >= target), None)
+            times.append(
+                TimeTo(
+                    kind=kind,
+                    target=target,
+                    step=None if first is None else first.step,
+                    samples=None if first is None else first.samples,
+                    seconds=None if first is None else first.seconds,
+                )
+            )
+    return times
