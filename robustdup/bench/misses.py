@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.stats import beta
 
-from robustdup.bench.parity import append, broken, read, right
+from robustdup.bench.parity import append, broken, done, read, right
 from robustdup.config import EvalConfig, build
 from robustdup.errors import RobustdupError
 from robustdup.jobs import run_evaluation
@@ -29,13 +29,14 @@ def one_run(settings: Sequence[str], attacks: str, seed: int) -> dict[str, Any]:
     The long APGD-T of the truth is not counted in its passes.
     """
     values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False}
-    found = run_evaluation(build(EvalConfig, overrides=settings, values=values))
+    config = build(EvalConfig, overrides=settings, values=values)
+    found = run_evaluation(config)
     record = found.record
     counted = record.attacks[:-1] if attacks == TRUTH else record.attacks
     looked = record.escalation.forward_passes + record.escalation.backward_passes if record.escalation else 0
     return {
         "attacks": attacks, "model": record.config["model"], "norm": record.threat.norm, "eps": record.threat.eps_text,
-        "n": record.n, "seed": seed, "right": sorted(right(found)), "broken": broken(found),
+        "n": record.n, "asked_n": config.n, "seed": seed, "right": sorted(right(found)), "broken": broken(found),
         "passes": looked + sum(attack.forward_passes + attack.backward_passes for attack in counted),
         "seconds": record.seconds, "escalated": bool(record.escalation and record.escalation.escalated),
     }  # fmt: skip
@@ -101,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> int:
         runs = [(TRUTH, given.truth_seed), *(("fast", int(seed)) for seed in given.seeds.split(","))]
         for attacks, seed in runs if given.settings else ():
             key = (attacks, config.model, config.norm, config.eps, config.n, seed)
-            if key in {tuple(line[k] for k in ("attacks", *KEY, "seed")) for line in read(given.out)}:
+            if key in {done(line, "attacks") for line in read(given.out)}:
                 continue
             line = one_run(given.settings, attacks, seed)
             append(given.out, line)

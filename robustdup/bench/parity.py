@@ -46,7 +46,7 @@ def compare_once(settings: Sequence[str], name: str, seed: int) -> dict[str, Any
         sides[side] = run_evaluation(build(EvalConfig, overrides=settings, values=values))
     line: dict[str, Any] = {
         "attack": name, "model": config.model, "norm": config.norm, "eps": config.eps, "seed": seed,
-        "n": sides["native"].record.n,
+        "n": sides["native"].record.n, "asked_n": config.n,
     }  # fmt: skip
     for side, found in sides.items():
         line[f"broken_{side}"] = broken(found)
@@ -112,6 +112,11 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def done(line: Mapping[str, Any], what: str) -> tuple[Any, ...]:
+    """Return what tells a line from those of other runs: `what` was run on which model and points, with which seed."""
+    return line[what], line["model"], line["norm"], line["eps"], line.get("asked_n", line["n"]), line["seed"]
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the lines that a file of results holds so far; none where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -135,10 +140,8 @@ def main(words: Sequence[str] | None = None) -> int:
         config = build(EvalConfig, overrides=given.settings)
         for seed in map(int, given.seeds.split(",")) if given.settings else ():
             for name in given.attacks.split(","):
-                key = (name, config.model, config.norm, config.eps, seed)
-                if key in {
-                    tuple(line[k] for k in ("attack", "model", "norm", "eps", "seed")) for line in read(given.out)
-                }:
+                key = (name, config.model, config.norm, config.eps, config.n, seed)
+                if key in {done(line, "attack") for line in read(given.out)}:
                     continue
                 line = compare_once(given.settings, name, seed)
                 append(given.out, line)

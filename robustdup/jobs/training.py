@@ -195,7 +195,7 @@ def _say(progress: Show, message: str) -> None:
             seconds=0.0,
             seconds_left=None,
             message=message,
-        )  # fmt: skip
+        )
     )
 
 

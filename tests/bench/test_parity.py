@@ -46,6 +46,8 @@ def test_parity_runs_what_is_missing_and_nothing_twice(tmp_path, capsys, monkeyp
     assert parity.main(words) == 0
     assert "| square | builtin:digits-robust, Linf 0.3 | 30 |" in capsys.readouterr().out
     assert parity.main(["n=0", "--out", str(out)]) == 2
+    with pytest.raises(pytest.fail.Exception, match="run twice"):  # other points are another comparison
+        parity.main(["n=31", *words[1:]])
 
 
 def run(attacks, broken, seed=0, passes=100, n=10, escalated=False):
