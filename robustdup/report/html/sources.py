@@ -11,7 +11,15 @@ from typing import Any
 import pyarrow as pa
 
 from robustdup.errors import UserError
-from robustdup.records import RECORD_FILE, EvaluationRecord, find_record, load_record, load_samples
+from robustdup.records import (
+    RECORD_FILE,
+    SCHEMA,
+    EvaluationRecord,
+    find_record,
+    load_record,
+    load_samples,
+    schema_of,
+)
 
 STATE_CONFIG = Path("state") / "config.json"
 
@@ -68,14 +76,10 @@ def read_run(place: str | Path) -> Run:
     if folder.is_dir() and not (folder / RECORD_FILE).is_file() and (folder / STATE_CONFIG).is_file():
         return _unfinished(folder)
     path = find_record(place)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        content = None  # load_record says what is wrong
-    schema = content.get("schema_name") if isinstance(content, dict) else None
-    if isinstance(content, dict) and isinstance(schema, str) and schema != "robustdup.evaluation":
-        return OtherRun(path.parent, schema, content)
-    return _evaluation(path)
+    schema = schema_of(path)
+    if schema == SCHEMA:
+        return _evaluation(path)
+    return OtherRun(path.parent, schema, json.loads(path.read_text(encoding="utf-8")))
 
 
 def _evaluation(path: Path) -> EvaluationRun:

@@ -1,0 +1,207 @@
+// One script for every page: theme, sortable and searchable tables, hints on charts, the gallery. Text from records is only
+// ever set as text.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+
+  function remembered(value) {
+    try {
+      if (value !== undefined) localStorage.setItem("robustdup-theme", value);
+      return localStorage.getItem("robustdup-theme");
+    } catch (error) {
+      return null; // pages from a disk may not remember anything
+    }
+  }
+
+  const chosen = remembered();
+  if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
+
+  function element(name, className, text) {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function theme() {
+    const button = document.getElementById("theme");
+    const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+    const name = () => { button.textContent = dark() ? "Light" : "Dark"; button.setAttribute("aria-label", "Switch to " + button.textContent.toLowerCase() + " colours"); };
+    button.hidden = false;
+    name();
+    button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; remembered(root.dataset.theme); name(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
+  }
+
+  function key(cell) {
+    const text = cell.dataset.sort !== undefined ? cell.dataset.sort : cell.textContent.trim();
+    const number = Number(text);
+    return text !== "" && !Number.isNaN(number) ? number : text.toLowerCase();
+  }
+
+  function before(a, b) {
+    if (typeof a === "number" && typeof b === "number") return a - b;
+    if (typeof a === "number") return -1;
+    if (typeof b === "number") return 1;
+    return a < b ? -1 : a > b ? 1 : 0;
+  }
+
+  function place(row, column) { // the cell under a heading, where cells may span several columns
+    let at = 0;
+    for (const cell of row.cells) { at += cell.colSpan; if (at > column) return cell; }
+    return row.cells[row.cells.length - 1];
+  }
+
+  function sortable(button) {
+    button.addEventListener("click", () => {
+      const heading = button.closest("th"), table = heading.closest("table"), body = table.tBodies[0];
+      const column = heading.cellIndex;
+      const now = heading.getAttribute("aria-sort");
+      const down = now ? now === "ascending" : heading.classList.contains("n");
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = Array.from(body.rows, (row) => [key(place(row, column)), row]);
+      rows.sort((a, b) => {
+        const oneText = (typeof a[0] !== "number") !== (typeof b[0] !== "number");
+        return oneText || !down ? before(a[0], b[0]) : before(b[0], a[0]); // what has no number stays last
+      });
+      body.append(...rows.map((pair) => pair[1]));
+    });
+  }
+
+  function searchable(input) {
+    const table = document.getElementById(input.dataset.filters), rows = Array.from(table.tBodies[0].rows);
+    const status = document.querySelector('[data-counts="' + input.dataset.filters + '"]');
+    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const apply = () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); shown += !row.hidden; });
+      status.textContent = words.length ? shown + " of " + rows.length : "";
+    };
+    input.addEventListener("input", apply);
+  }
+
+  function hints() {
+    const tip = document.getElementById("tip");
+    document.addEventListener("pointerover", (event) => {
+      const target = event.target.closest && event.target.closest("[data-tip]");
+      tip.hidden = !target;
+      if (!target) return;
+      tip.textContent = target.dataset.tip;
+      const box = target.getBoundingClientRect(), own = tip.getBoundingClientRect();
+      const x = Math.min(Math.max(8, box.left + box.width / 2 - own.width / 2), innerWidth - own.width - 8);
+      const y = box.top - own.height - 8;
+      tip.style.left = x + "px";
+      tip.style.top = (y < 8 ? box.bottom + 8 : y) + "px";
+    });
+    addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  }
+
+  function contents() {
+    const links = new Map(Array.from(document.querySelectorAll(".contents a"), (link) => [link.hash.slice(1), link]));
+    const seen = new Set();
+    const watcher = new IntersectionObserver((entries) => {
+      for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
+      let first = true;
+      for (const [name, link] of links) { link.classList.toggle("here", first && seen.has(name)); if (seen.has(name)) first = false; }
+    }, { rootMargin: "-60px 0px -40% 0px" });
+    for (const section of document.querySelectorAll("main section")) watcher.observe(section);
+  }
+
+  function gallery(source) {
+    const data = JSON.parse(source.textContent), perPage = innerWidth < 600 ? 12 : 24;
+    const cards = document.getElementById("gallery-cards"), tools = document.getElementById("gallery-tools");
+    const pager = document.getElementById("gallery-pager"), selects = Array.from(tools.querySelectorAll("select"));
+    const name = (label) => (data.classes[label] !== undefined ? data.classes[label] : String(label));
+    const tones = { stands: "stands", broken: "broken", undecided: "undecided", "wrong already": "wrong" };
+    let shown = data.points.map((_, i) => i), page = 0;
+
+    for (const select of selects) {
+      const by = select.dataset.by, counts = new Map();
+      for (const point of data.points) if (point[by] !== "") counts.set(point[by], (counts.get(point[by]) || 0) + 1);
+      const keys = Array.from(counts.keys()).sort(before);
+      for (const value of keys) {
+        const text = by === "outcome" ? data.names[value] : by === "attack" ? value : name(value);
+        const option = element("option", "", text + " (" + counts.get(value) + ")");
+        option.value = String(value);
+        select.append(option);
+      }
+      select.addEventListener("change", () => { page = 0; choose(); });
+    }
+
+    function choose() {
+      const wanted = selects.filter((select) => select.value !== "");
+      shown = data.points.map((_, i) => i).filter((i) => wanted.every((s) => String(data.points[i][s.dataset.by]) === s.value));
+      draw();
+    }
+
+    function tile(i, column, alt) {
+      const rows = Math.min(data.perSheet, data.points.length - Math.floor(i / data.perSheet) * data.perSheet);
+      const row = i % data.perSheet, columns = data.columns.length, made = element("span", "tile" + (data.pixelated ? " pixelated" : ""));
+      made.setAttribute("role", "img");
+      made.setAttribute("aria-label", alt);
+      made.style.aspectRatio = String(data.ratio);
+      made.style.backgroundImage = 'url("' + data.sheets[Math.floor(i / data.perSheet)] + '")';
+      made.style.backgroundSize = columns * 100 + "% " + rows * 100 + "%";
+      made.style.backgroundPosition = (columns > 1 ? (100 * column) / (columns - 1) : 0) + "% " + (rows > 1 ? (100 * row) / (rows - 1) : 0) + "%";
+      return made;
+    }
+
+    function card(i) {
+      const point = data.points[i], made = element("figure", "card"), tiles = element("div", "tiles"), text = element("figcaption");
+      data.columns.forEach((column, at) => {
+        const what = column === "clean" ? "taken for " + name(point.before) : column === "adversarial" ? "taken for " + name(point.after) : "magnified";
+        tiles.append(tile(i, at, "Image " + point.index + ", " + column + ", " + what));
+      });
+      text.append(element("span", "dot " + tones[point.outcome]));
+      text.append(element("span", "to", name(point.label)));
+      const before = point.before === point.label ? "" : ", taken for " + name(point.before);
+      if (point.outcome === "broken") text.append(" taken for ", element("span", "to", name(point.after)));
+      else if (point.outcome === "wrong already") text.append(before);
+      text.append(element("br"));
+      const what = point.outcome === "broken" ? point.attack + (point.distance === null ? "" : ", distance " + Number(point.distance.toPrecision(4))) : data.names[point.outcome];
+      text.append(element("span", "muted", "#" + point.index + " · " + what));
+      made.append(tiles, text);
+      return made;
+    }
+
+    function draw() {
+      const pages = Math.max(1, Math.ceil(shown.length / perPage));
+      page = Math.min(page, pages - 1);
+      cards.replaceChildren(...shown.slice(page * perPage, (page + 1) * perPage).map(card));
+      if (!shown.length) cards.append(element("p", "muted", "No point fits these filters."));
+      document.getElementById("gallery-count").textContent = shown.length + " of " + data.points.length + " shown";
+      document.getElementById("gallery-page").textContent = "Page " + (page + 1) + " of " + pages;
+      pager.hidden = pages < 2;
+      for (const button of pager.querySelectorAll("button")) button.disabled = button.dataset.step < 0 ? page === 0 : page === pages - 1;
+    }
+
+    for (const button of pager.querySelectorAll("button")) button.addEventListener("click", () => { page += Number(button.dataset.step); draw(); });
+    tools.hidden = false;
+    draw();
+  }
+
+  function copies(button) {
+    if (!navigator.clipboard) return;
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent).then(
+        () => { button.textContent = "Copied"; }, () => { button.textContent = "Not allowed"; });
+    });
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    theme();
+    hints();
+    contents();
+    document.querySelectorAll(".sort").forEach(sortable);
+    document.querySelectorAll("[data-filters]").forEach(searchable);
+    document.querySelectorAll("[data-copies]").forEach(copies);
+    const own = document.querySelector(".own-row"), box = own && own.closest(".scroll");
+    if (box) box.scrollTop = own.offsetTop - box.clientHeight / 2;
+    const source = document.getElementById("gallery-data");
+    if (source) gallery(source);
+    root.dataset.ready = "yes";
+  });
+})();

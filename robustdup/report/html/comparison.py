@@ -1,0 +1,259 @@
+"""Several evaluations on one page: what each is worth, and how each differs from the first on the same points."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robustdup.errors import UserError
+from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
+from robustdup.leaderboard.table import same_eps
+from robustdup.records import EvaluationRecord
+from robustdup.report.html.charts import Chart, Point, Series, linear, shape, shares, tone
+from robustdup.report.html.evaluation import attack_label, class_names, partial
+from robustdup.report.html.page import Section
+from robustdup.report.html.sources import EvaluationRun
+from robustdup.report.html.text import interval, missing, percent, plural, signed, whole
+
+COLUMNS = 8  # models side by side; more are compared in rows only
+LINES = 8  # curves in one chart
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A minus B on the `n` points that both decided, with Tango's 95% interval; or why there is none."""
+
+    n: int = 0
+    value: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    only_a: int = 0
+    only_b: int = 0
+    reason: str = ""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return not self.reason and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run with its outcomes, None where its samples cannot be used."""
+
+    run: EvaluationRun
+    found: Outcomes | None
+    label: str
+
+
+def compared(runs: Sequence[EvaluationRun]) -> list[Compared]:
+    """Return runs with outcomes and with labels that tell them apart."""
+    return [Compared(run, _outcomes(run), label) for run, label in zip(runs, labels(runs), strict=True)]
+
+
+def _outcomes(run: EvaluationRun) -> Outcomes | None:
+    if run.samples is None:
+        return None
+    try:
+        return outcomes(run.record, run.samples)
+    except (UserError, KeyError, ValueError, TypeError):
+        return None
+
+
+def labels(runs: Sequence[EvaluationRun]) -> list[str]:
+    """Return a label for each run: its model; with data, threat model or run id as well where others are alike."""
+    parts = [
+        (r.model.spec, r.data.spec, f"{r.threat.norm} {r.threat.eps_text}", str(r.config.get("attacks", "")), r.run_id)
+        for r in (run.record for run in runs)
+    ]
+    varying = [i for i in range(1, 4) if len({part[i] for part in parts}) > 1]
+    found = [" · ".join([part[0], *(part[i] for i in varying if part[i])]) for part in parts]
+    alike = {label for label in found if found.count(label) > 1}
+    return [f"{label} · {part[4]}" if label in alike else label for label, part in zip(found, parts, strict=True)]
+
+
+def robust_difference(a: Compared, b: Compared) -> Difference:
+    """Return robust accuracy of A minus B on the same points; `reason` says why it cannot be said."""
+    first, second = a.run.record.threat, b.run.record.threat
+    if first.norm != second.norm or not same_eps(first.eps_text, second.eps_text):
+        return Difference(reason=f"other threat model: {first.norm} {first.eps_text}, {second.norm} {second.eps_text}")
+    if a.found is None or b.found is None:
+        return Difference(reason="no samples")
+    in_a, in_b = _common(a.found.index, b.found.index)
+    if not len(in_a):
+        return Difference(reason="no point in common")
+    if (a.found.image[in_a] != b.found.image[in_b]).any() or (a.found.label[in_a] != b.found.label[in_b]).any():
+        return Difference(reason="other images")
+    mine, theirs = a.found.robust[in_a], b.found.robust[in_b]
+    decided = (mine >= 0) & (theirs >= 0)
+    n = int(decided.sum())
+    if not n:
+        return Difference(reason="no point decided in both")
+    only_a = int((decided & (mine == 1) & (theirs == 0)).sum())
+    only_b = int((decided & (mine == 0) & (theirs == 1)).sum())
+    low, high = tango_interval(only_a, only_b, n)
+    return Difference(n, (only_a - only_b) / n, low, high, only_a, only_b)
+
+
+def _common(a: Any, b: Any) -> tuple[Any, Any]:
+    """Rows of the points that both have; both are sorted."""
+    if len(a) == len(b) and (a == b).all():
+        return np.arange(len(a)), np.arange(len(a))
+    _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+    return in_a, in_b
+
+
+def comparison_sections(runs: Sequence[EvaluationRun], links: Sequence[str]) -> list[Section]:
+    """Return the sections that compare at least two runs; `links` are the runs' own pages, "" where there is none."""
+    all_runs = compared(runs)
+    sections = [
+        _overview(all_runs, links),
+        _scatter(all_runs, links),
+        _curves(all_runs),
+        _side_by_side(all_runs),
+        _pairs(all_runs),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
+    base = runs[0]
+    rows = []
+    for run, link in zip(runs, links, strict=True):
+        difference = None if run is base else robust_difference(run, base)
+        rows.append(
+            {
+                "label": run.label, "record": run.run.record, "link": link, "difference": difference,
+                "partial": "; ".join(partial(run.run.record)), "base": run is base,
+            }
+        )  # fmt: skip
+    seen = [row["difference"] for row in rows if row["difference"] is not None and not row["difference"].reason]
+    reach = max([0.01, *(max(abs(d.low), abs(d.high)) for d in seen)])
+    content = {"rows": rows, "base": base.label, "reach": reach, "differences": bool(seen)}
+    return Section("overview", "Robust accuracy", "sections/overview.html.j2", _lead(runs, seen), content)
+
+
+def _lead(runs: list[Compared], differences: Sequence[Difference]) -> str:
+    known = [run for run in runs if not missing(run.run.record.robust_accuracy.value)]
+    if not known:
+        return "No run has a robust accuracy."
+    if len({(r.run.record.threat.norm, r.run.record.threat.eps_text) for r in runs}) > 1:
+        return "The threat models differ: compare only runs within the same one."
+    best = max(known, key=lambda run: run.run.record.robust_accuracy.value)
+    text = f"{best.label} is the most robust of {len(runs)}: {percent(best.run.record.robust_accuracy.value)}."
+    if differences:
+        clear = sum(difference.clear for difference in differences)
+        text += f" {clear} of {plural(len(differences), 'difference')} from {runs[0].label} exclude zero at 95%, each by itself."
+    return text
+
+
+def _scatter(runs: list[Compared], links: Sequence[str]) -> Section | None:
+    known = [
+        (run, link)
+        for run, link in zip(runs, links, strict=True)
+        if not missing(run.run.record.clean_accuracy.value) and not missing(run.run.record.robust_accuracy.value)
+    ]
+    if len(known) < 3:
+        return None
+    points = []
+    for run, link in known:
+        clean, robust = run.run.record.clean_accuracy, run.run.record.robust_accuracy
+        tip = f"{run.label}: clean {percent(clean.value)}, robust {percent(robust.value)}"
+        bars = (robust.low, robust.high) if len(known) <= 30 else (None, None)
+        points.append(Point(clean.value, robust.value, tip, *bars, href=link))
+    chart = Chart(
+        "scatter", "Clean against robust accuracy", f"{len(points)} runs; upper right is better on both.",
+        _fitted([p.x for p in points], "clean accuracy"), _fitted([p.y for p in points], "robust accuracy"),
+        [Series("runs", points, "c0", line=False)], height=320,
+    )  # fmt: skip
+    return Section("tradeoff", "Clean against robust", "sections/chart.html.j2", charts=(chart,))
+
+
+def _fitted(values: list[float], label: str) -> Any:
+    low, high = min(values), max(values)
+    found = linear(max(0.0, low - 0.01), min(1.0, high + 0.01), label, text=lambda value: percent(value, 0 if high - low > 0.05 else 1))  # fmt: skip
+    return found
+
+
+def _curves(runs: list[Compared]) -> Section | None:
+    with_curve = [run for run in runs if run.run.record.curve][:LINES]
+    if not with_curve:
+        return None
+    series, rows, highest = [], [], 0.0
+    for number, run in enumerate(with_curve):
+        record = run.run.record
+        clean = record.clean_accuracy
+        points = [Point(0.0, clean.value, f"{run.label}, clean: {percent(clean.value)}", clean.low, clean.high)]
+        for eps, at in record.curve.items():
+            points.append(Point(at.eps, at.value, f"{run.label}, eps {eps}: {percent(at.value)}", at.low, at.high))
+            rows.append((run.label, record.threat.norm, eps, percent(at.value), interval(at.low, at.high)))
+        highest = max(highest, *(point.x for point in points))
+        series.append(Series(run.label, points, tone(number), shape(number), band=True))
+    chart = Chart(
+        "curves", "Robust accuracy over eps", f"{plural(len(series), 'run')} with several eps.",
+        linear(0.0, highest, "eps"), shares("robust accuracy"), series, legend=series,
+        headings=("run", "norm", "eps", "robust accuracy", "95% interval"), rows=rows,
+    )  # fmt: skip
+    return Section("curves", "Robust accuracy over eps", "sections/chart.html.j2", charts=(chart,))
+
+
+def _side_by_side(runs: list[Compared]) -> Section | None:
+    """Models as columns: what is asked of each, and by attack and class."""
+    if len(runs) > COLUMNS:
+        return None
+    records = [run.run.record for run in runs]
+    rows: list[tuple[str, list[str]]] = [
+        ("Data", [f"{r.data.spec}, {r.data.split}" for r in records]),
+        ("Images", [f"{whole(r.n)} of {whole(r.data.n_total)}" for r in records]),
+        ("Threat model", [f"{r.threat.norm}, eps {r.threat.eps_text}" for r in records]),
+        ("Parameters", [whole(r.model.parameters) for r in records]),
+        ("Clean accuracy", [percent(r.clean_accuracy.value) for r in records]),
+        ("Robust accuracy", [percent(r.robust_accuracy.value) for r in records]),
+        ("95% interval", [interval(r.robust_accuracy.low, r.robust_accuracy.high) for r in records]),
+        ("Diagnostics", [_signs(r) for r in records]),
+    ]
+    attacks = {record_number: {attack_label(a): a for a in r.attacks} for record_number, r in enumerate(records)}
+    names = dict.fromkeys(itertools.chain.from_iterable(attacks.values()))
+    by_attack = [
+        (name, [percent(found.robust_accuracy_after) if (found := attacks[i].get(name)) else "" for i in attacks])
+        for name in names
+    ]
+    groups = [("", rows), ("Robust accuracy after each attack", by_attack)]
+    classes = [dict(zip(class_names(r), r.per_class, strict=False)) for r in records]
+    shown = [name for name in class_names(records[0]) if any(name in found for found in classes)]
+    if 1 < len(shown) <= 30:
+        by_class = [
+            (name, [percent(found[name].robust_accuracy) if name in found else "" for found in classes])
+            for name in shown
+        ]
+        groups.append(("Robust accuracy by class", by_class))
+    content = {"labels": [run.label for run in runs], "groups": groups}
+    return Section("models", "Side by side", "sections/models.html.j2", content=content)
+
+
+def _signs(record: EvaluationRecord) -> str:
+    counts = {level: sum(s.severity == level for s in record.diagnostics) for level in ("serious", "warning", "info")}
+    return ", ".join(f"{count} {level}" for level, count in counts.items() if count) or "none"
+
+
+def _pairs(runs: list[Compared]) -> Section | None:
+    """Every pair as a matrix of differences, row minus column."""
+    if not 2 < len(runs) <= COLUMNS:
+        return None
+    matrix = [
+        {"label": a.label, "cells": [None if a is b else robust_difference(a, b) for b in runs]} for a in runs
+    ]  # fmt: skip
+    lead = "Robust accuracy of the row minus that of the column, in points, on the same images; bold where the interval excludes zero."
+    content = {"labels": [run.label for run in runs], "matrix": matrix}
+    return Section("pairs", "Every pair", "sections/pairs.html.j2", lead, content)
+
+
+def difference_text(difference: Difference) -> str:
+    """Return a difference with its interval in words."""
+    if difference.reason:
+        return difference.reason
+    return f"{signed(difference.value)} [{signed(difference.low)} to {signed(difference.high)}]"

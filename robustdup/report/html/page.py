@@ -1,0 +1,64 @@
+"""A page before it is drawn: its template, what the template is given, and the files that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from robustdup.report.html.charts import Chart
+
+
+@dataclass(frozen=True)
+class Page:
+    """`name` is the file without .html; `files` are written beside it, by path inside the folder."""
+
+    name: str
+    title: str
+    kind: str
+    template: str
+    context: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that a reader must see before the numbers."""
+
+    level: Literal["info", "warning", "serious"]
+    title: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A headline number: its value as in the record (`field` names it), how it is written, and what it means."""
+
+    label: str
+    text: str
+    value: float | None
+    field: str
+    note: str = ""
+    big: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a whole: `share` of it in [0, 1]."""
+
+    label: str
+    count: int
+    share: float
+    tone: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page with its own heading, drawn by a template of its own; left out where it has nothing to say."""
+
+    name: str
+    title: str
+    template: str
+    lead: str = ""
+    content: Any = None
+    charts: tuple[Chart, ...] = ()

@@ -1,0 +1,112 @@
+"""What became of each point, from `samples.parquet`: right, broken by which attack, at what distance, taken for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from robustdup.leaderboard.compare import outcomes
+from robustdup.leaderboard.table import exact_eps, same_eps
+from robustdup.records import EvaluationRecord
+
+OUTCOMES = ("stands", "broken", "undecided", "wrong already")
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Points:
+    """A row a point, in the order of the run: (N,) each.
+
+    `outcome` is one of OUTCOMES. `after` is the prediction on the worst example, the one that the run folder keeps,
+    and `attack` and `eps` are those that made it; "" where no attack did better than the clean image.
+    """
+
+    index: Array
+    label: Array
+    before: Array
+    after: Array
+    outcome: Array
+    attack: Array
+    eps: Array
+    distance: Array
+    margin: Array
+    min_distance: Array
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def count(self, outcome: str) -> int:
+        """Return how many points came to an outcome."""
+        return int((self.outcome == outcome).sum())
+
+
+def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
+    """Return what became of each point. Raises UserError where the table does not hold the clean rows of each point once.
+
+    The worst example of a point is found as the evaluation keeps it: the least share of correct draws, then the least
+    margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the point.
+    """
+    found = outcomes(record, samples)  # sorted by index; checks the table
+    columns = {name: samples[name].to_numpy(zero_copy_only=False) for name in samples.column_names}
+    is_clean = columns["attack"] == "clean"
+    clean = np.flatnonzero(is_clean)[np.argsort(columns["position"][is_clean], kind="stable")]
+    at = np.searchsorted(found.index, columns["index"][clean])
+    right, robust = found.clean[at], found.robust[at]
+    outcome = np.where(~right, OUTCOMES[3], np.array(OUTCOMES)[[1, 0, 2]][np.where(robust < 0, 2, robust)])
+    worst = _worst_rows(record, columns, clean)
+    by_attack = worst != clean
+    return Points(
+        index=columns["index"][clean],
+        label=columns["label"][clean],
+        before=columns["prediction"][clean],
+        after=columns["prediction"][worst].astype(np.int64),
+        outcome=outcome,
+        attack=np.where(by_attack, columns["attack"][worst], ""),
+        eps=np.where(by_attack, columns["eps"][worst], ""),
+        distance=columns["distance"][worst].astype(np.float64),
+        margin=columns["margin"][clean].astype(np.float64),
+        min_distance=_optional(columns, "min_distance", clean),
+    )
+
+
+def _worst_rows(record: EvaluationRecord, columns: dict[str, Array], clean: Array) -> Array:
+    """Return the row of each point's worst example (N,); that of its clean image where no attack did worse."""
+    judged = ~np.isnan(columns["margin"].astype(np.float64)) & ~np.isnan(columns["prediction"].astype(np.float64))
+    judged[clean] = True
+    share = np.nan_to_num(columns["correct_share"].astype(np.float64), nan=1.0)
+    margin = np.nan_to_num(columns["margin"].astype(np.float64), nan=np.inf)
+    broken = columns["outcome"] == "broken"
+    # At the record's own eps what breaks comes first; then what broke at a smaller eps, the smallest first.
+    rank = np.array([_eps_rank(record, text) for text in columns["eps"]])
+    tier = np.where(broken, rank, np.where(rank == 0, 1e6, np.inf))
+    tier[clean] = 1e6
+    tier[~judged] = np.inf
+    rows = np.flatnonzero(np.isfinite(tier))
+    order = rows[np.lexsort((rows, margin[rows], share[rows], tier[rows], columns["position"][rows]))]
+    _, first = np.unique(columns["position"][order], return_index=True)
+    return np.asarray(order[first])
+
+
+def _eps_rank(record: EvaluationRecord, text: str) -> float:
+    if not text or same_eps(text, record.threat.eps_text):
+        return 0.0
+    value = exact_eps(text)
+    return 1.0 + float(value) if value is not None else np.inf
+
+
+def _optional(columns: dict[str, Array], name: str, rows: Array) -> Array:
+    """A column that older tables lack."""
+    if name not in columns:
+        return np.full(len(rows), np.nan)
+    return np.asarray(columns[name][rows].astype(np.float64))
+
+
+def confusion(points: Points, n_classes: int) -> Array:
+    """Return counts (K, K): true label by the prediction on the worst example. Predictions beyond K are left out."""
+    table = np.zeros((n_classes, n_classes), dtype=np.int64)
+    good = (points.after >= 0) & (points.after < n_classes) & (points.label >= 0) & (points.label < n_classes)
+    np.add.at(table, (points.label[good], points.after[good]), 1)
+    return table

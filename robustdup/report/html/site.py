@@ -1,0 +1,168 @@
+"""From runs to a folder of pages: which pages there are, their templates filled in, nothing fetched from anywhere.
+
+Each page carries its own style and script, so that it can be read from a disk, a server or a mail. Its Content Security
+Policy lets it load nothing but pictures beside it, and run no script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from robustdup.errors import UserError
+from robustdup.report.html import text
+from robustdup.report.html.comparison import comparison_sections, difference_text
+from robustdup.report.html.evaluation import evaluation_page, short_parameters
+from robustdup.report.html.folder import check_folder, write_files
+from robustdup.report.html.gallery import Array
+from robustdup.report.html.page import Page, Section
+from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, UnfinishedRun, read_run
+
+OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
+INDEX = "index"
+
+
+def write_report(
+    places: Sequence[str | Path],
+    to: Path,
+    *,
+    overwrite: bool = False,
+    gallery: int = 240,
+    each: bool | None = None,
+    clean_images: Mapping[int, Array] | None = None,
+) -> Path:
+    """Write the pages of runs into the folder `to` and return the path of its index.html.
+
+    `gallery` points a run are shown as pictures; `each` says whether every run gets a page of its own besides (None: up to
+    twelve). `clean_images` are those of runs that kept none, by place. Raises UserError where a place holds no run, and where
+    the folder holds something else (unless `overwrite`); RunError where it cannot be written.
+    """
+    check_folder(to, overwrite=overwrite)
+    runs = [read_run(place) for place in places]
+    pages = make_pages(runs, gallery=gallery, each=each, clean_images=clean_images or {})
+    files: dict[str, bytes] = {}
+    for page in pages:
+        files[f"{page.name}.html"] = render(page).encode("utf-8", "replace")
+        files.update(page.files)
+    write_files(to, files, overwrite=overwrite)
+    return to / f"{INDEX}.html"
+
+
+def make_pages(
+    runs: Sequence[Run], *, gallery: int, each: bool | None, clean_images: Mapping[int, Array]
+) -> list[Page]:
+    """Return the pages of runs, the one to begin with first. File names are numbers: nothing in a record names a file."""
+    if not runs:
+        raise UserError("Name at least one run: robustdup report RUN...")
+    if len(runs) == 1:
+        return [_page(runs[0], INDEX, gallery, clean_images.get(0))]
+    own = len(runs) <= OWN_PAGES if each is None else each
+    needed = [own or not isinstance(run, EvaluationRun) for run in runs]
+    names = [f"run-{i + 1:03d}" if make else "" for i, make in enumerate(needed)]
+    pages = [
+        _page(run, name, gallery, clean_images.get(i))
+        for i, (run, name) in enumerate(zip(runs, names, strict=True))
+        if name
+    ]
+    return [_index(runs, names), *pages]
+
+
+def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
+    if isinstance(run, EvaluationRun):
+        return evaluation_page(run, name, gallery=gallery, clean_images=clean)
+    if isinstance(run, UnfinishedRun):
+        return _unfinished_page(run, name)
+    return _other_page(run, name)
+
+
+def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
+    settings = {key: str(value) for key, value in run.config.items() if value not in (None, [], {}, False)}
+    context = {"folder": str(run.folder), "saved": run.saved_calls, "settings": settings}
+    return Page(name, run.name, "Unfinished run", "unfinished.html.j2", context)
+
+
+def _other_page(run: OtherRun, name: str) -> Page:
+    raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page yet.")
+
+
+def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
+    """The page that several runs begin with: evaluations compared, and a list of the others."""
+    links = [f"{name}.html" if name else "" for name in names]
+    pairs = [(run, link) for run, link in zip(runs, links, strict=True) if isinstance(run, EvaluationRun)]
+    others = [(run, link) for run, link in zip(runs, links, strict=True) if not isinstance(run, EvaluationRun)]
+    sections: list[Section] = []
+    if len(pairs) > 1:
+        sections += comparison_sections([run for run, _ in pairs], [link for _, link in pairs])
+    elif pairs:
+        others = [*pairs, *others]
+    if others:
+        sections.append(Section("others", "Other runs", "sections/others.html.j2", content=others))
+    context = {
+        "sections": sections,
+        "n": len(runs),
+        "subtitle": [text.plural(len(runs), "run")],
+        "notices": _failures(pairs),
+    }
+    return Page(INDEX, "Comparison", "Comparison", "comparison.html.j2", context)
+
+
+def _failures(pairs: Sequence[tuple[EvaluationRun, str]]) -> list[object]:
+    from robustdup.report.html.page import Notice
+
+    return [Notice("warning", f"{run.record.run_id}: {note}") for run, _ in pairs for note in run.notes]
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with autoescape everywhere and an error for a name that does not exist."""
+    found = Environment(
+        loader=PackageLoader("robustdup.report.html", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    words = (
+        "percent",
+        "interval",
+        "signed",
+        "signed_interval",
+        "number",
+        "whole",
+        "short",
+        "duration",
+        "plural",
+        "listed",
+    )
+    found.filters.update({name: getattr(text, name) for name in words})
+    found.filters.update({"parameters": short_parameters, "difference": difference_text})
+    return found
+
+
+def render(page: Page) -> str:
+    """Return a page as HTML."""
+    style, script = _asset("style.css"), _asset("page.js")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src 'self' file: data:",  # file: for a page that is opened from a disk
+            "style-src 'unsafe-inline'",
+            f"script-src '{_hash(script)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    template = environment().get_template(page.template)
+    return template.render(page=page, style=style, script=script, policy=policy, **page.context)
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("robustdup.report.html") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
