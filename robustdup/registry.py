@@ -293,6 +293,7 @@ class Registry:
         self.architectures: dict[str, Architecture] = {}
         self.objectives: dict[str, ObjectiveSpec] = {}
         self.baselines: dict[str, Named] = {}
+        self.trainers: dict[str, Named] = {}
         self.plugins: list[PluginStatus] = []
         self._owner = "native"
 
@@ -349,6 +350,14 @@ class Registry:
         """
         self._put("baseline", self.baselines, name, Named(name, function, description, url))
 
+    def add_trainer(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:
+        """Register what a bench of training compares with: adversarial training as a toolkit's user would write it.
+
+        `trainer(model, images, labels, threat, *, steps, step_size, batch_size, lr, seed) -> None` trains `model` in place
+        for one epoch on images (N, C, H, W) in [0, 1] with PGD. It is called with no images first, untimed.
+        """
+        self._put("trainer", self.trainers, name, Named(name, function, description, url))
+
     def _put(
         self, what: str, table: dict[str, Any], name: str, value: Any, also: Mapping[str, Any] | None = None
     ) -> None:
@@ -397,7 +406,17 @@ class Registry:
 
         `source` is what its attacks with bare names are listed under; the plugin's name if not given.
         """
-        tables = ("attacks", "ensembles", "losses", "models", "architectures", "data", "objectives", "baselines")
+        tables = (
+            "attacks",
+            "ensembles",
+            "losses",
+            "models",
+            "architectures",
+            "data",
+            "objectives",
+            "baselines",
+            "trainers",
+        )
         before = {table: copy.copy(getattr(self, table)) for table in tables}
         self._owner = source or name
         try:

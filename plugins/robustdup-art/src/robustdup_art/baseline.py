@@ -1,4 +1,4 @@
-"""ART's AutoAttack as its user calls it, for `robustdup bench`."""
+"""ART as its user calls it, for `robustdup bench`: its AutoAttack, and its trainer of Madry's PGD training."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     from robustdup import ThreatModel
 
 URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/attacks/evasion.html#autoattack"
+TRAINER_URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/defences/trainer.html"
 BATCH_SIZE = 32  # ART's default
 
 
 def register_baseline(registry: Registry) -> None:
-    """Register art.attacks.evasion.AutoAttack."""
+    """Register art.attacks.evasion.AutoAttack and art.defences.trainer.AdversarialTrainerMadryPGD."""
     registry.add_baseline(
         "art-autoattack", art_autoattack, url=URL,
         description="ART's ensemble of the name: APGD-CE, APGD-DLR, DeepFool, Square; neither FAB nor targeted APGD",
+    )  # fmt: skip
+    registry.add_trainer(
+        "art-madry-pgd", art_trainer, url=TRAINER_URL,
+        description="ART's AdversarialTrainerMadryPGD on a PyTorchClassifier, SGD with momentum",
     )  # fmt: skip
 
 
@@ -61,3 +66,39 @@ def art_autoattack(
         )
         adv_images = attack.generate(images.cpu().numpy(), labels.cpu().numpy())
     return torch.from_numpy(adv_images).to(images)
+
+
+def art_trainer(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, steps: int, step_size: float,
+    batch_size: int, lr: float, seed: int,
+) -> None:  # fmt: skip
+    """Train `model` for one epoch on images (N, C, H, W) in [0, 1] with ART's AdversarialTrainerMadryPGD.
+
+    Raises UserError unless the norm is Linf, which is the only one of this trainer, Unavailable without the package.
+    """
+    import torch
+
+    from robustdup import isolated
+
+    if importlib.util.find_spec("art") is None:
+        raise Unavailable("The package art is not installed. Run: pip install adversarial-robustness-toolbox")
+    from art.defences.trainer import AdversarialTrainerMadryPGD
+    from art.estimators.classification import PyTorchClassifier
+
+    if threat.norm != "Linf":
+        raise UserError(f"ART's AdversarialTrainerMadryPGD works in Linf, not in {threat.norm}.")
+    if not len(images):
+        return
+    with torch.no_grad():
+        classes = model.eval()(images[:1]).shape[1]
+    with isolated(seed=seed):
+        classifier = PyTorchClassifier(
+            model=model, loss=torch.nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=classes,
+            optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4),
+            clip_values=(0.0, 1.0), device_type="gpu" if images.device.type == "cuda" else "cpu",
+        )  # fmt: skip
+        trainer = AdversarialTrainerMadryPGD(
+            classifier, nb_epochs=1, batch_size=batch_size, eps=threat.radius, eps_step=step_size, max_iter=steps
+        )
+        trainer.attack.set_params(verbose=False)
+        trainer.fit(images.cpu().numpy(), labels.cpu().numpy())

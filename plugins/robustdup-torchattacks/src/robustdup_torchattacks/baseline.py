@@ -1,4 +1,4 @@
-"""torchattacks' AutoAttack as its user calls it, for `robustdup bench`."""
+"""torchattacks as its user calls it, for `robustdup bench`: its AutoAttack, and adversarial training with its PGD."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ BATCH_SIZE = 250  # torchattacks has none of its own: that of the reference Auto
 
 
 def register_baseline(registry: Registry) -> None:
-    """Register torchattacks.AutoAttack."""
+    """Register torchattacks.AutoAttack and a training loop around torchattacks.PGD."""
     registry.add_baseline(
         "torchattacks-autoattack", torchattacks_autoattack, url=URL,
         description="torchattacks.AutoAttack, standard version: 10 steps of APGD and FAB, where the reference has 100",
+    )  # fmt: skip
+    registry.add_trainer(
+        "torchattacks-pgd", torchattacks_trainer, url=URL,
+        description="a plain PyTorch loop around torchattacks.PGD, SGD with momentum",
     )  # fmt: skip
 
 
@@ -48,3 +52,35 @@ def torchattacks_autoattack(
         size = batch_size or BATCH_SIZE
         parts = zip(images.split(size), labels.split(size), strict=True)
         return torch.cat([attack(part, truth).detach() for part, truth in parts])
+
+
+def torchattacks_trainer(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, steps: int, step_size: float,
+    batch_size: int, lr: float, seed: int,
+) -> None:  # fmt: skip
+    """Train `model` for one epoch on images (N, C, H, W) in [0, 1] that torchattacks' PGD has attacked, batch by batch.
+
+    The loop is that of its documentation: the attack sees the model in train mode as it is. Raises UserError in L1,
+    Unavailable without the package.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from robustdup import isolated
+
+    toolkit = load()
+    if threat.norm not in ("Linf", "L2"):
+        raise UserError(f"torchattacks' PGD works in Linf and L2, not in {threat.norm}.")
+    if not len(images):
+        return
+    kind = toolkit.PGD if threat.norm == "Linf" else toolkit.PGDL2
+    attack = kind(model, eps=threat.radius, alpha=step_size, steps=steps, random_start=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    with isolated(seed=seed):
+        model.train()
+        for rows in torch.randperm(len(images)).split(batch_size):
+            part, truth = images[rows], labels[rows]
+            adv_images = attack(part, truth)
+            optimizer.zero_grad()
+            F.cross_entropy(model(adv_images), truth).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
