@@ -1,0 +1,47 @@
+"""Objectives: one a file, each a plain function on the contract of `robustdup.training`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from robustdup.config import parse_call
+from robustdup.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustdup.registry import ObjectiveSpec, Registry
+
+
+def register_objectives(registry: Registry) -> None:
+    """Register the objectives that come with robustdup."""
+    from robustdup.training.objectives.pgd_at import pgd_at
+    from robustdup.training.objectives.standard import standard
+    from robustdup.training.objectives.trades import trades
+
+    registry.add_objective("standard", standard, description="Cross-entropy on the images as they are.")
+    registry.add_objective(
+        "pgd_at", pgd_at, description="Cross-entropy on adversarial images.", url="https://arxiv.org/abs/1706.06083"
+    )
+    registry.add_objective(
+        "trades", trades, url="https://arxiv.org/abs/1901.08573",
+        description="Cross-entropy on clean images, and beta times the divergence of the adversarial answers from the clean.",
+    )  # fmt: skip
+
+
+def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[str, Any]]:
+    """Return the objective that 'trades(beta=6)' names and its checked options. Raises UserError with the nearest name."""
+    name, options = parse_call(text, "objective")
+    if name not in registry.objectives:
+        raise unknown("objective", name, registry.objectives)
+    spec = registry.objectives[name]
+    return spec, spec.check_options(options)
+
+
+def check_model(spec: ObjectiveSpec, model: nn.Module) -> None:
+    """Raise UserError where the objective needs `model.features` and the model has none."""
+    if spec.features and not callable(getattr(model, "features", None)):
+        raise UserError(
+            f"The objective {spec.name!r} works on features and needs a model with features(images) -> (N, D) and a "
+            f"last layer `head`; {type(model).__name__} has none. Choose one of robustdup's architectures, or pgd_at."
+        )

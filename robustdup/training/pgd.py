@@ -1,0 +1,136 @@
+"""PGD made for training: fixed steps, no row dropped, input gradients only, nothing that waits for the device.
+
+https://arxiv.org/abs/1706.06083. Evaluation has its own (`robustdup.attacks.pgd`), which stops at rows that are fooled and
+projects exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustdup.attacks.noise import ball_noise
+from robustdup.attacks.pgd import ascent
+from robustdup.errors import UserError
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel, parse_eps
+
+RowLoss = Callable[[Tensor, slice], Tensor]
+PATH = 2.5  # steps times step size, in eps
+TINY_START = (
+    0.001  # without a random start a divergence from the clean answer has no gradient: TRADES' authors start here
+)
+
+
+def training_pgd(
+    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
+    loss: RowLoss | None = None, micro_batch: int | None = None,
+    steps: int = 10, step_size: str | float | None = None, random_start: bool = True,
+) -> Tensor:  # fmt: skip
+    """Maximise `loss` (cross-entropy if None) for a fixed number of steps: the last iterate, in the ball and the box.
+
+    Images (N, C, H, W) in [0, 1], labels (N,) -> the same shape. `network` must have no parameter that requires a
+    gradient. `step_size` is in pixel units, in the threat model's norm; by default 2.5 eps / steps. All steps of a
+    micro-batch are taken before the next one's, which keeps it in cache on a CPU.
+    """
+    step = default_step(threat, steps) if step_size is None else float(parse_eps(step_size))
+    adv_images = start_points(images, threat, rng, random=random_start, away=loss is not None)
+    for rows in slices(len(images), micro_batch):
+        clean, point = images[rows], adv_images[rows]
+        keep = keeper(clean, threat)
+        for _ in range(steps):
+            gradient = row_gradient(network, point, loss or _cross_entropy(labels), rows)
+            keep(point.add_(direction(clean, gradient, threat), alpha=step))
+    return adv_images
+
+
+def check_training_pgd(steps: int = 10, step_size: str | float | None = None, random_start: bool = True) -> None:
+    """Raise UserError for options that cannot work."""
+    if steps < 1:
+        raise UserError(f"Inner attack 'pgd': steps must be at least 1, got {steps}. For clean training: standard.")
+    if step_size is not None:
+        parse_eps(step_size)
+
+
+def default_step(threat: ThreatModel, steps: int) -> float:
+    """Return the step size in pixel units that is taken where none is given."""
+    return PATH * threat.radius / steps
+
+
+def slices(count: int, size: int | None) -> Iterator[slice]:
+    """Walk `count` rows in slices of `size`; all at once where that is None."""
+    for start in range(0, count, size or max(count, 1)):
+        yield slice(start, min(start + (size or count), count))
+
+
+def start_points(images: Tensor, threat: ThreatModel, rng: SampleRng, *, random: bool, away: bool) -> Tensor:
+    """Return new images in the ball and the box to start from: random ones, the clean ones, or slightly `away` from those."""
+    if random:
+        noise = ball_noise(images, threat, rng.fold("start"))
+    elif away:
+        noise = (TINY_START * rng.fold("start").normal(images.shape[1:])).to(images.dtype)
+    else:
+        return images.detach().clone()
+    points = torch.empty_like(images).copy_(noise).add_(images)
+    keeper(images, threat)(points)
+    return points
+
+
+def row_gradient(network: nn.Module, points: Tensor, loss: RowLoss, rows: slice) -> Tensor:
+    """Return the gradient of the summed loss by the points (n, C, H, W), which are the rows `rows` of a batch."""
+    with torch.enable_grad():
+        leaf = points.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(network(leaf), rows).sum(), leaf)
+    return gradient
+
+
+def direction(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the step of length 1 in the norm along which the loss rises; `gradient` (N, C, H, W) is used up."""
+    if threat.norm == "Linf":
+        return gradient.sign_()
+    if threat.norm == "L2":
+        return gradient.div_(_lengths(gradient).clamp_min_(1e-30))
+    return ascent(images, gradient, threat)
+
+
+def keeper(images: Tensor, threat: ThreatModel) -> Callable[[Tensor], Tensor]:
+    """Return a function that puts points near `images` back into the ball, then into the box, in place.
+
+    Pulling into the box after the ball never leads out of the ball, since the images are in the box; in L1 and L2 it is
+    not always the nearest point, which training does not need.
+    """
+    if threat.norm == "Linf":
+        lower, upper = (images - threat.radius).clamp_(min=0), (images + threat.radius).clamp_(max=1)
+        return lambda points: points.clamp_(lower, upper)
+    return lambda points: points.sub_(images).copy_(into_ball(points, threat)).add_(images).clamp_(0, 1)
+
+
+def into_ball(delta: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the perturbations (N, ...) of length eps or less that are nearest to `delta`; rows never wait for each other."""
+    if threat.norm == "Linf":
+        return delta.clamp(-threat.radius, threat.radius)
+    if threat.norm == "L2":
+        return delta * (threat.radius / _lengths(delta).clamp_min_(1e-30)).clamp_max_(1)
+    return _shrink_l1(delta, threat.radius)
+
+
+def _shrink_l1(delta: Tensor, eps: float) -> Tensor:
+    """Project (N, ...) onto the L1 ball: lower all entries by what makes them sum to eps. http://doi.org/10.1145/1390156.1390191"""
+    size = delta.abs().flatten(1)
+    falling = size.double().sort(dim=1, descending=True).values
+    lowered = (falling.cumsum(dim=1) - eps) / torch.arange(1, size.shape[1] + 1, device=size.device)
+    last = (falling > lowered).sum(dim=1, keepdim=True).clamp_(min=1) - 1
+    by = lowered.gather(1, last).clamp_(min=0).to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
+    return delta.sign() * (delta.abs() - by).clamp_(min=0)
+
+
+def _lengths(values: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
+    return lengths
+
+
+def _cross_entropy(labels: Tensor) -> RowLoss:
+    return lambda logits, rows: F.cross_entropy(logits, labels[rows], reduction="sum")

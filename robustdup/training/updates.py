@@ -1,0 +1,233 @@
+"""Update rules: each owns the backward passes and the optimizer steps of a batch.
+
+`plain` steps once; `awp` steps at weights that were made worse first; `free` steps several times on each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.pgd import ascent
+from robustdup.config import parse_call
+from robustdup.errors import UserError, unknown
+from robustdup.registry import ObjectiveSpec, check_keywords
+from robustdup.threat import ThreatModel
+from robustdup.training.modes import frozen_statistics
+from robustdup.training.objectives.terms import Metrics
+from robustdup.training.pgd import into_ball
+
+Parameters = Sequence[nn.Parameter]
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update rule works with: one batch, and the loop's hooks.
+
+    `loss_of(shift)` puts the model through the objective at the images, moved by `shift` (n, C, H, W) inside the box where
+    one is given, and returns (sum of weight * loss over this process's samples / samples of the global batch, metrics
+    (n,)). `reduce` sums the gradients (`.grad`) of parameters over processes, in place. `clip` limits gradients before an
+    optimizer step. `stepped` is called after each optimizer step, when the weights are final: schedule, averages, counts.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_of: Callable[[Tensor | None], tuple[Tensor, Metrics]]
+    images: Tensor
+    reduce: Callable[[Parameters], None] = _nothing
+    clip: Callable[[Parameters], None] = _nothing
+    stepped: Callable[[], None] = _nothing
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that the optimizer moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def gradients(self, shift: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Fill `.grad` with the gradient of the loss over all processes; return the (loss, metrics) of this one, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, metrics = self.loss_of(shift)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.reduce(self.parameters)
+        return loss.detach(), metrics
+
+    def apply(self) -> None:
+        """Clip, make one optimizer step, and tell the loop."""
+        self.clip(self.parameters)
+        self.optimizer.step()
+        self.stepped()
+
+
+class UpdateRule(Protocol):
+    """One batch -> `replays` optimizer steps; returns the loss and the metrics of the batch, detached."""
+
+    replays: int
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Train on one batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a restart: tensors and plain numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+
+
+class Plain:
+    """One gradient, one step."""
+
+    replays = 1
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Step once along the gradient of the objective."""
+        found = batch.gradients()
+        batch.apply()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is kept."""
+
+
+class Awp:
+    """Adversarial weight perturbation: the gradient is taken where the weights were moved to raise the loss.
+
+    Each weight tensor w of two dimensions or more moves by gamma * |w| * g / |g|, g the gradient of the objective by it.
+    The weights are put back to the bit before the optimizer step, so that step, weight decay and averages see the weights
+    themselves. The ascent pass leaves running statistics alone. `warmup`: optimizer steps before the first perturbation.
+    https://arxiv.org/abs/2004.05884
+    """
+
+    replays = 1
+
+    def __init__(self, gamma: float = 0.005, warmup: int = 0) -> None:
+        if gamma <= 0 or warmup < 0:
+            raise UserError(f"awp: gamma must be above 0 and warmup 0 or more, got gamma={gamma}, warmup={warmup}.")
+        self.gamma = gamma
+        self.warmup = warmup
+        self.taken = 0
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Climb in weight space, take the gradient there, go back and step."""
+        if self.taken < self.warmup:
+            found = batch.gradients()
+        else:
+            with frozen_statistics(batch.model):
+                batch.gradients()
+            with self._perturbed(batch.model):
+                found = batch.gradients()
+        self.taken += 1
+        batch.apply()
+        return found
+
+    @contextmanager
+    def _perturbed(self, model: nn.Module) -> Iterator[None]:
+        """Move the weights along `.grad` in the block."""
+        moved = [(p, p.grad, p.detach().clone()) for p in model.parameters() if p.ndim > 1 and p.grad is not None]
+        with torch.no_grad():
+            for weight, gradient, before in moved:
+                weight.add_(gradient * (self.gamma * before.norm() / gradient.norm().clamp(min=1e-20)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, _, before in moved:
+                    weight.copy_(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many steps were taken, which the warm-up counts."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.taken = int(state["taken"])
+
+
+class Free:
+    """Free adversarial training: `replays` steps on each batch, whose backward passes also move the images.
+
+    One perturbation for each place of a batch starts at zero and is carried on from batch to batch, as in the paper; a
+    smaller batch uses the first places. https://arxiv.org/abs/1904.12843
+    """
+
+    def __init__(self, threat: ThreatModel, replays: int = 8) -> None:
+        if replays < 1:
+            raise UserError(f"free: replays must be at least 1, got {replays}.")
+        self.replays = replays
+        self.threat = threat
+        self.shift: Tensor | None = None
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Step on the batch again and again, each time at images moved further; metrics are means over the replays."""
+        rows = len(batch.images)
+        carried = self._carried(batch.images)
+        losses, sums = [], dict[str, Tensor]()
+        for _ in range(self.replays):
+            shift = carried[:rows].clone().requires_grad_(True)
+            loss, metrics = batch.gradients(shift)
+            losses.append(loss)
+            for name, values in metrics.items():
+                sums[name] = sums[name] + values if name in sums else values
+            with torch.no_grad():
+                up = ascent(batch.images, _gradient_of(shift), self.threat)
+                carried[:rows] = into_ball(shift + self.threat.radius * up, self.threat)
+            batch.apply()
+        self.shift = carried
+        return torch.stack(losses).mean(), {name: values / self.replays for name, values in sums.items()}
+
+    def _carried(self, images: Tensor) -> Tensor:
+        """Return the perturbations so far, zeros where a batch has more places than those before."""
+        if self.shift is None:
+            return torch.zeros_like(images)
+        missing = len(images) - len(self.shift)
+        carried = self.shift.to(images)
+        return carried if missing <= 0 else torch.cat([carried, torch.zeros_like(images[:missing])])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the perturbations of this process."""
+        return {} if self.shift is None else {"shift": self.shift}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.shift = state.get("shift")
+
+
+RULES: dict[str, Callable[..., UpdateRule]] = {"plain": Plain, "awp": Awp, "free": Free}
+
+
+def find_update(text: str, objective: ObjectiveSpec, options: Mapping[str, Any], threat: ThreatModel) -> UpdateRule:
+    """Return the update rule that 'plain', 'awp(gamma=0.01)' or the objective itself names.
+
+    An objective that needs a rule brings it, with those of the objective's checked `options` that the rule knows.
+    Raises UserError for an unknown rule or option, and for two that do not go together.
+    """
+    name, given = parse_call(text, "update rule")
+    if name not in RULES:
+        raise unknown("update rule", name, RULES)
+    needed = objective.update
+    if needed and name not in ("plain", needed):
+        raise UserError(f"The objective {objective.name!r} brings its own update rule and does not go with {name!r}.")
+    if name == "free" and needed != "free":
+        raise UserError(f"The update rule 'free' goes with the objective 'free' alone, not with {objective.name!r}.")
+    rule = RULES[needed or name]
+    known = {option: p for option, p in signature(rule).parameters.items() if option != "threat"}
+    brought = {option: value for option, value in options.items() if needed and option in known}
+    checked = check_keywords(f"update rule {needed or name!r}", needed or name, known, {**brought, **given})
+    return rule(threat, **checked) if "threat" in signature(rule).parameters else rule(**checked)
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
