@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def register(registry: Registry) -> None:
-    """Register the built-in model sources."""
+    """Register the built-in model sources and the architectures to train."""
+    from robustdup.models.architectures import register_architectures
+
+    register_architectures(registry)
     registry.add_model_source(
         "builtin", _load_builtin, description="Small classifiers that come with robustdup, offline.",
         examples=("builtin:digits-robust", "builtin:digits-standard"),
@@ -21,6 +24,16 @@ def register(registry: Registry) -> None:
     registry.add_model_source(
         "hf", _load_hf, description="Image classifiers of Hugging Face transformers, where it is installed.",
         examples=("hf:microsoft/resnet-50",),
+    )  # fmt: skip
+
+    def load_run(rest: str, options: ModelOptions) -> nn.Module:
+        from robustdup.models.trained import load_trained
+
+        return load_trained(rest, registry)
+
+    registry.add_model_source(
+        "run", load_run, description="Networks trained by robustdup, from their run folder.",
+        examples=("run:FOLDER", "run:FOLDER@last"),
     )  # fmt: skip
 
 

@@ -1,0 +1,107 @@
+"""Networks to train, by spec: `small-resnet(width=24)`, `wide-resnet`, `timm:NAME`, `file.py:factory`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from robustdup.config import parse_call
+from robustdup.errors import UserError, unknown
+from robustdup.models.answers import undisturbed
+from robustdup.models.files import is_file_spec, load_from_file
+from robustdup.models.paper import paper_robust, paper_standard
+from robustdup.models.resnet import preact_resnet18, resnet18, wide_resnet
+from robustdup.models.small import small_cnn
+from robustdup.models.small_resnet import small_resnet
+from robustdup.models.timm_source import PREFIX, timm_network
+from robustdup.registry import Registry
+
+_PAPER = "https://arxiv.org/abs/2504.00638"
+NETWORKS = (
+    ("small-cnn", small_cnn, "Three convolutions: the network of the built-in digits classifiers.", ""),
+    ("small-resnet", small_resnet, "A small residual network that two CPU cores can train.", ""),
+    ("paper-standard", paper_standard, "The CNN of the duplication paper's standard arm (16 and 32 filters).", _PAPER),
+    ("paper-robust", paper_robust, "The CNN of the duplication paper's adversarial arm (32 and 64 filters).", _PAPER),
+    ("resnet18", resnet18, "ResNet-18, with a 3x3 stem up to 64 pixels.", "https://arxiv.org/abs/1512.03385"),
+    ("preact-resnet18", preact_resnet18, "PreActResNet-18.", "https://arxiv.org/abs/1603.05027"),
+    ("wide-resnet", wide_resnet, "Wide residual network: WRN-28-10 by default.", "https://arxiv.org/abs/1605.07146"),
+)
+
+
+def register_architectures(registry: Registry) -> None:
+    """Register the networks that come with robustdup."""
+    for name, build, description, url in NETWORKS:
+        registry.add_architecture(name, build, description=description, url=url)
+
+
+def build_network(
+    spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
+    seed: int, registry: Registry,
+) -> nn.Module:  # fmt: skip
+    """Return the network of a spec with weights drawn from `seed`: images (N, channels, *size) in [0, 1] -> logits.
+
+    A spec is the name of an architecture, with options as 'name(option=value)'; 'timm:NAME'; or 'file.py:factory', a
+    function without arguments (the file is run). `mean` and `std` have one value a channel, or one for all. The global
+    random state is left alone. Raises UserError.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(channels, height, width) < 1 or classes < 2:
+        raise UserError(
+            f"A classifier needs images and at least two classes; got {channels} channels of {height}x{width} pixels and "
+            f"{classes} classes."
+        )
+    mean, std = (_per_channel(what, values, channels) for what, values in (("mean", mean), ("std", std)))
+    with undisturbed(nn.Identity(), seed):
+        network = _build(spec, registry, channels, (height, width), classes, mean, std)
+        if is_file_spec(spec) or spec.strip().startswith(PREFIX):  # what is not known to take any size
+            _check(spec, network, channels, (height, width), classes)
+    return network
+
+
+def _build(
+    spec: str, registry: Registry, channels: int, size: tuple[int, int], classes: int, mean: Sequence[float],
+    std: Sequence[float],
+) -> nn.Module:  # fmt: skip
+    if is_file_spec(spec):
+        return load_from_file(spec)
+    name, options = parse_call(spec, "architecture")
+    known = registry.architectures.get(name)
+    if known is not None:
+        options = known.check_options(options)
+        built = known.build(channels=channels, size=size, classes=classes, mean=mean, std=std, **options)
+        if not isinstance(built, nn.Module):
+            raise UserError(f"The architecture {name!r} built a {type(built).__name__}, not a torch.nn.Module.")
+        return built
+    if name.startswith(PREFIX):
+        return timm_network(
+            name.removeprefix(PREFIX), options, channels=channels, size=size, classes=classes, mean=mean, std=std
+        )
+    raise unknown("architecture", name, [*registry.architectures, f"{PREFIX}NAME", "file.py:factory"])
+
+
+def _per_channel(what: str, values: Sequence[float], channels: int) -> list[float]:
+    if len(values) not in (1, channels) or (what == "std" and min(values) <= 0):
+        kind = "positive value" if what == "std" else "value"
+        raise UserError(f"{what} must have one {kind} a channel ({channels}), got {list(values)}.")
+    return [float(value) for value in values] * (channels if len(values) == 1 else 1)
+
+
+def _check(spec: str, network: nn.Module, channels: int, size: tuple[int, int], classes: int) -> None:
+    """Raise UserError unless a network takes such images and gives logits of so many classes."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, channels, *size))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{spec} fails on images of {channels}x{size[0]}x{size[1]}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if getattr(logits, "shape", None) != (2, classes):
+        raise UserError(
+            f"{spec} must return logits of {classes} classes, got {getattr(logits, 'shape', type(logits))}."
+        )
