@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,9 +15,13 @@ from rich.table import Table
 
 from robustdup.bench.measured import BenchResult, Ratio, Spread, Summary
 from robustdup.bench.options import BenchConfig
+from robustdup.bench.train_options import TrainBenchConfig
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
 from robustdup.config import build
+
+if TYPE_CHECKING:
+    from robustdup.bench.training import TrainBenchResult
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -138,9 +142,54 @@ def _count(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
+def _bench_train(
+    words: list[str],
+    flags: dict[str, Any],
+    json: bool = typer.Option(False, "--json", help="Print the result, and nothing else, on standard output."),
+) -> int:
+    """Time adversarial training beside a plain loop, torchattacks and ART: same network, images, PGD and threads."""
+    file, overrides = split_words(words)
+    config = build(TrainBenchConfig, file, overrides, flags)
+
+    from robustdup.bench.training import run_train_bench
+
+    with _status() as say, contextlib.redirect_stdout(sys.stderr):
+        result = run_train_bench(config, say=say)
+    if json:
+        print(result.model_dump_json(indent=2))
+    else:
+        show_trainers(result, console())
+    return 0 if all(each.status == "done" for each in result.contenders) else 1
+
+
+def show_trainers(result: TrainBenchResult, out: Console) -> None:
+    """Print images a second of each contender, and how many times quicker robustdup was."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("contender", no_wrap=True)
+    for title in ("images/s", "robustdup is times quicker"):
+        table.add_column(title, justify="right")
+    for each in result.contenders:
+        speed = "failed" if each.images_per_second is None else _range(each.images_per_second, "{:,.0f}")
+        table.add_row(escape(each.contender), speed, "" if each.ratio is None else _range(each.ratio, "{:.2f}"))
+    config = result.config
+    out.print(
+        escape(
+            f"{config['model']} ({result.parameters:,} parameters) on {config['n']} images of {config['data']}, "
+            f"PGD-{config['steps']}, batches of {config['batch_size']}, {result.device}, {result.threads} threads"
+        ),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    out.print(table, highlight=False)
+    for each in result.contenders:
+        out.print(
+            escape(f"{each.contender}: {each.reason or each.about}"), style="dim", highlight=False, soft_wrap=True
+        )
+
+
 app.command("eval")(with_flags(BenchConfig, _bench_eval))
+app.command("train")(with_flags(TrainBenchConfig, _bench_train))
 
 
 @app.callback()
 def _group() -> None:
-    """Benches; `eval` compares evaluations."""
+    """Benches; `eval` compares evaluations, `train` adversarial training."""

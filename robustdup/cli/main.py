@@ -18,6 +18,9 @@ from robustdup.cli import attacks, bench, leaderboard
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
+from robustdup.cli.plot import plot
+from robustdup.cli.report import report
+from robustdup.cli.train import train_command
 from robustdup.cli.verify import verify
 from robustdup.errors import RobustdupError, UserError
 
@@ -33,11 +36,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("eval", no_args_is_help=False)(eval_command)
+app.command("train", no_args_is_help=False)(train_command)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.add_typer(bench.app, name="bench", help="Side by side with what people use today.", no_args_is_help=True)
 app.command("compare")(compare)
 app.command("verify")(verify)
+app.command("report")(report)
+app.command("plot")(plot)
 app.command("doctor")(doctor)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
-from robustdup.models.trained import save_network, save_weights
+from robustdup.models.trained import describe_network, save_network
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -46,7 +46,8 @@ from robustdup.records import folder as run_folder
 from robustdup.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
-from robustdup.training.inner import InnerPlan, prepare_inner
+from robustdup.training.checkpoint import FREE_TO_CHANGE
+from robustdup.training.inner import Inner, prepare_inner
 from robustdup.training.loop import run_training as run_loop
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, Validate
@@ -62,7 +63,8 @@ ELSEWHERE = (
     "checkpoint_every",
 )  # change nothing that is computed
 VALIDATION_ROWS = 128
-BEST, LAST = "best", "last"
+BEST: Literal["best"] = "best"
+LAST: Literal["last"] = "last"
 
 Show = Callable[[TrainProgress], None]
 
@@ -80,15 +82,15 @@ def run_training(
     registry = registry if registry is not None else load_plugins(config.plugin)
     if resume and (folder / RECORD_FILE).is_file():
         run_folder.check_same(
-            folder, config.model_dump(mode="json"), run_folder.saved_content(folder), elsewhere=ELSEWHERE
+            folder, config.model_dump(mode="json"), run_folder.saved_content(folder), elsewhere=FREE_TO_CHANGE
         )
         return load_training_record(folder)
     orders = check(config, registry)
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(open_processes(config.device))
-        device = processes.device if processes.count > 1 else choose_device(config.device)
+        device = processes.device or choose_device(config.device)
         if processes.first:
-            run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
+            run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=FREE_TO_CHANGE)
             stack.enter_context(run_folder.locked(folder))
         processes.from_first("started")
         stack.enter_context(isolated())
@@ -104,7 +106,7 @@ class Orders:
     objective: ObjectiveSpec
     objective_options: dict[str, Any]
     update: UpdateRule
-    inner: InnerPlan
+    inner: Inner
     referee: AttackSpec
     referee_options: dict[str, Any]
 
@@ -122,18 +124,14 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     if name not in registry.objectives:
         raise unknown("objective", name, registry.objectives)
     objective = registry.objectives[name]
-    rule = config.update
-    if objective.update and rule == "plain":
-        rule = objective.update
-    update = make_update(rule)
-    if objective.update and objective.update != parse_call(rule, "update rule")[0]:
-        raise UserError(f"The objective {name!r} needs the update rule {objective.update!r}, not {rule!r}.")
+    checked = objective.check_options(options)
     referee, referee_options = parse_call(config.validation_attack, "validation attack")
     spec = registry.get_attack(referee)
     if threat.norm not in spec.norms:
         raise UserError(f"The validation attack {referee!r} works in {', '.join(spec.norms)}, not in {threat.norm}.")
     return Orders(
-        threat=threat, objective=objective, objective_options=objective.check_options(options), update=update,
+        threat=threat, objective=objective, objective_options=checked,
+        update=make_update(config.update, objective, checked, threat),
         inner=prepare_inner(config.attack, registry, threat, bn=config.inner_bn, smoothing=config.label_smoothing),
         referee=spec, referee_options=spec.check_options(referee_options),
     )  # fmt: skip
@@ -149,36 +147,56 @@ def _train(
     model = _network(config, data, registry)
     initial = fingerprint(model)
     if processes.first:
-        save_network(folder, _description(config, data))
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        save_network(
+            folder,
+            describe_network(
+                config.model,
+                channels=data.channels,
+                size=data.size,
+                classes=data.classes,
+                mean=data.mean,
+                std=data.std,
+                class_names=data.info.class_names,
+            ),
+        )
     model = model.to(device)
     if orders.objective.features and not hasattr(model, "features"):
         raise UserError(
             f"The objective {orders.objective.name!r} needs a network with a method features(images); {config.model} has none."
         )
+    options = dict(orders.objective_options)
+    module = _objective_module(orders, model, data, config, device)
+    if module is not None:
+        options["module"] = module
     parts = Parts(
-        model=model,
-        objective=functools.partial(orders.objective.function, **orders.objective_options),
-        update=orders.update,
-        make_attack=orders.inner.bind(model),
-        stream=functools.partial(Stream, data.entries),
-        entries=len(data.entries),
+        model=model, objective=functools.partial(orders.objective.function, **options), update=orders.update,
+        inner=orders.inner, stream=functools.partial(Stream, data.entries), entries=len(data.entries), module=module,
         processes=processes,
         kept={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
-    )
+    )  # fmt: skip
     outcome = run_loop(
-        parts, config, device=device, folder=folder / run_folder.STATE, resume=resume,
+        parts, config, device=device, folder=folder, resume=resume,
         validate=validator(data.held_out, orders, config, device), progress=progress,
     )  # fmt: skip
     if not processes.first:
         return _record(config, orders, data, model, outcome, processes, device, folder, initial, [], command)
-    results = _save_checkpoints(config, data, registry, outcome, folder)
+    results = checkpoint_results(config, data, registry, outcome)
     _evaluate(config, registry, folder, results, say)
     record = _record(config, orders, data, model, outcome, processes, device, folder, initial, results, command)
     save_training_record(record, folder)
     shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
     return record
+
+
+def _objective_module(
+    orders: Orders, model: nn.Module, data: TrainingData, config: TrainConfig, device: torch.device
+) -> nn.Module | None:
+    """Build the weights that an objective has of its own, from the seed of the run."""
+    if orders.objective.module is None:
+        return None
+    examples = torch.rand(2, data.channels, *data.size, device=device)
+    with isolated(model, seed=config.seed):
+        return orders.objective.module(model, examples, **orders.objective_options).to(device)  # type: ignore[no-any-return]
 
 
 def _say(progress: Show, message: str) -> None:
@@ -208,14 +226,6 @@ def _threads(config: TrainConfig, processes: Processes) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _description(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
-    """Return what is needed to build the network again: the arguments of `build_network` besides seed and registry."""
-    return {
-        "spec": config.model, "channels": data.channels, "size": list(data.size), "classes": data.classes,
-        "mean": list(data.mean), "std": list(data.std),
-    }  # fmt: skip
 
 
 def _network(config: TrainConfig, data: TrainingData, registry: Registry) -> nn.Module:
@@ -266,26 +276,20 @@ def validator(
     return ask
 
 
-def _save_checkpoints(
-    config: TrainConfig, data: TrainingData, registry: Registry, outcome: Outcome, folder: Path
+def checkpoint_results(
+    config: TrainConfig, data: TrainingData, registry: Registry, outcome: Outcome
 ) -> list[CheckpointResult]:
-    """Write best and last as safetensors and return what validation said of them."""
+    """Return what validation said of best and last, with the fingerprints of their weights."""
     results = []
     seen = {point.step: point for point in outcome.validation}
+    network = _network(config.model_copy(update={"init": None}), data, registry)
     for name, step, state in ((BEST, outcome.best_step, outcome.best), (LAST, outcome.last_step, outcome.last)):
-        model = _network(config.model_copy(update={"init": None}), data, registry)
-        model.load_state_dict(state)
-        save_weights(folder, name, model)
+        network.load_state_dict(state)
         point = seen.get(step)
-        results.append(
-            CheckpointResult(
-                name=name,
-                step=step,
-                fingerprint=fingerprint(model),
-                validation_clean=None if point is None else point.clean_accuracy,
-                validation_robust=None if point is None else point.robust_accuracy,
-            )
-        )
+        result = CheckpointResult(name=name, step=step, fingerprint=fingerprint(network))
+        if point is not None:
+            result.validation_clean, result.validation_robust = point.clean_accuracy, point.robust_accuracy
+        results.append(result)
     return results
 
 
@@ -353,7 +357,7 @@ def _record(
             device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
             threads=torch.get_num_threads(), processes=processes.count, python=platform.python_version(),
             platform=platform.platform(), precision=config.precision, compiled=outcome.compiled,
-            channels_last=config.channels_last,
+            channels_last=config.channels_last, folded=orders.inner.folded,
         ),
         versions=versions({parse_call(config.attack, "attack")[0].split(":")[0]}),
     )  # fmt: skip
