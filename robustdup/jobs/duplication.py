@@ -1,0 +1,177 @@
+"""From a configuration to a duplicated dataset on disk or on the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustdup.data.card import ClassRow, dataset_card
+from robustdup.data.columns import Columns
+from robustdup.data.duplicate import DuplicationPlan, entry_labels, make_plan
+from robustdup.data.duplicated import apply_plan, unreadable_rows
+from robustdup.data.duplication_options import DuplicateConfig
+from robustdup.data.options import DataOptions
+from robustdup.data.plan_file import plan_header, save_plan
+from robustdup.data.publish import HUB, check_target, push_folder, write_folder
+from robustdup.data.splits import Splits, label_tensor, open_splits, split_columns
+from robustdup.data.table import TableRows
+from robustdup.errors import UserError, unknown
+from robustdup.registry import load_plugins
+
+if TYPE_CHECKING:
+    import datasets
+
+_SCORED = 512  # images that a model scores at once
+
+
+@dataclass(frozen=True)
+class Duplicated:
+    """A duplicated dataset that was written: where, its plan, the rows of each split, the classes, and what to know."""
+
+    to: str
+    plan: DuplicationPlan
+    rows: dict[str, int]
+    classes: tuple[ClassRow, ...]
+    notes: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        names = ("name", "source", "entries", "copies")
+        return {
+            "to": self.to, "plan": plan_header(self.plan), "readings": asdict(self.plan.readings()), "rows": self.rows,
+            "classes": [dict(zip(names, row, strict=True)) for row in self.classes], "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def duplicate(
+    config: DuplicateConfig, to: str, *, overwrite: bool = False, private: bool = False, command: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Duplicated:  # fmt: skip
+    """Duplicate a split and write the dataset to `to`, a folder or hub:owner/name. Raises UserError and RunError.
+
+    `progress(rows done, rows in all)` is called while writing. Images that cannot be read cannot be changed: their near
+    copies are left out, and the notes name their rows.
+    """
+    check_target(to, overwrite=overwrite)
+    options = DataOptions(
+        split=config.split, config=config.data_config, revision=config.revision, image_column=config.image_column,
+        label_column=config.label_column,
+    )  # fmt: skip
+    source = open_splits(config.data, options)
+    place = f"{config.data} ({config.split})"
+    dataset, columns = split_columns(source.get(config.split), options, place)
+    labels = label_tensor(dataset, columns, place)
+    other, other_labels = _leaking(config, source, options)
+    plan = make_plan(
+        labels, config, seed=0, class_names=columns.class_names, scores=_scores(config, dataset, columns, labels, place),
+        n_other=0 if other is None else len(other), other_labels=other_labels,
+    )  # fmt: skip
+    notes = [*source.notes, *columns.notes]
+    if plan.near is not None:
+        plan, more = _readable(plan, dataset, other, columns.image)
+        notes += more
+    made = apply_plan(plan, dataset, other=other, image_column=columns.image, label_column=columns.label)
+    others = source.splits if config.other_splits else {}
+    written = {**{name: split for name, split in others.items() if len(split)}, config.split: made}
+    classes = _class_rows(plan, labels, other_labels, columns.class_names)
+    card = dataset_card(plan, source, config.split, written, classes, command=command, notes=notes)
+    where = _write(to, written, card, plan, overwrite=overwrite, private=private, progress=progress)
+    return Duplicated(where, plan, {name: len(split) for name, split in written.items()}, tuple(classes), tuple(notes))
+
+
+def _write(
+    to: str, written: dict[str, datasets.Dataset], card: str, plan: DuplicationPlan, *, overwrite: bool, private: bool,
+    progress: Callable[[int, int], None],
+) -> str:  # fmt: skip
+    if not to.startswith(HUB):
+        write_folder(Path(to).expanduser(), written, card, lambda folder: save_plan(plan, folder), progress=progress)
+        return to
+    with tempfile.TemporaryDirectory(prefix="robustdup-") as temporary:
+        folder = Path(temporary) / "dataset"
+        write_folder(folder, written, card, lambda folder: save_plan(plan, folder), progress=progress)
+        message = f"Duplicated with robustdup: {plan.scheme}, dose {plan.dose:.4g}, plan {plan.hash[:12]}"
+        return push_folder(folder, to.removeprefix(HUB), private=private, overwrite=overwrite, message=message)
+
+
+def _leaking(
+    config: DuplicateConfig, source: Splits, options: DataOptions
+) -> tuple[datasets.Dataset | None, Tensor | None]:
+    if config.scheme != "leak":
+        return None, None
+    if config.leak_from == config.split:
+        raise UserError(f"A split does not leak into itself: split and leak_from are both {config.split!r}.")
+    place = f"{config.data} ({config.leak_from})"
+    other, columns = split_columns(source.get(config.leak_from), options, place)
+    return other, label_tensor(other, columns, place)
+
+
+def _scores(
+    config: DuplicateConfig, dataset: datasets.Dataset, columns: Columns, labels: Tensor, place: str
+) -> Tensor | None:
+    """Return the score of each row from its column or as a model's margin; None where the scheme needs none."""
+    if config.scheme not in ("hardest", "easiest"):
+        if config.score_model is not None:
+            raise UserError(f"scheme = {config.scheme} does not use score_model; hardest and easiest do.")
+        return None
+    if config.score_model is not None and config.score_column is not None:
+        raise UserError("Give score_column or score_model, not both.")
+    if config.score_model is not None:
+        options = DataOptions(split=config.split, image_column=columns.image, label_column=columns.label)
+        return _margins(config.score_model, TableRows(dataset, options, place), labels, config.allow_pickle)
+    if config.score_column is None:
+        raise UserError(f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.")
+    if config.score_column not in dataset.features:
+        raise unknown(f"score column in {place}:", config.score_column, dataset.features)
+    values = dataset.with_format("arrow")[:][config.score_column]
+    try:
+        return torch.tensor([float("nan") if value is None else float(value) for value in values.to_pylist()])
+    except (TypeError, ValueError):
+        raise UserError(f"Column {config.score_column!r} of {place} does not hold numbers.") from None
+
+
+def _margins(spec: str, rows: TableRows, labels: Tensor, allow_pickle: bool) -> Tensor:
+    """Return the logit of the true class minus the largest other one, float32 (n,): the lower the harder."""
+    from robustdup.models.load import load_model
+
+    model = load_model(spec, registry=load_plugins(), allow_pickle=allow_pickle)
+    margins = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), _SCORED):
+            images, _ = rows.fetch(range(start, min(start + _SCORED, len(rows))))
+            logits, own = model(images), labels[start : start + _SCORED, None]
+            if int(own.max()) >= logits.shape[1]:
+                raise UserError(f"{spec} knows {logits.shape[1]} classes, but a label is {int(own.max())}.")
+            margins.append(logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1))
+    return torch.cat(margins).float()
+
+
+def _readable(
+    plan: DuplicationPlan, dataset: datasets.Dataset, other: datasets.Dataset | None, image: str
+) -> tuple[DuplicationPlan, list[str]]:
+    rows = plan.source_index[plan.copy > 0].unique()
+    broken = unreadable_rows([dataset] if other is None else [dataset, other], rows, image)
+    if not broken:
+        return plan, []
+    shown = ", ".join(str(row) for row in broken[:20]) + (", …" if len(broken) > 20 else "")
+    less = plan.without(torch.tensor(broken))
+    return less, [
+        f"{len(broken)} images cannot be read, so that their {len(plan) - len(less)} near copies were left out: rows {shown}."
+    ]
+
+
+def _class_rows(
+    plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | None, class_names: Sequence[str]
+) -> list[ClassRow]:
+    found = entry_labels(plan, labels, other_labels)
+    size = max(len(class_names), int(max(labels.max(), found.max())) + 1)
+    counts = [torch.bincount(part, minlength=size).tolist() for part in (labels, found, found[plan.copy > 0])]
+    names = list(class_names) or [str(number) for number in range(size)]
+    return [
+        (name, rows, entries, copies) for name, rows, entries, copies in zip(names, *counts, strict=True)
+    ]  # fmt: skip
