@@ -235,7 +235,8 @@ class ObjectiveSpec:
 
     `function` is `objective(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`: see
     `robustdup.training`. `update` is the update rule that it needs ("" where any will do), `features` tells that it
-    calls `model.features`, `attacks` that it calls the inner attack.
+    calls `model.features`, `attacks` that it calls the inner attack. `module(model, images, **options)` builds
+    the weights of its own that an objective trains along; it gets them as the keyword `module`.
     """
 
     name: str
@@ -243,12 +244,13 @@ class ObjectiveSpec:
     update: str = ""
     features: bool = False
     attacks: bool = True
+    module: Callable[..., Any] | None = None
     description: str = ""
     url: str = ""
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
-        known = keywords(self.function, besides=("attack", "rng"))
+        known = keywords(self.function, besides=("attack", "rng", "module"))
         return check_keywords(f"objective {self.name!r}", self.name, known, options)
 
 
@@ -334,11 +336,11 @@ class Registry:
 
     def add_objective(
         self, name: str, function: Callable[..., Any], *, update: str = "", features: bool = False, attacks: bool = True,
-        description: str = "", url: str = "",
+        module: Callable[..., Any] | None = None, description: str = "", url: str = "",
     ) -> None:  # fmt: skip
         """Register a training objective `(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`."""
         text = description or (inspect.getdoc(function) or "").split("\n")[0]
-        spec = ObjectiveSpec(name, function, update, features, attacks, text, url)
+        spec = ObjectiveSpec(name, function, update, features, attacks, module, text, url)
         self._put("objective", self.objectives, name, spec)
 
     def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:

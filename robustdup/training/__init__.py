@@ -28,7 +28,7 @@ minimises (`robustdup.training.objectives.cross_entropy`), never for what the at
 
 An **update rule** (`robustdup.training.updates`) owns zeroing, backward passes and optimizer steps of a batch:
 
-    rule.step(batch: Batch) -> (loss, metrics)           detached; rule.replays optimizer steps, exactly
+    rule.step(batch: Batch) -> (loss, metrics)           detached; rule.steps optimizer steps, exactly
     rule.state_dict(), rule.load_state_dict(state)
 """
 

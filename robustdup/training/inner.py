@@ -33,14 +33,15 @@ T = TypeVar("T")
 
 
 def prepare_inner(
-    text: str, registry: Registry, threat: ThreatModel, *, bn: str = "eval", label_smoothing: float = 0.0,
+    text: str, registry: Registry, threat: ThreatModel, *, bn: str = "eval", smoothing: float = 0.0,
     micro_batch: int | None = None,
 ) -> Inner:  # fmt: skip
     """Return the inner attack that 'pgd(steps=10,step_size=2/255)' or 'torchattacks:PGD(steps=7)' names, checked.
 
     'pgd' is PGD made for training, with the options steps, step_size and random_start; every other registered attack that
     stays within a bound can be named, with its own options. `bn`: BatchNorm during the attack uses running statistics
-    ("eval") or the batch's ("train"). `micro_batch`: rows of an inner pass; by default 64 on a CPU and all elsewhere.
+    ("eval") or the batch's ("train"). `smoothing`: what objectives smooth labels by. `micro_batch`: rows of an inner
+    pass; by default 64 on a CPU and all elsewhere.
     Raises UserError for what cannot be: an unknown attack or option, another norm, an attack without a bound.
     """
     if bn not in BATCH_NORM:
@@ -50,9 +51,9 @@ def prepare_inner(
         known = keywords(training_pgd, besides=("rng", "loss", "micro_batch"))
         options = check_keywords("the inner attack 'pgd'", "pgd", known, given)
         check_training_pgd(**options)
-        return Inner("pgd", options, threat, None, bn, label_smoothing, micro_batch)
+        return Inner("pgd", options, threat, None, bn, smoothing, micro_batch)
     spec = _bounded(name, registry, threat)
-    return Inner(name, spec.check_options(given), threat, spec, bn, label_smoothing, micro_batch)
+    return Inner(name, spec.check_options(given), threat, spec, bn, smoothing, micro_batch)
 
 
 def _bounded(name: str, registry: Registry, threat: ThreatModel) -> AttackSpec:

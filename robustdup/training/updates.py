@@ -69,9 +69,9 @@ class Batch:
 
 
 class UpdateRule(Protocol):
-    """One batch -> `replays` optimizer steps; returns the loss and the metrics of the batch, detached."""
+    """One batch -> `steps` optimizer steps; returns the loss and the metrics of the batch, detached."""
 
-    replays: int
+    steps: int
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Train on one batch."""
@@ -86,7 +86,7 @@ class UpdateRule(Protocol):
 class Plain:
     """One gradient, one step."""
 
-    replays = 1
+    steps = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Step once along the gradient of the objective."""
@@ -111,7 +111,7 @@ class Awp:
     https://arxiv.org/abs/2004.05884
     """
 
-    replays = 1
+    steps = 1
 
     def __init__(self, gamma: float = 0.005, warmup: int = 0) -> None:
         if gamma <= 0 or warmup < 0:
@@ -166,7 +166,7 @@ class Free:
     def __init__(self, threat: ThreatModel, replays: int = 8) -> None:
         if replays < 1:
             raise UserError(f"free: replays must be at least 1, got {replays}.")
-        self.replays = replays
+        self.steps = replays
         self.threat = threat
         self.shift: Tensor | None = None
 
@@ -175,7 +175,7 @@ class Free:
         rows = len(batch.images)
         carried = self._carried(batch.images)
         losses, sums = [], dict[str, Tensor]()
-        for _ in range(self.replays):
+        for _ in range(self.steps):
             shift = carried[:rows].clone().requires_grad_(True)
             loss, metrics = batch.gradients(shift)
             losses.append(loss)
@@ -186,7 +186,7 @@ class Free:
                 carried[:rows] = into_ball(shift + self.threat.radius * up, self.threat)
             batch.apply()
         self.shift = carried
-        return torch.stack(losses).mean(), {name: values / self.replays for name, values in sums.items()}
+        return torch.stack(losses).mean(), {name: values / self.steps for name, values in sums.items()}
 
     def _carried(self, images: Tensor) -> Tensor:
         """Return the perturbations so far, zeros where a batch has more places than those before."""
@@ -208,7 +208,7 @@ class Free:
 RULES: dict[str, Callable[..., UpdateRule]] = {"plain": Plain, "awp": Awp, "free": Free}
 
 
-def find_update(text: str, objective: ObjectiveSpec, options: Mapping[str, Any], threat: ThreatModel) -> UpdateRule:
+def make_update(text: str, objective: ObjectiveSpec, options: Mapping[str, Any], threat: ThreatModel) -> UpdateRule:
     """Return the update rule that 'plain', 'awp(gamma=0.01)' or the objective itself names.
 
     An objective that needs a rule brings it, with those of the objective's checked `options` that the rule knows.
