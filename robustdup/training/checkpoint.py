@@ -1,16 +1,87 @@
-"""Checkpoints: weights for others (safetensors), and the state from which a run goes on, written whole or not at all."""
+"""Checkpoints: the state from which a run goes on, written whole or not at all."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+import torch
+from torch import nn
 
+from robustdup.errors import RunError, UserError
 from robustdup.records import write_atomic
+from robustdup.training.options import TrainConfig
+
+CHECKPOINT_FILE = "checkpoint.pt"
+VERSION = 1
+# Settings under which a run may go on though they differ: they do not change the weights that come out.
+FREE_TO_CHANGE = (
+    "out", "plugin", "device", "threads", "loader_workers", "in_memory", "track", "checkpoint_every", "allow_pickle",
+    "evaluate", "test_split", "test_data", "test_n", "targets",
+)  # fmt: skip
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors. Raises RunError where it cannot be written."""
-    write_atomic(path, save_tensors({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+class Checkpoints:
+    """The last good state of a run: in a file of `folder` where there is one, else in memory.
+
+    `identity` is what a state must share to be gone on from. Only the process that `writes` touches the folder.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any], *, writes: bool = True) -> None:
+        self.path = None if folder is None else folder / CHECKPOINT_FILE
+        self.identity, self.writes = identity, writes
+        self._kept = b""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a state of tensors, numbers, texts, and lists and dicts of them. Raises RunError; the last one then stays."""
+        if self.path is not None and not self.writes:
+            return
+        memory = io.BytesIO()
+        torch.save({"version": VERSION, "identity": self.identity, "state": dict(state)}, memory)
+        if self.path is None:
+            self._kept = memory.getvalue()
+        else:
+            write_atomic(self.path, memory.getvalue())
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the last state, on the CPU; None where there is none.
+
+        Raises UserError for the state of another run, RunError for a broken file.
+        """
+        if self.path is None:
+            if not self._kept:
+                return None
+            content = torch.load(io.BytesIO(self._kept), map_location="cpu", weights_only=True)
+        elif not self.path.is_file():
+            return None
+        else:
+            try:
+                content = torch.load(self.path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise RunError(f"{str(self.path)!r} is damaged: {error}") from error
+        self._check(content)
+        return dict(content["state"])
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"The checkpoint {str(self.path)!r} has version {content.get('version')}; this robustdup reads {VERSION}."
+            )
+        for kind, mine in self.identity.items():
+            theirs = content["identity"].get(kind, {})
+            for key in [*mine, *(key for key in theirs if key not in mine)]:
+                there, here = theirs.get(key, "missing"), mine.get(key, "missing")
+                if there != here:
+                    raise UserError(
+                        f"The checkpoint {str(self.path)!r} is of another {kind}: {key} is {there} there and {here} here. "
+                        "Resume with what the run was started with, or choose another --out."
+                    )
+
+
+def identity_of(model: nn.Module, config: TrainConfig, kept: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what two runs must share for one to go on from the other's checkpoint."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
+    return {"architecture": shapes, "configuration": settings, "data": dict(kept)}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
 from robustdup.rng import SampleRng
-from robustdup.training.checkpoint import save_weights
+from robustdup.training.inner import Inner
 from robustdup.training.processes import Processes
+from robustdup.training.updates import UpdateRule
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # of a batch: the loss of each sample (n,), and metrics (n,) by name
 
@@ -41,17 +41,6 @@ class TrainStream(Protocol):
     ) -> Iterable[tuple[int, TrainBatch]]: ...
 
 
-class UpdateRule(Protocol):
-    """Turns the loss of a batch into optimizer steps: see `robustdup.training.updates`.
-
-    `replays` is the number of optimizer steps that it makes of each batch (1, but for `free`).
-    """
-
-    def step(self, *args: Any, **options: Any) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 # A model in eval mode -> (clean accuracy, robust accuracy, rows forward, rows backward), accuracies in [0, 1].
 Validate = Callable[[nn.Module], tuple[float, float, int, int]]
 ShowProgress = Callable[[TrainProgress], None]
@@ -61,21 +50,23 @@ ShowProgress = Callable[[TrainProgress], None]
 class Parts:
     """What a run is made of. Everything is on the device; the loop changes `model` in place.
 
-    `objective(model, images, labels, *, attack, rng) -> (loss (n,), metrics)` has its options bound; `make_attack(batch)`
-    returns the inner attack of one batch; `entries` is the number M of training entries in an epoch. `kept` lists
-    settings of the run that a checkpoint must share besides the configuration (a data fingerprint, say). `save` writes
-    a state dict to a file.
+    `objective(model, images, labels, *, attack, rng) -> (loss (n,), metrics)` has its options bound, `module` are weights
+    that it has of its own and that are trained with the model. `update` makes the optimizer steps of a batch, `inner` its
+    attack (not yet attached: the loop does that). `entries` is the number M of training entries in an epoch. `kept` lists
+    what a checkpoint must share with the run besides its configuration (a data fingerprint, say). `on_best` is
+    given the weights of each new best candidate, in the first process only.
     """
 
     model: nn.Module
     objective: Callable[..., Loss]
-    update: Any
-    make_attack: Callable[[Any], Any]
+    update: UpdateRule
+    inner: Inner
     stream: TrainStream
     entries: int
+    module: nn.Module | None = None
     processes: Processes = field(default_factory=Processes)
     kept: dict[str, Any] = field(default_factory=dict)
-    save: Callable[[dict[str, Tensor], Path], None] = save_weights
+    on_best: Callable[[dict[str, Tensor]], None] = lambda weights: None
 
 
 @dataclass

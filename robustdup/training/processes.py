@@ -46,6 +46,13 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def least(self, values: Tensor) -> Tensor:
+        """Return the least value of a tensor over all processes, place by place."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return values
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace the gradients of `parameters` by their sums over all processes, in one collective call."""
         if self.count == 1:
@@ -147,8 +154,9 @@ def _normalise(layer: BatchNorm, values: Tensor) -> Tensor:
 
 def _remember(layer: BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
     """Update the running statistics as BatchNorm does, with the unbiased variance."""
-    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+    if not layer.track_running_stats or layer.running_mean is None or layer.running_var is None:
         return
+    assert layer.num_batches_tracked is not None
     layer.num_batches_tracked.add_(1)
     share: Any = layer.momentum if layer.momentum is not None else 1.0 / layer.num_batches_tracked
     with torch.no_grad():

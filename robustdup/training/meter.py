@@ -1,0 +1,114 @@
+"""What a run counts and measures on its way: losses summed on the device, rows, seconds, the first step that went wrong."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustdup.training.processes import Processes
+
+NEVER = 2**62
+
+
+class Meter:
+    """Sums of the loss and the metrics since the last point of the curve; nothing in `add` waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rows = 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.bad = torch.full((), NEVER, device=device)  # the first step at which a loss was not finite
+
+    def add(self, step: int, loss: Tensor, metrics: Mapping[str, Tensor], *, rows: float) -> None:
+        """Take in the summed loss (scalar) and metrics of `rows` samples, after optimizer step `step`."""
+        self.rows += rows
+        for name, value in {"loss": loss, **metrics}.items():
+            total = value.detach().float()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.bad = torch.where(self.sums["loss"].isfinite(), self.bad, self.bad.clamp(max=step))
+
+    def gather(self, processes: Processes) -> None:
+        """Move the sums of all processes into the first one."""
+        if processes.count == 1:
+            return
+        names = sorted(self.sums)
+        rows = torch.tensor(self.rows, device=self.device)
+        values = processes.sum(torch.stack([rows, *(self.sums[name] for name in names)]))
+        values = values if processes.first else torch.zeros_like(values)
+        self.rows = float(values[0])
+        self.sums = dict(zip(names, values[1:].unbind(), strict=True))
+        self.bad = processes.least(self.bad)
+
+    def means(self) -> dict[str, float]:
+        """Return the means since the last `clear`; waits for the device. Empty where nothing was seen."""
+        if not self.rows:
+            return {}
+        values = (torch.stack(list(self.sums.values())) / self.rows).tolist()
+        return dict(zip(self.sums, values, strict=True))
+
+    def clear(self) -> None:
+        """Begin the next point."""
+        self.rows, self.sums = 0.0, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on."""
+        return {"rows": self.rows, "sums": dict(self.sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.rows = state["rows"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.bad = torch.full((), NEVER, device=self.device)
+
+
+class Clock:
+    """Seconds of training and of validation, over all sessions of a run."""
+
+    def __init__(self) -> None:
+        self.before = self.validation = 0.0
+        self.started = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to count this session."""
+        self.started = time.perf_counter()
+
+    def load(self, training: float, validation: float) -> None:
+        """Go on from the seconds of earlier sessions."""
+        self.before, self.validation = training, validation
+        self.start()
+
+    @property
+    def session(self) -> float:
+        """Seconds of training in this session."""
+        return time.perf_counter() - self.started
+
+    @property
+    def training(self) -> float:
+        """Seconds of training in all sessions."""
+        return self.before + self.session
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Count what happens inside as validation."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.validation += spent
+            self.started += spent
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far: on a GPU those allocated there, else those of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,134 @@
+"""How long, how fast, and by which rule weights move: the budget, the learning rate over it, the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustdup.errors import UserError
+from robustdup.training.options import BUDGETS, TrainConfig
+
+ONE_CYCLE = (
+    0.3,
+    25.0,
+    1e4,
+)  # torch's OneCycleLR: share in which the rate rises, lr / first rate, first rate / last rate
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use, exactly: `samples` entries in batches of `batch_size`, in `steps` optimizer steps.
+
+    Of each batch `replays` steps are made; the last batch may be smaller, and may be replayed fewer times.
+    """
+
+    samples: int
+    steps: int
+    batch_size: int
+    replays: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Batches of the run."""
+        return -(-self.samples // self.batch_size)
+
+    def rows(self, batch: int) -> int:
+        """Return the entries in batch number `batch`, over all processes."""
+        return min(self.batch_size, self.samples - batch * self.batch_size)
+
+    def replays_of(self, batch: int) -> int:
+        """Return the optimizer steps that batch number `batch` gets."""
+        return min(self.replays, self.steps - batch * self.replays)
+
+
+def make_budget(config: TrainConfig, entries: int, replays: int = 1) -> Budget:
+    """Return the budget of a run over `entries` training entries. Raises UserError unless exactly one is given, above zero.
+
+    `epochs` and `samples` count training entries as they are drawn (a replay draws none), `steps` optimizer steps.
+    """
+    given = config.budget()
+    if len(given) != 1:
+        both = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise UserError(f"Give one budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}; got {both or 'none'}.")
+    if entries < 1:
+        raise UserError("There are no training entries left to train on.")
+    name, value = next(iter(given.items()))
+    if name == "steps":
+        steps, samples = int(value), -(-int(value) // replays) * config.batch_size
+    else:
+        samples = round(value * entries) if name == "epochs" else int(value)
+        steps = -(-samples // config.batch_size) * replays
+    if samples < 1:
+        raise UserError(f"A budget of {name}={value} trains on nothing: it must be at least one step.")
+    return Budget(samples, steps, config.batch_size, replays)
+
+
+def rate_over(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a pure function of the optimizer steps already made, for a budget of `steps`.
+
+    After warm-up (linear, up to `lr` at its last step), cosine and linear fall to 0 as torch's CosineAnnealingLR and
+    LinearLR do, piecewise divides by ten at the milestones (MultiStepLR); one-cycle is torch's OneCycleLR, whose rise is
+    the warm-up. Past the end of a schedule the last rate stays. https://docs.pytorch.org/docs/stable/optim.html
+    """
+    total = config.schedule_steps or steps
+    if total < 1:
+        raise UserError(f"schedule_steps must be at least 1, got {total}.")
+    if config.schedule == "one-cycle":
+        return lambda step: config.lr * _one_cycle(min(step, total - 1), total, config.warmup or ONE_CYCLE[0])
+    warm = round(config.warmup * total)
+
+    def rate(step: int) -> float:
+        step = min(step, total - 1)
+        if step < warm:
+            return config.lr * (step + 1) / warm
+        share = (step - warm) / (total - warm)
+        if config.schedule == "cosine":
+            return config.lr * (1 + math.cos(math.pi * share)) / 2
+        if config.schedule == "linear":
+            return config.lr * (1 - share)
+        if config.schedule == "piecewise":
+            return config.lr * 0.1 ** sum(step >= round(at * total) for at in config.milestones)
+        return config.lr
+
+    return rate
+
+
+def _one_cycle(step: int, total: int, rise: float) -> float:
+    """Return the share of the largest rate at a step: a cosine up from 1/25, a cosine down to 1/250000."""
+    _, first, last = ONE_CYCLE
+    top = rise * total - 1
+    if step <= top:
+        low, high, share = 1 / first, 1.0, step / top if top > 0 else 1.0
+    else:
+        low, high, share = 1.0, 1 / (first * last), (step - top) / (total - 1 - top) if total - 1 > top else 1.0
+    return high + (low - high) * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return SGD (Nesterov where there is momentum) or AdamW over the model's parameters that are trained.
+
+    Without `decay_all` vectors and scalars (biases, normalisation) do not decay. Raises UserError where nothing is trained.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UserError("The model has no parameters to train.")
+    decayed = [p for p in trained if config.decay_all or p.ndim > 1]
+    kept = [p for p in trained if not (config.decay_all or p.ndim > 1)]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, config.weight_decay), (kept, 0.0))
+        if params
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
