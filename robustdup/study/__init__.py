@@ -1,0 +1,1 @@
+"""Studies: many cells of training and evaluation from one recipe, analysed with paired statistics over seeds."""

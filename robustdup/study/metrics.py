@@ -1,0 +1,87 @@
+"""The metrics of a cell: what they are called in a sentence, their unit, and how their numbers are written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["share", "count", "seconds", "nats", ""]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's words in a sentence, and its unit. Differences of shares are told in points (hundredths)."""
+
+    text: str
+    unit: Unit = "share"
+
+
+METRICS = {
+    "clean_accuracy": Metric("clean accuracy"),
+    "robust_accuracy": Metric("robust accuracy"),
+    "worst_class_clean": Metric("clean accuracy of the worst class"),
+    "worst_class_robust": Metric("robust accuracy of the worst class"),
+    "best_clean_accuracy": Metric("clean accuracy of the best checkpoint"),
+    "best_robust_accuracy": Metric("robust accuracy of the best checkpoint"),
+    "best_minus_last_clean": Metric("best minus last clean accuracy"),
+    "best_minus_last_robust": Metric("best minus last robust accuracy"),
+    "ece": Metric("calibration error"),
+    "nll": Metric("negative log-likelihood", "nats"),
+    "train_accuracy": Metric("accuracy on training images"),
+    "memorisation_gap": Metric("training minus test accuracy"),
+    "duplicated_accuracy": Metric("accuracy on duplicated training images"),
+    "single_accuracy": Metric("accuracy on training images without copies"),
+    "duplicated_minus_single": Metric("accuracy on duplicated minus single training images"),
+    "duplicated_robust": Metric("robust accuracy on duplicated training images"),
+    "single_robust": Metric("robust accuracy on training images without copies"),
+    "shifted_accuracy": Metric("accuracy on the shifted test set"),
+    "clean_accuracy_without_near": Metric("clean accuracy without test images that are near a training image"),
+    "test_clean_acc": Metric("clean accuracy (published protocol)"),
+    "test_adv_acc": Metric("accuracy under the published attack"),
+    "train_clean_acc": Metric("accuracy on the repeated training set (published protocol)"),
+    "train_adv_acc": Metric("accuracy on the repeated training set under the published attack"),
+    "clean_accuracy_plain_test": Metric("clean accuracy on test images without augmentation"),
+    "clamped_accuracy": Metric("accuracy on test images clamped to [0, 1] without attack"),
+    "steps": Metric("optimizer steps", "count"),
+    "samples": Metric("training entries seen", "count"),
+    "unique_samples": Metric("different training images seen", "count"),
+    "forward_passes": Metric("forward passes", "count"),
+    "backward_passes": Metric("backward passes", "count"),
+    "seconds": Metric("training time", "seconds"),
+}
+
+
+def metric(name: str) -> Metric:
+    """Return what is known of a metric; `samples_to_clean_50` and its kin are made of their parts."""
+    if name in METRICS:
+        return METRICS[name]
+    found = re.fullmatch(r"(steps|samples)_to_(clean|robust)_(\d+)", name)
+    if found:
+        what = {"steps": "optimizer steps", "samples": "training entries"}[found[1]]
+        return Metric(f"{what} until {found[3]}% {found[2]} validation accuracy", "count")
+    return Metric(name.replace("_", " "), "")
+
+
+def to_unit(name: str, value: float) -> float:
+    """Return a number of a recipe (a margin: points for shares) in the metric's own unit."""
+    return value / 100 if metric(name).unit == "share" else value
+
+
+def write(name: str, value: float, *, digits: int | None = None, signed: bool = False) -> str:
+    """Return a difference of this metric as text without its unit: points for shares."""
+    unit = metric(name).unit
+    sign = "+" if signed else ""
+    if unit == "share":
+        text = f"{100 * value:{sign}.{1 if digits is None else digits}f}"
+    elif unit == "count":
+        text = f"{value:{sign},.0f}"
+    else:
+        text = f"{value:{sign}.{3 if digits is None else digits}g}"
+    text = re.sub(r"^([+-])(0(?:\.0*)?)$", r"\2", text)  # no minus before a zero
+    return text.replace("-", "−")
+
+
+def unit_words(name: str) -> str:
+    """Return what follows the number: " points", " s" or nothing."""
+    return {"share": " points", "seconds": " s", "nats": " nats"}.get(metric(name).unit, "")
