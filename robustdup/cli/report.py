@@ -15,7 +15,7 @@ from robustdup.records import EvaluationRecord, find_record, load_record, load_s
 
 
 def report(
-    runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders, or record files."),
+    runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders, or record files."),  # noqa: B008
     to: str | None = typer.Option(None, "--to", help="Folder for the pages; RUN/report or ./report if not given."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Write into a folder that holds something else."),
     open_page: bool = typer.Option(False, "--open", help="Open the page in a browser."),

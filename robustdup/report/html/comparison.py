@@ -13,7 +13,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.charts import Chart, Point, Series, linear, shape, shares, tone
+from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, shares, tone
 from robustdup.report.html.evaluation import attack_label, class_names, partial
 from robustdup.report.html.page import Section
 from robustdup.report.html.sources import EvaluationRun
@@ -122,16 +122,16 @@ def comparison_sections(runs: Sequence[EvaluationRun], links: Sequence[str]) -> 
 
 def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
     base = runs[0]
+    found = [None if run is base else robust_difference(run, base) for run in runs]
     rows = []
-    for run, link in zip(runs, links, strict=True):
-        difference = None if run is base else robust_difference(run, base)
+    for run, link, difference in zip(runs, links, found, strict=True):
         rows.append(
             {
                 "label": run.label, "record": run.run.record, "link": link, "difference": difference,
                 "partial": "; ".join(partial(run.run.record)), "base": run is base,
             }
         )  # fmt: skip
-    seen = [row["difference"] for row in rows if row["difference"] is not None and not row["difference"].reason]
+    seen = [difference for difference in found if difference is not None and not difference.reason]
     reach = max([0.01, *(max(abs(d.low), abs(d.high)) for d in seen)])
     content = {"rows": rows, "base": base.label, "reach": reach, "differences": bool(seen)}
     return Section("overview", "Robust accuracy", "sections/overview.html.j2", _lead(runs, seen), content)
@@ -159,24 +159,26 @@ def _scatter(runs: list[Compared], links: Sequence[str]) -> Section | None:
     ]
     if len(known) < 3:
         return None
-    points = []
-    for run, link in known:
+    several = len(known) <= LINES
+    series, points = [], []
+    for number, (run, link) in enumerate(known):
         clean, robust = run.run.record.clean_accuracy, run.run.record.robust_accuracy
         tip = f"{run.label}: clean {percent(clean.value)}, robust {percent(robust.value)}"
-        bars = (robust.low, robust.high) if len(known) <= 30 else (None, None)
-        points.append(Point(clean.value, robust.value, tip, *bars, href=link))
+        low, high = (robust.low, robust.high) if several else (None, None)
+        points.append(Point(clean.value, robust.value, tip, low, high, href=link))
+        series.append(Series(run.label, points[-1:], tone(number), shape(number), line=False))
     chart = Chart(
         "scatter", "Clean against robust accuracy", f"{len(points)} runs; upper right is better on both.",
-        _fitted([p.x for p in points], "clean accuracy"), _fitted([p.y for p in points], "robust accuracy"),
-        [Series("runs", points, "c0", line=False)], height=320,
+        _fitted([p.x for p in points], "clean accuracy"),
+        _fitted([y for p in points for y in (p.y, p.low, p.high) if y is not None], "robust accuracy"),
+        series if several else [Series("runs", points, line=False)], height=320,
     )  # fmt: skip
-    return Section("tradeoff", "Clean against robust", "sections/chart.html.j2", charts=(chart,))
+    return Section("tradeoff", "Clean against robust accuracy", "sections/chart.html.j2", charts=(chart,))
 
 
-def _fitted(values: list[float], label: str) -> Any:
-    low, high = min(values), max(values)
-    found = linear(max(0.0, low - 0.01), min(1.0, high + 0.01), label, text=lambda value: percent(value, 0 if high - low > 0.05 else 1))  # fmt: skip
-    return found
+def _fitted(values: list[float], label: str) -> Axis:
+    low, high = max(0.0, min(values) - 0.01), min(1.0, max(values) + 0.01)
+    return linear(low, high, label, text=lambda value: percent(value, 0 if high - low > 0.04 else 1))
 
 
 def _curves(runs: list[Compared]) -> Section | None:
@@ -247,7 +249,10 @@ def _pairs(runs: list[Compared]) -> Section | None:
     matrix = [
         {"label": a.label, "cells": [None if a is b else robust_difference(a, b) for b in runs]} for a in runs
     ]  # fmt: skip
-    lead = "Robust accuracy of the row minus that of the column, in points, on the same images; bold where the interval excludes zero."
+    lead = (
+        "Robust accuracy of the row minus that of the column, in points, on the same images; bold where the interval "
+        "excludes zero."
+    )
     content = {"labels": [run.label for run in runs], "matrix": matrix}
     return Section("pairs", "Every pair", "sections/pairs.html.j2", lead, content)
 

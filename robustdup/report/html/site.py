@@ -21,7 +21,7 @@ from robustdup.report.html.comparison import comparison_sections, difference_tex
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
-from robustdup.report.html.page import Page, Section
+from robustdup.report.html.page import Notice, Page, Section
 from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, UnfinishedRun, read_run
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
@@ -95,7 +95,9 @@ def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
     """The page that several runs begin with: evaluations compared, and a list of the others."""
     links = [f"{name}.html" if name else "" for name in names]
     pairs = [(run, link) for run, link in zip(runs, links, strict=True) if isinstance(run, EvaluationRun)]
-    others = [(run, link) for run, link in zip(runs, links, strict=True) if not isinstance(run, EvaluationRun)]
+    others: list[tuple[Run, str]] = [
+        (run, link) for run, link in zip(runs, links, strict=True) if not isinstance(run, EvaluationRun)
+    ]
     sections: list[Section] = []
     if len(pairs) > 1:
         sections += comparison_sections([run for run, _ in pairs], [link for _, link in pairs])
@@ -112,9 +114,7 @@ def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
     return Page(INDEX, "Comparison", "Comparison", "comparison.html.j2", context)
 
 
-def _failures(pairs: Sequence[tuple[EvaluationRun, str]]) -> list[object]:
-    from robustdup.report.html.page import Notice
-
+def _failures(pairs: Sequence[tuple[EvaluationRun, str]]) -> list[Notice]:
     return [Notice("warning", f"{run.record.run_id}: {note}") for run, _ in pairs for note in run.notes]
 
 

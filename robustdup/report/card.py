@@ -1,0 +1,128 @@
+"""A section for a model card: metadata with results that the Hugging Face Hub reads, and the same in words.
+
+The metadata has the Hub's form for results (https://huggingface.co/docs/hub/model-cards#evaluation-results); a dataset is
+named by its id on the Hub where the record's data spec can be one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from robustdup.errors import RobustdupError
+from robustdup.leaderboard import position
+from robustdup.records import Accuracy, EvaluationRecord
+from robustdup.report.terminal import label, percent
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model_card(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
+    """Return the card: YAML metadata between lines of dashes, then Markdown. `samples` are for the leaderboard's rank."""
+    metadata = {"pipeline_tag": "image-classification", "tags": _tags(), "model-index": [_index(record)]}
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{front}---\n\n{section(record, samples)}"
+
+
+def _tags() -> list[str]:
+    return ["adversarial-robustness", "robustdup"]
+
+
+def _index(record: EvaluationRecord) -> dict[str, Any]:
+    data = record.data
+    name = _dataset_id(data.spec)
+    dataset: dict[str, Any] = {"name": name, "type": name, "split": data.split}
+    dataset |= {key: value for key, value in (("config", data.config), ("revision", data.revision)) if value}
+    asked = str(record.config.get("attacks", "")) or ", ".join(attack.name for attack in record.attacks)
+    metrics = [
+        _metric("Clean accuracy", record.clean_accuracy),
+        _metric(
+            "Robust accuracy", record.robust_accuracy,
+            {"norm": record.threat.norm, "eps": record.threat.eps_text, "attacks": asked, "seed": record.seed},
+        ),
+    ]  # fmt: skip
+    result = {
+        "task": {"type": "image-classification", "name": "Image classification"},
+        "dataset": {**dataset, "args": {"n": record.n, "selection": data.selection, "fingerprint": data.fingerprint}},
+        "metrics": [metric for metric in metrics if metric is not None],
+    }
+    return {"name": record.model.spec, "results": [result] if result["metrics"] else []}
+
+
+def _dataset_id(spec: str) -> str:
+    """The id of a dataset on the Hub, or the plain name of another source: a path is nobody else's business."""
+    if HUB_ID.fullmatch(spec) and not Path(spec).exists():
+        return spec
+    return re.sub(r"[^\w.-]+", "-", Path(spec).name).strip("-") or "data"
+
+
+def _metric(name: str, found: Accuracy, args: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """A result; None where it is not a number, which the Hub would refuse."""
+    if not math.isfinite(found.value):
+        return None
+    metric: dict[str, Any] = {"type": "accuracy", "name": name, "value": round(found.value, 6)}
+    return {**metric, "args": args} if args else metric
+
+
+def section(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
+    """Return what was found in Markdown: the table, what qualifies it, and the command that gives it again."""
+    threat = f"{record.threat.norm}, eps = {record.threat.eps_text}"
+    data = f"{_plain(_dataset_id(record.data.spec))} ({_plain(record.data.split)}, {record.n} of {record.data.n_total} images)"
+    lines = [
+        "## Adversarial robustness", "",
+        f"Evaluated with robustdup {_plain(record.versions.get('robustdup', ''))} on {data}, within {threat}.", "",
+        "| | accuracy | 95% interval |", "|---|---:|---:|",
+        _row("clean", record.clean_accuracy), _row(f"robust ({threat})", record.robust_accuracy), "",
+        "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {_plain(label(attack))} | {attack.n_attacked} | {attack.n_broken} | {percent(attack.robust_accuracy_after)} |"
+        for attack in record.attacks
+    ]
+    lines += [
+        "",
+        *(f"- {_plain(remark)}" for remark in _remarks(record, samples)),
+        "",
+        "```",
+        _fenced(record.command),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, found: Accuracy) -> str:
+    if not math.isfinite(found.value):
+        return f"| {_plain(name)} | not a number | |"
+    return f"| {_plain(name)} | {percent(found.value)} | {100 * found.low:.2f} to {100 * found.high:.2f} |"
+
+
+def _remarks(record: EvaluationRecord, samples: pa.Table | None) -> list[str]:
+    found = [record.interval_about]
+    if record.status != "complete" or record.n_undecided or record.n_not_attacked:
+        found.append(
+            f"This result is partial: {record.n_undecided} points are undecided, {record.n_not_attacked} were not attacked."
+        )
+    try:
+        found.append(position(record, samples).sentence())
+    except RobustdupError as error:
+        found.append(f"No RobustBench rank: {error}")
+    found += [
+        f"{sign.severity}: {sign.message} {sign.advice}" for sign in record.diagnostics if sign.severity != "info"
+    ]
+    return found
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown and HTML leave as it is, on one line."""
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", one_line)
+
+
+def _fenced(text: str) -> str:
+    """Return a command on one line that cannot end its code block."""
+    return " ".join(text.split()).replace("```", "'''")
