@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def sentence(one: Comparison, varying: Sequence[str]) -> str:
     text = f"{body} {where(one, varying)}, {_seeds(one)}"
     notes = [_p(one)] if one.verdict in ("lower", "higher", "undecided", "equivalent") else []
     if one.also_equivalent and one.margin is not None:
-        notes.append(f"yet within ±{_number(one, one.margin)}")
+        notes.append(f"yet within ±{_margin(one)}")
     if one.verdict == "undecided":
         notes.append(_needed(one))
     notes = [note for note in notes if note]
@@ -58,7 +59,7 @@ def _dose(one: Comparison) -> str:
             else f"{name} differed by {_signed(one)} in every seed"
         )
     if one.verdict == "equivalent" and one.margin is not None:
-        return f"{name} is equivalent within ±{_number(one, one.margin)} ({_signed(one)} {_interval(one)})"
+        return f"{name} is equivalent within ±{_margin(one)} ({_signed(one)} {_interval(one)})"
     if one.verdict == "undecided":
         return f"{name} is undecided: it differed by {_signed(one)} {_interval(one)}"
     return f"{name} {'fell' if difference < 0 else 'rose'} by {_number(one, abs(difference))} {_interval(one, difference < 0)}"
@@ -73,7 +74,7 @@ def _contrast(one: Comparison) -> str:
         return f"{effect} differed from that under {one.against} by {_signed(one)} in every seed"
     if one.verdict == "equivalent" and one.margin is not None:
         return (
-            f"{effect} is equivalent to that under {one.against} within ±{_number(one, one.margin)} "
+            f"{effect} is equivalent to that under {one.against} within ±{_margin(one)} "
             f"({_signed(one)} {_interval(one)})"
         )
     if one.verdict == "undecided":
@@ -92,6 +93,15 @@ def _digits(one: Comparison) -> int | None:
 
 def _number(one: Comparison, value: float) -> str:
     return write(one.metric, value, digits=_digits(one)) + unit_words(one.metric)
+
+
+def _margin(one: Comparison) -> str:
+    """The margin as the recipe has it: 1.0 points, 0.25 points."""
+    margin = one.margin or 0.0
+    digits = None
+    if metric(one.metric).unit == "share":
+        digits = 1 if math.isclose(1000 * margin, round(1000 * margin)) else 2
+    return write(one.metric, margin, digits=digits) + unit_words(one.metric)
 
 
 def _signed(one: Comparison) -> str:

@@ -5,6 +5,7 @@ A seed is the unit: everything here takes one number for each seed, a difference
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,9 +101,9 @@ def power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Return the chance that a two-sided paired t test sees a true mean difference `effect`, by the noncentral t."""
     if n < 2:
         return 0.0
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    critical = float(special.stdtrit(n - 1, 1 - alpha / 2))
     shift = effect / sd * math.sqrt(n)
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    return float(1 - special.nctdtr(n - 1, shift, critical) + special.nctdtr(n - 1, shift, -critical))
 
 
 def tost_power(margin: float, sd: float, n: int, alpha: float = 0.05, effect: float = 0.0) -> float:
@@ -112,14 +113,20 @@ def tost_power(margin: float, sd: float, n: int, alpha: float = 0.05, effect: fl
     """
     if n < 2:
         return 0.0
-    critical, root = float(stats.t.ppf(1 - alpha, n - 1)), math.sqrt(n)
+    critical, root = float(special.stdtrit(n - 1, 1 - alpha)), math.sqrt(n)
     most = min(margin * root / critical, sd * math.sqrt(stats.chi2.ppf(1 - 1e-12, n - 1) / (n - 1)))
-    nodes, weights = np.polynomial.legendre.leggauss(256)
+    nodes, weights = _gauss()
     spread = most * (nodes + 1) / 2
     density = 2 * spread * (n - 1) / sd**2 * stats.chi2.pdf((n - 1) * (spread / sd) ** 2, n - 1)
     room = margin - critical * spread / root
-    inside = stats.norm.cdf((room - effect) * root / sd) - stats.norm.cdf((-room - effect) * root / sd)
+    inside = special.ndtr((room - effect) * root / sd) - special.ndtr((-room - effect) * root / sd)
     return float(np.clip(np.sum(weights * density * inside) * most / 2, 0, 1))
+
+
+@functools.cache
+def _gauss() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Nodes and weights of Gauss-Legendre quadrature on [-1, 1]."""
+    return np.polynomial.legendre.leggauss(256)
 
 
 def half_width(sd: float, n: int, level: float = 0.95) -> float:

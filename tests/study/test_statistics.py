@@ -80,7 +80,7 @@ def test_tost_is_statsmodels():
     assert stat.tost_p(after - before, 1.5) == pytest.approx(p)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12))
 def test_holm_is_the_step_down_rule(p_values):
     corrected = stat.holm(p_values)
@@ -143,7 +143,7 @@ def test_anova_sees_a_factor_and_keeps_its_error_where_cells_share_noise():
         shared = rng.normal(size=(2, seeds))
         rows = [(cell, seed) for cell in levels for seed in range(seeds)]
         values = np.array([shared[("standard", "pgd_at").index(c[0]), s] + 0.3 * rng.normal() for c, s in rows])
-        terms = dict((t[0], t) for t in stat.anova_terms(values, names, [c for c, _ in rows], [s for _, s in rows]))
+        terms = {t[0]: t for t in stat.anova_terms(values, names, [c for c, _ in rows], [s for _, s in rows])}
         rejected += terms["objective"][4] < 0.05
     assert abs(rejected / runs - 0.05) < monte_carlo(0.05, runs)
     values = np.array([-2.0 * (c[0] == "pgd_at") + 0.3 * rng.normal() for c, s in rows])
