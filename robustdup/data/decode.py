@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Pillow raises all of these for broken files; TypeError is `datasets` for a row without an image.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError)
+
 _AS_IS = ("L", "RGB")
 _TO_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")

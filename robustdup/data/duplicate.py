@@ -186,11 +186,12 @@ def make_plan(
         counts = torch.zeros_like(counts)
     source_index, copy = _entries(n, keep, counts, offset=n if leak else 0)
     wrong = options.scheme == "conflicting" and options.control == "none"
+    near = parse_near(options.near, seed) if options.near and options.control == "none" else None
     return DuplicationPlan(
         source_index=source_index, copy=copy, n_source=n,
         labels=_wrong_labels(labels, source_index, copy, seed, len(class_names)) if wrong else None,
-        near=parse_near(options.near, seed) if options.near and options.control == "none" else None,
-        scheme=options.scheme, mode=options.mode, seed=seed, options=options.canonical(),
+        near=near, scheme=options.scheme, mode=options.mode, seed=seed,
+        options=options.canonical() | ({} if near is None else {"near": near.text}),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import find_columns
-from robustdup.data.decode import plain_image
+from robustdup.data.decode import UNREADABLE, plain_image
 from robustdup.data.duplicate import DuplicationPlan
 from robustdup.errors import UserError
 
@@ -73,6 +73,12 @@ def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: 
     return found
 
 
+def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return a split that stays as it is with the columns that a duplicated one has, so that both can be read together."""
+    rows = torch.arange(len(dataset))
+    return apply_plan(DuplicationPlan(rows, torch.zeros_like(rows), len(rows)), dataset)
+
+
 def _check(plan: DuplicationPlan, names: Sequence[str], rows: int | None, other: Any) -> None:
     for name in NEW_COLUMNS:
         if name in names:
@@ -96,7 +102,8 @@ def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: 
             raise UserError(
                 f"The two splits have other columns: {', '.join(dataset.features)} and {', '.join(other.features)}."
             )
-        dataset = datasets.concatenate_datasets([dataset, other.cast(dataset.features)])
+        same = other.features == dataset.features
+        dataset = datasets.concatenate_datasets([dataset, other if same else other.cast(dataset.features)])
     columns = _columns(plan, dataset, names)
     made = _stacked(plan, dataset, columns.label if plan.labels is not None else None)
     if plan.near is not None:
@@ -201,6 +208,21 @@ def _with_near_copies(plan: DuplicationPlan, made: datasets.Dataset, image: str)
     return datasets.concatenate_datasets([made.select(range(originals)), copies])
 
 
+def unreadable_rows(splits: Sequence[datasets.Dataset], rows: Tensor, image: str) -> list[int]:
+    """Return those of the rows (k,), numbered through the splits, whose images cannot be read."""
+    import datasets
+
+    whole = datasets.concatenate_datasets([split.select_columns([image]) for split in splits])
+    encoded, decoder = whole.cast_column(image, datasets.Image(decode=False)), datasets.Image()
+    broken = []
+    for row in rows.tolist():
+        try:
+            decoder.decode_example(encoded[row][image]).load()
+        except UNREADABLE:
+            broken.append(row)
+    return broken
+
+
 def _near_images(plan: DuplicationPlan, image: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return the function that changes the images of a batch of entries, all of them copies."""
     near = plan.near
@@ -259,10 +281,10 @@ def _stream(
     label = columns.label if columns is not None and plan.labels is not None else None
 
     def entries() -> Iterator[dict[str, Any]]:
-        order = plan.source_index.argsort(stable=True)
-        ends = plan.entries_per_sample().cumsum(0)
+        sources, order = plan.source_index.sort(stable=True)
         for row, content in _numbered(stream, plan.n_source, index_column, other):
-            for entry in order[int(ends[row - 1]) if row else 0 : int(ends[row]) if row < len(ends) else 0].tolist():
+            first, last = torch.searchsorted(sources, torch.tensor([row, row + 1])).tolist()
+            for entry in order[first:last].tolist():
                 made = {**content, "source_index": row, "copy": int(plan.copy[entry])}
                 if label is not None and plan.labels is not None:
                     made[label] = int(plan.labels[entry])
@@ -289,5 +311,5 @@ def _numbered(stream: Any, n_source: int, index_column: str | None, other: Any) 
             f"The plan is for {n_source} rows, but the stream ended after {seen}. One that is cut, filtered or shuffled "
             "needs index_column: the number of each row in the source."
         )
-    for row, content in enumerate(other or ()):
+    for row, content in enumerate(other if other is not None else ()):
         yield n_source + row, content

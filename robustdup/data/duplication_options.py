@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from robustdup.config import Config
-from robustdup.errors import UserError
+from robustdup.errors import UserError, unknown
 
 Scheme = Literal[
     "none", "uniform", "class_skewed", "power_law", "single", "whole_set", "hardest", "easiest", "conflicting", "leak"
@@ -87,6 +87,14 @@ class DuplicationOptions(Config):
         "contrast(strength=0.2), jpeg(quality=60), noise(std=0.02), blur(sigma=0.7); several with commas, in order.",
     )
     seed: int | None = Field(None, description="Seed of the plan; that of the run if not given.", ge=0)
+
+    @field_validator("scheme", "mode", "control", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        allowed = get_args({"scheme": Scheme, "mode": Mode, "control": Control}[str(info.field_name)])
+        if value not in allowed:
+            raise unknown(f"value of {info.field_name}:", str(value), allowed)
+        return value
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -172,4 +180,19 @@ def _percent(value: float) -> str:
     return f" A percentage? Write {value / 100:g}." if 1 < value <= 100 else ""
 
 
-SCHEMES: tuple[str, ...] = get_args(Scheme)
+class DuplicateConfig(DuplicationOptions):
+    """What `robustdup data duplicate` needs besides: which data, and which of its columns."""
+
+    data: str = Field("builtin:digits", description="Data: builtin:digits, a Hub dataset id, or a local folder.")
+    split: str = Field("train", description="Split that is duplicated.")
+    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
+    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
+    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
+    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
+    score_model: str | None = Field(
+        None, description="hardest, easiest: a model whose margin is the score, instead of score_column."
+    )
+    allow_pickle: bool = Field(
+        False, description="Load weights that are pickles. They can run any code: only from people you trust."
+    )
+    other_splits: bool = Field(True, description="Write the other splits too, as they are.")

@@ -22,6 +22,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def open_local(path: Path, options: DataOptions) -> datasets.Dataset:
     """Return one split of a folder (parquet files, imagefolder, `save_to_disk`) or of a parquet file. Raises UserError."""
+    return _split(load_local(path, options), str(path), options.split)
+
+
+def load_local(path: Path, options: DataOptions) -> Any:
+    """Return the splits of a folder as a DatasetDict, or the Dataset that `save_to_disk` kept alone. Raises UserError."""
     if options.revision is not None:
         raise UserError(f"revision = {options.revision!r} is for Hub datasets; {str(path)!r} is a local path.")
     saved = path / "dataset_dict.json", path / "state.json"
@@ -30,32 +35,34 @@ def open_local(path: Path, options: DataOptions) -> datasets.Dataset:
             raise UserError(f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.")
         if path.is_file() and path.suffix != ".parquet":
             raise UserError(f"{str(path)!r} is a file, but not a parquet file. Name a folder or a .parquet file.")
-    with _explained(str(path), lambda: _broken_files(path)), _quiet():
+    with explained(str(path), lambda: _broken_files(path)), quiet():
         import datasets
 
         if path.is_file():
-            found = datasets.load_dataset("parquet", data_files={options.split: str(path)})
-        elif any(file.is_file() for file in saved):
-            found = datasets.load_from_disk(str(path))
-        else:
-            found = datasets.load_dataset(str(path), options.config)
-    return _split(found, str(path), options.split)
+            return datasets.load_dataset("parquet", data_files={options.split: str(path)})
+        if any(file.is_file() for file in saved):
+            return datasets.load_from_disk(str(path))
+        return datasets.load_dataset(str(path), options.config)
 
 
 def open_hub(name: str, options: DataOptions) -> datasets.Dataset:
     """Return one split of a Hub dataset (never running code from there). Raises UserError, also where it is offline."""
-    with _explained(name, lambda: ""), _quiet():
+    return _split(load_hub(name, options), name, options.split)
+
+
+def load_hub(name: str, options: DataOptions) -> Any:
+    """Return all splits of a Hub dataset as a DatasetDict (never running code from there). Raises UserError."""
+    with explained(name, lambda: ""), quiet():
         import datasets
 
         found = datasets.load_dataset(name, options.config, revision=options.revision)
-    dataset = _split(found, name, options.split)
-    commit = commit_of(dataset)
+    commit = next((commit_of(dataset) for dataset in found.values()), None)
     # Offline, `datasets` serves whatever revision is in its cache.
     if _COMMIT.fullmatch(options.revision or "") and commit not in (None, options.revision):
         raise UserError(
             f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online."
         )
-    return dataset
+    return found
 
 
 def looks_like_hub_id(spec: str) -> bool:
@@ -85,7 +92,7 @@ def _split(found: Any, place: str, split: str) -> datasets.Dataset:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of `datasets` where nobody watches; its log of an error that we explain ourselves is left out."""
     import logging
     import sys
@@ -106,7 +113,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(place: str, look: Callable[[], str]) -> Iterator[None]:
+def explained(place: str, look: Callable[[], str]) -> Iterator[None]:
     """Turn what `datasets` raises into one message; `look` may find out more, such as the file that is broken."""
     try:
         yield

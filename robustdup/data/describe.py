@@ -1,0 +1,164 @@
+"""What a dataset holds: classes, how often each sample occurs, how many samples that is worth, what cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from robustdup.data.columns import Columns
+from robustdup.data.decode import UNREADABLE
+from robustdup.data.duplicate import effective_sample_size
+from robustdup.data.duplicate_schemes import class_name
+
+if TYPE_CHECKING:
+    import datasets
+
+_CHUNK = 256  # rows whose encoded bytes are held at once
+_LISTED = 1000  # unreadable images that are listed; all are counted
+NO_LABEL = "(no label)"
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """One class: its entries, how many of them are copies, and how many distinct samples they are."""
+
+    name: str
+    entries: int
+    copies: int
+    unique: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read: its row, its file where it has one, and why."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A split in numbers.
+
+    Samples are told apart by `same_by`: the column `source_index`, or the decoded pixels (then only exact duplicates
+    are seen, and unreadable images are left out), or not at all. `multiplicity` maps entries a sample to how many samples
+    have that many; `conflicts` are samples whose entries carry different labels. `effective_sample_size` is Kish's.
+    """
+
+    place: str
+    entries: int
+    same_by: Literal["source_index", "pixels", "rows"]
+    unique: int
+    copies: int
+    dose: float
+    effective_sample_size: float
+    multiplicity: dict[int, int]
+    conflicts: int
+    classes: tuple[ClassCount, ...]
+    sizes: dict[str, int]
+    modes: dict[str, int]
+    n_unreadable: int
+    unreadable: tuple[Unreadable, ...]
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        return asdict(self)
+
+
+def describe(
+    dataset: datasets.Dataset, columns: Columns, place: str, *, images: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Description:  # fmt: skip
+    """Return what a split holds. With `images`, every image is decoded: sizes, modes, exact duplicates, broken files.
+
+    Images that cannot be read are counted and the first 1,000 listed; nothing is skipped in silence.
+    """
+    labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label].to_pylist()
+    sizes, modes, broken = Counter[str](), Counter[str](), list[Unreadable]()
+    samples: list[int] | None = None
+    seen: dict[bytes, int] = {}
+    by_pixels = []
+    if images:
+        for done, (row, found) in enumerate(_decoded(dataset, columns.image), start=1):
+            if isinstance(found, Unreadable):
+                broken.append(found)
+                by_pixels.append(-1 - row)  # a sample of its own
+            else:
+                sizes[f"{found.width}x{found.height}"] += 1
+                modes[found.mode] += 1
+                by_pixels.append(seen.setdefault(_pixels(found), row))
+            progress(done, len(dataset))
+        samples = by_pixels
+    same_by: Literal["source_index", "pixels", "rows"] = "pixels" if images else "rows"
+    if "source_index" in dataset.column_names:
+        column = dataset.select_columns(["source_index"]).with_format("arrow")[:]["source_index"]
+        if not column.null_count:
+            samples, same_by = column.to_pylist(), "source_index"
+    groups = np.unique(samples if samples is not None else np.arange(len(labels)), return_inverse=True)[1]
+    counts = np.bincount(groups)
+    names = [class_name(label, columns.class_names) if label is not None else NO_LABEL for label in labels]
+    return Description(
+        place=place, entries=len(labels), same_by=same_by, unique=len(counts), copies=len(labels) - len(counts),
+        dose=(len(labels) - len(counts)) / len(labels),
+        effective_sample_size=effective_sample_size(torch.from_numpy(counts)),
+        multiplicity={int(many): int(n) for many, n in zip(*np.unique(counts, return_counts=True), strict=True)},
+        conflicts=_conflicts(groups, names), classes=_class_counts(groups, names, columns),
+        sizes=dict(sizes.most_common()), modes=dict(modes.most_common()), n_unreadable=len(broken),
+        unreadable=tuple(broken[:_LISTED]), notes=columns.notes,
+    )  # fmt: skip
+
+
+def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]:
+    """Yield (row, PIL image or Unreadable)."""
+    import datasets
+
+    encoded, decoder = (
+        dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)),
+        datasets.Image(),
+    )
+    for start in range(0, len(encoded), _CHUNK):
+        for row, content in enumerate(encoded[start : start + _CHUNK][image], start=start):
+            try:
+                found = decoder.decode_example(content)
+                found.load()
+                yield row, found
+            except UNREADABLE as error:
+                path = (content or {}).get("path") or ""
+                reason = str(error) or type(error).__name__
+                yield row, Unreadable(row, path, "no image" if content is None else reason)
+
+
+def _pixels(image: Any) -> bytes:
+    head = f"{image.mode} {image.size} {bytes(image.getpalette() or [])!r}"
+    return hashlib.blake2b(head.encode() + image.tobytes(), digest_size=16).digest()
+
+
+def _conflicts(groups: Any, names: list[str]) -> int:
+    """Return how many samples have entries with different labels."""
+    number = np.unique(names, return_inverse=True)[1]
+    pairs = np.unique(np.stack([groups, number]), axis=1)
+    return int((np.bincount(pairs[0]) > 1).sum())
+
+
+def _class_counts(groups: Any, names: list[str], columns: Columns) -> tuple[ClassCount, ...]:
+    """Return the classes in their order; a copy is an entry beyond the first of its sample in the class."""
+    entries: Counter[str] = Counter(names)
+    distinct: Counter[str] = Counter(name for _, name in set(zip(groups.tolist(), names, strict=True)))
+    known = [*columns.class_names, *sorted((name for name in entries if name not in columns.class_names), key=_numeric)]
+    return tuple(
+        ClassCount(name, entries[name], entries[name] - distinct[name], distinct[name], entries[name] / len(names))
+        for name in known
+    )
+
+
+def _numeric(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.lstrip("-").isdecimal() else (2**62, name)

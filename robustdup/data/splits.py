@@ -1,0 +1,90 @@
+"""All splits of a data spec as Hugging Face datasets: what duplication and detection read and write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from robustdup.data.columns import Columns, find_columns
+from robustdup.data.hub import commit_of, load_hub, load_local, looks_like_hub_id
+from robustdup.data.options import DataOptions
+from robustdup.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a dataset by name, what they were read from, and the commit on the Hub where it is there."""
+
+    splits: dict[str, datasets.Dataset]
+    spec: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def get(self, name: str) -> datasets.Dataset:
+        """Return a split with rows. Raises UserError with the nearest name."""
+        if name not in self.splits:
+            raise unknown(f"split of {self.spec}:", name, self.splits)
+        if len(self.splits[name]) == 0:
+            raise UserError(f"There are no rows in {self.spec} ({name}).")
+        return self.splits[name]
+
+
+def open_splits(spec: str, options: DataOptions) -> Splits:
+    """Return all splits behind a spec without decoding any image. Raises UserError.
+
+    `builtin:digits`, an existing path (a folder or a parquet file), or NAME and OWNER/NAME on the Hugging Face Hub.
+    """
+    import datasets
+
+    if spec == "builtin:digits":
+        note = "The built-in digits have 17 grey levels; v of 16 is written as the byte nearest to 255 v / 16."
+        return Splits({name: _digits(name) for name in ("train", "test")}, spec, notes=(note,))
+    path = Path(spec).expanduser()
+    if spec and path.exists():
+        found: Any = load_local(path, options)
+    elif looks_like_hub_id(spec):
+        found = load_hub(spec, options)
+    else:
+        raise UserError(
+            f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits."
+        )
+    if isinstance(found, datasets.Dataset):  # one split that save_to_disk kept alone; without a name it serves any
+        found = {str(found.split) if found.split is not None else options.split: found}
+    splits = {str(name): split for name, split in found.items()}
+    return Splits(splits, spec, next((commit_of(split) for split in splits.values()), None))
+
+
+def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> torch.Tensor:
+    """Return the labels of a split, int64 (n,). Raises UserError for a row without one."""
+    labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label]
+    if labels.null_count:
+        row = labels.to_pylist().index(None)
+        raise UserError(f"Row {row} of {place} has no label in column {columns.label!r}.")
+    return torch.from_numpy(labels.to_numpy().astype("int64"))
+
+
+def split_columns(dataset: datasets.Dataset, options: DataOptions, place: str) -> tuple[datasets.Dataset, Columns]:
+    """Return a split whose images are known as such, and its columns. Raises UserError."""
+    import datasets
+
+    columns = find_columns(dataset.features, image=options.image_column, label=options.label_column, place=place)
+    return (dataset.cast_column(columns.image, datasets.Image()) if columns.raw else dataset), columns
+
+
+def _digits(split: str) -> datasets.Dataset:
+    import datasets
+    from PIL import Image
+
+    from robustdup.data.digits import load_builtin
+
+    rows = load_builtin("digits", DataOptions(split=split))
+    pixels = (rows.images[:, 0] * 255).round().to(torch.uint8).numpy()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=rows.class_names)})
+    content = {"image": [Image.fromarray(image) for image in pixels], "label": rows.labels.tolist()}
+    return datasets.Dataset.from_dict(content, features=features, split=split)
