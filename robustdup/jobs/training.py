@@ -26,7 +26,7 @@ from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
-from robustdup.models.trained import describe_network, save_network
+from robustdup.models.trained import describe_network, save_network, save_weights
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -175,11 +175,13 @@ def _train(
         kept={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
     )  # fmt: skip
     outcome = run_loop(
-        parts, config, device=device, folder=folder, resume=resume,
+        parts, config, device=device, folder=folder / run_folder.STATE, resume=resume,
         validate=validator(data.held_out, orders, config, device), progress=progress,
     )  # fmt: skip
     if not processes.first:
         return _record(config, orders, data, model, outcome, processes, device, folder, initial, [], command)
+    save_weights(folder, BEST, outcome.best)
+    save_weights(folder, LAST, outcome.last)
     results = checkpoint_results(config, data, registry, outcome)
     _evaluate(config, registry, folder, results, say)
     record = _record(config, orders, data, model, outcome, processes, device, folder, initial, results, command)

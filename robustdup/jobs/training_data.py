@@ -11,8 +11,9 @@ from torch import Tensor
 
 from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.duplicate import DuplicationPlan, make_plan
-from robustdup.data.loaded import load_pixels
+from robustdup.data.duplication_options import DuplicationOptions
 from robustdup.data.options import DataOptions
+from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows, select
 from robustdup.errors import UserError
 from robustdup.records import DataInfo, DuplicationInfo
@@ -186,7 +187,7 @@ def _scores(config: TrainConfig, source: _Source, registry: Registry, say: Say) 
     with torch.no_grad():
         parts = [
             -margin(model(_floats(pixels)), labels)
-            for pixels, labels in zip(source.pixels.split(256), source.labels.split(256), strict=True)
+            for pixels, labels in zip(torch.split(source.pixels, 256), torch.split(source.labels, 256), strict=True)
         ]
     return torch.cat(parts)
 
@@ -203,7 +204,7 @@ def _entries(
         every = plan.weights()
         chosen = every > 0
         pixels, labels, index, weights = pixels[chosen], labels[chosen], index[chosen], every[chosen]
-        used = make_plan(labels, type(config.duplicate)(), seed=plan.seed)
+        used = make_plan(labels, DuplicationOptions.model_validate({}), seed=plan.seed)
     return TrainingSet(
         pixels, labels, plan=used, index=index, weights=weights, seed=config.seed, augment=config.augment,
         padding=config.padding, share_augmentation=config.share_augmentation, channels_last=channels_last,
@@ -214,7 +215,7 @@ def _entries(
 def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of images (N, C, H, W), in units of [0, 1]."""
     count, total, square = 0, torch.zeros(pixels.shape[1]).double(), torch.zeros(pixels.shape[1]).double()
-    for part in pixels.split(2048):
+    for part in torch.split(pixels, 2048):
         values = _floats(part).double()
         count += values.numel() // values.shape[1]
         total += values.sum(dim=(0, 2, 3))
@@ -236,9 +237,7 @@ def _fingerprint(pixels: Tensor, labels: Tensor) -> str:
     """Return one SHA-256 (hex) over the images as they are kept, their labels and their order."""
     digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}".encode())
     for part in (pixels, labels):
-        digest.update(
-            part.contiguous().numpy().tobytes() if part.numel() < 1 << 20 else memoryview(part.numpy()).cast("B")
-        )
+        digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

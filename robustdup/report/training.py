@@ -22,6 +22,7 @@ class LiveTraining:
     """Shows a training run as it goes: loss, accuracies, speed and time left; silent where output is not a terminal."""
 
     def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
         self._bars = RichProgress(
             TextColumn("[bold]epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=24),
@@ -48,7 +49,7 @@ class LiveTraining:
             self._task, completed=progress.step, total=max(progress.n_steps, 1), epoch=progress.epoch,
             figures=_figures(progress), left="" if progress.seconds_left is None else f"{clock(progress.seconds_left)} left",
         )  # fmt: skip
-        if progress.message:
+        if progress.message and self._enabled and progress.n_steps == 0:  # what happens before and after the steps
             self._bars.console.print(escape(progress.message), style="dim", highlight=False)
 
 
