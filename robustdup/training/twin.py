@@ -20,6 +20,7 @@ from robustdup.models.fold import has_own_backward
 PAIRS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
 TOLERANCE = (1e-4, 0.045)  # of the logits' scale, and of the length of a row's gradient: a cosine of 0.999
 PROBE_ROWS = 8
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -50,7 +51,12 @@ class Twin:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Renew the folded weights from the model's weights and running statistics, in float32 and in place."""
+        """Renew the folded weights from the model's weights and running statistics, in place.
+
+        They are computed in the precision of the weights, and kept in that of autocast where it is on: it would otherwise
+        convert frozen weights again at every pass.
+        """
+        self._keep_in(self._precision())
         norms = [fold.norm for fold in self.folds]
         sizes = [norm.num_features for norm in norms]
         mean = torch.cat([norm.running_mean for norm in norms])
@@ -62,6 +68,15 @@ class Twin:
             weight = fold.layer.weight
             torch.mul(weight, by.view(-1, *[1] * (weight.ndim - 1)), out=fold.fused.weight)
             fold.fused.bias.copy_(bias)
+
+    def _precision(self) -> torch.dtype:
+        device = self._eps.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._eps.dtype
+
+    def _keep_in(self, dtype: torch.dtype) -> None:
+        for fold in self.folds:
+            if fold.fused.weight.dtype != dtype:
+                fold.fused.to(dtype)
 
 
 def make_twin(
@@ -122,6 +137,8 @@ def _fold(graph: fx.GraphModule) -> list[Fold]:
 def _foldable(layer: Any, norm: Any) -> bool:
     if PAIRS.get(type(layer)) is not type(norm) or norm.running_mean is None:
         return False
+    if any(getattr(module, kind) for module in (layer, norm) for kind in HOOKS):
+        return False  # spectral normalisation, for one, makes the weights anew in a hook
     return bool(layer.weight.shape[0] == norm.num_features)
 
 
