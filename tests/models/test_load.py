@@ -176,7 +176,7 @@ def test_wrong_files(tmp_path, registry):
     [
         ("builtin:digits-robus", "Did you mean 'builtin:digits-robust'"), ("digits-robust", "'builtin:digits-robust'"),
         ("builtn:digits-standard", "Did you mean 'builtin:digits-standard'"), ("", r"path/to/model\.py:factory"),
-        ("run:folder", "builtin:…, hf:… or"),
+        ("runs:folder", "builtin:…, hf:…, run:… or"),
     ],
 )  # fmt: skip
 def test_wrong_specs(registry, spec, message):

@@ -1,0 +1,332 @@
+"""Training batches: nothing lost, nothing twice; originals as without copies; ranks share; loading changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustdup.data.augment import augment_images
+from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
+from robustdup.data.digits import load_builtin
+from robustdup.data.loaded import LoadedSet, load_pixels, read_labels
+from robustdup.data.options import DataOptions
+from robustdup.errors import UserError
+from robustdup.rng import SampleRng
+
+N = 23
+PIXELS = torch.randint(0, 256, (N, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(N) % 4
+
+
+def plan_of(copies, *, n=N, near=None, labels=None):
+    """A plan with `copies[i]` copies of image i after the originals."""
+    copies = torch.tensor(copies)
+    source = torch.cat([torch.arange(n), torch.arange(n).repeat_interleave(copies)])
+    number = torch.cat([torch.zeros(n, dtype=torch.int64), *(torch.arange(1, c + 1) for c in copies.tolist())])
+    return SimpleNamespace(source_index=source, copy=number, n_source=n, labels=labels, near=near)
+
+
+def darker(pixels, source_index, copy):
+    assert pixels.dtype == torch.uint8
+    assert (copy > 0).all()
+    return pixels // (1 + copy)[:, None, None, None].to(torch.uint8)
+
+
+class ListRows:
+    """Rows held in memory, some of which cannot be read."""
+
+    class_names = ()
+
+    def __init__(self, images, labels, broken=()):
+        self.images, self.given, self.broken = images, labels, set(broken)
+
+    def __len__(self):
+        return len(self.images)
+
+    def fetch(self, rows):
+        bad = next((row for row in rows if row in self.broken), None)
+        if bad is not None:
+            raise UserError(f"The image in row {bad} cannot be read.")
+        images = [self.images[row] for row in rows]
+        return torch.stack(images), self.given[list(rows)]
+
+
+def batches(entries, batch_size=7, total=40, **share):
+    return [batch for _, batch in Stream(entries, batch_size, total, **share)]
+
+
+def assert_same(one, two):
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.position, two.position)
+    assert torch.equal(one.source, two.source)
+    assert torch.equal(one.rng.bits((2,)), two.rng.bits((2,)))
+    assert (one.weights is None) == (two.weights is None)
+
+
+def test_keys_hold_source_copy_and_epoch():
+    keys = sample_keys(
+        torch.tensor([0, 2**32 - 1, 5]), torch.tensor([0, 2**16 - 1, 2]), torch.tensor([0, MAX_EPOCH - 1, 3])
+    )
+    assert keys.tolist() == [0, 2**63 - 1, 5 + (2 << 32) + (3 << 48)]
+    for source, copy, epoch, what in (
+        (2**32, 0, 0, "source"),
+        (0, 2**16, 0, "copy"),
+        (0, 0, 2**15, "epoch"),
+        (-1, 0, 0, "source"),
+    ):
+        with pytest.raises(UserError, match=f"A {what} number must be in"):
+            sample_keys(torch.tensor([source]), torch.tensor([copy]), epoch)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    copies=st.lists(st.integers(0, 3), min_size=N, max_size=N), batch_size=st.integers(1, 90), total=st.integers(1, 200),
+    seed=st.integers(0, 2**40),
+)  # fmt: skip
+def test_every_entry_once_an_epoch_and_the_budget_exact(copies, batch_size, total, seed):
+    entries = TrainingSet(PIXELS, LABELS, plan=plan_of(copies), seed=seed, augment="none")
+    stream = Stream(entries, batch_size, total)
+    found = list(stream)
+    assert [step for step, _ in found] == list(range(len(stream)))
+    sizes = [len(batch) for _, batch in found]
+    assert sum(sizes) == total
+    assert all(size == batch_size for size in sizes[:-1])
+    assert sizes == [stream.rows(step) for step in range(stream.n_steps)]
+    seen = torch.cat([batch.position for _, batch in found])
+    for start in range(0, total, len(entries)):
+        epoch = seen[start : start + len(entries)].tolist()
+        assert len(set(epoch)) == len(epoch)  # a whole epoch is then every entry
+    assert stream.unique_seen(total) == len(torch.cat([batch.source for _, batch in found]).unique())
+    for _, batch in found:
+        assert torch.equal(batch.images, PIXELS[batch.source].float() / 255)
+        assert torch.equal(batch.labels, LABELS[batch.source])
+
+
+@settings(max_examples=25, deadline=None)
+@given(copies=st.lists(st.integers(0, 3), min_size=N, max_size=N), seed=st.integers(0, 2**40))
+def test_originals_come_as_they_do_without_copies(copies, seed):
+    index = torch.arange(N) * 1000 + 7
+    with_copies = TrainingSet(PIXELS, LABELS, plan=plan_of(copies, near=darker), index=index, seed=seed)
+    plain = TrainingSet(PIXELS, LABELS, index=index, seed=seed)
+    for epoch in (0, 5):
+        order = with_copies.order(epoch)
+        originals = order[with_copies.copy[order] == 0]
+        assert torch.equal(with_copies.source[originals], plain.source[plain.order(epoch)])
+        epochs = torch.full((N,), epoch)
+        assert_same(with_copies.batch(originals, epochs), plain.batch(originals, epochs))
+
+
+def test_orders_differ_by_epoch_and_seed_and_are_fair():
+    entries, other = TrainingSet(PIXELS, LABELS, seed=1), TrainingSet(PIXELS, LABELS, seed=2)
+    assert not torch.equal(entries.order(0), entries.order(1))
+    assert not torch.equal(entries.order(0), other.order(0))
+    first = Counter(int(entries.order(epoch)[0]) for epoch in range(460))
+    assert len(first) == N
+    assert max(first.values()) < 45  # 20 expected, of standard deviation 4.4
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 16])
+def test_ranks_unite_to_the_whole_batch(processes):
+    entries = TrainingSet(PIXELS, LABELS, seed=3)
+    whole = batches(entries)
+    shares = [batches(entries, rank=rank, processes=processes) for rank in range(processes)]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.position for part in parts]), batch.position)
+        assert torch.equal(torch.cat([part.rng.index for part in parts]), batch.rng.index)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_stream_goes_on_where_it_stopped():
+    entries = TrainingSet(PIXELS, LABELS, seed=3)
+    for step, batch in Stream(entries, 7, 80, start_step=5):
+        assert_same(batch, batches(entries, total=80)[step])
+    assert len(Stream(entries, 7, 80, start_step=12)) == 0
+
+
+def reference(image, rng, padding, crop, flip):
+    """Pad, cut and mirror one image (C, H, W), by the three words of its stream."""
+    words = rng.bits((3,))[0].tolist()
+    channels, height, width = image.shape
+    down, right = (word * (2 * padding + 1) // 2**32 for word in words[:2])
+    if crop:
+        large = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=image.dtype)
+        large[:, padding : padding + height, padding : padding + width] = image
+        image = large[:, down : down + height, right : right + width]
+    return torch.stack(list(image.unbind(-1))[::-1], -1) if flip and words[2] >= 2**31 else image
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "crop", "flip", "none"])
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_augmentation_is_that_of_one_image_at_a_time(augment, padding, dtype):
+    images = PIXELS if dtype == torch.uint8 else PIXELS.float() / 255
+    rng = SampleRng(5, torch.arange(N) + 2**33).fold("augment")
+    found = augment_images(images, rng, augment=augment, padding=padding)
+    expected = [reference(images[i], rng[i : i + 1], padding, "crop" in augment, "flip" in augment) for i in range(N)]
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.stack(expected))
+    if augment != "none" and (padding or "flip" in augment):
+        assert not torch.equal(found, images)
+
+
+def test_batches_are_augmented_by_source_copy_and_epoch():
+    entries = TrainingSet(PIXELS, LABELS, plan=plan_of([1] * N), seed=9, padding=2)
+    positions, epochs = torch.tensor([4, N + 4, 4]), torch.tensor([0, 0, 1])
+    batch = entries.batch(positions, epochs)
+    keys = sample_keys(torch.tensor([4, 4, 4]), torch.tensor([0, 1, 0]), epochs)
+    rng = SampleRng(9, keys).fold("augment")
+    for i in range(3):
+        assert torch.equal(batch.images[i], reference(PIXELS[4], rng[i : i + 1], 2, True, True).float() / 255)
+    assert torch.equal(batch.rng.bits(), SampleRng(9, keys).fold("train").bits())
+
+
+def test_copies_can_share_the_augmentation_of_their_original():
+    shared = TrainingSet(PIXELS, LABELS, plan=plan_of([2] * N), padding=2, share_augmentation=True)
+    apart = TrainingSet(PIXELS, LABELS, plan=plan_of([2] * N), padding=2)
+    positions, epochs = torch.arange(3 * N), torch.full((3 * N,), 4)
+    one, two = shared.batch(positions, epochs), apart.batch(positions, epochs)
+    assert torch.equal(one.images[:N], two.images[:N])
+    for first in range(N):
+        assert torch.equal(one.images[N + 2 * first], one.images[first])
+        assert torch.equal(one.images[N + 2 * first + 1], one.images[first])
+    assert not torch.equal(one.images, two.images)
+    assert torch.equal(one.rng.index, two.rng.index)  # what else is drawn is each copy's own
+
+
+def test_near_copies_labels_and_weights_of_entries():
+    labels = torch.cat([LABELS, (LABELS + 1) % 4])
+    plan, weights = plan_of([1] * N, near=darker, labels=labels), torch.rand(2 * N)
+    entries = TrainingSet(PIXELS, LABELS, plan=plan, weights=weights, augment="none")
+    batch = entries.batch(torch.tensor([3, N + 3]), torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(batch.images, torch.stack([PIXELS[3], PIXELS[3] // 2]).float() / 255)
+    assert batch.labels.tolist() == [3, 0]
+    assert torch.equal(batch.weights, weights[[3, N + 3]])
+    assert (entries.unique, entries.n_sources, entries.classes, entries.size) == (N, N, 4, (6, 5))
+    floats = TrainingSet(PIXELS.float() / 255, LABELS, plan=plan, augment="none")
+    assert torch.equal(floats.batch(torch.tensor([3, N + 3]), torch.zeros(2, dtype=torch.int64)).images, batch.images)
+    assert torch.equal(entries.pixels, PIXELS)
+
+
+def test_digits_keep_their_levels():
+    rows = load_builtin("digits", DataOptions(split="train"))
+    pixels, labels, skipped = load_pixels(rows, torch.arange(100, 400))
+    assert (pixels.dtype, skipped) == (torch.float32, [])
+    assert torch.equal(pixels, rows.images[100:400])
+    entries = TrainingSet(pixels, labels, padding=1, channels_last=True)
+    for batch in batches(entries, 64, 128):
+        assert set((batch.images * 16).unique().tolist()) <= set(range(17))
+        assert batch.images.shape == (64, 1, 8, 8)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("levels", [255, 16])
+def test_loaded_batches_are_those_of_memory(workers, levels):
+    images = PIXELS.float() / 255 if levels == 255 else (PIXELS % 17).float() / 16
+    rows, index = ListRows(images, LABELS), torch.tensor([5, 2, 11, 3, 22, 8])
+    plan = plan_of([1, 0, 2, 0, 0, 1], n=6, near=darker)
+    before = torch.get_rng_state()
+    pixels, labels, _ = load_pixels(rows, index, workers=workers)
+    assert torch.equal(read_labels(rows, index), labels)
+    common = {
+        "plan": plan,
+        "index": index,
+        "seed": 3,
+        "padding": 2,
+        "weights": torch.rand(10, generator=torch.Generator()),
+    }
+    memory, loaded = TrainingSet(pixels, labels, **common), LoadedSet(rows, labels, workers=workers, **common)
+    assert pixels.dtype == (torch.uint8 if levels == 255 else torch.float32)
+    for one, two in zip(batches(memory), batches(loaded), strict=True):
+        assert_same(one, two)
+        assert torch.equal(one.weights, two.weights)
+    assert_same(memory.batch(torch.tensor([7]), torch.tensor([2])), loaded.batch(torch.tensor([7]), torch.tensor([2])))
+    assert (len(loaded), loaded.unique, loaded.size) == (len(memory), memory.unique, memory.size)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_named_or_left_out(workers):
+    rows = ListRows(PIXELS.float() / 255, LABELS, broken=[4, 9])
+    with pytest.raises(UserError, match=r"^The image in row 4 cannot be read\.$"):
+        load_pixels(rows, torch.arange(N), workers=workers)
+    shown = []
+    pixels, labels, skipped = load_pixels(rows, torch.arange(N), shown.append, workers=workers, skip_broken=True)
+    keep = torch.tensor([row for row in range(N) if row not in (4, 9)])
+    assert skipped == [4, 9]
+    assert torch.equal(pixels, PIXELS[keep])
+    assert torch.equal(labels, LABELS[keep])
+    assert shown == [N]
+    with pytest.raises(UserError, match=r"^The image in row [49] cannot be read"):
+        batches(LoadedSet(rows, LABELS, workers=workers))
+    with pytest.raises(UserError, match="None of the 2 training images can be read; the first is row 9"):
+        load_pixels(rows, torch.tensor([9, 4]), skip_broken=True)
+
+
+def test_chunks_of_other_kinds_and_sizes(monkeypatch):
+    monkeypatch.setattr("robustdup.data.loaded._CHUNK", 2)
+    grey, colour, deep = torch.full((1, 4, 4), 0.2), torch.rand(3, 4, 4), torch.full((1, 4, 4), 0.123)
+    colour = (colour * 255).round() / 255
+    rows = ListRows([grey, grey, colour, colour, deep, deep], torch.arange(6))
+    pixels, _, _ = load_pixels(rows, torch.arange(4))
+    assert torch.equal(pixels.float() / 255, torch.stack([grey.expand(3, 4, 4)] * 2 + [colour] * 2))
+    assert pixels.dtype == torch.uint8
+    pixels, _, _ = load_pixels(rows, torch.arange(6))
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, torch.stack([grey.expand(3, 4, 4)] * 2 + [colour] * 2 + [deep.expand(3, 4, 4)] * 2))
+    rows = ListRows([grey, grey, torch.rand(1, 5, 4)], torch.arange(3))
+    with pytest.raises(UserError, match=r"differ in size: the first is 4x4, those from row 2 on 5x4 .* resize = 256"):
+        load_pixels(rows, torch.arange(3))
+    with pytest.raises(UserError, match="The training images differ: the first is 1x4x4, others are 1x5x4"):
+        batches(LoadedSet(rows, torch.arange(3), augment="none"), 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("budget", "samples"),
+    [({"epochs": 2}, 200), ({"epochs": 0.5}, 50), ({"epochs": 1.504}, 150), ({"steps": 3}, 96), ({"samples": 7}, 7)],
+)
+def test_budgets(budget, samples):
+    assert budget_samples(100, 32, budget) == samples
+
+
+@pytest.mark.parametrize(
+    "budget", [{}, {"epochs": 1, "steps": 2}, {"hours": 3}, {"epochs": 0}, {"steps": 0}, {"epochs": 0.001}]
+)
+def test_wrong_budgets(budget):
+    with pytest.raises(UserError, match="budget"):
+        budget_samples(100, 32, budget)
+
+
+def test_wrong_arguments():
+    with pytest.raises(UserError, match="Unknown augmentation 'crop_flip'. Did you mean 'crop-flip'"):
+        TrainingSet(PIXELS, LABELS, augment="crop_flip")
+    with pytest.raises(UserError, match=r"uint8 or float32 of shape \(N, C, H, W\) with N labels; got torch.int64"):
+        TrainingSet(PIXELS.long(), LABELS)
+    with pytest.raises(UserError, match="with 22 labels"):
+        TrainingSet(PIXELS, LABELS[1:])
+    with pytest.raises(UserError, match="There are 23 training images, with 3 numbers"):
+        TrainingSet(PIXELS, LABELS, index=torch.arange(3))
+    with pytest.raises(UserError, match="not all of them among these 23 images"):
+        TrainingSet(PIXELS, LABELS, plan=plan_of([0] * 30, n=30))
+    with pytest.raises(UserError, match="weights must have one value an entry"):
+        TrainingSet(PIXELS, LABELS, weights=torch.ones(3))
+    entries = TrainingSet(PIXELS, LABELS)
+    for bad in (
+        {"batch_size": 0},
+        {"total_samples": 0},
+        {"rank": 2, "processes": 2},
+        {"total_samples": N * MAX_EPOCH + 1},
+    ):
+        with pytest.raises(UserError):
+            Stream(entries, **{"batch_size": 4, "total_samples": 8, **bad})
+    with pytest.raises(UserError, match="no training images"):
+        load_pixels(ListRows([], LABELS), torch.empty(0, dtype=torch.int64))
