@@ -1,0 +1,74 @@
+"""Muon: steps of orthogonal directions for weights that are matrices, SGD for everything else.
+
+The momentum of a weight (a convolution's as outputs x (inputs x height x width)) is replaced by the nearest matrix whose
+singular values are about one, found by a few Newton-Schulz iterations, so that no direction of a layer learns slower than
+the others. https://kellerjordan.github.io/posts/muon/, which for convolutions fixes the length of each weight as
+https://github.com/KellerJordan/cifar10-airbench does: behind a normalisation the length says nothing, and the step is then
+a share of it. torch.optim.Muon takes two dimensions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the fifth-degree polynomial whose iteration drives singular values to one
+
+
+class Muon(torch.optim.SGD):
+    """SGD with Nesterov momentum in which groups marked `orthogonal` step along orthogonal directions.
+
+    Their `lr` is the step as a share of the weight's length, which is held at the square root of its outputs (weights behind
+    a normalisation: all convolutions and hidden layers of usual networks), and they do not decay.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, iterations: int = 4) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        self.iterations = iterations
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step; `closure` as everywhere in torch.optim."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        matrices = [group for group in self.param_groups if group.get("orthogonal")]
+        rest = [group for group in self.param_groups if not group.get("orthogonal")]
+        for group in matrices:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._orthogonal_step(weight, group["lr"], group["momentum"])
+        every, self.param_groups = self.param_groups, rest
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+        return loss
+
+    def _orthogonal_step(self, weight: Tensor, rate: float, momentum: float) -> None:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        buffer = state["momentum_buffer"].mul_(momentum).add_(weight.grad)
+        direction = orthogonalised((weight.grad + momentum * buffer).flatten(1), self.iterations)
+        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
+        weight.add_(direction.view(weight.shape), alpha=-rate)
+
+
+def orthogonalised(matrix: Tensor, iterations: int = 4) -> Tensor:
+    """Return the matrix (m, n) with its singular values brought near one (0.7 to 1.2), its singular vectors kept.
+
+    Zeros stay zeros. https://kellerjordan.github.io/posts/muon/
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        square = x @ x.mT
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
