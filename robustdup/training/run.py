@@ -226,20 +226,21 @@ class Run:
         self._check_loss()
         values = [value for value in self.trained.state_dict().values() if value.is_floating_point()]
         if not bool(get_total_norm(values, float("inf")).isfinite()):
-            raise Stopped(self._reason(f"The weights were not finite after step {self.step}"))
+            raise Stopped(self._reason("The weights were not finite after", self.step))
 
     def _check_loss(self) -> None:
         bad = int(self.parts.processes.least(self.meter.bad))
         if bad < NEVER:
-            raise Stopped(self._reason(f"The loss was not finite at step {bad}"))
+            raise Stopped(self._reason("The loss was not finite at", bad))
 
-    def _reason(self, what: str) -> str:
-        config, rate = self.config, self.rate(max(self.step - 1, 0))
+    def _reason(self, what: str, step: int) -> str:
+        config, rate = self.config, self.rate(max(step - 1, 0))
         tries = [f"a lower lr (now {config.lr:g})"]
         tries += ["warmup=0.1"] if not config.warmup and config.schedule != "one-cycle" else []
         tries += ["clip=1"] if config.clip is None else [f"a smaller clip (now {config.clip:g})"]
         tries += ["precision=fp32"] if config.precision != "fp32" else []
-        return f"{what} of {self.budget.steps} (learning rate {rate:.3g}). Try {', '.join(tries[:-1])} or {tries[-1]}."
+        where = f"{what} step {step} of {self.budget.steps} (learning rate {rate:.3g})"
+        return f"{where}. Try {', '.join(tries[:-1])} or {tries[-1]}."
 
     def roll_back(self) -> None:
         """Go back to the last checkpoint."""

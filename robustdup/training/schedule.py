@@ -74,7 +74,7 @@ def rate_over(config: TrainConfig, steps: int) -> Callable[[int], float]:
     LinearLR do, piecewise divides by ten at the milestones (MultiStepLR); one-cycle is torch's OneCycleLR, whose rise is
     the warm-up. Past the end of a schedule the last rate stays. https://docs.pytorch.org/docs/stable/optim.html
     """
-    total = config.schedule_steps or steps
+    total = steps if config.schedule_steps is None else config.schedule_steps
     if total < 1:
         raise UserError(f"schedule_steps must be at least 1, got {total}.")
     if config.schedule == "one-cycle":
