@@ -193,7 +193,7 @@ class Free:
         if self.shift is None:
             return torch.zeros_like(images)
         missing = len(images) - len(self.shift)
-        carried = self.shift.to(images)
+        carried = self.shift.to(images, copy=True)  # a checkpoint may hold the tensor
         return carried if missing <= 0 else torch.cat([carried, torch.zeros_like(images[:missing])])
 
     def state_dict(self) -> dict[str, Any]:
