@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ class WideResNet(PreActResNet):
 
 def resnet18(
     *, channels: int, size: tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    activation: Activation = "relu",
+    activation: Literal["relu", "silu"] = "relu",
 ) -> nn.Module:  # fmt: skip
     """Return a ResNet-18 (https://arxiv.org/abs/1512.03385), with a 3x3 stem and no max-pool up to 64 pixels."""
     return ResNet(
@@ -124,7 +125,7 @@ def resnet18(
 
 def preact_resnet18(
     *, channels: int, size: tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    activation: Activation = "relu",
+    activation: Literal["relu", "silu"] = "relu",
 ) -> nn.Module:  # fmt: skip
     """Return a PreActResNet-18 (https://arxiv.org/abs/1603.05027), as in https://github.com/locuslab/robust_overfitting."""
     return PreActResNet(
@@ -135,7 +136,7 @@ def preact_resnet18(
 
 def wide_resnet(
     *, channels: int, size: tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    depth: int = 28, width: int = 10, dropout: float = 0.0, activation: Activation = "relu",
+    depth: int = 28, width: int = 10, dropout: float = 0.0, activation: Literal["relu", "silu"] = "relu",
 ) -> nn.Module:  # fmt: skip
     """Return WRN-depth-width (https://arxiv.org/abs/1605.07146). Raises UserError unless depth is 6 n + 4."""
     if depth < 10 or (depth - 4) % 6:

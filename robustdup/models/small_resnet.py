@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -36,7 +37,7 @@ class SmallResNet(Network):
 
 def small_resnet(
     *, channels: int, size: tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    width: int = 24, blocks: int = 1, activation: Activation = "relu",
+    width: int = 24, blocks: int = 1, activation: Literal["relu", "silu"] = "relu",
 ) -> nn.Module:  # fmt: skip
     """Return a residual network of under 0.5 million parameters: a stem of `width` channels, then groups of 3 and 6 `width`."""
     return SmallResNet(
