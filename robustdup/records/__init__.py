@@ -46,6 +46,7 @@ from robustdup.records.evaluation import (
 from robustdup.records.study import (
     CELL_FILE,
     AnovaTerm,
+    CellOrder,
     CellResult,
     Claim,
     Comparison,
@@ -87,6 +88,7 @@ __all__ = [
     "Accuracy",
     "AnovaTerm",
     "AttackResult",
+    "CellOrder",
     "CellResult",
     "CheckpointResult",
     "Claim",

@@ -34,6 +34,21 @@ class Measured(Part):
     metrics: dict[str, float | None]
 
 
+class CellOrder(Part):
+    """What a worker needs to run a cell: key and settings, what to measure, and where; device and threads are the worker's.
+
+    Nothing but key, settings and measure changes what comes out.
+    """
+
+    key: str
+    settings: dict[str, Any]
+    folder: str
+    measure: dict[str, Any] = Field(default_factory=dict)
+    keep_weights: bool = False
+    device: str = "auto"
+    threads: int | None = None
+
+
 class CellResult(Part):
     """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `run` is the record of the training."""
 

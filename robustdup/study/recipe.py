@@ -71,9 +71,6 @@ class StudyConfig(Config):
         None,
         description="Cells without copies are run under this budget only: for budgets that are equal at dose 0.",
     )
-    train_images: int | None = Field(
-        None, description="Images of the training split before any copies, for the arm fewer-unique.", ge=1
-    )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list, description="Combinations to leave out: {objective: standard, arm: as-weights}."
     )

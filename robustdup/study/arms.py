@@ -1,0 +1,76 @@
+"""Arms: switches that tell what duplication does from what comes along with it. Each turns the settings of a cell.
+
+An arm takes the settings of a cell with copies (`duplicate` filled in) and its dose, and returns those of the arm, or None
+where it says nothing that another cell does not say. Without copies, all arms are the same cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from robustdup.errors import UserError
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm does to the settings of a cell, and what it is for."""
+
+    turn: Callable[[Settings, float], Settings | None]
+    text: str
+
+
+def _copies(settings: Settings, dose: float) -> Settings:
+    return settings
+
+
+def _control(name: str) -> Callable[[Settings, float], Settings]:
+    def turn(settings: Settings, dose: float) -> Settings:
+        plan = {key: value for key, value in settings["duplicate"].items() if key != "near"}
+        return {**settings, "duplicate": {**plan, "control": name}}
+
+    return turn
+
+
+def _as_weights(settings: Settings, dose: float) -> Settings | None:
+    return None if settings["duplicate"].get("near") else {**settings, "as_weights": True}
+
+
+def _more_epochs(settings: Settings, dose: float) -> Settings | None:
+    if settings.get("epochs") is None or settings["duplicate"].get("mode", "append") != "append":
+        return None
+    return {**settings, "duplicate": {}, "epochs": settings["epochs"] / (1 - dose)}
+
+
+def _same_draw(settings: Settings, dose: float) -> Settings:
+    return {**settings, "share_augmentation": True}
+
+
+ARMS = {
+    "copies": Arm(_copies, "duplicates as they are"),
+    "prior-matched": Arm(
+        _control("class_prior"), "no copies, but the class shares of the duplicated set, made by leaving images out"
+    ),
+    "as-weights": Arm(_as_weights, "no copies, but the loss weights that equal them in expectation"),
+    "fewer-unique": Arm(
+        _control("fewer_unique"), "no copies, only the images that are left where copies replace others at equal size"
+    ),
+    "more-epochs": Arm(
+        _more_epochs, "no copies, but as many more epochs as the copies would cost (budgets in epochs, mode append)"
+    ),
+    "same-draw": Arm(_same_draw, "all copies of an image share its augmentation draw"),
+}
+
+
+def apply_arm(name: str, settings: Settings, dose: float) -> Settings | None:
+    """Return the settings of an arm; None where the arm does not differ from another cell. Raises UserError."""
+    if name not in ARMS:
+        from robustdup.errors import unknown
+
+        raise unknown("arm", name, ARMS)
+    if name != "copies" and not settings.get("duplicate"):
+        raise UserError(f"The arm {name!r} stands in for copies, but there is neither a scheme nor a dose.")
+    return ARMS[name].turn(settings, dose)
