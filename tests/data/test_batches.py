@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustdup.data.augment import augment_images
 from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
@@ -330,3 +331,32 @@ def test_wrong_arguments():
             Stream(entries, **{"batch_size": 4, "total_samples": 8, **bad})
     with pytest.raises(UserError, match="no training images"):
         load_pixels(ListRows([], LABELS), torch.empty(0, dtype=torch.int64))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would wait for a GPU: values read by Python, and results whose size depends on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "masked_select",
+            "unique_dim",
+            "_unique2",
+            "equal",
+        )
+        if name == "index":
+            assert all(index is None or index.dtype == torch.int64 for index in args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_batch_waits_for_nothing():
+    entries = TrainingSet(PIXELS, LABELS, plan=plan_of([1] * N), weights=torch.rand(2 * N), channels_last=True)
+    stream = iter(Stream(entries, 8, 40))
+    next(stream)  # the order of an epoch is made with its first batch
+    with NoWaiting():
+        assert len(next(stream)[1]) == 8
+    with pytest.raises(AssertionError), NoWaiting():
+        entries.order(0).sum().item()
