@@ -12,6 +12,7 @@ from torch import nn
 
 from robustdup.errors import RunError, UserError
 from robustdup.records import write_atomic
+from robustdup.records.folder import STATE
 from robustdup.training.options import TrainConfig
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -24,13 +25,13 @@ FREE_TO_CHANGE = (
 
 
 class Checkpoints:
-    """The last good state of a run: in a file of `folder` where there is one, else in memory.
+    """The last good state of a run: in the run's `folder` where there is one, else in memory.
 
     `identity` is what a state must share to be gone on from. Only the process that `writes` touches the folder.
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], *, writes: bool = True) -> None:
-        self.path = None if folder is None else folder / CHECKPOINT_FILE
+        self.path = None if folder is None else folder / STATE / CHECKPOINT_FILE
         self.identity, self.writes = identity, writes
         self._kept = b""
 

@@ -99,7 +99,7 @@ def open_processes(device: str = "auto") -> Iterator[Processes]:
     cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu)
     try:
-        yield Processes(state.process_index, state.num_processes, state.device)
+        yield Processes(state.process_index, state.num_processes, torch.device("cpu") if cpu else state.device)
     finally:
         state.destroy_process_group()
         PartialState._reset_state()

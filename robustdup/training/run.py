@@ -79,7 +79,7 @@ class Run:
         _, example = next(iter(self.stream(0)))
         parts.inner.attach(parts.model, example.images[:16], compile=compiler(mode))
         self.trained.train()
-        set_rate(self.optimizer, self.rate(self.step))
+        set_rate(self.optimizer, self.rate(self.step) / self.config.lr)
         if state is None:
             self._save_first()
         self.batch_began, self.shown, self.saved = self.batch, 0.0, time.perf_counter()
@@ -125,7 +125,7 @@ class Run:
     def _stepped(self) -> None:
         self.step += 1
         self.averages.update(self.parts.model, self.step)
-        set_rate(self.optimizer, self.rate(self.step))
+        set_rate(self.optimizer, self.rate(self.step) / self.config.lr)
 
     def _clip(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.config.clip is not None:

@@ -128,7 +128,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
+def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set the learning rate of every group to a share of its own largest one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = share * group.setdefault("initial_lr", group["lr"])

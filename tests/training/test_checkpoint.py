@@ -27,6 +27,7 @@ from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
 
+PLACE = f"state/{CHECKPOINT_FILE}"
 THREAT = ThreatModel("Linf", "0.1")
 UPDATES = {"plain": Plain, "awp": lambda: Awp(warmup=5), "free": lambda: Free(THREAT, replays=3)}
 
@@ -129,7 +130,7 @@ def test_the_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises(UserError) as error:
         start_again(tmp_path, config(steps=2), width=5)
     assert str(error.value) == (
-        f"The checkpoint '{tmp_path / CHECKPOINT_FILE}' is of another architecture: 0.weight is [4, 1, 3, 3] there and "
+        f"The checkpoint '{tmp_path / PLACE}' is of another architecture: 0.weight is [4, 1, 3, 3] there and "
         "[5, 1, 3, 3] here. Resume with what the run was started with, or choose another --out."
     )
 
@@ -162,13 +163,15 @@ def test_what_does_not_change_the_weights_may_change(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file"])
 def test_a_broken_checkpoint(content, tmp_path):
-    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
+    (tmp_path / "state").mkdir()
+    (tmp_path / PLACE).write_bytes(content)
     with pytest.raises(RunError, match=r"checkpoint\.pt' is damaged"):
         start_again(tmp_path)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
-    torch.save({"version": 1, "identity": {}, "state": nn.Linear(1, 1)}, tmp_path / CHECKPOINT_FILE)
+    (tmp_path / "state").mkdir()
+    torch.save({"version": 1, "identity": {}, "state": nn.Linear(1, 1)}, tmp_path / PLACE)
     with pytest.raises(RunError, match="damaged"):
         start_again(tmp_path)
 
@@ -186,7 +189,7 @@ def test_no_space_left_keeps_the_last_checkpoint(tmp_path):
     state = checkpoints.load()
     assert state is not None
     assert state["step"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [CHECKPOINT_FILE]
 
 
 def test_checkpoints_come_after_a_minute_of_work(monkeypatch, tmp_path):
@@ -230,10 +233,10 @@ def killed_and_resumed(folder, kills, seed):
     """Kill the run `kills` times at random moments of its training, then let it end."""
     rng, done = random.Random(seed), 0
     while done < kills:
-        before = (folder / CHECKPOINT_FILE).stat().st_mtime_ns if (folder / CHECKPOINT_FILE).exists() else 0
+        before = (folder / PLACE).stat().st_mtime_ns if (folder / PLACE).exists() else 0
         process = start(folder)
         while process.poll() is None:  # until it has moved on from where the last one was killed
-            if (folder / CHECKPOINT_FILE).exists() and (folder / CHECKPOINT_FILE).stat().st_mtime_ns > before:
+            if (folder / PLACE).exists() and (folder / PLACE).stat().st_mtime_ns > before:
                 break
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.15))
