@@ -14,8 +14,9 @@ from torch import Tensor
 from robustdup.data.card import ClassRow, dataset_card
 from robustdup.data.columns import Columns
 from robustdup.data.duplicate import DuplicationPlan, entry_labels, make_plan
-from robustdup.data.duplicated import apply_plan, unreadable_rows
+from robustdup.data.duplicated import apply_plan, numbered, unreadable_rows
 from robustdup.data.duplication_options import DuplicateConfig
+from robustdup.data.hub import quiet
 from robustdup.data.options import DataOptions
 from robustdup.data.plan_file import plan_header, save_plan
 from robustdup.data.publish import HUB, check_target, push_folder, write_folder
@@ -76,9 +77,10 @@ def duplicate(
     if plan.near is not None:
         plan, more = _readable(plan, dataset, other, columns.image)
         notes += more
-    made = apply_plan(plan, dataset, other=other, image_column=columns.image, label_column=columns.label)
-    others = source.splits if config.other_splits else {}
-    written = {**{name: split for name, split in others.items() if len(split)}, config.split: made}
+    with quiet():
+        made = apply_plan(plan, dataset, other=other, image_column=columns.image, label_column=columns.label)
+    others = source.splits if config.other_splits else {config.split: dataset}
+    written = {name: made if name == config.split else numbered(split) for name, split in others.items() if len(split)}
     classes = _class_rows(plan, labels, other_labels, columns.class_names)
     card = dataset_card(plan, source, config.split, written, classes, command=command, notes=notes)
     where = _write(to, written, card, plan, overwrite=overwrite, private=private, progress=progress)
@@ -128,7 +130,7 @@ def _scores(
         raise UserError(f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.")
     if config.score_column not in dataset.features:
         raise unknown(f"score column in {place}:", config.score_column, dataset.features)
-    values = dataset.with_format("arrow")[:][config.score_column]
+    values = dataset.select_columns([config.score_column]).with_format("arrow")[:][config.score_column]
     try:
         return torch.tensor([float("nan") if value is None else float(value) for value in values.to_pylist()])
     except (TypeError, ValueError):
@@ -154,7 +156,7 @@ def _margins(spec: str, rows: TableRows, labels: Tensor, allow_pickle: bool) -> 
 def _readable(
     plan: DuplicationPlan, dataset: datasets.Dataset, other: datasets.Dataset | None, image: str
 ) -> tuple[DuplicationPlan, list[str]]:
-    rows = plan.source_index[plan.copy > 0].unique()
+    rows = torch.unique(plan.source_index[plan.copy > 0])
     broken = unreadable_rows([dataset] if other is None else [dataset, other], rows, image)
     if not broken:
         return plan, []

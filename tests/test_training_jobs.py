@@ -1,0 +1,184 @@
+"""`robustdup train` from a configuration to a record: what is kept, what is paired, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from robustdup.config import build
+from robustdup.data.options import DataOptions
+from robustdup.data.sources import load_images
+from robustdup.errors import UserError
+from robustdup.jobs import run_training
+from robustdup.models.load import fingerprint, load_model
+from robustdup.records import load_record, load_training_record
+from robustdup.registry import load_plugins
+from robustdup.training.options import TrainConfig
+
+QUICK = (
+    "model=small-cnn(width=4)", "epochs=2", "batch_size=64", "optimizer=adamw", "lr=0.01", "attack=pgd(steps=2)",
+    "augment=none", "validation=97", "validation_attack=pgd(steps=3)", "validate_every=10", "evaluate=fgsm", "test_n=50",
+)  # fmt: skip
+
+
+def train(folder, *words, **options):
+    return run_training(build(TrainConfig, overrides=[*QUICK, *words]), folder=folder, **options)
+
+
+def test_a_run_leaves_a_record_two_checkpoints_and_their_evaluations(tmp_path):
+    folder = tmp_path / "run"
+    record = train(folder)
+    assert record.status == "complete"
+    # 1,297 images less 97 of validation and their exact duplicates; two epochs of what is left, in batches of 64.
+    entries = 1200 - record.n_kept_out
+    assert (record.samples_seen, record.unique_samples_seen) == (2 * entries, entries)
+    assert record.steps == -(-2 * entries // 64)
+    assert record.n_validation == 97
+    assert [point.step for point in record.validation] == [10, 20, 30, record.steps]
+    assert record.passes.attack_backward == 2 * record.samples_seen  # two steps of PGD
+    assert record.passes.train_backward == record.samples_seen
+    assert load_training_record(folder) == record
+    registry = load_plugins()
+    for result in record.checkpoints:
+        model = load_model(f"run:{folder}@{result.name}", registry=registry)
+        assert fingerprint(model) == result.fingerprint
+        evaluation = load_record(folder / result.evaluation)
+        assert evaluation.model.fingerprint == result.fingerprint
+        assert evaluation.robust_accuracy == result.robust_accuracy
+        assert (evaluation.n, evaluation.data.split) == (50, "test")
+    best, last = record.checkpoints
+    chosen = max(record.validation, key=lambda point: (point.robust_accuracy, point.clean_accuracy, -point.step))
+    assert (best.step, last.step) == (chosen.step, record.steps)
+    assert best.validation_robust == chosen.robust_accuracy
+    assert not (folder / "state").exists()
+    reached = {(time.kind, time.target): time.step for time in record.time_to}
+    first = next((point.step for point in record.validation if point.clean_accuracy >= 0.3), None)
+    assert reached["clean", 0.3] == first
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    record = train(tmp_path / "run", "epochs=0.2")
+    assert train(tmp_path / "run", "epochs=0.2", resume=True) == record
+    with pytest.raises(UserError, match="was started with lr=0.01, not 0.02"):
+        train(tmp_path / "run", "epochs=0.2", "lr=0.02", resume=True)
+    with pytest.raises(UserError, match="is not empty"):
+        train(tmp_path / "run", "epochs=0.2")
+
+
+def test_duplicated_data_is_paired_with_the_plain_set(tmp_path):
+    plain = train(tmp_path / "plain", "epochs=null", "steps=4", "evaluate=null")
+    copied = train(
+        tmp_path / "copied", "epochs=null", "steps=4", "evaluate=null", "duplicate.scheme=uniform", "duplicate.dose=0.5"
+    )
+    assert plain.initial_fingerprint == copied.initial_fingerprint
+    assert plain.data.fingerprint == copied.data.fingerprint
+    assert plain.duplication is None
+    assert copied.duplication.dose == pytest.approx(0.5, abs=0.001)
+    assert copied.duplication.entries == 2 * copied.duplication.unique
+    assert copied.epochs == pytest.approx(plain.epochs / 2, rel=0.01)  # as many steps over twice the entries
+    assert plain.checkpoints[1].fingerprint != copied.checkpoints[1].fingerprint
+
+
+def test_weights_in_place_of_copies(tmp_path):
+    record = train(
+        tmp_path / "run", "epochs=1", "evaluate=null", "as_weights=true", "duplicate.scheme=class_skewed",
+        "duplicate.classes=[1]", "duplicate.fraction=0.1", "duplicate.copies=4",
+    )  # fmt: skip
+    assert record.duplication.as_weights
+    assert record.duplication.dose > 0
+    assert record.samples_seen == record.unique_samples_seen == record.duplication.unique
+
+
+def test_images_of_the_test_split_can_leak_in(tmp_path):
+    record = train(
+        tmp_path / "run", "epochs=1", "evaluate=null", "duplicate.scheme=leak", "duplicate.fraction=0.2"
+    )  # fmt: skip
+    entries = 1200 - record.n_kept_out
+    assert record.duplication.entries == entries + 100  # a fifth of 500
+    assert record.unique_samples_seen == entries + 100
+
+
+def test_the_hardest_are_those_of_the_smallest_margin(tmp_path):
+    from robustdup.attacks.losses import margin
+    from robustdup.jobs.training_data import prepare_data
+
+    words = ("duplicate.scheme=hardest", "duplicate.fraction=0.1", "score_model=builtin:digits-standard")
+    config = build(TrainConfig, overrides=[*QUICK, *words])
+    data = prepare_data(config, load_plugins(), torch.device("cpu"), channels_last=False)
+    copied = data.plan.source_index[data.plan.copy > 0]
+    model = load_model("builtin:digits-standard", registry=load_plugins())
+    with torch.no_grad():
+        margins = -margin(model(data.entries.pixels), data.entries.labels[: len(data.entries.pixels)])
+    rest = torch.ones(len(margins), dtype=torch.bool)
+    rest[copied] = False
+    assert margins[copied].max() <= margins[rest].min()
+    with pytest.raises(UserError, match="name it with score_model"):
+        train(tmp_path / "run", *words[:2])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    words = ("epochs=null", "steps=5", "evaluate=null", "threads=1")
+    first, again = (train(tmp_path / name, *words) for name in ("a", "b"))
+    other = train(tmp_path / "c", *words, "seed=1")
+    assert first.checkpoints[1].fingerprint == again.checkpoints[1].fingerprint
+    assert other.initial_fingerprint != first.initial_fingerprint
+
+
+def test_validation_images_are_no_training_images():
+    from robustdup.jobs.training_data import prepare_data
+
+    config = build(TrainConfig, overrides=QUICK)
+    data = prepare_data(config, load_plugins(), torch.device("cpu"), channels_last=False)
+    train_rows, held = set(data.entries.source.tolist()), set(data.held_out.index.tolist())
+    assert len(held) == 97
+    assert not train_rows & held
+    assert len(train_rows) + len(held) + data.n_kept_out == 1297
+    images = load_images("builtin:digits", DataOptions(split="train"), registry=load_plugins()).images
+    torch.testing.assert_close(images[data.held_out.index], data.held_out.images)
+    mean = images[sorted(train_rows)].mean()
+    assert data.mean[0] == pytest.approx(float(mean), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eps=8"], "eps = 8 in Linf is larger than the whole range of pixels.*Did you mean '8/255'"),
+        (["steps=3"], "Give one budget: epochs, steps or samples; got epochs, steps"),
+        (["epochs=null", "samples=0"], "less than one training image"),
+        (["validation=1297"], "holds out 1,297 images, but there are only 1,297"),
+        (["validation=10.5"], "a share below 1 or a whole number"),
+        (["objective=tradess"], "tradess.*trades"),
+        (["objective=trades(bet=3)"], "bet.*beta"),
+        (["update=swap"], "swap"),
+        (["attack=foolbox:DDNAttack", "norm=L2", "eps=0.5"], "looks for the nearest adversarial image"),
+        (["attack=pgd(stepz=3)"], "stepz.*steps"),
+        (["model=small-cn"], "small-cn.*small-cnn"),
+        (["init=builtin:digits-robust"], "weights of another network"),
+        (["duplicate.scheme=unifrom"], "unifrom"),
+        (["norm=L7"], "L7"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_message(tmp_path, words, message):
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        train(tmp_path / "run", *words)
+
+
+def test_a_misspelt_key_is_told_the_right_one():
+    with pytest.raises(UserError, match="batchsize.*batch_size"):
+        build(TrainConfig, overrides=["batchsize=3"])
+
+
+def test_the_command_prints_the_record(tmp_path, capsys):
+    from robustdup.cli.main import main
+
+    assert main(["train", *QUICK, "epochs=0.1", "evaluate=null", "--out", str(tmp_path / "run"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["schema_name"] == "robustdup.training"
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "robustdup train" in shown
+    assert f"--model run:{tmp_path / 'run'}" in shown
+    assert main(["train", "objektive=standard"]) == 2
+    assert "objective" in capsys.readouterr().err
