@@ -1,7 +1,7 @@
 """A plan of duplication: an index array over the source. Images are never copied.
 
 A plan is a pure function of labels, options, seed and scores. Its entries are the originals that stay, in the order of the
-source, and then the copies, by source and copy number; nothing may depend on that order.
+source, and then the first copies, the second copies, and so on; nothing may depend on that order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from robustdup.data.near import NearTransform, entry_rng, parse_near
 from robustdup.errors import UserError
 
 FORMAT = "robustdup.plan/1"
-_BLOCK = 32768  # entries that are written at once
+_LEVELS = 1024  # copy numbers, and
+_BLOCK = 8192  # entries, that are written at once
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ def make_plan(
         keep = _same_prior(labels, counts, keep, seed)
     if options.control != "none":
         counts = torch.zeros_like(counts)
-    source_index, copy = _entries(n, keep, counts, offset=n if leak else 0)
+    levels = _levels(counts)
+    del counts  # a plan is little more than its entries in memory
+    source_index, copy = _entries(n, keep, *levels, offset=n if leak else 0)
     wrong = options.scheme == "conflicting" and options.control == "none"
     near = parse_near(options.near, seed) if options.near and options.control == "none" else None
     return DuplicationPlan(
@@ -241,23 +244,39 @@ def _same_prior(labels: Tensor, counts: Tensor, keep: Tensor | None, seed: int) 
     return mask
 
 
-def _entries(n: int, keep: Tensor | None, counts: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+def _levels(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples, int32 (n,), by falling number of copies, and how many have more than 0, 1, … copies.
+
+    Those that have a k-th copy are a front part of those that have a (k - 1)-th.
+    """
+    return counts.argsort(descending=True, stable=True).int(), len(counts) - torch.bincount(counts).cumsum(0)
+
+
+def _entries(n: int, keep: Tensor | None, rows: Tensor, having: Tensor, offset: int) -> tuple[Tensor, Tensor]:
     """Return (source_index, copy), each int64 (M,), written in place: nothing of the size of the plan is made besides."""
     originals = torch.arange(n) if keep is None else keep.nonzero().flatten()
-    rows = counts.nonzero().flatten()
-    ends = counts[rows].cumsum(0)
-    size = len(originals) + (int(ends[-1]) if len(rows) else 0)
+    size = len(originals) + int(having.sum())
     source_index, copy = torch.empty(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-    source_index[: len(originals)] = originals
-    at, first = len(originals), 0
-    while first < len(rows):
-        done = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(torch.searchsorted(ends, done + _BLOCK, right=True)))
-        part, many = rows[first:last], counts[rows[first:last]]
-        until = at + int(many.sum())
-        source_index[at:until] = part.repeat_interleave(many) + offset
-        copy[at:until] = torch.arange(1, until - at + 1) - (many.cumsum(0) - many).repeat_interleave(many)
-        at, first = until, last
+    source_index[: (at := len(originals))] = originals
+    del originals
+    first, last = 1, len(having) - 1
+    while first <= last:
+        levels = torch.arange(first, min(first + _LEVELS, last + 1))
+        sizes = having[levels - 1]
+        levels = levels[: max(1, int((sizes.cumsum(0) <= _BLOCK).sum()))]
+        if len(levels) == 1:  # as many entries as the source has rows, perhaps: nothing is made for them
+            source_index[at : at + int(sizes[0])] = rows[: int(sizes[0])]
+            copy[at : (at := at + int(sizes[0]))] = first
+        else:
+            sizes = sizes[: len(levels)]
+            until = at + int(sizes.sum())
+            starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+            source_index[at:until] = rows[torch.arange(until - at) - starts].long()
+            copy[at:until] = levels.repeat_interleave(sizes)
+            at = until
+        first += len(levels)
+    if offset:
+        source_index[copy > 0] += offset
     return source_index, copy
 
 

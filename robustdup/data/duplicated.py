@@ -126,6 +126,8 @@ def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None
     import pyarrow as pa
     from datasets.table import InMemoryTable, concat_tables
 
+    from robustdup.data.index_table import IndexTable
+
     order = dataset.column_names
     rows = (
         np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
@@ -154,10 +156,11 @@ def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None
     features |= {name: datasets.Value("int64") for name in NEW_COLUMNS}
     whole = concat_tables([block.select(names) for block in blocks])
     info = datasets.DatasetInfo(features=features, description=dataset.info.description, citation=dataset.info.citation)
-    return datasets.Dataset(
-        whole, info=info, split=dataset.split, indices_table=InMemoryTable(pa.table({"indices": place.astype(np.uint64)})),
-        fingerprint=hashlib.sha256(f"{dataset._fingerprint} {plan.hash}".encode()).hexdigest()[:16],
-    )  # fmt: skip
+    index = None
+    if not np.array_equal(place, np.arange(whole.num_rows)):  # else the table is the dataset, and read faster
+        index = IndexTable(pa.table({"indices": place.astype(np.uint64)}))
+    digest = hashlib.sha256(f"{dataset._fingerprint} {plan.hash}".encode()).hexdigest()
+    return datasets.Dataset(whole, info=info, split=dataset.split, indices_table=index, fingerprint=digest[:16])
 
 
 def _constant(value: int, length: int) -> Any:
@@ -182,13 +185,14 @@ def _tail(table: Any, plan: DuplicationPlan, deep: Any, rows: Any, label: str | 
     """Return the entries with a high copy number as a table that names the few images that they are of again and again."""
     import pyarrow as pa
 
-    source = plan.source_index.numpy()[deep]
-    samples, inverse = np.unique(source, return_inverse=True)
-    few = pa.concat_tables([table.slice(int(row), 1).table for row in rows[samples]])
-    runs = np.flatnonzero(np.diff(inverse, prepend=-1))  # a sample's copies follow each other in a plan
-    lengths = np.diff(np.append(runs, deep.size))
+    samples, first, inverse = np.unique(plan.source_index.numpy()[deep], return_index=True, return_inverse=True)
+    order = first.argsort()
+    few = pa.concat_tables([table.slice(int(row), 1).table for row in rows[samples[order]]]).combine_chunks()
+    place = order.argsort()[inverse]
+    starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)  # the k-th copies of samples follow each other in a plan
+    lengths = np.diff(np.append(starts, deep.size))
     repeated = pa.concat_tables(
-        [few.slice(int(inverse[start]), 1) for start, length in zip(runs, lengths, strict=True) for _ in range(length)]
+        [few.slice(int(place[start]), int(length)) for start, length in zip(starts, lengths, strict=True)]
     )
     beside = {"copy": pa.array(plan.copy.numpy()[deep])}
     if label is not None and plan.labels is not None:
