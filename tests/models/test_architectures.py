@@ -77,6 +77,7 @@ def test_large_images_get_the_stem_of_imagenet(build):
 
 
 def test_small_resnet_is_small(build):
+    assert count_parameters(build("small-resnet")) == 285_890
     assert count_parameters(build("small-resnet", classes=100)) <= 500_000
     assert count_parameters(build("small-resnet(width=16,blocks=2)")) < count_parameters(
         build("small-resnet(blocks=2)")
