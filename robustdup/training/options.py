@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from robustdup.config import DIGITS_EPS, USUAL_EPS, Config
+from robustdup.data.duplication_options import DuplicationOptions
 
 BUDGETS = ("epochs", "steps", "samples")
 
@@ -35,9 +36,12 @@ class TrainConfig(Config):
     sample: int | None = Field(
         None, description="Train on a random subset of this many images, drawn from the seed.", ge=1
     )
-    duplicate: dict[str, Any] = Field(
-        default_factory=dict,
+    duplicate: DuplicationOptions = Field(
+        default_factory=DuplicationOptions,
         description="How training images are duplicated: duplicate.scheme=uniform duplicate.dose=0.5, …",
+    )
+    score_model: str | None = Field(
+        None, description="Model whose margin ranks the training images, for duplicate.scheme hardest and easiest."
     )
     as_weights: bool = Field(
         False, description="Weigh the loss of the originals as the duplicates would, and train on no copy."
@@ -66,8 +70,12 @@ class TrainConfig(Config):
     steps: int | None = Field(None, description="Budget: optimizer steps.")
     samples: int | None = Field(None, description="Budget: training entries seen.")
     batch_size: int = Field(128, description="Training entries in a step, over all processes.", ge=1)
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(
+        "sgd",
+        description="SGD with Nesterov momentum, AdamW, or Muon for layers behind a normalisation (SGD for the rest).",
+    )
     lr: float = Field(0.1, description="Largest learning rate.", gt=0)
+    muon_lr: float = Field(0.03, description="Largest step of Muon, as a share of a weight's length.", gt=0)
     momentum: float = Field(0.9, description="Momentum of SGD.", ge=0, lt=1)
     weight_decay: float = Field(5e-4, description="Weight decay.", ge=0)
     decay_all: bool = Field(True, description="Decay biases and normalisation layers too.")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustdup.errors import UserError
+from robustdup.training.muon import Muon
 from robustdup.training.options import BUDGETS, TrainConfig
 
+RELATIVE = "relative_lr"  # of a parameter group: its learning rate over the run's
 ONE_CYCLE = (
     0.3,
     25.0,
@@ -109,26 +112,45 @@ def _one_cycle(step: int, total: int, rise: float) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return SGD (Nesterov where there is momentum) or AdamW over the model's parameters that are trained.
+    """Return SGD (Nesterov where there is momentum), AdamW or Muon over the model's parameters that are trained.
 
-    Without `decay_all` vectors and scalars (biases, normalisation) do not decay. Raises UserError where nothing is trained.
+    Muon takes the weights of layers without a bias, which a normalisation follows, at `muon_lr`; SGD the rest. Without
+    `decay_all` vectors and scalars (biases, normalisation) do not decay. Raises UserError where nothing is trained.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UserError("The model has no parameters to train.")
-    decayed = [p for p in trained if config.decay_all or p.ndim > 1]
-    kept = [p for p in trained if not (config.decay_all or p.ndim > 1)]
-    groups = [
+    orthogonal = _before_normalisation(model) if config.optimizer == "muon" else []
+    rest = [p for p in trained if all(p is not other for other in orthogonal)]
+    decayed = [p for p in rest if config.decay_all or p.ndim > 1]
+    kept = [p for p in rest if not (config.decay_all or p.ndim > 1)]
+    groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay}
         for params, decay in ((decayed, config.weight_decay), (kept, 0.0))
         if params
     ]
+    if config.optimizer == "muon":
+        share = config.muon_lr / config.lr
+        groups.append({"params": orthogonal, "orthogonal": True, RELATIVE: share, "lr": config.muon_lr})
+        return Muon(groups, lr=config.lr, momentum=config.momentum)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set the learning rate of every group to a share of its own largest one."""
+def _before_normalisation(model: nn.Module) -> list[Tensor]:
+    """Return the weights of convolutions and linear layers without a bias. Raises UserError where there are none."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is None]
+    found = [layer.weight for layer in layers if layer.weight.requires_grad]
+    if not found:
+        raise UserError(
+            "optimizer = muon is for layers that a normalisation follows (those without a bias); this model has none. "
+            "Use sgd or adamw."
+        )
+    return found
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, some of which have one relative to it."""
     for group in optimizer.param_groups:
-        group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+        group["lr"] = rate * group.get(RELATIVE, 1.0)

@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
+from robustdup.config import build
+from robustdup.errors import UserError
 from robustdup.training.muon import Muon, orthogonalised
+from robustdup.training.options import TrainConfig
+from robustdup.training.schedule import make_optimizer, set_rate
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 30), (30, 4)])
@@ -56,3 +61,20 @@ def test_state_goes_on_from_where_it_was():
     whole = run(range(4))
     half = run(range(2))
     assert torch.equal(run(range(2, 4), half)[0], whole[0])
+
+
+def test_the_configuration_gives_muon_to_layers_without_a_bias():
+    config = build(TrainConfig, overrides=["optimizer=muon", "lr=0.2", "muon_lr=0.04", "weight_decay=0.01"])
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = make_optimizer(model, config)
+    set_rate(optimizer, 0.1)
+    groups = {
+        tuple(p.shape): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert groups[4, 1, 3, 3] == (pytest.approx(0.02), 0)
+    assert groups[2, 4] == (pytest.approx(0.1), 0.01)
+    assert len([p for group in optimizer.param_groups for p in group["params"]]) == len(list(model.parameters()))
+    with pytest.raises(UserError, match="this model has none. Use sgd"):
+        make_optimizer(nn.Linear(2, 2), config)
