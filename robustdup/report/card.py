@@ -25,8 +25,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def model_card(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
     """Return the card: YAML metadata between lines of dashes, then Markdown. `samples` are for the leaderboard's rank."""
     metadata = {"pipeline_tag": "image-classification", "tags": _tags(), "model-index": [_index(record)]}
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
+    front = yaml.dump(metadata, Dumper=_OneLine, sort_keys=False, allow_unicode=True, width=100_000)
     return f"---\n{front}---\n\n{section(record, samples)}"
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes text with line breaks in quotes on one line, so that no line of a name can end the metadata."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if len(text.splitlines()) > 1 else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLine.add_representer(str, _text)
 
 
 def _tags() -> list[str]:
@@ -108,7 +120,8 @@ def _remarks(record: EvaluationRecord, samples: pa.Table | None) -> list[str]:
             f"This result is partial: {record.n_undecided} points are undecided, {record.n_not_attacked} were not attacked."
         )
     try:
-        found.append(position(record, samples).sentence())
+        sentence = position(record, samples).sentence()
+        found.append(sentence.replace(record.data.spec, _dataset_id(record.data.spec)))
     except RobustdupError as error:
         found.append(f"No RobustBench rank: {error}")
     found += [

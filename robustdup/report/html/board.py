@@ -85,8 +85,8 @@ def _chart(record: EvaluationRecord, rank: RankResult, entries: list[Entry]) -> 
     return Chart(
         "leaderboard", f"{board}: clean against robust accuracy",
         f"{len(entries)} published models. This run: clean {percent(clean.value)}, robust {percent(robust.value)}.",
-        linear(min(xs), max(xs), "clean accuracy", text=lambda v: f"{v:.0f}%", margin=0.03),
-        linear(max(min(ys), 0.0), max(ys), "robust accuracy", text=lambda v: f"{v:.0f}%"),
+        linear(min(xs), max(xs), "clean accuracy", text=lambda v: f"{round(v, 6):g}%", margin=0.03),
+        linear(max(min(ys), 0.0), max(ys), "robust accuracy", text=lambda v: f"{round(v, 6):g}%"),
         [
             series("published", "c0", "circle", False),
             series("published, extra training data", "c1", "triangle", True),

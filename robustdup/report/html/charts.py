@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from robustdup.report.html.text import number, percent
+from robustdup.report.html.text import number
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -52,15 +52,20 @@ def linear(
     return Axis(first * step, last * step, ticks, label)
 
 
+def share_text(share: float) -> str:
+    """Return a share in per cent with as many digits as it needs: 20%, 22.5%."""
+    return f"{round(100 * share, 6):g}%"
+
+
 def shares(label: str, low: float = 0.0, high: float = 1.0) -> Axis:
     """Return a scale for shares in [0, 1], in per cent."""
-    found = linear(low, high, label, text=lambda value: percent(value, 0))
+    found = linear(low, high, label, text=share_text)
     return Axis(max(found.low, 0.0), min(found.high, 1.0), found.ticks, label)
 
 
 def logarithmic(low: float, high: float, label: str) -> Axis:
     """Return a logarithmic scale that covers [low, high], both above 0, with a tick at each power of ten."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-12)
+    first, last = math.floor(math.log10(low) + 1e-12), math.ceil(math.log10(high) - 1e-12)
     last = max(last, first + 1)
     every = max(1, (last - first) // 5)
     ticks = tuple((10.0**i, f"1e{i}" if abs(i) > 3 else number(10.0**i)) for i in range(first, last + 1, every))

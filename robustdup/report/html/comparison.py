@@ -13,7 +13,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, shares, tone
+from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
 from robustdup.report.html.evaluation import attack_label, class_names, partial
 from robustdup.report.html.page import Section
 from robustdup.report.html.sources import EvaluationRun
@@ -133,7 +133,7 @@ def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
         )  # fmt: skip
     seen = [difference for difference in found if difference is not None and not difference.reason]
     reach = max([0.01, *(max(abs(d.low), abs(d.high)) for d in seen)])
-    content = {"rows": rows, "base": base.label, "reach": reach, "differences": bool(seen)}
+    content = {"rows": rows, "base": base.label, "reach": reach, "differences": len(rows) > 1}
     return Section("overview", "Robust accuracy", "sections/overview.html.j2", _lead(runs, seen), content)
 
 
@@ -178,7 +178,7 @@ def _scatter(runs: list[Compared], links: Sequence[str]) -> Section | None:
 
 def _fitted(values: list[float], label: str) -> Axis:
     low, high = max(0.0, min(values) - 0.01), min(1.0, max(values) + 0.01)
-    return linear(low, high, label, text=lambda value: percent(value, 0 if high - low > 0.04 else 1))
+    return linear(low, high, label, text=share_text)
 
 
 def _curves(runs: list[Compared]) -> Section | None:

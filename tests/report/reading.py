@@ -1,0 +1,55 @@
+"""Read a page as a program: its tags, its text, and the numbers that it says are the record's."""
+
+import json
+from html.parser import HTMLParser
+
+
+class Reader(HTMLParser):
+    """Collects tags with attributes, text outside style and script, fields, and the JSON that scripts hold."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.words, self.fields, self.json = [], [], {}, {}
+        self._field = self._script = None
+        self._skip = False
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        if "data-field" in values:
+            self._field = values["data-field"]
+            self.fields[self._field] = (values["data-value"], "")
+        if tag in ("style", "script"):
+            self._skip = True
+            self._script = values.get("id")
+
+    def handle_endtag(self, tag):
+        if tag in ("style", "script"):
+            self._skip, self._script = False, None
+        if tag == "span":
+            self._field = None
+
+    def handle_data(self, data):
+        if self._script is not None:
+            self.json[self._script] = json.loads(data)
+        elif not self._skip:
+            self.words.append(data)
+            if self._field is not None:
+                value, text = self.fields[self._field]
+                self.fields[self._field] = (value, text + data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def structure(self):
+        """The page without its text: tags and the names of their attributes."""
+        return [(tag, tuple(sorted(values))) for tag, values in self.tags]
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    return reader

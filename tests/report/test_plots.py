@@ -1,0 +1,120 @@
+"""Figures: sizes, formats, the same bytes again, the record's numbers in them, refusals."""
+
+import io
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from robustdup.errors import UserError
+from robustdup.records import CurvePoint
+from robustdup.report import plots
+from robustdup.report.html.sources import read_run
+
+CURVE = {str(e): CurvePoint(value=v, low=v - 0.1, high=v + 0.1, eps=e, alone=v) for e, v in ((0.05, 0.6), (0.1, 0.4))}
+
+
+@pytest.fixture
+def runs(run):
+    return [read_run(run(name, seed=i, curve=CURVE).folder) for i, name in enumerate(("a", "b"))]
+
+
+def drawn(kind, runs, width="one"):
+    """The axes of a figure, before it becomes a file."""
+    with matplotlib.rc_context(plots.STYLE):
+        axes = Figure().add_subplot()
+        plots.KINDS[kind].draw(axes, runs, width)
+    return axes
+
+
+@pytest.mark.parametrize("kind", ["curve", "accuracy", "cascade", "classes", "examples"])
+@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+def test_every_kind_in_every_format_has_its_width_and_the_same_bytes_again(runs, tmp_path, kind, ending):
+    used = runs[:1] if plots.KINDS[kind].one_run else runs
+    for width, inches in (("one", 3.25), ("two", 6.75)):
+        path = plots.plot(used, tmp_path / f"{width}.{ending}", kind=kind, width=width)
+        content = path.read_bytes()
+        again = plots.plot(used, tmp_path / f"{width}-again.{ending}", kind=kind, width=width).read_bytes()
+        assert content == again
+        if ending == "png":
+            assert Image.open(io.BytesIO(content)).width == round(300 * inches)
+        elif ending == "svg":
+            assert float(re.search(rb'width="([\d.]+)pt"', content).group(1)) == pytest.approx(72 * inches)
+        else:
+            box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", content).group(1)
+            assert float(box) == pytest.approx(72 * inches)
+            assert b"/Type3" not in content
+
+
+def test_a_curve_goes_through_the_records_numbers(runs):
+    line, other = drawn("curve", runs).get_lines()
+    clean = runs[0].record.clean_accuracy.value
+    assert line.get_xydata().tolist() == [[0, clean], [0.05, 0.6], [0.1, 0.4]]
+    assert other.get_color() != line.get_color()
+    assert other.get_marker() != line.get_marker()
+
+
+def test_accuracies_and_their_intervals(runs):
+    lines = drawn("accuracy", runs).get_lines()
+    for i, found in enumerate(runs):
+        record = found.record
+        interval, clean, robust = lines[3 * i : 3 * i + 3]
+        assert list(interval.get_xdata()) == [record.robust_accuracy.low, record.robust_accuracy.high]
+        assert list(clean.get_xdata()) == [record.clean_accuracy.value]
+        assert list(robust.get_xdata()) == [record.robust_accuracy.value]
+
+
+def test_bars_of_the_cascade_are_shares_of_all_points(runs):
+    record = runs[0].record
+    bars = drawn("cascade", runs[:1]).patches
+    held, broken = bars[0::2], bars[1::2]
+    assert [bar.get_width() for bar in broken] == pytest.approx([a.n_broken / record.n for a in record.attacks])
+    assert [bar.get_width() for bar in held] == pytest.approx([a.robust_accuracy_after for a in record.attacks])
+
+
+def test_examples_show_broken_points_with_both_labels(runs, tmp_path):
+    content = plots.draw(runs[:1], "examples", "one", "png")
+    assert np.asarray(Image.open(io.BytesIO(content)).convert("L")).std() > 20
+    figure = Figure()
+    with matplotlib.rc_context(plots.STYLE):
+        plots.KINDS["examples"].draw(figure.add_subplot(), runs[:1], "one")
+    tops = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    below = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert [(int(a[-1]) + 1) % 4 for a in tops] == [int(b[-1]) for b in below]
+    assert len(tops) == 4
+
+
+def test_names_are_text_and_not_mathematics(run, tmp_path):
+    record = run("x").record
+    made = run("y", model=record.model.model_copy(update={"spec": "$\\frac{1 & <b>"}), curve=CURVE)
+    for kind in ("curve", "accuracy"):
+        plots.plot([read_run(made.folder)] * 2, tmp_path / f"{kind}.svg", kind=kind)
+
+
+def test_refusals(run, runs, tmp_path):
+    plain = read_run(run("plain", images=False).folder)
+    with pytest.raises(UserError, match="pdf, svg, png"):
+        plots.plot(runs, tmp_path / "x.jpg")
+    with pytest.raises(UserError, match="Did you mean 'curve'"):
+        plots.plot(runs, tmp_path / "x.png", kind="curves")
+    with pytest.raises(UserError, match="about one run"):
+        plots.plot(runs, tmp_path / "x.png", kind="cascade")
+    with pytest.raises(UserError, match="several eps"):
+        plots.plot([plain], tmp_path / "x.png", kind="curve")
+    with pytest.raises(UserError, match="no adversarial images"):
+        plots.plot([plain], tmp_path / "x.png", kind="examples")
+    with pytest.raises(UserError, match="No RobustBench rank"):
+        plots.plot([plain], tmp_path / "x.png", kind="leaderboard")
+    (tmp_path / "x.png").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        plots.plot(runs, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_text() == "mine"
+    assert plots.plot(runs, tmp_path / "x.png", overwrite=True).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fits_is_drawn_where_no_kind_is_named(run, runs):
+    plain = [read_run(run(name).folder) for name in ("p", "q")]
+    assert [plots._usual(found) for found in (runs, plain, plain[:1])] == ["curve", "accuracy", "cascade"]
