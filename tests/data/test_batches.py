@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robustdup.data.augment import augment_images
 from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
 from robustdup.data.digits import load_builtin
-from robustdup.data.loaded import LoadedSet, load_pixels, read_labels
+from robustdup.data.loaded import LoadedSet, read_labels
 from robustdup.data.options import DataOptions
+from robustdup.data.pixels import load_pixels
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 
@@ -219,8 +220,8 @@ def test_near_copies_labels_and_weights_of_entries():
 
 def test_digits_keep_their_levels():
     rows = load_builtin("digits", DataOptions(split="train"))
-    pixels, labels, skipped = load_pixels(rows, torch.arange(100, 400))
-    assert (pixels.dtype, skipped) == (torch.float32, [])
+    pixels, labels = load_pixels(rows, range(100, 400))
+    assert pixels.dtype == torch.float32
     assert torch.equal(pixels, rows.images[100:400])
     entries = TrainingSet(pixels, labels, padding=1, channels_last=True)
     for batch in batches(entries, 64, 128):
@@ -236,7 +237,7 @@ def test_loaded_batches_are_those_of_memory(workers, levels):
     rows, index = ListRows(images, LABELS), torch.tensor([5, 2, 11, 3, 22, 8])
     plan = plan_of([1, 0, 2, 0, 0, 1], n=6, near=darker)
     before = torch.get_rng_state()
-    pixels, labels, _ = load_pixels(rows, index, workers=workers)
+    pixels, labels = load_pixels(rows, index.tolist())
     assert torch.equal(read_labels(rows, index), labels)
     common = {
         "plan": plan,
@@ -256,39 +257,22 @@ def test_loaded_batches_are_those_of_memory(workers, levels):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_images_are_named_or_left_out(workers):
-    rows = ListRows(PIXELS.float() / 255, LABELS, broken=[4, 9])
+def test_broken_images_and_other_sizes_are_named(workers):
+    rows = ListRows(PIXELS.float() / 255, LABELS, broken=[4])
     with pytest.raises(UserError, match=r"^The image in row 4 cannot be read\.$"):
-        load_pixels(rows, torch.arange(N), workers=workers)
-    shown = []
-    pixels, labels, skipped = load_pixels(rows, torch.arange(N), shown.append, workers=workers, skip_broken=True)
-    keep = torch.tensor([row for row in range(N) if row not in (4, 9)])
-    assert skipped == [4, 9]
-    assert torch.equal(pixels, PIXELS[keep])
-    assert torch.equal(labels, LABELS[keep])
-    assert shown == [N]
-    with pytest.raises(UserError, match=r"^The image in row [49] cannot be read"):
         batches(LoadedSet(rows, LABELS, workers=workers))
-    with pytest.raises(UserError, match="None of the 2 training images can be read; the first is row 9"):
-        load_pixels(rows, torch.tensor([9, 4]), skip_broken=True)
-
-
-def test_chunks_of_other_kinds_and_sizes(monkeypatch):
-    monkeypatch.setattr("robustdup.data.loaded._CHUNK", 2)
-    grey, colour, deep = torch.full((1, 4, 4), 0.2), torch.rand(3, 4, 4), torch.full((1, 4, 4), 0.123)
-    colour = (colour * 255).round() / 255
-    rows = ListRows([grey, grey, colour, colour, deep, deep], torch.arange(6))
-    pixels, _, _ = load_pixels(rows, torch.arange(4))
-    assert torch.equal(pixels.float() / 255, torch.stack([grey.expand(3, 4, 4)] * 2 + [colour] * 2))
-    assert pixels.dtype == torch.uint8
-    pixels, _, _ = load_pixels(rows, torch.arange(6))
-    assert pixels.dtype == torch.float32
-    assert torch.equal(pixels, torch.stack([grey.expand(3, 4, 4)] * 2 + [colour] * 2 + [deep.expand(3, 4, 4)] * 2))
-    rows = ListRows([grey, grey, torch.rand(1, 5, 4)], torch.arange(3))
-    with pytest.raises(UserError, match=r"differ in size: the first is 4x4, those from row 2 on 5x4 .* resize = 256"):
-        load_pixels(rows, torch.arange(3))
+    rows = ListRows([torch.rand(1, 4, 4), torch.rand(1, 5, 4)], torch.arange(2))
     with pytest.raises(UserError, match="The training images differ: the first is 1x4x4, others are 1x5x4"):
-        batches(LoadedSet(rows, torch.arange(3), augment="none"), 1, 3)
+        batches(LoadedSet(rows, torch.arange(2), workers=workers), 1, 2)
+
+
+def test_grey_images_among_coloured_ones_and_shares_without_rows():
+    grey, colour = torch.full((1, 4, 4), 0.2), torch.rand(3, 4, 4)
+    loaded = LoadedSet(ListRows([colour, grey], torch.arange(2)), torch.arange(2), augment="none")
+    found = torch.cat([batch.images for batch in batches(loaded, 1, 2)])
+    order = loaded.order(0)
+    assert torch.equal(found[order.argsort()], torch.stack([colour, grey.expand(3, 4, 4)]))
+    assert [len(batch) for batch in batches(loaded, 2, 3, rank=0, processes=2)] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +314,7 @@ def test_wrong_arguments():
         with pytest.raises(UserError):
             Stream(entries, **{"batch_size": 4, "total_samples": 8, **bad})
     with pytest.raises(UserError, match="no training images"):
-        load_pixels(ListRows([], LABELS), torch.empty(0, dtype=torch.int64))
+        LoadedSet(ListRows([], LABELS), LABELS[:0])
 
 
 class NoWaiting(TorchDispatchMode):
