@@ -102,11 +102,10 @@ class _Reader(Dataset[Any]):
         """Return the images, as bytes where all of them are on the 8-bit grid, near copies changed; or what is wrong."""
         numbers, request, place, copy = task
         try:
-            images = self.rows.fetch(numbers or [0])[0][
-                : len(numbers)
-            ]  # of a small last batch a process may get no row
+            images, _ = self.rows.fetch(numbers or [0])
         except UserError as error:
             return error, request
+        images = images[: len(numbers)]  # of a small last batch a process may get no row
         levels = to_bytes(images)
         pixels = levels if torch.equal(levels.float() / 255, images) else images
         return (pixels if self.near is None else change_copies(self.near, pixels, place, copy)), request
