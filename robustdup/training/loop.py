@@ -57,11 +57,12 @@ def train(run: Run, validate: Validate | None, progress: ShowProgress) -> None:
     for number, batch, share in batches(run):
         torch.manual_seed(step_seed(run.config.seed, number, run.parts.processes.rank))
         run.make_steps(number, batch, share)
-        if validate is not None and run.passed(run.candidate_every):
-            run.consider(validate, progress)
         if run.passed(run.point_every):
             run.add_point()
-        if run.wants_checkpoint():
+        if validate is not None and run.passed(run.candidate_every):
+            run.consider(validate, progress)
+            run.save()
+        elif run.wants_checkpoint():
             run.save()
         run.show(progress)
 

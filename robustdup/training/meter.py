@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -106,9 +105,13 @@ class Clock:
             self.started += spent
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: on a GPU those allocated there, else those of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes in use so far: on a GPU those allocated there, else those of this process (None: unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from robustdup.errors import UserError
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # where launchers say how many
+
 T = TypeVar("T")
 
 
@@ -82,12 +84,12 @@ class Processes:
 
 @contextlib.contextmanager
 def open_processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes that `accelerate launch` or `torchrun` started: NCCL with CUDA, gloo on a CPU.
+    """Join the processes that `torchrun`, `accelerate launch` or MPI started: NCCL with CUDA, gloo on a CPU.
 
     A process that was started alone gets `Processes()`. Raises UserError for one GPU by its number, which several
     processes cannot share. https://huggingface.co/docs/accelerate/package_reference/state
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if max(int(os.environ.get(name) or 1) for name in SIZES) <= 1:
         yield Processes()
         return
     if ":" in device:

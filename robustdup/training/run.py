@@ -79,7 +79,7 @@ class Run:
         _, example = next(iter(self.stream(0)))
         parts.inner.attach(parts.model, example.images[:16], compile=compiler(mode))
         self.trained.train()
-        set_rate(self.optimizer, self.rate(self.step) / self.config.lr)
+        set_rate(self.optimizer, self.rate(self.step))
         if state is None:
             self._save_first()
         self.batch_began, self.shown, self.saved = self.batch, 0.0, time.perf_counter()
@@ -112,20 +112,26 @@ class Run:
             reduce=parts.processes.sum_gradients, clip=self._clip, stepped=self._stepped,
         )  # fmt: skip
         self.step_before = self.step
-        replays = parts.update.steps
-        if self.budget.replays_of(number) < replays:
-            parts.update.steps = self.budget.replays_of(number)
-        loss, metrics = parts.update.step(work)
-        if parts.update.steps != replays:
-            parts.update.steps = replays
+        loss, metrics = self._replayed(work, self.budget.replays_of(number))
         sums = {name: values.sum() * share for name, values in metrics.items()}
         self.meter.add(self.step, loss * rows, sums, rows=share * batch.labels.shape[0])
         self.batch = number + 1
 
+    def _replayed(self, work: Batch, replays: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rule = self.parts.update
+        usual = rule.steps
+        if replays == usual:
+            return rule.step(work)
+        rule.steps = replays  # the last batch of a budget in steps
+        try:
+            return rule.step(work)
+        finally:
+            rule.steps = usual
+
     def _stepped(self) -> None:
         self.step += 1
         self.averages.update(self.parts.model, self.step)
-        set_rate(self.optimizer, self.rate(self.step) / self.config.lr)
+        set_rate(self.optimizer, self.rate(self.step))
 
     def _clip(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.config.clip is not None:
@@ -153,15 +159,8 @@ class Run:
             **self._position(), lr=rate, loss=means.pop("loss"), accuracy=means.pop("correct", None), metrics=means
         )
         self.curve.append(point)
-        self.session.log(
-            {
-                "loss": point.loss,
-                "lr": rate,
-                **({} if point.accuracy is None else {"accuracy": point.accuracy}),
-                **means,
-            },
-            self.step,
-        )
+        shown = {"loss": point.loss, "lr": rate, "accuracy": point.accuracy, **means}
+        self.session.log({name: value for name, value in shown.items() if value is not None}, self.step)
 
     def consider(self, validate: Validate, progress: ShowProgress) -> None:
         """Validate the weights as they are (averaged, where that is asked for) as a candidate for the best."""
@@ -181,7 +180,6 @@ class Run:
         if self.selection.add(point, model) and self.parts.processes.first:
             self.parts.on_best(self.selection.weights)
         self.session.log({"clean_accuracy": clean, "robust_accuracy": robust}, self.step)
-        self.save()
 
     def chosen(self) -> nn.Module:
         """Return the model whose weights count: the averaged one where there is one."""
@@ -244,9 +242,10 @@ class Run:
 
     def roll_back(self) -> None:
         """Go back to the last checkpoint."""
-        state = self.checkpoints.load()
+        state, clock = self.checkpoints.load(), self.clock
         assert state is not None  # one is written before the first step
         self.load_state_dict(state)
+        self.clock = clock  # the time was spent
 
     def show(self, progress: ShowProgress, message: str = "", *, at_once: bool = False) -> None:
         """Call `progress`, at most ten times a second; waits for the device only then."""
@@ -281,7 +280,7 @@ class Run:
     def images_per_second(self) -> float:
         """Return the training entries a second in this session."""
         seen = self.samples - self.batch_began * self.config.batch_size
-        return max(seen, 0) / self.clock.session
+        return max(seen, 0) / self.clock.session if self.clock.session else 0.0
 
     # What is kept, and what comes out.
 

@@ -104,6 +104,31 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(update, optimizer, tmp_pat
     assert "Resumed after step" in out.events[-1]
 
 
+def test_a_run_that_was_cut_off_right_after_each_checkpoint(tmp_path, monkeypatch):
+    whole = train(make_parts(), config(steps=12, validate_every=5))
+    save = Checkpoints.save
+
+    def save_and_cut(self, state):
+        save(self, state)
+        raise Cut
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_cut)
+    cuts = 0
+    while True:
+        try:
+            out = train(make_parts(), config(steps=12, validate_every=5), folder=tmp_path, resume=True)
+            break
+        except Cut:
+            cuts += 1
+    assert cuts == 6  # steps 0, 4, 5, 8, 10, 12
+    assert equal(out.last, whole.last)
+    assert equal(out.best, whole.best)
+    assert [(p.step, p.loss, p.accuracy) for p in out.curve] == [(p.step, p.loss, p.accuracy) for p in whole.curve]
+    assert [p.model_copy(update={"seconds": 0}) for p in out.validation] == [
+        p.model_copy(update={"seconds": 0}) for p in whole.validation
+    ]
+
+
 def test_a_run_that_is_done_is_done_at_once(tmp_path):
     first = train(make_parts(), folder=tmp_path)
     parts = make_parts()
