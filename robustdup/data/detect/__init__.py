@@ -1,0 +1,22 @@
+"""Duplicates that are already there: found in memory (`near_duplicates`) or in datasets of any size (`detect`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustdup.data.detect.pairs import Pairs as Pairs
+    from robustdup.data.detect.pairs import near_duplicates as near_duplicates
+
+_PLACES = {"near_duplicates": "pairs", "Pairs": "pairs"}
+
+__all__ = ["Pairs", "near_duplicates"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that importing this package does nothing heavy."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
