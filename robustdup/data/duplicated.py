@@ -126,7 +126,7 @@ def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None
     import pyarrow as pa
     from datasets.table import InMemoryTable, concat_tables
 
-    from robustdup.data.index_table import IndexTable
+    from robustdup.data.index_table import EntryTable, IndexTable
 
     order = dataset.column_names
     rows = (
@@ -154,7 +154,10 @@ def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None
         blocks.append(InMemoryTable(tail))
     features = datasets.Features({name: dataset.features[name] for name in order})
     features |= {name: datasets.Value("int64") for name in NEW_COLUMNS}
-    whole = concat_tables([block.select(names) for block in blocks])
+    joined = concat_tables([block.select(names) for block in blocks])
+    whole = EntryTable(joined.table, joined.blocks)
+    if label is None and not deep.size:
+        whole.first = blocks[0].select(names)
     info = datasets.DatasetInfo(features=features, description=dataset.info.description, citation=dataset.info.citation)
     index = None
     if not np.array_equal(place, np.arange(whole.num_rows)):  # else the table is the dataset, and read faster

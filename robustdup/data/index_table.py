@@ -1,10 +1,12 @@
-"""The index of a duplicated dataset as a table that answers single rows quickly."""
+"""The tables of a duplicated dataset, which answer the look-ups of `datasets` quickly."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from datasets.table import InMemoryTable
+import numpy as np
+import pyarrow as pa
+from datasets.table import ConcatenationTable, InMemoryTable
 
 
 class IndexTable(InMemoryTable):  # type: ignore[misc]
@@ -16,3 +18,30 @@ class IndexTable(InMemoryTable):  # type: ignore[misc]
     def fast_slice(self, offset: int = 0, length: int | None = None) -> Any:
         """Return a part of the table, as `datasets` asks for it."""
         return self.table.slice(offset, length)
+
+
+class EntryTable(ConcatenationTable):  # type: ignore[misc]
+    """The rows of a dataset, seen once for each copy number.
+
+    Where the views differ in the column `copy` alone, `first` is the first of them: single rows are looked up there, so that
+    copies touch no more memory than originals, and come in one piece.
+    """
+
+    first: Any = None
+
+    def fast_gather(self, indices: Any) -> Any:
+        """Return the rows that `datasets` asks for."""
+        if self.first is None:
+            return super().fast_gather(indices).combine_chunks()
+        level, row = np.divmod(np.asarray(indices), self.first.num_rows)
+        found = self.first.fast_gather(row).combine_chunks()
+        place = found.column_names.index("copy")
+        return found.set_column(place, found.schema.field(place), pa.array(level, type=pa.int64()))
+
+    def replace_schema_metadata(self, *args: Any, **kwargs: Any) -> EntryTable:
+        """Return the same table with other metadata, as `datasets` does when it describes the columns."""
+        made = super().replace_schema_metadata(*args, **kwargs)
+        table = EntryTable(made.table, made.blocks)
+        if self.first is not None:
+            table.first = self.first.replace_schema_metadata(*args, **kwargs)
+        return table
