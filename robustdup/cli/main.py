@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import robustdup
-from robustdup.cli import attacks, bench, data, leaderboard
+from robustdup.cli import attacks, bench, data, leaderboard, study
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
@@ -40,6 +40,7 @@ app.command("train", no_args_is_help=False)(train_command)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.add_typer(data.app, name="data", help="Duplicates in datasets.", no_args_is_help=True)
+app.add_typer(study.app, name="study", help="What duplication does, with error bars.", no_args_is_help=True)
 app.add_typer(bench.app, name="bench", help="Side by side with what people use today.", no_args_is_help=True)
 app.command("compare")(compare)
 app.command("verify")(verify)

@@ -1,0 +1,216 @@
+"""A cell of a study: one training and its evaluation, and everything that is measured on the result."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.config import validate
+from robustdup.data.batches import to_bytes
+from robustdup.data.sources import load_images, open_rows
+from robustdup.errors import RunError, UserError
+from robustdup.evaluation.bench import choose_device
+from robustdup.jobs.training import check, run_training, validator
+from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, data_options, prepare_data
+from robustdup.models.load import load_model
+from robustdup.records import RECORD_FILE, CellOrder, CellResult, Measured, TrainingRecord, load_record, now
+from robustdup.records.folder import CONFIG_FILE, STATE
+from robustdup.registry import Registry, load_plugins
+from robustdup.rng import SampleRng
+from robustdup.training.options import TrainConfig
+
+TRAIN = "train"
+BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
+ROWS = 256
+SPOT_CHECK = 64  # rows of a split that are decoded to tell it from another
+
+Metrics = dict[str, float | None]
+
+
+def run_cell(order: CellOrder) -> CellResult:
+    """Train, evaluate and measure one cell; an unfinished training in its folder goes on. Raises what training raises."""
+    here = {"device": order.device, "threads": order.threads}
+    config = validate(TrainConfig, {**order.settings, **here, "out": None})
+    folder = Path(order.folder) / TRAIN
+    registry = load_plugins(config.plugin)
+    begun = (folder / STATE / CONFIG_FILE).is_file() or (folder / RECORD_FILE).is_file()
+    if folder.is_dir() and not begun:
+        shutil.rmtree(folder)  # killed before it had begun
+    record = run_training(config, folder=folder, registry=registry, resume=begun)
+    if record.status != "complete":
+        raise RunError(f"Training stopped: {record.reason}")
+    metrics = of_training(record) | of_checkpoints(record, folder)
+    metrics = of_model(config, folder, registry, order.measure) | metrics  # what the referee said wins
+    if metrics.get("train_accuracy") is not None and metrics.get("clean_accuracy") is not None:
+        metrics["memorisation_gap"] = (metrics["train_accuracy"] or 0.0) - (metrics["clean_accuracy"] or 0.0)
+    if not order.keep_weights:
+        _drop_heavy(folder)
+    return CellResult(
+        key=order.key, created=now(), status="complete", measured=[Measured(metrics=metrics)], config=order.settings,
+        readings={} if record.duplication is None else record.duplication.readings,
+        run=record.model_dump(mode="json", exclude={"curve", "validation"}),
+    )  # fmt: skip
+
+
+def of_training(record: TrainingRecord) -> Metrics:
+    """Return what the training cost, and when validation reached which accuracy."""
+    passes = record.passes
+    metrics: Metrics = {
+        "steps": record.steps, "samples": record.samples_seen, "unique_samples": record.unique_samples_seen,
+        "seconds": record.seconds, "forward_passes": passes.attack_forward + passes.train_forward,
+        "backward_passes": passes.attack_backward + passes.train_backward,
+    }  # fmt: skip
+    for reached in record.time_to:
+        name = f"{reached.kind}_{round(100 * reached.target)}"
+        metrics[f"steps_to_{name}"], metrics[f"samples_to_{name}"] = reached.step, reached.samples
+    return metrics
+
+
+def of_checkpoints(record: TrainingRecord, folder: Path) -> Metrics:
+    """Return test accuracies of the last and the best checkpoint, their worst classes, and how far they lie apart."""
+    metrics: Metrics = {}
+    for result in record.checkpoints:
+        prefix = "" if result.name == "last" else "best_"
+        if result.clean_accuracy is None or result.robust_accuracy is None:
+            continue
+        metrics[f"{prefix}clean_accuracy"] = result.clean_accuracy.value
+        metrics[f"{prefix}robust_accuracy"] = result.robust_accuracy.value
+        if result.evaluation is not None and (folder / result.evaluation / RECORD_FILE).is_file():
+            classes = load_record(folder / result.evaluation).per_class
+            for kind in ("clean", "robust"):
+                values = [v for one in classes if (v := getattr(one, f"{kind}_accuracy")) is not None]
+                metrics[f"{prefix}worst_class_{kind}"] = min(values) if values else None
+    for kind in ("clean", "robust"):
+        best, last = metrics.get(f"best_{kind}_accuracy"), metrics.get(f"{kind}_accuracy")
+        if best is not None and last is not None:
+            metrics[f"best_minus_last_{kind}"] = best - last
+    return metrics
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images (N, C, H, W) in [0, 1], on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(images, ROWS)])
+
+
+def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Mapping[str, Any]) -> Metrics:
+    """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
+    device = choose_device(config.device)
+    model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
+    test = load_images(
+        config.test_data or config.data, data_options(config, config.test_split), n=config.test_n, registry=registry
+    )
+    logits = logits_of(model, test.images)
+    metrics: Metrics = dict(zip(("ece", "nll"), calibration(logits, test.labels), strict=True))
+    right = logits.argmax(dim=1) == test.labels
+    metrics["clean_accuracy"] = float(right.float().mean())
+    data = prepare_data(config, registry, device, channels_last=config.channels_last)
+    metrics |= of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
+    if measure.get("near_test"):
+        metrics["clean_accuracy_without_near"] = without_near(right, test.images, data)
+    if measure.get("shifted"):
+        other, _, split = str(measure["shifted"]).partition("@")
+        shifted = load_images(other, data_options(config, split or config.test_split), registry=registry)
+        answers = logits_of(model, shifted.images).argmax(dim=1)
+        metrics["shifted_accuracy"] = float((answers == shifted.labels).float().mean())
+    return metrics
+
+
+def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the expected calibration error over 15 equal bins, in [0, 1], and the mean negative log-likelihood.
+
+    logits (N, K), labels (N,). https://arxiv.org/abs/1706.04599
+    """
+    chances = logits.double().softmax(dim=1)
+    confidence, answer = chances.max(dim=1)
+    right = (answer == labels).double()
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right)
+    nll = nn.functional.cross_entropy(logits.double(), labels)
+    return float(gaps.abs().sum() / len(labels)), float(nll)
+
+
+def of_training_images(
+    config: TrainConfig, model: nn.Module, data: TrainingData, registry: Registry, most: int, device: torch.device
+) -> Metrics:
+    """Return clean and robust accuracy on training images that were duplicated and on those that were not, `most` of each.
+
+    Which images are looked at follows from their row alone, so that over seeds the same image is met on both sides.
+    Robust means under the attack of validation.
+    """
+    if not most:
+        return {}
+    entries = data.entries
+    originals = (entries.copy == 0).nonzero().flatten()
+    counts = torch.bincount(entries.place, minlength=entries.n_sources)[entries.place[originals]]
+    order = SampleRng(0, entries.source[originals].cpu()).fold("measured").bits().argsort(stable=True)
+    originals, counts = originals[order], counts[order]
+    groups = {"duplicated": originals[counts > 1][:most], "single": originals[counts == 1][:most]}
+    groups["train"] = originals[:most]
+    orders, metrics = check(config, registry), {}
+    for name, chosen in groups.items():
+        if len(chosen) == 0:
+            continue
+        pixels = entries.pixels[entries.place[chosen]]
+        images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        ask = validator(HeldOut(images, entries.labels[chosen], entries.source[chosen]), orders, config, device)
+        assert ask is not None
+        clean, robust, _, _ = ask(model)
+        metrics[f"{name}_accuracy"], metrics[f"{name}_robust"] = clean, robust
+    found: Metrics = dict(metrics)
+    if "duplicated_accuracy" in metrics and "single_accuracy" in metrics:
+        found["duplicated_minus_single"] = metrics["duplicated_accuracy"] - metrics["single_accuracy"]
+    return found
+
+
+def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | None:
+    """Return the accuracy on test images that have no near-duplicate among the training images; None for tiny images."""
+    if min(images.shape[2:]) < SMALLEST_FOR_NEAR:
+        return None
+    from robustdup.data.detect import near_duplicates
+
+    pixels = data.entries.pixels
+    trained = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
+    pairs = near_duplicates(to_bytes(images), trained)
+    clear = torch.ones(len(images), dtype=torch.bool)
+    clear[torch.unique(pairs.a)] = False
+    return float(right[clear].float().mean()) if clear.any() else None
+
+
+def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: str | None = None) -> str:
+    """Return what tells the data of a cell from other data: sizes, classes, and some images and labels of each split.
+
+    Rows evenly over each split are decoded; the whole training split's fingerprint is in each training's record.
+    """
+    config = validate(TrainConfig, {**settings, "out": None})
+    places = [(config.data, config.split), (config.test_data or config.data, config.test_split)]
+    if config.duplicate.scheme == "leak":
+        places.append((config.data, config.duplicate.leak_from))
+    if shifted:
+        other, _, split = shifted.partition("@")
+        places.append((other, split or config.test_split))
+    digest = hashlib.sha256()
+    for spec, split in places:
+        rows = open_rows(spec, data_options(config, split), registry)
+        if len(rows) == 0:
+            raise UserError(f"There are no rows in {spec} ({split}).")
+        chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})
+        images, labels = rows.fetch(chosen)
+        digest.update(f"{len(rows)} {list(rows.class_names)} {tuple(images.shape)}\n".encode())
+        digest.update(images.float().contiguous().numpy().tobytes() + labels.long().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _drop_heavy(folder: Path) -> None:
+    """Remove weights, and the images and rows of evaluations: records stay."""
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    for path in folder.glob("evaluation-*/images"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,262 @@
+"""A study in the terminal and as Markdown: the sentences, the table of doses, and what is missing. From its record alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from robustdup.records import Comparison, DoseMean, StudyProgress, StudyRecord
+
+SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
+VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}
+
+
+class LiveStudy:
+    """Shows the whole grid as it goes: cells done, failed, and the time left; silent where output is not a terminal."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._bar = RichProgress(
+            TextColumn("[bold]cells"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> LiveStudy:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, progress: StudyProgress) -> None:
+        """Take one event of a study."""
+        left = "" if progress.seconds_left is None else f"about {duration(progress.seconds_left)} left"
+        if progress.failed:
+            left += f", {progress.failed} failed"
+        left += f" ({progress.workers} at a time)" if progress.workers > 1 else ""
+        if self._task is None:
+            self._task = self._bar.add_task("cells", total=progress.total, left=left)
+        self._bar.update(self._task, completed=progress.done, left=left)
+        if progress.message:
+            self._bar.console.print(f"[yellow]{escape(progress.message)}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as 40 s, 12 min or 3 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def show_study(record: StudyRecord, folder: Path) -> None:
+    """Print a study on standard output: table, sentences, claims, and what is missing."""
+    console = Console()
+    console.print(f"[bold]{escape(record.name)}[/]: {escape(summary(record))}", highlight=False, soft_wrap=True)
+    console.print(dose_table(record))
+    for title, lines in sections(record):
+        console.print(f"[bold]{title}")
+        for line in lines:
+            console.print(f"  • {escape(line)}", highlight=False, soft_wrap=True)
+    for one in beside(record):
+        console.print(one)
+    console.print(escape(f"Report: {folder}/report.md, table: {folder}/cells.parquet"), style="dim", soft_wrap=True)
+
+
+def summary(record: StudyRecord) -> str:
+    """Return what was run, in one line."""
+    text = f"{record.n_complete} of {record.n_cells} cells, {len(record.seeds)} seed{'s' * (len(record.seeds) > 1)}"
+    text += f", {record.n_failed} failed" if record.n_failed else ""
+    text += f", {record.n_missing} missing" if record.n_missing else ""
+    return f"{text}, {duration(record.seconds)} of computing"
+
+
+def sections(record: StudyRecord) -> list[tuple[str, list[str]]]:
+    """Return the parts of a report that are sentences: (title, lines), empty ones left out."""
+    contrasts = [one.sentence for one in record.comparisons if one.kind == "contrast" and not one.primary]
+    anova = [
+        f"{term.metric}: {term.term}, F({term.df:g}, {term.df_error:g}) = {term.f:.2f}, p = {term.p:.2g} "
+        f"(lower bound {term.p_lower_bound:.2g})"
+        for term in record.anova
+    ]
+    found = [
+        ("Conclusions", record.conclusions),
+        ("Between levels (not corrected)", contrasts),
+        ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims]),
+        ("Doses in all readings", [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.readings if one.dose]),
+        ("ANOVA of the paired effects, seeds as subjects", anova),
+        ("Seeds", precision(record)),
+        ("Remarks", [*record.remarks, *record.analysis_changes]),
+    ]
+    return [(title, lines) for title, lines in found if lines]
+
+
+def precision(record: StudyRecord) -> list[str]:
+    """Return what the seeds could have shown, and how many a wished precision needs, for each metric of the study."""
+    analysis = record.recipe.get("analysis", {})
+    lines = []
+    for name in analysis.get("metrics", []):
+        found = [one for one in record.comparisons if one.metric == name and one.primary and one.power is not None]
+        if not found:
+            continue
+        powers = [one.power for one in found if one.power is not None]
+        text = (
+            f"{name}: with {_range([len(one.seeds) for one in found])} seeds the power to see a difference of the size of the "
+            f"margin was {_range([round(100 * p) for p in powers])}%"
+        )
+        needed = [one.seeds_for_precision for one in found if one.seeds_for_precision is not None]
+        if needed:
+            text += f"; intervals of ±{analysis.get('precision')} points need {_range(needed)} seeds"
+        lines.append(f"{text}.")
+    return lines
+
+
+def _range(values: Sequence[int]) -> str:
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def varying(record: StudyRecord) -> list[str]:
+    """Return the factors besides the dose that have several levels."""
+    dose = record.recipe.get("analysis", {}).get("dose", "dose")
+    levels: dict[str, set[str]] = {}
+    for mean in record.means:
+        for name, value in mean.factors.items():
+            levels.setdefault(name, set()).add(str(value))
+    return [name for name, found in levels.items() if len(found) > 1 and name != dose]
+
+
+def cells_of_table(record: StudyRecord) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the table of doses: header, rows of text, and the verdict of each row.
+
+    A row for each combination of factors and dose: for each metric of the study its mean over seeds and the paired
+    difference to no copies with its interval, in per cent and points where it is a share.
+    """
+    metrics = [
+        m for m in record.recipe.get("analysis", {}).get("metrics", []) if any(x.metric == m for x in record.means)
+    ]
+    names = varying(record)
+    effects = {
+        (one.metric, _place(one.factors), one.dose): one for one in record.comparisons if one.kind == "dose"
+    }  # fmt: skip
+    means = {(mean.metric, _place(mean.factors), mean.dose): mean for mean in record.means}
+    header = [*names, record.recipe.get("analysis", {}).get("dose", "dose"), "seeds"]
+    for name in metrics:
+        header += [name, "difference"]
+    rows, verdicts = [], []
+    for place, dose in dict.fromkeys((_place(mean.factors), mean.dose) for mean in record.means):
+        shown = [(means.get((name, place, dose)), effects.get((name, place, dose))) for name in metrics]
+        seeds = max((mean.n for mean, _ in shown if mean is not None), default=0)
+        row = [*(dict(place).get(name, "") for name in names), f"{dose:g}", str(seeds)]
+        for mean, effect in shown:
+            row += [_mean(mean), _effect(effect)]
+        rows.append(row)
+        told = [effect.verdict for _, effect in shown if effect is not None]
+        verdicts.append(next((v for v in ("lower", "higher", "undecided", "equivalent") if v in told), ""))
+    return header, rows, verdicts
+
+
+def _place(factors: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(value)) for name, value in factors.items())
+
+
+def _mean(mean: DoseMean | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{100 * mean.mean:.2f}" if SHARES.search(mean.metric) else f"{mean.mean:.4g}"
+
+
+def _effect(effect: Comparison | None) -> str:
+    if effect is None:
+        return ""
+    scale, digits = (100, 2) if SHARES.search(effect.metric) else (1, 3)
+    text = f"{scale * effect.difference:+.{digits}f}"
+    if effect.low is not None and effect.high is not None:
+        text += f" [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def dose_table(record: StudyRecord) -> Table:
+    """Return the table of doses for the terminal; a row is coloured by what was concluded from it."""
+    header, rows, verdicts = cells_of_table(record)
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    text = len(varying(record))
+    for number, title in enumerate(header):
+        made.add_column(title.replace("_", " "), justify="left" if number < text else "right")
+    for row, verdict in zip(rows, verdicts, strict=True):
+        made.add_row(*map(escape, row), style=VERDICT_STYLE.get(verdict, ""))
+    return made
+
+
+def beside(record: StudyRecord) -> list[Table]:
+    """Return the published figures beside what was seen here; nothing where the recipe does not ask for it."""
+    if not record.published:
+        return []
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, title="arXiv 2504.00638, published and here (%)")
+    for title in ("arm", "percent", "metric", "published", "here", "seeds", "source"):
+        made.add_column(title, justify="left" if title in ("arm", "metric", "source") else "right")
+    for row in _published_rows(record):
+        made.add_row(*map(escape, row))
+    return [made]
+
+
+def _published_rows(record: StudyRecord) -> Iterable[list[str]]:
+    for one in record.published:
+        here = "–" if one.here is None else f"{one.here:.2f}"
+        if one.low is not None and one.high is not None:
+            here += f" [{one.low:.2f}, {one.high:.2f}]"
+        published = "–" if one.published is None else f"{one.published:.2f}"
+        yield [one.arm, f"{one.percent:g}", one.metric, published, here, str(one.seeds), one.source]
+
+
+def markdown(record: StudyRecord) -> str:
+    """Return the whole report as Markdown."""
+    lines = [f"# {record.name}", "", f"{summary(record)}. `{record.command}`", ""]
+    if record.analysis_since:
+        lines += [f"The analysis (margins, primary comparisons) was fixed on {record.analysis_since}.", ""]
+    header, rows, _ = cells_of_table(record)
+    lines += markdown_table([title.replace("_", " ") for title in header], rows, left=len(varying(record)))
+    lines += [
+        "",
+        "Means over seeds in per cent; differences in points to the same seed without copies, with 95% t intervals over "
+        "seeds, not corrected for their number.",
+        "",
+    ]
+    if record.published:
+        head = ["arm", "percent", "metric", "published", "here", "seeds", "source"]
+        lines += ["## Published and here (%)", "", *markdown_table(head, list(_published_rows(record)), left=1), ""]
+    for title, sentences in sections(record):
+        lines += [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""]
+    for claim in record.claims:
+        if claim.evidence:
+            lines += [f"### {claim.claim}: {claim.verdict}", "", *(f"- {text}" for text in claim.evidence), ""]
+    failed = [row for row in record.rows if row.status == "failed"]
+    if failed:
+        lines += ["## Failed cells", ""]
+        lines += [f"- `{row.cell}` (seed {row.seed}, {_words(row.factors)}): {row.error}" for row in failed] + [""]
+    return "\n".join(lines)
+
+
+def _words(factors: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in factors.items())
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Return the lines of a Markdown table; columns from `left` on are right-aligned."""
+    marks = ["---" if number < left else "---:" for number in range(len(header))]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (header, marks, *rows)]
