@@ -28,7 +28,8 @@ def philox4x32(counter: Sequence[Tensor | int], key: tuple[int, int]) -> list[Te
     Integer arithmetic only, which wraps the same way on every device.
     """
     device = next((part.device for part in counter if isinstance(part, Tensor)), torch.device("cpu"))
-    parts = [torch.as_tensor(part, dtype=torch.int64, device=device) for part in counter]
+    # A number is filled in on the device: copying it there would wait for what runs on a GPU.
+    parts = [p if isinstance(p, Tensor) else torch.full((), p, dtype=torch.int64, device=device) for p in counter]
     c0, c1, c2, c3 = torch.broadcast_tensors(*parts)  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):

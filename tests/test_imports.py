@@ -22,6 +22,7 @@ LEVELS = [
     {"study"},
     {"bench", "report"},
     {"cli"},
+    {"__main__"},
 ]
 ONLY = {"report": {"leaderboard", "records", "errors"}}
 TOOLKITS = {"torchattacks", "art", "robustbench", "foolbox", "autoattack", "pyautoattack", "eagerpy"}

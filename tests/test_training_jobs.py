@@ -106,7 +106,7 @@ def test_the_hardest_are_those_of_the_smallest_margin(tmp_path):
 
     words = ("duplicate.scheme=hardest", "duplicate.fraction=0.1", "score_model=builtin:digits-standard")
     config = build(TrainConfig, overrides=[*QUICK, *words])
-    data = prepare_data(config, load_plugins(), torch.device("cpu"), channels_last=False)
+    data = prepare_data(config, load_plugins(), torch.device("cpu"))
     copied = data.plan.source_index[data.plan.copy > 0]
     model = load_model("builtin:digits-standard", registry=load_plugins())
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_validation_images_are_no_training_images():
     from robustdup.jobs.training_data import prepare_data
 
     config = build(TrainConfig, overrides=QUICK)
-    data = prepare_data(config, load_plugins(), torch.device("cpu"), channels_last=False)
+    data = prepare_data(config, load_plugins(), torch.device("cpu"))
     train_rows, held = set(data.entries.source.tolist()), set(data.held_out.index.tolist())
     assert len(held) == 97
     assert not train_rows & held
@@ -182,3 +182,13 @@ def test_the_command_prints_the_record(tmp_path, capsys):
     assert f"--model run:{tmp_path / 'run'}" in shown
     assert main(["train", "objektive=standard"]) == 2
     assert "objective" in capsys.readouterr().err
+
+
+def test_images_left_on_disk_give_the_same_run(tmp_path):
+    words = ("epochs=1", "evaluate=null", "threads=1", "keep_near_duplicates=true")
+    memory = train(tmp_path / "memory", *words, "in_memory=yes")
+    disk = train(tmp_path / "disk", *words, "in_memory=no")
+    assert [point.loss for point in memory.curve] == [point.loss for point in disk.curve]
+    assert memory.validation[-1].clean_accuracy == disk.validation[-1].clean_accuracy
+    with pytest.raises(UserError, match="leak needs all images in memory"):
+        train(tmp_path / "c", *words, "in_memory=no", "duplicate.scheme=leak", "duplicate.fraction=0.2")

@@ -23,8 +23,8 @@ Task = tuple[list[int], Request, Tensor, Tensor]  # rows to read, the request, p
 
 def read_labels(rows: Rows, index: Tensor) -> Tensor:
     """Return the labels int64 (n,) of the rows `index` (n,): by `rows.labels(index)` where a source has it, else all are read."""
-    if hasattr(rows, "labels"):
-        return torch.as_tensor(rows.labels(index.tolist()), dtype=torch.int64)
+    if callable(getattr(rows, "labels", None)):
+        return torch.as_tensor(rows.labels(index.tolist()), dtype=torch.int64)  # type: ignore[attr-defined]
     numbers = index.tolist()
     parts = [rows.fetch(numbers[start : start + _CHUNK])[1] for start in range(0, len(numbers), _CHUNK)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

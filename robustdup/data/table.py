@@ -51,6 +51,11 @@ class TableRows:
                 labels.append(self._label(row, label))
         return stack(images, rows, self._place), torch.tensor(labels, dtype=torch.int64)
 
+    def labels(self, rows: Sequence[int]) -> list[int]:
+        """Return the labels of these rows; no image is decoded. Raises UserError."""
+        column = self._dataset.select_columns([self._columns.label]).select(rows)[self._columns.label]
+        return [self._label(row, label) for row, label in zip(rows, column, strict=True)]
+
     def _decode(self, row: int, encoded: Any) -> Tensor:
         if encoded is None:
             raise UserError(f"Row {row} of {self._place} has no image in column {self._columns.image!r}.")

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
+from robustdup.models.prepare import fits_channels_last
 from robustdup.models.trained import describe_network, save_network, save_weights
 from robustdup.records import (
     RECORD_FILE,
@@ -94,7 +95,6 @@ def run_training(
             stack.enter_context(run_folder.locked(folder))
         processes.from_first("started")
         stack.enter_context(isolated())
-        stack.enter_context(_threads(config, processes))
         return _train(config, orders, registry, processes, device, folder, resume, progress, command)
 
 
@@ -137,8 +137,7 @@ def _train(
     resume: bool, progress: Show, command: str | None,
 ) -> TrainingRecord:  # fmt: skip
     say = functools.partial(_say, progress)
-    channels_last = config.channels_last and device.type != "mps"
-    data = prepare_data(config, registry, device, channels_last=channels_last, say=say)
+    data = prepare_data(config, registry, device, say=say)
     model = _network(config, data, registry)
     initial = fingerprint(model)
     if processes.first:
@@ -155,6 +154,7 @@ def _train(
             ),
         )
     model = model.to(device)
+    data.entries.channels_last = config.channels_last and fits_channels_last(model, device)
     if orders.objective.features and not hasattr(model, "features"):
         raise UserError(
             f"The objective {orders.objective.name!r} needs a network with a method features(images); {config.model} has none."
@@ -168,9 +168,10 @@ def _train(
         inner=orders.inner, stream=functools.partial(Stream, data.entries), entries=len(data.entries), module=module,
         processes=processes,
         kept={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
+        on_best=lambda weights: save_weights(folder, BEST, weights),  # before the run ends: it may be killed
     )  # fmt: skip
     outcome = run_loop(
-        parts, config, device=device, folder=folder / run_folder.STATE, resume=resume,
+        parts, config, device=device, folder=folder, resume=resume,
         validate=validator(data.held_out, orders, config, device), progress=progress,
     )  # fmt: skip
     if not processes.first:
@@ -212,17 +213,6 @@ def _say(progress: Show, message: str) -> None:
             message=message,
         )
     )
-
-
-@contextlib.contextmanager
-def _threads(config: TrainConfig, processes: Processes) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _network(config: TrainConfig, data: TrainingData, registry: Registry) -> nn.Module:
@@ -352,9 +342,9 @@ def _record(
         environment=TrainEnvironment(
             device=str(device),
             device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-            threads=torch.get_num_threads(), processes=processes.count, python=platform.python_version(),
+            threads=config.threads or torch.get_num_threads(), processes=processes.count, python=platform.python_version(),
             platform=platform.platform(), precision=config.precision, compiled=outcome.compiled,
-            channels_last=config.channels_last, folded=orders.inner.folded,
+            channels_last=data.entries.channels_last, folded=orders.inner.folded,
         ),
         versions=versions({parse_call(config.attack, "attack")[0].split(":")[0]}),
     )  # fmt: skip

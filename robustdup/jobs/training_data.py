@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,20 @@ from torch import Tensor
 from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.duplicate import DuplicationPlan, make_plan
 from robustdup.data.duplication_options import DuplicationOptions
+from robustdup.data.loaded import LoadedSet, read_labels
 from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
-from robustdup.data.sources import open_rows, select
+from robustdup.data.sources import Rows, open_rows, select
 from robustdup.errors import UserError
 from robustdup.records import DataInfo, DuplicationInfo
 from robustdup.registry import Registry
 from robustdup.rng import SampleRng
 from robustdup.training.options import TrainConfig
 
+IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
+FOR_STATISTICS = 5_000  # images on disk from which mean and deviation are taken
+FOR_FINGERPRINT = 1_000  # images on disk that stand for all
+OTHER_SPLIT = 1 << 31  # where the numbers of images begin that leak in from another split
 SMALLEST_FOR_NEAR = 16  # pixels a side below which near-duplicates cannot be told from similar images
 
 Say = Callable[[str], None]
@@ -39,7 +45,7 @@ class HeldOut:
 class TrainingData:
     """The training entries and the validation images, with what the network must fit and the record must say."""
 
-    entries: TrainingSet
+    entries: TrainingSet | LoadedSet
     held_out: HeldOut | None
     plan: DuplicationPlan
     duplication: DuplicationInfo | None
@@ -62,7 +68,7 @@ def data_options(config: TrainConfig, split: str) -> DataOptions:
 
 
 def prepare_data(
-    config: TrainConfig, registry: Registry, device: torch.device, *, channels_last: bool, say: Say = lambda _: None
+    config: TrainConfig, registry: Registry, device: torch.device, *, say: Say = lambda _: None
 ) -> TrainingData:
     """Read the training split, hold out the validation images, and make the duplication plan. Raises UserError.
 
@@ -75,46 +81,71 @@ def prepare_data(
     count = validation_count(config.validation, len(index))
     events = list(getattr(rows, "notes", ()))
     say(f"reading {len(index):,} images of {place}")
-    pixels, labels = load_pixels(rows, index.tolist())
+    every = _read(rows, index, config)
     held = held_out_places(index, count, config.seed)
     kept = torch.ones(len(index), dtype=torch.bool)
     kept[held] = False
     n_kept_out = 0
     if count and not config.keep_near_duplicates:
         say(f"looking for near-duplicates of {count:,} validation images")
-        near = _duplicates_of(pixels, held, kept, events)
+        near = _duplicates_of(every, held, kept, events)
         kept[near] = False
         n_kept_out = len(near)
     if not kept.any():
         raise UserError(
             f"No image of {place} is left to train on: {count} are held out and {n_kept_out} are near them."
         )
-    classes = len(rows.class_names) or int(labels.max()) + 1
-    source = _Source(pixels[kept], labels[kept], index[kept], list(rows.class_names), classes)
-    plan, other = _plan(config, source, registry, say)
-    entries = _entries(config, source, plan, other, device, channels_last)
-    mean, std = statistics(source.pixels)
+    class_names = list(rows.class_names)
+    classes = len(class_names) or int(every.labels.max()) + 1
+    source = every.only(kept)
+    plan, other = _plan(config, source, class_names, registry, say)
+    some = source.take(torch.arange(0, len(source), max(1, len(source) // FOR_STATISTICS)))
+    mean, std = statistics(some if source.pixels is None else source.pixels)
     info = DataInfo(
         spec=config.data, split=config.split, config=config.data_config,
         revision=getattr(rows, "revision", None) or config.revision, n_total=len(rows), selection=selection,
-        image_shape=list(pixels.shape[1:]), class_names=source.class_names, fingerprint=_fingerprint(pixels, labels),
+        image_shape=list(some.shape[1:]), class_names=class_names, fingerprint=_fingerprint(every),
     )  # fmt: skip
+    held_out = HeldOut(_floats(every.take(held)), every.labels[held], index[held]) if count else None
     return TrainingData(
-        entries=entries, held_out=_held_out(pixels, labels, index, held), plan=plan,
-        duplication=_duplication_info(plan, config), info=info, n_kept_out=n_kept_out, channels=pixels.shape[1],
-        size=(pixels.shape[2], pixels.shape[3]), classes=classes, mean=mean, std=std, events=events,
+        entries=_entries(config, source, classes, plan, other, device), held_out=held_out, plan=plan,
+        duplication=_duplication_info(plan, config), info=info, n_kept_out=n_kept_out, channels=some.shape[1],
+        size=(some.shape[2], some.shape[3]), classes=classes, mean=mean, std=std, events=events,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What duplication plans choose from: the images left to train on, and their rows in the split."""
+class _Images:
+    """Images of a split with their labels (N,) and rows (N,): `pixels` (N, C, H, W), or None where they stay on disk."""
 
-    pixels: Tensor
-    labels: Tensor
+    rows: Rows
     index: Tensor
-    class_names: list[str]
-    classes: int
+    labels: Tensor
+    pixels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, kept: Tensor) -> _Images:
+        """Keep the images that a mask or an index names."""
+        pixels = None if self.pixels is None else self.pixels[kept]
+        return _Images(self.rows, self.index[kept], self.labels[kept], pixels)
+
+    def take(self, places: Tensor) -> Tensor:
+        """Return the pixels at these places, read if need be."""
+        if self.pixels is not None:
+            return self.pixels[places]
+        return load_pixels(self.rows, self.index[places].tolist())[0]
+
+
+def _read(rows: Rows, index: Tensor, config: TrainConfig) -> _Images:
+    """Read all images into memory, unless they are too many or are asked to stay where they are."""
+    first, _ = rows.fetch([int(index[0])])
+    keep = config.in_memory is True or (config.in_memory == "auto" and first.numel() * len(index) <= IN_MEMORY)
+    if keep:
+        pixels, labels = load_pixels(rows, index.tolist())
+        return _Images(rows, index, labels, pixels)
+    return _Images(rows, index, read_labels(rows, index), None)
 
 
 def validation_count(validation: float, total: int) -> int:
@@ -135,13 +166,19 @@ def held_out_places(index: Tensor, count: int, seed: int) -> Tensor:
     return words.argsort(stable=True)[:count].sort().values
 
 
-def _duplicates_of(pixels: Tensor, held: Tensor, kept: Tensor, events: list[str]) -> Tensor:
+def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, events: list[str]) -> Tensor:
     """Return the places of training images that are duplicates of held-out ones: near ones, or exact ones of tiny images."""
-    places = kept.nonzero().squeeze(1)
-    if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR:
+    places, pixels = kept.nonzero().squeeze(1), images.pixels
+    if pixels is None:
         events.append(
-            f"Images of {pixels.shape[2]}x{pixels.shape[3]} pixels are too small to tell near-duplicates from similar ones: "
-            "only exact duplicates of validation images were kept out of training."
+            "The images stay on disk: near-duplicates of validation images were not looked for. Find and remove them with "
+            "'robustdup data detect'."
+        )
+        return places[:0]
+    if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3):
+        events.append(
+            f"Near-duplicates cannot be told from similar images of {pixels.shape[1]}x{pixels.shape[2]}x{pixels.shape[3]} "
+            "values: only exact duplicates of validation images were kept out of training."
         )
         seen = {row.numpy().tobytes() for row in pixels[held]}
         same = [place for place in places.tolist() if pixels[place].numpy().tobytes() in seen]
@@ -150,29 +187,31 @@ def _duplicates_of(pixels: Tensor, held: Tensor, kept: Tensor, events: list[str]
 
     as_bytes = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
     pairs = near_duplicates(as_bytes[held], as_bytes[places])
-    return places[torch.unique(pairs.index_b)]
+    return places[torch.unique(pairs.b)]
 
 
 def _plan(
-    config: TrainConfig, source: _Source, registry: Registry, say: Say
-) -> tuple[DuplicationPlan, tuple[Tensor, Tensor, Tensor] | None]:
-    """Return the plan, and for `leak` the images, labels and numbers of the split that leaks in."""
+    config: TrainConfig, source: _Images, class_names: list[str], registry: Registry, say: Say
+) -> tuple[DuplicationPlan, _Images | None]:
+    """Return the plan, and for `leak` the images of the split that leaks in, with numbers of their own."""
     options, other = config.duplicate, None
     if options.scheme == "leak":
+        if source.pixels is None:
+            raise UserError("duplicate.scheme = leak needs all images in memory: in_memory = yes.")
         rows = open_rows(config.data, data_options(config, options.leak_from), registry)
         say(f"reading {len(rows):,} images of {config.data} ({options.leak_from})")
         pixels, labels = load_pixels(rows, list(range(len(rows))))
-        other = pixels, labels, torch.arange(len(rows)) + (1 << 31)  # numbers of their own, apart from the source's
+        other = _Images(rows, torch.arange(len(rows)) + OTHER_SPLIT, labels, pixels)
     plan = make_plan(
         source.labels, options, seed=config.seed if options.seed is None else options.seed,
-        scores=_scores(config, source, registry, say), class_names=source.class_names,
-        n_other=0 if other is None else len(other[0]), other_labels=None if other is None else other[1],
+        scores=_scores(config, source, registry, say), class_names=class_names,
+        n_other=0 if other is None else len(other), other_labels=None if other is None else other.labels,
     )  # fmt: skip
     return plan, other
 
 
-def _scores(config: TrainConfig, source: _Source, registry: Registry, say: Say) -> Tensor | None:
-    """Return the margins of `score_model` on the source images, where the scheme ranks them."""
+def _scores(config: TrainConfig, source: _Images, registry: Registry, say: Say) -> Tensor | None:
+    """Return the margins of `score_model` on the source images, where the scheme ranks them: the lower, the harder."""
     if config.duplicate.scheme not in ("hardest", "easiest"):
         return None
     if config.score_model is None:
@@ -182,34 +221,38 @@ def _scores(config: TrainConfig, source: _Source, registry: Registry, say: Say) 
     from robustdup.attacks.losses import margin
     from robustdup.models.load import load_model
 
-    say(f"scoring {len(source.pixels):,} images with {config.score_model}")
+    say(f"scoring {len(source):,} images with {config.score_model}")
     model = load_model(config.score_model, registry=registry, allow_pickle=config.allow_pickle)
+    places = torch.arange(len(source))
     with torch.no_grad():
-        parts = [
-            -margin(model(_floats(pixels)), labels)
-            for pixels, labels in zip(torch.split(source.pixels, 256), torch.split(source.labels, 256), strict=True)
-        ]
-    return torch.cat(parts)
+        return torch.cat(
+            [-margin(model(_floats(source.take(some))), source.labels[some]) for some in torch.split(places, 256)]
+        )
 
 
 def _entries(
-    config: TrainConfig, source: _Source, plan: DuplicationPlan, other: tuple[Tensor, Tensor, Tensor] | None,
-    device: torch.device, channels_last: bool,
-) -> TrainingSet:  # fmt: skip
-    pixels, labels, index = source.pixels, source.labels, source.index
-    if other is not None:
-        pixels, labels, index = (torch.cat(pair) for pair in zip((pixels, labels, index), other, strict=True))
-    weights, used = None, plan
+    config: TrainConfig, source: _Images, classes: int, plan: DuplicationPlan, other: _Images | None,
+    device: torch.device,
+) -> TrainingSet | LoadedSet:  # fmt: skip
+    images, weights, used = source, None, plan
     if config.as_weights and config.duplicate.scheme != "none":
         every = plan.weights()
-        chosen = every > 0
-        pixels, labels, index, weights = pixels[chosen], labels[chosen], index[chosen], every[chosen]
-        used = make_plan(labels, DuplicationOptions.model_validate({}), seed=plan.seed)
-    return TrainingSet(
-        pixels, labels, plan=used, index=index, weights=weights, seed=config.seed, augment=config.augment,
-        padding=config.padding, share_augmentation=config.share_augmentation, channels_last=channels_last,
-        classes=source.classes, device=device,
-    )  # fmt: skip
+        images, weights = source.only(every > 0), every[every > 0]
+        used = make_plan(images.labels, DuplicationOptions.model_validate({}), seed=plan.seed)
+    settings: dict[str, Any] = {
+        "plan": used, "weights": weights, "seed": config.seed, "augment": config.augment, "padding": config.padding,
+        "share_augmentation": config.share_augmentation, "classes": classes,
+        "device": device,
+    }  # fmt: skip
+    if images.pixels is None:
+        return LoadedSet(images.rows, images.labels, index=images.index, workers=config.loader_workers, **settings)
+    pixels, labels, index = images.pixels, images.labels, images.index
+    if other is not None and other.pixels is not None:
+        pixels, labels, index = (
+            torch.cat(pair)
+            for pair in ((pixels, other.pixels), (labels, other.labels), (index, other.index))
+        )  # fmt: skip
+    return TrainingSet(pixels, labels, index=index, **settings)
 
 
 def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -229,14 +272,12 @@ def _floats(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def _held_out(pixels: Tensor, labels: Tensor, index: Tensor, held: Tensor) -> HeldOut | None:
-    return HeldOut(_floats(pixels[held]), labels[held], index[held]) if len(held) else None
-
-
-def _fingerprint(pixels: Tensor, labels: Tensor) -> str:
-    """Return one SHA-256 (hex) over the images as they are kept, their labels and their order."""
-    digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}".encode())
-    for part in (pixels, labels):
+def _fingerprint(images: _Images) -> str:
+    """Return one SHA-256 (hex) over the images, their labels and their order; of images on disk, over some of them."""
+    places = torch.arange(0, len(images), 1 if images.pixels is not None else max(1, len(images) // FOR_FINGERPRINT))
+    pixels = images.take(places)
+    digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}{len(images)}".encode())
+    for part in (pixels, images.labels):
         digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -65,7 +65,7 @@ def prepare(
     if bench.truth is not None:
         if fold and not randomized:
             bench.try_fold()
-        if channels_last and _fits_channels_last(bench.best, images.device):
+        if channels_last and fits_channels_last(bench.best, images.device):
             bench.attempt("channels_last", _to_channels_last)
     if precision == "tf32" and not images.is_cuda:
         bench.notes.append("TF32 is for CUDA: the copy computes in fp32.")
@@ -85,7 +85,7 @@ def prepare(
                     tuple(bench.notes))  # fmt: skip
 
 
-def _fits_channels_last(model: nn.Module, device: torch.device) -> bool:
+def fits_channels_last(model: nn.Module, device: torch.device) -> bool:
     """Tell whether a model has convolutions, and none whose backward pass in that layout brings the process down.
 
     On a CPU oneDNN was seen to corrupt memory in the backward pass of a 1x1 convolution with stride and 4 input channels.

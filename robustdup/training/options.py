@@ -131,8 +131,8 @@ class TrainConfig(Config):
     loader_workers: int = Field(
         0, description="Processes that decode images, for data that does not fit in memory.", ge=0
     )
-    in_memory: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Keep all images on the device as bytes, or read them as they are needed."
+    in_memory: bool | Literal["auto"] = Field(
+        "auto", description="Keep all images on the device as bytes (yes), or read them as they are needed (no)."
     )
     seed: int = Field(0, description="Seed of everything random.", ge=0)
     checkpoint_every: int | None = Field(

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from robustdup.attacks.isolation import isolated
 from robustdup.errors import UserError
-from robustdup.models.prepare import _fits_channels_last
+from robustdup.models.prepare import fits_channels_last
 from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
 from robustdup.training.averages import Averages
 from robustdup.training.checkpoint import Checkpoints, identity_of
@@ -62,7 +62,7 @@ class Run:
     def begin(self, resume: bool) -> None:
         """Build what depends on the model, and go on from the last checkpoint where asked to."""
         parts, config, ours = self.parts, self.config, self.parts.processes
-        if config.channels_last and _fits_channels_last(parts.model, self.device):
+        if config.channels_last and fits_channels_last(parts.model, self.device):
             parts.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ours.share_model(self.trained)
         mode = compile_mode(config.compile, self.device, self.events)
