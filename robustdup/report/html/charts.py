@@ -36,20 +36,28 @@ class Axis:
 
 
 def linear(
-    low: float, high: float, label: str, *, text: Callable[[float], str] = number, count: int = 5, margin: float = 0.0
-) -> Axis:
-    """Return a scale over [low, high], widened by a share `margin` and then to round ticks."""
+    low: float, high: float, label: str, *, text: Callable[[float], str] = number, count: int = 5, margin: float = 0.0,
+    tight: bool = False,
+) -> Axis:  # fmt: skip
+    """Return a scale over [low, high] widened by a share `margin`, and then to round ticks unless it is to be `tight`."""
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-300):  # one value, but for rounding
+        half = size / 2 if size > 1e-300 else 0.5
+        low, high = low - half, high + half
     low, high = low - margin * (high - low), high + margin * (high - low)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in STEPS if size * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple((i * step, text(i * step)) for i in range(first, last + 1))
-    return Axis(first * step, last * step, ticks, label)
+    if not tight:
+        return Axis(first * step, last * step, _ticks(first, last, step, text), label)
+    return Axis(low, high, _ticks(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9), step, text), label)
+
+
+def _ticks(first: int, last: int, step: float, text: Callable[[float], str]) -> tuple[tuple[float, str], ...]:
+    return tuple((i * step, text(i * step)) for i in range(first, last + 1))
 
 
 def share_text(share: float) -> str:

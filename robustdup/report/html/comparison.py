@@ -197,7 +197,7 @@ def _curves(runs: list[Compared]) -> Section | None:
         series.append(Series(run.label, points, tone(number), shape(number), band=True))
     chart = Chart(
         "curves", "Robust accuracy over eps", f"{plural(len(series), 'run')} with several eps.",
-        linear(0.0, highest, "eps"), shares("robust accuracy"), series, legend=series,
+        linear(0.0, highest, "eps", tight=True), shares("robust accuracy"), series, legend=series,
         headings=("run", "norm", "eps", "robust accuracy", "95% interval"), rows=rows,
     )  # fmt: skip
     return Section("curves", "Robust accuracy over eps", "sections/chart.html.j2", charts=(chart,))

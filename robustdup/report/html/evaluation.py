@@ -52,8 +52,7 @@ def evaluation_page(run: EvaluationRun, name: str, *, gallery: int = 240, clean_
         "record": record,
         "subtitle": _subtitle(record),
         "notices": [*_notices(record), *(Notice("warning", note) for note in [*run.notes, *notes])],
-        "figures": _figures(record),
-        "rank": _rank_text(rank),
+        "figures": _figures(record, _rank_text(rank)),
         "sentence": _sentence(record, points),
         "segments": _segments(record, points),
         "sections": [section for section in sections if section is not None],
@@ -145,9 +144,9 @@ def _notices(record: EvaluationRecord) -> Iterator[Notice]:
         yield Notice("info", "The model is randomised: accuracies are expected values over fresh draws.")
 
 
-def _figures(record: EvaluationRecord) -> list[Figure]:
+def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    found = [
+    return [
         Figure(
             "Robust accuracy", percent(robust.value), robust.value, "robust_accuracy.value",
             f"95% interval {interval(robust.low, robust.high)}", big=True,
@@ -156,8 +155,8 @@ def _figures(record: EvaluationRecord) -> list[Figure]:
             "Clean accuracy", percent(clean.value), clean.value, "clean_accuracy.value",
             f"95% interval {interval(clean.low, clean.high)}",
         ),
+        Figure("RobustBench", rank[0], None, "", rank[1]),
     ]  # fmt: skip
-    return found
 
 
 def _sentence(record: EvaluationRecord, points: Points | None) -> str:
@@ -261,7 +260,7 @@ def _curve(record: EvaluationRecord) -> Section | None:
     chart = Chart(
         "curve", "Robust accuracy over eps",
         f"Robust accuracy falls from {percent(clean.value)} at eps 0 to {percent(series[0].points[-1].y)} at the largest.",
-        linear(0.0, highest, f"eps ({record.threat.norm})"), shares("robust accuracy"), series,
+        linear(0.0, highest, f"eps ({record.threat.norm})", tight=True), shares("robust accuracy"), series,
         rules=[Rule(f"eps {record.threat.eps_text}", x=record.threat.eps)] if len(series) > 1 else [],
         headings=("kind", "eps", "robust accuracy", "95% interval", "attacks at this eps alone"), rows=rows,
     )  # fmt: skip

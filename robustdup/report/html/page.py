@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +50,28 @@ class Segment:
     count: int
     share: float
     tone: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its text, the number by which it sorts, and the field of the record that it is."""
+
+    text: str
+    value: float | None = None
+    field: str = ""
+    note: str = ""
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first `left` columns are words, the others numbers; its first cells name the rows."""
+
+    name: str
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    left: int = 1
 
 
 @dataclass(frozen=True)

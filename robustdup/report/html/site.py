@@ -22,7 +22,9 @@ from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, UnfinishedRun, read_run
+from robustdup.report.html.sources import EvaluationRun, Run, StudyRun, TrainingRun, UnfinishedRun, read_run
+from robustdup.report.html.study import study_page
+from robustdup.report.html.training import training_page, training_sections
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
 INDEX = "index"
@@ -73,11 +75,16 @@ def make_pages(runs: Sequence[Run], *, gallery: int, each: bool, clean_images: M
 
 
 def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
+    """The page of a run of any kind: this is where a new kind is added."""
     if isinstance(run, EvaluationRun):
         return evaluation_page(run, name, gallery=gallery, clean_images=clean)
+    if isinstance(run, TrainingRun):
+        return training_page(run, name)
+    if isinstance(run, StudyRun):
+        return study_page(run, name)
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
-    return _other_page(run, name)
+    raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page.")
 
 
 def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
@@ -86,35 +93,23 @@ def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
     return Page(name, run.name, "Unfinished run", "unfinished.html.j2", context)
 
 
-def _other_page(run: OtherRun, name: str) -> Page:
-    raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page yet.")
-
-
 def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
-    """The page that several runs begin with: evaluations compared, and a list of the others."""
-    links = [f"{name}.html" if name else "" for name in names]
-    pairs = [(run, link) for run, link in zip(runs, links, strict=True) if isinstance(run, EvaluationRun)]
-    others: list[tuple[Run, str]] = [
-        (run, link) for run, link in zip(runs, links, strict=True) if not isinstance(run, EvaluationRun)
-    ]
+    """The page that several runs begin with: those of a kind compared, and a list of the others."""
+    linked = [(run, f"{name}.html" if name else "") for run, name in zip(runs, names, strict=True)]
+    evaluations = [(run, link) for run, link in linked if isinstance(run, EvaluationRun)]
+    trainings = [(run, link) for run, link in linked if isinstance(run, TrainingRun)]
     sections: list[Section] = []
-    if len(pairs) > 1:
-        sections += comparison_sections([run for run, _ in pairs], [link for _, link in pairs])
-    elif pairs:
-        others = [*pairs, *others]
+    if len(evaluations) > 1:
+        sections += comparison_sections([run for run, _ in evaluations], [link for _, link in evaluations])
+    if len(trainings) > 1:
+        sections += training_sections([run for run, _ in trainings], [link for _, link in trainings])
+    compared = [kind for kind, found in ((EvaluationRun, evaluations), (TrainingRun, trainings)) if len(found) > 1]
+    others = [(run, link) for run, link in linked if not isinstance(run, tuple(compared))]
     if others:
         sections.append(Section("others", "Other runs", "sections/others.html.j2", content=others))
-    context = {
-        "sections": sections,
-        "n": len(runs),
-        "subtitle": [text.plural(len(runs), "run")],
-        "notices": _failures(pairs),
-    }
+    notices = [Notice("warning", f"{run.record.run_id}: {note}") for run, _ in evaluations for note in run.notes]
+    context = {"sections": sections, "subtitle": [text.plural(len(runs), "run")], "notices": notices}
     return Page(INDEX, "Comparison", "Comparison", "comparison.html.j2", context)
-
-
-def _failures(pairs: Sequence[tuple[EvaluationRun, str]]) -> list[Notice]:
-    return [Notice("warning", f"{run.record.run_id}: {note}") for run, _ in pairs for note in run.notes]
 
 
 @cache

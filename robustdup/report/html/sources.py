@@ -17,11 +17,17 @@ from robustdup.records import (
     SAMPLES_FILE,
     SCHEMA,
     EvaluationRecord,
+    StudyRecord,
+    TrainingRecord,
     find_record,
     load_record,
     load_samples,
+    load_study_record,
+    load_training_record,
     schema_of,
 )
+from robustdup.records.study import STUDY_SCHEMA
+from robustdup.records.training import TRAINING_SCHEMA
 
 STATE_CONFIG = Path("state") / "config.json"
 COMPARED = ("index", "label", "image_sha256", "eps", "attack", "outcome")  # all that a comparison looks at
@@ -40,6 +46,32 @@ class EvaluationRun:
     def name(self) -> str:
         """What to call the run: its model."""
         return self.record.model.spec
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run."""
+
+    folder: Path
+    record: TrainingRecord
+
+    @property
+    def name(self) -> str:
+        """What to call the run: its network and objective."""
+        return f"{self.record.architecture} · {self.record.objective}"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study, with what is known of its cells so far."""
+
+    folder: Path
+    record: StudyRecord
+
+    @property
+    def name(self) -> str:
+        """What to call the study."""
+        return self.record.name
 
 
 @dataclass(frozen=True)
@@ -70,7 +102,7 @@ class OtherRun:
         return str(self.content.get("run_id") or self.folder.name)
 
 
-Run = EvaluationRun | UnfinishedRun | OtherRun
+Run = EvaluationRun | TrainingRun | StudyRun | UnfinishedRun | OtherRun
 
 
 def read_run(place: str | Path, *, brief: bool = False) -> Run:
@@ -85,6 +117,10 @@ def read_run(place: str | Path, *, brief: bool = False) -> Run:
     schema = schema_of(path)
     if schema == SCHEMA:
         return _evaluation(path, brief)
+    if schema == TRAINING_SCHEMA:
+        return TrainingRun(path.parent, load_training_record(path))
+    if schema == STUDY_SCHEMA:
+        return StudyRun(path.parent, load_study_record(path))
     return OtherRun(path.parent, schema, json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -47,13 +47,13 @@ def whole(count: float | None) -> str:
 
 
 def short(count: float | None) -> str:
-    """Return a count in at most six letters: 950, 19.4k, 3.66M."""
+    """Return a number in at most six letters: 0.5, 950, 19.4k, 3.66M."""
     if count is None or missing(count):
         return NONE
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
-    return f"{count:.0f}"
+    return f"{count:.3g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,378 @@
+"""The page of a study: what it concludes, in sentences, then the doses, the effects, and every cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from robustdup.records import Comparison, DoseMean, StudyRecord, StudyRow
+from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
+from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
+from robustdup.report.html.sources import StudyRun
+from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, signed, whole
+from robustdup.report.study import SHARES, varying
+
+LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
+SEED_DOTS = 400  # in one chart
+STATUS = {"complete": "stands", "failed": "broken", "missing": "blank"}
+VERDICTS = {"confirmed": "stands", "refuted": "broken", "equivalent": "wrong", "undecided": "undecided"}
+
+Place = tuple[tuple[str, str], ...]
+
+
+def study_page(run: StudyRun, name: str) -> Page:
+    """Return the page of a study, whole or partial."""
+    record = run.record
+    sections = [
+        _conclusions(record),
+        _claims(record),
+        *_doses(record),
+        _published(record),
+        *_effects(record),
+        _anova(record),
+        _readings(record),
+        _cells(record),
+        _remarks(record),
+        _reproduce(record),
+    ]
+    counts = {"complete": record.n_complete, "failed": record.n_failed, "missing": record.n_missing}
+    context = {
+        "subtitle": [
+            plural(record.n_cells, "cell"), plural(len(record.seeds), "seed"),
+            f"{duration(record.seconds)} of computing", record.created[:10],
+        ],
+        "notices": list(_notices(record)),
+        "figures": [],
+        "sentence": _verdicts(record),
+        "segments": [
+            Segment(f"cells {word}", count, count / max(record.n_cells, 1), STATUS[word])
+            for word, count in counts.items()
+            if count
+        ],
+        "sections": [section for section in sections if section is not None],
+    }  # fmt: skip
+    return Page(name, record.name, "Study", "summary.html.j2", context)
+
+
+def _notices(record: StudyRecord) -> Iterator[Notice]:
+    if record.status != "complete" or record.n_missing or record.n_failed:
+        parts = [
+            f"{count} {word}" for count, word in ((record.n_failed, "failed"), (record.n_missing, "missing")) if count
+        ]
+        yield Notice(
+            "serious",
+            f"Partial result: of {plural(record.n_cells, 'cell')}, {' and '.join(parts) or 'some'} are not there.",
+        )
+    for change in record.analysis_changes:
+        yield Notice("warning", change)
+
+
+def _verdicts(record: StudyRecord) -> str:
+    """The primary comparisons by what came of them, in one sentence."""
+    found = [one.verdict for one in record.comparisons if one.primary]
+    if not found:
+        return f"{plural(record.n_complete, 'cell')} of {record.n_cells} are complete; no primary comparison can be made yet."
+    counts = [f"{found.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(found))]
+    return f"Of {plural(len(found), 'primary comparison')} with no copies: {', '.join(counts)}."
+
+
+def _conclusions(record: StudyRecord) -> Section | None:
+    if not record.conclusions:
+        return None
+    lead = f"The analysis was fixed on {record.analysis_since}." if record.analysis_since else ""
+    return Section("conclusions", "Conclusions", "sections/sentences.html.j2", lead, record.conclusions)
+
+
+def _claims(record: StudyRecord) -> Section | None:
+    if not record.claims:
+        return None
+    content = [(claim, VERDICTS.get(claim.verdict, "blank")) for claim in record.claims]
+    return Section("claims", "Published claims", "sections/claims.html.j2", content=content)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share in [0, 1], written in per cent."""
+    return SHARES.search(metric) is not None
+
+
+def words(metric: str) -> str:
+    """Return a metric or factor as a person reads it."""
+    return metric.replace("_", " ")
+
+
+def dose_name(record: StudyRecord) -> str:
+    """Return the name of the factor that is the dose."""
+    return str(record.recipe.get("analysis", {}).get("dose", "dose"))
+
+
+def metrics_of(record: StudyRecord) -> list[str]:
+    """Return the metrics of the analysis that were measured; all measured ones where the recipe names none."""
+    measured = list(dict.fromkeys(mean.metric for mean in record.means))
+    named = [name for name in record.recipe.get("analysis", {}).get("metrics", []) if name in measured]
+    return named or measured
+
+
+def place_of(factors: Mapping[str, Any], names: Sequence[str]) -> Place:
+    """Return what tells a combination of factors from others."""
+    return tuple((name, str(factors[name])) for name in names if name in factors)
+
+
+def _told(place: Place) -> str:
+    return (
+        ", ".join(value if not value.replace(".", "").isdigit() else f"{words(name)} {value}" for name, value in place)
+        or "all"
+    )
+
+
+def _doses(record: StudyRecord) -> list[Section]:
+    """A section for each metric: means over doses with intervals, each seed as a dot that leads to its cell."""
+    names = varying(record)
+    sections: list[Section] = []
+    for metric in metrics_of(record):
+        found = [mean for mean in record.means if mean.metric == metric and not missing(mean.mean)]
+        places = list(dict.fromkeys(place_of(mean.factors, names) for mean in found))
+        groups: list[tuple[str, list[Place]]] = [("", places)]
+        if len(places) > LINES:
+            split = {place: place[:1] for place in places}
+            groups = [
+                (_told(level), [p for p in places if split[p] == level]) for level in dict.fromkeys(split.values())
+            ]
+        charts = tuple(_dose_chart(record, metric, title, found, some, names) for title, some in groups if some)
+        if charts:
+            lead = "Means over seeds with 95% t intervals; small dots are seeds, and lead to their cells."
+            sections.append(
+                Section(
+                    f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", lead, charts=charts
+                )
+            )
+    return sections
+
+
+def _dose_chart(
+    record: StudyRecord,
+    metric: str,
+    title: str,
+    means: Sequence[DoseMean],
+    places: Sequence[Place],
+    names: Sequence[str],
+) -> Chart:
+    dose = dose_name(record)
+    doses = sorted({mean.dose for mean in means})
+    reach = (doses[-1] - doses[0]) or 1.0
+    series, rows = [], []
+    numbered = [
+        (at, row) for at, row in enumerate(record.rows) if not missing(row.metrics.get(metric)) and dose in row.factors
+    ]
+    for at, place in enumerate(places):
+        shift = (at - (len(places) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
+        mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
+        points = []
+        for mean in mine:
+            tip = f"{_told(place)}, {words(dose)} {number(mean.dose)}: {_value(metric, mean.mean)} ({plural(mean.n, 'seed')})"
+            points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high))
+            rows.append(
+                (_told(place), number(mean.dose), str(mean.n), _value(metric, mean.mean),
+                 NONE if mean.low is None else f"{_value(metric, mean.low)} to {_value(metric, mean.high)}")
+            )  # fmt: skip
+        series.append(Series(_told(place), points, tone(at), shape(at)))
+        if len(numbered) <= SEED_DOTS:
+            dots = [
+                Point(
+                    float(row.factors[dose]) + shift, row.metrics[metric] or 0.0,
+                    f"seed {row.seed}: {_value(metric, row.metrics[metric])}", href=f"#cell-{n}",
+                )
+                for n, row in numbered
+                if place_of(row.factors, names) == place and _is_number(row.factors[dose])
+            ]  # fmt: skip
+            series.append(Series(f"seeds of {_told(place)}", dots, tone(at), "dot", line=False))
+    values = [v for s in series for p in s.points for v in (p.y, p.low, p.high) if v is not None]
+    text = share_text if is_share(metric) else number
+    shown = f"{words(metric)}" + (f", {title}" if title else "")
+    return Chart(
+        "dose", shown.capitalize(), f"Means of {plural(len(places), 'combination')} at {plural(len(doses), 'dose')}.",
+        _dose_axis(doses, words(dose)),
+        shares(words(metric), max(0.0, min(values)), min(1.0, max(values)))
+        if is_share(metric) and _within(means)
+        else linear(min(values), max(values), words(metric), text=text),
+        series, height=260, legend=[s for s in series if s.line],
+        headings=("factors", words(dose), "seeds", "mean", "95% interval"), rows=rows,
+    )  # fmt: skip
+
+
+def _dose_axis(doses: Sequence[float], label: str) -> Axis:
+    """A scale with a tick at each dose, where they are few."""
+    axis = linear(doses[0], doses[-1], label, margin=0.05, tight=True)
+    return axis if len(doses) > LINES else replace(axis, ticks=tuple((dose, number(dose)) for dose in doses))
+
+
+def _within(means: Sequence[DoseMean]) -> bool:
+    """Whether all means lie in [0, 1]: then an interval that leaves it is cut off at its ends."""
+    return all(0 <= mean.mean <= 1 for mean in means)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value(metric: str, value: float | None) -> str:
+    return percent(value) if is_share(metric) else number(value)
+
+
+def _difference(metric: str, value: float | None) -> str:
+    if is_share(metric) or value is None or missing(value):
+        return signed(value)
+    return (f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}").replace("-", "−")
+
+
+def _published(record: StudyRecord) -> Section | None:
+    """Published figures beside what was seen here, in per cent."""
+    rows = [one for one in record.published if one.published is not None or one.here is not None]
+    if not rows:
+        return None
+    values = [
+        v for one in rows for v in (one.published, one.here, one.low, one.high) if v is not None and not missing(v)
+    ]
+    content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values])}
+    lead = "Published figures, and what was seen here, in per cent."
+    return Section("published", "Published and here", "sections/published.html.j2", lead, content)
+
+
+def _effects(record: StudyRecord) -> list[Section]:
+    """Forest plots: paired differences to the same seed without copies, and between levels."""
+    sections = []
+    for kind, title in (("dose", "Effects of copies"), ("contrast", "Effects between levels")):
+        found = [one for one in record.comparisons if one.kind == kind]
+        groups = []
+        for metric, same in itertools.groupby(sorted(found, key=lambda one: one.metric), key=lambda one: one.metric):
+            groups.append(_forest(record, metric, list(same)))
+        main = [group for group in groups if group["name"] in metrics_of(record)]
+        others = [group for group in groups if group not in main]
+        if groups:
+            lead = (
+                "Paired differences to the same seed without copies, with 95% t intervals over seeds; the grey zone is the "
+                "margin within which a difference counts as none. Only primary comparisons are corrected for their number."
+                if kind == "dose"
+                else "How much the effect of copies differs between two levels, with 95% t intervals over seeds."
+            )
+            sections.append(
+                Section(f"effects-{kind}", title, "sections/forest.html.j2", lead, {"main": main, "others": others})
+            )
+    return sections
+
+
+def _forest(record: StudyRecord, metric: str, found: Sequence[Comparison]) -> dict[str, Any]:
+    ends = [
+        abs(v)
+        for one in found
+        for v in (one.difference, one.low, one.high, one.margin)
+        if v is not None and not missing(v)
+    ]
+    names = varying(record)
+    rows = [
+        {
+            "one": one,
+            "label": _told(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
+            "difference": _difference(metric, one.difference),
+            "interval": "" if one.low is None else f"{_difference(metric, one.low)} to {_difference(metric, one.high)}",
+            "p": NONE if one.p is None else f"{one.p:.2g}",
+            "holm": "" if one.p_holm is None else f"{one.p_holm:.2g}",
+            "low": None if missing(one.low) else one.low,
+            "high": None if missing(one.high) else one.high,
+        }
+        for one in found
+    ]  # fmt: skip
+    unit = " (points)" if is_share(metric) else ""
+    return {
+        "metric": words(metric) + unit,
+        "name": metric,
+        "rows": rows,
+        "reach": max(ends, default=0.0) or 1.0,
+        "share": is_share(metric),
+    }
+
+
+def _anova(record: StudyRecord) -> Section | None:
+    if not record.anova:
+        return None
+    rows = [
+        [
+            Cell(words(term.metric)), Cell(term.term), Cell(f"{term.df:g}, {term.df_error:g}"), Cell(f"{term.f:.2f}", term.f),
+            Cell(f"{term.p:.2g}", term.p), Cell(f"{term.p_lower_bound:.2g}", term.p_lower_bound),
+        ]
+        for term in record.anova
+    ]  # fmt: skip
+    caption = "Repeated measures on the paired effects, seeds as subjects; the last column holds without sphericity"
+    table = Table("anova-table", caption, ("Metric", "Term", "df", "F", "p", "p, lower bound"), rows, left=2)
+    return Section("anova", "Analysis of variance", "sections/table.html.j2", content=(table,))
+
+
+def _readings(record: StudyRecord) -> Section | None:
+    if not record.readings:
+        return None
+    rows = [
+        [
+            Cell(number(one.dose), one.dose), Cell(one.mode), Cell(one.text),
+            Cell(percent(one.share_of_copies), one.share_of_copies),
+            Cell(number(one.copies_percent_of_originals), one.copies_percent_of_originals),
+            Cell(number(one.entries_per_original), one.entries_per_original),
+            Cell(number(one.unique_percent_of_originals), one.unique_percent_of_originals),
+        ]
+        for one in record.readings
+    ]  # fmt: skip
+    headings = (
+        "Dose",
+        "Mode",
+        "In words",
+        "Copies of all",
+        "Copies % of originals",
+        "Entries per original",
+        "Unique % of originals",
+    )
+    table = Table("readings-table", "The same doses as the literature states them", headings, rows, left=3)
+    return Section("readings", "What a dose means", "sections/table.html.j2", content=(table,))
+
+
+def _cells(record: StudyRecord) -> Section:
+    """The grid, a square a cell, and the table in which each can be looked up."""
+    names = list(dict.fromkeys(itertools.chain.from_iterable(row.factors for row in record.rows)))
+    levels = {name: {str(row.factors.get(name)) for row in record.rows} for name in names}
+    names = [name for name in names if len(levels[name]) > 1]
+    seeds = sorted({row.seed for row in record.rows})
+    grid: dict[Place, dict[int, tuple[int, StudyRow]]] = {}
+    for at, row in enumerate(record.rows):
+        grid.setdefault(place_of(row.factors, names), {})[row.seed] = (at, row)
+    content = {
+        "names": [words(name) for name in names],
+        "seeds": seeds,
+        "grid": [
+            ([value for _, value in place], [by_seed.get(seed) for seed in seeds]) for place, by_seed in grid.items()
+        ],
+        "rows": list(enumerate(record.rows)),
+        "factors": [words(name) for name in names],
+        "factor_keys": names,
+        "metrics": [(words(metric), metric) for metric in metrics_of(record)],
+        "value": _value,
+        "status": STATUS,
+    }
+    lead = f"{whole(record.n_complete)} complete, {whole(record.n_failed)} failed, {whole(record.n_missing)} missing."
+    return Section("cells", "Cells", "sections/cells.html.j2", lead, content)
+
+
+def _remarks(record: StudyRecord) -> Section | None:
+    if not record.remarks:
+        return None
+    return Section("remarks", "Remarks", "sections/sentences.html.j2", content=record.remarks)
+
+
+def _reproduce(record: StudyRecord) -> Section:
+    facts = {
+        "Study": record.run_id,
+        "Finished": record.created,
+        "Seeds": ", ".join(map(str, record.seeds)),
+        **{f"Factor {words(name)}": ", ".join(map(str, levels)) for name, levels in record.factors.items()},
+        "Versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }
+    content = {"command": record.command, "facts": facts}
+    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", content=content)

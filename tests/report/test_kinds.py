@@ -1,0 +1,203 @@
+"""The pages of training runs and studies: the record's numbers, every cell, what is partial, and hostile names."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+
+from robustdup.records import (
+    Accuracy,
+    CheckpointResult,
+    Comparison,
+    DataInfo,
+    DoseMean,
+    DuplicationInfo,
+    StudyRecord,
+    StudyRow,
+    Threat,
+    TimeTo,
+    TrainEnvironment,
+    TrainingRecord,
+    TrainPasses,
+    TrainPoint,
+    ValidationPoint,
+    save_study_record,
+    save_training_record,
+)
+from robustdup.records.study import Claim, PublishedFigure
+from robustdup.report.html import write_report
+
+_spec = importlib.util.spec_from_file_location("reading", Path(__file__).with_name("reading.py"))
+_reading = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_reading)
+read = _reading.read
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'"
+
+
+def training(folder, word="pgd_at", **changes):
+    robust = Accuracy(value=0.4567, low=0.41, high=0.5)
+    fields = {
+        "run_id": folder.name, "created": "2026-11-22T12:00:00+00:00", "status": "complete", "command": f"robustdup train {word}",
+        "objective": word, "update": "plain", "inner_attack": "pgd(steps=10)",
+        "threat": Threat(norm="Linf", eps=0.1, eps_text="0.1"),
+        "architecture": word, "parameters": 19178, "budget": {"epochs": 3}, "steps": 30, "samples_seen": 3840,
+        "unique_samples_seen": 1271, "epochs": 3.0, "batch_size": 128, "seconds": 65.0, "validation_seconds": 2.0,
+        "images_per_second": 59.08, "peak_memory": 2**30, "passes": TrainPasses(attack_forward=38400),
+        "curve": [TrainPoint(step=s, samples=128 * s, epoch=s / 10, seconds=2.0 * s, lr=0.1 / s, loss=3.0 / s, accuracy=s / 40)
+                  for s in range(1, 31)],
+        "validation": [ValidationPoint(step=s, samples=128 * s, epoch=s / 10, seconds=2.0 * s, clean_accuracy=0.2 + s / 50,
+                                       robust_accuracy=0.5 - abs(s - 20) / 50, best=s == 20) for s in (10, 20, 30)],
+        "n_validation": 100,
+        "time_to": [TimeTo(kind="robust", target=0.4, step=20, samples=2560, seconds=40.0),
+                    TimeTo(kind="robust", target=0.6, step=None, samples=None, seconds=None)],
+        "checkpoints": [
+            CheckpointResult(name="best", step=20, fingerprint="b" * 8, validation_clean=0.6, validation_robust=0.5, n=300,
+                             clean_accuracy=Accuracy(value=0.61, low=0.5, high=0.7), robust_accuracy=robust, attacks="fast"),
+            CheckpointResult(name="last", step=30, fingerprint="c" * 8, validation_clean=0.8, validation_robust=0.3),
+        ],
+        "data": DataInfo(spec=word, split="train", n_total=1297, selection="all", image_shape=[1, 8, 8], class_names=[word],
+                         fingerprint="0"),
+        "duplication": DuplicationInfo(scheme=word, mode="append", dose=0.25, hash="abc", entries=1600, unique=1200,
+                                       readings={word: 1}),
+        "initial_fingerprint": "d", "events": [word], "seed": 0, "config": {},
+        "environment": TrainEnvironment(device="cpu", device_name=word, threads=1, processes=1, python="3", platform="x",
+                                        precision="fp32", compiled="off", channels_last=True),
+        "versions": {"torch": word},
+    }  # fmt: skip
+    record = TrainingRecord(**{**fields, **changes})
+    save_training_record(record, folder)
+    return record
+
+
+def study(folder, word="pgd_at", **changes):
+    """Two objectives, two doses, two seeds; one cell failed and one is missing."""
+    rows = []
+    for number, (objective, dose, seed) in enumerate(itertools.product(("standard", word), (0.0, 0.5), (0, 1))):
+        status = {5: "failed", 7: "missing"}.get(number, "complete")
+        metrics = {"clean_accuracy": 0.9 - number / 100} if status == "complete" else {}
+        rows.append(StudyRow(factors={"objective": objective, "dose": dose}, seed=seed, cell=f"{number}{word}", status=status,
+                             metrics=metrics, error=word if status == "failed" else "", folder=f"cells/{word}"))  # fmt: skip
+    means = [
+        DoseMean(
+            metric="clean_accuracy", factors={"objective": o}, dose=d, n=2, mean=m, sd=0.01, low=m - 0.02, high=m + 0.03
+        )
+        for o, d, m in (("standard", 0.0, 0.895), ("standard", 0.5, 0.875), (word, 0.0, 0.86), (word, 0.5, 0.84))
+    ]
+    comparisons = [
+        Comparison(kind="dose", metric="clean_accuracy", factors={"objective": "standard"}, dose=0.5, primary=True, seeds=[0, 1],
+                   difference=-0.0234, low=-0.0456, high=-0.0012, p=0.04, p_holm=0.08, margin=0.01, verdict="lower", sentence=word),
+        Comparison(kind="contrast", metric="clean_accuracy", factors={}, dose=0.5, contrast="objective", level=word,
+                   against="standard", primary=False, seeds=[0], difference=0.01, verdict="one seed", sentence=word),
+    ]  # fmt: skip
+    fields = {
+        "run_id": folder.name, "created": "2026-11-22T12:00:00+00:00", "status": "partial", "name": word, "command": word,
+        "recipe": {"analysis": {"metrics": ["clean_accuracy"], "dose": "dose"}}, "factors": {"objective": ["standard", word]},
+        "seeds": [0, 1], "n_cells": 8, "n_complete": 6, "n_failed": 1, "n_missing": 1, "rows": rows, "means": means,
+        "comparisons": comparisons, "conclusions": [f"Conclusion about {word}."], "remarks": [word],
+        "claims": [Claim(claim=word, verdict="refuted", sentence=word, evidence=[word])],
+        "published": [PublishedFigure(arm=word, percent=10, metric="robust", published=43.21, here=45.67, low=44.0, high=47.0,
+                                      seeds=2, source=word)],
+    }  # fmt: skip
+    record = StudyRecord(**{**fields, **changes})
+    save_study_record(record, folder)
+    return record
+
+
+def lookup(record, path):
+    found = record.model_dump()
+    for part in path.split("."):
+        found = found[int(part)] if isinstance(found, list) else found[part]
+    return found
+
+
+@pytest.mark.parametrize("make", [training, study])
+def test_numbers_are_the_records(tmp_path, make):
+    record = make(tmp_path / "run")
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    assert found.fields
+    for field, (value, _) in found.fields.items():
+        assert float(value) == lookup(record, field), field
+
+
+def test_a_training_in_words(tmp_path):
+    training(tmp_path / "run")
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    assert found.fields["checkpoints.0.robust_accuracy.value"][1] == "45.67%"
+    assert "95% interval 41.00 to 50.00, 300 test images" in found.text
+    assert "the best checkpoint, at step 20, has 50.00% robust and 60.00% clean" in found.text
+    assert "The last is 20.00 points less robust than the best" in found.text
+    assert "Never reached: robust 60% and above." in found.text
+    assert "robust 40% 20 2.56k 40.0 s" in found.text
+    assert "25.00% of the 1,600 training entries are copies" in found.text
+    assert "1,024 MiB" in found.text
+
+
+def test_a_training_that_was_stopped_or_never_validated(tmp_path):
+    nan = [TrainPoint(step=1, samples=1, epoch=0.1, seconds=1.0, lr=0.1, loss=1.0)]
+    training(
+        tmp_path / "run", status="stopped", reason="the loss was not finite at step 7", curve=nan, validation=[], checkpoints=[],
+        time_to=[], duplication=None, peak_memory=None,
+    )  # fmt: skip
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "Partial result: this training was stopped. the loss was not finite at step 7" in text
+
+
+def test_trainings_side_by_side(tmp_path):
+    for name, word in (("a", "standard"), ("b", "trades")):
+        training(tmp_path / name, word)
+    found = read(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "pages"))
+    assert "a standard 3 45.67% test, 41.00 to 50.00" in found.text
+    assert [
+        values["href"] for tag, values in found.tags if tag == "a" and values.get("href", "").startswith("run-")
+    ] == [
+        "run-001.html",
+        "run-002.html",
+    ]
+
+
+def test_a_study_shows_every_cell_and_every_point_leads_to_one(tmp_path):
+    study(tmp_path / "run")
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    anchors = {values["id"] for tag, values in found.tags if values.get("id", "").startswith("cell-")}
+    assert anchors == {f"cell-{i}" for i in range(8)}
+    squares = [v for tag, v in found.tags if tag == "a" and v.get("class", "").startswith("square")]
+    assert [v["class"].split()[1] for v in squares] == ["stands"] * 5 + ["broken", "stands", "blank"]
+    assert [v["href"] for v in squares] == [f"#cell-{i}" for i in range(8)]
+    dots = [v["href"] for tag, v in found.tags if tag == "a" and v.get("aria-label", "").startswith("seed")]
+    assert sorted(dots) == [f"#cell-{i}" for i in (0, 1, 2, 3, 4, 6)]
+    assert "Partial result: of 8 cells, 1 failed and 1 missing are not there." in found.text
+
+
+def test_a_study_in_numbers(tmp_path):
+    study(tmp_path / "run")
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "standard 0.5 2 87.50% 85.50% to 90.50%" in text
+    assert "−2.34 −4.56 to −0.12 lower 2 0.04 0.08" in text
+    assert "Of 1 primary comparison with no copies: 1 lower." in text
+    assert "45.67 44.00 to 47.00 43.21" in text
+
+
+def test_an_empty_study_has_a_page(tmp_path):
+    study(tmp_path / "run", rows=[], means=[], comparisons=[], conclusions=[], claims=[], published=[], remarks=[], n_complete=0,
+          n_failed=0, n_missing=8)  # fmt: skip
+    assert "no primary comparison can be made yet" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+
+
+@pytest.mark.parametrize("make", [training, study])
+def test_hostile_names_change_nothing_but_text(tmp_path, make):
+    structures = []
+    for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
+        make(tmp_path / name, word)
+        found = read(write_report([tmp_path / name], tmp_path / f"pages-{name}"))
+        structures.append(found.structure)
+    assert structures[0] == structures[1]
+    assert HOSTILE in found.text
+
+
+def test_a_record_of_an_unknown_kind_is_refused(tmp_path):
+    (tmp_path / "record.json").write_text('{"schema_name": "robustdup.music"}')
+    from robustdup.errors import UserError
+
+    with pytest.raises(UserError, match=r"kind 'robustdup\.music'"):
+        write_report([tmp_path], tmp_path / "pages")
