@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Pillow raises all of these for broken files; TypeError is `datasets` for a row without an image.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError)  # Pillow raises all of these for broken files
 
 _AS_IS = ("L", "RGB")
 _TO_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX")

@@ -128,13 +128,14 @@ def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]
     for start in range(0, len(encoded), _CHUNK):
         for row, content in enumerate(encoded[start : start + _CHUNK][image], start=start):
             try:
+                if content is None:
+                    raise ValueError("no image")
                 found = decoder.decode_example(content)
                 found.load()
                 yield row, found
             except UNREADABLE as error:
                 path = (content or {}).get("path") or ""
-                reason = str(error) or type(error).__name__
-                yield row, Unreadable(row, path, "no image" if content is None else reason)
+                yield row, Unreadable(row, path, str(error) or type(error).__name__)
 
 
 def _pixels(image: Any) -> bytes:

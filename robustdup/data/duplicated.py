@@ -224,7 +224,9 @@ def unreadable_rows(splits: Sequence[datasets.Dataset], rows: Tensor, image: str
     broken = []
     for row in rows.tolist():
         try:
-            decoder.decode_example(encoded[row][image]).load()
+            if (content := encoded[row][image]) is None:
+                raise ValueError("no image")
+            decoder.decode_example(content).load()
         except UNREADABLE:
             broken.append(row)
     return broken
