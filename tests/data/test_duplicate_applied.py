@@ -264,3 +264,14 @@ def test_entries_of_tensors_can_be_taken_in_any_order():
     assert torch.equal(entry_pixels(plan, PIXELS[:N], some), whole[some])
     plain = DuplicationPlan(torch.tensor([2, 2]), torch.tensor([0, 1]), N)
     assert torch.equal(entry_pixels(plain, PIXELS[:N].float(), torch.arange(2)), PIXELS[[2, 2]].float())
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_one_in_the_cache(tmp_path):
+    for number, dose in enumerate((0.1, 0.2)):
+        folder = tmp_path / str(number) / "out"
+        made = duplicate(config(scheme="uniform", dose=dose), str(folder))
+        back = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        assert len(back["train"]) == len(made.plan)
+    duplicate(config(scheme="uniform", dose=0.3), str(folder), overwrite=True)
+    again = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert len(again["train"]) == len(load_plan(folder))
