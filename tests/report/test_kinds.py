@@ -2,9 +2,12 @@
 
 import importlib.util
 import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from robustdup.records import (
     Accuracy,
@@ -86,7 +89,8 @@ def study(folder, word="pgd_at", **changes):
     ]
     comparisons = [
         Comparison(kind="dose", metric="clean_accuracy", factors={"objective": "standard"}, dose=0.5, primary=True, seeds=[0, 1],
-                   difference=-0.0234, low=-0.0456, high=-0.0012, p=0.04, p_holm=0.08, margin=0.01, verdict="lower", sentence=word),
+                   difference=-0.0234, low=-0.0456, high=-0.0012, p=0.04, p_holm=0.08, margin=0.01, verdict="lower",
+                   sentence=word),
         Comparison(kind="contrast", metric="clean_accuracy", factors={}, dose=0.5, contrast="objective", level=word,
                    against="standard", primary=False, seeds=[0], difference=0.01, verdict="one seed", sentence=word),
     ]  # fmt: skip
@@ -104,14 +108,51 @@ def study(folder, word="pgd_at", **changes):
     return record
 
 
+def duplicates(folder, word="cat", **changes):
+    """A search of 50 training images against 10 of the test split: two pairs, one across splits and in conflict."""
+    (folder / "images").mkdir(parents=True)
+    for name, level in (("a", 10), ("b", 200)):
+        Image.new("RGB", (32, 32), (level, 0, 0)).save(folder / "images" / f"{name}.png")
+    refs = {
+        "one": {"split": "train", "row": 3, "label": 0, "file": "images/a.png"},
+        "two": {"split": "test", "row": 7, "label": 1, "file": "images/b.png"},
+        "three": {"split": "train", "row": 9, "label": 0, "file": "images/a.png"},
+        "outside": {"split": "train", "row": 11, "label": 0, "file": "../outside.png"},
+    }
+    Image.new("RGB", (32, 32), (255, 255, 255)).save(folder.parent / "outside.png")
+    common = {"mirrored": False, "change": word, "sheet": None}
+    record = {
+        "schema_name": "robustdup.duplicates", "schema_version": 1, "run_id": word, "created": "2026-11-22T12:00:00+00:00",
+        "command": word, "data": word, "split": "train", "against": "test", "class_names": [word, "dog"], "n": 50,
+        "n_against": 10, "n_unreadable": 1, "unreadable": [{"split": "train", "row": 1, "path": word, "reason": word}],
+        "n_exact": 1, "n_near": 1, "n_clusters": 2, "n_rows": 8, "n_redundant": 5, "n_conflicts": 1, "conflicts": [1],
+        "bands": [{"low": 0.5, "high": 0.9, "pairs": 0}, {"low": 0.9, "high": 1.0, "pairs": 1}],
+        "pairs": [
+            {**common, "a": refs["one"], "b": refs["three"], "score": 1.0, "kind": "exact", "cluster": 0, "conflict": False},
+            {**common, "a": refs["one"], "b": refs["two"], "score": 0.95, "kind": "near", "cluster": 1, "conflict": True},
+            {**common, "a": refs["outside"], "b": refs["outside"], "score": 0.9, "kind": "near", "cluster": 1, "conflict": False},
+        ],
+        "clusters": [
+            {"cluster": 0, "size": 2, "conflict": False, "images": [refs["one"], refs["three"]]},
+            {"cluster": 1, "size": 6, "conflict": True, "images": [refs["one"], refs["two"]]},
+        ],
+        "sheets": [], "method": {"search": word, "threshold": 0.92},
+        "expected": {"precision": 0.987, "recall": 0.9, "recall_by_change": {word: 0.8}, "about": word}, "seconds": {word: 1.5},
+        "environment": {"torch": word}, "notes": [word],
+    }  # fmt: skip
+    record |= changes
+    (folder / "record.json").write_text(json.dumps(record))
+    return record
+
+
 def lookup(record, path):
-    found = record.model_dump()
+    found = record if isinstance(record, dict) else record.model_dump()
     for part in path.split("."):
         found = found[int(part)] if isinstance(found, list) else found[part]
     return found
 
 
-@pytest.mark.parametrize("make", [training, study])
+@pytest.mark.parametrize("make", [training, study, duplicates])
 def test_numbers_are_the_records(tmp_path, make):
     record = make(tmp_path / "run")
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
@@ -184,7 +225,7 @@ def test_an_empty_study_has_a_page(tmp_path):
     assert "no primary comparison can be made yet" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
 
-@pytest.mark.parametrize("make", [training, study])
+@pytest.mark.parametrize("make", [training, study, duplicates])
 def test_hostile_names_change_nothing_but_text(tmp_path, make):
     structures = []
     for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
@@ -193,6 +234,34 @@ def test_hostile_names_change_nothing_but_text(tmp_path, make):
         structures.append(found.structure)
     assert structures[0] == structures[1]
     assert HOSTILE in found.text
+
+
+def test_duplicates_in_words_and_pictures(tmp_path):
+    duplicates(tmp_path / "run")
+    path = write_report([tmp_path / "run"], tmp_path / "pages")
+    text = read(path).text
+    assert (
+        "16.00% of the 50 images are in some cluster of duplicates; 10.00% could go without losing a picture." in text
+    )
+    assert "The largest cluster has 6 images." in text
+    assert "1 listed pair across train and test: 1 image of test." in text
+    assert "train 3: cat test 7: dog near cat 0.95" in text
+    assert "Expected precision of the near pairs: 98.70%." in text
+    assert "1 image could not be read." in text
+    sheet = np.asarray(Image.open(path.parent / "images" / "index-00.png"))
+    assert sheet.shape == (3 * 96, 2 * 96, 3)
+    levels = sheet[48::96, [48, 144], 0].tolist()
+    assert levels == [[10, 200], [10, 10], [128, 128]]  # the conflict first; what lies outside the folder is not shown
+
+
+def test_duplicates_of_another_version_are_shown_as_far_as_they_go(tmp_path):
+    (tmp_path / "run").mkdir()
+    strange = {
+        "schema_name": "robustdup.duplicates", "n": "many", "pairs": [1, {"a": None, "b": {}, "score": "x"}], "clusters": {},
+        "bands": [{"low": None}], "expected": [], "seconds": {"a": None},
+    }  # fmt: skip
+    (tmp_path / "run" / "record.json").write_text(json.dumps(strange))
+    assert "Pairs side by side" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
 
 def test_a_record_of_an_unknown_kind_is_refused(tmp_path):

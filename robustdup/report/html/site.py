@@ -16,13 +16,14 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
+from robustdup.report.html import data as duplicates
 from robustdup.report.html import text
 from robustdup.report.html.comparison import comparison_sections, difference_text
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.html.sources import EvaluationRun, Run, StudyRun, TrainingRun, UnfinishedRun, read_run
+from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, StudyRun, TrainingRun, UnfinishedRun, read_run
 from robustdup.report.html.study import study_page
 from robustdup.report.html.training import training_page, training_sections
 
@@ -82,6 +83,8 @@ def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
         return training_page(run, name)
     if isinstance(run, StudyRun):
         return study_page(run, name)
+    if isinstance(run, OtherRun) and run.schema == duplicates.SCHEMA:
+        return duplicates.duplicates_page(run, name)
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
     raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page.")

@@ -70,7 +70,7 @@
   }
 
   function searchable(input) {
-    const table = document.getElementById(input.dataset.filters), rows = Array.from(table.tBodies[0].rows);
+    const found = document.getElementById(input.dataset.filters), rows = Array.from(found.tBodies ? found.tBodies[0].rows : found.children);
     const status = document.querySelector('[data-counts="' + input.dataset.filters + '"]');
     const texts = rows.map((row) => row.textContent.toLowerCase());
     const apply = () => {
