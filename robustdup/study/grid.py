@@ -105,7 +105,7 @@ def build_grid(
     before anything runs. Raises UserError that names the combination.
     """
     check_factors(config, registry)
-    grid, prints, checked = Grid(), {}, set()
+    grid, prints = Grid(), {}
     measure = {"metrics_on": config.metrics_on, "near_test": config.near_test, "shifted": config.shifted}
     made = [(combination, _content(config, combination)) for combination in combinations(config)]
     for seed in config.seed_list:
@@ -114,14 +114,13 @@ def build_grid(
                 continue
             factors = {name: label(level) for name, level in combination.items()}
             train = _validated({**content, "seed": seed}, factors)
+            if seed == config.seed_list[0]:
+                _named(factors, check, validate(TrainConfig, train))
             place = _text({key: train.get(key) for key in sorted(_ELSEWHERE)})
             if place not in prints:
                 prints[place] = fingerprint(train)
             canonical = canonical_form(train, prints[place], registry) | {"measure": measure}
             key = hash_of(canonical)
-            if seed == config.seed_list[0] and key not in checked:
-                checked.add(key)
-                _named(factors, check, validate(TrainConfig, train))
             grid.cells.setdefault(key, Cell(key, train, canonical))
             grid.lines.append(Line(factors, seed, key))
     if not grid.lines:
@@ -261,7 +260,7 @@ def canonical_form(train: Mapping[str, Any], data: str, registry: Registry) -> d
     name, options = parse_call(train["objective"], "objective")
     if name in registry.objectives:
         spec = registry.objectives[name]
-        content["objective"] = [name, _filled(spec.function, options)]
+        content["objective"] = [name, _filled(spec.function, spec.check_options(options))]
         if not spec.attacks:  # then the inner attack is never called
             content["attack"] = content["inner_bn"] = None
     for key in ("attack", "validation_attack"):
@@ -269,7 +268,8 @@ def canonical_form(train: Mapping[str, Any], data: str, registry: Registry) -> d
             continue
         name, options = parse_call(train[key], "attack")
         if name in registry.attacks:
-            content[key] = [name, {**registry.attacks[name].defaults, **options}]
+            attack_spec = registry.attacks[name]
+            content[key] = [name, {**attack_spec.defaults, **attack_spec.check_options(options)}]
     return {"semantics": SEMANTICS, "data": data, "train": content}
 
 

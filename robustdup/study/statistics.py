@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+Values = npt.NDArray[np.float64]
+
 MOST_SEEDS = 1000  # more are "beyond counting"
 
 
@@ -98,12 +100,17 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
 
 
 def power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Return the chance that a two-sided paired t test sees a true mean difference `effect`, by the noncentral t."""
+    """Return the chance that a two-sided paired t test sees a true mean difference `effect`: that of the noncentral t.
+
+    The test sees it where |mean| > t s / sqrt(n): the normal chance of that, integrated over the spread s, which holds where
+    libraries' noncentral t gives NaN.
+    """
     if n < 2:
         return 0.0
-    critical = float(special.stdtrit(n - 1, 1 - alpha / 2))
-    shift = effect / sd * math.sqrt(n)
-    return float(1 - special.nctdtr(n - 1, shift, critical) + special.nctdtr(n - 1, shift, -critical))
+    critical, shift = float(special.stdtrit(n - 1, 1 - alpha / 2)), abs(effect) / sd * math.sqrt(n)
+    return _over_spread(
+        n, math.inf, lambda spread: special.ndtr(shift - critical * spread) + special.ndtr(-shift - critical * spread)
+    )
 
 
 def tost_power(margin: float, sd: float, n: int, alpha: float = 0.05, effect: float = 0.0) -> float:
@@ -113,14 +120,22 @@ def tost_power(margin: float, sd: float, n: int, alpha: float = 0.05, effect: fl
     """
     if n < 2:
         return 0.0
-    critical, root = float(special.stdtrit(n - 1, 1 - alpha)), math.sqrt(n)
-    most = min(margin * root / critical, sd * math.sqrt(stats.chi2.ppf(1 - 1e-12, n - 1) / (n - 1)))
+    critical, scale = float(special.stdtrit(n - 1, 1 - alpha)), math.sqrt(n) / sd
+
+    def inside(spread: Values) -> Values:
+        room = margin * scale - critical * spread
+        return special.ndtr(room - effect * scale) - special.ndtr(-room - effect * scale)  # type: ignore[no-any-return]
+
+    return _over_spread(n, margin * scale / critical, inside)
+
+
+def _over_spread(n: int, most: float, chance: Callable[[Values], Values]) -> float:
+    """Return the mean of `chance` over the sample's standard deviation in units of the true one, up to `most`."""
+    most = min(most, math.sqrt(stats.chi2.ppf(1 - 1e-12, n - 1) / (n - 1)))
     nodes, weights = _gauss()
     spread = most * (nodes + 1) / 2
-    density = 2 * spread * (n - 1) / sd**2 * stats.chi2.pdf((n - 1) * (spread / sd) ** 2, n - 1)
-    room = margin - critical * spread / root
-    inside = special.ndtr((room - effect) * root / sd) - special.ndtr((-room - effect) * root / sd)
-    return float(np.clip(np.sum(weights * density * inside) * most / 2, 0, 1))
+    density = 2 * spread * (n - 1) * stats.chi2.pdf((n - 1) * spread**2, n - 1)
+    return float(np.clip(np.sum(weights * density * chance(spread)) * most / 2, 0, 1))
 
 
 @functools.cache

@@ -108,6 +108,16 @@ def test_power_is_the_noncentral_t_and_what_simulation_sees(effect, sd, n):
     assert abs(seen - predicted) < monte_carlo(predicted)
 
 
+@pytest.mark.parametrize(("effect", "n"), [(1.0, 2), (9 / math.sqrt(3), 3), (30.0, 3), (0.05, 1000), (0.0, 4)])
+def test_power_holds_at_the_ends(effect, n):
+    """Nine standard errors with three seeds is where scipy's noncentral t gives NaN."""
+    simulated = np.random.default_rng(1).normal(effect, 1, size=(2000, n))
+    t = simulated.mean(axis=1) / simulated.std(axis=1, ddof=1) * math.sqrt(n)
+    seen = np.mean(np.abs(t) > stats.t.ppf(0.975, n - 1))
+    assert stat.power(effect, 1.0, n) == pytest.approx(seen, abs=monte_carlo(0.5, 2000))
+    assert 0.0499 <= stat.power(effect, 1.0, n) <= 1
+
+
 @pytest.mark.parametrize(("sd", "published"), [(0.3, 0.84), (0.5, 0.30), (0.7, 0.09)])
 def test_power_of_tost_is_what_is_known_for_five_seeds(sd, published):
     assert stat.tost_power(0.5, sd, 5) == pytest.approx(published, abs=0.01)
