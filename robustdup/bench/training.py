@@ -173,7 +173,7 @@ def plain_trainer(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     with isolated(seed=seed):
         model.train()
-        for rows in torch.randperm(len(images), device=images.device).split(batch_size):
+        for rows in torch.split(torch.randperm(len(images), device=images.device), batch_size):
             clean, truth = images[rows], labels[rows]
             adv_images = (clean + torch.empty_like(clean).uniform_(-eps, eps)).clamp(0, 1)
             for _ in range(steps):

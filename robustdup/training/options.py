@@ -37,7 +37,7 @@ class TrainConfig(Config):
         None, description="Train on a random subset of this many images, drawn from the seed.", ge=1
     )
     duplicate: DuplicationOptions = Field(
-        default_factory=DuplicationOptions,
+        default_factory=lambda: DuplicationOptions.model_validate({}),
         description="How training images are duplicated: duplicate.scheme=uniform duplicate.dose=0.5, …",
     )
     score_model: str | None = Field(

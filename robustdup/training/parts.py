@@ -66,7 +66,7 @@ class Parts:
     module: nn.Module | None = None
     processes: Processes = field(default_factory=Processes)
     kept: dict[str, Any] = field(default_factory=dict)
-    on_best: Callable[[dict[str, Tensor]], None] = lambda weights: None
+    on_best: Callable[[dict[str, Tensor]], object] = lambda weights: None
 
 
 @dataclass
