@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.config import validate
-from robustdup.data.batches import to_bytes
+from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.sources import load_images, open_rows
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.bench import choose_device
@@ -111,7 +111,7 @@ def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Map
     metrics: Metrics = dict(zip(("ece", "nll"), calibration(logits, test.labels), strict=True))
     right = logits.argmax(dim=1) == test.labels
     metrics["clean_accuracy"] = float(right.float().mean())
-    data = prepare_data(config, registry, device, channels_last=config.channels_last)
+    data = prepare_data(config, registry, device)
     metrics |= of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     if measure.get("near_test"):
         metrics["clean_accuracy_without_near"] = without_near(right, test.images, data)
@@ -145,9 +145,9 @@ def of_training_images(
     Which images are looked at follows from their row alone, so that over seeds the same image is met on both sides.
     Robust means under the attack of validation.
     """
-    if not most:
-        return {}
     entries = data.entries
+    if not most or not isinstance(entries, TrainingSet):  # images on disk are not read once more
+        return {}
     originals = (entries.copy == 0).nonzero().flatten()
     counts = torch.bincount(entries.place, minlength=entries.n_sources)[entries.place[originals]]
     order = SampleRng(0, entries.source[originals].cpu()).fold("measured").bits().argsort(stable=True)
@@ -171,8 +171,8 @@ def of_training_images(
 
 
 def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | None:
-    """Return the accuracy on test images that have no near-duplicate among the training images; None for tiny images."""
-    if min(images.shape[2:]) < SMALLEST_FOR_NEAR:
+    """Return the accuracy on test images that have no near-duplicate among the training images; None for tiny ones, and on disk."""
+    if min(images.shape[2:]) < SMALLEST_FOR_NEAR or not isinstance(data.entries, TrainingSet):
         return None
     from robustdup.data.detect import near_duplicates
 
