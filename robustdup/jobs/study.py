@@ -171,7 +171,7 @@ def of_training_images(
 
 
 def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | None:
-    """Return the accuracy on test images that have no near-duplicate among the training images; None for tiny ones, and on disk."""
+    """Return the accuracy on test images without a near-duplicate in training; None for tiny images and those on disk."""
     if min(images.shape[2:]) < SMALLEST_FOR_NEAR or not isinstance(data.entries, TrainingSet):
         return None
     from robustdup.data.detect import near_duplicates
