@@ -1,0 +1,231 @@
+"""`robustdup data`: put duplicates into a dataset, and say what a dataset holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.leaderboard import console
+from robustdup.config import build
+from robustdup.data.duplication_options import DuplicateConfig
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    from robustdup.data.describe import Description
+    from robustdup.jobs.duplication import Duplicated
+
+app = typer.Typer(rich_markup_mode=None)
+
+BAR = 30  # letters of the longest bar
+LISTED = 20  # unreadable images that are shown
+
+
+def _duplicate(
+    words: list[str],
+    flags: dict[str, Any],
+    to: str = typer.Option(..., "--to", metavar="FOLDER|hub:OWNER/NAME", help="Where the dataset is written."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the dataset that is there."),
+    private: bool = typer.Option(False, "--private", help="Make the dataset on the Hub private."),
+    json: bool = typer.Option(False, "--json", help="Print what was made as JSON, and nothing else."),
+) -> int:
+    """Put duplicates into a dataset and write it where load_dataset reads it: DATA [CONFIG] [KEY=VALUE ...]."""
+    data, rest = _data_first(words, flags)
+    file, overrides = split_words(rest)
+    config = build(DuplicateConfig, file, overrides, {**flags, **({"data": data} if data is not None else {})})
+
+    from robustdup.jobs.duplication import duplicate  # torch is imported from here on
+
+    command = shlex.join(["robustdup", *_arguments(words, flags, to)])
+    with _bar("writing", quiet=json) as progress, contextlib.redirect_stdout(sys.stderr):
+        done = duplicate(config, to, overwrite=overwrite, private=private, command=command, progress=progress)
+    if json:
+        print(jsonlib.dumps(done.summary(), indent=2))
+    else:
+        show_duplicated(done, console())
+    return 0
+
+
+def _data_first(words: list[str], flags: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """Return (data, the other words): the first plain word is the data, unless it is a configuration file."""
+    if not words or "data" in flags or ("=" in words[0] and not Path(words[0]).exists()):
+        return None, words
+    if Path(words[0]).is_file() and Path(words[0]).suffix in (".yaml", ".yml"):
+        return None, words
+    return words[0], words[1:]
+
+
+def _arguments(words: list[str], flags: Mapping[str, Any], to: str) -> list[str]:
+    given = [
+        f"{name}={','.join(value) if isinstance(value, list) else str(value).lower() if value in (True, False) else value}"
+        for name, value in flags.items()
+    ]
+    return ["data", "duplicate", *words, *given, "--to", to]
+
+
+def _describe(
+    data: str = typer.Argument(help="A Hub dataset id, a local folder or parquet file, or builtin:digits."),
+    split: str | None = typer.Option(None, "--split", help="One split; all if not given."),
+    data_config: str | None = typer.Option(None, "--data-config", help="Configuration (subset) of a Hub dataset."),
+    revision: str | None = typer.Option(None, "--revision", help="Revision of a Hub dataset."),
+    image_column: str | None = typer.Option(None, "--image-column", help="Column of the images."),
+    label_column: str | None = typer.Option(None, "--label-column", help="Column of the labels."),
+    images: bool = typer.Option(
+        True, "--images/--no-images", help="Decode every image: sizes, exact duplicates, files that cannot be read."
+    ),
+    json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
+) -> int:
+    """Say what a dataset holds: classes, multiplicities, effective sample size, duplicates, unreadable images."""
+    from robustdup.data.describe import describe
+    from robustdup.data.options import DataOptions
+    from robustdup.data.splits import open_splits, split_columns
+
+    options = DataOptions(
+        split=split or "train", config=data_config, revision=revision, image_column=image_column,
+        label_column=label_column,
+    )  # fmt: skip
+    source, found = open_splits(data, options), []
+    names = [split] if split is not None else [name for name, rows in source.splits.items() if len(rows)]
+    if not names:
+        raise UserError(f"There are no rows in {data}.")
+    for name in names:
+        place = f"{data} ({name})"
+        dataset, columns = split_columns(source.get(name), options, place)
+        with _bar(f"reading {name}", quiet=json) as progress:
+            found.append(describe(dataset, columns, place, images=images, progress=progress))
+    if json:
+        print(jsonlib.dumps([one.summary() for one in found], indent=2))
+    else:
+        for one in found:
+            show_description(one, console())
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on standard error, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=Console(stderr=True), transient=True) as view:
+        task = view.add_task(text, total=None)
+        yield lambda done, total: view.update(task, completed=done, total=total)
+
+
+def show_duplicated(done: Duplicated, out: Console) -> None:
+    """Print where the dataset is, its dose in all readings, and its classes."""
+    plan, readings = done.plan, done.plan.readings()
+    out.print(escape(f"Written to {done.to}: " + ", ".join(f"{name} {rows:,}" for name, rows in done.rows.items())))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("scheme", f"{plan.scheme} ({plan.mode})"),
+        ("dose (share of entries that are copies)", f"{readings.dose:.4%}"),
+        ("copies", f"{readings.copies:,} of {readings.copied_samples:,} samples"),
+        ("in percent of the source", f"{readings.percent_of_source:.4g}%"),
+        ("size against the source", f"{readings.size_factor:.4g}x"),
+        ("most entries of one sample", f"{readings.max_multiplicity:,}"),
+        ("distinct images", f"{readings.unique:,} (left: {readings.dropped:,})"),
+        ("effective sample size (Kish)", f"{readings.effective_sample_size:,.1f}"),
+        ("plan", plan.hash),
+    ):
+        table.add_row(name, value)
+    out.print(table, highlight=False)
+    classes = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("class", "source", "entries", "copies", ""):
+        classes.add_column(heading, justify="left" if heading in ("class", "") else "right")
+    most = max(entries for _, _, entries, _ in done.classes)
+    for name, rows, entries, copies in done.classes:
+        classes.add_row(escape(name), f"{rows:,}", f"{entries:,}", f"{copies:,}", _two_bars(entries, copies, most))
+    out.print(classes, highlight=False)
+    _notes(done.notes, out)
+
+
+def show_description(one: Description, out: Console) -> None:
+    """Print one split: what it holds, its classes and its multiplicities as bars, what cannot be read."""
+    how = {"source_index": "by the column source_index", "pixels": "by their pixels", "rows": "not compared"}[
+        one.same_by
+    ]
+    out.print(escape(f"{one.place}: {one.entries:,} entries"), style="bold", highlight=False)
+    out.print(
+        f"distinct samples {one.unique:,} ({how}), copies {one.copies:,} (dose {one.dose:.4%}), "
+        f"effective sample size {one.effective_sample_size:,.1f}, samples with conflicting labels {one.conflicts:,}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    for title, counts in (("sizes", one.sizes), ("modes", one.modes)):
+        if counts:
+            listed = [f"{name}: {n:,}" for name, n in list(counts.items())[:LISTED]]
+            out.print(escape(f"{title} {', '.join(listed)}{', …' if len(counts) > LISTED else ''}"), highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("class", "entries", "copies", "share", ""):
+        table.add_column(heading, justify="left" if heading in ("class", "") else "right")
+    most = max(each.entries for each in one.classes)
+    for each in one.classes:
+        bar = _two_bars(each.entries, each.copies, most)
+        table.add_row(escape(each.name), f"{each.entries:,}", f"{each.copies:,}", f"{each.share:.2%}", bar)
+    out.print(table, highlight=False)
+    if one.copies:
+        out.print(_multiplicities(one.multiplicity), highlight=False)
+    if one.n_unreadable:
+        out.print(f"{one.n_unreadable:,} images cannot be read:", style="yellow", highlight=False)
+        for bad in one.unreadable[:LISTED]:
+            out.print(escape(f"  row {bad.row}{f' ({bad.path})' if bad.path else ''}: {bad.reason}"), soft_wrap=True)
+        if one.n_unreadable > LISTED:
+            out.print("  … (more with --json)")
+    _notes(one.notes, out)
+
+
+def _multiplicities(counts: Mapping[int, int]) -> Table:
+    """Return a histogram of entries a sample, in powers of two where there are many different numbers."""
+    rows = {str(many): n for many, n in sorted(counts.items())}
+    if len(counts) > 12:
+        rows = {}
+        for many, n in sorted(counts.items()):
+            low = 1 << (many.bit_length() - 1)
+            key = str(low) if low == 1 else f"{low}–{2 * low - 1}"
+            rows[key] = rows.get(key, 0) + n
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("entries a sample", justify="right")
+    table.add_column("samples", justify="right")
+    table.add_column("")
+    most = max(rows.values())
+    for name, n in rows.items():
+        table.add_row(name, f"{n:,}", _two_bars(n, 0, most))
+    return table
+
+
+def _two_bars(entries: int, copies: int, most: int) -> str:
+    """Return a bar of the originals with that of the copies, lighter, behind it."""
+    whole = round(BAR * entries / most) if most else 0
+    behind = round(BAR * copies / most) if most else 0
+    whole = max(whole, 1) if entries else 0
+    behind = min(whole, max(behind, 1)) if copies else 0
+    return "█" * (whole - behind) + "▒" * behind
+
+
+def _notes(notes: tuple[str, ...], out: Console) -> None:
+    for note in notes:
+        out.print(escape(f"Note: {note}"), style="yellow", highlight=False, soft_wrap=True)
+
+
+app.command("duplicate")(with_flags(DuplicateConfig, _duplicate))
+app.command("describe")(_describe)
+
+
+@app.callback()
+def _group() -> None:
+    """Duplicates in datasets: put them in, count them, find them."""
