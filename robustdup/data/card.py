@@ -41,7 +41,7 @@ def dataset_card(
     """Return the text of README.md: YAML that `datasets` and the Hub read, then what a person wants to know."""
     on_hub = ":" not in source.spec and source.spec.count("/") == 1 and source.revision is not None
     head: dict[str, Any] = {
-        # No "configs": datasets 4 and 5 then take a folder of the same name and patterns for the one in their cache; the
+        # No "configs": datasets 5.2 then takes a folder of the same name and patterns for the one in their cache; the
         # files are found by their names (https://huggingface.co/docs/hub/datasets-file-names-and-splits).
         "task_categories": ["image-classification"],
         "tags": ["robustdup", "duplicates"],
