@@ -14,7 +14,7 @@ from PIL import Image
 from robustdup.errors import UserError
 from robustdup.records import SAMPLES_SCHEMA, Threat, load_samples
 from robustdup.report.html import text
-from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, logarithmic, shares
+from robustdup.report.html.charts import Axis, Chart, Point, Series, counts, linear, logarithmic, shares
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.folder import write_files
 from robustdup.report.html.gallery import choose, find_pictures, make_gallery
@@ -42,6 +42,8 @@ def test_known_scales():
     assert [label for _, label in shares("").ticks] == ["0%", "20%", "40%", "60%", "80%", "100%"]
     assert [label for _, label in shares("", 0.15, 0.25).ticks] == ["14%", "16%", "18%", "20%", "22%", "24%", "26%"]
     assert [at for at, _ in logarithmic(0.002, 5, "").ticks] == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+    assert [counts(n, "").ticks[-1][1] for n in (0, 1, 3, 7, 4321)] == ["1", "1", "3", "8", "6,000"]
+    assert all(at == round(at) for n in range(40) for at, _ in counts(n, "").ticks)
     assert logarithmic(1, 100, "").at(10) == 0.5
     assert linear(math.nan, math.inf, "").low == 0
     assert linear(3, 3, "").low < 3 < linear(3, 3, "").high

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from robustdup.report.html.text import number
 
@@ -58,6 +58,12 @@ def linear(
 
 def _ticks(first: int, last: int, step: float, text: Callable[[float], str]) -> tuple[tuple[float, str], ...]:
     return tuple((i * step, text(i * step)) for i in range(first, last + 1))
+
+
+def counts(highest: int, label: str) -> Axis:
+    """Return a scale for counts from 0, with ticks at whole numbers only."""
+    axis = linear(0, max(highest, 1), label, text=lambda value: f"{value:,.0f}", count=4)
+    return replace(axis, ticks=tuple((at, text) for at, text in axis.ticks if abs(at - round(at)) < 1e-9))
 
 
 def share_text(share: float) -> str:

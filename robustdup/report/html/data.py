@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from robustdup.report.html.charts import Bar, Chart, Rule, linear
+from robustdup.report.html.charts import Bar, Chart, Rule, counts, linear
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.html.sources import OtherRun
 from robustdup.report.html.text import NONE, duration, number, percent, plural, whole
@@ -141,7 +141,7 @@ def _multiplicities(record: Content) -> Section | None:
     chart = Chart(
         "sizes", "Images in a cluster", f"{plural(listed, 'cluster')}, {lead}",
         linear(1.5, last + 0.5, "images in the cluster", text=whole, tight=True, count=min(8, last)),
-        linear(0, max(sizes.values()), "clusters", text=whole, count=4), bars=sorted(bars, key=lambda bar: bar.left), height=200,
+        counts(max(sizes.values()), "clusters"), bars=sorted(bars, key=lambda bar: bar.left), height=200,
         headings=("images", "clusters"), rows=[(whole(size), whole(sizes[size])) for size in sorted(sizes)],
     )  # fmt: skip
     return Section("multiplicities", "Multiplicities", "sections/chart.html.j2", lead, charts=(chart,))
@@ -317,7 +317,7 @@ def _scores(record: Content) -> Section | None:
         chart = Chart(
             "scores", "Near pairs by score", f"{plural(sum(count for _, _, count in known), 'near pair')}.",
             linear(known[0][0], known[-1][1], "score", tight=True),
-            linear(0, max(c for _, _, c in known), "pairs", text=whole, count=4),
+            counts(max(c for _, _, c in known), "pairs"),
             bars=bars, rules=[] if threshold is None else [Rule(f"threshold {number(threshold)}", x=threshold)], height=200,
             headings=("from", "to", "pairs"), rows=[(number(low), number(high), whole(count)) for low, high, count in known],
         )  # fmt: skip

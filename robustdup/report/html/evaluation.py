@@ -13,6 +13,7 @@ from robustdup.leaderboard import RankResult, position
 from robustdup.records import AttackResult, EvaluationRecord
 from robustdup.report.html.board import board_section
 from robustdup.report.html.charts import Bar, Chart, Point, Rule, Series, linear, shares
+from robustdup.report.html.charts import counts as count_scale
 from robustdup.report.html.gallery import Array, find_pictures, make_gallery
 from robustdup.report.html.page import Figure, Notice, Page, Section, Segment
 from robustdup.report.html.points import OUTCOMES, Points, confusion, read_points
@@ -383,7 +384,7 @@ def _histogram(record: EvaluationRecord, values: Array, label: str) -> Chart:
     return Chart(
         "distances", f"Histogram of {label}",
         f"{plural(len(values), 'point')}; the median is {number(median)}.",
-        axis, linear(0, int(counts.max()), "points", text=whole, count=4), bars=bars,
+        axis, count_scale(int(counts.max()), "points"), bars=bars,
         rules=[Rule(f"eps {record.threat.eps_text}", x=eps), Rule(f"median {number(median)}", x=median)],
         height=200, headings=("from", "to", "points"), rows=rows,
     )  # fmt: skip
