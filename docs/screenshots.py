@@ -5,6 +5,7 @@
 Takes some minutes; with --runs the runs in a folder are used, or made there for the next time. Needs a chromium on the
 path (or in ROBUSTDUP_CHROMIUM), and for the pictures of CIFAR-10 the folder that ROBUSTDUP_TEST_DATA names; without it the
 built-in digits are shown.
+"""
 
 from __future__ import annotations
 
