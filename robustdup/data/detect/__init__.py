@@ -1,4 +1,4 @@
-"""Duplicates that are already there: found in memory (`near_duplicates`) or in datasets of any size (`detect`)."""
+"""Duplicates that are already there: found in memory (`near_duplicates`) or in datasets of any size (`run_detection`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustdup.data.detect.pairs import Pairs as Pairs
     from robustdup.data.detect.pairs import near_duplicates as near_duplicates
+    from robustdup.data.detect.run import run_detection as run_detection
 
-_PLACES = {"near_duplicates": "pairs", "Pairs": "pairs"}
+_PLACES = {"near_duplicates": "pairs", "Pairs": "pairs", "run_detection": "run"}
 
-__all__ = ["Pairs", "near_duplicates"]
+__all__ = ["Pairs", "near_duplicates", "run_detection"]
 
 
 def __getattr__(name: str) -> Any:

@@ -147,23 +147,21 @@ def find(
     """Return candidates (a, b, mirrored): rows of pictures uint8 (N, 3, 32, 32) and of embeddings (M, D), each pair once."""
     found = []
     for mirrored in (False, True):
-        queries = (
-            database
-            if within and not mirrored
-            else finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
-        )
+        queries = finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
         stage = "search mirrored" if mirrored else "search"
-        a, b, _ = nearest(
-            queries, database, NEIGHBOURS, least=finder.least, skip_self=within,
-            progress=partial(progress, stage),
-        )  # fmt: skip
+        a, b, _ = nearest(queries, database, NEIGHBOURS + within, least=finder.least, progress=partial(progress, stage))
         if within:
-            a, b = torch.minimum(a, b), torch.maximum(a, b)
-            pairs = torch.unique(a * len(database) + b)
-            a, b = pairs // len(database), pairs % len(database)
+            a, b = once(a, b, len(database))
         found.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
     a, b, flipped = (torch.cat(part) for part in zip(*found, strict=True))
     return a, b, flipped
+
+
+def once(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return pairs of rows below n in order and without repeats, a < b."""
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    pairs = torch.unique((low * n + high)[low < high])
+    return pairs // n, pairs % n
 
 
 def judge(
@@ -177,11 +175,11 @@ def judge(
     scores, warps, rows = [torch.empty(0)], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
     for start in range(0, len(a), BATCH):
         part = torch.arange(start, min(start + BATCH, len(a)))
-        warp, agreement = align_outlines(_turned(outlines_a, a[part], mirrored[part]), outlines_b[b[part]])
+        warp, agreement = align_outlines(turned(outlines_a, a[part], mirrored[part]), outlines_b[b[part]])
         kept = agreement >= COARSE_ENOUGH
         part, warp = part[kept], warp[kept]
         if len(part):
-            measures, warp = measure(_turned(pictures_a, a[part], mirrored[part]), pictures_b[b[part]], warp)
+            measures, warp = measure(turned(pictures_a, a[part], mirrored[part]), pictures_b[b[part]], warp)
             scores.append(score(measures))
             warps.append(warp)
             rows.append(part)
@@ -195,7 +193,8 @@ def judge(
     return pairs[torch.from_numpy(np.sort(first))]
 
 
-def _turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
+def turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
+    """Return the pictures (or outlines) at `rows`, mirrored where `mirrored` says so."""
     chosen = pictures[rows]
     chosen[mirrored] = chosen[mirrored].flip(-1)
     return chosen
@@ -208,18 +207,18 @@ def with_identical(found: Pairs, hashes_a: Any, hashes_b: Any | None, groups: tu
     """
     a, b = groups
     if hashes_b is None:
-        parts = [_of_rows(found, a.first[found.a.numpy()], a.first[found.b.numpy()]), _identical(*a.others())]
+        parts = [_of_rows(found, a.first[found.a.numpy()], a.first[found.b.numpy()]), identical_pairs(*a.others())]
     else:
         same_a, same_b = identical_across(hashes_a, hashes_b)
         width = max(len(b.first), 1)
         known = np.isin(found.a.numpy() * width + found.b.numpy(), same_a * width + same_b)
-        found = _joined([found[torch.from_numpy(~known)], _identical(same_a, same_b)])
+        found = joined([found[torch.from_numpy(~known)], identical_pairs(same_a, same_b)])
         parts = [_of_rows(found, a.first[found.a.numpy()], b.first[found.b.numpy()])]
         place, rows = a.expand(found.a.numpy())
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], rows, None))
         place, rows = b.expand(found.b.numpy())
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], None, rows))
-    pairs = _joined(parts)
+    pairs = joined(parts)
     return pairs[torch.from_numpy(np.lexsort((pairs.b.numpy(), pairs.a.numpy(), -pairs.score.numpy())))]
 
 
@@ -229,7 +228,7 @@ def _of_rows(pairs: Pairs, a: Any | None, b: Any | None) -> Pairs:
     )
 
 
-def _identical(a: Any, b: Any) -> Pairs:
+def identical_pairs(a: Any, b: Any) -> Pairs:
     n = len(a)
     return Pairs(
         torch.as_tensor(a, dtype=torch.int64), torch.as_tensor(b, dtype=torch.int64), torch.ones(n),
@@ -237,5 +236,13 @@ def _identical(a: Any, b: Any) -> Pairs:
     )  # fmt: skip
 
 
-def _joined(parts: Sequence[Pairs]) -> Pairs:
+def turned_round(pairs: Pairs) -> Pairs:
+    """Return the pairs with a and b exchanged, and the warp that then holds."""
+    scale, shift = 1 / pairs.warp[:, :2], pairs.warp[:, 2:] / pairs.warp[:, :2]
+    sign = torch.stack([torch.where(pairs.mirrored, 1.0, -1.0), -torch.ones(len(pairs))], dim=1)
+    return Pairs(pairs.b, pairs.a, pairs.score, pairs.mirrored, torch.cat([scale, sign * shift], dim=1))
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """Return several sets of pairs as one."""
     return Pairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pairs)))

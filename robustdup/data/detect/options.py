@@ -1,0 +1,55 @@
+"""What `robustdup data detect` is told. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from robustdup.config import Config
+
+Keep = Literal["first", "quality", "consistent"]
+
+
+class DetectConfig(Config):
+    """What `robustdup data detect` needs. Field descriptions are the help texts of the flags."""
+
+    data: str = Field(
+        "builtin:digits", description="Data: builtin:digits, a Hub dataset id, a local folder or a parquet file."
+    )
+    split: str = Field("train", description="Split in which duplicates are looked for.")
+    against: str | None = Field(
+        None, description="Another split: pairs between the two are looked for, such as test images in training data."
+    )
+    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
+    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
+    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
+    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
+    precision: float = Field(
+        0.95, description="Share of the pairs found that should be right: the threshold follows from it.", gt=0, lt=1
+    )
+    threshold: float | None = Field(
+        None, description="Least score of a pair, above 0 and at most 1, instead of one that is calibrated.", gt=0, le=1
+    )
+    keep: Keep = Field(
+        "first",
+        description="Which image of a cluster a deduplicated dataset keeps: the first; quality (most pixels, then most "
+        "bytes); consistent (the first with the label of most of the cluster; where there is none such, all leave).",
+    )
+    pictures: int = Field(500, description="Pairs that are shown side by side in sheets/ and images/.", ge=0)
+    search: Literal["auto", "exact", "faiss"] = Field(
+        "auto", description="exact compares every pair of embeddings; faiss an approximate index, from a million on."
+    )
+    workers: int | None = Field(
+        None,
+        description="Processes (or actors of a cluster) that share the work; one for each core if not given.",
+        ge=1,
+    )
+    runner: str = Field("local", description="Where the workers are: local, or ray (a cluster; --out must be shared).")
+    shard: int = Field(5000, description="Images in one piece of work, which is what a kill can lose.", ge=16)
+    seed: int = Field(0, description="Seed of what is sampled for calibration.", ge=0)
+    out: str | None = Field(None, description="Run folder; runs/<time>-detect-<data> if not given.")
+
+
+# Settings that may differ when a run is resumed: they change nothing that is computed.
+ELSEWHERE = ("workers", "runner", "out", "pictures", "keep")

@@ -1,0 +1,281 @@
+"""From a configuration to a record of duplicates: read, embed, calibrate, compare, cluster, show."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustdup.data.columns import Columns
+from robustdup.data.detect.calibrate import Calibration, calibrate
+from robustdup.data.detect.clusters import cluster, conflicting, leaving
+from robustdup.data.detect.dedup import write_deduplicated
+from robustdup.data.detect.exact import Groups, group_identical
+from robustdup.data.detect.options import ELSEWHERE, DetectConfig
+from robustdup.data.detect.pairs import Pairs, joined, learn, turned_round, with_identical
+from robustdup.data.detect.read import options_of
+from robustdup.data.detect.record import DuplicatesRecord, save_duplicates, save_pairs
+from robustdup.data.detect.search import LARGE, build_index, import_faiss
+from robustdup.data.detect.summary import Findings, make_record, pair_columns
+from robustdup.data.detect.work import (
+    FINDER_FILE,
+    INDEX_FILE,
+    Order,
+    Setup,
+    Task,
+    database,
+    load_finder,
+    load_found,
+    save_finder,
+)
+from robustdup.data.publish import check_target
+from robustdup.data.splits import Splits, open_splits, split_columns
+from robustdup.errors import UserError
+from robustdup.records import write_atomic
+from robustdup.records.folder import STATE, locked, start
+from robustdup.runners import Runner, open_runner
+from robustdup.runners.local import usable_cores
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+LEARN_ROWS = 8000  # rows among which those are that a projection is learned from
+SPREAD = 10000  # images from which several processes are worth their start
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def stage(self, name: str) -> None:
+        """Count the time since the last call under a name."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def run_detection(
+    config: DetectConfig, folder: Path, *, resume: bool = False, to: str | None = None, overwrite: bool = False,
+    command: str = "", progress: Progress = lambda stage, done, total: None,
+) -> DuplicatesRecord:  # fmt: skip
+    """Find duplicates as `config` says, and leave a record, all pairs and pictures of some in `folder`.
+
+    With `to`, a deduplicated dataset is written there. With `resume` an unfinished run in `folder` goes on.
+    `progress(stage, done, total)` is told how far it is. Raises UserError for a mistake, RunError where the disk is full.
+    """
+    clock = Clock()
+    if to is not None:
+        _check_written(config, to, overwrite)
+    if config.search == "faiss":
+        import_faiss()
+    source = open_splits(config.data, options_of(config, config.split))
+    names = [config.split] if config.against is None else [config.split, config.against]
+    if len(set(names)) < len(names):
+        raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
+    opened = {
+        name: split_columns(source.get(name), options_of(config, name), f"{config.data} ({name})") for name in names
+    }
+    start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
+    with locked(folder):
+        order = Order(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
+        for name in names:
+            order.store(name).create()
+        clock.stage("open")
+        total = sum(order.rows.values())
+        workers = config.workers or (len(usable_cores()) if config.runner == "local" and total >= SPREAD else None)
+        with open_runner(config.runner, workers, Setup(order), devices=["cpu"], describe=_name) as runner:
+            _do(runner, "read", _tasks(order, "read", {n: order.rows[n] for n in names}), total, progress)
+            clock.stage("read")
+            groups = {name: _groups(order, name) for name in names}
+            calibration = _learn(runner, order, groups, progress, clock)
+            rows = len(_different(order, order.asking))
+            _do(runner, "compare", _tasks(order, "compare", {order.asking: rows}), rows, progress)
+        clock.stage("compare")
+        pairs = _collect(order, groups, rows)
+        findings = _findings(order, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
+        clock.stage("cluster")
+        record = make_record(findings, folder, seconds=clock.seconds, command=command)
+        save_pairs(pair_columns(findings), folder)
+        clock.stage("show")
+        if to is not None:
+            record = record.model_copy(update={"deduplicated": to})
+            write_deduplicated(
+                source, config, record, findings.leaving, Path(to).expanduser(),
+                progress=lambda done, total: progress("write", done, total),
+            )  # fmt: skip
+            clock.stage("write")
+        record = record.model_copy(update={"seconds": clock.seconds})
+        save_duplicates(record, folder)
+        return record
+
+
+def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:
+    if to.startswith("hub:"):
+        raise UserError(f"A deduplicated dataset is written to a folder, not to {to!r}. Push the folder from there.")
+    check_target(to, overwrite=overwrite)
+    target, source = Path(to).expanduser().resolve(), Path(config.data).expanduser().resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise UserError(
+            f"The deduplicated dataset must not lie in or around its source {config.data!r}. Choose another."
+        )
+
+
+def _name(task: Task) -> str:
+    return f"rows {task.start} to {task.stop - 1} of {task.split} ({task.work})"
+
+
+def _tasks(order: Order, work: Any, rows: dict[str, int]) -> list[Task]:
+    size = order.config.shard
+    return [
+        Task(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
+    ]  # fmt: skip
+
+
+def _do(runner: Runner[Task, int], stage: str, tasks: Iterable[Task], total: int, progress: Progress) -> None:
+    done = 0
+    progress(stage, 0, total)
+    for rows in runner.map(tasks):
+        done += rows
+        progress(stage, done, total)
+
+
+def _groups(order: Order, split: str) -> Groups:
+    """Group the identical rows of a split, keep which are different, and raise UserError where none can be read."""
+    store = order.store(split)
+    readable = np.flatnonzero(store.read("facts")[:, 3] == 1)
+    if not len(readable):
+        raise UserError(f"None of the {store.n} images of {order.config.data} ({split}) can be read.")
+    groups = group_identical(np.array(store.read("hashes")[readable]))
+    np.save(store.folder / "readable.npy", readable)
+    np.save(store.folder / "different.npy", readable[groups.first])
+    return groups
+
+
+def _different(order: Order, split: str) -> Any:
+    return np.load(order.state / split / "different.npy")
+
+
+def _learn(
+    runner: Runner[Task, int], order: Order, groups: dict[str, Groups], progress: Progress, clock: Clock
+) -> Calibration:
+    """Learn how candidates are found, embed all rows, and calibrate; what a killed run had learned is used again."""
+    config, state = order.config, order.state
+    if not (state / FINDER_FILE).is_file():
+        rng = np.random.default_rng(config.seed)
+        sample = []
+        for name in groups:
+            rows = _different(order, name)
+            rows = np.sort(rng.permutation(rows)[: LEARN_ROWS // len(groups)])
+            sample.append(np.array(order.store(name).read("pictures")[rows]))
+        save_finder(learn(torch.from_numpy(np.concatenate(sample)), config.seed), state)
+    clock.stage("learn")
+    _do(
+        runner,
+        "embed",
+        _tasks(order, "embed", {order.other: order.rows[order.other]}),
+        order.rows[order.other],
+        progress,
+    )
+    clock.stage("embed")
+    finder = load_finder(state)
+    mine, theirs = _different(order, order.asking), _different(order, order.asked)
+    embedded = database(order, theirs)
+    if config.search == "faiss" or (config.search == "auto" and len(theirs) >= LARGE):
+        if not (state / INDEX_FILE).is_file():
+            build_index(embedded.numpy(), state / INDEX_FILE)
+        clock.stage("index")
+    progress("calibrate", 0, 1)
+    found = calibrate(
+        order.store(order.asking).read("pictures"), mine, embedded, _Rows(order.store(order.asked).read("pictures"), theirs),
+        finder, within=config.against is None, target=config.precision, threshold=config.threshold, seed=config.seed,
+    )  # fmt: skip
+    score = {"weights": found.score.weights, "bias": found.score.bias, "threshold": found.threshold}
+    write_atomic(state / "score.json", json.dumps(score).encode())
+    progress("calibrate", 1, 1)
+    clock.stage("calibrate")
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of an array on disk, by place."""
+
+    array: Any
+    rows: Any
+
+    def __getitem__(self, places: Any) -> Any:
+        return self.array[self.rows[places]]
+
+
+def _collect(order: Order, groups: dict[str, Groups], rows: int) -> Pairs:
+    """Return all pairs of rows: what the pieces of work found, each pair once, and the identical images."""
+    config = order.config
+    parts = [
+        load_found(order.state / order.asking / "done" / f"pairs-{task.start}.safetensors")
+        for task in _tasks(order, "compare", {order.asking: rows})
+    ]
+    mine, theirs = _different(order, config.split), _different(order, order.other)
+    within = config.against is None
+    found = joined(parts)
+    if order.asking != config.split:
+        found = turned_round(found)
+    # Places among the different rows, as identical ones are known by their groups.
+    a = torch.from_numpy(np.searchsorted(mine, found.a.numpy()))
+    b = torch.from_numpy(np.searchsorted(theirs, found.b.numpy()))
+    found = replace(found, a=a, b=b)
+    if within:
+        later = a > b
+        found = joined([found[~later], turned_round(found[later])])
+    found = found[found.score.argsort(descending=True, stable=True)]
+    _, first = np.unique((found.a * (len(theirs) + 1) + found.b).numpy(), return_index=True)
+    found = found[torch.from_numpy(np.sort(first))]
+    readable = [np.load(order.state / name / "readable.npy") for name in (config.split, order.other)]
+    hashes = [
+        np.array(order.store(name).read("hashes")[_different(order, name)]) for name in (config.split, order.other)
+    ]
+    both = groups[config.split], groups[order.other]
+    pairs = with_identical(found, hashes[0], None if within else hashes[1], both)
+    return Pairs(
+        torch.from_numpy(readable[0][pairs.a.numpy()]), torch.from_numpy(readable[1][pairs.b.numpy()]), pairs.score,
+        pairs.mirrored, pairs.warp,
+    )  # fmt: skip
+
+
+def _findings(
+    order: Order, pairs: Pairs, calibration: Calibration, columns: dict[str, Columns], source: Splits
+) -> Findings:
+    """Return the clusters, conflicts and rows to leave out beside the pairs."""
+    config = order.config
+    n = order.rows[config.split]
+    a, b = pairs.a.numpy(), pairs.b.numpy()
+    labels = {name: labels_of(source.splits[name], found.label) for name, found in columns.items()}
+    facts = order.store(config.split).read("facts")
+    if config.against is None:
+        clusters, all_labels = cluster(n, a, b), labels[config.split]
+        out = leaving(clusters, all_labels, facts[:, 0] * facts[:, 1], facts[:, 2], config.keep)
+    else:
+        all_labels = np.concatenate([labels[config.split], labels[config.against]])
+        clusters = cluster(len(all_labels), a, b + n)
+        out = np.unique(a)
+    broken = {
+        name: [row for task in _tasks(order, "read", {name: order.rows[name]})
+               for row in order.store(name).finished("read", task.start) or ()]
+        for name in columns
+    }  # fmt: skip
+    return Findings(
+        order, pairs, calibration, columns, source, labels, clusters, conflicting(clusters, all_labels), out, broken
+    )
+
+
+def labels_of(dataset: Any, column: str) -> Any:
+    """Return the labels of a split, int64 (n,), -1 where there is none."""
+    values = dataset.select_columns([column]).with_format("arrow")[:][column]
+    return np.array(values.fill_null(-1).to_numpy(), dtype=np.int64)
