@@ -10,6 +10,7 @@ import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,19 @@ def pages(run, tmp_path):
     return write_report([a.folder, b.folder, c.folder], tmp_path / "pages")
 
 
+@pytest.fixture
+def kinds(tmp_path):
+    """A page of each other kind of run."""
+    spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("test_kinds.py"))
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    found = {}
+    for name in ("training", "study", "duplicates"):
+        getattr(made, name)(tmp_path / name, HOSTILE)
+        found[name] = write_report([tmp_path / name], tmp_path / f"pages-{name}")
+    return found
+
+
 def table_column(page, table, column):
     return page.eval_on_selector_all(
         f"#{table} tbody tr:not([hidden])", f"rows => rows.map(r => r.cells[{column}].textContent.trim())"
@@ -139,6 +153,28 @@ def test_the_gallery_filters_and_turns_its_pages(visit, run, tmp_path):
 def test_no_page_is_wider_than_a_phone(visit, pages, name, scheme):
     page = visit(pages.parent / name, width=375, height=700, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["training", "study", "duplicates"])
+def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
+    page = visit(kinds[name], width=375, height=700, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    assert page.evaluate(CONTRAST) == []
+    assert page.locator("img").count() == 0
+
+
+def test_a_point_of_a_study_leads_to_its_cell(visit, kinds):
+    page = visit(kinds["study"])
+    page.locator("#dose-0 .plot a").first.click()
+    assert page.url.endswith("#cell-0")
+    assert page.locator("tr:target").get_attribute("id") == "cell-0"
+
+
+def test_pairs_can_be_searched(visit, kinds):
+    page = visit(kinds["duplicates"])
+    page.fill("input[data-filters=pair-cards]", "conflict across")
+    assert page.locator("#pair-cards .card:visible").count() == 1
 
 
 def test_hostile_text_does_nothing(visit, pages):
