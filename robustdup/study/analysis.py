@@ -6,6 +6,7 @@ not a slope). `sentences` says the results in words.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +80,10 @@ def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
     varying = _varying(rows, config.dose)
     found = Analysis(means=_means(table, config), readings=_readings(rows, config))
     plain = [one for stratum in table.strata() for one in _effects(table, stratum, config)]
-    contrasts = [one for name in config.contrasts for one in _contrasts(table, name, config)]
-    _mark_primary(plain + contrasts, config, found)
+    bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
+    factors = config.contrasts or (varying if bare else [])
+    contrasts = [one for name in factors for one in _contrasts(table, name, config, bare=bare)]
+    _mark_primary(plain + contrasts, config, found, bare=bare)
     for draft in plain + contrasts:
         draft.word(config, varying)
     found.comparisons = [draft.comparison for draft in plain + contrasts]
@@ -121,9 +124,10 @@ def _effects(table: Table, stratum: Stratum, config: AnalysisConfig) -> list[Dra
     return drafts
 
 
-def _contrasts(table: Table, name: str, config: AnalysisConfig) -> list[Draft]:
-    """Compare the effect of each dose between each level of a factor and its first level, in the study's metrics."""
+def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -> list[Draft]:
+    """Compare each level of a factor with its first level in the study's metrics: the effect of each dose, or plain values."""
     levels = list(dict.fromkeys(dict(stratum)[name] for stratum in table.strata()))
+    take = table.values if bare else functools.partial(_difference, table)
     drafts = []
     for stratum in table.strata():
         level = dict(stratum)[name]
@@ -131,9 +135,9 @@ def _contrasts(table: Table, name: str, config: AnalysisConfig) -> list[Draft]:
         if level == levels[0] or other not in table.seeds:
             continue
         for dose in table.doses(stratum):
-            for measured in config.metrics if dose != 0 else []:
+            for measured in config.metrics if bare or dose != 0 else []:
                 draft = _compare(
-                    measured, _difference(table, other, dose, measured), _difference(table, stratum, dose, measured),
+                    measured, take(other, dose, measured), take(stratum, dose, measured),
                     table.seeds[stratum] | table.seeds[other], config, kind="contrast",
                     factors={key: value for key, value in stratum if key != name}, dose=dose, contrast=name,
                     level=str(level), against=str(levels[0]),
@@ -173,14 +177,14 @@ def _compare(
     return Draft(comparison, differences, tested=name in config.metrics)
 
 
-def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, found: Analysis) -> None:
+def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, found: Analysis, *, bare: bool) -> None:
     """Mark the primary comparisons and correct their p values together: differences and equivalences each by Holm."""
     for draft in drafts:
         one = draft.comparison
         draft.comparison.primary = (
             any(_matches(one, wanted, config.dose) for wanted in config.primary)
             if config.primary
-            else one.kind == "dose" and one.metric in config.metrics
+            else one.kind == ("contrast" if bare else "dose") and one.metric in config.metrics
         )
     for wanted in config.primary:
         if not any(_matches(draft.comparison, wanted, config.dose) for draft in drafts):

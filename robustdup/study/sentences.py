@@ -30,15 +30,15 @@ def verdict(one: Comparison, alpha: float) -> tuple[Verdict, bool]:
 
 
 def where(one: Comparison, varying: Sequence[str]) -> str:
-    """Return "at dose 0.5 (pgd_at, uniform)": the dose and the levels of the factors that vary."""
+    """Return " at dose 0.5 (pgd_at, uniform)": the dose, if any, and the levels of the factors that vary."""
     levels = [str(one.factors[name]) for name in varying if name in one.factors]
-    return f"at dose {one.dose:g}" + (f" ({', '.join(levels)})" if levels else "")
+    return (f" at dose {one.dose:g}" if one.dose else "") + (f" ({', '.join(levels)})" if levels else "")
 
 
 def sentence(one: Comparison, varying: Sequence[str]) -> str:
     """Say a comparison in one sentence, with its interval, its seeds and what it does not show."""
     body = _contrast(one) if one.kind == "contrast" else _dose(one)
-    text = f"{body} {where(one, varying)}, {_seeds(one)}"
+    text = f"{body}{where(one, varying)}, {_seeds(one)}"
     notes = [_p(one)] if one.verdict in ("lower", "higher", "undecided", "equivalent") else []
     if one.also_equivalent and one.margin is not None:
         notes.append(f"yet within ±{_margin(one)}")
@@ -66,7 +66,8 @@ def _dose(one: Comparison) -> str:
 
 
 def _contrast(one: Comparison) -> str:
-    effect = f"the effect on {metric(one.metric).text} under {one.level}"
+    name = metric(one.metric).text
+    effect = f"the effect on {name} under {one.level}" if one.dose else f"{name} under {one.level}"
     against = f"than under {one.against}"
     if one.verdict == "one seed":
         return f"{effect} was {_signed(one)} {against}, one seed and so no interval,"

@@ -196,3 +196,18 @@ def test_every_dose_is_told_in_all_readings():
     replaced = reading(0.25, "replace")
     assert (replaced.entries_per_original, replaced.unique_percent_of_originals) == (1.0, 75.0)
     assert reading(0).text == "no copies"
+
+
+def test_without_doses_the_levels_themselves_are_compared():
+    rows = [row for row in table(lambda o, d: -0.05 * (o == "pgd_at"), noise=0.001) if row.factors["dose"] == 0]
+    found = analyse(rows, config())
+    [one] = found.comparisons
+    assert (one.kind, one.level, one.against, one.primary, one.verdict) == (
+        "contrast",
+        "pgd_at",
+        "standard",
+        True,
+        "lower",
+    )
+    assert one.sentence.startswith("Robust accuracy under pgd_at is 5.01 points [4.96, 5.06] ")
+    assert "lower than under standard, 6 paired seeds (p < 0.001, Holm)." in one.sentence
