@@ -6,26 +6,20 @@ from pathlib import Path
 
 import typer
 
-from robustdup.errors import UserError
-
 
 def plot(
     runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders, or record files."),  # noqa: B008
     to: str = typer.Option(..., "--to", help="The file: figure.pdf, figure.svg or figure.png."),
     kind: str | None = typer.Option(
-        None, "--kind", help="curve, accuracy, cascade, classes, leaderboard or examples; what fits if not given."
+        None,
+        "--kind",
+        help="curve, accuracy, cascade, classes, leaderboard, examples, training or dose; what fits if not given.",
     ),
     width: str = typer.Option("one", "--width", help="one or two columns: 3.25 or 6.75 inches."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
 ) -> None:
     """Draw a figure for a paper: sized for a column, colour-blind safe, the same bytes from the same record."""
-    from robustdup.report.html.sources import EvaluationRun, read_run
+    from robustdup.report.html.sources import read_run
     from robustdup.report.plots import plot as draw
 
-    found = []
-    for place in runs:
-        run = read_run(place)
-        if not isinstance(run, EvaluationRun):
-            raise UserError(f"{place!r} holds no finished evaluation to draw.")
-        found.append(run)
-    print(draw(found, Path(to), kind=kind, width=width, overwrite=overwrite))  # type: ignore[arg-type]
+    print(draw([read_run(place) for place in runs], Path(to), kind=kind, width=width, overwrite=overwrite))  # type: ignore[arg-type]

@@ -19,7 +19,9 @@ from robustdup.records import write_atomic
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.gallery import CLEAN, find_pictures
 from robustdup.report.html.points import read_points
-from robustdup.report.html.sources import EvaluationRun
+from robustdup.report.html.sources import EvaluationRun, Run, StudyRun, TrainingRun
+from robustdup.report.html.study import dose_name, is_share, metrics_of, place_of, told, words
+from robustdup.report.study import varying
 from robustdup.report.terminal import label
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 Width = Literal["one", "two"]
 WIDTHS: dict[str, float] = {"one": 3.25, "two": 6.75}  # inches, as the columns of most conferences
 FORMATS = ("pdf", "svg", "png")
+PANELS = 3  # metrics of a study in one figure
 EXAMPLES = {"one": 4, "two": 9}
 
 # Okabe and Ito's colours, https://jfly.uni-koeln.de/color/, without yellow, which is too light for lines.
@@ -50,13 +53,14 @@ class Kind:
     """A kind of figure: what it shows, how it is drawn on axes, and how high it is in inches."""
 
     about: str
-    draw: Callable[[Axes, Sequence[EvaluationRun], Width], None]
-    height: Callable[[Sequence[EvaluationRun], Width], float]
+    draw: Callable[[Axes, Sequence[Any], Width], None]
+    height: Callable[[Sequence[Any], Width], float]
     one_run: bool = False
+    of: type = EvaluationRun
 
 
 def plot(
-    runs: Sequence[EvaluationRun],
+    runs: Sequence[Run],
     to: Path,
     *,
     kind: str | None = None,
@@ -65,8 +69,9 @@ def plot(
 ) -> Path:
     """Draw runs into a file whose ending names the format (pdf, svg, png), and return its path.
 
-    `kind` is one of KINDS; without one: `curve` where a run has several eps, otherwise `accuracy` for several runs and
-    `cascade` for one. Raises UserError for an unknown kind or format, and for runs that hold nothing to draw.
+    `kind` is one of KINDS; without one: `training` or `dose` for such runs, `curve` where an evaluation has several eps,
+    otherwise `accuracy` for several evaluations and `cascade` for one. Raises UserError for an unknown kind or format, and
+    for runs that hold nothing to draw.
     """
     ending = to.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
@@ -76,6 +81,12 @@ def plot(
     chosen = kind or _usual(runs)
     if chosen not in KINDS:
         raise unknown("kind of figure", chosen, KINDS)
+    unfit = next((run for run in runs if not isinstance(run, KINDS[chosen].of)), None)
+    if unfit is not None:
+        fits = ", ".join(name for name, found in KINDS.items() if isinstance(unfit, found.of)) or "none"
+        raise UserError(
+            f"A figure of kind {chosen!r} cannot be drawn of {str(unfit.folder)!r}. Kinds that can: {fits}."
+        )
     if KINDS[chosen].one_run and len(runs) != 1:
         raise UserError(f"A figure of kind {chosen!r} is about one run; {len(runs)} were given.")
     if to.exists() and not overwrite:
@@ -84,13 +95,16 @@ def plot(
     return to
 
 
-def _usual(runs: Sequence[EvaluationRun]) -> str:
-    if any(run.record.curve for run in runs):
+def _usual(runs: Sequence[Run]) -> str:
+    for kind, name in ((TrainingRun, "training"), (StudyRun, "dose")):
+        if runs and isinstance(runs[0], kind):
+            return name
+    if any(isinstance(run, EvaluationRun) and run.record.curve for run in runs):
         return "curve"
     return "accuracy" if len(runs) > 1 else "cascade"
 
 
-def draw(runs: Sequence[EvaluationRun], kind: str, width: Width, ending: str) -> bytes:
+def draw(runs: Sequence[Run], kind: str, width: Width, ending: str) -> bytes:
     """Return a figure as the content of a file."""
     import matplotlib
 
@@ -265,6 +279,67 @@ def _examples(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
                 cell.set_xlabel(text, fontsize=6, labelpad=2) if below else cell.set_title(text, fontsize=6, pad=2)
 
 
+def _training(axes: Axes, runs: Sequence[TrainingRun], width: Width) -> None:
+    """Validation accuracy over epochs: robust with a line, clean dashed."""
+    drawn = [run for run in runs if run.record.validation]
+    if not drawn:
+        raise UserError("No run holds validation accuracies.")
+    for number, run in enumerate(drawn):
+        points, colour = run.record.validation, COLOURS[number % len(COLOURS)]
+        epochs = [point.epoch for point in points]
+        name = run.record.run_id if len(drawn) > 1 else "robust"
+        axes.plot(epochs, [p.robust_accuracy for p in points], color=colour, label=_shortened(name, 24))
+        clean = "clean" if number == len(drawn) - 1 else None
+        axes.plot(epochs, [p.clean_accuracy for p in points], color=colour, ls="--", lw=0.9, label=clean)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("validation accuracy")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y")
+    _percent_axis(axes.yaxis)
+    axes.legend()
+
+
+def _panels(runs: Sequence[StudyRun]) -> list[str]:
+    return metrics_of(runs[0].record)[:PANELS]
+
+
+def _dose(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
+    """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors."""
+    record, metrics = runs[0].record, _panels(runs)
+    if not metrics:
+        raise UserError("The study holds no means yet: no cell is complete.")
+    names = varying(record)
+    places = list(dict.fromkeys(place_of(mean.factors, names) for mean in record.means))
+    axes.set_axis_off()
+    figure = axes.get_figure()
+    assert figure is not None
+    shape = (1, len(metrics)) if width == "two" else (len(metrics), 1)
+    grid = axes.get_subplotspec().subgridspec(*shape)  # type: ignore[union-attr]
+    for number, metric in enumerate(metrics):
+        panel = figure.add_subplot(grid[number])
+        for at, place in enumerate(places):
+            means = sorted(
+                (m for m in record.means if m.metric == metric and place_of(m.factors, names) == place),
+                key=lambda m: m.dose,
+            )
+            ends = [(m.low if m.low is not None else m.mean, m.high if m.high is not None else m.mean) for m in means]
+            panel.errorbar(
+                [m.dose for m in means], [m.mean for m in means],
+                yerr=[[m.mean - low for m, (low, _) in zip(means, ends, strict=True)],
+                      [high - m.mean for m, (_, high) in zip(means, ends, strict=True)]],
+                color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], capsize=2, elinewidth=0.8,
+                label=_shortened(told(place), 32) if number == 0 else None,
+            )  # fmt: skip
+        panel.set_xlabel(words(dose_name(record)))
+        panel.set_ylabel(words(metric))
+        panel.grid(axis="y")
+        if is_share(metric):
+            _percent_axis(panel.yaxis)
+        if number == 0 and len(places) > 1:
+            panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2 if width == "two" else 1, borderaxespad=0.2)
+
+
 def _shortened(text: str, length: int) -> str:
     """Return text on one line of at most `length` letters, cut in the middle: names often differ at their ends."""
     one_line = " ".join(text.split())
@@ -287,6 +362,12 @@ def _fixed(inches: float) -> Callable[[Sequence[EvaluationRun], Width], float]:
     return lambda runs, width: inches
 
 
+def _panel_height(runs: Sequence[StudyRun], width: Width) -> float:
+    lines = len({place_of(mean.factors, varying(runs[0].record)) for mean in runs[0].record.means})
+    legend = 0.16 * (lines if width == "one" else -(-lines // 2))
+    return legend + (2.4 if width == "two" else 1.9 * max(1, len(_panels(runs))))
+
+
 def _tiles(runs: Sequence[EvaluationRun], width: Width) -> float:
     """As high as the rows of pictures: three where the run kept its clean images."""
     lines = 3 if (runs[0].folder / CLEAN).is_file() else 1
@@ -299,5 +380,7 @@ KINDS: dict[str, Kind] = {
     "cascade": Kind("which attack broke how many points", _cascade, _by_rows(lambda r: len(r.record.attacks)), True),
     "classes": Kind("clean and robust accuracy by class", _classes, _by_rows(lambda r: len(r.record.per_class)), True),
     "leaderboard": Kind("the run among RobustBench's published models", _leaderboard, _fixed(2.6), True),
+    "training": Kind("validation accuracy over epochs", _training, _fixed(2.2), of=TrainingRun),
+    "dose": Kind("a study's means over doses, with 95% intervals", _dose, _panel_height, True, StudyRun),
     "examples": Kind("clean images, adversarial examples and their differences", _examples, _tiles, True),
 }

@@ -1,7 +1,9 @@
 """Figures: sizes, formats, the same bytes again, the record's numbers in them, refusals."""
 
+import importlib.util
 import io
 import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -92,6 +94,27 @@ def test_names_are_text_and_not_mathematics(run, tmp_path):
     made = run("y", model=record.model.model_copy(update={"spec": "$\\frac{1 & <b>"}), curve=CURVE)
     for kind in ("curve", "accuracy"):
         plots.plot([read_run(made.folder)] * 2, tmp_path / f"{kind}.svg", kind=kind)
+
+
+def test_trainings_and_studies_are_drawn(tmp_path):
+    spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("test_kinds.py"))
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    trained, studied = made.training(tmp_path / "t"), made.study(tmp_path / "s", "$x_{")
+    training, study = read_run(tmp_path / "t"), read_run(tmp_path / "s")
+    robust, clean = drawn("training", [training]).get_lines()
+    assert robust.get_ydata().tolist() == [p.robust_accuracy for p in trained.validation]
+    assert clean.get_ydata().tolist() == [p.clean_accuracy for p in trained.validation]
+    figure = Figure()
+    with matplotlib.rc_context(plots.STYLE):
+        plots.KINDS["dose"].draw(figure.add_subplot(), [study], "two")
+    lines = [bar.lines[0].get_xydata().tolist() for bar in figure.axes[1].containers]
+    means = [[m.dose, m.mean] for m in studied.means]
+    assert lines == [means[:2], means[2:]]
+    for run in (training, study):
+        assert plots.plot([run], tmp_path / f"{run.folder.name}.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(UserError, match="Kinds that can: dose"):
+        plots.plot([study], tmp_path / "x.pdf", kind="curve")
 
 
 def test_refusals(run, runs, tmp_path):

@@ -119,7 +119,8 @@ def place_of(factors: Mapping[str, Any], names: Sequence[str]) -> Place:
     return tuple((name, str(factors[name])) for name in names if name in factors)
 
 
-def _told(place: Place) -> str:
+def told(place: Place) -> str:
+    """Return a combination of factors in words."""
     return (
         ", ".join(value if not value.replace(".", "").isdigit() else f"{words(name)} {value}" for name, value in place)
         or "all"
@@ -137,7 +138,7 @@ def _doses(record: StudyRecord) -> list[Section]:
         if len(places) > LINES:
             split = {place: place[:1] for place in places}
             groups = [
-                (_told(level), [p for p in places if split[p] == level]) for level in dict.fromkeys(split.values())
+                (told(level), [p for p in places if split[p] == level]) for level in dict.fromkeys(split.values())
             ]
         charts = tuple(_dose_chart(record, metric, title, found, some, names) for title, some in groups if some)
         if charts:
@@ -170,13 +171,13 @@ def _dose_chart(
         mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
         points = []
         for mean in mine:
-            tip = f"{_told(place)}, {words(dose)} {number(mean.dose)}: {_value(metric, mean.mean)} ({plural(mean.n, 'seed')})"
+            tip = f"{told(place)}, {words(dose)} {number(mean.dose)}: {_value(metric, mean.mean)} ({plural(mean.n, 'seed')})"
             points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high))
             rows.append(
-                (_told(place), number(mean.dose), str(mean.n), _value(metric, mean.mean),
+                (told(place), number(mean.dose), str(mean.n), _value(metric, mean.mean),
                  NONE if mean.low is None else f"{_value(metric, mean.low)} to {_value(metric, mean.high)}")
             )  # fmt: skip
-        series.append(Series(_told(place), points, tone(at), shape(at)))
+        series.append(Series(told(place), points, tone(at), shape(at)))
         if len(numbered) <= SEED_DOTS:
             dots = [
                 Point(
@@ -186,7 +187,7 @@ def _dose_chart(
                 for n, row in numbered
                 if place_of(row.factors, names) == place and _is_number(row.factors[dose])
             ]  # fmt: skip
-            series.append(Series(f"seeds of {_told(place)}", dots, tone(at), "dot", line=False))
+            series.append(Series(f"seeds of {told(place)}", dots, tone(at), "dot", line=False))
     values = [v for s in series for p in s.points for v in (p.y, p.low, p.high) if v is not None]
     text = share_text if is_share(metric) else number
     shown = f"{words(metric)}" + (f", {title}" if title else "")
@@ -273,7 +274,7 @@ def _forest(record: StudyRecord, metric: str, found: Sequence[Comparison]) -> di
     rows = [
         {
             "one": one,
-            "label": _told(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
+            "label": told(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
             "difference": _difference(metric, one.difference),
             "interval": "" if one.low is None else f"{_difference(metric, one.low)} to {_difference(metric, one.high)}",
             "p": NONE if one.p is None else f"{one.p:.2g}",
