@@ -45,7 +45,7 @@ def png(array, mode=None):
 
 
 def write(folder, images, labels, *, image="img", label="label", names=("a", "b", "c"), split="test", **more):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     features = {
         image: datasets.Image(),
         label: datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64"),
@@ -228,3 +228,16 @@ def test_real_cifar10():
     assert data.images.shape == (20, 3, 32, 32)
     assert data.labels.tolist()[:10] == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # the well-known first test labels
     assert data.class_names[3] == "cat"
+
+
+def test_folders_of_one_name_with_configurations_are_told_apart(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: '*.parquet'\n---\n"
+    images = [np.full((4, 4, 3), value, dtype=np.uint8) for value in (10, 200)]
+    for place, image in zip(("a", "b"), images, strict=True):
+        folder = tmp_path / place / "same"
+        write(folder, [png(image)], [0])
+        (folder / "README.md").write_text(card)
+    assert [int(read(tmp_path / place / "same").images.max() * 255 + 0.5) for place in ("a", "b")] == [10, 200]
+    folder = tmp_path / "a" / "same"
+    write(folder, [png(images[1])], [0])  # and what was there before is not what is there now
+    assert int(read(folder).images.max() * 255 + 0.5) == 200
