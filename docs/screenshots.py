@@ -64,7 +64,7 @@ def make_pages(folder: Path) -> None:
 
 
 def shoot(browser: Any, path: Path, name: str, *, width: int, height: int, scheme: str, at: str = "") -> None:
-    """Save a screenshot of a page, from the element `at` on, in few colours so that it stays small."""
+    """Save a screenshot of a page, from the element `at` on."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready]")
@@ -72,7 +72,9 @@ def shoot(browser: Any, path: Path, name: str, *, width: int, height: int, schem
         page.evaluate(f"document.querySelector('{at}').scrollIntoView({{behavior: 'instant'}})")
     page.wait_for_timeout(500)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(160, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+    if scheme == "light":  # few colours do for those, and make the files small
+        picture = picture.quantize(200, dither=Image.Dither.NONE)
+    picture.save(IMAGES / f"{name}.png", optimize=True)
     page.close()
 
 

@@ -145,9 +145,11 @@ def _lead(runs: list[Compared], differences: Sequence[Difference]) -> str:
         return "The threat models differ: compare only runs within the same one."
     best = max(known, key=lambda run: run.run.record.robust_accuracy.value)
     text = f"{best.label} is the most robust of {len(runs)}: {percent(best.run.record.robust_accuracy.value)}."
-    if differences:
-        clear = sum(difference.clear for difference in differences)
-        text += f" {clear} of {plural(len(differences), 'difference')} from {runs[0].label} exclude zero at 95%, each by itself."
+    clear = sum(difference.clear for difference in differences)
+    if len(differences) == 1:
+        text += f" The difference from {runs[0].label} {'excludes' if clear else 'does not exclude'} zero at 95%."
+    elif differences:
+        text += f" {clear} of {len(differences)} differences from {runs[0].label} exclude zero at 95%, each by itself."
     return text
 
 

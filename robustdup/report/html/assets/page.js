@@ -105,7 +105,7 @@
       for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
       let first = true;
       for (const [name, link] of links) { link.classList.toggle("here", first && seen.has(name)); if (seen.has(name)) first = false; }
-    }, { rootMargin: "-60px 0px -40% 0px" });
+    }, { rootMargin: "-140px 0px -40% 0px" });
     for (const section of document.querySelectorAll("main section")) watcher.observe(section);
   }
 
