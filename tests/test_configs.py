@@ -7,15 +7,35 @@ from pathlib import Path
 import pytest
 
 from robustdup.config import EvalConfig, build
+from robustdup.jobs.training import check
+from robustdup.registry import load_plugins
+from robustdup.study.recipe import load_recipe
+from robustdup.training.options import TrainConfig
 
-RECIPES = sorted((Path(__file__).parent.parent / "configs" / "eval").glob("*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_recipe_is_valid(file):
+def recipes(command):
+    found = sorted((CONFIGS / command).glob("*.yaml"))
+    assert found
+    return pytest.mark.parametrize("file", found, ids=lambda file: file.stem)
+
+
+@recipes("eval")
+def test_recipe_of_an_evaluation_is_valid(file):
     assert build(EvalConfig, file).attacks
 
 
-def test_there_are_recipes_and_the_first_writes_the_defaults_out():
-    digits = next(file for file in RECIPES if file.stem == "digits")
-    assert build(EvalConfig, digits) == build(EvalConfig)
+@recipes("train")
+def test_recipe_of_a_training_is_valid(file):
+    config = build(TrainConfig, file)
+    assert check(config, load_plugins()).objective.name == config.objective.split("(")[0]
+
+
+@recipes("study")
+def test_recipe_of_a_study_is_valid(file):
+    assert load_recipe(file, []).seed_list
+
+
+def test_the_first_recipe_writes_the_defaults_out():
+    assert build(EvalConfig, CONFIGS / "eval" / "digits.yaml") == build(EvalConfig)
