@@ -1,16 +1,18 @@
 """What a study says of the claims in the abstract of arXiv 2504.00638, and its published figures set beside.
 
-A claim is judged by the comparisons of the study that speak of it, each after correction where it is primary. Nothing here
-knows which answer is wished for.
+A claim is judged by the comparisons of the study that speak of it, corrected together. Nothing here knows which answer is
+wished for.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from robustdup.records import Claim, Comparison, DoseMean, PublishedFigure, StudyRecord
 from robustdup.study.published import FIGURES
+from robustdup.study.statistics import holm
 
 CLEAN = ("clean_accuracy", "test_clean_acc")
 ROBUST = ("robust_accuracy", "test_adv_acc")
@@ -43,7 +45,12 @@ def _is(mean: DoseMean, arm: str, percent: float, names: Sequence[str]) -> bool:
 
 
 def judge_claims(record: StudyRecord) -> list[Claim]:
-    """Return a verdict for each of the five claims, with the sentences that it rests on."""
+    """Return a verdict for each of the five claims, with the sentences that it rests on.
+
+    Differences are corrected by Holm within each claim. Equivalence has to be shown in all its comparisons at once, which
+    needs no correction.
+    """
+    alpha = float(record.recipe.get("analysis", {}).get("alpha", 0.05))
     doses = [one for one in record.comparisons if one.kind == "dose" and one.metric in CLEAN]
     adversarial = [
         one
@@ -58,12 +65,31 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
     steps = [one for one in doses if "step" in str(one.factors.get("budget", ""))]
     even = [one for one in doses if str(one.factors.get("scheme", "uniform")) in EVEN]
     return [
-        _harm("Duplicates make training less efficient (clean accuracy at equal optimizer steps)", steps),
-        _harm("Duplicates may lower accuracy", doses),
-        _harm("The harm shows most when duplication is non-uniform over classes", skew),
-        _harm("Any duplication harms adversarially trained models", adversarial),
-        _no_gain("Even uniform duplication brings no significant gain in accuracy", even),
+        _harm(
+            "Duplicates make training less efficient (clean accuracy at equal optimizer steps)", judged(steps, alpha)
+        ),
+        _harm("Duplicates may lower accuracy", judged(doses, alpha)),
+        _harm("The harm shows most when duplication is non-uniform over classes", judged(skew, alpha)),
+        _harm("Any duplication harms adversarially trained models", judged(adversarial, alpha)),
+        _no_gain("Even uniform duplication brings no significant gain in accuracy", judged(even, alpha)),
     ]
+
+
+def judged(found: Sequence[Comparison], alpha: float) -> list[tuple[str, Comparison]]:
+    """Return each comparison with its verdict within a claim; a difference that is shown to be negligible is "equivalent"."""
+    varied = [one for one in found if one.p is not None]
+    corrected = dict(zip(map(id, varied), holm([one.p for one in varied if one.p is not None]), strict=True))
+    verdicts: list[tuple[str, Comparison]] = []
+    for one in found:
+        if one.p is None:
+            verdicts.append((one.verdict, one))
+        elif one.tost_p is not None and one.tost_p < alpha:
+            verdicts.append(("equivalent", one))
+        elif corrected[id(one)] < alpha:
+            verdicts.append(("lower" if one.difference < 0 else "higher", one))
+        else:
+            verdicts.append(("undecided", one))
+    return verdicts
 
 
 def _is_adversarial(one: Comparison) -> bool:
@@ -73,47 +99,35 @@ def _is_adversarial(one: Comparison) -> bool:
     return "objective" in one.factors and not str(one.factors["objective"]).startswith("standard")
 
 
-def _harm(claim: str, found: Sequence[Comparison]) -> Claim:
+def _harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     """Judge a claim of harm: confirmed by a drop without a rise, refuted by a rise without a drop."""
-    lower, higher, equal = (_with(found, verdict) for verdict in ("lower", "higher", "equivalent"))
-    if lower and not higher:
-        verdict: Judged = "confirmed"
-    elif higher and not lower:
-        verdict = "refuted"
-    elif found and len(equal) == len(found):
-        verdict = "equivalent"
-    else:
-        verdict = "undecided" if found else "not tested"
-    return _claim(claim, verdict, found)
+    count = Counter(verdict for verdict, _ in found)
+    if count["lower"] and not count["higher"]:
+        return _claim(claim, "confirmed", found)
+    if count["higher"] and not count["lower"]:
+        return _claim(claim, "refuted", found)
+    if found and count["equivalent"] == len(found):
+        return _claim(claim, "equivalent", found)
+    return _claim(claim, "undecided" if found else "not tested", found)
 
 
-def _no_gain(claim: str, found: Sequence[Comparison]) -> Claim:
+def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     """Judge a claim of no gain: refuted by any rise, confirmed where every dose is lower or shown to be equivalent."""
-    settled = [one for one in found if one.verdict in ("lower", "equivalent")]
-    if _with(found, "higher"):
-        verdict: Judged = "refuted"
-    elif found and len(settled) == len(found):
-        verdict = "confirmed"
-    else:
-        verdict = "undecided" if found else "not tested"
-    return _claim(claim, verdict, found)
+    count = Counter(verdict for verdict, _ in found)
+    if count["higher"]:
+        return _claim(claim, "refuted", found)
+    if found and count["lower"] + count["equivalent"] == len(found):
+        return _claim(claim, "confirmed", found)
+    return _claim(claim, "undecided" if found else "not tested", found)
 
 
-def _with(found: Sequence[Comparison], verdict: str) -> list[Comparison]:
-    return [one for one in found if one.verdict == verdict]
-
-
-def _claim(claim: str, verdict: Judged, found: Sequence[Comparison]) -> Claim:
-    tally = ", ".join(
-        f"{len(_with(found, name))} {name}"
-        for name in ("lower", "higher", "equivalent", "undecided", "no variation", "one seed")
-        if _with(found, name)
-    )
+def _claim(claim: str, verdict: Judged, found: Sequence[tuple[str, Comparison]]) -> Claim:
+    count = Counter(kind for kind, _ in found)
+    tally = ", ".join(f"{number} {kind}" for kind, number in count.items())
     text = f"{claim}: {verdict}"
     text += f" ({tally} of {len(found)} comparisons)" if found else " (no cells of this recipe speak of it)"
-    open_ = [one for one in found if one.verdict == "undecided"]
-    needed = [one.seeds_needed for one in open_ if one.seeds_needed is not None]
+    needed = [one.seeds_needed for kind, one in found if kind == "undecided" and one.seeds_needed is not None]
     if verdict == "undecided" and needed:
         text += f"; the comparisons that are open need about {min(needed)} to {max(needed)} seeds"
-    telling = [one for one in found if one.verdict in ("lower", "higher")] or list(found)
+    telling = [one for kind, one in found if kind in ("lower", "higher")] or [one for _, one in found]
     return Claim(claim=claim, verdict=verdict, sentence=text + ".", evidence=[one.sentence for one in telling[:6]])
