@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from robustdup.cli.data_detect import detect_command
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
 from robustdup.config import build
@@ -224,6 +225,7 @@ def _notes(notes: tuple[str, ...], out: Console) -> None:
 
 app.command("duplicate")(with_flags(DuplicateConfig, _duplicate))
 app.command("describe")(_describe)
+app.command("detect")(detect_command)
 
 
 @app.callback()

@@ -180,8 +180,8 @@ def _learn(
     _do(
         runner,
         "embed",
-        _tasks(order, "embed", {order.other: order.rows[order.other]}),
-        order.rows[order.other],
+        _tasks(order, "embed", {order.asked: order.rows[order.asked]}),
+        order.rows[order.asked],
         progress,
     )
     clock.stage("embed")
