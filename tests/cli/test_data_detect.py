@@ -1,0 +1,50 @@
+"""`robustdup data detect`: flags, the table, JSON, and mistakes as one message."""
+
+from __future__ import annotations
+
+import json
+
+from robustdup.cli.main import main
+
+
+def test_digits_within_the_training_split(tmp_path, capsys):
+    assert main(["data", "detect", "builtin:digits", "--out", str(tmp_path / "run"), "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "builtin:digits (train): 1,297 images" in out
+    assert "near-duplicate pairs" in out
+    assert (tmp_path / "run" / "record.json").is_file()
+
+
+def test_json_is_the_record_and_nothing_else(tmp_path, capsys):
+    words = [
+        "data",
+        "detect",
+        "builtin:digits",
+        "split=test",
+        "--out",
+        str(tmp_path / "run"),
+        "--workers",
+        "1",
+        "--json",
+    ]
+    assert main([*words, "--pictures", "0"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["schema_name"] == "robustdup.duplicates"
+    assert (record["n"], record["split"], record["config"]["pictures"]) == (500, "test", 0)
+    assert record["pairs"] == []
+
+
+def test_mistakes_are_one_message(tmp_path, capsys):
+    assert main(["data", "detect", "builtin:digits", "--keep", "best", "--out", str(tmp_path / "run")]) == 2
+    assert "'keep'" in capsys.readouterr().err
+    assert main(["data", "detect", "builtin:digits", "treshold=0.5"]) == 2
+    assert "Did you mean 'threshold'?" in capsys.readouterr().err
+    assert main(["data", "detect", "no/such/folder", "--out", str(tmp_path / "run")]) == 2
+    assert "There is no folder 'no/such/folder'" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_not_started_again(tmp_path, capsys):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "state" / "config.json").write_text("{}")
+    assert main(["data", "detect", "builtin:digits", "--out", str(tmp_path / "run")]) == 2
+    assert "Go on with it by --resume" in capsys.readouterr().err
