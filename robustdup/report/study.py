@@ -70,7 +70,7 @@ def show_study(record: StudyRecord, folder: Path) -> None:
     console = Console()
     console.print(f"[bold]{escape(record.name)}[/]: {escape(summary(record))}", highlight=False, soft_wrap=True)
     console.print(dose_table(record))
-    for title, lines in sections(record):
+    for title, lines in sections(record, brief=True):
         console.print(f"[bold]{title}")
         for line in lines:
             console.print(f"  • {escape(line)}", highlight=False, soft_wrap=True)
@@ -87,9 +87,16 @@ def summary(record: StudyRecord) -> str:
     return f"{text}, {duration(record.seconds)} of computing"
 
 
-def sections(record: StudyRecord) -> list[tuple[str, list[str]]]:
-    """Return the parts of a report that are sentences: (title, lines), empty ones left out."""
-    contrasts = [one.sentence for one in record.comparisons if one.kind == "contrast" and not one.primary]
+def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, list[str]]]:
+    """Return the parts of a report that are sentences: (title, lines), empty ones left out.
+
+    A brief one counts the undecided comparisons between levels instead of telling them.
+    """
+    others = [one for one in record.comparisons if one.kind == "contrast" and not one.primary]
+    told = [one for one in others if not brief or one.verdict in ("lower", "higher", "equivalent")]
+    contrasts = [one.sentence for one in told]
+    if len(told) < len(others):
+        contrasts.append(f"{len(others) - len(told)} more are undecided: see the report.")
     anova = [
         f"{term.metric}: {term.term}, F({term.df:g}, {term.df_error:g}) = {term.f:.2f}, p = {term.p:.2g} "
         f"(lower bound {term.p_lower_bound:.2g})"
@@ -197,7 +204,8 @@ def dose_table(record: StudyRecord) -> Table:
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     text = len(varying(record))
     for number, title in enumerate(header):
-        made.add_column(title.replace("_", " "), justify="left" if number < text else "right")
+        short = title.replace("_accuracy", "").replace("_", " ").replace("difference", "change")
+        made.add_column(short, justify="left" if number < text else "right", no_wrap=number < text)
     for row, verdict in zip(rows, verdicts, strict=True):
         made.add_row(*map(escape, row), style=VERDICT_STYLE.get(verdict, ""))
     return made
