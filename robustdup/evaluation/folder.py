@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -19,6 +20,7 @@ __all__ = ["CONFIG_FILE", "STATE", "locked"]
 
 ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do not change what is computed
 WORST_FILE = "images/adversarial.safetensors"
+CLEAN_FILE = "images/clean.safetensors"
 
 
 def saved_config(folder: Path) -> EvalConfig:
@@ -63,7 +65,15 @@ def save_run(
     if config.save_images:
         tensors = {"images": worst.contiguous(), "labels": data.labels, "index": data.index}
         write_atomic(folder / WORST_FILE, save_tensors(tensors))
+        write_atomic(folder / CLEAN_FILE, save_tensors({"images": _stored(data.images)}))
     save_samples(rows, folder)
     save_record(record, folder)
     if record.n_undecided == 0:
         shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+def _stored(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in [0, 1] as bytes where they lie on the 8-bit grid, as they are otherwise."""
+    levels = (images * 255).round()
+    on_grid = bool(((images * 255 - levels).abs() <= 1e-4).all())
+    return (levels.to(torch.uint8) if on_grid else images).contiguous()

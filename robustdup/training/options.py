@@ -10,10 +10,16 @@ from robustdup.config import DIGITS_EPS, USUAL_EPS, Config
 from robustdup.data.duplication_options import DuplicationOptions
 
 BUDGETS = ("epochs", "steps", "samples")
+# What suits 8x8 digits, where nothing else is said: they are too small to crop, and must not be mirrored.
+DIGITS: dict[str, Any] = {
+    "augment": "none", "optimizer": "adamw", "lr": 0.005, "weight_decay": 0.01, "batch_size": 64, "attack": "pgd(steps=7)",
+    "validation": 0.1,
+}  # fmt: skip
+DIGITS_EPOCHS, EPOCHS = 20.0, 10.0
 
 
 class TrainConfig(Config):
-    """What `robustdup train` needs. Field descriptions are the help texts of the flags."""
+    """What `robustdup train` needs. Field descriptions are the help texts of the flags; the digits have some other defaults."""
 
     model: str = Field(
         "small-cnn",
@@ -145,12 +151,15 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _usual(self) -> TrainConfig:
-        """Fill in the radius that the field reports for this norm, and ten epochs where no budget is given."""
+        """Fill in the radius that the field reports for this norm, what suits the built-in digits, and a budget."""
         if not self.eps:
             usual = DIGITS_EPS if self.data == "builtin:digits" else USUAL_EPS
             self.__dict__["eps"] = usual.get(self.norm.lower(), "8/255")
+        digits = self.data == "builtin:digits"
+        if digits:
+            self.__dict__.update({name: value for name, value in DIGITS.items() if name not in self.model_fields_set})
         if all(getattr(self, name) is None for name in BUDGETS):
-            self.__dict__["epochs"] = 10.0
+            self.__dict__["epochs"] = DIGITS_EPOCHS if digits else EPOCHS
         return self
 
     def budget(self) -> dict[str, Any]:
