@@ -27,7 +27,7 @@ from robustdup.training.pgd import RowLoss, check_training_pgd, row_gradient, sl
 from robustdup.training.twin import Twin, make_twin
 
 BATCH_NORM = ("eval", "train")
-CPU_ROWS = 64  # rows of an inner pass on a CPU: what stays in cache beats what fills all lanes
+CPU_ROWS = 64  # rows of an inner pass for each CPU thread: what stays in cache beats what fills all lanes
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def prepare_inner(
     'pgd' is PGD made for training, with the options steps, step_size and random_start; every other registered attack that
     stays within a bound can be named, with its own options. `bn`: BatchNorm during the attack uses running statistics
     ("eval") or the batch's ("train"). `smoothing`: what objectives smooth labels by. `micro_batch`: rows of an inner
-    pass; by default 64 on a CPU and all elsewhere.
+    pass; by default 64 for each CPU thread, and all elsewhere.
     Raises UserError for what cannot be: an unknown attack or option, another norm, an attack without a bound.
     """
     if bn not in BATCH_NORM:
@@ -105,7 +105,7 @@ class Inner:
         """
         self._model, self._twin, self._stale = model, None, True
         if self.micro_batch is None and images.device.type == "cpu" and self.bn == "eval":
-            self.micro_batch = CPU_ROWS
+            self.micro_batch = CPU_ROWS * torch.get_num_threads()
         if self.bn == "train":
             self.micro_batch = None  # the statistics are those of the whole batch
         elif fold:
