@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from robustdup.attacks.isolation import isolated as isolated
     from robustdup.attacks.passes import Passes as Passes
     from robustdup.attacks.passes import input_gradient as input_gradient
+    from robustdup.errors import AttackWarning as AttackWarning
     from robustdup.errors import RunError as RunError
     from robustdup.errors import Unavailable as Unavailable
     from robustdup.errors import UserError as UserError
     from robustdup.jobs import evaluate as evaluate
+    from robustdup.jobs import train as train
     from robustdup.jobs import verify as verify
     from robustdup.registry import AttackSpec as AttackSpec
     from robustdup.registry import Registry as Registry
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "AttackSpec": "robustdup.registry",
+    "AttackWarning": "robustdup.errors",
     "Passes": "robustdup.attacks.passes",
     "Registry": "robustdup.registry",
     "RunError": "robustdup.errors",
@@ -43,6 +46,7 @@ _PUBLIC = {
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
     "load_plugins": "robustdup.registry",
+    "train": "robustdup.jobs",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__"])

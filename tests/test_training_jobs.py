@@ -192,3 +192,17 @@ def test_images_left_on_disk_give_the_same_run(tmp_path):
     assert memory.validation[-1].clean_accuracy == disk.validation[-1].clean_accuracy
     with pytest.raises(UserError, match="leak needs all images in memory"):
         train(tmp_path / "c", *words, "in_memory=no", "duplicate.scheme=leak", "duplicate.fraction=0.2")
+
+
+def test_training_from_python(tmp_path):
+    import robustdup
+
+    record = robustdup.train(
+        out=tmp_path / "run", model="small-cnn(width=4)", samples=64, evaluate=None,
+        duplicate={"scheme": "uniform", "dose": 0.5},
+    )  # fmt: skip
+    assert record.samples_seen == 64
+    assert record.duplication.dose == pytest.approx(0.5, abs=0.01)
+    assert load_training_record(tmp_path / "run") == record
+    with pytest.raises(UserError, match="objektive.*objective"):
+        robustdup.train(objektive="standard")

@@ -55,14 +55,6 @@ from robustdup.training.parts import Outcome, Parts, Validate
 from robustdup.training.processes import Processes, open_processes
 from robustdup.training.updates import UpdateRule, make_update
 
-ELSEWHERE = (
-    "out",
-    "plugin",
-    "device",
-    "loader_workers",
-    "track",
-    "checkpoint_every",
-)  # change nothing that is computed
 VALIDATION_ROWS = 128
 BEST: Literal["best"] = "best"
 LAST: Literal["last"] = "last"
@@ -96,6 +88,19 @@ def run_training(
         processes.from_first("started")
         stack.enter_context(isolated())
         return _train(config, orders, registry, processes, device, folder, resume, progress, command)
+
+
+def train(
+    *, out: str | Path | None = None, resume: bool = False, progress: Show = lambda _: None, **options: Any
+) -> TrainingRecord:
+    """Train and return the record that `robustdup train` would write; `options` are the keys of `TrainConfig`.
+
+    `robustdup.train(data="uoft-cs/cifar10", objective="trades(beta=6)", duplicate={"scheme": "uniform", "dose": 0.5})`.
+    The run folder is `out`, or a new one in `runs`. Raises UserError for a mistake.
+    """
+    config = validate(TrainConfig, {**options, "out": None if out is None else str(out)})
+    folder = Path(out) if out is not None else run_folder.fresh_folder("train", config.model, config.data)
+    return run_training(config, folder=folder, resume=resume, progress=progress)
 
 
 @dataclass(frozen=True)
