@@ -206,3 +206,16 @@ def test_training_from_python(tmp_path):
     assert load_training_record(tmp_path / "run") == record
     with pytest.raises(UserError, match="objektive.*objective"):
         robustdup.train(objektive="standard")
+
+
+def test_small_models_take_one_thread(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        record = train(tmp_path / "run", "epochs=0.1", "evaluate=null")
+        assert record.environment.threads == 1
+        assert torch.get_num_threads() == 2
+        large = train(tmp_path / "large", "epochs=null", "steps=1", "evaluate=null", "model=small-resnet(width=48)")
+        assert large.environment.threads == 2
+    finally:
+        torch.set_num_threads(before)

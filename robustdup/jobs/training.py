@@ -20,7 +20,7 @@ from robustdup.attacks.passes import Passes
 from robustdup.config import EvalConfig, parse_call, rerun_command, validate
 from robustdup.data.batches import Stream, budget_samples
 from robustdup.errors import UserError, unknown
-from robustdup.evaluation.bench import choose_device
+from robustdup.evaluation.bench import choose_device, operations
 from robustdup.evaluation.record import versions
 from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
@@ -48,7 +48,7 @@ from robustdup.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import FREE_TO_CHANGE
-from robustdup.training.inner import Inner, prepare_inner
+from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import run_training as run_loop
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, Validate
@@ -56,6 +56,7 @@ from robustdup.training.processes import Processes, open_processes
 from robustdup.training.updates import UpdateRule, make_update
 
 VALIDATION_ROWS = 128
+SMALL = 2e8  # multiply-adds of an inner pass below which CPU threads wait for each other longer than they compute
 BEST: Literal["best"] = "best"
 LAST: Literal["last"] = "last"
 
@@ -175,20 +176,30 @@ def _train(
         kept={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
         on_best=lambda weights: save_weights(folder, BEST, weights),  # before the run ends: it may be killed
     )  # fmt: skip
+    threads = config.threads or usual_threads(model, data, device)
     outcome = run_loop(
-        parts, config, device=device, folder=folder, resume=resume,
+        parts, config.model_copy(update={"threads": threads}), device=device, folder=folder, resume=resume,
         validate=validator(data.held_out, orders, config, device), progress=progress,
     )  # fmt: skip
     if not processes.first:
-        return _record(config, orders, data, model, outcome, processes, device, folder, initial, [], command)
+        return _record(config, orders, data, model, outcome, processes, device, threads, folder, initial, [], command)
     save_weights(folder, BEST, outcome.best)
     save_weights(folder, LAST, outcome.last)
     results = checkpoint_results(config, data, registry, outcome)
     _evaluate(config, registry, folder, results, say)
-    record = _record(config, orders, data, model, outcome, processes, device, folder, initial, results, command)
+    record = _record(
+        config, orders, data, model, outcome, processes, device, threads, folder, initial, results, command
+    )
     save_training_record(record, folder)
     shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
     return record
+
+
+def usual_threads(model: nn.Module, data: TrainingData, device: torch.device) -> int:
+    """Return the CPU threads that suit a model where none are asked for: one for a small one, counted and not timed."""
+    image = torch.zeros(data.channels, *data.size, device=device)
+    small = device.type == "cpu" and operations(model, image) * CPU_ROWS < SMALL
+    return 1 if small else torch.get_num_threads()
 
 
 def _objective_module(
@@ -325,7 +336,7 @@ def _evaluation(config: TrainConfig, folder: Path, name: str) -> EvalConfig:
 
 def _record(
     config: TrainConfig, orders: Orders, data: TrainingData, model: nn.Module, outcome: Outcome, processes: Processes,
-    device: torch.device, folder: Path, initial: str, results: list[CheckpointResult], command: str | None,
+    device: torch.device, threads: int, folder: Path, initial: str, results: list[CheckpointResult], command: str | None,
 ) -> TrainingRecord:  # fmt: skip
     stream = Stream(data.entries, config.batch_size, max(outcome.samples, 1))
     uses_attack = orders.objective.attacks
@@ -347,7 +358,7 @@ def _record(
         environment=TrainEnvironment(
             device=str(device),
             device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-            threads=config.threads or torch.get_num_threads(), processes=processes.count, python=platform.python_version(),
+            threads=threads, processes=processes.count, python=platform.python_version(),
             platform=platform.platform(), precision=config.precision, compiled=outcome.compiled,
             channels_last=data.entries.channels_last, folded=orders.inner.folded,
         ),
