@@ -106,9 +106,12 @@ def run_cell(order: CellOrder) -> CellResult:
     """Run the doses of one arm at one seed."""
     keys = set(PaperConfig.model_fields)
     config = validate(PaperConfig, {key: value for key, value in order.settings.items() if key in keys})
-    if order.threads is not None:
-        torch.set_num_threads(order.threads)
-    measured = run_arm(config, choose_device(order.device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(order.threads or before)
+    try:
+        measured = run_arm(config, choose_device(order.device))
+    finally:
+        torch.set_num_threads(before)
     return CellResult(key=order.key, created=now(), status="complete", measured=measured, config=order.settings)
 
 

@@ -55,7 +55,7 @@ def make_parts(update="plain", width=4):
 
 def config(**options):
     usual = {"steps": 40, "batch_size": 16, "checkpoint_every": 4, "validate_every": 9, "ema": 0.9, "swa": 0.5}
-    return TrainConfig(**(usual | options))
+    return TrainConfig(**({"data": "given"} | usual | options))
 
 
 def validate(model):

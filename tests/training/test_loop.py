@@ -45,7 +45,9 @@ def make_parts(model=None, objective=standard, update=None, n=48, **options):
 
 def config(**options):
     usual = {"batch_size": 16, "lr": 0.05, "compile": "off", "weight_decay": 0.0}
-    return TrainConfig(**(usual | ({} if {"epochs", "samples"} & set(options) else {"steps": 12}) | options))
+    return TrainConfig(
+        **({"data": "given"} | usual | ({} if {"epochs", "samples"} & set(options) else {"steps": 12}) | options)
+    )
 
 
 def train(parts, options=None, **more):

@@ -64,7 +64,9 @@ def test_state_goes_on_from_where_it_was():
 
 
 def test_the_configuration_gives_muon_to_layers_without_a_bias():
-    config = build(TrainConfig, overrides=["optimizer=muon", "lr=0.2", "muon_lr=0.04", "weight_decay=0.01"])
+    config = build(
+        TrainConfig, overrides=["data=given", "optimizer=muon", "lr=0.2", "muon_lr=0.04", "weight_decay=0.01"]
+    )
     model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     optimizer = make_optimizer(model, config)
     set_rate(optimizer, 0.1)

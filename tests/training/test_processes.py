@@ -66,7 +66,9 @@ def train(processes, *, norm, objective=pgd_at, update=Plain, folder=None, broke
         assert processes.first
         return 0.5, float(next(model.parameters()).detach().double().sum()), 3, 2
 
-    out = run_training(parts, TrainConfig(**options), device=CPU, validate=validate, folder=folder)
+    out = run_training(
+        parts, TrainConfig(**({"data": "given"} | options)), device=CPU, validate=validate, folder=folder
+    )
     return {
         "losses": [point.loss for point in out.curve], "accuracies": [point.accuracy for point in out.curve],
         "robust": [point.robust_accuracy for point in out.validation], "last": out.last, "best": out.best,
