@@ -147,7 +147,7 @@ def _lead(runs: list[Compared], differences: Sequence[Difference]) -> str:
     text = f"{best.label} is the most robust of {len(runs)}: {percent(best.run.record.robust_accuracy.value)}."
     clear = sum(difference.clear for difference in differences)
     if len(differences) == 1:
-        text += f" The difference from {runs[0].label} {'excludes' if clear else 'does not exclude'} zero at 95%."
+        text += f" The difference between the two {'excludes' if clear else 'does not exclude'} zero at 95%."
     elif differences:
         text += f" {clear} of {len(differences)} differences from {runs[0].label} exclude zero at 95%, each by itself."
     return text
