@@ -19,7 +19,7 @@ from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import Passes
 from robustdup.config import EvalConfig, parse_call, rerun_command, validate
 from robustdup.data.batches import Stream, budget_samples
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device, operations
 from robustdup.evaluation.record import versions
 from robustdup.jobs.evaluation import run_evaluation
@@ -50,6 +50,7 @@ from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import FREE_TO_CHANGE
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import run_training as run_loop
+from robustdup.training.objectives import check_model, find_objective
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, Validate
 from robustdup.training.processes import Processes, open_processes
@@ -121,11 +122,7 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     """Return what the configuration asks for. Raises UserError for whatever cannot be."""
     budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
-    name, options = parse_call(config.objective, "objective")
-    if name not in registry.objectives:
-        raise unknown("objective", name, registry.objectives)
-    objective = registry.objectives[name]
-    checked = objective.check_options(options)
+    objective, checked = find_objective(config.objective, registry)
     referee, referee_options = parse_call(config.validation_attack, "validation attack")
     spec = registry.get_attack(referee)
     if threat.norm not in spec.norms:
@@ -161,10 +158,7 @@ def _train(
         )
     model = model.to(device)
     data.entries.channels_last = config.channels_last and fits_channels_last(model, device)
-    if orders.objective.features and not hasattr(model, "features"):
-        raise UserError(
-            f"The objective {orders.objective.name!r} needs a network with a method features(images); {config.model} has none."
-        )
+    check_model(orders.objective, model)
     options = dict(orders.objective_options)
     module = _objective_module(orders, model, data, config, device)
     if module is not None:
