@@ -17,11 +17,12 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ from robustdup.evaluation.record import versions
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.load import load_model
 from robustdup.registry import Registry, load_plugins
+from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
 
 
@@ -122,15 +124,17 @@ def run_baseline(task: Task, name: str, batch_size: int | None, started: Callabl
 def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, Any]:
     """Run one of robustdup's own, as `robustdup eval` would; passes are those of its record.
 
-    The bare model is handed over, since a module around it would keep it from being prepared for attacks.
+    Like that command it loads the model itself, and shares a long run between processes of one thread where the model is
+    too small to keep several threads busy; their start is in the time.
     """
-    shared = {"diagnostics": False, "threads": task.threads, "save_images": False}
+    alone = task.threads == 1 or task.device.type != "cpu"
+    shared = {"diagnostics": False, "threads": task.threads if alone else None, "save_images": False}
     warm = task.config.evaluation(attacks="noise(draws=1)", **shared)
-    jobs.run_evaluation(warm, model=task.model, data=first_points(task.data), registry=task.registry)
+    jobs.run_evaluation(warm, data=first_points(task.data), registry=task.registry)
     config = task.config.evaluation(attacks=text, **shared)
 
     def call() -> jobs.Evaluation:
-        return jobs.run_evaluation(config, model=task.model, data=task.data, registry=task.registry)
+        return jobs.run_evaluation(config, data=task.data, registry=task.registry, spread=not alone)
 
     found, cost = timed(call, task.device, started)
     record = found.record
@@ -160,13 +164,33 @@ def timed(call: Callable[[], Any], device: torch.device, started: Callable[[], N
     """Return what `call` returns, with its seconds and the memory that it took above what was held before."""
     reset_peak(device)
     before = peak(device)
-    started()
-    start = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    return result, {"seconds": seconds, "memory_bytes": max(0, peak(device) - before)}
+    with started_here() as others:
+        started()
+        start = time.perf_counter()
+        result = call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return result, {"seconds": seconds, "memory_bytes": max(0, peak(device) - before) + max(others)}
+
+
+@contextlib.contextmanager
+def started_here() -> Iterator[list[int]]:
+    """Look four times a second at how many bytes the processes started from this one hold together: [0, bytes, …]."""
+    held, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.25):
+            with contextlib.suppress(psutil.Error):  # one may end while it is looked at
+                held.append(sum(each.memory_info().rss for each in psutil.Process().children(recursive=True)))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield held
+    finally:
+        over.set()
+        watcher.join()
 
 
 def reset_peak(device: torch.device) -> None:
@@ -274,7 +298,12 @@ def main(arguments: list[str]) -> None:
     def say(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=lines, flush=True)
 
-    measure(json.loads(arguments[0]), say)
+    order = json.loads(arguments[0])
+    with contextlib.suppress(
+        AttributeError, OSError
+    ):  # Linux alone: this process and what it starts have so many cores
+        os.sched_setaffinity(0, usable_cores()[: order["threads"]])
+    measure(order, say)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ class Measurement(Part):
 
     `seconds` are those of the call alone; where it was stopped (`timeout`) a lower bound. Passes count rows:
     `counted_by` says whether the bench's module around the model did, or robustdup itself. `memory_bytes` is how far the
-    call raised the high-water mark of what the process (on CUDA: the allocator) holds.
+    call raised the high-water mark of what the process (on CUDA: the allocator) holds, with all that processes started
+    by the call held at one time.
     """
 
     contender: str
