@@ -62,17 +62,18 @@ def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
         rows: Rows = registry.data[scheme].load(rest, options)
         return rows
     from robustdup.data.hub import looks_like_hub_id, open_hub, open_local
+    from robustdup.data.remembered import remembered
     from robustdup.data.table import TableRows
 
     path = Path(spec).expanduser()
     place = f"{spec} ({options.split})"
     if spec and path.exists():
-        return TableRows(open_local(path, options), options, place)
+        return remembered((str(path.absolute()), options), lambda: TableRows(open_local(path, options), options, place))
     if colon and "/" not in scheme and "\\" not in scheme and len(scheme) > 1:
         examples = [example for source in registry.data.values() for example in source.examples]
         raise unknown("data", spec, [*examples, *(f"{name}:…" for name in registry.data)])
     if looks_like_hub_id(spec):
-        return TableRows(open_hub(spec, options), options, place)
+        return remembered((spec, options), lambda: TableRows(open_hub(spec, options), options, place))
     raise UserError(f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.")
 
 

@@ -106,7 +106,6 @@ def build_grid(
     """
     check_factors(config, registry)
     grid, prints = Grid(), {}
-    measure = {"metrics_on": config.metrics_on, "near_test": config.near_test, "shifted": config.shifted}
     made = [(combination, _content(config, combination)) for combination in combinations(config)]
     for seed in config.seed_list:
         for combination, content in made:
@@ -119,7 +118,7 @@ def build_grid(
             place = _text({key: train.get(key) for key in sorted(_ELSEWHERE)})
             if place not in prints:
                 prints[place] = fingerprint(train)
-            canonical = canonical_form(train, prints[place], registry) | {"measure": measure}
+            canonical = canonical_form(train, prints[place], registry) | {"measure": config.measure}
             key = hash_of(canonical)
             grid.cells.setdefault(key, Cell(key, train, canonical))
             grid.lines.append(Line(factors, seed, key))

@@ -79,6 +79,12 @@ class StudyConfig(Config):
     metrics_on: int = Field(
         2000, description="Training images on which accuracy on duplicated and on single ones is measured, each.", ge=0
     )
+    clean_on: int | None = Field(
+        None,
+        description="Test images on which clean accuracy and calibration are measured, where they should be more than the "
+        "base.test_n of the attacks.",
+        ge=1,
+    )
     near_test: bool = Field(
         False, description="Also measure clean accuracy without test images that have a near-duplicate in training."
     )
@@ -111,6 +117,12 @@ class StudyConfig(Config):
     def seed_list(self) -> list[int]:
         """The seeds themselves."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """What is measured on a cell's model besides its evaluation."""
+        found = {"metrics_on": self.metrics_on, "near_test": self.near_test, "shifted": self.shifted}
+        return found if self.clean_on is None else {**found, "clean_on": self.clean_on}
 
     @property
     def folder(self) -> Path:

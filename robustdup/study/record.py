@@ -52,11 +52,10 @@ def prepare(config: StudyConfig, *, yes: bool = False) -> Prepared:
             lambda train: check(train, registry),
         )  # fmt: skip
         run = run_cell
-    measure = {"metrics_on": config.metrics_on, "near_test": config.near_test, "shifted": config.shifted}
     orders = {
         key: CellOrder(
             key=key, settings={**cell.settings, "plugin": config.plugin} if config.plugin else cell.settings,
-            folder=str(cell_folder(config.folder, key).absolute()), measure=measure, keep_weights=config.keep_weights,
+            folder=str(cell_folder(config.folder, key).absolute()), measure=config.measure, keep_weights=config.keep_weights,
             device=config.device,
         )
         for key, cell in grid.cells.items()
