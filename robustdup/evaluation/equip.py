@@ -79,7 +79,7 @@ def _measure(bench: Bench, config: EvalConfig, examples: Tensor, points: int, po
     if config.micro_batch is not None and config.batch_size is not None:
         return
     model = bench.attacked if bench.prepared is None else bench.prepared.model
-    costs = [cost for stage in pool if (cost := stage.spec.passes(stage.options)) is not None]
+    costs = _costs(pool)
     usual = bench.micro_batch
     try:
         with isolated(model):
@@ -101,6 +101,15 @@ def _measure(bench: Bench, config: EvalConfig, examples: Tensor, points: int, po
     chosen = next(found for found in measured if found.rows == rows)
     bench.seconds = (chosen.forward, chosen.both)
     bench.longest = _longest(chosen, points, costs)
+
+
+def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float]]:
+    """Return the (forward, backward) passes of a surviving point in each stage, times the share of points that it takes.
+
+    Stages for masked models alone are left out: most runs never come to them.
+    """
+    known = [(stage.take, stage.spec.passes(stage.options)) for stage in pool if stage.when == "always"]
+    return [(take * cost[0], take * cost[1]) for take, cost in known if cost is not None]
 
 
 def _longest(found: Measured, points: int, costs: Sequence[tuple[float, float]]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,3 +97,12 @@ def test_a_model_without_gradients_and_stages_without_a_pool_are_left_alone(line
     spec = AttackSpec("batch", lambda *_, rng: None, ("Linf",))
     assert equip(bench, config, images, clean, [PlannedStage(spec, {}, {})], None) == []
     assert bench.prepared is None
+
+
+def test_a_run_is_as_long_as_the_stages_that_most_runs_make(linear, points, monkeypatch):
+    seen = [Measured(32, 0.001, 0.003)]
+    monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: (32, seen))
+    bench, config, images, clean = set_up(linear, points)
+    fifth, masked = replace(pool_stage((50, 10)), take=0.2), replace(pool_stage(), when="masked")
+    equip(bench, config, images, clean, [pool_stage((20, 20)), fifth, masked], None)
+    assert bench.longest == pytest.approx(40 * (20 * 0.003 + 0.2 * (40 * 0.001 + 10 * 0.003)))
