@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
 from robustdup.records import EvaluationRecord
+from robustdup.records.columns import Texts, numbers, texts
 
 Z95 = 1.959963984540054
 
@@ -82,32 +83,31 @@ class Outcomes:
 
 def outcomes(record: EvaluationRecord, samples: pa.Table) -> Outcomes:
     """Return each point's outcome at the record's eps; broken at a smaller eps counts. Raises UserError on a bad table."""
-    attack = _strings(samples, "attack")
-    is_clean = attack == "clean"
-    index = samples["index"].to_numpy()
+    is_clean = texts(samples, "attack").where(lambda name: name == "clean")
+    index = numbers(samples, "index")
     if not is_clean.any():
         raise UserError(f"Run {record.run_id}: its samples hold no clean rows.")
     points, counts = np.unique(index[is_clean], return_counts=True)
     if (counts > 1).any():
         raise UserError(f"Run {record.run_id}: the point with index {points[counts > 1][0]} occurs twice.")
     order = np.flatnonzero(is_clean)[np.argsort(index[is_clean], kind="stable")]
-    outcome = _strings(samples, "outcome")
-    clean = outcome[order] == "correct"
-    at_eps, below = _stages(record, _strings(samples, "eps"))
+    outcome = texts(samples, "outcome")
+    clean = outcome.where(lambda text: text == "correct")[order]
+    at_eps, below = _stages(record, texts(samples, "eps"))
     row = np.searchsorted(points, index)
     row = np.where((row < len(points)) & (points[np.minimum(row, len(points) - 1)] == index), row, -1)
     seen = ~is_clean & (row >= 0)
 
-    def mark(condition: np.ndarray) -> np.ndarray:
+    def mark(where: np.ndarray, wanted: str) -> np.ndarray:
         marked = np.zeros(len(points), dtype=bool)
-        marked[row[seen & condition]] = True
+        marked[row[seen & where & outcome.where(lambda text: text == wanted)]] = True
         return marked
 
-    broken = mark((at_eps | below) & (outcome == "broken"))
-    undecided = mark(at_eps & (outcome == "undecided")) | ~mark(at_eps & (outcome == "survived"))
+    broken = mark(at_eps | below, "broken")
+    undecided = mark(at_eps, "undecided") | ~mark(at_eps, "survived")
     robust = np.where(~clean | broken, 0, np.where(undecided, -1, 1))
-    images = _strings(samples, "image_sha256")[order]
-    return Outcomes(points, samples["label"].to_numpy()[order], images, clean, robust)
+    images = texts(samples, "image_sha256").at(order)
+    return Outcomes(points, numbers(samples, "label")[order], images, clean, robust)
 
 
 def compare(
@@ -203,25 +203,19 @@ def _tango_upper(b: int, c: int, n: int, z: float) -> float:
     return high
 
 
-def _strings(table: pa.Table, column: str) -> np.ndarray:
-    """A text column as numpy strings, quick for long columns of few values."""
-    coded = table[column].combine_chunks().dictionary_encode()
-    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-    values: np.ndarray = np.array([value or "" for value in coded.dictionary.to_pylist()] + [""])
-    codes = coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    return np.asarray(values[codes])
-
-
-def _stages(record: EvaluationRecord, eps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the record's own eps, and of smaller ones: (rows,) bool each."""
     own = record.threat.eps_text
     limit = exact_eps(own)
-    at = [text for text in np.unique(eps) if text and same_eps(text, own)]
-    parsed = {text: exact_eps(text) for text in np.unique(eps) if text}
-    less = [
-        t for t, value in parsed.items() if t not in at and value is not None and limit is not None and value < limit
-    ]
-    return np.isin(eps, at), np.isin(eps, less)
+
+    def at(text: str) -> bool:
+        return bool(text) and same_eps(text, own)
+
+    def below(text: str) -> bool:
+        value = exact_eps(text) if text and not at(text) else None
+        return value is not None and limit is not None and value < limit
+
+    return eps.where(at), eps.where(below)
 
 
 def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from robustdup.records import EvaluationRecord
+from robustdup.records.columns import numbers, texts
 
 DATA = Path(__file__).parent / "data"
 
@@ -69,17 +69,17 @@ def check_images(record: EvaluationRecord, samples: pa.Table | None) -> ImageChe
     if samples is None or samples.num_rows == 0:
         return _by_name(record, named, record.n)
     known = reference()
-    points = samples.filter(pc.equal(samples["attack"], "clean"))
-    index, labels = points["index"].to_numpy(), points["label"].to_numpy()
-    inside = (index >= 0) & (index < len(known.hashes))
-    if not inside.any():
-        return _by_name(record, named, points.num_rows)
+    clean = texts(samples, "attack").where(lambda name: name == "clean")
+    index, n_points = numbers(samples, "index"), int(clean.sum())
+    inside = np.flatnonzero(clean & (index >= 0) & (index < len(known.hashes)))
+    if not len(inside):
+        return _by_name(record, named, n_points)
     at = index[inside]
-    digests = np.array([str(value or "")[:16] for value in points["image_sha256"].filter(pa.array(inside)).to_pylist()])
+    digests = texts(samples, "image_sha256").at(inside).astype("U16")  # cut off: that many digits are known
     same_image = digests == known.hashes[at]
     if not same_image.any() and named != "cifar10" and not np.isin(digests, known.hashes).any():
-        return _by_name(record, named, points.num_rows)
-    return _compared(digests, same_image, labels[inside] == known.labels[at], points.num_rows)
+        return _by_name(record, named, n_points)
+    return _compared(digests, same_image, numbers(samples, "label")[inside] == known.labels[at], n_points)
 
 
 def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarray, n: int) -> ImageCheck:

@@ -275,6 +275,7 @@ def load_samples(folder: str | Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"There is no {SAMPLES_FILE} in {str(path.parent)!r}.")
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            return file.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -364,6 +366,18 @@ def test_one_record_takes_less_than_a_second(run, tmp_path):
     path = write_report([made.folder], tmp_path / "pages")
     assert time.process_time() - started < 1
     assert sum(p.stat().st_size for p in path.parent.rglob("*") if p.is_file()) < 5_000_000
+
+
+def test_pages_are_made_without_torch_and_pandas(run, tmp_path):
+    """Either takes longer to import than a page to make."""
+    a, b = run("a"), run("b", seed=1)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom robustdup.report.html import write_report\n"
+        f"write_report([{str(a.folder)!r}, {str(b.folder)!r}], Path({str(tmp_path / 'pages')!r}))\n"
+        "print(sorted({'torch', 'pandas', 'datasets', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "[]"
 
 
 def test_pictures_of_a_strange_shape_are_left_out(run, page):

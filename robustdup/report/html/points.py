@@ -11,7 +11,10 @@ import pyarrow as pa
 from robustdup.leaderboard.compare import outcomes
 from robustdup.leaderboard.table import exact_eps, same_eps
 from robustdup.records import EvaluationRecord
+from robustdup.records.columns import numbers, texts
 
+NUMBERS = ("position", "index", "label", "prediction", "margin", "distance", "correct_share", "min_distance")
+WORDS = ("attack", "eps", "outcome")
 OUTCOMES = ("stands", "broken", "undecided", "wrong already")
 Array = np.ndarray[Any, Any]
 
@@ -50,7 +53,8 @@ def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
     margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the point.
     """
     found = outcomes(record, samples)  # sorted by index; checks the table
-    columns = {name: samples[name].to_numpy(zero_copy_only=False) for name in samples.column_names}
+    columns = {name: numbers(samples, name) for name in NUMBERS if name in samples.column_names}
+    columns |= {name: texts(samples, name).at() for name in WORDS}
     is_clean = columns["attack"] == "clean"
     clean = np.flatnonzero(is_clean)[np.argsort(columns["position"][is_clean], kind="stable")]
     at = np.searchsorted(found.index, columns["index"][clean])

@@ -30,7 +30,8 @@ from robustdup.records.study import STUDY_SCHEMA
 from robustdup.records.training import TRAINING_SCHEMA
 
 STATE_CONFIG = Path("state") / "config.json"
-COMPARED = ("index", "label", "image_sha256", "eps", "attack", "outcome")  # all that a comparison looks at
+WORDS = ("image_sha256", "eps", "attack", "outcome")
+COMPARED = ("index", "label", *WORDS)  # all that a comparison looks at
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _evaluation(path: Path, brief: bool) -> EvaluationRun:
 
 def _brief(folder: Path) -> pa.Table:
     try:
-        with pq.ParquetFile(folder / SAMPLES_FILE) as file:
+        with pq.ParquetFile(folder / SAMPLES_FILE, read_dictionary=list(WORDS)) as file:
             return file.read(columns=list(COMPARED), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(folder / SAMPLES_FILE)!r} cannot be read: {error}") from None
