@@ -166,7 +166,7 @@ def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
 
 def test_a_point_of_a_study_leads_to_its_cell(visit, kinds):
     page = visit(kinds["study"])
-    page.locator("#dose-0 .plot a").first.click()
+    page.locator("#dose-0 .plot a[href^='#cell']").first.click()
     assert page.url.endswith("#cell-0")
     assert page.locator("tr:target").get_attribute("id") == "cell-0"
 
@@ -234,7 +234,7 @@ def test_the_keyboard_reaches_everything(visit, pages):
     page = visit(pages.parent / "run-003.html")
     wanted = page.evaluate(
         "Array.from(document.querySelectorAll('a[href], button, select, input, summary, [tabindex=\"0\"]'))"
-        ".filter(e => e.checkVisibility() && !e.disabled).length"
+        ".filter(e => e.checkVisibility() && !e.disabled && e.tabIndex >= 0).length"
     )
     seen = set()
     for _ in range(wanted + 3):
@@ -246,6 +246,63 @@ def test_the_keyboard_reaches_everything(visit, pages):
         ".filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.closest('label'))).length"
     )
     assert names == 0
+
+
+FOCUSED = "document.activeElement.getAttribute('aria-label')"
+
+
+def test_arrows_lead_through_the_points_of_a_chart(visit, kinds):
+    """A chart is one stop of the tab key; from there the keyboard reads every point, and follows those that lead on."""
+    page = visit(kinds["study"])
+    plot = page.locator("#dose-0 .plot")
+    told = plot.locator("[data-tip]").evaluate_all("all => all.map(one => one.dataset.tip)")
+    assert len(told) == 4 + 6  # means, and seeds of complete cells
+    assert plot.locator('[tabindex="0"]').count() == 1
+    plot.locator('[tabindex="0"]').focus()
+    page.keyboard.press("Home")
+    seen = []
+    for _ in told:
+        seen.append(page.evaluate(FOCUSED))
+        assert page.locator("#tip").inner_text() == seen[-1]
+        page.keyboard.press("ArrowRight")
+    assert seen == told
+    page.keyboard.press("Home")
+    assert page.evaluate(FOCUSED) == told[0]
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#place-0")
+    assert page.locator("tr:target td").first.inner_text() == "standard"
+
+
+def test_arrows_go_up_and_down_in_a_matrix(visit, pages):
+    page = visit(pages.parent / "run-003.html")
+    cells = page.locator("#confusion .matrix [data-tip]")
+    cells.nth(1).focus()
+    page.keyboard.press("ArrowDown")
+    described = "document.activeElement.getAttribute('aria-description')"
+    assert page.evaluate(described) == cells.nth(5).get_attribute("data-tip")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(described) == cells.nth(1).get_attribute("data-tip")
+
+
+def test_the_pointer_need_not_be_exact_in_a_chart(visit, pages):
+    page = visit(pages.parent / "run-003.html")
+    mark = page.locator("#curve .plot svg[data-tip] .mark").nth(1)
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 + 14, box["y"] + box["height"] / 2 - 10)
+    assert page.locator("#tip").inner_text() == "eps 0.05: 60.00% [55.00 to 65.00]"
+    page.mouse.move(box["x"] + box["width"] / 2 + 14, box["y"] + 60)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_lines_without_marks_say_their_values(visit, kinds):
+    page = visit(kinds["training"])
+    columns = page.locator("#loss .chart").first.locator(".hit")
+    assert columns.count() == 30
+    columns.nth(1).hover()
+    assert page.locator("#tip").inner_text() == "epoch 0.2: loss 1.5"
 
 
 def test_two_hundred_runs_are_usable_within_a_second(visit, run, tmp_path):

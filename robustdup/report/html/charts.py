@@ -6,6 +6,7 @@ light and dark.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from robustdup.report.html.text import number
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+HITS = 40  # columns of a chart at most that say what a line without marks has there
 TONES = 8  # categories that the style sheet knows
 
 
@@ -172,6 +174,23 @@ class Chart:
         upper = [f"{self.across(p.x)} {self.down(p.high or 0.0)}" for p in found]
         lower = [f"{self.across(p.x)} {self.down(p.low or 0.0)}" for p in reversed(found)]
         return f"M{'L'.join([*upper, *lower])}Z"
+
+    def hits(self) -> list[tuple[float, float, str]]:
+        """Return columns of the chart that say what lines without marks have there: (left, right, words), in per cent.
+
+        Few enough to go through by hand; lines that share their places share a column.
+        """
+        found: dict[str, list[str]] = {}
+        for series in self.series:
+            if series.marks or not series.line:
+                continue
+            points = [p for p in self.shown(series) if p.tip]
+            step = max(1, -(-len(points) // HITS))
+            for point in points[::step]:
+                found.setdefault(self.across(point.x), []).append(point.tip)
+        places = sorted((float(at), "; ".join(tips)) for at, tips in found.items())
+        edges = [0.0, *((a + b) / 2 for (a, _), (b, _) in itertools.pairwise(places)), 100.0]
+        return [(left, right, tip) for (left, right), (_, tip) in zip(itertools.pairwise(edges), places, strict=False)]
 
     def shown(self, series: Series) -> list[Point]:
         """Return the points of a series that have a place."""

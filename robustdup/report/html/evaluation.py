@@ -205,8 +205,10 @@ def _cascade(record: EvaluationRecord) -> Section:
     n_points = sum(attack.n_broken for attack in record.attacks)
     if record.attacks and not n_points:
         lead += " No attack broke a point."
+    clean = record.clean_accuracy.value
     content = {
         "tables": tables,
+        "right": None if record.individual or missing(clean) else clean,
         "escalation": _escalation(record),
         "undecided": any(attack.n_undecided for attacks in by_eps.values() for attack in attacks),
     }

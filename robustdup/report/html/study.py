@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from robustdup.records import Comparison, DoseMean, StudyRecord, StudyRow
+from robustdup.records import Comparison, DoseMean, PublishedFigure, StudyRecord, StudyRow
 from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
 from robustdup.report.html.sources import StudyRun
@@ -119,6 +119,27 @@ def place_of(factors: Mapping[str, Any], names: Sequence[str]) -> Place:
     return tuple((name, str(factors[name])) for name in names if name in factors)
 
 
+def grid_names(record: StudyRecord) -> list[str]:
+    """Return the factors that tell the rows of the grid from each other."""
+    levels: dict[str, set[str]] = {}
+    for row in record.rows:
+        for name, value in row.factors.items():
+            levels.setdefault(name, set()).add(str(value))
+    return [name for name, found in levels.items() if len(found) > 1]
+
+
+def grid_links(record: StudyRecord) -> dict[tuple[Place, float], str]:
+    """Return a link to each row of the grid, by the factors besides the dose and the dose."""
+    dose, names = dose_name(record), varying(record)
+    rows: dict[Place, str] = {}
+    found: dict[tuple[Place, float], str] = {}
+    for row in record.rows:
+        link = rows.setdefault(place_of(row.factors, grid_names(record)), f"#place-{len(rows)}")
+        if _is_number(row.factors.get(dose)):
+            found.setdefault((place_of(row.factors, names), float(row.factors[dose])), link)
+    return found
+
+
 def told(place: Place) -> str:
     """Return a combination of factors in words."""
     return (
@@ -142,7 +163,10 @@ def _doses(record: StudyRecord) -> list[Section]:
             ]
         charts = tuple(_dose_chart(record, metric, title, found, some, names) for title, some in groups if some)
         if charts:
-            lead = "Means over seeds with 95% t intervals; small dots are seeds, and lead to their cells."
+            lead = (
+                "Means over seeds with 95% t intervals; they lead to their row of the grid. Small dots are seeds, and lead to "
+                "their cells."
+            )
             sections.append(
                 Section(
                     f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", lead, charts=charts
@@ -159,7 +183,7 @@ def _dose_chart(
     places: Sequence[Place],
     names: Sequence[str],
 ) -> Chart:
-    dose = dose_name(record)
+    dose, links = dose_name(record), grid_links(record)
     doses = sorted({mean.dose for mean in means})
     reach = (doses[-1] - doses[0]) or 1.0
     series, rows = [], []
@@ -171,8 +195,9 @@ def _dose_chart(
         mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
         points = []
         for mean in mine:
-            tip = f"{told(place)}, {words(dose)} {number(mean.dose)}: {_value(metric, mean.mean)} ({plural(mean.n, 'seed')})"
-            points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high))
+            tip = _tip(metric, f"{told(place)}, {words(dose)} {number(mean.dose)}", mean)
+            link = links.get((place, mean.dose), "")
+            points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high, href=link))
             rows.append(
                 (told(place), number(mean.dose), str(mean.n), _value(metric, mean.mean),
                  NONE if mean.low is None else f"{_value(metric, mean.low)} to {_value(metric, mean.high)}")
@@ -202,6 +227,13 @@ def _dose_chart(
     )  # fmt: skip
 
 
+def _tip(metric: str, where: str, mean: DoseMean) -> str:
+    ends = (
+        "" if mean.low is None or mean.high is None else f" [{_value(metric, mean.low)} to {_value(metric, mean.high)}]"
+    )
+    return f"{where}: {_value(metric, mean.mean)}{ends} ({plural(mean.n, 'seed')})"
+
+
 def _dose_axis(doses: Sequence[float], label: str) -> Axis:
     """A scale with a tick at each dose, where they are few."""
     axis = linear(doses[0], doses[-1], label, margin=0.05, tight=True)
@@ -228,7 +260,7 @@ def _difference(metric: str, value: float | None) -> str:
 
 
 def _published(record: StudyRecord) -> Section | None:
-    """Published figures beside what was seen here, in per cent."""
+    """Published figures beside what was seen here, in per cent: curves over the doses, and a row each."""
     rows = [one for one in record.published if one.published is not None or one.here is not None]
     if not rows:
         return None
@@ -237,7 +269,47 @@ def _published(record: StudyRecord) -> Section | None:
     ]
     content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values])}
     lead = "Published figures, and what was seen here, in per cent."
-    return Section("published", "Published and here", "sections/published.html.j2", lead, content)
+    numbered = list(enumerate(rows))
+    charts = [
+        _published_chart(metric, [(at, one) for at, one in numbered if one.metric == metric])
+        for metric in dict.fromkeys(one.metric for one in rows)
+    ]
+    drawn = tuple(chart for chart in charts if chart is not None)
+    return Section("published", "Published and here", "sections/published.html.j2", lead, content, drawn)
+
+
+def _published_chart(metric: str, rows: Sequence[tuple[int, PublishedFigure]]) -> Chart | None:
+    """Each arm twice: as published, dashed, and as seen here with its intervals. None where there is but one dose."""
+    doses = sorted({one.percent for _, one in rows})
+    if len(doses) < 2:
+        return None
+    series = []
+    for number_of, arm in enumerate(dict.fromkeys(one.arm for _, one in rows)):
+        mine = sorted((pair for pair in rows if pair[1].arm == arm), key=lambda pair: pair[1].percent)
+        for kind, field in (("published", "published"), ("here", "here")):
+            points = [
+                Point(
+                    one.percent, value, f"{arm}, {kind}, {number(one.percent)}%: {value:.2f}",
+                    one.low if field == "here" else None, one.high if field == "here" else None, href=f"#published-{at}",
+                )
+                for at, one in mine
+                if (value := getattr(one, field)) is not None and not missing(value)
+            ]  # fmt: skip
+            if points:
+                hollow = kind == "published"
+                series.append(
+                    Series(
+                        f"{arm}, {kind}", points, tone(number_of), "ring" if hollow else shape(number_of), dashed=hollow
+                    )
+                )
+    values = [
+        v for line in series for p in line.points for v in (p.y, p.low, p.high) if v is not None and not missing(v)
+    ]
+    return Chart(
+        "published", words(metric).capitalize(), "Published figures dashed, with hollow marks; those seen here with intervals.",
+        _dose_axis(doses, "copies, per cent of the originals"), linear(min(values), max(values), f"{words(metric)} (%)"),
+        series, height=260, legend=series,
+    )  # fmt: skip
 
 
 def _effects(record: StudyRecord) -> list[Section]:
@@ -270,10 +342,11 @@ def _forest(record: StudyRecord, metric: str, found: Sequence[Comparison]) -> di
         for v in (one.difference, one.low, one.high, one.margin)
         if v is not None and not missing(v)
     ]
-    names = varying(record)
+    names, links = varying(record), grid_links(record)
     rows = [
         {
             "one": one,
+            "link": links.get((place_of(one.factors, names), one.dose), "") if one.dose is not None else "",
             "label": told(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
             "difference": _difference(metric, one.difference),
             "interval": "" if one.low is None else f"{_difference(metric, one.low)} to {_difference(metric, one.high)}",
@@ -337,9 +410,7 @@ def _readings(record: StudyRecord) -> Section | None:
 
 def _cells(record: StudyRecord) -> Section:
     """The grid, a square a cell, and the table in which each can be looked up."""
-    names = list(dict.fromkeys(itertools.chain.from_iterable(row.factors for row in record.rows)))
-    levels = {name: {str(row.factors.get(name)) for row in record.rows} for name in names}
-    names = [name for name in names if len(levels[name]) > 1]
+    names = grid_names(record)
     seeds = sorted({row.seed for row in record.rows})
     grid: dict[Place, dict[int, tuple[int, StudyRow]]] = {}
     for at, row in enumerate(record.rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from robustdup.report.html.sources import TrainingRun
 from robustdup.report.html.text import duration, interval, missing, number, percent, plural, short, whole
 
 LINES = 8  # runs in one chart
+SPANS = 60  # between which throughput is shown
 MOST_POINTS = 400  # of a curve: more cannot be told apart on a screen
 
 
@@ -20,8 +22,7 @@ def training_page(run: TrainingRun, name: str) -> Page:
     record = run.record
     sections = [
         _accuracies(record),
-        _loss(record),
-        _rate(record),
+        _loss_and_rate(record),
         _checkpoints(record),
         _time_to(record),
         _costs(record),
@@ -104,10 +105,10 @@ def _epochs(record: TrainingRecord) -> Axis:
     return linear(0.0, last, "epochs", tight=True)
 
 
-def _thinned(points: Sequence[Any]) -> Sequence[Any]:
+def _thinned(points: Sequence[Any], most: int = MOST_POINTS) -> Sequence[Any]:
     """Every so many-th point of a long curve, and the last."""
-    step = -(-len(points) // MOST_POINTS)
-    return points if step <= 1 else [*points[::step], points[-1]]
+    step = -(-len(points) // most)
+    return points if step <= 1 else [*points[:-1:step], points[-1]]
 
 
 def _accuracies(record: TrainingRecord) -> Section | None:
@@ -120,7 +121,11 @@ def _accuracies(record: TrainingRecord) -> Section | None:
         ]
         if points:
             series.append(Series(f"validation, {kind}", points, colour, mark))
-    trained = [Point(p.epoch, p.accuracy) for p in _thinned(record.curve) if p.accuracy is not None]
+    trained = [
+        Point(p.epoch, p.accuracy, f"training images, epoch {number(p.epoch, 3)}: {percent(p.accuracy)}")
+        for p in _thinned(record.curve)
+        if p.accuracy is not None
+    ]
     if trained:
         seen = "adversarial" if record.inner_attack else "as the objective saw them"
         series.insert(0, Series(f"training images, {seen}", trained, "c7", marks=False))
@@ -156,32 +161,40 @@ def _told(record: TrainingRecord) -> str:
     return text + (f" The last is {100 * lost:.2f} points less robust than the best." if lost > 0 else "")
 
 
-def _loss(record: TrainingRecord) -> Section | None:
+def _loss_and_rate(record: TrainingRecord) -> Section | None:
+    """The loss and the learning rate over the same epochs, side by side."""
+    charts = [chart for chart in (_loss(record), _rate(record)) if chart is not None]
+    if not charts:
+        return None
+    return Section("loss", "Loss and learning rate", "sections/charts.html.j2", charts=tuple(charts))
+
+
+def _loss(record: TrainingRecord) -> Chart | None:
     found = [p for p in record.curve if not missing(p.loss)]
     if len(found) < 2:
         return None
-    points = [Point(p.epoch, p.loss, f"epoch {number(p.epoch, 3)}: {number(p.loss)}") for p in _thinned(found)]
+    points = [Point(p.epoch, p.loss, f"epoch {number(p.epoch, 3)}: loss {number(p.loss)}") for p in _thinned(found)]
     highest = sorted(p.loss for p in found)[int(0.99 * (len(found) - 1))]
-    chart = Chart(
+    return Chart(
         "loss", "Loss", f"The loss went from {number(found[0].loss)} to {number(found[-1].loss)}.", _epochs(record),
         linear(min(0.0, *(p.loss for p in found)), highest, "loss of the objective"), [Series("loss", points, "c1", marks=False)],
-        height=200, headings=("epoch", "step", "loss", "learning rate"),
-        rows=[(number(p.epoch, 4), whole(p.step), number(p.loss), number(p.lr)) for p in _thinned(found)],
+        height=200, headings=("epoch", "step", "loss"),
+        rows=[(number(p.epoch, 4), whole(p.step), number(p.loss)) for p in _thinned(found)],
     )  # fmt: skip
-    return Section("loss", "Loss", "sections/chart.html.j2", charts=(chart,))
 
 
-def _rate(record: TrainingRecord) -> Section | None:
+def _rate(record: TrainingRecord) -> Chart | None:
     found = [p for p in record.curve if not missing(p.lr)]
     if len(found) < 2:
         return None
     highest = max(p.lr for p in found)
-    chart = Chart(
+    points = [Point(p.epoch, p.lr, f"epoch {number(p.epoch, 3)}: {number(p.lr)}") for p in _thinned(found)]
+    return Chart(
         "rate", "Learning rate", f"The highest learning rate is {number(highest)}.", _epochs(record),
-        linear(0.0, highest, "learning rate", count=4),
-        [Series("learning rate", [Point(p.epoch, p.lr) for p in _thinned(found)], "c6", marks=False)], height=130,
+        linear(0.0, highest, "learning rate", count=4), [Series("learning rate", points, "c6", marks=False)], height=200,
+        headings=("epoch", "step", "learning rate"),
+        rows=[(number(p.epoch, 4), whole(p.step), number(p.lr)) for p in _thinned(found)],
     )  # fmt: skip
-    return Section("rate", "Learning rate", "sections/chart.html.j2", charts=(chart,))
 
 
 def _checkpoints(record: TrainingRecord) -> Section | None:
@@ -245,7 +258,31 @@ def _costs(record: TrainingRecord) -> Section:
     }
     if record.peak_memory is not None:
         facts["Peak memory"] = f"{record.peak_memory / 2**20:,.0f} MiB"
-    return Section("costs", "Throughput and cost", "sections/facts.html.j2", content=facts)
+    chart = _throughput(record)
+    return Section(
+        "costs", "Throughput and cost", "sections/facts.html.j2", content=facts, charts=(chart,) if chart else ()
+    )
+
+
+def _throughput(record: TrainingRecord) -> Chart | None:
+    """Images a second between points of the curve: where a run slowed down, or waited."""
+    found = _thinned(record.curve, SPANS)
+    spans = [
+        ((a.epoch + b.epoch) / 2, (b.samples - a.samples) / (b.seconds - a.seconds))
+        for a, b in itertools.pairwise(found)
+        if b.seconds > a.seconds and b.samples > a.samples
+    ]
+    if len(spans) < 3:
+        return None
+    points = [Point(at, rate, f"epoch {number(at, 3)}: {whole(rate)} images a second") for at, rate in spans]
+    mean = record.images_per_second
+    rules = [] if missing(mean) else [Rule(f"on the whole {whole(mean)}", y=mean)]
+    return Chart(
+        "throughput", "Images per second", f"On the whole {whole(mean)}.", _epochs(record),
+        linear(0.0, max(mean or 0.0, *(rate for _, rate in spans)), "images per second", text=short, count=4),
+        [Series("images per second", points, "c4", marks=False)], rules=rules, height=160,
+        headings=("epoch", "images per second"), rows=[(number(at, 4), whole(rate)) for at, rate in spans],
+    )  # fmt: skip
 
 
 def _duplication(record: TrainingRecord) -> Section | None:

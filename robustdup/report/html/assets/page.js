@@ -82,20 +82,98 @@
     input.addEventListener("input", apply);
   }
 
+  const HINTED = ".plot, .fate[role=group], table", REACH = 26; // pixels from a point at which the pointer still means it
+  const focusable = (hinted) => hinted.closest("a") || hinted;
+
+  // Hints on whatever has data-tip: for the pointer, which need not be exact in a chart, and for the keyboard. Each chart and
+  // each table is one stop of the tab key; arrows, Home and End lead through what has a hint in it.
   function hints() {
     const tip = document.getElementById("tip");
-    document.addEventListener("pointerover", (event) => {
-      const target = event.target.closest && event.target.closest("[data-tip]");
+    let near = [];
+
+    function hide() { tip.hidden = true; }
+
+    function show(target) {
       tip.hidden = !target;
       if (!target) return;
       tip.textContent = target.dataset.tip;
       const box = target.getBoundingClientRect(), own = tip.getBoundingClientRect();
       const x = Math.min(Math.max(8, box.left + box.width / 2 - own.width / 2), innerWidth - own.width - 8);
-      const y = box.top - own.height - 8;
+      const y = (target.classList.contains("hit") ? Math.max(box.top, 56) : box.top) - own.height - 8;
       tip.style.left = x + "px";
-      tip.style.top = (y < 8 ? box.bottom + 8 : y) + "px";
+      tip.style.top = (y < 8 ? Math.min(box.bottom, innerHeight - own.height - 16) + 8 : y) + "px";
+    }
+
+    function middles(area) {
+      return Array.from(area.querySelectorAll("svg[data-tip]"), (mark) => {
+        const box = mark.firstElementChild.getBoundingClientRect();
+        return [box.left + box.width / 2 + scrollX, box.top + box.height / 2 + scrollY, mark];
+      });
+    }
+
+    function closest(event, found) {
+      let best = null, least = REACH;
+      for (const [x, y, mark] of found) {
+        const away = Math.hypot(event.pageX - x, event.pageY - y);
+        if (away < least) { best = mark; least = away; }
+      }
+      return best;
+    }
+
+    for (const area of document.querySelectorAll(".plot")) {
+      area.addEventListener("pointerenter", () => { near = middles(area); });
+      area.addEventListener("pointermove", (event) => show(closest(event, near) || event.target.closest("[data-tip]")));
+      area.addEventListener("pointerleave", hide);
+    }
+    document.addEventListener("pointerover", (event) => {
+      if (event.target.closest && !event.target.closest(".plot")) show(event.target.closest("[data-tip]"));
     });
-    addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+    document.addEventListener("focusin", (event) => {
+      const target = event.target.closest("[data-tip]") || (event.target.matches("a") && event.target.querySelector("[data-tip]"));
+      if (target && event.target.matches(":focus-visible")) show(target);
+    });
+    document.addEventListener("focusout", hide);
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+    addEventListener("scroll", hide, { passive: true });
+    document.querySelectorAll(HINTED).forEach(reachable);
+  }
+
+  function reachable(area) {
+    const all = () => Array.from(area.querySelectorAll("[data-tip]"), focusable).filter((one) => one.checkVisibility());
+    for (const hinted of area.querySelectorAll("[data-tip]")) {
+      const target = focusable(hinted);
+      target.setAttribute("tabindex", "-1");
+      if (!target.matches("a, td")) target.setAttribute("role", "img");
+      target.setAttribute(target.matches("td") ? "aria-description" : "aria-label", hinted.dataset.tip);
+    }
+    const stop = (target) => {
+      for (const old of area.querySelectorAll('[tabindex="0"]')) old.setAttribute("tabindex", "-1");
+      target.setAttribute("tabindex", "0");
+    };
+    const first = area.querySelector("[data-tip]");
+    if (!first) return;
+    stop(focusable(first));
+    area.addEventListener("focusin", (event) => { if (event.target.matches("[tabindex]")) stop(event.target); });
+    area.addEventListener("keydown", (event) => {
+      const targets = all(), at = targets.indexOf(document.activeElement);
+      if (at < 0) return;
+      const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: beyond(targets, at, 1) - at, ArrowUp: beyond(targets, at, -1) - at,
+        Home: -at, End: targets.length - 1 - at }[event.key];
+      if (step === undefined) return;
+      event.preventDefault();
+      targets[Math.min(Math.max(at + step, 0), targets.length - 1)].focus({ preventScroll: false });
+    });
+  }
+
+  function beyond(targets, at, way) { // the nearest target above (-1) or below (1); itself where there is none
+    const middle = (one) => { const box = one.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]; };
+    const [x, y] = middle(targets[at]);
+    let best = at, least = Infinity;
+    targets.forEach((one, i) => {
+      const [left, top] = middle(one), down = way * (top - y), away = down + 3 * Math.abs(left - x);
+      if (down > 2 && away < least) { best = i; least = away; }
+    });
+    return best;
   }
 
   function contents() {
