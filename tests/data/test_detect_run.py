@@ -100,6 +100,24 @@ def test_every_picture_that_the_record_names_is_there(planted, tmp_path):
     assert Image.open(tmp_path / "run" / record.sheets[0]).width > 6 * 2 * 96
 
 
+def test_pictures_of_large_clusters_are_kept_whatever_pairs_are_shown(planted, tmp_path):
+    record = detect(planted, tmp_path / "run", pictures=1)
+    assert len(record.pairs) == 1
+    files = [image.file for found in record.clusters for image in found.images]
+    assert len(files) == 9
+    assert all(Image.open(tmp_path / "run" / file).size == (32, 32) for file in files)
+    none = detect(planted, tmp_path / "none", pictures=0)
+    assert {image.file for found in none.clusters for image in found.images} == {None}
+    assert not (tmp_path / "none" / "images").exists()
+
+
+def test_classes_share_what_leaves(planted, tmp_path):
+    """Rows 50 to 54, of classes 1, 1, 2, 0, 1, leave; 3, 4, 5 and 6, of classes 0, 1, 2, 0, are what they repeat."""
+    record = detect(planted, tmp_path / "run", keep="first")
+    counts = {found.name: (found.n, found.n_clustered, found.n_redundant) for found in record.classes}
+    assert counts == {NAMES[0]: (18, 3, 1), NAMES[1]: (20, 4, 3), NAMES[2]: (17, 2, 1)}
+
+
 def test_across_splits_both_ways_round(tmp_path):
     images = pictures(60)
     moved = torch.roll(images[:12], 2, 3)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, Part, atomic_path, to_json, write_atomic
@@ -70,6 +71,15 @@ class Cluster(Part):
     size: int
     conflict: bool
     images: list[ImageRef]
+
+
+class ClassBalance(Part):
+    """A class of the split: its images, how many of them are in some cluster, and how many would leave."""
+
+    name: str
+    n: int
+    n_clustered: int
+    n_redundant: int
 
 
 class Band(Part):
@@ -154,6 +164,7 @@ class DuplicatesRecord(Part):
     bands: list[Band]
     pairs: list[ShownPair]
     clusters: list[Cluster]
+    classes: list[ClassBalance] = Field(default_factory=list)  # of `split`; earlier records lack it
     sheets: list[str]
     method: Method
     expected: Expected

@@ -18,6 +18,7 @@ from robustdup.data.detect.pairs import NEIGHBOURS, Pairs
 from robustdup.data.detect.read import encoded_images
 from robustdup.data.detect.record import (
     Band,
+    ClassBalance,
     Cluster,
     DuplicatesRecord,
     Expected,
@@ -33,6 +34,7 @@ from robustdup.data.detect.work import INDEX_FILE, Order, load_finder
 from robustdup.data.splits import Splits
 from robustdup.records import now
 
+PICTURED = 24, 8  # clusters whose images are kept as files, and images of each
 LISTED = 1000  # unreadable images, clusters and conflicts in the record; all are counted
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -102,7 +104,8 @@ def make_record(found: Findings, folder: Path, *, seconds: dict[str, float], com
         n_clusters=int(found.clusters.max(initial=-1)) + 1, n_rows=int((found.clusters[:n] >= 0).sum()),
         n_redundant=len(found.leaving), keep=config.keep, n_conflicts=len(found.conflicts),
         conflicts=found.conflicts[:LISTED].tolist(), bands=[band for band in bands if band.pairs], pairs=shown,
-        clusters=_clusters(found, files), sheets=sheets, method=_method(found), expected=_expected(found),
+        clusters=_clusters(found, files, folder), classes=_classes(found), sheets=sheets, method=_method(found),
+        expected=_expected(found),
         seconds=dict(seconds), config=config.model_dump(mode="json"), environment=environment(),
         notes=[*found.source.notes, *(note for columns in found.columns.values() for note in columns.notes)],
     )  # fmt: skip
@@ -116,20 +119,14 @@ def _show(found: Findings, folder: Path) -> tuple[list[ShownPair], list[str]]:
     conflict = (labels_a != labels_b) & (labels_a >= 0) & (labels_b >= 0)
     chosen = np.lexsort((np.arange(len(pairs)), -pairs.score.numpy(), ~conflict))[: config.pictures]
     chosen = chosen[np.argsort(-pairs.score.numpy()[chosen], kind="stable")]
-    images = {
-        name: (encoded_images(found.source.splits[name], columns.image), columns.image)
-        for name, columns in found.columns.items()
-    }
+    images = _encoded(found)
     shown = []
     for number, place in enumerate(chosen.tolist()):
         sides = []
         for split, row, label in (
             (config.split, int(a[place]), int(labels_a[place])), (order.other, int(b[place]), int(labels_b[place])),
         ):  # fmt: skip
-            file = f"images/{re.sub(r'[^A-Za-z0-9_.-]', '-', split)}-{row}.png"
-            if not (folder / file).is_file():
-                dataset, column = images[split]
-                write_image(dataset[row : row + 1][column].to_pylist()[0], folder / file)
+            file = _picture(images, split, row, folder)
             sides.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
         facts = order.store(config.split).read("facts")[a[place]]
         shown.append(
@@ -149,27 +146,64 @@ def _show(found: Findings, folder: Path) -> tuple[list[ShownPair], list[str]]:
     return shown, sheets
 
 
+def _encoded(found: Findings) -> dict[str, tuple[Any, str]]:
+    """The images of each split as they are stored, and the name of their column."""
+    return {
+        name: (encoded_images(found.source.splits[name], columns.image), columns.image)
+        for name, columns in found.columns.items()
+    }
+
+
+def _picture(images: dict[str, tuple[Any, str]], split: str, row: int, folder: Path) -> str:
+    """Write an image into the run folder unless it is there, and return its name there."""
+    file = f"images/{re.sub(r'[^A-Za-z0-9_.-]', '-', split)}-{row}.png"
+    if not (folder / file).is_file():
+        dataset, column = images[split]
+        write_image(dataset[row : row + 1][column].to_pylist()[0], folder / file)
+    return file
+
+
 def _line(pair: ShownPair) -> str:
     flags = f"{' mirrored' if pair.mirrored else ''}{' labels differ' if pair.conflict else ''}"
     return f"{pair.a.row}  {pair.b.row}  {pair.score:.2f}{flags}"
 
 
-def _clusters(found: Findings, files: dict[tuple[str, int], str | None]) -> list[Cluster]:
-    """Return the largest clusters, those whose labels differ first."""
+def _classes(found: Findings) -> list[ClassBalance]:
+    """Return how the classes of the split share its images, its clusters, and what would leave."""
     config = found.order.config
+    labels = np.asarray(found.labels[config.split])
+    clustered, leaves = found.clusters[: len(labels)] >= 0, np.zeros(len(labels), dtype=bool)
+    leaves[np.asarray(found.leaving, dtype=np.int64)] = True
+    names = found.columns[config.split].class_names
+    return [
+        ClassBalance(
+            name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(mine.sum()),
+            n_clustered=int((mine & clustered).sum()), n_redundant=int((mine & leaves).sum()),
+        )
+        for label in np.unique(labels).tolist()
+        if (mine := labels == label).any()
+    ]  # fmt: skip
+
+
+def _clusters(found: Findings, files: dict[tuple[str, int], str | None], folder: Path) -> list[Cluster]:
+    """Return the largest clusters, those whose labels differ first; the first ones with pictures."""
+    config, encoded = found.order.config, _encoded(found)
     n = found.order.rows[config.split]
     rows = np.flatnonzero(found.clusters >= 0)
     rows = rows[np.argsort(found.clusters[rows], kind="stable")]
     parts = np.split(rows, np.flatnonzero(np.diff(found.clusters[rows])) + 1) if len(rows) else []
     conflicts = set(found.conflicts.tolist())
     order = sorted(range(len(parts)), key=lambda c: (c not in conflicts, -len(parts[c]), c))
+    pictured, each = PICTURED if config.pictures else (0, 0)
     made = []
-    for number in order[:LISTED]:
+    for turn, number in enumerate(order[:LISTED]):
         images = []
-        for place in parts[number][:LISTED].tolist():
+        for at, place in enumerate(parts[number][:LISTED].tolist()):
             split, row = (config.split, place) if place < n else (str(config.against), place - n)
             label = int(found.labels[split][row])
             file = files.get((split, row))
+            if file is None and turn < pictured and at < each:
+                file = _picture(encoded, split, row, folder)
             images.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
         made.append(Cluster(cluster=number, size=len(parts[number]), conflict=number in conflicts, images=images))
     return made
