@@ -173,8 +173,15 @@ def test_a_point_of_a_study_leads_to_its_cell(visit, kinds):
 
 def test_pairs_can_be_searched(visit, kinds):
     page = visit(kinds["duplicates"])
-    page.fill("input[data-filters=pair-cards]", "conflict across")
-    assert page.locator("#pair-cards .card:visible").count() == 1
+    shown = page.locator("#pair-cards .card:visible")
+    assert shown.count() == 3
+    page.fill("input[data-filters=pair-cards]", "train 3")
+    assert shown.count() == 2
+    page.select_option("select[data-filters=pair-cards]", "across splits")
+    assert shown.count() == 1
+    assert page.locator("[data-counts=pair-cards]").inner_text() == "1 of 3"
+    page.fill("input[data-filters=pair-cards]", "bird")
+    assert shown.count() == 0
 
 
 def test_hostile_text_does_nothing(visit, pages):

@@ -136,6 +136,8 @@ def duplicates(folder, word="cat", **changes):
             {"cluster": 0, "size": 2, "conflict": False, "images": [refs["one"], refs["three"]]},
             {"cluster": 1, "size": 6, "conflict": True, "images": [refs["one"], refs["two"]]},
         ],
+        "classes": [{"name": word, "n": 40, "n_clustered": 6, "n_redundant": 4},
+                    {"name": "dog", "n": 10, "n_clustered": 2, "n_redundant": 1}, {"name": "none", "n": 0}],
         "sheets": [], "method": {"search": word, "threshold": 0.92},
         "expected": {"precision": 0.987, "recall": 0.9, "recall_by_change": {word: 0.8}, "about": word}, "seconds": {word: 1.5},
         "environment": {"torch": word}, "notes": [word],
@@ -249,9 +251,74 @@ def test_duplicates_in_words_and_pictures(tmp_path):
     assert "Expected precision of the near pairs: 98.70%." in text
     assert "1 image could not be read." in text
     sheet = np.asarray(Image.open(path.parent / "images" / "index-00.png"))
-    assert sheet.shape == (3 * 96, 2 * 96, 3)
-    levels = sheet[48::96, [48, 144], 0].tolist()
+    assert sheet.shape == (3 * 32, 2 * 32, 3)
+    levels = sheet[16::32, [16, 48], 0].tolist()
     assert levels == [[10, 200], [10, 10], [128, 128]]  # the conflict first; what lies outside the folder is not shown
+    strip = np.asarray(Image.open(path.parent / "images" / "index-clusters.png"))
+    assert strip[16, [16, 48], 0].tolist() == [10, 200]
+    assert "conflict cat, dog · 6 images, 4 not shown train 3: cat; test 7: dog" in text
+
+
+def test_duplicates_by_class(tmp_path):
+    """Of 40 and 10 images 4 and 1 leave: the shares stay 80% and 20%. Where 0 and 5 leave they become 8 and 1 ninths."""
+    record = duplicates(tmp_path / "run")
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "cat 40 6 4 10.00% 80.00% 80.00% dog 10 2 1 10.00% 20.00% 20.00%" in text
+    record["classes"] = [{"name": "cat", "n": 40, "n_redundant": 0}, {"name": "dog", "n": 10, "n_redundant": 5}]
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "Class dog repeats itself most: 50.00% of its images could go." in text
+    assert "the share of dog goes from 20.00% to 11.11%" in text
+    assert "cat 40 0 0 0.00% 80.00% 88.89%" in text
+    del record["classes"]
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    assert (
+        "Most images of clusters are of class cat (75.00%)"
+        in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    )
+
+
+def test_published_figures_are_drawn_beside_ours(tmp_path):
+    figures = [
+        PublishedFigure(arm=arm, percent=percent, metric="robust", published=20.0 + percent, here=here, low=here and here - 1,
+                        high=here and here + 1, seeds=2, source="table")
+        for arm, percent, here in (("standard", 0, 21.5), ("standard", 10, None), ("robust", 0, 22.5), ("robust", 10, 31.25))
+    ]  # fmt: skip
+    study(tmp_path / "run", published=figures)
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    told = {v["aria-label"]: v["href"] for tag, v in found.tags if tag == "a" and "#published-" in v.get("href", "")}
+    assert told == {
+        "standard, published, 0%: 20.00": "#published-0", "standard, published, 10%: 30.00": "#published-1",
+        "standard, here, 0%: 21.50": "#published-0", "robust, published, 0%: 20.00": "#published-2",
+        "robust, published, 10%: 30.00": "#published-3", "robust, here, 0%: 22.50": "#published-2",
+        "robust, here, 10%: 31.25": "#published-3",
+    }  # fmt: skip
+    rows = {v["id"] for tag, v in found.tags if v.get("id", "").startswith("published-")}
+    assert {f"published-{at}" for at in range(4)} <= rows
+
+
+def test_means_and_effects_lead_to_their_row_of_the_grid(tmp_path):
+    study(tmp_path / "run")
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    means = {
+        v["aria-label"][:13]: v["href"] for tag, v in found.tags if tag == "a" and "seeds)" in v.get("aria-label", "")
+    }
+    assert means == {"standard, dos": "#place-1", "pgd_at, dose ": "#place-3"}
+    rows = [v["id"] for tag, v in found.tags if tag == "tr" and v.get("id", "").startswith("place-")]
+    assert rows == [f"place-{at}" for at in range(4)]
+
+
+def test_throughput_over_training(tmp_path):
+    """Two images a second at first, one a second after half of the way."""
+    points = [(step, 10 * step, 5.0 * min(step, 10) + 10.0 * max(step - 10, 0)) for step in range(1, 21)]
+    curve = [
+        TrainPoint(step=step, samples=samples, epoch=step / 10, seconds=seconds, lr=0.1, loss=1.0)
+        for step, samples, seconds in points
+    ]
+    training(tmp_path / "run", curve=curve, images_per_second=1.25)
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    told = [v["data-tip"] for tag, v in found.tags if v.get("data-tip", "").endswith("images a second")]
+    assert [float(text.split(": ")[1].split()[0]) for text in told] == [2] * 9 + [1] * 10
 
 
 def test_duplicates_of_another_version_are_shown_as_far_as_they_go(tmp_path):

@@ -17,11 +17,13 @@ from PIL import Image, UnidentifiedImageError
 from robustdup.report.html.charts import Bar, Chart, Rule, counts, linear
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.html.sources import OtherRun
-from robustdup.report.html.text import NONE, duration, number, percent, plural, whole
+from robustdup.report.html.text import NONE, duration, listed, number, percent, plural, whole
 
 SCHEMA = "robustdup.duplicates"
 PAIRS = 120  # shown as pictures
-TILE = 96
+STRIPS, STRIP = 24, 8  # clusters shown as pictures, and pictures of each
+TILE = 96  # pixels a side at most
+PIXEL_ART = 64  # up to this size pixels are kept
 PER_SHEET = 24
 Content = Mapping[str, Any]
 
@@ -33,6 +35,7 @@ def duplicates_page(run: OtherRun, name: str) -> Page:
     sections = [
         _multiplicities(record),
         _classes(record),
+        _cluster_strips(run, name, files),
         _pairs(run, name, files),
         _leaks(record),
         _conflicts(record),
@@ -155,7 +158,40 @@ def _label(record: Content, label: Any) -> str:
 
 
 def _classes(record: Content) -> Section | None:
-    """Which classes the images of the clusters have."""
+    """How the classes share the images, the clusters and what would leave; of earlier records only the clusters' images."""
+    listed_classes = enumerate(_list(record, "classes"))
+    balance = [(at, one) for at, one in listed_classes if isinstance(one, Mapping) and _count(one, "n")]
+    if not balance:
+        return _classes_of_clusters(record)
+    n, left = (sum(_count(one, key) or 0 for _, one in balance) for key in ("n", "n_redundant"))
+    rows, changes = [], []
+    for at, one in balance:
+        many, clustered, leaves = (_count(one, key) or 0 for key in ("n", "n_clustered", "n_redundant"))
+        before, after = many / max(n, 1), (many - leaves) / max(n - left, 1)
+        changes.append((abs(after - before), str(one.get("name", "")), before, after))
+        rows.append(
+            [
+                Cell(str(one.get("name", ""))), Cell(whole(many), many, f"classes.{at}.n"),
+                Cell(whole(clustered), clustered, f"classes.{at}.n_clustered"),
+                Cell(whole(leaves), leaves, f"classes.{at}.n_redundant"),
+                Cell(percent(leaves / many), leaves / many, bar=leaves / many),
+                Cell(percent(before), before), Cell(percent(after), after),
+            ]
+        )  # fmt: skip
+    worst = max(rows, key=lambda row: row[4].value or 0.0)
+    _, name, before, after = max(changes)
+    lead = (
+        f"Class {worst[0].text} repeats itself most: {worst[4].text} of its images could go. Without them the share of "
+        f"{name} goes from {percent(before)} to {percent(after)}, the largest change."
+        if left
+        else "No image of any class is redundant."
+    )
+    headings = ("Class", "Images", "In clusters", "Redundant", "Of the class", "Share before", "Share after")
+    table = Table("balance-table", f"Classes of {record.get('split', 'the split')}", headings, rows)
+    return Section("balance", "Class balance", "sections/table.html.j2", lead, (table,))
+
+
+def _classes_of_clusters(record: Content) -> Section | None:
     counts = Counter(
         _label(record, image.get("label"))
         for found in _clusters(record)
@@ -166,7 +202,7 @@ def _classes(record: Content) -> Section | None:
         return None
     total = sum(counts.values())
     rows = [
-        [Cell(name), Cell(whole(count), count), Cell(percent(count / total), count / total)]
+        [Cell(name), Cell(whole(count), count), Cell(percent(count / total), count / total, bar=count / total)]
         for name, count in counts.most_common()
     ]
     table = Table("balance-table", "Images of the clusters by class", ("Class", "Images", "Share"), rows)
@@ -183,15 +219,31 @@ def _pairs(run: OtherRun, name: str, files: dict[str, bytes]) -> Section | None:
     order = sorted(pairs, key=lambda pair: (not pair.get("conflict"), not _crosses(pair)))
     shown = order[:PAIRS]
     cards = [_card(run.content, pair) for pair in shown]
-    tiles = [(_picture(run.folder, pair.get("a")), _picture(run.folder, pair.get("b"))) for pair in shown]
+    tiles = [[_picture(run.folder, pair.get("a")), _picture(run.folder, pair.get("b"))] for pair in shown]
+    side = _side(tiles)
     for start in range(0, len(shown), PER_SHEET):
         part = tiles[start : start + PER_SHEET]
         path = f"images/{name}-{start // PER_SHEET:02d}.png"
-        files[path] = _sheet(part)
+        files[path] = _sheet(part, side)
         for row, card in enumerate(cards[start : start + PER_SHEET]):
             card["sheet"], card["row"], card["rows"] = path, row, len(part)
     lead = f"{whole(len(shown))} of {plural(len(pairs), 'listed pair')}; label conflicts and pairs across splits come first."
-    return Section("pairs", "Pairs side by side", "sections/pictures.html.j2", lead, cards)
+    kinds = {
+        "conflict": "label conflicts", "across splits": "across splits", "exact": "exact", "near": "near",
+    }  # fmt: skip
+    filters = [
+        (word, text, count)
+        for word, text in kinds.items()
+        if (count := sum(word in _words(card) for card in cards)) and count < len(cards)
+    ]
+    content = {"cards": cards, "pixelated": side <= PIXEL_ART, "filters": filters}
+    return Section("pairs", "Pairs side by side", "sections/pictures.html.j2", lead, content)
+
+
+def _words(card: Mapping[str, Any]) -> set[str]:
+    """What a pair can be chosen by."""
+    flags = {"conflict": card["conflict"], "across splits": card["crosses"]}
+    return {card["kind"], *(word for word, on in flags.items() if on)}
 
 
 def _crosses(pair: Content) -> bool:
@@ -202,14 +254,19 @@ def _card(record: Content, pair: Content) -> dict[str, Any]:
     a, b = _inside(pair, "a"), _inside(pair, "b")
     score = _number(pair.get("score"))
     return {
-        "a": f"{a.get('split', '')} {a.get('row', '')}: {_label(record, a.get('label'))}",
-        "b": f"{b.get('split', '')} {b.get('row', '')}: {_label(record, b.get('label'))}",
+        "a": _named(record, a),
+        "b": _named(record, b),
         "kind": str(pair.get("kind", "")),
         "score": "" if score is None else f"score {number(score, 3)}",
         "change": str(pair.get("change", "")),
         "conflict": bool(pair.get("conflict")),
         "crosses": _crosses(pair),
     }
+
+
+def _named(record: Content, image: Content) -> str:
+    """Return what an image is called: its split, row and label."""
+    return f"{image.get('split', '')} {image.get('row', '')}: {_label(record, image.get('label'))}"
 
 
 def _picture(folder: Path, image: Any) -> Image.Image | None:
@@ -227,22 +284,70 @@ def _picture(folder: Path, image: Any) -> Image.Image | None:
             small = opened.convert("RGB")
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
-    scale = TILE / max(small.size)
-    size = max(1, round(small.width * scale)), max(1, round(small.height * scale))
-    return small.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    small.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return small
 
 
-def _sheet(tiles: Sequence[tuple[Image.Image | None, Image.Image | None]]) -> bytes:
-    sheet = Image.new("RGB", (2 * TILE, len(tiles) * TILE), (128, 128, 128))
-    for row, pair in enumerate(tiles):
-        for column, picture in enumerate(pair):
+def _side(tiles: Sequence[Sequence[Image.Image | None]]) -> int:
+    """Return the side of a tile: no larger than the largest picture needs, so that small pictures make small files."""
+    return max((max(picture.size) for row in tiles for picture in row if picture is not None), default=1)
+
+
+def _sheet(tiles: Sequence[Sequence[Image.Image | None]], side: int) -> bytes:
+    """Lay pictures in rows; small ones keep their pixels, larger as the largest, and are centred on grey."""
+    columns = max(len(row) for row in tiles)
+    sheet = Image.new("RGB", (columns * side, len(tiles) * side), (128, 128, 128))
+    for row, pictures in enumerate(tiles):
+        for column, picture in enumerate(pictures):
             if picture is not None:
-                sheet.paste(
-                    picture, (column * TILE + (TILE - picture.width) // 2, row * TILE + (TILE - picture.height) // 2)
-                )
+                scale = side / max(picture.size)
+                size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+                fitted = picture.resize(size, Image.Resampling.NEAREST)
+                sheet.paste(fitted, (column * side + (side - size[0]) // 2, row * side + (side - size[1]) // 2))
     content = io.BytesIO()
-    sheet.save(content, "PNG")
+    sheet.save(content, "PNG", optimize=True)
     return content.getvalue()
+
+
+def _cluster_strips(run: OtherRun, name: str, files: dict[str, bytes]) -> Section | None:
+    """Clusters of more than two images, each a strip of its pictures; those in conflict first, then the largest."""
+    found = [
+        (cluster, [one for one in _list(cluster, "images") if isinstance(one, Mapping)])
+        for cluster in _clusters(run.content)
+        if (_count(cluster, "size") or 0) > 2
+    ]
+    strips: list[dict[str, Any]] = []
+    tiles: list[list[Image.Image]] = []
+    for cluster, images in sorted(
+        found, key=lambda pair: (not pair[0].get("conflict"), -(_count(pair[0], "size") or 0))
+    ):
+        pictures = [(image, _picture(run.folder, image)) for image in images]
+        shown = [(image, picture) for image, picture in pictures if picture is not None][:STRIP]
+        if len(shown) < 2 or len(strips) == STRIPS:
+            continue
+        size = _count(cluster, "size") or len(images)
+        strips.append(
+            {
+                "size": size,
+                "conflict": bool(cluster.get("conflict")),
+                "images": [_named(run.content, image) for image, _ in shown],
+                "labels": listed(dict.fromkeys(_label(run.content, image.get("label")) for image in images)),
+                "more": size - len(shown),
+            }
+        )
+        tiles.append([picture for _, picture in shown])
+    if not strips:
+        return None
+    path = f"images/{name}-clusters.png"
+    side = _side(tiles)
+    files[path] = _sheet(tiles, side)
+    columns = max(len(row) for row in tiles)
+    content = {"sheet": path, "strips": strips, "columns": columns, "pixelated": side <= PIXEL_ART}
+    lead = (
+        f"{whole(len(strips))} of {plural(len(found), 'listed cluster')} with more than two images; conflicts come first, "
+        "then the largest."
+    )
+    return Section("clusters", "Clusters side by side", "sections/strips.html.j2", lead, content)
 
 
 def _leaks(record: Content) -> Section | None:
@@ -323,7 +428,10 @@ def _scores(record: Content) -> Section | None:
         )  # fmt: skip
         charts.append(chart)
     changes = _inside(expected, "recall_by_change")
-    rows = [[Cell(str(kind)), Cell(percent(_number(share)), _number(share))] for kind, share in changes.items()]
+    rows = [
+        [Cell(str(kind)), Cell(percent(_number(share)), _number(share), bar=_number(share))]
+        for kind, share in changes.items()
+    ]
     tables = (Table("recall-table", "Expected recall by kind of change", ("Change", "Recall"), rows),) if rows else ()
     if not (lead or charts or tables):
         return None

@@ -54,13 +54,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, the number by which it sorts, and the field of the record that it is."""
+    """A cell of a table: its text, the number by which it sorts, and the field of the record that it is.
+
+    `bar` is a share in [0, 1] that is drawn behind the text.
+    """
 
     text: str
     value: float | None = None
     field: str = ""
     note: str = ""
     href: str = ""
+    bar: float | None = None
 
 
 @dataclass(frozen=True)

@@ -269,22 +269,22 @@ def _published(record: StudyRecord) -> Section | None:
     ]
     content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values])}
     lead = "Published figures, and what was seen here, in per cent."
-    numbered = list(enumerate(rows))
+    numbered, arms = list(enumerate(rows)), list(dict.fromkeys(one.arm for one in rows))
     charts = [
-        _published_chart(metric, [(at, one) for at, one in numbered if one.metric == metric])
+        _published_chart(metric, [(at, one) for at, one in numbered if one.metric == metric], arms)
         for metric in dict.fromkeys(one.metric for one in rows)
     ]
     drawn = tuple(chart for chart in charts if chart is not None)
     return Section("published", "Published and here", "sections/published.html.j2", lead, content, drawn)
 
 
-def _published_chart(metric: str, rows: Sequence[tuple[int, PublishedFigure]]) -> Chart | None:
+def _published_chart(metric: str, rows: Sequence[tuple[int, PublishedFigure]], arms: Sequence[str]) -> Chart | None:
     """Each arm twice: as published, dashed, and as seen here with its intervals. None where there is but one dose."""
     doses = sorted({one.percent for _, one in rows})
     if len(doses) < 2:
         return None
     series = []
-    for number_of, arm in enumerate(dict.fromkeys(one.arm for _, one in rows)):
+    for number_of, arm in enumerate(arms):
         mine = sorted((pair for pair in rows if pair[1].arm == arm), key=lambda pair: pair[1].percent)
         for kind, field in (("published", "published"), ("here", "here")):
             points = [

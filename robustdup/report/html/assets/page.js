@@ -69,17 +69,18 @@
     });
   }
 
-  function searchable(input) {
-    const found = document.getElementById(input.dataset.filters), rows = Array.from(found.tBodies ? found.tBodies[0].rows : found.children);
-    const status = document.querySelector('[data-counts="' + input.dataset.filters + '"]');
+  function searchable(name) { // every search field and choice that filters the rows of a table, or the cards of a list
+    const inputs = Array.from(document.querySelectorAll('[data-filters="' + name + '"]'));
+    const found = document.getElementById(name), rows = Array.from(found.tBodies ? found.tBodies[0].rows : found.children);
+    const status = document.querySelector('[data-counts="' + name + '"]');
     const texts = rows.map((row) => row.textContent.toLowerCase());
     const apply = () => {
-      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = inputs.flatMap((input) => (input.matches("select") ? [input.value] : input.value.toLowerCase().split(/\s+/))).filter(Boolean);
       let shown = 0;
       rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); shown += !row.hidden; });
       status.textContent = words.length ? shown + " of " + rows.length : "";
     };
-    input.addEventListener("input", apply);
+    for (const input of inputs) input.addEventListener("input", apply);
   }
 
   const HINTED = ".plot, .fate[role=group], table", REACH = 26; // pixels from a point at which the pointer still means it
@@ -274,7 +275,7 @@
     hints();
     contents();
     document.querySelectorAll(".sort").forEach(sortable);
-    document.querySelectorAll("[data-filters]").forEach(searchable);
+    new Set(Array.from(document.querySelectorAll("[data-filters]"), (input) => input.dataset.filters)).forEach(searchable);
     document.querySelectorAll("[data-copies]").forEach(copies);
     const own = document.querySelector(".own-row"), box = own && own.closest(".scroll");
     if (box) box.scrollTop = own.offsetTop - box.clientHeight / 2;
