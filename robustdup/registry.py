@@ -236,7 +236,8 @@ class ObjectiveSpec:
     `function` is `objective(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`: see
     `robustdup.training`. `update` is the update rule that it needs ("" where any will do), `features` tells that it
     calls `model.features`, `attacks` that it calls the inner attack. `module(model, images, **options)` builds
-    the weights of its own that an objective trains along; it gets them as the keyword `module`.
+    the weights of its own that an objective trains along; it gets them as the keyword `module`. `check(**options)`
+    raises UserError for values that cannot be; it gets all options, and is called before anything is loaded.
     """
 
     name: str
@@ -247,11 +248,15 @@ class ObjectiveSpec:
     module: Callable[..., Any] | None = None
     description: str = ""
     url: str = ""
+    check: Callable[..., None] | None = None
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        """Return the options in the types of their defaults. Raises UserError for an unknown name, type or value."""
         known = keywords(self.function, besides=("attack", "rng", "module"))
-        return check_keywords(f"objective {self.name!r}", self.name, known, options)
+        checked = check_keywords(f"objective {self.name!r}", self.name, known, options)
+        if self.check is not None:
+            self.check(**{option: p.default for option, p in known.items()} | checked)
+        return checked
 
 
 @dataclass(frozen=True)
@@ -337,10 +342,11 @@ class Registry:
     def add_objective(
         self, name: str, function: Callable[..., Any], *, update: str = "", features: bool = False, attacks: bool = True,
         module: Callable[..., Any] | None = None, description: str = "", url: str = "",
+        check: Callable[..., None] | None = None,
     ) -> None:  # fmt: skip
         """Register a training objective `(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`."""
         text = description or (inspect.getdoc(function) or "").split("\n")[0]
-        spec = ObjectiveSpec(name, function, update, features, attacks, module, text, url)
+        spec = ObjectiveSpec(name, function, update, features, attacks, module, text, url, check)
         self._put("objective", self.objectives, name, spec)
 
     def add_baseline(self, name: str, function: Callable[..., Any], *, description: str = "", url: str = "") -> None:

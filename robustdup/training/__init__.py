@@ -10,7 +10,8 @@ images that were trained on are classified rightly) is always among them. The mo
 that an objective makes itself are in that mode. `rng` holds a stream for each sample; nothing else random may decide
 what a sample gets. An objective with weights of its own (an embedding, say) is registered with `module`, a function
 `module(model, images, **options) -> nn.Module` that builds them for a few example images; it then takes the module as
-the keyword `module`. These weights are trained and checkpointed, and are no part of the model that comes out.
+the keyword `module`. These weights are trained and checkpointed, and are no part of the model that comes out. A
+`check(**options)` registered with it raises UserError for values that cannot be, before anything is loaded.
 
 `attack` is the inner attack of this batch (`robustdup.training.inner.InnerAttack`):
 

@@ -51,8 +51,17 @@ def check_training_pgd(steps: int = 10, step_size: str | float | None = None, ra
     """Raise UserError for options that cannot work."""
     if steps < 1:
         raise UserError(f"Inner attack 'pgd': steps must be at least 1, got {steps}. For clean training: standard.")
-    if step_size is not None:
-        parse_eps(step_size)
+    check_step(step_size)
+
+
+def check_step(step_size: str | float | None) -> None:
+    """Raise UserError for a step size (pixel units, None: the usual one) that is no number above 0."""
+    try:
+        parse_eps(1 if step_size is None else step_size)
+    except UserError:
+        raise UserError(
+            f"step_size {step_size!r} is not a number above 0. Write a fraction such as '2/255' or a decimal such as 0.01."
+        ) from None
 
 
 def default_step(threat: ThreatModel, steps: int) -> float:

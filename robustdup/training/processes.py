@@ -65,6 +65,19 @@ class Processes:
         for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view(grad.shape))
 
+    def first_of(self, rows: int) -> int:
+        """Return the place of this process's first sample in a batch of `rows` that is shared out in runs of neighbours."""
+        return rows * self.rank // self.count
+
+    def whole(self, values: Tensor, rows: int) -> Tensor:
+        """Return the values (rows, ...) of a whole batch from each process's values (n, ...) of its share."""
+        if self.count == 1:
+            return values
+        every = values.new_zeros(rows, *values.shape[1:])
+        first = self.first_of(rows)
+        every[first : first + len(values)] = values
+        return self.sum(every)
+
     def share_model(self, model: nn.Module) -> None:
         """Give every process the weights and buffers of the first one."""
         if self.count > 1:

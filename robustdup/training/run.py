@@ -21,6 +21,7 @@ from robustdup.training.forward import TrainedModel, compile_mode, compiler
 from robustdup.training.meter import NEVER, Clock, Meter, peak_memory
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, ShowProgress, TrainBatch, Validate
+from robustdup.training.processes import Processes
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate
 from robustdup.training.selection import Selection, candidate_steps, weights_of
 from robustdup.training.tracking import Session
@@ -55,6 +56,7 @@ class Run:
         self.point_every = max(1, round(self.budget.steps / POINTS))
         self.candidate_every = candidate_steps(config.validate_every, self.budget.steps)
         self.batch = self.step = self.step_before = 0
+        self.save_cost = 0.0  # seconds that the last checkpoint took
         self.clock, self.meter, self.selection = Clock(), Meter(device), Selection()
         self.curve: list[TrainPoint] = []
         self.passes, self.counted = TrainPasses(), torch.zeros(4, dtype=torch.int64, device=device)
@@ -107,9 +109,11 @@ class Run:
             loss = loss.float() if batch.weights is None else loss.float() * batch.weights
             return loss.sum() * (share / rows), metrics
 
+        ours = parts.processes if share == 1.0 else Processes()  # else every process has the whole batch
         work = Batch(
             self.model, self.optimizer, loss_of, batch.images,
             reduce=parts.processes.sum_gradients, clip=self._clip, stepped=self._stepped,
+            first=ours.first_of(rows), rows=rows, whole=lambda values: ours.whole(values, rows),
         )  # fmt: skip
         self.step_before = self.step
         loss, metrics = self._replayed(work, self.budget.replays_of(number))

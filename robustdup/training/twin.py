@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from robustdup.models.answers import answers, differences, probes_of
 from robustdup.models.fold import has_own_backward
+from robustdup.models.unstrided import Unstrided, can_go_unstrided
 
 PAIRS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
 TOLERANCE = (1e-4, 0.045)  # of the logits' scale, and of the length of a row's gradient: a cosine of 0.999
@@ -148,7 +149,8 @@ def _blank(layer: Any) -> nn.Module:
     if isinstance(layer, nn.Linear):
         fused: Any = nn.Linear(layer.in_features, layer.out_features, device="meta")
     else:
-        fused = type(layer)(
+        kind = Unstrided if weight.device.type == "cpu" and can_go_unstrided(layer) else type(layer)
+        fused = kind(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
             layer.groups, padding_mode=layer.padding_mode, device="meta",
         )  # fmt: skip

@@ -30,6 +30,10 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True)
 class Batch:
     """What an update rule works with: one batch, and the loop's hooks.
@@ -38,6 +42,8 @@ class Batch:
     one is given, and returns (sum of weight * loss over this process's samples / samples of the global batch, metrics
     (n,)). `reduce` sums the gradients (`.grad`) of parameters over processes, in place. `clip` limits gradients before an
     optimizer step. `stepped` is called after each optimizer step, when the weights are final: schedule, averages, counts.
+    `first` is the place of this process's first image among the `rows` of the whole batch (0: as many as here), and
+    `whole` makes of values (n, ...) of its images those of all (rows, ...).
     """
 
     model: nn.Module
@@ -47,6 +53,9 @@ class Batch:
     reduce: Callable[[Parameters], None] = _nothing
     clip: Callable[[Parameters], None] = _nothing
     stepped: Callable[[], None] = _nothing
+    first: int = 0
+    rows: int = 0
+    whole: Callable[[Tensor], Tensor] = _same
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -160,7 +169,7 @@ class Free:
     """Free adversarial training: `replays` steps on each batch, whose backward passes also move the images.
 
     One perturbation for each place of a batch starts at zero and is carried on from batch to batch, as in the paper; a
-    smaller batch uses the first places. https://arxiv.org/abs/1904.12843
+    smaller batch uses the first places. Every process keeps those of the whole batch. https://arxiv.org/abs/1904.12843
     """
 
     def __init__(self, threat: ThreatModel, replays: int = 8) -> None:
@@ -172,32 +181,32 @@ class Free:
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Step on the batch again and again, each time at images moved further; metrics are means over the replays."""
-        rows = len(batch.images)
-        carried = self._carried(batch.images)
+        rows = batch.rows or len(batch.images)
+        carried = self._carried(batch.images, rows)
+        mine = carried[batch.first : batch.first + len(batch.images)].clone()
         losses, sums = [], dict[str, Tensor]()
         for _ in range(self.steps):
-            shift = carried[:rows].clone().requires_grad_(True)
+            shift = mine.clone().requires_grad_(True)
             loss, metrics = batch.gradients(shift)
             losses.append(loss)
             for name, values in metrics.items():
                 sums[name] = sums[name] + values if name in sums else values
             with torch.no_grad():
                 up = ascent(batch.images, _gradient_of(shift), self.threat)
-                carried[:rows] = into_ball(shift + self.threat.radius * up, self.threat)
+                mine = into_ball(shift + self.threat.radius * up, self.threat)
             batch.apply()
+        carried[:rows] = batch.whole(mine)
         self.shift = carried
         return torch.stack(losses).mean(), {name: values / self.steps for name, values in sums.items()}
 
-    def _carried(self, images: Tensor) -> Tensor:
-        """Return the perturbations so far, zeros where a batch has more places than those before."""
-        if self.shift is None:
-            return torch.zeros_like(images)
-        missing = len(images) - len(self.shift)
-        carried = self.shift.to(images, copy=True)  # a checkpoint may hold the tensor
-        return carried if missing <= 0 else torch.cat([carried, torch.zeros_like(images[:missing])])
+    def _carried(self, images: Tensor, rows: int) -> Tensor:
+        """Return the perturbations so far, zeros where a batch of `rows` has more places than those before."""
+        more = images.new_zeros(max(rows - (0 if self.shift is None else len(self.shift)), 0), *images.shape[1:])
+        # A copy: a checkpoint may hold the tensor.
+        return more if self.shift is None else torch.cat([self.shift.to(images), more])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the perturbations of this process."""
+        """Return the perturbations of all places."""
         return {} if self.shift is None else {"shift": self.shift}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

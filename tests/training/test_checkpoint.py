@@ -104,6 +104,17 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(update, optimizer, tmp_pat
     assert "Resumed after step" in out.events[-1]
 
 
+def test_a_run_goes_on_where_checkpoints_come_by_the_clock(tmp_path, monkeypatch):
+    """The first checkpoint, then one at each candidate, and none for a while after the run went on."""
+    options = config(checkpoint_every=None)
+    whole = train(make_parts(), options)
+    monkeypatch.setattr("robustdup.training.run.SHOWN", 0.0)
+    for step in (3, 12, 30):
+        with pytest.raises(Cut):
+            train(make_parts(), options, folder=tmp_path, resume=True, progress=cut_at(step))
+    assert equal(train(make_parts(), options, folder=tmp_path, resume=True).last, whole.last)
+
+
 def test_a_run_that_was_cut_off_right_after_each_checkpoint(tmp_path, monkeypatch):
     whole = train(make_parts(), config(steps=12, validate_every=5))
     save = Checkpoints.save

@@ -240,12 +240,41 @@ def test_mistakes_name_what_is_right(registry):
     check_model(spec, Softmax())
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trades(beta=-1)", "The objective's beta, the weight of its second term, must be 0 or more; got -1."),
+        ("mart(beta=-0.5)", "The objective's beta, the weight of its second term, must be 0 or more; got -0.5."),
+        ("n_fgsm(k=-1)", "n_fgsm: k, the noise in units of eps, must be 0 or more; got -1."),
+        (
+            "n_fgsm(step_size=0)",
+            "step_size 0 is not a number above 0. Write a fraction such as '2/255' or a decimal such as 0.01.",
+        ),
+        ("morel(preference=1.5)", "morel: preference, the share of the features, lies between 0 and 1; got 1.5."),
+        ("morel(temperature=0)", "temperature above 0; got alpha=1e-05, temperature=0."),
+        ("morel(heads=3)", "morel: width must be a multiple of heads, both from 1; got width=128, heads=3."),
+        ("morel(beta=-2)", "must be 0 or more; got -2."),
+    ],
+)
+def test_values_that_cannot_be_are_refused_before_training(registry, text, message):
+    with pytest.raises(UserError) as caught:
+        find_objective(text, registry)
+    assert str(caught.value).endswith(message)
+
+
 def test_a_strangers_objective_comes_through_the_same_door():
     def mine(model, images, labels, *, attack, rng, power: float = 2.0):
         return F.cross_entropy(model(images), labels, reduction="none") ** power, {"correct": labels.float()}
 
     registry = Registry()
-    registry.add_objective("mine", mine)
+
+    def check(*, power):
+        if power < 1:
+            raise UserError("power must be 1 or more.")
+
+    registry.add_objective("mine", mine, check=check)
+    with pytest.raises(UserError, match="power must be 1 or more"):
+        find_objective("mine(power=0.5)", registry)
     spec, options = find_objective("mine(power=3)", registry)
     assert isinstance(spec, ObjectiveSpec)
     assert (spec.update, spec.features, options) == ("", False, {"power": 3.0})

@@ -18,19 +18,28 @@ from robustdup.registry import Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training
+from robustdup.training.objectives.free import free
 from robustdup.training.objectives.pgd_at import pgd_at
 from robustdup.training.objectives.trades import trades
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
 from robustdup.training.processes import Processes, open_processes, whole_batch_norm
-from robustdup.training.updates import Awp, Plain
+from robustdup.training.updates import Awp, Free, Plain
 
 CPU = torch.device("cpu")
+
+
+def replayed():
+    return Free(ThreatModel("Linf", "0.1"), replays=3)
+
+
 RUNS = {
     "without BatchNorm": {"norm": False},
     "with BatchNorm": {"norm": True},
     "averaged, clipped": {"norm": True, "ema": 0.9, "swa": 0.5, "clip": 0.5},
     "TRADES with AWP": {"norm": True, "objective": trades, "update": Awp},
+    "free": {"norm": True, "objective": free, "update": replayed, "samples": 45},
+    "free, a last batch of one": {"norm": False, "objective": free, "update": replayed, "samples": 33},
     "a last batch of one": {"norm": False, "samples": 33},
     "odd shares": {"norm": True, "batch_size": 7, "samples": 45},
 }

@@ -17,10 +17,11 @@ def register_objectives(registry: Registry) -> None:
     """Register the objectives that come with robustdup."""
     from robustdup.training.objectives.free import free
     from robustdup.training.objectives.mart import mart
-    from robustdup.training.objectives.morel import morel, morel_module
-    from robustdup.training.objectives.n_fgsm import n_fgsm
+    from robustdup.training.objectives.morel import check_morel, morel, morel_module
+    from robustdup.training.objectives.n_fgsm import check_n_fgsm, n_fgsm
     from robustdup.training.objectives.pgd_at import pgd_at
     from robustdup.training.objectives.standard import standard
+    from robustdup.training.objectives.terms import check_beta
     from robustdup.training.objectives.trades import trades
 
     registry.add_objective(
@@ -30,11 +31,11 @@ def register_objectives(registry: Registry) -> None:
         "pgd_at", pgd_at, description="Cross-entropy on adversarial images.", url="https://arxiv.org/abs/1706.06083"
     )
     registry.add_objective(
-        "trades", trades, url="https://arxiv.org/abs/1901.08573",
+        "trades", trades, check=check_beta, url="https://arxiv.org/abs/1901.08573",
         description="Cross-entropy on clean images, and how far adversarial answers drift from clean ones.",
     )  # fmt: skip
     registry.add_objective(
-        "mart", mart, url="https://openreview.net/forum?id=rklOg6EFwS",
+        "mart", mart, check=check_beta, url="https://openreview.net/forum?id=rklOg6EFwS",
         description="Boosted cross-entropy on adversarial images, and drift weighed by how unsure the clean answer is.",
     )  # fmt: skip
     registry.add_objective(
@@ -42,11 +43,11 @@ def register_objectives(registry: Registry) -> None:
         description="Several steps on each batch, whose backward passes also move the images.",
     )  # fmt: skip
     registry.add_objective(
-        "n_fgsm", n_fgsm, attacks=False, url="https://arxiv.org/abs/2202.01181",
+        "n_fgsm", n_fgsm, attacks=False, check=check_n_fgsm, url="https://arxiv.org/abs/2202.01181",
         description="Cross-entropy on images moved by strong noise and one gradient step.",
     )  # fmt: skip
     registry.add_objective(
-        "morel", morel, features=True, module=morel_module, url="https://arxiv.org/abs/2410.01697",
+        "morel", morel, features=True, module=morel_module, check=check_morel, url="https://arxiv.org/abs/2410.01697",
         description="MART or TRADES, with clean, adversarial and same-class features drawn together.",
     )  # fmt: skip
 

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.training.inner import InnerAttack
 from robustdup.training.modes import inner_mode
 from robustdup.training.objectives.mart import mart_loss
-from robustdup.training.objectives.terms import Outcome, correct
+from robustdup.training.objectives.terms import Outcome, check_beta, correct
 from robustdup.training.objectives.trades import drift_from, trades_loss
 
 CONE = 2e-5  # the augmentation of the paper's conic scalarisation
@@ -52,6 +53,21 @@ def morel_module(model: nn.Module, images: Tensor, *, width: int = 128, heads: i
     with inner_mode(model), torch.no_grad():
         features = model.features(images)  # type: ignore[operator]
     return Embedding(features.shape[1], width, heads).to(features.device)
+
+
+def check_morel(
+    *, beta: float, preference: float, alpha: float, temperature: float, width: int, heads: int, **_: Any
+) -> None:  # fmt: skip
+    """Raise UserError for values that cannot be."""
+    check_beta(beta=beta)
+    if not 0 <= preference <= 1:
+        raise UserError(f"morel: preference, the share of the features, lies between 0 and 1; got {preference:g}.")
+    if alpha < 0 or temperature <= 0:
+        raise UserError(
+            f"morel: alpha must be 0 or more and temperature above 0; got alpha={alpha:g}, temperature={temperature:g}."
+        )
+    if heads < 1 or width < 1 or width % heads:
+        raise UserError(f"morel: width must be a multiple of heads, both from 1; got width={width}, heads={heads}.")
 
 
 def morel(

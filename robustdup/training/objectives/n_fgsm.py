@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from robustdup.attacks.noise import ball_noise
@@ -10,7 +12,7 @@ from robustdup.rng import SampleRng
 from robustdup.threat import parse_eps
 from robustdup.training.inner import InnerAttack
 from robustdup.training.objectives.terms import Outcome, correct, cross_entropy
-from robustdup.training.pgd import direction
+from robustdup.training.pgd import check_step, direction
 
 
 def n_fgsm(
@@ -24,8 +26,6 @@ def n_fgsm(
     is about Linf; in L2 and L1 the noise is uniform in the ball of k * eps, and the step has length `step_size` in the
     norm. https://arxiv.org/abs/2202.01181
     """
-    if k < 0:
-        raise UserError(f"n_fgsm: k must be 0 or more, got {k}.")
     step = attack.threat.radius if step_size is None else float(parse_eps(step_size))
 
     def moved() -> Tensor:
@@ -36,3 +36,10 @@ def n_fgsm(
 
     logits = model(attack.once("n_fgsm", moved, images, labels))
     return cross_entropy(logits, labels, attack.label_smoothing), {"correct": correct(logits, labels)}
+
+
+def check_n_fgsm(*, k: float, step_size: str | float | None, **_: Any) -> None:
+    """Raise UserError for noise or a step that cannot be."""
+    if k < 0:
+        raise UserError(f"n_fgsm: k, the noise in units of eps, must be 0 or more; got {k:g}.")
+    check_step(step_size)

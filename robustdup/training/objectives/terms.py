@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from robustdup.errors import UserError
 
 Metrics = dict[str, Tensor]
 Outcome = tuple[Tensor, Metrics]
@@ -25,3 +28,9 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1.0 where the largest logit is the label's, else 0.0: (N,)."""
     return (logits.detach().argmax(dim=1) == labels).float()
+
+
+def check_beta(*, beta: float, **_: Any) -> None:
+    """Raise UserError for a weight of the second term that is negative."""
+    if beta < 0:
+        raise UserError(f"The objective's beta, the weight of its second term, must be 0 or more; got {beta:g}.")
