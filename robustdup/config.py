@@ -214,12 +214,30 @@ def parse_value(text: str) -> Any:
 
 
 def rerun_command(command: str, config: Config) -> str:
-    """Return the command line that runs this configuration again."""
+    """Return a command line that runs this configuration again: what cannot be left out, since defaults depend on each other."""
+    wanted = {name: value for name, value in config.model_dump(mode="json").items() if name != "out"}
+
+    def unlike(given: Mapping[str, Any]) -> dict[str, Any]:
+        """What comes out otherwise than wanted where only these values are given."""
+        try:
+            made = type(config).model_validate(given).model_dump(mode="json")
+        except ValidationError:
+            return {name: value for name, value in wanted.items() if name not in given}
+        return {name: value for name, value in wanted.items() if made[name] != value}
+
+    given: dict[str, Any] = {}
+    while more := {name: value for name, value in unlike(given).items() if name not in given}:
+        given |= more
+    for name in list(given):
+        rest = {key: value for key, value in given.items() if key != name}
+        if unlike(rest) == unlike(given):
+            given = rest
     words = ["robustdup", command]
-    defaults = type(config).model_validate({}).model_dump(mode="json")
-    for name, value in config.model_dump(mode="json").items():
-        if name != "out" and value != defaults[name]:
-            plain = isinstance(value, str) and parse_value(value) == value
+    for name in wanted:
+        if name in given:
+            value = given[name]
+            parsed = parse_value(value) if isinstance(value, str) else None
+            plain = isinstance(value, str) and _as_text(type(config), name, parsed) == value
             words.append(f"{name}={value if plain else json.dumps(value)}")
     return shlex.join(words)
 

@@ -1,9 +1,12 @@
 """Configuration: defaults, YAML, overrides, and what is said of mistakes."""
 
+import shlex
+
 import pytest
 
 from robustdup import UserError
-from robustdup.config import EvalConfig, build, parse_attacks, parse_value
+from robustdup.config import EvalConfig, build, parse_attacks, parse_value, rerun_command
+from robustdup.training.options import TrainConfig
 
 
 def test_values_go_over_overrides_over_the_file_over_defaults(tmp_path):
@@ -83,3 +86,31 @@ def test_attacks_with_options():
 def test_attacks_that_cannot_be_read(text, message):
     with pytest.raises(UserError, match=message):
         parse_attacks(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        (EvalConfig, {}, []),
+        (EvalConfig, {"n": 200}, []),  # what the digits take by themselves
+        (EvalConfig, {"n": 200, "attacks": "fast"}, ["n=200", "attacks=fast"]),
+        (EvalConfig, {"attacks": "fast"}, ["attacks=fast"]),
+        (EvalConfig, {"data": "cifar10", "eps": "0.15", "n": 200}, ["data=cifar10", "n=200", "eps=0.15"]),
+        (EvalConfig, {"data": "cifar10", "eps": "8/255"}, ["data=cifar10"]),
+        (EvalConfig, {"norm": "L2", "eps": "0.15"}, ["norm=L2", "eps=0.15"]),
+        (EvalConfig, {"options": {"pgd": {"steps": 5}}, "plugin": ["a b.py"]}, None),
+        (TrainConfig, {}, []),
+        (TrainConfig, {"data": "cifar10"}, ["data=cifar10"]),
+        (TrainConfig, {"data": "cifar10", "lr": 0.005, "epochs": 20}, ["data=cifar10", "lr=0.005", "epochs=20.0"]),
+        (TrainConfig, {"epochs": 10, "augment": "crop-flip"}, None),
+        (TrainConfig, {"steps": 7, "duplicate": {"scheme": "uniform", "dose": 0.5}}, None),
+    ],
+)
+def test_the_command_of_a_configuration_gives_it_again(kind, given, words):
+    """Defaults depend on each other: a value that is one default may have to be said where another is changed."""
+    config = build(kind, values={**given, "out": "runs/here"})
+    program, command, *found = shlex.split(rerun_command("eval", config))
+    assert (program, command) == ("robustdup", "eval")
+    assert build(kind, overrides=found, values={"out": "runs/here"}) == config
+    if words is not None:
+        assert sorted(found) == sorted(words)
