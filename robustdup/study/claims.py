@@ -41,7 +41,8 @@ def set_beside(record: StudyRecord) -> list[PublishedFigure]:
 
 
 def _is(mean: DoseMean, arm: str, percent: float, names: Sequence[str]) -> bool:
-    return mean.metric in names and mean.dose == percent and arm in map(str, mean.factors.values())
+    as_published = str(mean.factors.get("clamp", "published")) == "published"
+    return mean.metric in names and mean.dose == percent and arm in map(str, mean.factors.values()) and as_published
 
 
 def judge_claims(record: StudyRecord) -> list[Claim]:

@@ -203,14 +203,18 @@ def test_recipes_of_the_repository_are_valid(file, registry, monkeypatch):
     if config.protocol == "as-published":
         monkeypatch.setattr(study, "data_fingerprint", lambda *_: "d")
         made = paper_grid(config)
-        assert len(made.cells) == 12  # the standard arm is one cell
+        # All doses of the standard arm are one cell.
+        levels = {name: len(found) for name, found in config.factors.items()}
+        adversarial = levels["percent"] * levels.get("clamp", 1)
+        assert len(made.cells) == (1 + adversarial) * len(config.seed_list)
     else:
         made = build_grid(config, registry, lambda train: "d", lambda train: check(train, registry))
     assert len(made.cells) >= 2
     for wanted in config.analysis.primary:  # every primary comparison names lines that there are
         keys = {key: value for key, value in wanted.items() if key in config.factors}
         assert any(
-            all(line.factors[k] in (v if isinstance(v, list) else [v]) for k, v in keys.items()) for line in made.lines
+            all(line.factors.get(k) in (v if isinstance(v, list) else [v]) for k, v in keys.items())
+            for line in made.lines
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustdup.study import gaussian
-from robustdup.study.paper import PaperConfig, attack, crop_and_flip, network, run_arm, scaled
+from robustdup.study.paper import BLACK, PaperConfig, attack, crop_and_flip, network, run_arm, scaled
 from robustdup.study.published import FIGURES
 
 
@@ -39,6 +39,17 @@ def test_the_clamp_turns_every_dark_pixel_grey_and_goes_beyond_the_radius():
     assert float((adv - images)[bright].abs().max()) <= 0.1 + 1e-6  # ten steps of 0.01 reach no further
 
 
+def test_the_repaired_clamp_leaves_dark_pixels_where_ten_steps_bring_them():
+    torch.manual_seed(0)
+    model = network("adversarial", 1, (8, 8), 3).requires_grad_(False)
+    images = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
+    adv = attack(model, images, torch.tensor([0, 1, 2, 0]), BLACK)
+    assert float(adv.min()) == -1
+    assert float((adv - images).abs().max()) <= 0.1 + 1e-6
+    published = attack(model, images, torch.tensor([0, 1, 2, 0]))
+    assert float((published - adv).abs().max()) > 0.8
+
+
 def test_pixels_are_scaled_and_cropped_as_published():
     assert scaled(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     torch.manual_seed(0)
@@ -67,6 +78,21 @@ def test_an_arm_measures_every_dose_and_repeats_itself(arm):
     # 256 images are 2 steps; 20 means two further whole copies in one arm, and 51 more images in the other.
     assert [one.metrics["steps"] for one in found] == ([2, 6] if arm == "standard" else [2, 3])
     assert ("test_adv_acc" in found[0].metrics) == (arm == "adversarial")
+
+
+def test_the_repaired_clamp_changes_the_adversarial_arm_and_no_measurement_need_be_made_on_training_images():
+    def metrics(**more):
+        config = PaperConfig(
+            arm="adversarial", percents=[0], epochs=4, data="builtin:digits", n=512, test_n=100, seed=3, **more
+        )
+        return run_arm(config, torch.device("cpu"))[0].metrics
+
+    published, repaired, short = metrics(), metrics(clamp="repaired"), metrics(measure_training=False)
+    assert short == {name: value for name, value in published.items() if not name.startswith(("train_", "original_"))}
+    assert published["test_clean_acc"] != repaired["test_clean_acc"]
+    # Digits are mostly dark. What the published arm learned it knows of grey images, the repaired one of the images.
+    assert published["clamped_accuracy"] > published["test_clean_acc"]
+    assert repaired["test_clean_acc"] > repaired["clamped_accuracy"]
 
 
 def test_momentum_carries_over_from_dose_to_dose():
