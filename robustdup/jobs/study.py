@@ -122,7 +122,7 @@ def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Map
     logits = logits_of(model, images)
     metrics: Metrics = dict(zip(("ece", "nll"), calibration(logits, labels), strict=True))
     right = logits.argmax(dim=1) == labels
-    metrics["clean_accuracy"] = float(right.float().mean())
+    metrics["clean_accuracy"] = float(right.double().mean())
     data = prepare_data(config, registry, device)
     metrics |= of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     if measure.get("near_test"):
@@ -131,7 +131,7 @@ def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Map
         other, _, split = str(measure["shifted"]).partition("@")
         shifted = load_images(other, data_options(config, split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
-        metrics["shifted_accuracy"] = float((answers == shifted.labels).float().mean())
+        metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
     return metrics
 
 
@@ -189,7 +189,7 @@ def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | N
     pixels = data.entries.pixels.cpu()
     trained = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
     clear = _without_near(to_bytes(images), trained)
-    return float(right[clear].float().mean()) if clear.any() else None
+    return float(right[clear].double().mean()) if clear.any() else None
 
 
 def _without_near(tested: Tensor, trained: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from robustdup.records import Comparison, DoseMean, StudyProgress, StudyRecord
 
@@ -69,7 +71,8 @@ def show_study(record: StudyRecord, folder: Path) -> None:
     """Print a study on standard output: table, sentences, claims, and what is missing."""
     console = Console()
     console.print(f"[bold]{escape(record.name)}[/]: {escape(summary(record))}", highlight=False, soft_wrap=True)
-    console.print(dose_table(record))
+    for part in dose_tables(record):
+        console.print(part)
     for title, lines in sections(record, brief=True):
         console.print(f"[bold]{title}")
         for line in lines:
@@ -195,20 +198,37 @@ def _effect(effect: Comparison | None) -> str:
     text = f"{scale * effect.difference:+.{digits}f}"
     if effect.low is not None and effect.high is not None:
         text += f" [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
-    return text.replace("-", "−")
+    return re.sub(r"[+-](0\.0+)(?!\d)", r"\1", text).replace("-", "−")  # no sign before a zero
 
 
-def dose_table(record: StudyRecord) -> Table:
-    """Return the table of doses for the terminal; a row is coloured by what was concluded from it."""
+def dose_tables(record: StudyRecord) -> list[Table | Text]:
+    """Return the table of doses for the terminal: a block of lines for each combination of the other factors.
+
+    A line is coloured by what was concluded from it. Factors stand above their block, so that 80 columns hold two metrics.
+    """
     header, rows, verdicts = cells_of_table(record)
-    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     text = len(varying(record))
-    for number, title in enumerate(header):
-        short = title.replace("_accuracy", "").replace("_", " ").replace("difference", "change")
-        made.add_column(short, justify="left" if number < text else "right", no_wrap=number < text)
-    for row, verdict in zip(rows, verdicts, strict=True):
-        made.add_row(*map(escape, row), style=VERDICT_STYLE.get(verdict, ""))
-    return made
+    titles = [
+        title.replace("_accuracy", "").replace("_", " ").replace("difference", "change") for title in header[text:]
+    ]
+    widths = [max(map(len, column)) for column in zip(titles, *(row[text:] for row in rows), strict=True)]
+
+    def block(**options: Any) -> Table:
+        made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), **options)
+        for title, width in zip(titles, widths, strict=True):
+            made.add_column(title, justify="right", min_width=width)
+        return made
+
+    found: list[Table | Text] = [block()]
+    lines = zip(rows, verdicts, strict=True)
+    for place, group in itertools.groupby(lines, key=lambda line: line[0][:text]):
+        if place:
+            found.append(Text(", ".join(place), style="bold"))
+        made = block(show_header=False)
+        for row, verdict in group:
+            made.add_row(*map(escape, row[text:]), style=VERDICT_STYLE.get(verdict, ""))
+        found.append(made)
+    return found
 
 
 def beside(record: StudyRecord) -> list[Table]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from robustdup.errors import UserError
 from robustdup.records import (
@@ -17,7 +19,7 @@ from robustdup.records import (
     save_cell,
     save_study_record,
 )
-from robustdup.report.study import cells_of_table, markdown, sections
+from robustdup.report.study import cells_of_table, dose_tables, markdown, sections
 from robustdup.study.grid import Line
 from robustdup.study.recipe import load_recipe
 from robustdup.study.record import make_record
@@ -75,6 +77,24 @@ def test_a_complete_study_says_what_was_put_in(tmp_path):
     assert header == ["objective", "scheme", "dose", "seeds", "clean_accuracy", "difference"]
     assert len(rows) == 8
     assert sorted(verdicts) == ["", "", "", "", "equivalent", "equivalent", "lower", "lower"]
+
+
+def test_the_table_fits_eighty_columns_with_nothing_cut(tmp_path):
+    second = {"metrics": ["clean_accuracy", "robust_accuracy"], "margins": {"clean_accuracy": 1.0}}
+    record = study(tmp_path, skewed_harm, extra=lambda clean, _: {"robust_accuracy": clean / 2}, analysis=second)
+    console = Console(width=80, file=io.StringIO())
+    for part in dose_tables(record):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].split() == ["dose", "seeds", "clean", "change", "robust", "change"]
+    _, rows, _ = cells_of_table(record)
+    shown = iter(line.split() for line in lines[1:])
+    place = None
+    for row in rows:
+        if row[:2] != place:
+            place = row[:2]
+            assert next(shown) == f"{place[0]}, {place[1]}".split()
+        assert next(shown) == " ".join(row[2:]).split()
 
 
 def test_claims_follow_the_evidence(tmp_path):
