@@ -1,4 +1,4 @@
-"""Image classifiers of Hugging Face transformers, `hf:ID` or `hf:path/to/folder`, where transformers is installed."""
+"""Models of Hugging Face transformers, `hf:ID` or `hf:path/to/folder`, where transformers is installed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,64 @@ class ImageClassifier(nn.Module):
         return self.model(pixel_values=self.normalise(images)).logits  # type: ignore[no-any-return]
 
 
+class ImageFeatures(nn.Module):
+    """A transformers model without its head: images (N, 3, H, W) in [0, 1] -> features (N, F), normalised inside.
+
+    `pooled` says that its own pooling is trained; otherwise the first token of the last layer is taken.
+    """
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, pooled: bool) -> None:
+        super().__init__()
+        self.model, self.normalise, self.pooled = model, Normalise(mean, std), pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of `images`."""
+        pixels = self.normalise(images)
+        if hasattr(self.model, "get_image_features"):  # of text and images, such as CLIP
+            found = self.model.get_image_features(pixel_values=pixels)  # type: ignore[operator]
+            return getattr(found, "pooler_output", found)  # type: ignore[no-any-return]
+        found = self.model(pixel_values=pixels)
+        if self.pooled and getattr(found, "pooler_output", None) is not None:
+            return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
+        last = found.last_hidden_state
+        return last[:, 0] if last.ndim == 3 else last.mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+
 def load_hf(name: str) -> nn.Module:
     """Return an image-classification model of the Hub or of a local folder, never running code from there.
 
     https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModelForImageClassification. Raises UserError;
     Unavailable where transformers is not installed.
     """
+    model, processor, missing = _from_pretrained(name, "AutoModelForImageClassification")
+    if missing:  # transformers only warns, and fills them at random
+        raise UserError(
+            f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}."
+        )
+    return ImageClassifier(model, *_statistics(processor, _channels(model)), size=input_size(processor))
+
+
+def load_hf_features(name: str) -> tuple[nn.Module, int]:
+    """Return a model of the Hub or of a local folder without its head, and the side of the square images that it takes.
+
+    https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModel. It takes images (N, 3, H, W) in [0, 1] to
+    features (N, F). Raises UserError; Unavailable where transformers is not installed.
+    """
+    model, processor, missing = _from_pretrained(name, "AutoModel")
+    untrained = [weight for weight in missing if "pooler" not in weight]
+    if untrained:
+        raise UserError(
+            f"hf:{name} is not trained as it is loaded here: its files lack {len(untrained)} weights, such as "
+            f"{untrained[0]!r}."
+        )
+    if (channels := _channels(model)) != 3:
+        raise UserError(f"hf:{name} takes images of {channels} channels; an embedding must take colour images.")
+    height, width = input_size(processor) or (224, 224)
+    return ImageFeatures(model, *_statistics(processor, 3), pooled=not missing), max(height, width)
+
+
+def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
+    """Return a model (an automatic class of transformers says of what kind), its processor, and the weights it lacks."""
     try:
         import transformers
     except ImportError as error:
@@ -51,20 +103,18 @@ def load_hf(name: str) -> nn.Module:
     if place == name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"There is no folder {name!r}; model ids of the Hub look like owner/name.")
     try:
-        model, found = transformers.AutoModelForImageClassification.from_pretrained(
+        model, found = getattr(transformers, kind).from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         text = " ".join(str(error).split())
         raise UserError(f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}") from error
-    missing = sorted(found.get("missing_keys") or ())
-    if missing:  # transformers only warns, and fills them at random
-        raise UserError(
-            f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}."
-        )
-    channels = int(getattr(model.config, "num_channels", 3) or 3)
-    return ImageClassifier(model, *_statistics(processor, channels), size=input_size(processor))
+    return model, processor, sorted(found.get("missing_keys") or ())
+
+
+def _channels(model: Any) -> int:
+    return int(getattr(model.config, "num_channels", 3) or 3)
 
 
 def _statistics(processor: Any, channels: int) -> tuple[list[float], list[float]]:

@@ -1,0 +1,116 @@
+"""Tools that find duplicates, as their users call them: imagededup (hashes, a CNN) and cleanvision.
+
+imagededup's own network (MobileNetV3, trained on ImageNet) is downloaded when it is first used. Here its door for networks
+of one's own, `CustomModel`, is taken, so that any trained network can stand in where there is no such download; the time of
+its own network is measured without its weights, which change no time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HASHES = {"phash": "PHash", "dhash": "DHash", "ahash": "AHash", "whash": "WHash"}
+
+
+def write_images(pixels: Tensor, folder: Path) -> list[str]:
+    """Write pixels uint8 (N, 3, H, W) as PNG files into a folder and return their names in order."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{row:07d}.png" for row in range(len(pixels))]
+    for name, image in zip(names, pixels.permute(0, 2, 3, 1).numpy(), strict=True):
+        Image.fromarray(image).save(folder / name, compress_level=1)
+    return names
+
+
+def hash_images(folder: Path, names: list[str], method: str, workers: int) -> tuple[Any, float]:
+    """Return imagededup's hashes of the files as numpy (N, 8) uint8, and its seconds."""
+    from imagededup import methods
+
+    encoder = getattr(methods, HASHES[method])(verbose=False)
+    started = time.perf_counter()
+    hashes = encoder.encode_images(image_dir=str(folder), num_enc_workers=workers if workers > 1 else 0)
+    seconds = time.perf_counter() - started
+    return np.array([list(bytes.fromhex(hashes[name])) for name in names], np.uint8), seconds
+
+
+def search_hashes(hashes: Any, distance: int, method: str, workers: int) -> float:
+    """Return the seconds of imagededup's own search for all pairs within a Hamming distance."""
+    from imagededup import methods
+
+    finder = getattr(methods, HASHES[method])(verbose=False)
+    encoded = {str(row): bytes(code).hex() for row, code in enumerate(hashes)}
+    started = time.perf_counter()
+    finder.find_duplicates(
+        encoding_map=encoded, max_distance_threshold=distance, num_dist_workers=workers if workers > 1 else 0
+    )
+    return time.perf_counter() - started
+
+
+def cnn(network: torch.nn.Module | None) -> Any:
+    """Return imagededup's CNN with a network: images (N, 3, H, W) in [0, 1] -> features; its own, untrained, if None."""
+    from imagededup.methods import CNN
+    from imagededup.utils import CustomModel
+    from imagededup.utils.models import MobilenetV3
+    from torchvision.models import mobilenet_v3_small
+    from torchvision.transforms import ToTensor
+
+    if network is not None:
+        return CNN(verbose=False, model_config=CustomModel("given", network, ToTensor()))
+    own = mobilenet_v3_small(weights=None).eval()
+    pooled = torch.nn.Sequential(own.features, own.avgpool, torch.nn.Flatten())
+    return CNN(verbose=False, model_config=CustomModel("untrained", pooled, MobilenetV3.transform))
+
+
+def encode(tool: Any, folder: Path, names: list[str]) -> tuple[Any, float]:
+    """Return the features of files by imagededup's CNN, float32 (N, F), and its seconds."""
+    started = time.perf_counter()
+    found: Mapping[str, Any] = tool.encode_images(image_dir=str(folder))
+    seconds = time.perf_counter() - started
+    return np.stack([np.asarray(found[name], np.float32).ravel() for name in names]), seconds
+
+
+def search_features(tool: Any, features: Any, similarity: float) -> tuple[float, int]:
+    """Return the seconds of imagededup's own search for all pairs of a cosine similarity, and on how many rows it was timed.
+
+    It holds all similarities in memory (2 bytes each, twice): where there is no room, the first 10,000 rows are timed and
+    the seconds scaled with the square of the rows.
+    """
+    import psutil
+
+    n = len(features)
+    timed = n if psutil.virtual_memory().available > 6 * n * n else min(n, 10_000)
+    encoded = {str(row): values for row, values in enumerate(features[:timed])}
+    started = time.perf_counter()
+    tool.find_duplicates(encoding_map=encoded, min_similarity_threshold=similarity, num_sim_workers=0)
+    return (time.perf_counter() - started) * (n / timed) ** 2, timed
+
+
+def cleanvision_pairs(pixels: Tensor, kind: str, size: int, workers: int) -> tuple[dict[str, Any], float]:
+    """Return the pairs (P, 2) that cleanvision takes for near and for exact duplicates, by name, and its seconds."""
+    import datasets
+    from cleanvision import Imagelab
+    from PIL import Image
+
+    features = datasets.Features({"image": datasets.Image()})
+    images = [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+    rows = datasets.Dataset.from_dict({"image": images}, features=features)
+    lab = Imagelab(hf_dataset=rows, image_key="image", verbose=False)
+    started = time.perf_counter()
+    lab.find_issues(
+        {"exact_duplicates": {}, "near_duplicates": {"hash_type": kind, "hash_size": size}}, n_jobs=workers, verbose=False
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    found = {}
+    for name in ("near", "exact"):
+        sets = lab.info.get(f"{name}_duplicates", {}).get("sets", [])
+        pairs = [(int(a), int(b)) for group in sets for i, a in enumerate(group) for b in group[i + 1 :]]
+        found[name] = np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1)
+    return found, seconds
