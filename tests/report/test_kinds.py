@@ -171,7 +171,7 @@ def test_a_training_in_words(tmp_path):
     assert "the best checkpoint, at step 20, has 50.00% robust and 60.00% clean" in found.text
     assert "The last is 20.00 points less robust than the best" in found.text
     assert "Never reached: robust 60% and above." in found.text
-    assert "robust 40% 20 2.56k 40.0 s" in found.text
+    assert "Target Robust: steps Robust: images Robust: time 40% 20 2.56k 40.0 s" in found.text
     assert "25.00% of the 1,600 training entries are copies" in found.text
     assert "1,024 MiB" in found.text
 

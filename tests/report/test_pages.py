@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -237,6 +238,31 @@ def test_a_run_that_is_not_finished_has_a_page(tmp_path, page):
     assert "This run is not finished" in text
     assert "1 call of attacks is saved" in text
     assert f"robustdup eval --resume {tmp_path / 'going'}" in text
+
+
+def test_unfinished_runs_of_other_kinds_say_how_to_go_on(tmp_path, page):
+    kinds = {"train": {"objective": "pgd_at"}, "data detect": {"against": None, "data": "d"}}
+    for command, config in kinds.items():
+        folder = tmp_path / command
+        (folder / "state").mkdir(parents=True)
+        (folder / "state" / "config.json").write_text(json.dumps(config))
+        assert f"robustdup {command} --resume {shlex.quote(str(folder))}" in page(folder).text
+    (tmp_path / "train" / "state" / "checkpoint.pt").write_bytes(b"")
+    assert "The state of its last checkpoint is saved." in page(tmp_path / "train").text
+
+
+def test_an_unfinished_study_says_which_cells_are_there(tmp_path, page):
+    lines = [{"factors": {}, "seed": seed, "key": key} for seed, key in enumerate("abcd")]
+    for key, status in (("a", "complete"), ("b", "complete"), ("c", "failed"), ("stranger", "complete")):
+        (tmp_path / "study" / "cells" / key).mkdir(parents=True)
+        (tmp_path / "study" / "cells" / key / "cell.json").write_text(json.dumps({"status": status}))
+    (tmp_path / "study" / "grid.json").write_text(json.dumps({"recipe": {"name": "doses"}, "lines": lines}))
+    text = page(tmp_path / "study").text
+    assert "Of 4 cells 2 are complete and 1 failed." in text
+    assert "robustdup study report CONFIG" in text
+    (tmp_path / "study" / "grid.json").write_text("{")
+    with pytest.raises(UserError, match="not a whole JSON file"):
+        page(tmp_path / "study")
 
 
 def test_no_survivor_one_class_and_no_attack(run, page):

@@ -197,6 +197,11 @@ class Chart:
         return [p for p in series.points if _finite(p.x, p.y)]
 
     @property
+    def upright(self) -> int:
+        """How many upright rules there are: their labels stand above the chart, a line each."""
+        return len(self.rules) if any(rule.x is not None for rule in self.rules) else 0
+
+    @property
     def keys(self) -> Sequence[Series]:
         """What the legend names: nothing where there is but one series."""
         return self.legend or (self.series if len(self.series) > 1 else ())

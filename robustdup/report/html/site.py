@@ -92,7 +92,7 @@ def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
 
 def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
     settings = {key: str(value) for key, value in run.config.items() if value not in (None, [], {}, False)}
-    context = {"folder": str(run.folder), "saved": run.saved_calls, "settings": settings}
+    context = {"there": run.there, "commands": run.commands, "settings": settings}
     return Page(name, run.name, "Unfinished run", "unfinished.html.j2", context)
 
 

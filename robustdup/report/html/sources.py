@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,10 @@ from robustdup.records import (
 )
 from robustdup.records.study import STUDY_SCHEMA
 from robustdup.records.training import TRAINING_SCHEMA
+from robustdup.report.html.text import plural
 
 STATE_CONFIG = Path("state") / "config.json"
+GRID = "grid.json"  # the recipe and the cells of a study
 WORDS = ("image_sha256", "eps", "attack", "outcome")
 COMPARED = ("index", "label", *WORDS)  # all that a comparison looks at
 
@@ -77,16 +80,17 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without a record yet: its configuration, and how many calls of attacks are saved."""
+    """A run without a record yet: its configuration, what is there of it in words, and the commands that go on with it."""
 
     folder: Path
     config: Mapping[str, Any]
-    saved_calls: int
+    there: str
+    commands: list[str]
 
     @property
     def name(self) -> str:
-        """What to call the run: its model, where its configuration names one."""
-        return str(self.config.get("model") or self.folder.name)
+        """What to call the run: its model, or its name, where its configuration has one."""
+        return str(self.config.get("model") or self.config.get("name") or self.folder.name)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ def read_run(place: str | Path, *, brief: bool = False) -> Run:
     `brief`: of the samples only what a comparison needs, which is four times as quick.
     """
     folder = Path(place)
-    if folder.is_dir() and not (folder / RECORD_FILE).is_file() and (folder / STATE_CONFIG).is_file():
-        return _unfinished(folder)
+    if folder.is_dir() and not (folder / RECORD_FILE).is_file():
+        if (folder / STATE_CONFIG).is_file():
+            return _unfinished(folder)
+        if (folder / GRID).is_file():
+            return _unfinished_study(folder)
     path = find_record(place)
     schema = schema_of(path)
     if schema == SCHEMA:
@@ -142,10 +149,32 @@ def _brief(folder: Path) -> pa.Table:
 
 
 def _unfinished(folder: Path) -> UnfinishedRun:
-    path = folder / STATE_CONFIG
+    config = _plain(folder / STATE_CONFIG)
+    if "objective" in config:
+        command, kept = "train", (folder / STATE_CONFIG).with_name("checkpoint.pt").is_file()
+        there = "The state of its last checkpoint is saved." if kept else "No checkpoint is saved yet."
+    elif "against" in config:
+        command, there = "data detect", "What it read and found so far is saved."
+    else:
+        calls = sum(1 for _ in (folder / "state").glob("*/*/*.safetensors"))
+        command, there = "eval", f"{plural(calls, 'call')} of attacks {'is' if calls == 1 else 'are'} saved."
+    return UnfinishedRun(folder, config, there, [f"robustdup {command} --resume {shlex.quote(str(folder))}"])
+
+
+def _unfinished_study(folder: Path) -> UnfinishedRun:
+    content = _plain(folder / GRID)
+    recipe, lines = content.get("recipe"), content.get("lines")
+    keys = {str(line.get("key")) for line in lines if isinstance(line, dict)} if isinstance(lines, list) else set()
+    found = {path.parent.name: _plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
+    counts = [sum(found.get(key) == status for key in keys) for status in ("complete", "failed")]
+    there = f"Of {plural(len(keys), 'cell')} {counts[0]} {'is' if counts[0] == 1 else 'are'} complete and {counts[1]} failed."
+    commands = ["robustdup study run CONFIG", "robustdup study report CONFIG"]
+    return UnfinishedRun(folder, recipe if isinstance(recipe, dict) else {}, there, commands)
+
+
+def _plain(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
-    calls = sum(1 for _ in (folder / "state").rglob("*.safetensors"))
-    return UnfinishedRun(folder, config if isinstance(config, dict) else {}, calls)
+    return content if isinstance(content, dict) else {}

@@ -128,7 +128,7 @@ def _accuracies(record: TrainingRecord) -> Section | None:
     ]
     if trained:
         seen = "adversarial" if record.inner_attack else "as the objective saw them"
-        series.insert(0, Series(f"training images, {seen}", trained, "c7", marks=False))
+        series.insert(0, Series(f"training images, {seen}", trained, "c7 thin", marks=False))
     if not series:
         return None
     best = next((p for p in record.validation if p.best), None)
@@ -177,8 +177,8 @@ def _loss(record: TrainingRecord) -> Chart | None:
     highest = sorted(p.loss for p in found)[int(0.99 * (len(found) - 1))]
     return Chart(
         "loss", "Loss", f"The loss went from {number(found[0].loss)} to {number(found[-1].loss)}.", _epochs(record),
-        linear(min(0.0, *(p.loss for p in found)), highest, "loss of the objective"), [Series("loss", points, "c1", marks=False)],
-        height=200, headings=("epoch", "step", "loss"),
+        linear(min(0.0, *(p.loss for p in found)), highest, "loss of the objective"),
+        [Series("loss", points, "c1 thin", marks=False)], height=200, headings=("epoch", "step", "loss"),
         rows=[(number(p.epoch, 4), whole(p.step), number(p.loss)) for p in _thinned(found)],
     )  # fmt: skip
 
@@ -223,25 +223,35 @@ def _checkpoints(record: TrainingRecord) -> Section | None:
 
 
 def _time_to(record: TrainingRecord) -> Section | None:
-    reached = [found for found in record.time_to if found.step is not None]
     if not record.time_to:
         return None
-    rows = [
-        [
-            Cell(f"{found.kind} {percent(found.target, 0)}", found.target), Cell(whole(found.step), found.step),
-            Cell(short(found.samples), found.samples), Cell(duration(found.seconds), found.seconds),
-        ]
-        for found in reached
-    ]  # fmt: skip
+    kinds = [kind for kind in ("robust", "clean") if any(found.kind == kind for found in record.time_to)]
+    by_place = {(str(found.kind), found.target): found for found in record.time_to}
+    rows = []
+    for target in sorted({found.target for found in record.time_to}):
+        row, reached = [Cell(percent(target, 0), target)], False
+        for kind in kinds:
+            found = by_place.get((kind, target))
+            if found is None or found.step is None:
+                row += [Cell("–")] * 3
+                continue
+            reached = True
+            row += [
+                Cell(whole(found.step), found.step), Cell(short(found.samples), found.samples),
+                Cell(duration(found.seconds), found.seconds),
+            ]  # fmt: skip
+        if reached:
+            rows.append(row)
     never = {
         kind: min(targets)
-        for kind in ("clean", "robust")
+        for kind in kinds
         if (targets := [found.target for found in record.time_to if found.kind == kind and found.step is None])
     }
     parts = [f"{kind} {percent(target, 0)} and above" for kind, target in never.items()]
     lead = f"Never reached: {', '.join(parts)}." if parts else "Every target was reached."
     caption = "When validation accuracy first reached each target; validation takes no part in the time"
-    tables = (Table("time-table", caption, ("Target", "Steps", "Images", "Time"), rows),) if rows else ()
+    headings = ("Target", *(f"{kind.capitalize()}: {what}" for kind in kinds for what in ("steps", "images", "time")))
+    tables = (Table("time-table", caption, headings, rows),) if rows else ()
     return Section("time-to", "Time to accuracy", "sections/table.html.j2", lead, tables)
 
 
