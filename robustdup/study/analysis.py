@@ -7,6 +7,7 @@ not a slope). `sentences` says the results in words.
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from robustdup.study.recipe import AnalysisConfig
 from robustdup.study.sentences import sentence, verdict
 
 Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name
+Cell = tuple[Stratum, float]  # and its dose
+Place = tuple[tuple[str, str], ...]  # the levels of a cell as text, by factor
 Values = dict[int, float]  # by seed
 
 
@@ -269,18 +272,23 @@ def _anova(table: Table, name: str, varying: Sequence[str], found: Analysis) -> 
         if dose != 0
     }
     effects = {cell: values for cell, values in effects.items() if values}
-    factors = [factor for factor in varying if len({str(dict(s)[factor]) for s, _ in effects}) > 1]
-    names = [*factors, *["dose"] * (len({dose for _, dose in effects}) > 1)]
-    levels = {
-        cell: [*(str(dict(cell[0])[f]) for f in factors), *[f"{cell[1]:g}"] * ("dose" in names)] for cell in effects
-    }
     text = metric(name).text
-    if not names or len(effects) < 2:
+    places = {cell: (*((f, str(dict(cell[0])[f])) for f in varying), ("dose", f"{cell[1]:g}")) for cell in effects}
+    left = _crossed(places)
+    gone = sorted(
+        {place for cell, found_ in places.items() if cell not in left for place in found_}
+        - {place for cell in left for place in places[cell]}
+    )
+    names = [factor for factor in (*varying, "dose") if len({dict(places[cell])[factor] for cell in left}) > 1]
+    if not names:
+        if len(effects) > 1:
+            found.remarks.append(f"No ANOVA of {text}: the factors are not fully crossed.")
         return []
-    sizes = [len({level[i] for level in levels.values()}) for i in range(len(names))]
-    if int(np.prod(sizes)) != len(effects):
-        found.remarks.append(f"No ANOVA of {text}: the factors are not fully crossed.")
-        return []
+    if gone:
+        told = ", ".join(f"{factor} {level}" for factor, level in gone)
+        found.remarks.append(f"ANOVA of {text} without {told}: there the factors are not fully crossed.")
+    effects = {cell: effects[cell] for cell in left}
+    levels = {cell: [dict(places[cell])[factor] for factor in names] for cell in effects}
     seeds = sorted(set.intersection(*(set(values) for values in effects.values())))
     if len(seeds) < 2:
         found.remarks.append(f"No ANOVA of {text}: it needs two seeds that have every cell.")
@@ -301,6 +309,32 @@ def _anova(table: Table, name: str, varying: Sequence[str], found: Analysis) -> 
         for term, df, error, f, p, bound in terms
         if np.isfinite(f) and np.isfinite(p)
     ]
+
+
+def _crossed(places: Mapping[Cell, Place]) -> list[Cell]:
+    """Return the cells of a part of the design in which every level meets every other one.
+
+    Levels are left out one by one: each time the one that the fewest of its cells are there for, the later one of a tie.
+    """
+    left = list(places)
+    while left:
+        levels: dict[str, list[str]] = {}
+        for cell in left:
+            for factor, level in places[cell]:
+                levels.setdefault(factor, []).append(level)
+        sizes = {factor: len(set(found)) for factor, found in levels.items()}
+        whole = math.prod(sizes.values())
+        if whole == len(left):
+            break
+        full = {
+            (factor, level): found.count(level) / (whole / sizes[factor])
+            for factor, found in levels.items()
+            if sizes[factor] > 1
+            for level in dict.fromkeys(found)
+        }
+        worst = min(reversed(full), key=lambda place: full[place])
+        left = [cell for cell in left if worst not in places[cell]]
+    return left
 
 
 def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseReading]:

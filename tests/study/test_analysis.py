@@ -173,10 +173,44 @@ def test_anova_finds_the_interaction():
     assert max(p.values()) < 0.001
 
 
-def test_anova_of_a_grid_with_holes_is_refused_with_a_reason():
-    rows = [r for r in table(lambda o, d: -0.1 * d) if r.factors != {"objective": "standard", "dose": 0.5}]
+def test_anova_leaves_out_levels_that_do_not_meet_all_others_and_says_so():
+    def rows_without(*holes, **options):
+        rows = table(lambda o, d: -0.1 * d * (o == "pgd_at"), doses=(0, 0.25, 0.5, 0.75), **options)
+        return [row for row in rows if (row.factors["objective"], row.factors["dose"]) not in holes]
+
+    full = analyse(rows_without(), config())
+    assert not [remark for remark in full.remarks if "ANOVA" in remark]
+    found = analyse(rows_without(("standard", 0.5)), config())
+    assert "ANOVA of robust accuracy without dose 0.5: there the factors are not fully crossed." in found.remarks
+    # What is left is the analysis of a study that never had the dose.
+    never = analyse(rows_without(("standard", 0.5), ("pgd_at", 0.5)), config())
+    assert found.anova == never.anova
+    assert {term.term for term in found.anova} == {"objective", "dose", "objective × dose"}
+
+
+def test_anova_without_an_arm_that_stands_beside_one_dose_only():
+    rows = table(lambda o, d: -0.1 * d, doses=(0, 0.25, 0.5))
+    beside = table(lambda o, d: 0.0, doses=(0, 0.5), objectives=("pgd_at",))
+    for arm, some in (("copies", rows), ("prior-matched", beside)):
+        for row in some:
+            row.factors = {**row.factors, "arm": arm}
+    found = analyse(rows + beside, config())
+    assert (
+        "ANOVA of robust accuracy without arm prior-matched: there the factors are not fully crossed." in found.remarks
+    )
+    assert {term.term for term in found.anova} == {"objective", "dose", "objective × dose"}
+    for row in rows:
+        del row.factors["arm"]
+    assert found.anova == analyse(rows, config()).anova
+
+
+def test_no_anova_where_nothing_is_crossed():
+    rows = [r for r in table(lambda o, d: -0.1 * d) if r.factors not in (
+        {"objective": "standard", "dose": 0.5}, {"objective": "pgd_at", "dose": 0.25},
+    )]  # fmt: skip
     found = analyse(rows, config())
     assert "No ANOVA of robust accuracy: the factors are not fully crossed." in found.remarks
+    assert not found.anova
 
 
 def test_doses_must_be_numbers():
