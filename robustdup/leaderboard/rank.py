@@ -97,7 +97,7 @@ class RankResult(_Result):
                 f"because {self.reasons[0]}; a weaker attack overestimates robustness."
             )
         more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
-        return f"No RobustBench rank: {self.reasons[0]}{more}."
+        return f"No RobustBench rank: {self.reasons[0].rstrip('.')}{more}."
 
 
 def position(record: EvaluationRecord, samples: pa.Table | None = None, table: Leaderboard | None = None) -> RankResult:

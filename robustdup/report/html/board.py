@@ -24,7 +24,9 @@ def board_section(record: EvaluationRecord, rank: RankResult | str) -> Section:
     rows.sort(key=lambda row: -row["robust"])
     content = {
         "rows": rows,
-        "reasons": rank.reasons if rank.autoattack is None else [],
+        "reasons": [reason for reason in rank.reasons if reason.rstrip(".") not in sentence]
+        if rank.autoattack is None
+        else [],
         "notes": [note for note in rank.notes if note not in sentence],
         "source": rank.leaderboard_source,
         "date": rank.leaderboard_date,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from robustdup.report.html.text import number
@@ -60,6 +60,23 @@ def linear(
 
 def _ticks(first: int, last: int, step: float, text: Callable[[float], str]) -> tuple[tuple[float, str], ...]:
     return tuple((i * step, text(i * step)) for i in range(first, last + 1))
+
+
+def measured(label: str, places: Mapping[float, str], *, apart: float = 0.06) -> Axis:
+    """Return a scale from 0 to the highest of some places, with a tick where something was measured, if that fits.
+
+    `apart` is the least distance of ticks, as a share of the scale; those too near to the one before carry no text.
+    """
+    highest = max(places, default=0.0)
+    axis = linear(0.0, highest, label, tight=True)
+    if not math.isfinite(highest) or highest <= 0:
+        return axis
+    ticks: list[tuple[float, str]] = [(0.0, "0")]
+    for at, text in sorted(places.items(), reverse=True):
+        near = min(abs(at - other) for other, _ in ticks) < apart * highest
+        if at > 0 and not near:
+            ticks.append((at, text))
+    return replace(axis, ticks=tuple(sorted(ticks)))
 
 
 def counts(highest: int, label: str) -> Axis:

@@ -13,7 +13,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
+from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
 from robustdup.report.html.evaluation import attack_label, class_names, partial
 from robustdup.report.html.page import Section
 from robustdup.report.html.sources import EvaluationRun
@@ -187,7 +187,8 @@ def _curves(runs: list[Compared]) -> Section | None:
     with_curve = [run for run in runs if run.run.record.curve][:LINES]
     if not with_curve:
         return None
-    series, rows, highest = [], [], 0.0
+    series, rows = [], []
+    places: dict[float, str] = {}
     for number, run in enumerate(with_curve):
         record = run.run.record
         clean = record.clean_accuracy
@@ -195,11 +196,11 @@ def _curves(runs: list[Compared]) -> Section | None:
         for eps, at in record.curve.items():
             points.append(Point(at.eps, at.value, f"{run.label}, eps {eps}: {percent(at.value)}", at.low, at.high))
             rows.append((run.label, record.threat.norm, eps, percent(at.value), interval(at.low, at.high)))
-        highest = max(highest, *(point.x for point in points))
+        places |= {at.eps: eps for eps, at in record.curve.items()}
         series.append(Series(run.label, points, tone(number), shape(number), band=True))
     chart = Chart(
         "curves", "Robust accuracy over eps", f"{plural(len(series), 'run')} with several eps.",
-        linear(0.0, highest, "eps", tight=True), shares("robust accuracy"), series, legend=series,
+        measured("eps", places), shares("robust accuracy"), series, legend=series,
         headings=("run", "norm", "eps", "robust accuracy", "95% interval"), rows=rows,
     )  # fmt: skip
     return Section("curves", "Robust accuracy over eps", "sections/chart.html.j2", charts=(chart,))

@@ -12,7 +12,7 @@ from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
 from robustdup.records import AttackResult, EvaluationRecord
 from robustdup.report.html.board import board_section
-from robustdup.report.html.charts import Bar, Chart, Point, Rule, Series, linear, shares
+from robustdup.report.html.charts import Bar, Chart, Point, Rule, Series, linear, measured, shares
 from robustdup.report.html.charts import counts as count_scale
 from robustdup.report.html.gallery import Array, find_pictures, make_gallery
 from robustdup.report.html.page import Figure, Notice, Page, Section, Segment
@@ -259,11 +259,14 @@ def _curve(record: EvaluationRecord) -> Section | None:
         rows += [("at most", eps, percent(share), "", "") for _, eps, share in left]
     if not series:
         return None
+    places = {at.eps: eps for eps, at in record.curve.items()} or {record.threat.eps: record.threat.eps_text}
     highest = max(point.x for line in series for point in line.points)
+    if highest not in places:
+        places[highest] = number(highest)
     chart = Chart(
         "curve", "Robust accuracy over eps",
         f"Robust accuracy falls from {percent(clean.value)} at eps 0 to {percent(series[0].points[-1].y)} at the largest.",
-        linear(0.0, highest, f"eps ({record.threat.norm})", tight=True), shares("robust accuracy"), series,
+        measured(f"eps ({record.threat.norm})", places), shares("robust accuracy"), series,
         rules=[Rule(f"eps {record.threat.eps_text}", x=record.threat.eps)] if len(series) > 1 else [],
         headings=("kind", "eps", "robust accuracy", "95% interval", "attacks at this eps alone"), rows=rows,
     )  # fmt: skip

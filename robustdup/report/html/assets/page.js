@@ -278,7 +278,10 @@
     new Set(Array.from(document.querySelectorAll("[data-filters]"), (input) => input.dataset.filters)).forEach(searchable);
     document.querySelectorAll("[data-copies]").forEach(copies);
     const own = document.querySelector(".own-row"), box = own && own.closest(".scroll");
-    if (box) box.scrollTop = own.offsetTop - box.clientHeight / 2;
+    if (box) { // the own row in the middle, and no row cut in half at the top
+      const rows = Array.from(own.parentElement.rows), above = Math.floor(box.clientHeight / 2 / own.offsetHeight);
+      box.scrollTop = rows[Math.max(0, rows.indexOf(own) - above)].offsetTop - own.closest("table").tHead.offsetHeight;
+    }
     const source = document.getElementById("gallery-data");
     if (source) gallery(source);
     root.dataset.ready = "yes";
