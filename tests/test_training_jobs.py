@@ -158,11 +158,17 @@ def test_validation_images_are_no_training_images():
         (["init=builtin:digits-robust"], "weights of another network"),
         (["duplicate.scheme=unifrom"], "unifrom"),
         (["norm=L7"], "L7"),
+        (["track=tensorbord"], "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'"),
+        (["objective=n_fgsm(k=-1)"], "k, the noise in units of eps, must be 0 or more; got -1"),
+        (["objective=free(replays=0)"], "replays must be at least 1, got 0"),
+        (["attack=torchattacks:CW", "norm=L2", "eps=0.5"], "Name a bounded attack, such as pgd"),
+        (["device=cuda:7"], "Device 'cuda:7' is not there: .*Use --device auto"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_message(tmp_path, words, message):
     with pytest.raises(UserError, match=f"(?s){message}"):
         train(tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()  # the corrected command may use it
 
 
 def test_a_misspelt_key_is_told_the_right_one():

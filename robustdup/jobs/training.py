@@ -27,7 +27,7 @@ from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
 from robustdup.models.prepare import fits_channels_last
-from robustdup.models.trained import describe_network, save_network, save_weights
+from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -47,13 +47,14 @@ from robustdup.records import folder as run_folder
 from robustdup.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
-from robustdup.training.checkpoint import FREE_TO_CHANGE
+from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import run_training as run_loop
 from robustdup.training.objectives import check_model, find_objective
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, Validate
 from robustdup.training.processes import Processes, open_processes
+from robustdup.training.tracking import check_trackers
 from robustdup.training.updates import UpdateRule, make_update
 
 VALIDATION_ROWS = 128
@@ -89,7 +90,13 @@ def run_training(
             stack.enter_context(run_folder.locked(folder))
         processes.from_first("started")
         stack.enter_context(isolated())
-        return _train(config, orders, registry, processes, device, folder, resume, progress, command)
+        try:
+            return _train(config, orders, registry, processes, device, folder, resume, progress, command)
+        except UserError:
+            if processes.first and not resume and not (folder / run_folder.STATE / CHECKPOINT_FILE).exists():
+                (folder / NETWORK_FILE).unlink(missing_ok=True)
+                run_folder.withdraw(folder)
+            raise
 
 
 def train(
@@ -120,6 +127,7 @@ class Orders:
 
 def check(config: TrainConfig, registry: Registry) -> Orders:
     """Return what the configuration asks for. Raises UserError for whatever cannot be."""
+    check_trackers(config.track)
     budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
     objective, checked = find_objective(config.objective, registry)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,6 +56,13 @@ def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
     write_atomic(state, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def withdraw(folder: Path) -> None:
+    """Remove a run folder that was started in vain, so that the corrected command finds its --out free."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds more
+        folder.rmdir()
 
 
 @contextlib.contextmanager

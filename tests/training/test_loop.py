@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from robustdup.data.batches import Stream, TrainingSet
-from robustdup.errors import Unavailable, UserError
-from robustdup.registry import Registry
+from robustdup.errors import RunError, Unavailable, UserError
+from robustdup.registry import AttackSpec, Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training
@@ -19,6 +19,7 @@ from robustdup.training.objectives.pgd_at import pgd_at
 from robustdup.training.objectives.standard import standard
 from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
+from robustdup.training.run import Run
 from robustdup.training.schedule import rate_over
 from robustdup.training.updates import Free, Plain
 
@@ -34,7 +35,7 @@ def images_and_labels(n=48):
 
 def make_parts(model=None, objective=standard, update=None, n=48, **options):
     images, labels = images_and_labels(n)
-    entries = TrainingSet(images, labels, seed=0, augment="none", **options)
+    entries = TrainingSet(images, labels, seed=0, **({"augment": "none"} | options))
     torch.manual_seed(0)
     model = model or nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(288, 2)
@@ -259,6 +260,42 @@ def test_the_advice_fits_the_settings():
     assert (out.steps, out.curve) == (0, [])
 
 
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("cuda", "CUDA error: unspecified launch failure", "The device failed at step 3: CUDA error: unspecified launch failure"),
+        ("cpu", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.", "Out of memory at step 3: Default"),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_gone_leaves_the_last_checkpoint(device, error, message, tmp_path, monkeypatch):
+    calls = []
+
+    def objective(model, images, labels, *, attack, rng):
+        calls.append(1)
+        if len(calls) == 4:
+            run.device = torch.device(device)  # no GPU is needed to see what is said of one
+            raise RuntimeError(f"{error}\nCUDA kernel errors might be reported asynchronously")
+        return standard(model, images, labels, attack=attack, rng=rng)
+
+    def remember(self, *arguments):
+        nonlocal run
+        run = self
+        begin(self, *arguments)
+
+    run, begin = None, Run.begin
+    monkeypatch.setattr(Run, "begin", remember)
+    with pytest.raises(RunError) as caught:
+        train(make_parts(objective=objective), config(checkpoint_every=2), folder=tmp_path)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith("The last checkpoint is kept: go on with --resume.")
+    assert "asynchronously" not in str(caught.value)
+    monkeypatch.setattr(Run, "begin", begin)
+    out = train(make_parts(), config(checkpoint_every=2), folder=tmp_path, resume=True)
+    assert "Resumed after step 2." in out.events
+    whole = train(make_parts(), config()).last
+    assert all(torch.equal(value, whole[name]) for name, value in out.last.items())
+
+
 def test_initial_weights_that_are_not_finite():
     model = linear()
     model[1].weight.data[0, 0] = float("nan")
@@ -322,6 +359,38 @@ def test_what_is_global_is_as_before(precision):
     with pytest.raises(RuntimeError, match="objective failed"):
         train(make_parts(objective=broken), config(precision=precision, threads=2))
     assert global_state() == before
+
+
+def reseeding(model, images, labels, threat, *, rng, seed: int = 0):
+    """An attack that does what toolkits do: it seeds every global generator, and leaves images as they are."""
+    for sow in (torch.manual_seed, np.random.seed, random.seed):
+        sow(seed)
+    torch.rand(3)
+    return images.clone()
+
+
+def test_an_attack_that_reseeds_globally_changes_no_draw():
+    """Order, augmentation, dropout and weights are those of a run with another seed in the attack, and with none."""
+    registry, found = Registry(), []
+    registry.add_attack(AttackSpec("reseeding", reseeding, ("Linf",)))
+    for text in (None, "reseeding(seed=1)", "reseeding(seed=2)"):
+        seen = []
+
+        def objective(model, images, labels, *, attack, rng, attacked=text is not None, seen=seen):
+            seen.extend([images.clone(), labels.clone()])
+            moved = attack(images, labels) if attacked else images
+            seen.append(torch.rand(2))  # what dropout would draw
+            return standard(model, moved, labels, attack=attack, rng=rng)
+
+        parts = make_parts(objective=objective, augment="crop-flip", padding=1)
+        if text is not None:
+            parts.inner = prepare_inner(text, registry, THREAT)
+        last = train(parts).last
+        found.append([*seen, *(last[name] for name in sorted(last))])
+    assert all(len(one) == len(found[0]) for one in found)
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(one, found[0], strict=True))
+    assert not torch.equal(found[0][2], found[0][5])  # and draws differ from batch to batch
 
 
 def test_bf16_computes_the_objective_in_bf16_and_keeps_fp32_weights():
