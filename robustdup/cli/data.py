@@ -6,7 +6,8 @@ import contextlib
 import json as jsonlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from robustdup.cli.leaderboard import console
 from robustdup.config import build
 from robustdup.data.duplication_options import DuplicateConfig
 from robustdup.errors import UserError
+from robustdup.records import RECORD_FILE, now, write_atomic
 
 if TYPE_CHECKING:
     from robustdup.data.describe import Description
@@ -86,9 +88,14 @@ def _describe(
     images: bool = typer.Option(
         True, "--images/--no-images", help="Decode every image: sizes, exact duplicates, files that cannot be read."
     ),
+    out: str | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Keep the record there, for robustdup report."
+    ),
     json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
 ) -> int:
     """Say what a dataset holds: classes, multiplicities, effective sample size, duplicates, unreadable images."""
+    if out is not None and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
+        raise UserError(f"{out!r} is there already. Choose another --out; nothing is overwritten.")
     from robustdup.data.describe import describe
     from robustdup.data.options import DataOptions
     from robustdup.data.splits import open_splits, split_columns
@@ -106,12 +113,32 @@ def _describe(
         dataset, columns = split_columns(source.get(name), options, place)
         with _bar(f"reading {name}", quiet=json) as progress:
             found.append(describe(dataset, columns, place, images=images, progress=progress))
+    if out is not None:
+        given = {
+            "--split": split, "--data-config": data_config, "--revision": revision, "--image-column": image_column,
+            "--label-column": label_column,
+        }  # fmt: skip
+        words = [word for name, value in given.items() if value is not None for word in (name, value)]
+        words += [] if images else ["--no-images"]
+        _keep_description(data, found, shlex.join(["robustdup", "data", "describe", data, *words]), Path(out))
     if json:
         print(jsonlib.dumps([one.summary() for one in found], indent=2))
     else:
         for one in found:
             show_description(one, console())
+        if out is not None:
+            console().print(escape(f"Record: {Path(out) / RECORD_FILE}"), highlight=False, soft_wrap=True)
     return 0
+
+
+def _keep_description(data: str, found: Sequence[Description], command: str, folder: Path) -> None:
+    """Write what was found as a record that `robustdup report` makes a page of."""
+    record = {
+        "schema_name": "robustdup.description", "schema_version": 1, "run_id": folder.name, "created": now(), "command": command,
+        "data": data, "splits": [one.summary() for one in found],
+        "versions": {name: version(name) for name in ("robustdup", "datasets")},
+    }  # fmt: skip
+    write_atomic(folder / RECORD_FILE, (jsonlib.dumps(record, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

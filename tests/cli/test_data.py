@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import http.server
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -107,6 +110,37 @@ def test_describe_counts_pixels_conflicts_and_broken_images(capsys, tmp_path):
     _, out, _ = run(capsys, "data", "describe", tmp_path / "rows.parquet")
     assert "2 images cannot be read:" in out
     assert "row 5: no image" in out
+
+
+def test_a_description_becomes_a_page(capsys, tmp_path):
+    """Four images: one of class x twice as x and y, one of y; one of z broken."""
+    generator = np.random.default_rng(0)
+    one, two = (generator.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(2))
+    images = [encoded(one), encoded(one), encoded(two), None]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    content = {"image": images, "label": [0, 1, 1, 2]}
+    datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "rows.parquet")
+    words = ["data", "describe", tmp_path / "rows.parquet", "--split", "train"]
+    code, out, _ = run(capsys, *words, "--out", tmp_path / "run")
+    assert (code, out.splitlines()[-1]) == (0, f"Record: {tmp_path / 'run' / 'record.json'}")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["command"] == shlex.join(["robustdup", *map(str, words)])
+    assert run(capsys, "report", tmp_path / "run")[0] == 0
+    page = (tmp_path / "run" / "report" / "index.html").read_text(encoding="utf-8")
+    text = " ".join(
+        html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]*>", " ", page, flags=re.S)).split()
+    )
+    place = f"{tmp_path / 'rows.parquet'} (train)"
+    assert f"In {place} 1 sample occurs more than once, the most frequent 2 times." in text
+    assert "y 2 50.00% 2 0 0.00% z 1 25.00% 1 0 0.00%" in text
+    assert f"{place}: 1 sample carries different labels." in text
+    assert "3 no image" in text
+    values = dict(re.findall(r'data-field="([^"]*)" data-value="([^"]*)"', page))
+    assert (values["splits.0.unique"], values["splits.0.copies"]) == ("3", "1")
+    assert values["splits.0.classes.1.entries"] == "2"
+    code, _, err = run(capsys, *words, "--out", tmp_path / "run")
+    assert code == 2
+    assert "is there already. Choose another --out" in err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
 from robustdup.report.html import data as duplicates
-from robustdup.report.html import text
+from robustdup.report.html import description, text
 from robustdup.report.html.comparison import comparison_sections, difference_text
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
@@ -85,6 +85,8 @@ def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
         return study_page(run, name)
     if isinstance(run, OtherRun) and run.schema == duplicates.SCHEMA:
         return duplicates.duplicates_page(run, name)
+    if isinstance(run, OtherRun) and run.schema == description.SCHEMA:
+        return description.description_page(run, name)
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
     raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page.")
