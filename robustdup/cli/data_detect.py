@@ -49,13 +49,13 @@ def _detect(
     file, overrides = split_words(words)
     config, folder = configuration(DetectConfig, "against", _fresh, file, overrides, flags, resume)
 
-    from robustdup.data.detect.run import run_detection  # torch is imported from here on
+    from robustdup.jobs.detection import detect  # torch is imported from here on
 
     options = [f"{name}={value}" for name, value in flags.items() if name != "data" or value not in given]
     command = shlex.join(["robustdup", "data", "detect", *given, *options, *(["--to", to] if to else [])])
     try:
         with _bars(quiet=json) as progress, contextlib.redirect_stdout(sys.stderr):
-            record = run_detection(
+            record = detect(
                 config,
                 folder,
                 resume=resume is not None,

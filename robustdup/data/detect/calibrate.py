@@ -8,6 +8,7 @@ log odds of different pictures fall off exponentially, at a rate measured where 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustdup.data.detect.features import describe
-from robustdup.data.detect.pairs import NEIGHBOURS, USUAL_SCORE, USUAL_THRESHOLD, Finder, Score
+from robustdup.data.detect.features import Embedder
+from robustdup.data.detect.pairs import NEIGHBOURS, USUAL_SCORE, USUAL_THRESHOLD, Finder, Score, canvas
 from robustdup.data.detect.search import nearest
 from robustdup.data.detect.transforms import changed_copies
 from robustdup.data.detect.verify import COARSE_ENOUGH, align_outlines, measure, outline
@@ -48,23 +49,24 @@ class Calibration:
 
 
 def calibrate(
-    pictures: Any, rows: Any, database: Tensor, database_pictures: Any, finder: Finder, *, within: bool,
-    target: float, threshold: float | None, seed: int,
+    load: Callable[[Any], Tensor], rows: Any, database: Tensor, database_pictures: Any, finder: Finder, embedder: Embedder, *,
+    within: bool, target: float, threshold: float | None, seed: int,
 ) -> Calibration:  # fmt: skip
-    """Calibrate on a sample of the pictures (numpy (N, 3, 32, 32)) at `rows`, whose neighbours come from the database.
+    """Calibrate on a sample of the pictures at `rows`, whose neighbours come from the database.
 
-    `database` (M, D) holds embeddings, `database_pictures` (M, 3, 32, 32) their pictures; `within` says that place i of
-    both is the picture rows[i]. `target` is the precision that the threshold is chosen for, unless one is given.
+    `load` gives the pictures uint8 (N, 3, S, S) at some rows, of the size that the embedder takes. `database` (M, D) holds
+    embeddings, `database_pictures` (M, 3, 32, 32) their pictures; `within` says that place i of both is the picture
+    rows[i]. `target` is the precision that the threshold is chosen for, unless one is given.
     """
     rng = np.random.default_rng([seed, 1])
     places = np.sort(rng.permutation(len(rows))[:SAMPLE])
     if len(places) < FEWEST:
         nan = math.nan
         return Calibration(USUAL_SCORE, threshold or USUAL_THRESHOLD, nan, nan, {}, nan, 0, 0, calibrated=False)
-    originals = torch.from_numpy(np.array(pictures[rows[places]]))
+    originals = load(rows[places])
     copies, names = changed_copies(originals, rng)
-    positive, reached = _positives(originals, copies, names, database, finder)
-    negative = _negatives(originals, places, database, database_pictures, finder, within)
+    positive, reached = _positives(originals, copies, names, database, finder, embedder)
+    negative = _negatives(originals, places, database, database_pictures, finder, embedder, within)
     learn = torch.arange(len(positive)) % 2 == 0
     score = _fit(positive[learn & reached], negative)
     odds = _log_odds(score, negative)
@@ -84,33 +86,37 @@ def calibrate(
 
 
 def _positives(
-    originals: Tensor, copies: Tensor, names: list[str], database: Tensor, finder: Finder
+    originals: Tensor, copies: Tensor, names: list[str], database: Tensor, finder: Finder, embedder: Embedder
 ) -> tuple[Tensor, Tensor]:
     """Return the measures of copies against their originals, and which the search would have brought together."""
     flip = torch.tensor(["mirror" in name for name in names])
     straight = torch.where(flip[:, None, None, None], copies.flip(-1), copies)
-    warp, agreement = align_outlines(outline(straight), outline(originals))
-    measures, _ = measure(straight, originals, warp)
-    embedded = finder.projection(describe(straight))
-    own = (embedded * finder.projection(describe(originals))).sum(dim=1)
+    first, second = canvas(straight), canvas(originals)
+    warp, agreement = align_outlines(outline(first), outline(second))
+    measures, _ = measure(first, second, warp)
+    embedded = finder.projection(embedder.describe(straight))
+    own = (embedded * finder.projection(embedder.describe(originals))).sum(dim=1)
     query, _, value = nearest(embedded, database, NEIGHBOURS)
     last = torch.full((len(copies),), 2.0).scatter_reduce(0, query, value, "amin")
     return measures, (own >= finder.least) & (own >= last - 1e-5) & (agreement >= COARSE_ENOUGH)
 
 
-def _negatives(originals: Tensor, places: Any, database: Tensor, pictures: Any, finder: Finder, within: bool) -> Tensor:
+def _negatives(
+    originals: Tensor, places: Any, database: Tensor, pictures: Any, finder: Finder, embedder: Embedder, within: bool
+) -> Tensor:
     """Return the measures of the nearest neighbours of the originals, without the originals themselves."""
     found = []
     for mirrored in (False, True):
         turned_ones = originals.flip(-1) if mirrored else originals
+        shown = canvas(turned_ones)
         query, row, _ = nearest(
-            finder.projection(describe(turned_ones)), database, NEIGHBOURS + within, least=finder.least
+            finder.projection(embedder.describe(turned_ones)), database, NEIGHBOURS + within, least=finder.least
         )
         if within:
             query, row = query[own := torch.from_numpy(places)[query] != row], row[own]
         for start in range(0, len(query), 512):
             q, r = query[start : start + 512], row[start : start + 512].numpy()
-            first, second = turned_ones[q], torch.from_numpy(np.array(pictures[r]))
+            first, second = shown[q], torch.from_numpy(np.array(pictures[r]))
             warp, agreement = align_outlines(outline(first), outline(second))
             near = agreement >= COARSE_ENOUGH
             if bool(near.any()):

@@ -8,6 +8,7 @@ It needs no labels and is learned in seconds from the user's own images.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,14 @@ from torch import Tensor
 SIZE = 32  # pixels a side of the picture that features are made of
 BATCH = 256  # images whose intermediate values fit the caches of a core
 _YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # ITU-R 601: luma, two colour differences
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What turns pictures into features: `describe` takes pixels uint8 (N, 3, size, size) to float32 (N, F)."""
+
+    size: int
+    describe: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,4 +105,9 @@ def learn_projection(features: Tensor, changes: Tensor, dimensions: int = 64) ->
     ratio = torch.linalg.solve_triangular(factor, ratio.T.contiguous(), upper=False)
     vectors = torch.linalg.eigh((ratio + ratio.T) / 2).eigenvectors.flip(1)[:, :dimensions]
     weight = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
+    if weight.shape[1] < dimensions:  # fewer features than that
+        weight = F.pad(weight, (0, dimensions - weight.shape[1]))
     return Projection(features.mean(dim=0), weight.float().contiguous())
+
+
+CLASSICAL = Embedder(SIZE, describe)

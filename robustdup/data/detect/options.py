@@ -8,6 +8,8 @@ from pydantic import Field
 
 from robustdup.config import Config
 
+CLASSICAL = "classical"  # the embedding that needs no network
+
 Keep = Literal["first", "quality", "consistent"]
 
 
@@ -25,6 +27,11 @@ class DetectConfig(Config):
     revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
     image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
     label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
+    embedding: str = Field(
+        CLASSICAL,
+        description="What finds candidates: classical (features of pixels, offline), or a network: hf:ID, "
+        "file.py:factory@weights, or a classifier.",
+    )
     precision: float = Field(
         0.95, description="Share of the pairs found that should be right: the threshold follows from it.", gt=0, lt=1
     )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustdup.data.detect.exact import Groups, digests, group_identical, identical_across
-from robustdup.data.detect.features import SIZE, Projection, describe, learn_projection
+from robustdup.data.detect.features import CLASSICAL, SIZE, Embedder, Projection, describe, learn_projection
 from robustdup.data.detect.search import nearest
 from robustdup.data.detect.transforms import changed_copies
 from robustdup.data.detect.verify import BATCH, COARSE_ENOUGH, align_outlines, measure, outline
@@ -125,8 +125,11 @@ def canvas(pixels: Tensor) -> Tensor:
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 
-def learn(pictures: Tensor, seed: int = 0) -> Finder:
-    """Learn from pictures uint8 (N, 3, 32, 32) how to find candidates: changed copies of some of them are made."""
+def learn(pictures: Tensor, seed: int = 0, embedder: Embedder = CLASSICAL) -> Finder:
+    """Learn from pictures uint8 (N, 3, S, S) how to find candidates: changed copies of some of them are made.
+
+    S is the size that the embedder takes.
+    """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(pictures))[:LEARN_FROM]
     rows = np.resize(rows, max(len(rows), min(LEARN_FROM, 20 * len(rows))))
@@ -134,7 +137,7 @@ def learn(pictures: Tensor, seed: int = 0) -> Finder:
     copies, names = changed_copies(originals, rng)
     flipped = torch.tensor(["mirror" in name for name in names])
     copies = torch.where(flipped[:, None, None, None], copies.flip(-1), copies)  # as a mirrored query sees them
-    before, after = describe(originals), describe(copies)
+    before, after = embedder.describe(originals), embedder.describe(copies)
     tried = torch.arange(len(before)) % 4 == 3  # not learned from, so that their similarity is that of new copies
     projection = learn_projection(before[~tried], (after - before)[~tried])
     similarity = (projection(before[tried]) * projection(after[tried])).sum(dim=1)

@@ -100,9 +100,10 @@ class Unreadable(Part):
 
 
 class Method(Part):
-    """How candidates were found and judged: `least_similarity` of embeddings, the weights of the score, its threshold."""
+    """How candidates were found and judged: the embedding and its least similarity, the weights of the score, its threshold."""
 
     search: str
+    embedding: str = "classical"
     dimensions: int
     neighbours: int
     least_similarity: float

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustdup.data.detect.calibrate import Calibration, calibrate
 from robustdup.data.detect.clusters import cluster, conflicting, leaving
 from robustdup.data.detect.dedup import write_deduplicated
 from robustdup.data.detect.exact import Groups, group_identical
+from robustdup.data.detect.features import SIZE, Embedder
 from robustdup.data.detect.options import ELSEWHERE, DetectConfig
 from robustdup.data.detect.pairs import Pairs, joined, learn, turned_round, with_identical
 from robustdup.data.detect.read import options_of
@@ -29,6 +31,7 @@ from robustdup.data.detect.work import (
     Order,
     Setup,
     Task,
+    Worker,
     database,
     load_finder,
     load_found,
@@ -45,6 +48,7 @@ from robustdup.runners.local import usable_cores
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 LEARN_ROWS = 8000  # rows among which those are that a projection is learned from
+LEARN_LARGE = 2000  # the same for pictures of more than 32 x 32 pixels
 SPREAD = 10000  # images from which several processes are worth their start
 
 
@@ -64,12 +68,14 @@ class Clock:
 
 def run_detection(
     config: DetectConfig, folder: Path, *, resume: bool = False, to: str | None = None, overwrite: bool = False,
-    command: str = "", progress: Progress = lambda stage, done, total: None,
+    command: str = "", open_embedder: Callable[[], Embedder] | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> DuplicatesRecord:  # fmt: skip
     """Find duplicates as `config` says, and leave a record, all pairs and pictures of some in `folder`.
 
     With `to`, a deduplicated dataset is written there. With `resume` an unfinished run in `folder` goes on.
-    `progress(stage, done, total)` is told how far it is. Raises UserError for a mistake, RunError where the disk is full.
+    `open_embedder` opens the network that `config.embedding` names, in every process that uses it (classical features if
+    None). `progress(stage, done, total)` is told how far it is. Raises UserError for a mistake, RunError where the disk is full.
     """
     clock = Clock()
     if to is not None:
@@ -91,11 +97,13 @@ def run_detection(
         clock.stage("open")
         total = sum(order.rows.values())
         workers = config.workers or (len(usable_cores()) if config.runner == "local" and total >= SPREAD else None)
-        with open_runner(config.runner, workers, Setup(order), devices=["cpu"], describe=_name) as runner:
+        with open_runner(
+            config.runner, workers, Setup(order, open_embedder), devices=["cpu"], describe=_name
+        ) as runner:
             _do(runner, "read", _tasks(order, "read", {n: order.rows[n] for n in names}), total, progress)
             clock.stage("read")
             groups = {name: _groups(order, name) for name in names}
-            calibration = _learn(runner, order, groups, progress, clock)
+            calibration = _learn(runner, Worker(order, open_embedder), groups, progress, clock)
             rows = len(_different(order, order.asking))
             _do(runner, "compare", _tasks(order, "compare", {order.asking: rows}), rows, progress)
         clock.stage("compare")
@@ -164,18 +172,19 @@ def _different(order: Order, split: str) -> Any:
 
 
 def _learn(
-    runner: Runner[Task, int], order: Order, groups: dict[str, Groups], progress: Progress, clock: Clock
+    runner: Runner[Task, int], worker: Worker, groups: dict[str, Groups], progress: Progress, clock: Clock
 ) -> Calibration:
     """Learn how candidates are found, embed all rows, and calibrate; what a killed run had learned is used again."""
+    order = worker.order
     config, state = order.config, order.state
     if not (state / FINDER_FILE).is_file():
         rng = np.random.default_rng(config.seed)
-        sample = []
+        sample, most = [], LEARN_ROWS if worker.embedder.size == SIZE else LEARN_LARGE
         for name in groups:
             rows = _different(order, name)
-            rows = np.sort(rng.permutation(rows)[: LEARN_ROWS // len(groups)])
-            sample.append(np.array(order.store(name).read("pictures")[rows]))
-        save_finder(learn(torch.from_numpy(np.concatenate(sample)), config.seed), state)
+            rows = np.sort(rng.permutation(rows)[: most // len(groups)])
+            sample.append(worker.pictures(name, rows))
+        save_finder(learn(torch.cat(sample), config.seed, worker.embedder), state)
     clock.stage("learn")
     _do(
         runner,
@@ -194,8 +203,9 @@ def _learn(
         clock.stage("index")
     progress("calibrate", 0, 1)
     found = calibrate(
-        order.store(order.asking).read("pictures"), mine, embedded, _Rows(order.store(order.asked).read("pictures"), theirs),
-        finder, within=config.against is None, target=config.precision, threshold=config.threshold, seed=config.seed,
+        partial(worker.pictures, order.asking), mine, embedded, _Rows(order.store(order.asked).read("pictures"), theirs),
+        finder, worker.embedder, within=config.against is None, target=config.precision, threshold=config.threshold,
+        seed=config.seed,
     )  # fmt: skip
     score = {"weights": found.score.weights, "bias": found.score.bias, "threshold": found.threshold}
     write_atomic(state / "score.json", json.dumps(score).encode())

@@ -212,7 +212,8 @@ def _clusters(found: Findings, files: dict[tuple[str, int], str | None], folder:
 def _method(found: Findings) -> Method:
     score = found.calibration.score
     return Method(
-        search="faiss" if (found.order.state / INDEX_FILE).is_file() else "exact", dimensions=DIMENSIONS,
+        search="faiss" if (found.order.state / INDEX_FILE).is_file() else "exact",
+        embedding=found.order.config.embedding, dimensions=DIMENSIONS,
         neighbours=NEIGHBOURS, least_similarity=load_finder(found.order.state).least, measures=list(MEASURES),
         weights=list(score.weights), bias=score.bias, threshold=found.calibration.threshold,
     )  # fmt: skip

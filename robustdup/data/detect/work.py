@@ -14,10 +14,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from robustdup.data.detect.features import Projection, describe
+from robustdup.data.detect.features import CLASSICAL, SIZE, Embedder, Projection
 from robustdup.data.detect.options import DetectConfig
 from robustdup.data.detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
-from robustdup.data.detect.read import encoded_images, options_of, read_rows
+from robustdup.data.detect.read import encoded_images, options_of, read_pictures, read_rows
 from robustdup.data.detect.search import nearest, nearest_by_index
 from robustdup.data.detect.store import Store
 from robustdup.data.splits import open_splits, split_columns
@@ -27,7 +27,7 @@ from robustdup.runners import WorkerPlace
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
 MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
-EMBEDDED = 2000  # pictures whose features are in memory at once
+EMBEDDED = 2000  # pictures of 32 x 32 pixels whose features are in memory at once
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,13 @@ class Task:
 
 
 class Worker:
-    """Does tasks; what they need is loaded when the first one asks for it."""
+    """Does tasks; what they need is loaded when the first one asks for it.
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
+    `open_embedder` opens the network that finds candidates, in the process that uses it.
+    """
+
+    def __init__(self, order: Order, open_embedder: Callable[[], Embedder] | None = None) -> None:
+        self.order, self._open_embedder = order, open_embedder
 
     def __call__(self, task: Task) -> int:
         """Do a task that is not done yet, and return its number of rows."""
@@ -89,44 +92,72 @@ class Worker:
 
     def embed(self, store: Store, task: Task) -> Any:
         """Embed rows."""
-        pictures = store.read("pictures")
-        for low in range(task.start, task.stop, EMBEDDED):
-            part = torch.from_numpy(np.array(pictures[low : min(low + EMBEDDED, task.stop)]))
-            store.write("embeddings", low, self._finder.projection(describe(part)).numpy())
+        for low in range(task.start, task.stop, self._step):
+            part = self.pictures(task.split, np.arange(low, min(low + self._step, task.stop)))
+            store.write("embeddings", low, self._embedded(part).numpy())
         return task.stop - task.start
+
+    def pictures(self, split: str, rows: Any) -> Tensor:
+        """Return the pictures at rows of a split, uint8 (N, 3, S, S), of the size that the embedder takes."""
+        if self.embedder.size == SIZE:
+            return torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+        images, column = self._images(split)
+        return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size))
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What turns pictures into features."""
+        return self._open_embedder() if self._open_embedder is not None else CLASSICAL
+
+    @property
+    def _step(self) -> int:
+        return max(EMBEDDED * SIZE**2 // self.embedder.size**2, 64)
+
+    def _embedded(self, pictures: Tensor) -> Tensor:
+        return self._finder.projection(self.embedder.describe(pictures))
+
+    def _queries(self, split: str, rows: Any, *, mirrored: bool) -> Tensor:
+        """Return the embeddings (N, D) of rows of a split, or of their mirror images."""
+        if split == self.order.asked and not mirrored:
+            return torch.from_numpy(np.array(self.order.store(split).read("embeddings")[rows]))
+        parts = [self.pictures(split, rows[low : low + self._step]) for low in range(0, len(rows), self._step)]
+        return torch.cat([self._embedded(part.flip(-1) if mirrored else part) for part in parts])
 
     def compare(self, store: Store, task: Task) -> Any:
         """Judge different rows against the different rows of the other side; the pairs go into a file."""
-        mine, theirs = self._different(task.split), self._different(self.order.asked)
-        rows = mine[task.start : task.stop]
-        pictures = torch.from_numpy(np.array(store.read("pictures")[rows]))
-        found, candidates = self._judged(pictures, NEIGHBOURS, task)
+        places = np.arange(task.start, task.stop)
+        found, candidates = self._judged(task.split, places, NEIGHBOURS)
         # Where most neighbours are the same picture, there may be more of them.
-        many = torch.bincount(found.a, minlength=len(rows)) >= NEIGHBOURS // 2
+        many = torch.bincount(found.a, minlength=len(places)) >= NEIGHBOURS // 2
         if bool(many.any()):
-            places = many.nonzero()[:, 0]
-            more, tried = self._judged(pictures[places], MANY_NEIGHBOURS, task, places)
+            again = many.nonzero()[:, 0]
+            more, tried = self._judged(task.split, places[again.numpy()], MANY_NEIGHBOURS)
             candidates += tried
-            found = joined([found[~many[found.a]], replace(more, a=places[more.a])])
-        save_found(store.folder / "done" / f"pairs-{task.start}.safetensors", found, rows, theirs)
+            found = joined([found[~many[found.a]], replace(more, a=again[more.a])])
+        rows = self._different(task.split)[places]
+        save_found(
+            store.folder / "done" / f"pairs-{task.start}.safetensors", found, rows, self._different(self.order.asked)
+        )
         return {"pairs": len(found), "candidates": candidates}
 
-    def _judged(self, pictures: Tensor, k: int, task: Task, places: Tensor | None = None) -> tuple[Pairs, int]:
-        """Return the pairs (place among pictures, place in the database), and how many candidates were compared."""
+    def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, int]:
+        """Return the pairs (position in `places`, place in the database), and how many candidates were compared."""
         within = self.order.config.against is None
-        finder, (score, threshold) = self._finder, self._score
+        rows = self._different(split)[places]
+        pictures = torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+        score, threshold = self._score
         parts = []
         for mirrored in (False, True):
-            queries = finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
-            a, b = self._search(queries, k + within, finder.least)
+            queries = self._queries(split, rows, mirrored=mirrored)
+            a, b = self._search(queries, k + within, self._finder.least)
             if within:  # a pair may be found from either side, in two pieces of work: the parent keeps one
-                other = (a if places is None else places[a]) + task.start != b
+                other = torch.from_numpy(places)[a] != b
                 a, b = a[other], b[other]
             parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
         a, b, flipped = (torch.cat(part) for part in zip(*parts, strict=True))
         needed, place = torch.unique(b, return_inverse=True)
-        rows = self._different(self.order.asked)[needed.numpy()]
-        others = torch.from_numpy(np.array(self.order.store(self.order.asked).read("pictures")[rows]))
+        other_rows = self._different(self.order.asked)[needed.numpy()]
+        others = torch.from_numpy(np.array(self.order.store(self.order.asked).read("pictures")[other_rows]))
         found = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
         return replace(found, b=needed[found.b]), len(a)
 
@@ -210,9 +241,10 @@ class Setup:
     """Makes a worker's function; can be pickled."""
 
     order: Order
+    open_embedder: Callable[[], Embedder] | None = None
 
     def __call__(self, place: WorkerPlace) -> Callable[[Task], int]:
         """Return the function that does tasks."""
         if place.workers > 1:
             torch.set_num_threads(place.threads)
-        return Worker(self.order)
+        return Worker(self.order, self.open_embedder)
