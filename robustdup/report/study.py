@@ -236,20 +236,31 @@ def beside(record: StudyRecord) -> list[Table]:
     if not record.published:
         return []
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, title="arXiv 2504.00638, published and here (%)")
-    for title in ("arm", "percent", "metric", "published", "here", "seeds", "source"):
+    for title in PUBLISHED_HEAD:
         made.add_column(title, justify="left" if title in ("arm", "metric", "source") else "right")
     for row in _published_rows(record):
         made.add_row(*map(escape, row))
     return [made]
 
 
+PUBLISHED_HEAD = ("arm", "percent", "metric", "published", "as published, here", "repaired, here", "source")
+
+
 def _published_rows(record: StudyRecord) -> Iterable[list[str]]:
     for one in record.published:
-        here = "–" if one.here is None else f"{one.here:.2f}"
-        if one.low is not None and one.high is not None:
-            here += f" [{one.low:.2f}, {one.high:.2f}]"
         published = "–" if one.published is None else f"{one.published:.2f}"
-        yield [one.arm, f"{one.percent:g}", one.metric, published, here, str(one.seeds), one.source]
+        repaired = _seen(one.repaired, one.repaired_low, one.repaired_high, one.repaired_seeds)
+        if one.mended == "clamp":
+            repaired += ", the clamp alone"
+        here = _seen(one.here, one.low, one.high, one.seeds)
+        yield [one.arm, f"{one.percent:g}", one.metric, published, here, repaired, one.source]
+
+
+def _seen(value: float | None, low: float | None, high: float | None, seeds: int) -> str:
+    if value is None:
+        return "–"
+    interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+    return f"{value:.2f}{interval}, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def markdown(record: StudyRecord) -> str:
@@ -266,8 +277,8 @@ def markdown(record: StudyRecord) -> str:
         "",
     ]
     if record.published:
-        head = ["arm", "percent", "metric", "published", "here", "seeds", "source"]
-        lines += ["## Published and here (%)", "", *markdown_table(head, list(_published_rows(record)), left=1), ""]
+        rows = list(_published_rows(record))
+        lines += ["## Published and here (%)", "", *markdown_table(PUBLISHED_HEAD, rows, left=1), ""]
     for title, sentences in sections(record):
         lines += [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""]
     for claim in record.claims:

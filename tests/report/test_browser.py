@@ -88,7 +88,7 @@ def kinds(tmp_path):
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     found = {}
-    for name in ("training", "study", "duplicates"):
+    for name in ("training", "study", "duplicates", "description"):
         getattr(made, name)(tmp_path / name, HOSTILE)
         found[name] = write_report([tmp_path / name], tmp_path / f"pages-{name}")
     return found
@@ -156,7 +156,7 @@ def test_no_page_is_wider_than_a_phone(visit, pages, name, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["training", "study", "duplicates"])
+@pytest.mark.parametrize("name", ["training", "study", "duplicates", "description"])
 def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
     page = visit(kinds[name], width=375, height=700, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 375

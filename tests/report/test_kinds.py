@@ -154,9 +154,9 @@ def lookup(record, path):
     return found
 
 
-@pytest.mark.parametrize("make", [training, study, duplicates])
+@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description"])
 def test_numbers_are_the_records(tmp_path, make):
-    record = make(tmp_path / "run")
+    record = globals()[make](tmp_path / "run")
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
     assert found.fields
     for field, (value, _) in found.fields.items():
@@ -227,11 +227,11 @@ def test_an_empty_study_has_a_page(tmp_path):
     assert "no primary comparison can be made yet" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
 
-@pytest.mark.parametrize("make", [training, study, duplicates])
+@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description"])
 def test_hostile_names_change_nothing_but_text(tmp_path, make):
     structures = []
     for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
-        make(tmp_path / name, word)
+        globals()[make](tmp_path / name, word)
         found = read(write_report([tmp_path / name], tmp_path / f"pages-{name}"))
         structures.append(found.structure)
     assert structures[0] == structures[1]
@@ -337,3 +337,46 @@ def test_a_record_of_an_unknown_kind_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"kind 'robustdup\.music'"):
         write_report([tmp_path], tmp_path / "pages")
+
+
+def description(folder, word="x", **changes):
+    """A split of ten entries: five samples once, one twice, one three times."""
+    record = {
+        "schema_name": "robustdup.description", "schema_version": 1, "run_id": word, "created": "2026-11-22T12:00:00+00:00",
+        "command": word, "data": word, "versions": {word: word},
+        "splits": [{
+            "place": word, "entries": 10, "same_by": "pixels", "unique": 7, "copies": 3, "dose": 0.3,
+            "effective_sample_size": 5.5556, "multiplicity": {"1": 5, "2": 1, "3": 1}, "conflicts": 1,
+            "classes": [{"name": word, "entries": 8, "copies": 3, "unique": 5, "share": 0.8},
+                        {"name": "y", "entries": 2, "copies": 0, "unique": 2, "share": 0.2}],
+            "sizes": {word: 10}, "modes": {"L": 10}, "n_unreadable": 1, "unreadable": [{"row": 3, "path": word, "reason": word}],
+            "notes": [word],
+        }],
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(record | changes))
+    return record | changes
+
+
+def test_a_description_in_numbers(tmp_path):
+    record = description(tmp_path / "run")
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    assert found.fields["splits.0.unique"] == ("7", "7")
+    bars = [v["data-tip"] for tag, v in found.tags if tag == "rect"]
+    assert bars == ["1 entries: 5 samples", "2 entries: 1 sample", "3 entries: 1 sample"]
+    assert "x 8 80.00% 5 3 37.50% y 2 20.00% 2 0 0.00%" in found.text
+    assert "first of its sample 7 copy 3" in found.text
+    record["splits"][0]["multiplicity"] = {"1": 5, "3": 4, "2": 2, "40": 1}
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
+    bars = [v["data-tip"] for tag, v in found.tags if tag == "rect"]
+    assert bars == ["1 entries: 5 samples", "2 to 3 entries: 6 samples", "32 to 63 entries: 1 sample"]
+
+
+def test_a_description_without_much_in_it(tmp_path):
+    description(
+        tmp_path / "run", splits=[{}, 1, {"multiplicity": {"a": 1, "1": "b"}, "classes": [2, {}], "sizes": {"x": "y"}}]
+    )
+    assert "2 splits" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    description(tmp_path / "none", splits=[])
+    assert "0 splits" in read(write_report([tmp_path / "none"], tmp_path / "pages")).text

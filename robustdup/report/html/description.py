@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from robustdup.report.html.charts import Bar, Chart, counts, linear
+from robustdup.report.html.charts import Axis, Bar, Chart, counts
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
 from robustdup.report.html.sources import OtherRun
@@ -17,6 +17,7 @@ SAME_BY = {
     "pixels": "told apart by their pixels",
     "rows": "not compared with each other",
 }
+WIDEST = 24  # numbers of entries with a bar each
 SIZES = 20  # sizes of images that are listed
 
 
@@ -99,7 +100,7 @@ def _split(split: Content, at: int) -> Iterator[Section]:
     if many:
         yield Section(
             f"multiplicities-{at}", f"Multiplicities, {place}", "sections/chart.html.j2", _sentence(split),
-            charts=(_histogram(many, at),),
+            charts=(_histogram(many, at),) if max(many) > 1 else (),
         )  # fmt: skip
     balance = _classes(split, at)
     if balance is not None:
@@ -110,25 +111,41 @@ def _split(split: Content, at: int) -> Iterator[Section]:
 
 
 def _histogram(many: Mapping[int, int], at: int) -> Chart:
+    """A bar for each number of entries; for each power of two where the numbers reach far."""
     last = max(many)
+    bins = [(times, times) for times in range(1, last + 1)]
+    if last > WIDEST:
+        bins = [(2**power, 2 ** (power + 1) - 1) for power in range(last.bit_length())]
+    found = []
+    for place, (low, high) in enumerate(bins, start=1):
+        name = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        found.append((place, name, low, sum(n for times, n in many.items() if low <= times <= high)))
     bars = [
         Bar(
-            times - 0.5, times + 0.5, 0, n, "robust" if times == 1 else "broken",
-            f"{plural(times, 'entry', 'entries')}: {plural(n, 'sample')}",
+            place - 0.46,
+            place + 0.46,
+            0,
+            n,
+            "robust" if low == 1 else "broken",
+            f"{name} entries: {plural(n, 'sample')}",
         )
-        for times, n in sorted(many.items())
+        for place, name, low, n in found
         if n
-    ]  # fmt: skip
+    ]
+    every = -(-len(found) // 12)
+    ticks = tuple((float(place), name) for place, name, _, _ in found[::every])
     return Chart(
         f"multiplicities-{at}", "Entries of a sample", f"{plural(sum(many.values()), 'sample')}, at most {whole(last)} entries.",
-        linear(0.5, last + 0.5, "entries of the sample", text=whole, tight=True, count=min(10, last)),
-        counts(max(many.values()), "samples"), bars=bars, height=200, headings=("entries", "samples"),
+        Axis(0.5, len(found) + 0.5, ticks, "entries of the sample"), counts(max(n for _, _, _, n in found), "samples"),
+        bars=bars, height=200, headings=("entries", "samples"),
         rows=[(whole(times), whole(n)) for times, n in sorted(many.items())],
     )  # fmt: skip
 
 
 def _classes(split: Content, at: int) -> Table | None:
     rows = []
+    found = [one for one in list_of(split, "classes") if isinstance(one, Mapping)]
+    most = max((number_of(one.get("share")) or 0.0 for one in found), default=0.0) or 1.0
     for row, one in enumerate(list_of(split, "classes")):
         if not isinstance(one, Mapping):
             continue
@@ -139,7 +156,8 @@ def _classes(split: Content, at: int) -> Table | None:
             [
                 Cell(str(one.get("name", ""))),
                 Cell(whole(entries), entries, f"splits.{at}.classes.{row}.entries" if entries is not None else ""),
-                Cell(percent(share), share, bar=share), Cell(whole(unique), unique), Cell(whole(copies), copies),
+                Cell(percent(share), share, bar=None if share is None else share / most),
+                Cell(whole(unique), unique), Cell(whole(copies), copies),
                 Cell(percent(dose), dose, bar=dose),
             ]
         )  # fmt: skip
