@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,38 @@ def test_numbers_are_the_records(tmp_path, make):
     assert found.fields
     for field, (value, _) in found.fields.items():
         assert float(value) == lookup(record, field), field
+
+
+def floats(content, path=()):
+    """The places of a record's real numbers; one of each list will do."""
+    if isinstance(content, float):
+        yield path
+    for key, value in (
+        content.items() if isinstance(content, dict) else enumerate(content[:1] if isinstance(content, list) else ())
+    ):
+        yield from floats(value, (*path, key))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description", "evaluation"])
+def test_a_number_that_is_none_is_a_dash_wherever_it_stands(tmp_path, run, make, bad):
+    """Every real number of every record in turn: the page is made, and says and draws nothing of nan or inf."""
+    folder = tmp_path / "run"
+    run("run", images=False, n=8) if make == "evaluation" else globals()[make](folder)
+    content = json.loads((folder / "record.json").read_text())
+    places = [path for path in floats(content) if "factors" not in path]  # levels of factors are names
+    assert len(places) > 2
+    for path in places:
+        broken = json.loads(json.dumps(content))
+        inner = broken
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = bad
+        (folder / "record.json").write_text(json.dumps(broken))
+        page = write_report([folder], tmp_path / "pages")
+        assert not re.search(r"\b(nan|inf)\b", read(page).text.lower()), path
+        drawn = re.sub(r'data-value="[^"]*"', "", page.read_text(encoding="utf-8"))
+        assert not re.search(r'="[^"]*\b(nan|inf)\b[^"]*"', re.sub(r"<style>.*?</script>", "", drawn, flags=re.S)), path
 
 
 def test_a_training_in_words(tmp_path):

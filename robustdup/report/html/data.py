@@ -14,7 +14,7 @@ from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segm
 from robustdup.report.html.pairs import card_of, clusters_of, clusters_section, crosses, label_of, pairs_section
 from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
 from robustdup.report.html.sources import OtherRun
-from robustdup.report.html.text import duration, number, percent, plural, whole
+from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, whole
 
 SCHEMA = "robustdup.duplicates"
 
@@ -275,10 +275,14 @@ def _unreadable(record: Content) -> Section | None:
     return Section("unreadable", "Unreadable images", "sections/table.html.j2", lead, (table,))
 
 
+def _plain(value: object) -> str:
+    return NONE if missing(value) else str(value)
+
+
 def _reproduce(record: Content) -> Section:
     facts = {"Run": str(record.get("run_id", "")), "Finished": str(record.get("created", ""))}
     facts |= {f"Time, {name}": duration(number_of(seconds)) for name, seconds in inside(record, "seconds").items()}
-    facts |= {f"Method, {name.replace('_', ' ')}": str(value) for name, value in inside(record, "method").items()}
+    facts |= {f"Method, {name.replace('_', ' ')}": _plain(value) for name, value in inside(record, "method").items()}
     facts |= {str(name): str(value) for name, value in inside(record, "environment").items()}
     content = {"command": str(record.get("command", "")), "facts": facts}
     lead = str(inside(record, "expected").get("about", ""))

@@ -9,7 +9,7 @@ from robustdup.report.html.charts import Axis, Bar, Chart, counts
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
 from robustdup.report.html.sources import OtherRun
-from robustdup.report.html.text import number, percent, plural, whole
+from robustdup.report.html.text import fixed, number, percent, plural, whole
 
 SCHEMA = "robustdup.description"
 SAME_BY = {
@@ -60,7 +60,7 @@ def _figures(split: Content) -> Iterator[Figure]:
         "Copies", whole(copies), copies, "splits.0.copies", f"{percent(number_of(split.get('dose')))} of the entries"
     )
     yield Figure(
-        "Effective sample size", "–" if size is None else f"{size:,.1f}", size, "splits.0.effective_sample_size",
+        "Effective sample size", fixed(size, 1), size, "splits.0.effective_sample_size",
         "Kish's: as many equal samples would weigh as much",
     )  # fmt: skip
 

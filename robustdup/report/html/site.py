@@ -125,6 +125,8 @@ def environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     words = (
+        "known",
+        "fixed",
         "percent",
         "interval",
         "signed",

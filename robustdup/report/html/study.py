@@ -11,7 +11,7 @@ from robustdup.records import Comparison, DoseMean, PublishedFigure, StudyRecord
 from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
 from robustdup.report.html.sources import StudyRun
-from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, signed, whole
+from robustdup.report.html.text import NONE, duration, fixed, missing, number, percent, plural, signed, whole
 from robustdup.report.study import SHARES, varying
 
 LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
@@ -153,7 +153,9 @@ def _doses(record: StudyRecord) -> list[Section]:
     names = varying(record)
     sections: list[Section] = []
     for metric in metrics_of(record):
-        found = [mean for mean in record.means if mean.metric == metric and not missing(mean.mean)]
+        found = [
+            mean for mean in record.means if mean.metric == metric and not missing(mean.mean) and not missing(mean.dose)
+        ]
         places = list(dict.fromkeys(place_of(mean.factors, names) for mean in found))
         groups: list[tuple[str, list[Place]]] = [("", places)]
         if len(places) > LINES:
@@ -350,8 +352,8 @@ def _forest(record: StudyRecord, metric: str, found: Sequence[Comparison]) -> di
             "label": told(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
             "difference": _difference(metric, one.difference),
             "interval": "" if one.low is None else f"{_difference(metric, one.low)} to {_difference(metric, one.high)}",
-            "p": NONE if one.p is None else f"{one.p:.2g}",
-            "holm": "" if one.p_holm is None else f"{one.p_holm:.2g}",
+            "p": number(one.p, 2),
+            "holm": "" if one.p_holm is None else number(one.p_holm, 2),
             "low": None if missing(one.low) else one.low,
             "high": None if missing(one.high) else one.high,
         }
@@ -372,8 +374,8 @@ def _anova(record: StudyRecord) -> Section | None:
         return None
     rows = [
         [
-            Cell(words(term.metric)), Cell(term.term), Cell(f"{term.df:g}, {term.df_error:g}"), Cell(f"{term.f:.2f}", term.f),
-            Cell(f"{term.p:.2g}", term.p), Cell(f"{term.p_lower_bound:.2g}", term.p_lower_bound),
+            Cell(words(term.metric)), Cell(term.term), Cell(f"{number(term.df)}, {number(term.df_error)}"),
+            Cell(fixed(term.f), term.f), Cell(number(term.p, 2), term.p), Cell(number(term.p_lower_bound, 2), term.p_lower_bound),
         ]
         for term in record.anova
     ]  # fmt: skip

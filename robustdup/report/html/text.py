@@ -14,6 +14,11 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
+def known(value: Any) -> Any:
+    """Return a number to draw or to sort by: None where there is none."""
+    return None if missing(value) else value
+
+
 def percent(share: float | None, digits: int = 2) -> str:
     """Return a share in [0, 1] as per cent."""
     return NONE if share is None or missing(share) else f"{100 * share:.{digits}f}%"
@@ -39,6 +44,11 @@ def signed_interval(low: float, high: float) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with a few significant digits."""
     return NONE if value is None or missing(value) else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many decimals."""
+    return NONE if value is None or missing(value) else f"{value:,.{digits}f}"
 
 
 def whole(count: float | None) -> str:
