@@ -19,12 +19,12 @@ from torch import Tensor
 HASHES = {"phash": "PHash", "dhash": "DHash", "ahash": "AHash", "whash": "WHash"}
 
 
-def write_images(pixels: Tensor, folder: Path) -> list[str]:
+def write_images(pixels: Tensor, folder: Path, prefix: str = "") -> list[str]:
     """Write pixels uint8 (N, 3, H, W) as PNG files into a folder and return their names in order."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{row:07d}.png" for row in range(len(pixels))]
+    names = [f"{prefix}{row:07d}.png" for row in range(len(pixels))]
     for name, image in zip(names, pixels.permute(0, 2, 3, 1).numpy(), strict=True):
         Image.fromarray(image).save(folder / name, compress_level=1)
     return names
@@ -52,6 +52,27 @@ def search_hashes(hashes: Any, distance: int, method: str, workers: int) -> floa
         encoding_map=encoded, max_distance_threshold=distance, num_dist_workers=workers if workers > 1 else 0
     )
     return time.perf_counter() - started
+
+
+def search_across(hashes: Any, queries: Any, distance: int, method: str, workers: int) -> tuple[float, int]:
+    """Return the seconds of imagededup's search for queries among hashes, and how many pairs it found.
+
+    It offers no such search; this is the part of it that searches within one set, given another set of queries.
+    """
+    from imagededup import methods
+    from imagededup.handlers.search.retrieval import HashEval
+
+    finder = getattr(methods, HASHES[method])(verbose=False)
+    known, asked = (
+        {f"{name}{row}": bytes(code).hex() for row, code in enumerate(part)}
+        for name, part in (("a", hashes), ("b", queries))
+    )
+    started = time.perf_counter()
+    found = HashEval(
+        test=known, queries=asked, distance_function=finder.hamming_distance, verbose=False, threshold=distance,
+        num_dist_workers=workers if workers > 1 else 0,
+    ).retrieve_results(scores=False)  # fmt: skip
+    return time.perf_counter() - started, sum(len(rows) for rows in found.values())
 
 
 def cnn(network: torch.nn.Module | None) -> Any:

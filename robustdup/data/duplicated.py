@@ -62,12 +62,15 @@ def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: 
     On the device of `pixels`; uint8 where the plan has near copies. `other` are the images of the split that leaks in.
     """
     entries = entries.cpu()
-    source, copy = plan.source_index[entries], plan.copy[entries]
+    source = plan.source_index[entries]
     place = source.to(pixels.device)
     found = pixels[place.clamp(max=plan.n_source - 1)]
     if other is not None and bool((foreign := source >= plan.n_source).any()):
         found[foreign.to(found.device)] = other[(source[foreign] - plan.n_source).to(other.device)].to(found.device)
-    if plan.near is not None and bool((copies := copy > 0).any()):
+    if plan.near is None:
+        return found
+    copy = plan.copy[entries]
+    if bool((copies := copy > 0).any()):
         rows = copies.to(found.device)
         found[rows] = plan.near(found[rows], source[copies], copy[copies])
     return found

@@ -23,7 +23,7 @@ from robustdup.data.detect.pairs import Pairs, turned_round
 from robustdup.data.detect.record import load_duplicates, load_pairs
 from robustdup.data.detect.search import build_index, nearest, nearest_by_index
 from robustdup.data.detect.store import Store
-from robustdup.data.detect.transforms import change
+from robustdup.data.detect.transforms import change, changed_copies
 from robustdup.data.detect.work import Worker
 from robustdup.errors import RunError, UserError
 from robustdup.records import RECORD_FILE
@@ -214,6 +214,26 @@ def test_a_killed_run_goes_on_where_it_was(planted, tmp_path, monkeypatch):
 
 def test_two_workers_find_what_one_finds(planted, tmp_path):
     assert detect(planted, tmp_path / "two", workers=2).pairs == detect(planted, tmp_path / "one").pairs
+
+
+@pytest.mark.slow
+def test_two_actors_of_a_ray_cluster_find_what_one_process_finds(tmp_path):
+    """All three kinds of work, with a calibration and an index, on a cluster of this machine."""
+    pytest.importorskip("ray")
+    images = pictures(300)
+    copies, _ = changed_copies(images[:63], np.random.default_rng(0))
+    data = write(tmp_path / "data", images=[encoded(image) for image in [*images, *copies, images[9]]])
+    write(tmp_path / "data", split="test", images=[encoded(image) for image in [*copies[40:60], *pictures(30, seed=8)]])
+    for name, settings in (("within", {}), ("across", {"against": "test"}), ("index", {"search": "faiss"})):
+        if name == "index" and not find_spec("faiss"):
+            continue
+        one = detect(data, tmp_path / f"{name}-one", shard=50, **settings)
+        two = detect(data, tmp_path / f"{name}-ray", shard=50, workers=2, runner="ray", **settings)
+        assert load_pairs(tmp_path / f"{name}-ray").equals(load_pairs(tmp_path / f"{name}-one"))
+        assert two.pairs == one.pairs
+        assert two.expected == one.expected
+        assert one.expected.calibrated == (name != "across")  # 50 images are too few
+        assert one.n_near >= 18
 
 
 def test_shards_do_not_matter(planted, tmp_path):
