@@ -174,7 +174,11 @@ class Claim(Part):
 
 
 class PublishedFigure(Part):
-    """A published figure beside the one seen here, in per cent; null where there is none."""
+    """A published figure beside those seen here, in per cent; null where there is none.
+
+    `here` is the protocol as it was published, `repaired` the same arm and percentage with its faults mended: `mended` says
+    which, "clamp" or "all". Intervals are over seeds.
+    """
 
     arm: str
     percent: float
@@ -185,6 +189,11 @@ class PublishedFigure(Part):
     high: float | None = None
     seeds: int = 0
     source: str = ""
+    repaired: float | None = None
+    repaired_low: float | None = None
+    repaired_high: float | None = None
+    repaired_seeds: int = 0
+    mended: str = ""
 
 
 class StudyRecord(Part):

@@ -340,8 +340,29 @@ def _crossed(places: Mapping[Cell, Place]) -> list[Cell]:
 def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseReading]:
     """Return every dose in all readings that the literature uses."""
     modes = {str(row.factors.get("mode", "append")) for row in rows}
-    doses = sorted({split(row.factors, config.dose)[1] for row in rows}) if config.dose == "dose" else []
+    doses = sorted({split(row.factors, config.dose)[1] for row in rows})
+    if config.dose == "percent":
+        return [reading_of_percent(percent, arm) for arm in ("standard", "adversarial") for percent in doses]
+    if config.dose != "dose":
+        return []
     return [reading(dose, mode) for mode in sorted(modes) for dose in doses if 0 <= dose < 1]
+
+
+def reading_of_percent(percent: float, arm: str) -> DoseReading:
+    """Return what a percentage of arXiv 2504.00638 means in one of its arms: whole copies of the set, or a share of it."""
+    added = percent // 10 if arm == "standard" else percent / 100
+    share = added / (1 + added)
+    text = f"in the {arm} arm {_copies_added(arm, added)}: {100 * share:.4g}% of the entries are copies"
+    return DoseReading(
+        dose=percent, mode=f"{arm} arm", share_of_copies=share, copies_percent_of_originals=100 * added,
+        entries_per_original=1 + added, unique_percent_of_originals=100.0, text=text,
+    )  # fmt: skip
+
+
+def _copies_added(arm: str, added: float) -> str:
+    if arm == "adversarial":
+        return f"{100 * added:.4g}% of the images are added once more"
+    return f"{added:.4g} further cop{'y' if added == 1 else 'ies'} of every image {'is' if added == 1 else 'are'} added"
 
 
 def reading(dose: float, mode: str = "append") -> DoseReading:

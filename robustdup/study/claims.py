@@ -20,29 +20,50 @@ EVEN = ("uniform", "whole_set")
 Judged = Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
 
 
-def set_beside(record: StudyRecord) -> list[PublishedFigure]:
-    """Return each published figure with the mean seen here at the same arm and percentage, in per cent."""
-    beside = []
+def set_beside(record: StudyRecord, others: Sequence[StudyRecord] = ()) -> list[PublishedFigure]:
+    """Return each published figure with the means seen here at the same arm and percentage, in per cent.
+
+    `record` and `others` (of other recipes) are searched for the protocol as it was published, and for what is repaired.
+    """
+    beside, means = [], [(one, mean) for one in (record, *others) for mean in one.means]
     for figure in FIGURES:
         for name, value, names in (("clean", figure.clean, CLEAN), ("robust", figure.adversarial, ROBUST)):
             if value is None:
                 continue
-            found = next((mean for mean in record.means if _is(mean, figure.arm, figure.percent, names)), None)
+            found: dict[str, DoseMean] = {}
+            for study, mean in means:
+                if (
+                    mean.metric in names
+                    and mean.dose == figure.percent
+                    and figure.arm in map(str, mean.factors.values())
+                ):
+                    found.setdefault(_mended(study, mean), mean)
+            mended = next((key for key in ("all", "clamp") if key in found), "")
+            here, low, high, seeds = _in_percent(found.get(""))
+            repaired, repaired_low, repaired_high, repaired_seeds = _in_percent(found.get(mended) if mended else None)
             beside.append(
                 PublishedFigure(
-                    arm=figure.arm, percent=figure.percent, metric=name, published=value,
-                    here=None if found is None else 100 * found.mean,
-                    low=None if found is None or found.low is None else 100 * found.low,
-                    high=None if found is None or found.high is None else 100 * found.high,
-                    seeds=0 if found is None else found.n, source=figure.source,
+                    arm=figure.arm, percent=figure.percent, metric=name, published=value, source=figure.source, here=here,
+                    low=low, high=high, seeds=seeds, repaired=repaired, repaired_low=repaired_low,
+                    repaired_high=repaired_high, repaired_seeds=repaired_seeds, mended=mended,
                 )
             )  # fmt: skip
     return beside
 
 
-def _is(mean: DoseMean, arm: str, percent: float, names: Sequence[str]) -> bool:
-    as_published = str(mean.factors.get("clamp", "published")) == "published"
-    return mean.metric in names and mean.dose == percent and arm in map(str, mean.factors.values()) and as_published
+def _mended(study: StudyRecord, mean: DoseMean) -> str:
+    """Return what is repaired in these runs of a study: nothing, the clamp alone, or all."""
+    if study.recipe.get("protocol") != "as-published":
+        return "all"
+    return "clamp" if str(mean.factors.get("clamp", "published")) == "repaired" else ""
+
+
+def _in_percent(mean: DoseMean | None) -> tuple[float | None, float | None, float | None, int]:
+    """Return mean, interval and seeds, shares in per cent."""
+    if mean is None:
+        return None, None, None, 0
+    value, low, high = (None if share is None else 100 * share for share in (mean.mean, mean.low, mean.high))
+    return value, low, high, mean.n
 
 
 def judge_claims(record: StudyRecord) -> list[Claim]:

@@ -91,6 +91,10 @@ class StudyConfig(Config):
     shifted: str | None = Field(None, description="A shifted test set (DATA or DATA@SPLIT), for effective robustness.")
     analysis: AnalysisConfig = Field(default_factory=lambda: AnalysisConfig.model_validate({}))
     published: bool = Field(False, description="Set the figures of arXiv 2504.00638 beside, and judge its claims.")
+    beside: list[str] = Field(
+        default_factory=list,
+        description="Folders of other studies of that paper (as published, repaired), whose figures are set beside too.",
+    )
     runner: str = Field("local", description="Where cells run: local, or ray (a cluster).")
     workers: int | None = Field(
         None, description="Cells at a time; one for each core, or each GPU, if not given.", ge=1
@@ -130,7 +134,7 @@ class StudyConfig(Config):
         return Path(self.out) if self.out else Path("studies") / self.name
 
 
-ELSEWHERE = ("runner", "workers", "device", "threads", "retries", "plugin", "out", "keep_weights")
+ELSEWHERE = ("runner", "workers", "device", "threads", "retries", "plugin", "out", "keep_weights", "beside")
 
 
 def load_recipe(file: str | Path | None, overrides: list[str], values: dict[str, Any] | None = None) -> StudyConfig:

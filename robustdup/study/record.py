@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.errors import UserError
-from robustdup.records import CellOrder, CellResult, StudyRecord, StudyRow, now, write_atomic
+from robustdup.records import CellOrder, CellResult, StudyRecord, StudyRow, load_study_record, now, write_atomic
 from robustdup.records.study import CellStatus
 from robustdup.study.analysis import analyse
 from robustdup.study.claims import judge_claims, set_beside
@@ -131,7 +131,7 @@ def make_record(config: StudyConfig, lines: Sequence[Line], *, command: str, ver
         versions=versions,
     )  # fmt: skip
     if config.published:
-        record.published = set_beside(record)
+        record.published = set_beside(record, [load_study_record(place) for place in config.beside])
         record.claims = judge_claims(record)
     return record
 

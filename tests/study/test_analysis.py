@@ -232,6 +232,20 @@ def test_every_dose_is_told_in_all_readings():
     assert reading(0).text == "no copies"
 
 
+def test_the_published_percentages_mean_different_things_in_the_two_arms():
+    rows = [StudyRow(factors={"percent": p}, seed=0, cell="c", status="missing") for p in (0, 60, 100)]
+    found = {(one.dose, one.mode): one for one in analyse(rows, config(dose="percent")).readings}
+    assert len(found) == 6
+    assert found[100, "standard arm"].share_of_copies == pytest.approx(10 / 11)
+    assert found[100, "standard arm"].text == (
+        "in the standard arm 10 further copies of every image are added: 90.91% of the entries are copies"
+    )
+    assert found[100, "adversarial arm"].text == (
+        "in the adversarial arm 100% of the images are added once more: 50% of the entries are copies"
+    )
+    assert found[60, "adversarial arm"].share_of_copies == pytest.approx(0.375)
+
+
 def test_without_doses_the_levels_themselves_are_compared():
     rows = [row for row in table(lambda o, d: -0.05 * (o == "pgd_at"), noise=0.001) if row.factors["dose"] == 0]
     found = analyse(rows, config())

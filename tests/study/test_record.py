@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from robustdup.errors import UserError
 from robustdup.records import (
     CellResult,
     Measured,
+    load_cell,
     load_study_record,
     load_study_table,
     now,
@@ -157,6 +159,82 @@ def test_records_go_round_and_newer_ones_are_refused(tmp_path):
         load_study_record(tmp_path)
     with pytest.raises(UserError, match="There is no cells.parquet"):
         load_study_table(tmp_path / "nowhere")
+
+
+def test_records_of_the_first_schema_are_still_read():
+    fixtures = Path(__file__).parents[1] / "fixtures"
+    record = load_study_record(fixtures / "study-1.json")
+    assert (record.schema_version, record.n_cells, record.seeds) == (1, 4, [0, 1])
+    assert len(record.comparisons) == 8  # of one dose, in all that was measured
+    assert record.comparisons[0].sentence == "Optimizer steps was the same in every seed at dose 10, 2 paired seeds."
+    cell = load_cell(fixtures / "cell-1.json")
+    assert (cell.status, cell.config["arm"], set(cell.measured[0].metrics) >= {"test_clean_acc", "steps"}) == (
+        "complete", "adversarial", True,
+    )  # fmt: skip
+    markdown(record)
+
+
+def published_study(tmp_path, name, values, **content):
+    """A study of the adversarial arm at 0 and 60 whose clean accuracies are given: {clamp or part: (at 0, at 60)}."""
+    config = load_recipe(
+        None, [], {"name": name, "out": str(tmp_path / name), "seeds": 2, "published": True, **content}
+    )
+    lines = []
+    for factors, pair in values:
+        for seed in (0, 1):
+            for percent, value in zip((0, 60), pair, strict=True):
+                key = f"{len(lines)}"
+                lines.append(Line({**factors, "percent": percent}, seed, key))
+                metrics = {content["analysis"]["metrics"][0]: value + 0.001 * seed}
+                save_cell(
+                    CellResult(key=key, created=now(), status="complete", measured=[Measured(metrics=metrics)]),
+                    cell_folder(tmp_path / name, key),
+                )
+    record = make_record(config, lines, command="c", versions={})
+    save_study_record(record, tmp_path / name)
+    return record
+
+
+def test_published_as_published_here_and_repaired_stand_side_by_side(tmp_path):
+    def figures(record):
+        rows = {
+            one.percent: one
+            for one in record.published
+            if (one.arm, one.metric) == ("adversarial", "clean") and "output" in one.source
+        }
+        return [
+            (one.published, one.here and round(one.here, 2), one.repaired and round(one.repaired, 2), one.mended)
+            for one in (rows[0], rows[60])
+        ]
+
+    factors = {"arm": ["adversarial"], "clamp": ["published", "repaired"], "percent": [0, 60]}
+    arms = [
+        ({"arm": "adversarial", "clamp": "published"}, (0.30, 0.20)),
+        ({"arm": "adversarial", "clamp": "repaired"}, (0.5, 0.52)),
+    ]
+    published = published_study(
+        tmp_path, "published", arms,
+        protocol="as-published", factors=factors, analysis={"dose": "percent", "metrics": ["test_clean_acc"]},
+    )  # fmt: skip
+    assert figures(published) == [(41.16, 30.05, 50.05, "clamp"), (20.90, 20.05, 52.05, "clamp")]
+    report = markdown(published)
+    assert (
+        "| adversarial | 60 | clean | 20.90 | 20.05 [19.41, 20.69], 2 seeds | 52.05 [51.41, 52.69], 2 seeds, the clamp"
+        in report
+    )
+    assert (
+        "- 60 (adversarial arm): in the adversarial arm 60% of the images are added once more: 37.5% of the" in report
+    )
+    content = {
+        "factors": {"part": ["adversarial"], "percent": [0, 60]},
+        "analysis": {"dose": "percent", "metrics": ["clean_accuracy"]},
+    }
+    repaired = published_study(tmp_path, "repaired", [({"part": "adversarial"}, (0.6, 0.62))], **content)
+    assert figures(repaired) == [(41.16, None, 60.05, "all"), (20.90, None, 62.05, "all")]
+    both = published_study(
+        tmp_path, "both", [({"part": "adversarial"}, (0.6, 0.62))], beside=[str(tmp_path / "published")], **content
+    )
+    assert figures(both) == [(41.16, 30.05, 60.05, "all"), (20.90, 20.05, 62.05, "all")]
 
 
 def test_the_report_tells_power_and_needed_seeds(tmp_path):
