@@ -17,7 +17,7 @@ from robustdup.data.remembered import RowMemory, remembering
 from robustdup.data.sources import load_images, open_rows, select
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.bench import choose_device
-from robustdup.jobs.training import check, run_training, validator
+from robustdup.jobs.training import check, point_by_point, run_training
 from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, data_options, prepare_data
 from robustdup.models.load import load_model
 from robustdup.records import RECORD_FILE, CellOrder, CellResult, Measured, TrainingRecord, load_record, now
@@ -34,6 +34,7 @@ MEMORY = RowMemory()  # so that the cells of a worker decode an image once
 MOST_NEAR = 8  # sets of training images of which it is remembered which test images are near them
 
 Metrics = dict[str, float | None]
+Points = dict[str, list[int]]
 
 
 def run_cell(order: CellOrder) -> CellResult:
@@ -54,7 +55,7 @@ def _run_cell(order: CellOrder) -> CellResult:
     if record.status != "complete":
         raise RunError(f"Training stopped: {record.reason}")
     metrics = of_training(record) | of_checkpoints(record, folder)
-    mine = of_model(config, folder, registry, order.measure)
+    mine, points = of_model(config, folder, registry, order.measure)
     metrics = mine | metrics  # what the referee said wins,
     if order.measure.get("clean_on"):  # unless more images were asked for
         metrics["clean_accuracy"] = mine["clean_accuracy"]
@@ -65,7 +66,7 @@ def _run_cell(order: CellOrder) -> CellResult:
     return CellResult(
         key=order.key, created=now(), status="complete", measured=[Measured(metrics=metrics)], config=order.settings,
         readings={} if record.duplication is None else record.duplication.readings,
-        run=record.model_dump(mode="json", exclude={"curve", "validation"}),
+        points=points, run=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
 
 
@@ -112,7 +113,9 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(images, ROWS)])
 
 
-def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Mapping[str, Any]) -> Metrics:
+def of_model(
+    config: TrainConfig, folder: Path, registry: Registry, measure: Mapping[str, Any]
+) -> tuple[Metrics, Points]:  # fmt: skip
     """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
@@ -124,7 +127,8 @@ def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Map
     right = logits.argmax(dim=1) == labels
     metrics["clean_accuracy"] = float(right.double().mean())
     data = prepare_data(config, registry, device)
-    metrics |= of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
+    trained, points = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
+    metrics |= trained
     if measure.get("near_test"):
         metrics["clean_accuracy_without_near"] = without_near(right, images, data)
     if measure.get("shifted"):
@@ -132,7 +136,7 @@ def of_model(config: TrainConfig, folder: Path, registry: Registry, measure: Map
         shifted = load_images(other, data_options(config, split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
         metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
-    return metrics
+    return metrics, points
 
 
 def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -151,35 +155,38 @@ def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def of_training_images(
     config: TrainConfig, model: nn.Module, data: TrainingData, registry: Registry, most: int, device: torch.device
-) -> Metrics:
+) -> tuple[Metrics, Points]:
     """Return clean and robust accuracy on training images that were duplicated and on those that were not, `most` of each.
 
-    Which images are looked at follows from their row alone, so that over seeds the same image is met on both sides.
-    Robust means under the attack of validation.
+    Which images are looked at follows from their row alone, so that over seeds the same image is met on both sides; the
+    answers to each of them are returned too. Robust means under the attack of validation.
     """
     entries = data.entries
     if not most or not isinstance(entries, TrainingSet):  # images on disk are not read once more
-        return {}
+        return {}, {}
     originals = (entries.copy == 0).nonzero().flatten()
     counts = torch.bincount(entries.place, minlength=entries.n_sources)[entries.place[originals]]
     order = SampleRng(0, entries.source[originals].cpu()).fold("measured").bits().argsort(stable=True)
     originals, counts = originals[order], counts[order]
-    groups = {"duplicated": originals[counts > 1][:most], "single": originals[counts == 1][:most]}
-    groups["train"] = originals[:most]
-    orders, metrics = check(config, registry), {}
-    for name, chosen in groups.items():
-        if len(chosen) == 0:
-            continue
-        pixels = entries.pixels[entries.place[chosen]]
-        images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-        ask = validator(HeldOut(images, entries.labels[chosen], entries.source[chosen]), orders, config, device)
-        assert ask is not None
-        clean, robust, _, _ = ask(model)
-        metrics[f"{name}_accuracy"], metrics[f"{name}_robust"] = clean, robust
-    found: Metrics = dict(metrics)
-    if "duplicated_accuracy" in metrics and "single_accuracy" in metrics:
-        found["duplicated_minus_single"] = metrics["duplicated_accuracy"] - metrics["single_accuracy"]
-    return found
+    groups = {"duplicated": counts > 1, "single": counts == 1, "train": counts > 0}
+    first = {name: members.nonzero().flatten()[:most] for name, members in groups.items()}
+    looked_at = torch.cat([first["duplicated"], first["single"]]).sort().values  # the first of all are among them
+    chosen = originals[looked_at]
+    pixels = entries.pixels[entries.place[chosen]]
+    images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    points = HeldOut(images, entries.labels[chosen], entries.source[chosen])
+    right, held, _ = point_by_point(points, check(config, registry), config, device)(model)
+    found: Metrics = {}
+    for name, members in first.items():
+        mine = torch.isin(looked_at, members)
+        if mine.any():
+            found[f"{name}_accuracy"] = float(right[mine].double().mean())
+            found[f"{name}_robust"] = float(held[mine].double().mean())
+    duplicated, single = found.get("duplicated_accuracy"), found.get("single_accuracy")
+    if duplicated is not None and single is not None:
+        found["duplicated_minus_single"] = duplicated - single
+    told = {"row": points.index, "copies": counts[looked_at] - 1, "right": right.long(), "held": held.long()}
+    return found, {name: values.tolist() for name, values in told.items()}
 
 
 def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | None:

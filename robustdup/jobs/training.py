@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import fooled
@@ -253,19 +253,34 @@ def _network(config: TrainConfig, data: TrainingData, registry: Registry) -> nn.
 def validator(
     held_out: HeldOut | None, orders: Orders, config: TrainConfig, device: torch.device
 ) -> Validate | None:  # fmt: skip
-    """Return what the loop asks about a candidate: clean and robust accuracy on the validation images, and the rows used.
-
-    The attack starts alike for every candidate (draws are keyed by the images' rows), and is judged by a pass of its own.
-    """
+    """Return what the loop asks about a candidate: clean and robust accuracy on the validation images, and the rows used."""
     if held_out is None:
         return None
+    answers = point_by_point(held_out, orders, config, device)
+
+    def ask(model: nn.Module) -> tuple[float, float, int, int]:
+        right, held, passes = answers(model)
+        n = len(right)
+        return int(right.sum()) / n, int(held.sum()) / n, passes.count.forward, passes.count.backward
+
+    return ask
+
+
+def point_by_point(
+    held_out: HeldOut, orders: Orders, config: TrainConfig, device: torch.device
+) -> Callable[[nn.Module], tuple[Tensor, Tensor, Passes]]:  # fmt: skip
+    """Return what tells of a model which images it gets right (N,), which also under attack (N,), and the passes of that.
+
+    The attack starts alike for every model (draws are keyed by the images' rows), and is judged by a pass of its own.
+    """
     images, labels = held_out.images.to(device), held_out.labels.to(device)
     rng = SampleRng(config.seed, held_out.index.to(device)).fold("validation attack")
 
-    def ask(model: nn.Module) -> tuple[float, float, int, int]:
+    def answer(model: nn.Module) -> tuple[Tensor, Tensor, Passes]:
         passes = Passes(model, min(VALIDATION_ROWS, len(labels)))
         with torch.no_grad():
-            right = (~fooled(passes(images), labels)).nonzero().squeeze(1)
+            clean = ~fooled(passes(images), labels)
+        right = clean.nonzero().squeeze(1)
         function = orders.referee.function
         assert function is not None
         with isolated(model, seed=rng.call_seed()):
@@ -273,12 +288,12 @@ def validator(
                 passes, images[right], labels[right], orders.threat, rng=rng[right], **orders.referee_options
             )
         adv_images = orders.threat.project(images[right], adv_images.detach())
+        held = torch.zeros_like(clean)
         with torch.no_grad():
-            held = ~fooled(passes(adv_images), labels[right])
-        n = len(labels)
-        return len(right) / n, int(held.sum()) / n, passes.count.forward, passes.count.backward
+            held[right] = ~fooled(passes(adv_images), labels[right])
+        return clean, held, passes
 
-    return ask
+    return answer
 
 
 def checkpoint_results(

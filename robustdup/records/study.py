@@ -50,7 +50,11 @@ class CellOrder(Part):
 
 
 class CellResult(Part):
-    """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `run` is the record of the training."""
+    """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `run` is the record of the training.
+
+    `points` are the training images that were looked at: `row` in the split, `copies` besides the original, `right` and
+    `held` (0 or 1) whether the answer was right, and still was under attack.
+    """
 
     schema_name: Literal["robustdup.cell"] = CELL_SCHEMA
     schema_version: int = CELL_VERSION
@@ -63,6 +67,7 @@ class CellResult(Part):
     host: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     readings: dict[str, Any] = Field(default_factory=dict)
+    points: dict[str, list[int]] = Field(default_factory=dict)
     run: dict[str, Any] | None = None
 
 
@@ -164,6 +169,23 @@ class AnovaTerm(Part):
     seeds: list[int]
 
 
+class Crossover(Part):
+    """What copies do to an image that has them: its answers in seeds that duplicated it against those that did not.
+
+    `measure` is accuracy or robust accuracy; `difference` with its interval over images is a share.
+    """
+
+    measure: str
+    factors: dict[str, Any]
+    dose: float
+    seeds: list[int]
+    images: int
+    difference: float
+    low: float
+    high: float
+    sentence: str
+
+
 class Claim(Part):
     """A published claim and what this study says of it; `evidence` are the sentences that it rests on."""
 
@@ -222,6 +244,7 @@ class StudyRecord(Part):
     means: list[DoseMean] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     anova: list[AnovaTerm] = Field(default_factory=list)
+    crossovers: list[Crossover] = Field(default_factory=list)
     conclusions: list[str] = Field(default_factory=list)
     claims: list[Claim] = Field(default_factory=list)
     published: list[PublishedFigure] = Field(default_factory=list)

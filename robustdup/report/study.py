@@ -108,6 +108,7 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
     found = [
         ("Conclusions", record.conclusions),
         ("Between levels (not corrected)", contrasts),
+        ("The same training images with and without copies", [one.sentence for one in record.crossovers]),
         ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims]),
         ("Doses in all readings", [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.readings if one.dose]),
         ("ANOVA of the paired effects, seeds as subjects", anova),

@@ -80,7 +80,7 @@ def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
 def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
     """Analyse the rows of a study: those that failed or are missing count as missing seeds."""
     table = Table(rows, config.dose)
-    varying = _varying(rows, config.dose)
+    varying = varying_factors(rows, config.dose)
     found = Analysis(means=_means(table, config), readings=_readings(rows, config))
     plain = [one for stratum in table.strata() for one in _effects(table, stratum, config)]
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
@@ -254,7 +254,7 @@ def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
     return means
 
 
-def _varying(rows: Sequence[StudyRow], dose: str) -> list[str]:
+def varying_factors(rows: Sequence[StudyRow], dose: str) -> list[str]:
     """Return the factors other than the dose that have several levels."""
     levels: dict[str, set[str]] = defaultdict(set)
     for row in rows:

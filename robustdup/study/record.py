@@ -12,8 +12,9 @@ from typing import Any
 from robustdup.errors import UserError
 from robustdup.records import CellOrder, CellResult, StudyRecord, StudyRow, load_study_record, now, write_atomic
 from robustdup.records.study import CellStatus
-from robustdup.study.analysis import analyse
+from robustdup.study.analysis import analyse, varying_factors
 from robustdup.study.claims import judge_claims, set_beside
+from robustdup.study.crossover import crossovers
 from robustdup.study.grid import Grid, Line, build_grid, check_size
 from robustdup.study.recipe import ELSEWHERE, StudyConfig, label
 from robustdup.study.run import RunCell, cell_folder, results, unreadable
@@ -116,6 +117,8 @@ def make_record(config: StudyConfig, lines: Sequence[Line], *, command: str, ver
     rows = table(lines, found, config)
     _effective_robustness(rows, config)
     analysis = analyse(rows, config.analysis)
+    level = 1 - config.analysis.alpha
+    crossed = crossovers(rows, found, config.analysis.dose, varying_factors(rows, config.analysis.dose), level)
     remarks = [*_remarks(config, keys, found, rows), *analysis.remarks]
     failed = sum(found[key].status == "failed" for key in found)
     history, fixed = analysis_history(folder), config.analysis.model_dump(mode="json")
@@ -125,7 +128,7 @@ def make_record(config: StudyConfig, lines: Sequence[Line], *, command: str, ver
         factors={name: [label(level) for level in levels] for name, levels in config.factors.items()},
         seeds=config.seed_list, n_cells=len(keys), n_complete=len(found) - failed, n_failed=failed,
         n_missing=len(keys) - len(found), rows=rows, readings=analysis.readings, means=analysis.means,
-        comparisons=analysis.comparisons, anova=analysis.anova, conclusions=conclusions(analysis.comparisons),
+        comparisons=analysis.comparisons, anova=analysis.anova, crossovers=crossed, conclusions=conclusions(analysis.comparisons),
         remarks=remarks, analysis_since=history[0]["since"] if history else "",
         analysis_changes=_changes(history, fixed), seconds=sum(result.seconds for result in found.values()),
         versions=versions,

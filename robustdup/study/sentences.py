@@ -31,8 +31,13 @@ def verdict(one: Comparison, alpha: float) -> tuple[Verdict, bool]:
 
 def where(one: Comparison, varying: Sequence[str]) -> str:
     """Return " at dose 0.5 (pgd_at, uniform)": the dose, if any, and the levels of the factors that vary."""
-    levels = [str(one.factors[name]) for name in varying if name in one.factors]
-    return (f" at dose {one.dose:g}" if one.dose else "") + (f" ({', '.join(levels)})" if levels else "")
+    return place_of(one.factors, one.dose, varying)
+
+
+def place_of(factors: Mapping[str, Any], dose: float, varying: Sequence[str]) -> str:
+    """Return where something holds, as `where` does."""
+    levels = [str(factors[name]) for name in varying if name in factors]
+    return (f" at dose {dose:g}" if dose else "") + (f" ({', '.join(levels)})" if levels else "")
 
 
 def sentence(one: Comparison, varying: Sequence[str]) -> str:
