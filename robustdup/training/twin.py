@@ -6,6 +6,8 @@ folded weights have to be renewed after the model's have moved, by a few vector 
 
 from __future__ import annotations
 
+import functools
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +28,15 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @dataclass
 class Fold:
-    """A layer and the BatchNorm after it, both the model's own, and the layer that stands for both in the twin."""
+    """A layer and the BatchNorm after it, both the model's own, and the layer that stands for both in the twin.
+
+    `divisor` (1, C, 1, 1) is what its input is divided by in the model; `fused` does that too.
+    """
 
     layer: Any
     norm: Any
     fused: Any
+    divisor: Tensor | None = None
 
 
 class Twin:
@@ -68,6 +74,8 @@ class Twin:
         for fold, by, bias in zip(self.folds, torch.split(scale, sizes), torch.split(shift, sizes), strict=True):
             weight = fold.layer.weight
             torch.mul(weight, by.view(-1, *[1] * (weight.ndim - 1)), out=fold.fused.weight)
+            if fold.divisor is not None:
+                fold.fused.weight.div_(fold.divisor)
             fold.fused.bias.copy_(bias)
 
     def _precision(self) -> torch.dtype:
@@ -124,7 +132,7 @@ def _fold(graph: fx.GraphModule) -> list[Fold]:
         if len(before.users) > 1 or not _foldable(layer, norm):
             continue
         name = f"folded_{len(folds)}"  # a name of its own: the layer may be called elsewhere too
-        folds.append(Fold(layer, norm, _blank(layer)))
+        folds.append(Fold(layer, norm, _blank(layer), _take_division(graph, before, layer)))
         graph.add_submodule(name, folds[-1].fused)
         before.target = name
         node.replace_all_uses_with(before)
@@ -133,6 +141,27 @@ def _fold(graph: fx.GraphModule) -> list[Fold]:
     graph.delete_all_unused_submodules()
     graph.recompile()
     return folds
+
+
+def _take_division(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> Tensor | None:
+    """Take the division by a tensor of the model (the deviation of each channel) from before a convolution; return it.
+
+    It commutes with the convolution and its zero padding, and is paid once a batch so, not twice an inner pass.
+    """
+    before = node.args[0]
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    if not isinstance(before, fx.Node) or before.target is not operator.truediv or len(before.users) > 1:
+        return None
+    source, by = before.args
+    if not isinstance(by, fx.Node) or by.op != "get_attr":
+        return None
+    divisor = functools.reduce(getattr, str(by.target).split("."), graph)
+    if not isinstance(divisor, Tensor) or divisor.shape != (1, layer.in_channels, 1, 1):
+        return None
+    node.args = (source,)
+    graph.graph.erase_node(before)
+    return divisor
 
 
 def _foldable(layer: Any, norm: Any) -> bool:

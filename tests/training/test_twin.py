@@ -7,6 +7,8 @@ from torch import nn
 
 from robustdup import SampleRng, ThreatModel
 from robustdup.bench.networks import cnn, resnet
+from robustdup.models.small_resnet import small_resnet
+from robustdup.models.unstrided import Unstrided
 from robustdup.registry import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode
@@ -70,6 +72,25 @@ def test_the_twin_follows_weights_and_statistics(name, layout):
             ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (twin.network, model))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_stem_takes_the_division_in_and_goes_without_its_stride():
+    torch.manual_seed(0)
+    settings = {"channels": 3, "size": (32, 32), "classes": 5, "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+    model, images = small_resnet(**settings, width=6), torch.rand(6, 3, 32, 32)
+    for seed in range(2):
+        train_a_little(model, seed)
+        with inner_mode(model):
+            twin, note = make_twin(model, images)
+            assert (note, twin.folded) == ("", 7)
+            assert torch.equal(twin.folds[0].divisor, model.normalise.std)
+            assert [fold.divisor for fold in twin.folds[1:]] == [None] * 6
+            assert isinstance(twin.folds[0].fused, Unstrided)
+            assert "truediv" not in twin.graph.code
+            torch.testing.assert_close(twin.network(images), model(images), rtol=1e-5, atol=1e-5)
+            leaf = images.clone().requires_grad_()
+            ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (twin.network, model))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_inner_attack_renews_its_twin_for_each_batch():
