@@ -13,7 +13,7 @@ def plot(
     kind: str | None = typer.Option(
         None,
         "--kind",
-        help="curve, accuracy, cascade, classes, leaderboard, examples, training or dose; what fits if not given.",
+        help="curve, accuracy, cascade, classes, leaderboard, examples, training, dose or effects; what fits if not given.",
     ),
     width: str = typer.Option("one", "--width", help="one or two columns: 3.25 or 6.75 inches."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),

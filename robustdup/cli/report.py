@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.text import Text
 
 from robustdup.errors import RobustdupError, RunError, UserError
-from robustdup.records import EvaluationRecord, find_record, load_record, load_samples, write_atomic
+from robustdup.records import (
+    RECORD_FILE,
+    EvaluationRecord,
+    find_record,
+    load_record,
+    load_samples,
+    schema_of,
+    write_atomic,
+)
+from robustdup.records.training import TRAINING_SCHEMA
 
 
 def report(
@@ -55,7 +64,14 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
     if len(runs) != 1:
         raise UserError(f"A model card is about one run; {len(runs)} were given.")
     folder = find_record(runs[0]).parent
-    record = load_record(runs[0])
+    tested = next(
+        (folder / f"evaluation-{name}" for name in ("best", "last") if (folder / f"evaluation-{name}").is_dir()), None
+    )
+    if schema_of(runs[0]) == TRAINING_SCHEMA and tested is not None and (tested / RECORD_FILE).is_file():
+        folder = tested  # a training is judged by the evaluation of its best checkpoint
+        record = load_record(tested)
+    else:
+        record = load_record(runs[0])
     try:
         samples = load_samples(folder)
     except UserError:
@@ -73,7 +89,7 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
 
 def _clean_images(runs: list[str]) -> dict[int, Any]:
     """Read the images that evaluations were about from their data, checked by their fingerprint; imports torch."""
-    from robustdup.records import SCHEMA, schema_of
+    from robustdup.records import SCHEMA
 
     found = {}
     for place, run in enumerate(runs):

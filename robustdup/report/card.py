@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from robustdup.leaderboard import position
 from robustdup.records import Accuracy, EvaluationRecord
 from robustdup.report.terminal import label, percent
 
+ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -63,7 +65,7 @@ def _index(record: EvaluationRecord) -> dict[str, Any]:
         "dataset": {**dataset, "args": {"n": record.n, "selection": data.selection, "fingerprint": data.fingerprint}},
         "metrics": [metric for metric in metrics if metric is not None],
     }
-    return {"name": record.model.spec, "results": [result] if result["metrics"] else []}
+    return {"name": _elsewhere(record.model.spec), "results": [result] if result["metrics"] else []}
 
 
 def _dataset_id(spec: str) -> str:
@@ -71,6 +73,20 @@ def _dataset_id(spec: str) -> str:
     if HUB_ID.fullmatch(spec) and not Path(spec).exists():
         return spec
     return re.sub(r"[^\w.-]+", "-", Path(spec).name).strip("-") or "data"
+
+
+def _elsewhere(spec: str) -> str:
+    """Return a spec with path/to/NAME for an absolute path in it, which is nobody else's business either."""
+    return ABSOLUTE.sub(r"path/to/\1", spec)
+
+
+def _command_elsewhere(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    changed = [_elsewhere(word) for word in words]
+    return command if changed == words else shlex.join(changed)
 
 
 def _metric(name: str, found: Accuracy, args: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -101,7 +117,7 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
         *(f"- {_plain(remark)}" for remark in _remarks(record, samples)),
         "",
         "```",
-        _fenced(record.command),
+        _fenced(_command_elsewhere(record.command)),
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,32 +20,27 @@ from robustdup.report.html.comparison import labels
 from robustdup.report.html.gallery import CLEAN, find_pictures
 from robustdup.report.html.points import read_points
 from robustdup.report.html.sources import EvaluationRun, Run, StudyRun, TrainingRun
-from robustdup.report.html.study import dose_name, is_share, metrics_of, place_of, told, words
-from robustdup.report.study import varying
+from robustdup.report.plot_style import (
+    BROKEN,
+    COLOURS,
+    GREY,
+    MARKERS,
+    ROBUST,
+    STYLE,
+    WIDTHS,
+    Width,
+    percent_axis,
+    shortened,
+)
+from robustdup.report.plots_study import doses, doses_height, effects, effects_height
 from robustdup.report.terminal import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Width = Literal["one", "two"]
-WIDTHS: dict[str, float] = {"one": 3.25, "two": 6.75}  # inches, as the columns of most conferences
 FORMATS = ("pdf", "svg", "png")
-PANELS = 3  # metrics of a study in one figure
 EXAMPLES = {"one": 4, "two": 9}
-
-# Okabe and Ito's colours, https://jfly.uni-koeln.de/color/, without yellow, which is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*"
-ROBUST, BROKEN, GREY = "#0072B2", "#D55E00", "#8B949E"
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif", "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.4,
-    "grid.color": "#DDDDDD", "lines.linewidth": 1.2, "lines.markersize": 4, "savefig.dpi": 300,
-    "pdf.fonttype": 42, "svg.hashsalt": "robustdup", "text.parse_math": False,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,10 +116,6 @@ def draw(runs: Sequence[Run], kind: str, width: Width, ending: str) -> bytes:
     return content.getvalue()
 
 
-def _percent_axis(axis: Any) -> None:
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-
-
 def _curve(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
     names = labels(runs)
     drawn = 0
@@ -145,7 +136,7 @@ def _curve(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.grid(axis="y")
-    _percent_axis(axes.yaxis)
+    percent_axis(axes.yaxis)
     if drawn > 1:
         axes.legend()
 
@@ -156,7 +147,7 @@ def _accuracy(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
         axes.plot([robust.low, robust.high], [row, row], color=ROBUST, lw=3, alpha=0.35, solid_capstyle="butt")
         axes.plot(clean.value, row, "o", mfc="white", mec=GREY, label="clean" if row == 0 else None)
         axes.plot(robust.value, row, "o", color=ROBUST, label="robust (95% interval)" if row == 0 else None)
-    axes.set_yticks(range(len(runs)), [_shortened(name, 40 if width == "two" else 22) for name in labels(runs)])
+    axes.set_yticks(range(len(runs)), [shortened(name, 40 if width == "two" else 22) for name in labels(runs)])
     _rows(axes, len(runs))
     _legend_below(axes)
 
@@ -170,7 +161,7 @@ def _classes(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
         axes.plot([robust, clean], [row, row], color="#CCCCCC", lw=1.2, zorder=1)
         axes.plot(clean, row, "o", mfc="white", mec=GREY, label="clean" if row == 0 else None)
         axes.plot(robust, row, "o", color=ROBUST, label="robust" if row == 0 else None)
-    axes.set_yticks(range(len(found)), [_shortened(c.name, 22) for c in found])
+    axes.set_yticks(range(len(found)), [shortened(c.name, 22) for c in found])
     _rows(axes, len(found))
     _legend_below(axes)
 
@@ -190,7 +181,7 @@ def _cascade(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
             end = ((held + attack.n_broken) / n, row)
             axes.annotate(str(attack.n_broken), end, (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(
-        range(len(record.attacks)), [_shortened(label(a), 40 if width == "two" else 22) for a in record.attacks]
+        range(len(record.attacks)), [shortened(label(a), 40 if width == "two" else 22) for a in record.attacks]
     )
     _rows(axes, len(record.attacks))
     axes.set_xlabel(f"share of {record.n} points")
@@ -205,7 +196,7 @@ def _rows(axes: Axes, n: int) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    _percent_axis(axes.xaxis)
+    percent_axis(axes.xaxis)
 
 
 def _legend_below(axes: Axes) -> None:
@@ -231,7 +222,7 @@ def _leaderboard(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> Non
     axes.errorbar(
         100 * clean.value, 100 * robust.value,
         yerr=[[100 * (robust.value - robust.low)], [100 * (robust.high - robust.value)]],
-        fmt="D", color=ROBUST, ms=5, capsize=2, label=_shortened(run.name, 30),
+        fmt="D", color=ROBUST, ms=5, capsize=2, label=shortened(run.name, 30),
     )  # fmt: skip
     axes.set_xlabel("clean accuracy (%)")
     axes.set_ylabel("robust accuracy (%)")
@@ -274,7 +265,7 @@ def _examples(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> None:
                 spine.set_visible(False)
             label_at = {0: points.label, len(lines) - 1: points.after}.get(line)  # true above, taken for below
             if label_at is not None:
-                text = _shortened(names[int(label_at[rows[column]])], 11)
+                text = shortened(names[int(label_at[rows[column]])], 11)
                 below = line == len(lines) - 1
                 cell.set_xlabel(text, fontsize=6, labelpad=2) if below else cell.set_title(text, fontsize=6, pad=2)
 
@@ -288,7 +279,7 @@ def _training(axes: Axes, runs: Sequence[TrainingRun], width: Width) -> None:
         points, colour = run.record.validation, COLOURS[number % len(COLOURS)]
         epochs = [point.epoch for point in points]
         name = run.record.run_id if len(drawn) > 1 else "robust"
-        axes.plot(epochs, [p.robust_accuracy for p in points], color=colour, label=_shortened(name, 24))
+        axes.plot(epochs, [p.robust_accuracy for p in points], color=colour, label=shortened(name, 24))
         clean = "clean" if number == len(drawn) - 1 else None
         axes.plot(epochs, [p.clean_accuracy for p in points], color=colour, ls="--", lw=0.9, label=clean)
     axes.set_xlabel("epochs")
@@ -296,56 +287,8 @@ def _training(axes: Axes, runs: Sequence[TrainingRun], width: Width) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.grid(axis="y")
-    _percent_axis(axes.yaxis)
+    percent_axis(axes.yaxis)
     axes.legend()
-
-
-def _panels(runs: Sequence[StudyRun]) -> list[str]:
-    return metrics_of(runs[0].record)[:PANELS]
-
-
-def _dose(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
-    """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors."""
-    record, metrics = runs[0].record, _panels(runs)
-    if not metrics:
-        raise UserError("The study holds no means yet: no cell is complete.")
-    names = varying(record)
-    places = list(dict.fromkeys(place_of(mean.factors, names) for mean in record.means))
-    axes.set_axis_off()
-    figure = axes.get_figure()
-    assert figure is not None
-    shape = (1, len(metrics)) if width == "two" else (len(metrics), 1)
-    grid = axes.get_subplotspec().subgridspec(*shape)  # type: ignore[union-attr]
-    for number, metric in enumerate(metrics):
-        panel = figure.add_subplot(grid[number])
-        for at, place in enumerate(places):
-            means = sorted(
-                (m for m in record.means if m.metric == metric and place_of(m.factors, names) == place),
-                key=lambda m: m.dose,
-            )
-            ends = [(m.low if m.low is not None else m.mean, m.high if m.high is not None else m.mean) for m in means]
-            panel.errorbar(
-                [m.dose for m in means], [m.mean for m in means],
-                yerr=[[m.mean - low for m, (low, _) in zip(means, ends, strict=True)],
-                      [high - m.mean for m, (_, high) in zip(means, ends, strict=True)]],
-                color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], capsize=2, elinewidth=0.8,
-                label=_shortened(told(place), 32) if number == 0 else None,
-            )  # fmt: skip
-        panel.set_xlabel(words(dose_name(record)))
-        panel.set_ylabel(words(metric))
-        panel.grid(axis="y")
-        if is_share(metric):
-            _percent_axis(panel.yaxis)
-        if number == 0 and len(places) > 1:
-            panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2 if width == "two" else 1, borderaxespad=0.2)
-
-
-def _shortened(text: str, length: int) -> str:
-    """Return text on one line of at most `length` letters, cut in the middle: names often differ at their ends."""
-    one_line = " ".join(text.split())
-    if len(one_line) <= length:
-        return one_line
-    return f"{one_line[: length - length // 2 - 1]}…{one_line[-(length // 2) :]}"
 
 
 def _by_rows(count: Callable[[EvaluationRun], int] | None = None) -> Callable[[Sequence[EvaluationRun], Width], float]:
@@ -362,12 +305,6 @@ def _fixed(inches: float) -> Callable[[Sequence[EvaluationRun], Width], float]:
     return lambda runs, width: inches
 
 
-def _panel_height(runs: Sequence[StudyRun], width: Width) -> float:
-    lines = len({place_of(mean.factors, varying(runs[0].record)) for mean in runs[0].record.means})
-    legend = 0.16 * (lines if width == "one" else -(-lines // 2))
-    return legend + (2.4 if width == "two" else 1.9 * max(1, len(_panels(runs))))
-
-
 def _tiles(runs: Sequence[EvaluationRun], width: Width) -> float:
     """As high as the rows of pictures: three where the run kept its clean images."""
     lines = 3 if (runs[0].folder / CLEAN).is_file() else 1
@@ -381,6 +318,9 @@ KINDS: dict[str, Kind] = {
     "classes": Kind("clean and robust accuracy by class", _classes, _by_rows(lambda r: len(r.record.per_class)), True),
     "leaderboard": Kind("the run among RobustBench's published models", _leaderboard, _fixed(2.6), True),
     "training": Kind("validation accuracy over epochs", _training, _fixed(2.2), of=TrainingRun),
-    "dose": Kind("a study's means over doses, with 95% intervals", _dose, _panel_height, True, StudyRun),
+    "dose": Kind("a study's means over doses, with 95% intervals", doses, doses_height, True, StudyRun),
+    "effects": Kind(
+        "a study's effects of copies, with 95% intervals and margins", effects, effects_height, True, StudyRun
+    ),
     "examples": Kind("clean images, adversarial examples and their differences", _examples, _tiles, True),
 }

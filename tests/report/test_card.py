@@ -1,11 +1,14 @@
 """The model card's metadata, read back as the Hub reads it."""
 
+import json
 import math
 import re
+import shlex
 
 import pytest
 from huggingface_hub import ModelCard
 
+from robustdup.cli.main import main
 from robustdup.records import Accuracy, load_samples
 from robustdup.report.card import model_card
 
@@ -39,6 +42,39 @@ def test_a_path_on_this_machine_is_not_published_as_a_dataset(run, tmp_path):
     text = model_card(made.record.model_copy(update={"data": data}))
     assert results(text)["Robust accuracy"].dataset_type == "my-data"
     assert "secret place" not in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("run:/home/me/secret place/trained@best", "run:path/to/trained@best"),
+        (
+            "/home/me/secret place/model.py:make@/home/me/secret place/w.safetensors",
+            "path/to/model.py:make@path/to/w.safetensors",
+        ),
+        ("models/model.py:make", "models/model.py:make"),
+        ("hf:someone/model", "hf:someone/model"),
+    ],
+)
+def test_no_path_on_this_machine_is_published(run, spec, shown):
+    record = run().record
+    command = shlex.join(["robustdup", "eval", f"model={spec}", "--out", "/home/me/secret place/out"])
+    text = model_card(
+        record.model_copy(update={"command": command, "model": record.model.model_copy(update={"spec": spec})})
+    )
+    assert ModelCard(text).data.model_name == shown
+    assert shlex.join(["robustdup", "eval", f"model={shown}", "--out", "path/to/out"]) in text
+    assert "secret place" not in text
+
+
+def test_the_card_of_a_training_is_that_of_its_best_checkpoint(run, tmp_path, capsys):
+    made = run("trained/evaluation-best")
+    training = {"schema_name": "robustdup.training", "schema_version": 1}
+    (tmp_path / "trained" / "record.json").write_text(json.dumps(training))
+    assert main(["report", "--card", str(tmp_path / "trained")]) == 0
+    assert results(capsys.readouterr().out)["Robust accuracy"].metric_value == round(
+        made.record.robust_accuracy.value, 6
+    )
 
 
 def test_numbers_that_are_none_and_partial_results(run):

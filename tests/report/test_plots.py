@@ -108,13 +108,35 @@ def test_trainings_and_studies_are_drawn(tmp_path):
     figure = Figure()
     with matplotlib.rc_context(plots.STYLE):
         plots.KINDS["dose"].draw(figure.add_subplot(), [study], "two")
-    lines = [bar.lines[0].get_xydata().tolist() for bar in figure.axes[1].containers]
-    means = [[m.dose, m.mean] for m in studied.means]
-    assert lines == [means[:2], means[2:]]
+    lines = [bar.lines[0].get_xydata() for bar in figure.axes[1].containers]
+    beside = 0.5 * 0.015 * 0.5  # half of a small share of the doses' reach: lines do not hide each other's intervals
+    for line, means, shift in zip(lines, (studied.means[:2], studied.means[2:]), (-beside, beside), strict=True):
+        assert line == pytest.approx(np.array([[m.dose + shift, m.mean] for m in means]))
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["0", "0.5"]
     for run in (training, study):
         assert plots.plot([run], tmp_path / f"{run.folder.name}.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(UserError, match="Kinds that can: dose"):
+    with pytest.raises(UserError, match="Kinds that can: dose, effects"):
         plots.plot([study], tmp_path / "x.pdf", kind="curve")
+
+
+def test_effects_lie_where_the_record_says(tmp_path):
+    spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("test_kinds.py"))
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    made.study(tmp_path / "s")
+    figure = Figure()
+    with matplotlib.rc_context(plots.STYLE):
+        plots.KINDS["effects"].draw(figure.add_subplot(), [read_run(tmp_path / "s")], "one")
+    zero, interval, point = figure.axes[1].get_lines()
+    assert list(zero.get_xdata()) == [0, 0]
+    assert list(interval.get_xdata()) == [-0.0456, -0.0012]
+    assert list(point.get_xdata()) == [-0.0234]
+    (margin,) = figure.axes[1].patches
+    assert (margin.get_x(), margin.get_width()) == (-0.01, 0.02)
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ["standard, 0.5"]
+    made.study(tmp_path / "none", comparisons=[])
+    with pytest.raises(UserError, match="no effects yet"):
+        plots.plot([read_run(tmp_path / "none")], tmp_path / "x.pdf", kind="effects")
 
 
 def test_refusals(run, runs, tmp_path):
