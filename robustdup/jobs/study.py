@@ -48,9 +48,10 @@ def _run_cell(order: CellOrder) -> CellResult:
     config = validate(TrainConfig, {**order.settings, **here, "out": None})
     folder = Path(order.folder) / TRAIN
     registry = load_plugins(config.plugin)
-    begun = (folder / STATE / CONFIG_FILE).is_file() or (folder / RECORD_FILE).is_file()
+    done = (folder / RECORD_FILE).is_file() and (folder / "last.safetensors").is_file()
+    begun = done or (folder / STATE / CONFIG_FILE).is_file()
     if folder.is_dir() and not begun:
-        shutil.rmtree(folder)  # killed before it had begun
+        shutil.rmtree(folder)  # killed before it had begun, or its result was lost after its weights had been dropped
     record = run_training(config, folder=folder, registry=registry, resume=begun)
     if record.status != "complete":
         raise RunError(f"Training stopped: {record.reason}")
