@@ -30,7 +30,7 @@ from robustdup.records import (
     save_study_record,
     save_training_record,
 )
-from robustdup.records.study import Claim, PublishedFigure
+from robustdup.records.study import Claim, Crossover, PublishedFigure
 from robustdup.report.html import write_report
 
 _spec = importlib.util.spec_from_file_location("reading", Path(__file__).with_name("reading.py"))
@@ -310,6 +310,32 @@ def test_duplicates_by_class(tmp_path):
         "Most images of clusters are of class cat (75.00%)"
         in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
     )
+
+
+def test_a_study_tells_what_is_repaired_and_what_copies_do_to_their_images(tmp_path):
+    sentence = f"On the same training images accuracy was 5.0 points [3.0, 7.0] higher where {HOSTILE}."
+    crossed = Crossover(
+        measure="accuracy",
+        factors={},
+        dose=0.5,
+        seeds=[0, 1],
+        images=9,
+        difference=0.05,
+        low=0.03,
+        high=0.07,
+        sentence=sentence,
+    )
+    figure = PublishedFigure(
+        arm="adversarial", percent=60, metric="clean", published=20.9, here=19.5, repaired=48.25, repaired_low=47.0,
+        repaired_high=49.5, repaired_seeds=3, mended="clamp",
+    )  # fmt: skip
+    study(tmp_path / "run", published=[figure], crossovers=[crossed])
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "The same images with and without copies" in text
+    assert sentence in text
+    assert "Repaired, here" in text
+    assert "48.25" in text
+    assert "47.00 to 49.50, the clamp alone" in text
 
 
 def test_published_figures_are_drawn_beside_ours(tmp_path):

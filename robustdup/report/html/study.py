@@ -31,6 +31,7 @@ def study_page(run: StudyRun, name: str) -> Page:
         *_doses(record),
         _published(record),
         *_effects(record),
+        _crossovers(record),
         _anova(record),
         _readings(record),
         _cells(record),
@@ -83,6 +84,16 @@ def _conclusions(record: StudyRecord) -> Section | None:
         return None
     lead = f"The analysis was fixed on {record.analysis_since}." if record.analysis_since else ""
     return Section("conclusions", "Conclusions", "sections/sentences.html.j2", lead, record.conclusions)
+
+
+def _crossovers(record: StudyRecord) -> Section | None:
+    if not record.crossovers:
+        return None
+    lead = "Answers to an image in the seeds that duplicated it, against those that did not; image and seed are held fixed."
+    sentences = [one.sentence for one in record.crossovers]
+    return Section(
+        "crossovers", "The same images with and without copies", "sections/sentences.html.j2", lead, sentences
+    )
 
 
 def _claims(record: StudyRecord) -> Section | None:
@@ -263,13 +274,14 @@ def _difference(metric: str, value: float | None) -> str:
 
 def _published(record: StudyRecord) -> Section | None:
     """Published figures beside what was seen here, in per cent: curves over the doses, and a row each."""
-    rows = [one for one in record.published if one.published is not None or one.here is not None]
+    rows = [one for one in record.published if any(v is not None for v in (one.published, one.here, one.repaired))]
     if not rows:
         return None
     values = [
         v for one in rows for v in (one.published, one.here, one.low, one.high) if v is not None and not missing(v)
     ]
-    content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values])}
+    repaired = any(one.repaired is not None for one in rows)
+    content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values]), "repaired": repaired}
     lead = "Published figures, and what was seen here, in per cent."
     numbered, arms = list(enumerate(rows)), list(dict.fromkeys(one.arm for one in rows))
     charts = [
