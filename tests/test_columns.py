@@ -14,6 +14,8 @@ def test_numbers_are_those_of_arrow(kind, values, cut):
     table = pa.table({"x": pa.chunked_array([pa.array(values, kind), pa.array([7, None], kind)])}).slice(cut)
     true = table["x"].to_numpy()
     assert np.array_equal(numbers(table, "x"), true, equal_nan=True)
+    part = pa.table({"x": pa.array([None, *values, None, 4], kind)}).slice(cut + 1)  # one piece that begins further on
+    assert np.array_equal(numbers(part, "x"), part["x"].to_numpy(), equal_nan=True)
     whole = pa.table({"x": pa.array([5, 6], kind)})
     assert numbers(whole, "x").dtype == whole["x"].to_numpy().dtype
 

@@ -234,6 +234,7 @@ def test_a_run_that_is_not_finished_has_a_page(tmp_path, page):
     state.mkdir(parents=True)
     (tmp_path / "going" / "state" / "config.json").write_text(json.dumps({"model": "builtin:digits-robust", "n": 100}))
     (state / "0000000.safetensors").write_bytes(b"")
+    (tmp_path / "going" / "state" / "clean.safetensors").write_bytes(b"")  # no attack's
     text = page(tmp_path / "going").text
     assert "This run is not finished" in text
     assert "1 call of attacks is saved" in text
