@@ -75,7 +75,7 @@ def _contrast(one: Comparison) -> str:
     effect = f"the effect on {name} under {one.level}" if one.dose else f"{name} under {one.level}"
     against = f"than under {one.against}"
     if one.verdict == "one seed":
-        return f"{effect} was {_signed(one)} {against}, one seed and so no interval,"
+        return f"{effect} differed by {_signed(one)} from that under {one.against}, one seed and so no interval,"
     if one.verdict == "no variation":
         return f"{effect} differed from that under {one.against} by {_signed(one)} in every seed"
     if one.verdict == "equivalent" and one.margin is not None:

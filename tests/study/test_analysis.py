@@ -114,6 +114,14 @@ def test_one_seed_gives_no_interval_and_no_verdict():
     one = found.comparisons[0]
     assert (one.verdict, one.low, one.p_holm) == ("one seed", None, None)
     assert "one seed and so no interval" in one.sentence
+    contrasts = analyse(
+        table(lambda o, d: -0.05 * d * (o == "pgd_at"), seeds=1, noise=0), config(contrasts=["objective"])
+    )
+    [one] = by_place(contrasts, kind="contrast", dose=0.5)
+    assert one.sentence == (
+        "The effect on robust accuracy under pgd_at differed by −2.5 points from that under standard, one seed and so no "
+        "interval, at dose 0.5, 1 paired seed."
+    )
     assert found.means[0].low is None
 
 
