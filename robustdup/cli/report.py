@@ -90,12 +90,15 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
 def _clean_images(runs: list[str]) -> dict[int, Any]:
     """Read the images that evaluations were about from their data, checked by their fingerprint; imports torch."""
     from robustdup.records import SCHEMA
+    from robustdup.report.html.gallery import CLEAN
 
     found = {}
     for place, run in enumerate(runs):
         if schema_of(run) != SCHEMA:
             continue
         record = load_record(run)
+        if (find_record(run).parent / CLEAN).is_file():
+            continue  # it kept them
         try:
             found[place] = _images_of(record)
         except RobustdupError as error:

@@ -104,6 +104,9 @@ def test_clean_images_are_read_again_where_the_data_is_the_same(run, tmp_path, c
     assert main(["report", other, "--clean-images"]) == 0
     assert "other images now" in capsys.readouterr().err
     assert '"columns": ["adversarial"]' in (Path(other) / "report" / "index.html").read_text()
+    kept = run("kept", data=info.model_copy(update={"fingerprint": "0"}), **{**options, "clean_images": True})
+    assert main(["report", kept, "--clean-images"]) == 0
+    assert capsys.readouterr().err == ""  # not read again: the run kept them
 
 
 def test_pages_and_figures_are_made_without_torch(run):

@@ -17,6 +17,7 @@ from robustdup.report.html.sources import OtherRun
 from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, whole
 
 SCHEMA = "robustdup.duplicates"
+NARROWEST = 9  # images in a cluster up to which the scale goes at least
 
 
 def duplicates_page(run: OtherRun, name: str) -> Page:
@@ -111,7 +112,7 @@ def _multiplicities(record: Content) -> Section | None:
         lead += f" The record lists {whole(listed)} of {whole(total)} clusters."
     chart = Chart(
         "sizes", "Images in a cluster", f"{plural(listed, 'cluster')}, {lead}",
-        linear(1.5, last + 0.5, "images in the cluster", text=whole, tight=True, count=min(8, last)),
+        linear(1.5, max(last, NARROWEST) + 0.5, "images in the cluster", text=whole, tight=True, count=8),
         counts(max(sizes.values()), "clusters"), bars=sorted(bars, key=lambda bar: bar.left), height=200,
         headings=("images", "clusters"), rows=[(whole(size), whole(sizes[size])) for size in sorted(sizes)],
     )  # fmt: skip
@@ -125,6 +126,7 @@ def _classes(record: Content) -> Section | None:
     if not balance:
         return _classes_of_clusters(record)
     n, left = (sum(count_of(one, key) or 0 for _, one in balance) for key in ("n", "n_redundant"))
+    most = max(((count_of(one, "n_redundant") or 0) / (count_of(one, "n") or 1) for _, one in balance), default=0) or 1
     rows, changes = [], []
     for at, one in balance:
         many, clustered, leaves = (count_of(one, key) or 0 for key in ("n", "n_clustered", "n_redundant"))
@@ -135,7 +137,7 @@ def _classes(record: Content) -> Section | None:
                 Cell(str(one.get("name", ""))), Cell(whole(many), many, f"classes.{at}.n"),
                 Cell(whole(clustered), clustered, f"classes.{at}.n_clustered"),
                 Cell(whole(leaves), leaves, f"classes.{at}.n_redundant"),
-                Cell(percent(leaves / many), leaves / many, bar=leaves / many),
+                Cell(percent(leaves / many), leaves / many, bar=leaves / many / most),
                 Cell(percent(before), before), Cell(percent(after), after),
             ]
         )  # fmt: skip
