@@ -17,6 +17,7 @@ from robustdup.study.statistics import holm
 CLEAN = ("clean_accuracy", "test_clean_acc")
 ROBUST = ("robust_accuracy", "test_adv_acc")
 EVEN = ("uniform", "whole_set")
+WITHOUT_COPIES = ("prior-matched", "as-weights", "fewer-unique", "more-epochs")  # arms that stand beside duplication
 Judged = Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
 
 
@@ -25,7 +26,10 @@ def set_beside(record: StudyRecord, others: Sequence[StudyRecord] = ()) -> list[
 
     `record` and `others` (of other recipes) are searched for the protocol as it was published, and for what is repaired.
     """
-    beside, means = [], [(one, mean) for one in (record, *others) for mean in one.means]
+    of_paper = [one for one in (record, *others) if one.recipe.get("analysis", {}).get("dose") == "percent"]
+    if not of_paper:
+        return []
+    beside, means = [], [(one, mean) for one in of_paper for mean in one.means]
     for figure in FIGURES:
         for name, value, names in (("clean", figure.clean, CLEAN), ("robust", figure.adversarial, ROBUST)):
             if value is None:
@@ -67,34 +71,45 @@ def _in_percent(mean: DoseMean | None) -> tuple[float | None, float | None, floa
 
 
 def judge_claims(record: StudyRecord) -> list[Claim]:
-    """Return a verdict for each of the five claims, with the sentences that it rests on.
+    """Return a verdict for each of the five claims, with the sentences that it rests on; for each budget where there are several.
 
     Differences are corrected by Holm within each claim. Equivalence has to be shown in all its comparisons at once, which
-    needs no correction.
+    needs no correction. Arms without copies are no evidence; that of class shares without copies is told beside.
     """
     alpha = float(record.recipe.get("analysis", {}).get("alpha", 0.05))
-    doses = [one for one in record.comparisons if one.kind == "dose" and one.metric in CLEAN]
-    adversarial = [
-        one
-        for one in record.comparisons
-        if one.kind == "dose" and one.metric in CLEAN + ROBUST and _is_adversarial(one)
-    ]
+    known = [one for one in record.comparisons if one.metric in CLEAN + ROBUST]
+    doses = [one for one in known if one.kind == "dose" and one.factors.get("arm") not in WITHOUT_COPIES]
     skew = [
         one
-        for one in record.comparisons
-        if one.kind == "contrast" and one.metric in CLEAN + ROBUST and "class" in one.level and one.against in EVEN
+        for one in known
+        if one.kind == "contrast" and "class" in one.level and one.against in EVEN
+        and one.factors.get("arm") not in WITHOUT_COPIES
+    ]  # fmt: skip
+    shares = [one.sentence for one in known if one.kind == "contrast" and one.level == "prior-matched"]
+    steps = [one for one in doses if one.metric in CLEAN and "step" in str(one.factors.get("budget", ""))]
+    claims = [
+        _harm("Duplicates make training less efficient (clean accuracy at equal optimizer steps)", judged(steps, alpha))
     ]
-    steps = [one for one in doses if "step" in str(one.factors.get("budget", ""))]
-    even = [one for one in doses if str(one.factors.get("scheme", "uniform")) in EVEN]
-    return [
-        _harm(
-            "Duplicates make training less efficient (clean accuracy at equal optimizer steps)", judged(steps, alpha)
-        ),
-        _harm("Duplicates may lower accuracy", judged(doses, alpha)),
-        _harm("The harm shows most when duplication is non-uniform over classes", judged(skew, alpha)),
-        _harm("Any duplication harms adversarially trained models", judged(adversarial, alpha)),
-        _no_gain("Even uniform duplication brings no significant gain in accuracy", judged(even, alpha)),
-    ]
+    budgets = list(dict.fromkeys(str(one.factors.get("budget", "")) for one in doses)) or [""]
+    for budget in budgets:
+        there = f" (budget {budget})" if len(budgets) > 1 else ""
+        here = [one for one in doses if str(one.factors.get("budget", "")) == budget]
+        skewed = [one for one in skew if str(one.factors.get("budget", "")) == budget]
+        clean = [one for one in here if one.metric in CLEAN]
+        even = [one for one in clean if str(one.factors.get("scheme", "uniform")) in EVEN]
+        adversarial = [one for one in here if _is_adversarial(one)]
+        uneven = _harm(
+            f"The harm shows most when duplication is non-uniform over classes{there}", judged(skewed, alpha)
+        )
+        if uneven.evidence:
+            uneven.evidence += shares
+        claims += [
+            _harm(f"Duplicates may lower accuracy{there}", judged(clean, alpha)),
+            uneven,
+            _harm(f"Any duplication harms adversarially trained models{there}", judged(adversarial, alpha)),
+            _no_gain(f"Even uniform duplication brings no significant gain in accuracy{there}", judged(even, alpha)),
+        ]
+    return claims
 
 
 def judged(found: Sequence[Comparison], alpha: float) -> list[tuple[str, Comparison]]:

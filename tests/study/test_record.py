@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from robustdup.errors import UserError
 from robustdup.records import (
     CellResult,
+    Comparison,
     Measured,
     load_cell,
     load_study_record,
@@ -22,6 +24,7 @@ from robustdup.records import (
     save_study_record,
 )
 from robustdup.report.study import cells_of_table, dose_tables, markdown, sections
+from robustdup.study.claims import judge_claims
 from robustdup.study.grid import Line
 from robustdup.study.recipe import load_recipe
 from robustdup.study.record import make_record
@@ -113,6 +116,38 @@ def test_claims_follow_the_evidence(tmp_path):
     assert "need about" in open_.claims[1].sentence
     same = study(tmp_path / "same", lambda f: 0.0, published=True)
     assert [claim.verdict for claim in same.claims[1:4]] == ["equivalent"] * 3
+
+
+def test_claims_are_judged_for_each_budget_and_by_copies_alone():
+    def comparison(difference, kind="dose", **factors):
+        what = {"contrast": "arm", "level": "prior-matched", "against": "copies"} if kind == "contrast" else {}
+        one = Comparison(
+            kind=kind, metric="clean_accuracy", factors=factors, dose=0.5, primary=True, seeds=[0, 1, 2],
+            difference=difference, sd=0.001, low=difference - 0.001, high=difference + 0.001, p=1e-5, margin=0.01, tost_p=0.9,
+            verdict="undecided", sentence=f"{kind} {difference}", **what,
+        )  # fmt: skip
+        return one.model_copy(update={"verdict": "lower" if difference < 0 else "higher"})
+
+    comparisons = [
+        comparison(0.05, scheme="uniform", arm="copies", budget="fixed-epochs", objective="standard"),
+        comparison(-0.03, scheme="uniform", arm="copies", budget="fixed-steps", objective="standard"),
+        comparison(0.07, scheme="uniform", arm="prior-matched", budget="fixed-steps", objective="standard"),
+        comparison(0.02, kind="contrast", scheme="uniform", budget="fixed-steps", objective="standard"),
+    ]
+    record = SimpleNamespace(recipe={}, comparisons=comparisons)
+    found = {claim.claim: claim.verdict for claim in judge_claims(record)}
+    assert len(found) == 9
+    assert found["Duplicates make training less efficient (clean accuracy at equal optimizer steps)"] == "confirmed"
+    assert found["Duplicates may lower accuracy (budget fixed-epochs)"] == "refuted"
+    assert found["Duplicates may lower accuracy (budget fixed-steps)"] == "confirmed"
+    gain = "Even uniform duplication brings no significant gain in accuracy"
+    assert (found[f"{gain} (budget fixed-epochs)"], found[f"{gain} (budget fixed-steps)"]) == ("refuted", "confirmed")
+    assert found["Any duplication harms adversarially trained models (budget fixed-steps)"] == "not tested"
+    skewed = comparison(-0.04, kind="contrast", arm="copies", budget="fixed-steps", objective="standard")
+    skewed.contrast, skewed.level, skewed.against = "scheme", "class_skewed", "uniform"
+    record.comparisons.append(skewed)
+    [claim] = [one for one in judge_claims(record) if "non-uniform" in one.claim and one.verdict == "confirmed"]
+    assert claim.evidence == ["contrast -0.04", "contrast 0.02"]
 
 
 def test_failed_and_missing_cells_are_listed_and_the_rest_is_analysed(tmp_path):
