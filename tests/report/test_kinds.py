@@ -368,6 +368,34 @@ def test_means_and_effects_lead_to_their_row_of_the_grid(tmp_path):
     assert rows == [f"place-{at}" for at in range(4)]
 
 
+def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_path):
+    """Ten combinations: a chart for each objective. Shares cover five points at least."""
+    from robustdup.report.html import study as page
+    from robustdup.report.html.sources import StudyRun
+
+    def made(**levels):
+        means = [
+            DoseMean(metric="clean_accuracy", factors={"objective": o, "scheme": f"s{i}"}, dose=d, n=2, mean=mean, sd=0.0, low=None,
+                     high=None)
+            for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
+        ]  # fmt: skip
+        record = study(tmp_path / "run", means=means, rows=[])
+        sections = page.study_page(StudyRun(tmp_path / "run", record), "index").context["sections"]
+        return next(section for section in sections if section.name == "dose-0")
+
+    near = made(standard=(0.90, 0.94), pgd_at=(0.84, 0.88))
+    assert [(chart.y.low, chart.y.high) for chart in near.charts] == [
+        pytest.approx((0.825, 0.95))
+    ] * 2  # ticks of 2.5 points
+    assert [line.name for line in near.content["legend"]] == [f"s{i}" for i in range(5)]
+    assert all(not chart.keys for chart in near.charts)
+    far = made(standard=(0.001, 0.002), pgd_at=(0.84, 0.88))
+    (low, high), (other_low, _) = [(chart.y.low, chart.y.high) for chart in far.charts]
+    assert low == 0
+    assert 0.02 < high < 0.06
+    assert other_low > 0.8
+
+
 def test_throughput_over_training(tmp_path):
     """Two images a second at first, one a second after half of the way."""
     points = [(step, 10 * step, 5.0 * min(step, 10) + 10.0 * max(step - 10, 0)) for step in range(1, 21)]

@@ -169,6 +169,7 @@ class Chart:
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     legend: Sequence[Series] = field(default_factory=tuple)
+    keyless: bool = False
 
     def across(self, value: float) -> str:
         """Return a place on the x axis in per cent of the width."""
@@ -220,7 +221,9 @@ class Chart:
 
     @property
     def keys(self) -> Sequence[Series]:
-        """What the legend names: nothing where there is but one series."""
+        """What the legend names: nothing where there is but one series, or a legend for several charts."""
+        if self.keyless:
+            return ()
         return self.legend or (self.series if len(self.series) > 1 else ())
 
 

@@ -15,6 +15,8 @@ from robustdup.report.html.text import NONE, duration, fixed, missing, number, p
 from robustdup.report.study import SHARES, varying
 
 LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
+NARROWEST = 0.05  # of a scale of shares
+COMMON = 2.5  # how much longer a scale may become to be that of all charts of a metric
 SEED_DOTS = 400  # in one chart
 STATUS = {"complete": "stands", "failed": "broken", "missing": "blank"}
 VERDICTS = {"confirmed": "stands", "refuted": "broken", "equivalent": "wrong", "undecided": "undecided"}
@@ -75,7 +77,8 @@ def _verdicts(record: StudyRecord) -> str:
     found = [one.verdict for one in record.comparisons if one.primary]
     if not found:
         return f"{plural(record.n_complete, 'cell')} of {record.n_cells} are complete; no primary comparison can be made yet."
-    counts = [f"{found.count(verdict)} {verdict}" for verdict in dict.fromkeys(sorted(found))]
+    said = {"one seed": "with one seed so far"}
+    counts = [f"{found.count(verdict)} {said.get(verdict, verdict)}" for verdict in dict.fromkeys(sorted(found))]
     return f"Of {plural(len(found), 'primary comparison')} with no copies: {', '.join(counts)}."
 
 
@@ -168,24 +171,54 @@ def _doses(record: StudyRecord) -> list[Section]:
             mean for mean in record.means if mean.metric == metric and not missing(mean.mean) and not missing(mean.dose)
         ]
         places = list(dict.fromkeys(place_of(mean.factors, names) for mean in found))
-        groups: list[tuple[str, list[Place]]] = [("", places)]
-        if len(places) > LINES:
-            split = {place: place[:1] for place in places}
-            groups = [
-                (told(level), [p for p in places if split[p] == level]) for level in dict.fromkeys(split.values())
-            ]
-        charts = tuple(_dose_chart(record, metric, title, found, some, names) for title, some in groups if some)
+        parts = [("", places, 0)]
+        if len(places) > LINES:  # a chart for each level of the first factor, which the others need not repeat
+            levels = dict.fromkeys(place[:1] for place in places)
+            parts = [(told(level), [place for place in places if place[:1] == level], 1) for level in levels]
+        labels = list(dict.fromkeys(told(place[skip:]) for _, some, skip in parts for place in some))
+        charts = [_dose_chart(record, metric, title, found, some, names, labels) for title, some, _ in parts if some]
         if charts:
             lead = (
                 "Means over seeds with 95% t intervals; they lead to their row of the grid. Small dots are seeds, and lead to "
                 "their cells."
             )
+            legend = (
+                [Series(label, (), tone(at), shape(at)) for at, label in enumerate(labels)] if len(labels) > 1 else []
+            )
             sections.append(
                 Section(
-                    f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", lead, charts=charts
+                    f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", lead, {"legend": legend},
+                    tuple(_on_scales(charts, metric, within=_within(found))),
                 )
-            )
+            )  # fmt: skip
     return sections
+
+
+def _on_scales(charts: Sequence[Chart], metric: str, *, within: bool) -> list[Chart]:
+    """Give charts of one metric their y axes: a common one unless that would flatten what they show.
+
+    A scale of shares covers five points at least, so that differences of next to nothing look like it.
+    """
+    spans = []
+    for chart in charts:
+        values = [
+            v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None and not missing(v)
+        ]
+        low, high = min(values), max(values)
+        if is_share(metric) and within:
+            short = max(0.0, NARROWEST - (high - low)) / 2
+            low, high = max(0.0, low - short), min(1.0, high + short)
+        spans.append((low, high))
+    together = (min(low for low, _ in spans), max(high for _, high in spans))
+    if together[1] - together[0] <= COMMON * max(high - low for low, high in spans):
+        spans = [together] * len(spans)
+
+    def axis(low: float, high: float) -> Axis:
+        if is_share(metric) and within:
+            return shares(words(metric), low, high)
+        return linear(low, high, words(metric), text=share_text if is_share(metric) else number)
+
+    return [replace(chart, y=axis(low, high)) for chart, (low, high) in zip(charts, spans, strict=True)]
 
 
 def _dose_chart(
@@ -195,7 +228,9 @@ def _dose_chart(
     means: Sequence[DoseMean],
     places: Sequence[Place],
     names: Sequence[str],
+    labels: Sequence[str],
 ) -> Chart:
+    """Return the chart of some combinations; `labels` are those of all charts, and give lines their colours and shapes."""
     dose, links = dose_name(record), grid_links(record)
     doses = sorted({mean.dose for mean in means})
     reach = (doses[-1] - doses[0]) or 1.0
@@ -203,8 +238,10 @@ def _dose_chart(
     numbered = [
         (at, row) for at, row in enumerate(record.rows) if not missing(row.metrics.get(metric)) and dose in row.factors
     ]
-    for at, place in enumerate(places):
-        shift = (at - (len(places) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
+    for place in places:
+        label = told(place[1:] if title else place)
+        at = labels.index(label)
+        shift = (at - (len(labels) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
         mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
         points = []
         for mean in mine:
@@ -215,7 +252,7 @@ def _dose_chart(
                 (told(place), number(mean.dose), str(mean.n), _value(metric, mean.mean),
                  NONE if mean.low is None else f"{_value(metric, mean.low)} to {_value(metric, mean.high)}")
             )  # fmt: skip
-        series.append(Series(told(place), points, tone(at), shape(at)))
+        series.append(Series(label, points, tone(at), shape(at)))
         if len(numbered) <= SEED_DOTS:
             dots = [
                 Point(
@@ -225,17 +262,11 @@ def _dose_chart(
                 for n, row in numbered
                 if place_of(row.factors, names) == place and _is_number(row.factors[dose])
             ]  # fmt: skip
-            series.append(Series(f"seeds of {told(place)}", dots, tone(at), "dot", line=False))
-    values = [v for s in series for p in s.points for v in (p.y, p.low, p.high) if v is not None]
-    text = share_text if is_share(metric) else number
+            series.append(Series(f"seeds of {label}", dots, tone(at), "dot", line=False))
     shown = f"{words(metric)}" + (f", {title}" if title else "")
     return Chart(
         "dose", shown.capitalize(), f"Means of {plural(len(places), 'combination')} at {plural(len(doses), 'dose')}.",
-        _dose_axis(doses, words(dose)),
-        shares(words(metric), max(0.0, min(values)), min(1.0, max(values)))
-        if is_share(metric) and _within(means)
-        else linear(min(values), max(values), words(metric), text=text),
-        series, height=260, legend=[s for s in series if s.line],
+        _dose_axis(doses, words(dose)), linear(0.0, 1.0, words(metric)), series, height=260, keyless=True,
         headings=("factors", words(dose), "seeds", "mean", "95% interval"), rows=rows,
     )  # fmt: skip
 
