@@ -4,7 +4,7 @@
 
 Takes some minutes; with --runs the runs in a folder are used, or made there for the next time. Needs a chromium on the
 path (or in ROBUSTDUP_CHROMIUM), and for the pictures of CIFAR-10 the folder that ROBUSTDUP_TEST_DATA names; without it the
-built-in digits are shown.
+built-in digits are shown. --study names a study that has run; the one of configs/study/quickstart.yaml is run if not given.
 """
 
 from __future__ import annotations
@@ -54,11 +54,25 @@ def make_runs(folder: Path) -> None:
             "--resume",
         ]
         robustdup("eval", *words, cwd=folder)
+    if data.is_dir() and not (folder / "detect" / "record.json").is_file():
+        robustdup(
+            "data", "detect", "cifar10-test", "--split", "train", "--against", "test", "--out", "detect", cwd=folder
+        )
 
 
-def make_pages(folder: Path) -> None:
-    """Write the pages of the runs, and a figure."""
-    robustdup("report", "first", "--to", "pages/first", "--clean-images", cwd=folder)
+def make_study(folder: Path) -> Path:
+    """Run the quickstart study, where that is not done yet, and return its folder."""
+    recipe = Path(__file__).parents[1] / "configs" / "study" / "quickstart.yaml"
+    robustdup("study", "run", str(recipe), f"out={folder / 'study'}", cwd=folder)
+    return folder / "study"
+
+
+def make_pages(folder: Path, study: Path) -> None:
+    """Write the pages of the runs, and figures."""
+    robustdup("report", "first", "--to", "pages/first", cwd=folder)
+    robustdup("report", str(study), "--to", "pages/study", cwd=folder)
+    if (folder / "detect").is_dir():
+        robustdup("report", "detect", "--to", "pages/data", cwd=folder)
     robustdup("report", "robust", "standard", "--to", "pages/compared", cwd=folder)
     robustdup("plot", "robust", "standard", "--kind", "curve", "--to", "curve.svg", "--overwrite", cwd=folder)
 
@@ -89,10 +103,8 @@ def main() -> None:
         folder = (given.runs or Path(place)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make_runs(folder)
-        make_pages(folder)
+        make_pages(folder, given.study.resolve() if given.study is not None else make_study(folder))
         shutil.copyfile(folder / "curve.svg", IMAGES / "curve.svg")
-        if given.study is not None:
-            robustdup("report", str(given.study.resolve()), "--to", "pages/study", cwd=folder)
         chromium = os.environ.get("ROBUSTDUP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
         browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         first, compared = folder / "pages" / "first" / "index.html", folder / "pages" / "compared" / "index.html"
@@ -101,16 +113,11 @@ def main() -> None:
         shoot(browser, first, "leaderboard", width=1280, height=640, scheme="light", at="#leaderboard")
         shoot(browser, first, "phone", width=375, height=760, scheme="dark")
         shoot(browser, compared, "comparison", width=1280, height=640, scheme="dark")
-        if given.study is not None:
-            shoot(
-                browser,
-                folder / "pages" / "study" / "index.html",
-                "study",
-                width=1280,
-                height=860,
-                scheme="light",
-                at="#dose-0",
-            )
+        study, data = folder / "pages" / "study" / "index.html", folder / "pages" / "data" / "index.html"
+        shoot(browser, study, "study", width=1280, height=1010, scheme="light", at="#dose-0")
+        shoot(browser, study, "effects", width=1280, height=640, scheme="dark", at="#effects-dose")
+        if data.is_file():
+            shoot(browser, data, "data", width=1280, height=560, scheme="light", at="#clusters")
         browser.close()
     print(f"{sum(file.stat().st_size for file in IMAGES.iterdir()):,} bytes in {IMAGES}")
 

@@ -375,8 +375,8 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
 
     def made(**levels):
         means = [
-            DoseMean(metric="clean_accuracy", factors={"objective": o, "scheme": f"s{i}"}, dose=d, n=2, mean=mean, sd=0.0, low=None,
-                     high=None)
+            DoseMean(metric="clean_accuracy", factors={"objective": o, "scheme": f"s{i}"}, dose=d, n=2, mean=mean, sd=0.0,
+                     low=None, high=None)
             for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
         ]  # fmt: skip
         record = study(tmp_path / "run", means=means, rows=[])
