@@ -115,9 +115,9 @@ def main() -> None:
         shoot(browser, compared, "comparison", width=1280, height=640, scheme="dark")
         study, data = folder / "pages" / "study" / "index.html", folder / "pages" / "data" / "index.html"
         shoot(browser, study, "study", width=1280, height=1010, scheme="light", at="#dose-0")
-        shoot(browser, study, "effects", width=1280, height=640, scheme="dark", at="#effects-dose")
+        shoot(browser, study, "effects", width=1280, height=640, scheme="light", at="#effects-dose")
         if data.is_file():
-            shoot(browser, data, "data", width=1280, height=560, scheme="light", at="#clusters")
+            shoot(browser, data, "data", width=1280, height=700, scheme="light", at="#clusters")
         browser.close()
     print(f"{sum(file.stat().st_size for file in IMAGES.iterdir()):,} bytes in {IMAGES}")
 

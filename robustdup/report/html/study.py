@@ -187,7 +187,8 @@ def _doses(record: StudyRecord) -> list[Section]:
             )
             sections.append(
                 Section(
-                    f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", lead, {"legend": legend},
+                    f"dose-{len(sections)}", words(metric).capitalize(), "sections/charts.html.j2", "" if sections else lead,
+                    {"legend": legend},
                     tuple(_on_scales(charts, metric, within=_within(found))),
                 )
             )  # fmt: skip
