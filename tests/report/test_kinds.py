@@ -272,6 +272,23 @@ def test_hostile_names_change_nothing_but_text(tmp_path, make):
     assert HOSTILE in found.text
 
 
+def test_hostile_names_change_nothing_but_text_where_kinds_meet(tmp_path):
+    """Runs of every kind on one page: the names of the one are the text of links of the other."""
+    structures = []
+    for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
+        places = []
+        for kind in ("training", "study", "duplicates", "description"):
+            places.append(tmp_path / f"{name}-{kind}")
+            globals()[kind](places[-1], word)
+        training(tmp_path / f"{name}-other", word, run_id=word)
+        found = read(write_report([*places, tmp_path / f"{name}-other"], tmp_path / f"pages-{name}"))
+        structures.append(found.structure)
+        files = sorted(path.name for path in (tmp_path / f"pages-{name}").iterdir())
+        assert files == [".robustdup-report.json", "images", "index.html", *(f"run-00{i}.html" for i in range(1, 6))]
+    assert structures[0] == structures[1]
+    assert HOSTILE in found.text
+
+
 def test_duplicates_in_words_and_pictures(tmp_path):
     duplicates(tmp_path / "run")
     path = write_report([tmp_path / "run"], tmp_path / "pages")
