@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robustdup.records import CellResult, Crossover, StudyRow
+from robustdup.study.metrics import write
 from robustdup.study.sentences import place_of
 
 SWEEPS = 100  # of taking out image and seed means by turns
@@ -107,9 +108,12 @@ def _without_means(values: Values, image: npt.NDArray[Any], seed: npt.NDArray[An
 def _sentence(
     text: str, one: Effect, factors: Mapping[str, Any], dose: float, varying: Sequence[str], seeds: int
 ) -> str:
+    place = f"{place_of(factors, dose, varying)}, {one.images} images in {seeds} seeds (interval over images)."
+    if one.low == one.high == 0:
+        return f"On the same training images {text} was the same where they were duplicated{place}"
     low, high, sign = (one.low, one.high, "higher") if one.difference >= 0 else (-one.high, -one.low, "lower")
-    numbers = [f"{100 * value:.1f}".replace("-", "−") for value in (abs(one.difference), low, high)]
+    numbers = [write("clean_accuracy", value) for value in (abs(one.difference), low, high)]
     return (
         f"On the same training images {text} was {numbers[0]} points [{numbers[1]}, {numbers[2]}] {sign} where they were "
-        f"duplicated{place_of(factors, dose, varying)}, {one.images} images in {seeds} seeds (interval over images)."
+        f"duplicated{place}"
     )

@@ -68,4 +68,7 @@ def test_a_study_tells_it_for_each_dose_in_a_sentence():
     assert one.images == sum(len(set(copied[image == i])) == 2 for i in range(400))
     assert one.sentence.startswith("On the same training images accuracy was ")
     assert f"higher where they were duplicated at dose 0.5 (standard), {one.images} images in 4 seeds" in one.sentence
-    assert held.difference == 0
+    assert held.sentence == (
+        f"On the same training images robust accuracy was the same where they were duplicated at dose 0.5 (standard), "
+        f"{one.images} images in 4 seeds (interval over images)."
+    )
