@@ -14,7 +14,10 @@ LABEL_NAMES = ("label", "labels", "fine_label")  # fine_label: CIFAR-100 as Robu
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read; `raw` marks images that the dataset stores as bytes without saying that they are images."""
+    """The columns to read; `label` is empty where there is none and none was needed.
+
+    `raw` marks images that the dataset stores as bytes without saying that they are images.
+    """
 
     image: str
     label: str
@@ -23,14 +26,22 @@ class Columns:
     notes: tuple[str, ...] = ()
 
 
-def find_columns(features: Mapping[str, Any], *, image: str | None, label: str | None, place: str) -> Columns:
-    """Return the columns of images and labels, found by feature type and usual name, or as named. Raises UserError."""
+def find_columns(
+    features: Mapping[str, Any], *, image: str | None, label: str | None, place: str, labelled: bool = True
+) -> Columns:
+    """Return the columns of images and labels, found by feature type and usual name, or as named. Raises UserError.
+
+    With `labelled` False, data without labels will do.
+    """
     for what, name in (("image", image), ("label", label)):
         if name is not None and name not in features:
             raise unknown(f"{what} column in {place}:", name, features)
     image = image or _find_image(features, place)
     if not (_is_image(features[image]) or _is_image_bytes(features[image])):
         raise UserError(f"Column {image!r} of {place} does not hold images but {_describe(features[image])}.")
+    raw = not _is_image(features[image])
+    if not (label or labelled or _labels_of(features)):
+        return Columns(image, "", [], raw, (f"{place} has no labels: conflicts among them cannot be told.",))
     label, notes = (label, ()) if label else _find_label(features, place)
     feature = features[label]
     names = list(getattr(feature, "names", None) or [])
@@ -39,7 +50,7 @@ def find_columns(features: Mapping[str, Any], *, image: str | None, label: str |
         raise UserError(
             f"Column {label!r} of {place} does not hold class numbers 0..K-1 but {_describe(feature)}.{advice}"
         )
-    return Columns(image, label, names, raw=not _is_image(features[image]), notes=notes)
+    return Columns(image, label, names, raw=raw, notes=notes)
 
 
 def _find_image(features: Mapping[str, Any], place: str) -> str:
@@ -55,16 +66,20 @@ def _find_image(features: Mapping[str, Any], place: str) -> str:
 
 
 def _find_label(features: Mapping[str, Any], place: str) -> tuple[str, tuple[str, ...]]:
-    found = [
-        name
-        for name, feature in features.items()
-        if getattr(feature, "names", None) or (name in LABEL_NAMES and _is_integer(feature))
-    ] or [name for name in LABEL_NAMES if name in features]
+    found = _labels_of(features) or [name for name in LABEL_NAMES if name in features]
     if not found:
         raise UserError(
             f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column."
         )
     return _one(found, LABEL_NAMES, "label", place)
+
+
+def _labels_of(features: Mapping[str, Any]) -> list[str]:
+    return [
+        name
+        for name, feature in features.items()
+        if getattr(feature, "names", None) or (name in LABEL_NAMES and _is_integer(feature))
+    ]
 
 
 def _one(found: Sequence[str], usual: Sequence[str], what: str, place: str) -> tuple[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError)  # Pillow raises all of these for broken files
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say in one line why an image cannot be read, the same in every run."""
+    text = " ".join(str(error).split())
+    return re.sub(r"cannot identify image file <.*>", "no image file of a known kind", text) or type(error).__name__
+
 
 _AS_IS = ("L", "RGB")
 _TO_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from robustdup.data.columns import Columns
-from robustdup.data.decode import UNREADABLE
+from robustdup.data.decode import UNREADABLE, why_unreadable
 from robustdup.data.duplicate import effective_sample_size
 from robustdup.data.duplicate_schemes import class_name
 
@@ -82,7 +82,9 @@ def describe(
 
     Images that cannot be read are counted and the first 1,000 listed; nothing is skipped in silence.
     """
-    labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label].to_pylist()
+    labels: list[Any] = [None] * len(dataset)
+    if columns.label:
+        labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label].to_pylist()
     sizes, modes, broken = Counter[str](), Counter[str](), list[Unreadable]()
     samples: list[int] | None = None
     seen: dict[bytes, int] = {}
@@ -135,7 +137,7 @@ def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]
                 yield row, found
             except UNREADABLE as error:
                 path = (content or {}).get("path") or ""
-                yield row, Unreadable(row, path, str(error) or type(error).__name__)
+                yield row, Unreadable(row, path, why_unreadable(error))
 
 
 def _pixels(image: Any) -> bytes:

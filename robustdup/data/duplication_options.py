@@ -195,4 +195,7 @@ class DuplicateConfig(DuplicationOptions):
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."
     )
+    check_images: bool = Field(
+        True, description="Decode every image that is copied, so that those that cannot be read are counted and listed."
+    )
     other_splits: bool = Field(True, description="Write the other splits too, as they are.")

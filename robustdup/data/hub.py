@@ -166,8 +166,10 @@ def _explain(place: str, error: Exception, detail: str) -> Exception:
             f"There is no dataset {place!r} on the Hugging Face Hub, or it is private (log in: 'hf auth login'), and no "
             "local folder of that name. Hub ids look like owner/name, for instance uoft-cs/cifar10."
         )
-    if "corresponds to no data" in text:
-        return UserError(f"There are no rows in a split of {place!r}: {text}")
+    if empty := re.search(r'Instruction "(.*)" corresponds to no data', text):
+        return UserError(f"There are no rows in the split {empty[1]!r} of {place!r}: give it some, or take it away.")
+    if twice := re.search(r"Multiple matches for FieldRef\.Name\((.*?)\)", str(cause)):
+        return UserError(f"{place!r} has several columns of the name {twice[1]!r}: rename or drop one of them.")
     if isinstance(error, FileNotFoundError):
         return UserError(f"There is no data in {place!r}: no parquet files, images, or save_to_disk output.")
     config = re.search(r"BuilderConfig '(.*)' not found\. Available: \[(.*)\]", text)
@@ -185,13 +187,15 @@ def _explain(place: str, error: Exception, detail: str) -> Exception:
 
 
 def _broken_files(path: Path) -> str:
-    """Return a message that names the first parquet file that cannot be read; empty where all can."""
+    """Return a message that names the first parquet file that is empty or cannot be read; empty where all can."""
     import pyarrow.parquet
 
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as parquet:
+                if parquet.metadata.num_rows == 0:
+                    return f"{str(file)!r} has no rows: give it some, or take it away."
                 for group in range(parquet.num_row_groups):
                     parquet.read_row_group(group)
         except Exception as error:

@@ -69,11 +69,15 @@ def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> tor
     return torch.from_numpy(labels.to_numpy().astype("int64"))
 
 
-def split_columns(dataset: datasets.Dataset, options: DataOptions, place: str) -> tuple[datasets.Dataset, Columns]:
-    """Return a split whose images are known as such, and its columns. Raises UserError."""
+def split_columns(
+    dataset: datasets.Dataset, options: DataOptions, place: str, *, labelled: bool = True
+) -> tuple[datasets.Dataset, Columns]:
+    """Return a split whose images are known as such, and its columns; `labelled` says that it needs labels. Raises UserError."""
     import datasets
 
-    columns = find_columns(dataset.features, image=options.image_column, label=options.label_column, place=place)
+    columns = find_columns(
+        dataset.features, image=options.image_column, label=options.label_column, place=place, labelled=labelled
+    )
     return (dataset.cast_column(columns.image, datasets.Image()) if columns.raw else dataset), columns
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import find_columns
-from robustdup.data.decode import check_options, stack, to_tensor
+from robustdup.data.decode import check_options, stack, to_tensor, why_unreadable
 from robustdup.data.hub import commit_of
 from robustdup.errors import UserError
 
@@ -78,4 +78,4 @@ def _name(encoded: Any) -> str:
 def _reason(error: Exception) -> str:
     if type(error) is ValueError:
         return str(error)
-    return f"cannot be read: {str(error) or type(error).__name__}"
+    return f"cannot be read: {why_unreadable(error)}"

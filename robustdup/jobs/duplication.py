@@ -56,8 +56,8 @@ def duplicate(
 ) -> Duplicated:  # fmt: skip
     """Duplicate a split and write the dataset to `to`, a folder or hub:owner/name. Raises UserError and RunError.
 
-    `progress(rows done, rows in all)` is called while writing. Images that cannot be read cannot be changed: their near
-    copies are left out, and the notes name their rows.
+    `progress(rows done, rows in all)` is called while writing. Copied images that cannot be read are counted and listed in
+    the notes: they are copied as they are; near copies of them, which cannot be made, are left out.
     """
     check_target(to, overwrite=overwrite)
     options = DataOptions(
@@ -74,7 +74,7 @@ def duplicate(
         n_other=0 if other is None else len(other), other_labels=other_labels,
     )  # fmt: skip
     notes = [*source.notes, *columns.notes]
-    if plan.near is not None:
+    if plan.near is not None or config.check_images:
         plan, more = _readable(plan, dataset, other, columns.image)
         notes += more
     with quiet():
@@ -161,6 +161,10 @@ def _readable(
     if not broken:
         return plan, []
     shown = ", ".join(str(row) for row in broken[:20]) + (", …" if len(broken) > 20 else "")
+    if plan.near is None:
+        return plan, [
+            f"{len(broken)} of the copied images cannot be read; they are written as they are, with their copies: rows {shown}."
+        ]
     less = plan.without(torch.tensor(broken))
     return less, [
         f"{len(broken)} images cannot be read, so that their {len(plan) - len(less)} near copies were left out: rows {shown}."

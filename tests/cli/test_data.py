@@ -182,7 +182,7 @@ def test_data_without_labels_or_rows_is_refused(capsys, tmp_path):
     empty.to_parquet(tmp_path / "empty.parquet")
     code, _, err = run(capsys, "data", "duplicate", tmp_path / "empty.parquet", *words)
     assert code == 2
-    assert "There are no rows in" in err
+    assert "empty.parquet' has no rows: give it some, or take it away." in err
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from robustdup.data.detect.transforms import change, changed_copies
 from robustdup.data.detect.work import Worker
 from robustdup.errors import RunError, UserError
 from robustdup.records import RECORD_FILE
+from robustdup.records.folder import STATE
 from tests.data.test_detect import pictures
 
 NAMES = ["a", "b", "c"]
@@ -159,7 +164,9 @@ def test_broken_images_are_skipped_listed_and_counted(tmp_path):
     images[4] = {"bytes": b"no image", "path": None}
     images[9] = {"bytes": encoded(pictures(1, size=200)[0])["bytes"][:500], "path": None}
     record = detect(write(tmp_path / "data", images=[*images, images[0]]), tmp_path / "run")
-    assert [bad.row for bad in record.unreadable] == [4, 9]
+    assert [(bad.split, bad.row) for bad in record.unreadable] == [("train", 4), ("train", 9)]
+    assert record.unreadable[0].reason == "no image file of a known kind"
+    assert record.unreadable[1].reason.startswith("image file is truncated")
     assert record.n_unreadable == 2
     assert record.n == 29
     assert found(tmp_path / "run") == {(0, 30, "exact")}
@@ -210,6 +217,68 @@ def test_a_killed_run_goes_on_where_it_was(planted, tmp_path, monkeypatch):
     assert resumed.pairs == whole.pairs
     with pytest.raises(UserError, match="was started with shard=20, not 50"):
         detect(planted, tmp_path / "run", resume=True, shard=50)
+
+
+@pytest.mark.parametrize("labels", [None, "text"])
+def test_data_without_labels_will_do(planted, tmp_path, labels):
+    """Duplicates need none; what is left out is said."""
+    rows = datasets.Dataset.from_parquet(f"{planted}/train.parquet", cache_dir=str(tmp_path / "cache"))
+    names = [NAMES[label] for label in rows["label"]]
+    rows = rows.remove_columns("label")
+    (tmp_path / "bare").mkdir()
+    (rows if labels is None else rows.add_column("label", names)).to_parquet(tmp_path / "bare" / "train.parquet")
+    record = detect(str(tmp_path / "bare"), tmp_path / "run", to=str(tmp_path / "less"))
+    detect(planted, tmp_path / "labelled")
+    assert found(tmp_path / "run") == found(tmp_path / "labelled")
+    assert (record.n_conflicts, record.class_names) == (0, [])
+    assert all(pair.a.label is None for pair in record.pairs)
+    assert [note for note in record.notes if "(train) has no labels: conflicts among them cannot be told." in note]
+    less = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(less) == 50
+    assert less.column_names == ["img", *(["label"] if labels else []), "source_index"]
+    with pytest.raises(UserError, match="consistent"):
+        detect(str(tmp_path / "bare"), tmp_path / "none", keep="consistent")
+
+
+@pytest.mark.parametrize("file", ["finder.safetensors", "score.json", "pairs-20.safetensors", "pairs.parquet"])
+def test_a_disk_that_fills_up_midway_is_one_message_and_the_run_goes_on(planted, tmp_path, monkeypatch, file):
+    whole = detect(planted, tmp_path / "whole")
+    replaced = os.replace
+
+    def full(source, target):
+        if Path(target).name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunError, match=rf"{file}.*No space left on device"):
+        detect(planted, tmp_path / "run")
+    monkeypatch.undo()
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert detect(planted, tmp_path / "run", resume=True).pairs == whole.pairs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marker", ["read-32", "embed-16", "compare-32"])
+def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path, marker):
+    images = pictures(300)
+    copies, _ = changed_copies(images[:63], np.random.default_rng(0))
+    data = write(tmp_path / "data", images=[encoded(image) for image in [*images, *copies]])
+    words = [sys.executable, "-m", "robustdup", "data", "detect", data, "--shard", "16", "--workers", "1"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    quietly = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True, **quietly)
+    run = subprocess.Popen([*words, "--out", str(tmp_path / "run")], **quietly)
+    done = tmp_path / "run" / STATE / "train" / "done" / f"{marker}.json"
+    while not done.exists() and run.poll() is None:
+        time.sleep(0.001)
+    run.kill()
+    assert run.wait() == -9
+    assert not (tmp_path / "run" / RECORD_FILE).exists()
+    again = [*words[:4], "detect", "--resume", str(tmp_path / "run")]
+    subprocess.run(again, check=True, **quietly)
+    assert load_pairs(tmp_path / "run").equals(load_pairs(tmp_path / "whole"))
+    assert load_duplicates(tmp_path / "run").expected == load_duplicates(tmp_path / "whole").expected
 
 
 def test_two_workers_find_what_one_finds(planted, tmp_path):

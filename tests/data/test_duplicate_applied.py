@@ -208,6 +208,12 @@ def test_broken_images_are_left_out_of_near_copies_and_named(tmp_path):
     keys = {"data": damaged(tmp_path, {1, 4}), "scheme": "whole_set", "copies": 2}
     exact = duplicate(config(**keys), str(tmp_path / "exact"))
     assert len(exact.plan) == 18
+    note = "2 of the copied images cannot be read; they are written as they are, with their copies: rows 1, 4."
+    assert note in exact.notes
+    assert note in (tmp_path / "exact" / "README.md").read_text(encoding="utf-8")
+    trusted = duplicate(config(**keys, check_images=False), str(tmp_path / "trusted"))
+    assert trusted.notes == ()
+    assert trusted.plan.hash == exact.plan.hash
     near = duplicate(config(**keys, near="flip"), str(tmp_path / "near"))
     assert len(near.plan) == 14
     note = "2 images cannot be read, so that their 4 near copies were left out: rows 1, 4."

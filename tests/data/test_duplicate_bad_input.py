@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from robustdup.config import validate
 from robustdup.data.duplicate import make_plan
-from robustdup.data.duplication_options import DuplicationOptions
+from robustdup.data.duplication_options import DuplicateConfig, DuplicationOptions
 from robustdup.errors import UserError
+from robustdup.jobs.duplication import duplicate
 
 LABELS = torch.tensor([0] * 50 + [1] * 40 + [2] * 2)
 NAMES = ["cat", "dog", "frog"]
@@ -143,3 +146,57 @@ def test_plans_that_no_weights_stand_for(keys, message):
 def test_conflicting_needs_two_classes():
     with pytest.raises(UserError, match="needs at least two classes"):
         make_plan(torch.zeros(9, dtype=torch.int64), DuplicationOptions(scheme="conflicting", dose=0.1), seed=0)
+
+
+def parquet(folder, columns, names):
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table([pa.array(column) for column in columns], names=names), folder / "train.parquet")
+    return str(folder)
+
+
+IMAGES = [{"bytes": b"1", "path": None}] * 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        (
+            [IMAGES], ["img"],
+            "No column of DATA (train) is known to hold labels; it has img (dict). Name it: label_column.",
+        ),
+        (
+            [IMAGES, [0, 1, 2], [0, 1, 2]], ["img", "label", "label"],
+            "'DATA' has several columns of the name 'label': rename or drop one of them.",
+        ),
+        ([IMAGES, [0, None, 2]], ["img", "label"], "Row 1 of DATA (train) has no label in column 'label'."),
+        (
+            [IMAGES, ["cat", "dog", "cat"]], ["img", "label"],
+            "Column 'label' of DATA (train) does not hold class numbers 0..K-1 but text. Encode it first: "
+            "dataset.class_encode_column('label').",
+        ),
+        (
+            [[0, 1, 2]], ["label"],
+            "No column of DATA (train) holds images; it has label (int64). Name it with image_column if one of them does.",
+        ),
+        (
+            [IMAGES, [0, 1, 2], [0, 1, 2]], ["img", "label", "copy"],
+            "There is a column 'copy' already, which duplication adds. Is this a duplicated dataset? Else rename it: "
+            "dataset.rename_column('copy', 'my_copy').",
+        ),
+    ],
+)  # fmt: skip
+def test_columns(tmp_path, columns, names, message):
+    data = parquet(tmp_path / "data", columns, names)
+    with pytest.raises(UserError) as caught:
+        duplicate(validate(DuplicateConfig, {"data": data, "scheme": "whole_set", "copies": 1}), str(tmp_path / "out"))
+    assert str(caught.value).replace(data, "DATA") == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_is_named(tmp_path):
+    data = parquet(tmp_path / "data", [IMAGES, [0, 1, 2]], ["img", "label"])
+    table = pq.read_table(tmp_path / "data" / "train.parquet").slice(0, 0)
+    pq.write_table(table, tmp_path / "data" / "test.parquet")
+    with pytest.raises(UserError) as caught:
+        duplicate(validate(DuplicateConfig, {"data": data, "scheme": "whole_set", "copies": 1}), str(tmp_path / "out"))
+    assert str(caught.value) == f"'{data}/test.parquet' has no rows: give it some, or take it away."

@@ -36,7 +36,7 @@ def write_deduplicated(
     with quiet():
         for name, split in source.splits.items():
             options = options_of(config, name)
-            dataset, _ = split_columns(split, options, f"{config.data} ({name})")
+            dataset, _ = split_columns(split, options, f"{config.data} ({name})", labelled=False)
             rows = np.arange(len(dataset))
             if name == config.split:
                 rows = np.setdiff1d(rows, leaving)

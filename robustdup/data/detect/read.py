@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustdup.data.decode import UNREADABLE, plain_image
+from robustdup.data.decode import UNREADABLE, plain_image, why_unreadable
 from robustdup.data.detect.exact import DIGEST, digest
 from robustdup.data.detect.features import SIZE
 from robustdup.data.detect.store import Store
@@ -41,8 +41,7 @@ def read_rows(images: datasets.Dataset, image: str, store: Store, start: int, st
                 picture, content = decode(encoded)
                 pictures[place] = small(picture)
             except UNREADABLE as error:
-                reason = "no image" if encoded is None else str(error) or type(error).__name__
-                broken.append((low + place, (encoded or {}).get("path") or "", " ".join(reason.split())))
+                broken.append((low + place, (encoded or {}).get("path") or "", why_unreadable(error)))
                 continue
             hashes[place] = np.frombuffer(digest(np.asarray(picture)), np.uint8)
             facts[place] = (*picture.size, content, 1)

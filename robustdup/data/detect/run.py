@@ -87,8 +87,11 @@ def run_detection(
     if len(set(names)) < len(names):
         raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
     opened = {
-        name: split_columns(source.get(name), options_of(config, name), f"{config.data} ({name})") for name in names
+        name: split_columns(source.get(name), options_of(config, name), f"{config.data} ({name})", labelled=False)
+        for name in names
     }
+    if config.keep == "consistent" and not opened[config.split][1].label:
+        raise UserError(f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.")
     start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
     with locked(folder):
         order = Order(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
@@ -266,7 +269,7 @@ def _findings(
     config = order.config
     n = order.rows[config.split]
     a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels = {name: labels_of(source.splits[name], found.label) for name, found in columns.items()}
+    labels = {name: _labels(source.splits[name], found.label) for name, found in columns.items()}
     facts = order.store(config.split).read("facts")
     if config.against is None:
         clusters, all_labels = cluster(n, a, b), labels[config.split]
@@ -285,7 +288,9 @@ def _findings(
     )
 
 
-def labels_of(dataset: Any, column: str) -> Any:
-    """Return the labels of a split, int64 (n,), -1 where there is none."""
+def _labels(dataset: Any, column: str) -> Any:
+    """Return the labels of a split, int64 (n,), -1 where there is none; all of them where there is no column."""
+    if not column:
+        return np.full(len(dataset), -1, np.int64)
     values = dataset.select_columns([column]).with_format("arrow")[:][column]
     return np.array(values.fill_null(-1).to_numpy(), dtype=np.int64)

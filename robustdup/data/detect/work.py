@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from robustdup.data.detect.features import CLASSICAL, SIZE, Embedder, Projection
@@ -22,7 +22,7 @@ from robustdup.data.detect.search import nearest, nearest_by_index
 from robustdup.data.detect.store import Store
 from robustdup.data.splits import open_splits, split_columns
 from robustdup.errors import RunError
-from robustdup.records import atomic_path
+from robustdup.records import write_atomic
 from robustdup.runners import WorkerPlace
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
@@ -173,7 +173,9 @@ class Worker:
     def _images(self, split: str) -> tuple[Any, str]:
         if split not in self.__dict__.setdefault("_opened", {}):
             options = options_of(self.order.config, split)
-            dataset, columns = split_columns(open_splits(self.order.config.data, options).get(split), options, split)
+            dataset, columns = split_columns(
+                open_splits(self.order.config.data, options).get(split), options, split, labelled=False
+            )
             if len(dataset) != self.order.rows[split]:
                 raise RunError(f"The split {split!r} has {len(dataset)} rows now; it had {self.order.rows[split]}.")
             self.__dict__["_opened"][split] = encoded_images(dataset, columns.image), columns.image
@@ -209,8 +211,7 @@ def save_finder(finder: Finder, state: Path) -> None:
         "weight": np.ascontiguousarray(finder.projection.weight.numpy()),
         "least": np.array([finder.least]),
     }
-    with atomic_path(state / FINDER_FILE) as temporary:
-        save_file(content, temporary)
+    write_atomic(state / FINDER_FILE, save(content))  # save_file would hide that the disk is full
 
 
 def load_finder(state: Path) -> Finder:
@@ -226,8 +227,7 @@ def save_found(path: Path, found: Pairs, rows_a: Any, rows_b: Any) -> None:
         "a": rows_a[found.a.numpy()], "b": rows_b[found.b.numpy()], "score": found.score.numpy(),
         "mirrored": found.mirrored.numpy(), "warp": found.warp.numpy(),
     }  # fmt: skip
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(values) for name, values in content.items()}, temporary)
+    write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
 
 
 def load_found(path: Path) -> Pairs:
