@@ -42,6 +42,7 @@ from robustdup.registry import load_plugins
 DISTANCES = np.arange(25)  # Hamming distances that are tried
 SIMILARITIES = np.round(np.arange(0.999, 0.5, -0.003), 3)  # cosine similarities that are tried
 GOOD = 0.95
+SEARCHED = 1000  # hashes with which the search of imagededup is timed
 BLOCK = 256  # copies whose distances to all originals are in memory at once
 
 
@@ -189,7 +190,9 @@ class Bench:
         tried = swept(self.case, hamming(self.case, hashes), DISTANCES, self.known)
         named = [{"setting": f"distance {d}", "distance": int(d), **at} for d, at in zip(DISTANCES, tried, strict=True)]
         top = best(named)
-        searching = detectors.search_hashes(hashes, top["distance"], kind, self.workers)
+        asked = hashes[:: max(len(hashes) // SEARCHED, 1)]
+        searching = detectors.search_hashes(hashes, asked, top["distance"], kind) * len(hashes) / len(asked)
+        top["search_timed_on"] = len(asked)
         return _measured(top, named, {"encode": seconds, "search": searching})
 
     def _cnn(self) -> dict[str, Any]:
@@ -216,8 +219,9 @@ class Bench:
     def _cleanvision(self, kind: str) -> dict[str, Any]:
         named = []
         for size in self.sizes:
-            pairs, seconds = detectors.cleanvision_pairs(self.case.pixels, kind, size, self.workers)
-            at = judged(self.case, pairs["near"], self.known)
+            issue = {"near_duplicates": {"hash_type": kind, "hash_size": size}}
+            pairs, seconds = detectors.cleanvision_pairs(self.case.pixels, issue)
+            at = judged(self.case, pairs, self.known)
             named.append({"setting": f"size {size}", "seconds": {"all": seconds}, **at})
         top = best(named)
         return _measured(top, named, top["seconds"])
@@ -239,8 +243,8 @@ def exact(case: Planted, folder: Path, workers: int) -> dict[str, Any]:
     hashes, seconds = detectors.hash_images(folder, files, "phash", workers)
     (at,) = swept(case, hamming(case, hashes), DISTANCES[:1], nothing)
     result["imagededup:phash, distance 0"] = _short(at, seconds)
-    pairs, seconds = detectors.cleanvision_pairs(case.pixels, "phash", 8, workers)
-    result["cleanvision: exact"] = _short(judged(case, pairs["exact"], nothing), seconds)
+    pairs, seconds = detectors.cleanvision_pairs(case.pixels, {"exact_duplicates": {}})
+    result["cleanvision: exact"] = _short(judged(case, pairs, nothing), seconds)
     return result
 
 

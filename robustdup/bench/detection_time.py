@@ -27,12 +27,14 @@ from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows
 from robustdup.registry import load_plugins
 
-SAMPLE = 1000  # images on which the network of imagededup is timed
+SAMPLE = 1000  # images on which the search and the network of imagededup are timed
 
 
-def ours(data: str, split: str, against: str, folder: Path, workers: int) -> dict[str, Any]:
+def ours(data: str, split: str, against: str, folder: Path, workers: int, pictures: int) -> dict[str, Any]:
     """Return the seconds of `robustdup data detect`, those of the processors, and what it found."""
-    config = validate(DetectConfig, {"data": data, "split": split, "against": against, "workers": workers})
+    config = validate(
+        DetectConfig, {"data": data, "split": split, "against": against, "workers": workers, "pictures": pictures}
+    )
     before, started = _cpu(), time.perf_counter()
     record = run_detection(config, folder)
     seconds = time.perf_counter() - started
@@ -54,23 +56,26 @@ def theirs(folder: Path, files: tuple[list[str], list[str]], workers: int) -> di
     names = [*files[0], *files[1]]
     hashes, encoding = detectors.hash_images(folder, names, "phash", workers)
     n = len(files[0])
-    searching, found = detectors.search_across(hashes[:n], hashes[n:], 10, "phash", workers)
+    asked = hashes[n:][:SAMPLE]
+    searching = detectors.search_hashes(hashes[:n], asked, 10, "phash") * len(files[1]) / len(asked)
     sample = names[:: max(len(names) // SAMPLE, 1)]
     with tempfile.TemporaryDirectory() as few:
         for name in sample:
             (Path(few) / name).symlink_to(folder / name)
         _, seconds = detectors.encode(detectors.cnn(None), Path(few), sample)
     return {
-        "imagededup:phash": {"encode": encoding, "search": searching, "seconds": encoding + searching, "pairs": found},
+        "imagededup:phash": {"encode": encoding, "search": searching, "seconds": encoding + searching, "timed_on": len(asked)},
         "imagededup:cnn": {"encode": seconds * len(names) / len(sample), "timed_on": len(sample)},
     }  # fmt: skip
 
 
-def measure(data: str, split: str, against: str, workers: int, n: int | None) -> dict[str, Any]:
-    """Return the costs of all; with `n`, imagededup is given the first n images of each split."""
+def measure(
+    data: str, split: str, against: str, *, workers: int, n: int | None, out: Path | None, pictures: int
+) -> dict[str, Any]:
+    """Return the costs of all; with `n`, imagededup is given the first n images of each split. `out` keeps our run."""
     result: dict[str, Any] = {"data": data, "workers": workers, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as place:
-        result["robustdup"] = ours(data, split, against, Path(place) / "run", workers)
+        result["robustdup"] = ours(data, split, against, out or Path(place) / "run", workers, pictures)
         files = []
         for name in (split, against):
             rows = open_rows(data, DataOptions(split=name), load_plugins())
@@ -91,9 +96,14 @@ def main() -> None:
     parser.add_argument(
         "--n", type=int, default=None, help="the first images of each split for imagededup; all if not given"
     )
+    parser.add_argument("--out", type=Path, default=None, help="keep our run there")
+    parser.add_argument("--pictures", type=int, default=500, help="pairs that our run shows")
     given = parser.parse_args()
     torch.set_num_threads(given.workers)
-    print(json.dumps(measure(given.data, given.split, given.against, given.workers, given.n), indent=2))
+    result = measure(
+        given.data, given.split, given.against, workers=given.workers, n=given.n, out=given.out, pictures=given.pictures
+    )
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

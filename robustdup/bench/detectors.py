@@ -41,23 +41,11 @@ def hash_images(folder: Path, names: list[str], method: str, workers: int) -> tu
     return np.array([list(bytes.fromhex(hashes[name])) for name in names], np.uint8), seconds
 
 
-def search_hashes(hashes: Any, distance: int, method: str, workers: int) -> float:
-    """Return the seconds of imagededup's own search for all pairs within a Hamming distance."""
-    from imagededup import methods
+def search_hashes(hashes: Any, queries: Any, distance: int, method: str) -> float:
+    """Return the seconds of imagededup's search for queries among hashes.
 
-    finder = getattr(methods, HASHES[method])(verbose=False)
-    encoded = {str(row): bytes(code).hex() for row, code in enumerate(hashes)}
-    started = time.perf_counter()
-    finder.find_duplicates(
-        encoding_map=encoded, max_distance_threshold=distance, num_dist_workers=workers if workers > 1 else 0
-    )
-    return time.perf_counter() - started
-
-
-def search_across(hashes: Any, queries: Any, distance: int, method: str, workers: int) -> tuple[float, int]:
-    """Return the seconds of imagededup's search for queries among hashes, and how many pairs it found.
-
-    It offers no such search; this is the part of it that searches within one set, given another set of queries.
+    This is the part of its `find_duplicates` that searches, in one process: it hands all hashes over with each query, so
+    that several processes take longer.
     """
     from imagededup import methods
     from imagededup.handlers.search.retrieval import HashEval
@@ -68,11 +56,11 @@ def search_across(hashes: Any, queries: Any, distance: int, method: str, workers
         for name, part in (("a", hashes), ("b", queries))
     )
     started = time.perf_counter()
-    found = HashEval(
+    HashEval(
         test=known, queries=asked, distance_function=finder.hamming_distance, verbose=False, threshold=distance,
-        num_dist_workers=workers if workers > 1 else 0,
+        num_dist_workers=0,
     ).retrieve_results(scores=False)  # fmt: skip
-    return time.perf_counter() - started, sum(len(rows) for rows in found.values())
+    return time.perf_counter() - started
 
 
 def cnn(network: torch.nn.Module | None) -> Any:
@@ -114,8 +102,11 @@ def search_features(tool: Any, features: Any, similarity: float) -> tuple[float,
     return (time.perf_counter() - started) * (n / timed) ** 2, timed
 
 
-def cleanvision_pairs(pixels: Tensor, kind: str, size: int, workers: int) -> tuple[dict[str, Any], float]:
-    """Return the pairs (P, 2) that cleanvision takes for near and for exact duplicates, by name, and its seconds."""
+def cleanvision_pairs(pixels: Tensor, issue: dict[str, dict[str, Any]]) -> tuple[Any, float]:
+    """Return the pairs (P, 2) of places that cleanvision takes for duplicates, and its seconds in one process.
+
+    `issue` is one kind with its settings: `{"exact_duplicates": {}}`, or near_duplicates with hash_type and hash_size.
+    """
     import datasets
     from cleanvision import Imagelab
     from PIL import Image
@@ -125,13 +116,10 @@ def cleanvision_pairs(pixels: Tensor, kind: str, size: int, workers: int) -> tup
     rows = datasets.Dataset.from_dict({"image": images}, features=features)
     lab = Imagelab(hf_dataset=rows, image_key="image", verbose=False)
     started = time.perf_counter()
-    lab.find_issues(
-        {"exact_duplicates": {}, "near_duplicates": {"hash_type": kind, "hash_size": size}}, n_jobs=workers, verbose=False
-    )  # fmt: skip
+    # Handing rows to two processes took it longer than hashing them in one.
+    lab.find_issues(issue, n_jobs=1, verbose=False)
     seconds = time.perf_counter() - started
-    found = {}
-    for name in ("near", "exact"):
-        sets = lab.info.get(f"{name}_duplicates", {}).get("sets", [])
-        pairs = [(int(a), int(b)) for group in sets for i, a in enumerate(group) for b in group[i + 1 :]]
-        found[name] = np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1)
-    return found, seconds
+    (name,) = issue
+    sets = lab.info.get(name, {}).get("sets", [])
+    pairs = [(int(a), int(b)) for group in sets for i, a in enumerate(group) for b in group[i + 1 :]]
+    return np.array(pairs, np.int64).reshape(-1, 2), seconds
