@@ -219,10 +219,12 @@ def _leaderboard(axes: Axes, runs: Sequence[EvaluationRun], width: Width) -> Non
         mine = [(e.clean_acc, e.robust_acc) for e in board if e.extra_data is extra]
         axes.plot([x for x, _ in mine], [y for _, y in mine], marker, color=colour, ms=3, alpha=0.8, label=name)  # type: ignore[arg-type]
     clean, robust = run.record.clean_accuracy, run.record.robust_accuracy
+    remark = "" if rank.autoattack is not None else " (a bound)" if rank.at_most is not None else " (not comparable)"
     axes.errorbar(
         100 * clean.value, 100 * robust.value,
         yerr=[[100 * (robust.value - robust.low)], [100 * (robust.high - robust.value)]],
-        fmt="D", color=ROBUST, ms=5, capsize=2, label=shortened(run.name, 30),
+        fmt="D", color=ROBUST, mfc=ROBUST if rank.autoattack is not None else "white", ms=5, capsize=2,
+        label=shortened(run.name, 30) + remark,
     )  # fmt: skip
     axes.set_xlabel("clean accuracy (%)")
     axes.set_ylabel("robust accuracy (%)")

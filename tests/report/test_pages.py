@@ -17,9 +17,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from robustdup.errors import RunError, UserError
-from robustdup.leaderboard import compare
+from robustdup.leaderboard import RankResult, compare
+from robustdup.leaderboard.rank import Place
 from robustdup.records import Diagnostic, Threat, load_record, load_samples, save_record, save_samples
 from robustdup.report.html import write_report
+from robustdup.report.html.board import _standing
 
 
 def _load(name):
@@ -194,6 +196,22 @@ def test_damaged_images_and_samples_are_named(run, page):
     assert "cannot be read" in page(made.folder).text
     (made.folder / "samples.parquet").write_bytes(b"not parquet")
     assert "Without the samples of the points" in page(made.folder).text
+
+
+def test_a_run_that_cannot_be_ranked_stands_apart_among_the_published(run, page, tmp_path):
+    record = run("plain").record
+    data = record.data.model_copy(update={"spec": "uoft-cs/cifar10", "image_shape": [3, 32, 32]})
+    threat = Threat(norm="Linf", eps=2 / 255, eps_text="2/255")
+    made = run("a", shape=(3, 32, 32), data=data, threat=threat, eps=2 / 255)
+    found = page(made.folder)
+    tips = [v["aria-label"] if "aria-label" in v else v.get("data-tip", "") for _, v in found.tags]
+    assert any(tip.startswith("model.py:make: clean") and tip.endswith("(this run, not comparable)") for tip in tips)
+    assert re.search(r"this run, not comparable: \S+", found.text)
+    assert "this run, with its 95% interval" not in found.text
+    place, bound = Place.model_construct(), Place.model_construct()
+    ranked = RankResult.model_construct(autoattack=place, at_most=None, reasons=[])
+    assert _standing(ranked) == ("this run", "this run, with its 95% interval")
+    assert _standing(ranked.model_copy(update={"autoattack": None, "at_most": bound}))[0] == "this run, a bound"
 
 
 def test_samples_of_another_run_are_not_believed(run, page):

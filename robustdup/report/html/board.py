@@ -61,8 +61,17 @@ def _own(record: EvaluationRecord, rank: RankResult) -> dict[str, Any]:
     return {
         "architecture": record.model.architecture, "clean": 100 * record.clean_accuracy.value,
         "autoattack": robust if rank.autoattack is not None else None, "robust": robust, "eps": record.threat.eps_text,
-        "extra": None, "unreliable": False, "venue": "this run", "url": "", "paper": "",
+        "extra": None, "unreliable": False, "venue": _standing(rank)[0], "url": "", "paper": "",
     }  # fmt: skip
+
+
+def _standing(rank: RankResult) -> tuple[str, str]:
+    """What the mark of the run is called, and its key: only what was measured as the others were stands among them."""
+    if rank.autoattack is not None:
+        return "this run", "this run, with its 95% interval"
+    if rank.at_most is not None:
+        return "this run, a bound", "this run by a weaker attack: its robust accuracy is this or less"
+    return "this run, not comparable", f"this run, not comparable: {rank.reasons[0].rstrip('.')}"
 
 
 def _chart(record: EvaluationRecord, rank: RankResult, entries: list[Entry]) -> Chart:
@@ -80,7 +89,9 @@ def _chart(record: EvaluationRecord, rank: RankResult, entries: list[Entry]) -> 
 
     clean, robust = record.clean_accuracy, record.robust_accuracy
     tip = f"{record.model.spec}: clean {percent(clean.value)}, robust {percent(robust.value)}"
-    own = Point(100 * clean.value, 100 * robust.value, tip, 100 * robust.low, 100 * robust.high, label="this run")
+    label, key = _standing(rank)
+    tip += "" if rank.autoattack is not None else f" ({label})"
+    own = Point(100 * clean.value, 100 * robust.value, tip, 100 * robust.low, 100 * robust.high, label=label)
     xs = [entry.clean_acc or 0.0 for entry in entries] + [own.x]
     ys = [entry.robust_acc or 0.0 for entry in entries] + [own.low or own.y, own.high or own.y]
     board = f"RobustBench {rank.dataset} {rank.threat_model} {rank.leaderboard_eps or ''}".strip()
@@ -92,7 +103,7 @@ def _chart(record: EvaluationRecord, rank: RankResult, entries: list[Entry]) -> 
         [
             series("published", "c0", "circle", False),
             series("published, extra training data", "c1", "triangle", True),
-            Series("this run, with its 95% interval", [own], "own", "diamond", line=False),
+            Series(key, [own], "own", "diamond" if rank.autoattack is not None else "ring", line=False),
         ],
         height=340,
     )  # fmt: skip
