@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustdup.data.columns import Columns
 from robustdup.data.detect.calibrate import Calibration, calibrate
-from robustdup.data.detect.clusters import cluster, conflicting, leaving
+from robustdup.data.detect.collect import collect_pairs, findings_of
 from robustdup.data.detect.dedup import write_deduplicated
 from robustdup.data.detect.exact import Groups, group_identical
 from robustdup.data.detect.features import SIZE, Embedder
 from robustdup.data.detect.options import ELSEWHERE, DetectConfig
-from robustdup.data.detect.pairs import Pairs, joined, learn, turned_round, with_identical
+from robustdup.data.detect.pairs import learn
 from robustdup.data.detect.read import options_of
 from robustdup.data.detect.record import DuplicatesRecord, save_duplicates, save_pairs
 from robustdup.data.detect.search import LARGE, build_index, import_faiss
-from robustdup.data.detect.summary import Findings, make_record, pair_columns
+from robustdup.data.detect.summary import make_record, pair_columns
 from robustdup.data.detect.work import (
     FINDER_FILE,
     INDEX_FILE,
@@ -34,11 +33,11 @@ from robustdup.data.detect.work import (
     Worker,
     database,
     load_finder,
-    load_found,
     save_finder,
+    tasks_of,
 )
 from robustdup.data.publish import check_target
-from robustdup.data.splits import Splits, open_splits, split_columns
+from robustdup.data.splits import open_splits, split_columns
 from robustdup.errors import UserError
 from robustdup.records import write_atomic
 from robustdup.records.folder import STATE, locked, start
@@ -103,15 +102,15 @@ def run_detection(
         with open_runner(
             config.runner, workers, Setup(order, open_embedder), devices=["cpu"], describe=_name
         ) as runner:
-            _do(runner, "read", _tasks(order, "read", {n: order.rows[n] for n in names}), total, progress)
+            _do(runner, "read", tasks_of(order, "read", {n: order.rows[n] for n in names}), total, progress)
             clock.stage("read")
             groups = {name: _groups(order, name) for name in names}
             calibration = _learn(runner, Worker(order, open_embedder), groups, progress, clock)
-            rows = len(_different(order, order.asking))
-            _do(runner, "compare", _tasks(order, "compare", {order.asking: rows}), rows, progress)
+            rows = len(order.different_rows(order.asking))
+            _do(runner, "compare", tasks_of(order, "compare", {order.asking: rows}), rows, progress)
         clock.stage("compare")
-        pairs = _collect(order, groups, rows)
-        findings = _findings(order, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
+        pairs = collect_pairs(order, groups, rows)
+        findings = findings_of(order, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
         clock.stage("cluster")
         record = make_record(findings, folder, seconds=clock.seconds, command=command)
         save_pairs(pair_columns(findings), folder)
@@ -143,13 +142,6 @@ def _name(task: Task) -> str:
     return f"rows {task.start} to {task.stop - 1} of {task.split} ({task.work})"
 
 
-def _tasks(order: Order, work: Any, rows: dict[str, int]) -> list[Task]:
-    size = order.config.shard
-    return [
-        Task(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
-    ]  # fmt: skip
-
-
 def _do(runner: Runner[Task, int], stage: str, tasks: Iterable[Task], total: int, progress: Progress) -> None:
     done = 0
     progress(stage, 0, total)
@@ -170,10 +162,6 @@ def _groups(order: Order, split: str) -> Groups:
     return groups
 
 
-def _different(order: Order, split: str) -> Any:
-    return np.load(order.state / split / "different.npy")
-
-
 def _learn(
     runner: Runner[Task, int], worker: Worker, groups: dict[str, Groups], progress: Progress, clock: Clock
 ) -> Calibration:
@@ -184,7 +172,7 @@ def _learn(
         rng = np.random.default_rng(config.seed)
         sample, most = [], LEARN_ROWS if worker.embedder.size == SIZE else LEARN_LARGE
         for name in groups:
-            rows = _different(order, name)
+            rows = order.different_rows(name)
             rows = np.sort(rng.permutation(rows)[: most // len(groups)])
             sample.append(worker.pictures(name, rows))
         save_finder(learn(torch.cat(sample), config.seed, worker.embedder), state)
@@ -192,13 +180,13 @@ def _learn(
     _do(
         runner,
         "embed",
-        _tasks(order, "embed", {order.asked: order.rows[order.asked]}),
+        tasks_of(order, "embed", {order.asked: order.rows[order.asked]}),
         order.rows[order.asked],
         progress,
     )
     clock.stage("embed")
     finder = load_finder(state)
-    mine, theirs = _different(order, order.asking), _different(order, order.asked)
+    mine, theirs = order.different_rows(order.asking), order.different_rows(order.asked)
     embedded = database(order, theirs)
     if config.search == "faiss" or (config.search == "auto" and len(theirs) >= LARGE):
         if not (state / INDEX_FILE).is_file():
@@ -226,71 +214,3 @@ class _Rows:
 
     def __getitem__(self, places: Any) -> Any:
         return self.array[self.rows[places]]
-
-
-def _collect(order: Order, groups: dict[str, Groups], rows: int) -> Pairs:
-    """Return all pairs of rows: what the pieces of work found, each pair once, and the identical images."""
-    config = order.config
-    parts = [
-        load_found(order.state / order.asking / "done" / f"pairs-{task.start}.safetensors")
-        for task in _tasks(order, "compare", {order.asking: rows})
-    ]
-    mine, theirs = _different(order, config.split), _different(order, order.other)
-    within = config.against is None
-    found = joined(parts)
-    if order.asking != config.split:
-        found = turned_round(found)
-    # Places among the different rows, as identical ones are known by their groups.
-    a = torch.from_numpy(np.searchsorted(mine, found.a.numpy()))
-    b = torch.from_numpy(np.searchsorted(theirs, found.b.numpy()))
-    found = replace(found, a=a, b=b)
-    if within:
-        later = a > b
-        found = joined([found[~later], turned_round(found[later])])
-    found = found[found.score.argsort(descending=True, stable=True)]
-    _, first = np.unique((found.a * (len(theirs) + 1) + found.b).numpy(), return_index=True)
-    found = found[torch.from_numpy(np.sort(first))]
-    readable = [np.load(order.state / name / "readable.npy") for name in (config.split, order.other)]
-    hashes = [
-        np.array(order.store(name).read("hashes")[_different(order, name)]) for name in (config.split, order.other)
-    ]
-    both = groups[config.split], groups[order.other]
-    pairs = with_identical(found, hashes[0], None if within else hashes[1], both)
-    return Pairs(
-        torch.from_numpy(readable[0][pairs.a.numpy()]), torch.from_numpy(readable[1][pairs.b.numpy()]), pairs.score,
-        pairs.mirrored, pairs.warp,
-    )  # fmt: skip
-
-
-def _findings(
-    order: Order, pairs: Pairs, calibration: Calibration, columns: dict[str, Columns], source: Splits
-) -> Findings:
-    """Return the clusters, conflicts and rows to leave out beside the pairs."""
-    config = order.config
-    n = order.rows[config.split]
-    a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels = {name: _labels(source.splits[name], found.label) for name, found in columns.items()}
-    facts = order.store(config.split).read("facts")
-    if config.against is None:
-        clusters, all_labels = cluster(n, a, b), labels[config.split]
-        out = leaving(clusters, all_labels, facts[:, 0] * facts[:, 1], facts[:, 2], config.keep)
-    else:
-        all_labels = np.concatenate([labels[config.split], labels[config.against]])
-        clusters = cluster(len(all_labels), a, b + n)
-        out = np.unique(a)
-    broken = {
-        name: [row for task in _tasks(order, "read", {name: order.rows[name]})
-               for row in order.store(name).finished("read", task.start) or ()]
-        for name in columns
-    }  # fmt: skip
-    return Findings(
-        order, pairs, calibration, columns, source, labels, clusters, conflicting(clusters, all_labels), out, broken
-    )
-
-
-def _labels(dataset: Any, column: str) -> Any:
-    """Return the labels of a split, int64 (n,), -1 where there is none; all of them where there is no column."""
-    if not column:
-        return np.full(len(dataset), -1, np.int64)
-    values = dataset.select_columns([column]).with_format("arrow")[:][column]
-    return np.array(values.fill_null(-1).to_numpy(), dtype=np.int64)

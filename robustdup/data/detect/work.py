@@ -42,6 +42,10 @@ class Order:
         """Return the arrays of a split."""
         return Store(self.state / split, self.rows[split])
 
+    def different_rows(self, split: str) -> Any:
+        """Return the rows of a split that can be read, without those whose pixels an earlier one has."""
+        return np.load(self.state / split / "different.npy")
+
     @property
     def other(self) -> str:
         """The split on the other side: the same one where pairs within it are looked for."""
@@ -66,6 +70,14 @@ class Task:
     split: str
     start: int
     stop: int
+
+
+def tasks_of(order: Order, work: Literal["read", "embed", "compare"], rows: dict[str, int]) -> list[Task]:
+    """Return the pieces of some work on so many rows of each split."""
+    size = order.config.shard
+    return [
+        Task(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
+    ]  # fmt: skip
 
 
 class Worker:
@@ -134,16 +146,19 @@ class Worker:
             more, tried = self._judged(task.split, places[again.numpy()], MANY_NEIGHBOURS)
             candidates += tried
             found = joined([found[~many[found.a]], replace(more, a=again[more.a])])
-        rows = self._different(task.split)[places]
+        rows = self.order.different_rows(task.split)[places]
         save_found(
-            store.folder / "done" / f"pairs-{task.start}.safetensors", found, rows, self._different(self.order.asked)
+            store.folder / "done" / f"pairs-{task.start}.safetensors",
+            found,
+            rows,
+            self.order.different_rows(self.order.asked),
         )
         return {"pairs": len(found), "candidates": candidates}
 
     def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, int]:
         """Return the pairs (position in `places`, place in the database), and how many candidates were compared."""
         within = self.order.config.against is None
-        rows = self._different(split)[places]
+        rows = self.order.different_rows(split)[places]
         pictures = torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
         score, threshold = self._score
         parts = []
@@ -156,7 +171,7 @@ class Worker:
             parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
         a, b, flipped = (torch.cat(part) for part in zip(*parts, strict=True))
         needed, place = torch.unique(b, return_inverse=True)
-        other_rows = self._different(self.order.asked)[needed.numpy()]
+        other_rows = self.order.different_rows(self.order.asked)[needed.numpy()]
         others = torch.from_numpy(np.array(self.order.store(self.order.asked).read("pictures")[other_rows]))
         found = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
         return replace(found, b=needed[found.b]), len(a)
@@ -182,9 +197,6 @@ class Worker:
         found: tuple[Any, str] = self.__dict__["_opened"][split]
         return found
 
-    def _different(self, split: str) -> Any:
-        return np.load(self.order.state / split / "different.npy")
-
     @cached_property
     def _finder(self) -> Finder:
         return load_finder(self.order.state)
@@ -196,7 +208,7 @@ class Worker:
 
     @cached_property
     def _database(self) -> Tensor:
-        return database(self.order, self._different(self.order.asked))
+        return database(self.order, self.order.different_rows(self.order.asked))
 
 
 def database(order: Order, rows: Any) -> Tensor:
