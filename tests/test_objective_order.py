@@ -1,6 +1,6 @@
 """On the digits, standard training leaves next to nothing standing, and robust objectives most of what PGD training does.
 
-Whose PGD trains makes no difference that five seeds show (configs/study/inner-attacks-digits.yaml).
+Whose PGD trains makes no difference that three seeds show (configs/study/inner-attacks-digits.yaml).
 """
 
 from __future__ import annotations
