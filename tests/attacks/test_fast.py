@@ -102,6 +102,7 @@ def test_it_goes_on_to_all_of_autoattack_where_gradients_mislead_and_only_there(
     assert bool(record.escalation.reasons) is escalates
     names = [attack.name for attack in record.attacks]
     assert ("fab-t" in names) is escalates
+    assert names.count("square") == (3 if escalates else 1)  # the witness, AutoAttack's, and other draws
 
 
 def test_logits_a_thousand_times_larger_do_not_hide_what_breaks():
