@@ -106,7 +106,7 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
         model, found = getattr(transformers, kind).from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:
         text = " ".join(str(error).split())
         raise UserError(f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}") from error
