@@ -196,7 +196,8 @@ def _run(
 ) -> _Run:  # fmt: skip
     """Call the attack on a fresh network, with global random states that differ by `entropy`, and watch what it changes."""
     model = RgbDigits()
-    passes = Passes(model, len(images) if spec.batching == "pool" else None)
+    # One shape for all runs: bits hold for one shape, and processors differ in whether they hold for others.
+    passes = Passes(model, POINTS if spec.batching == "pool" else None)
     given = images.clone(), labels.clone(), rng.index.clone()
     handed = images.clone(), labels.clone(), SampleRng(rng.seed, rng.index.clone(), _key=rng._key)
     with isolated(seed=entropy):
