@@ -21,6 +21,7 @@ from robustdup.records import write_atomic
 
 EQUIPMENT_FILE = "equipment.json"
 GLANCE, LOOK = 0.2, 1.0  # seconds to spend on timing the usual micro-batch, and on timing others
+SHARE = 0.02  # of the time that a run may take, to spend on timing others
 WORTH_MEASURING = 5.0  # seconds that a run may take before it is worth looking for a better micro-batch
 
 
@@ -86,11 +87,17 @@ def _measure(bench: Bench, config: EvalConfig, examples: Tensor, points: int, po
             rows, measured = choose_micro_batch(
                 model, examples[0], bench.device, candidates=[], default=usual, seconds=GLANCE
             )
-            long = _longest(measured[0], points, costs) >= WORTH_MEASURING
+            longest = _longest(measured[0], points, costs)
+            long = longest >= WORTH_MEASURING
             if long and config.micro_batch is None:
                 sizes = [size for size in CANDIDATES.get(bench.device.type, CANDIDATES["cpu"]) if size <= points]
                 rows, measured = choose_micro_batch(
-                    model, examples[0], bench.device, candidates=sizes, default=usual, seconds=LOOK
+                    model,
+                    examples[0],
+                    bench.device,
+                    candidates=sizes,
+                    default=usual,
+                    seconds=min(LOOK, SHARE * longest),
                 )
             if config.micro_batch is None:
                 bench.micro_batch = rows
