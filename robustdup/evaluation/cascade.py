@@ -25,7 +25,7 @@ SURVIVED, BROKEN, UNDECIDED, NOT_ATTACKED = 0, 1, 2, 3
 
 CALL_SECONDS = 60.0  # what a call of a `pool` attack should take, since a kill loses it
 LONGEST_CALL = 300.0  # seconds that the first call of a stage may take if every point survives
-LARGEST_CALL = 4096  # points
+LARGEST_CALL = {"cpu": 512, "cuda": 4096}  # points: a GPU must be kept busy, a CPU has less to gain than memory to lose
 CALL_MEMORY = 2**28  # pixels of all points in a call; an attack keeps some ten tensors of that size
 
 
@@ -215,7 +215,8 @@ class CallSize:
 
     def _bounded(self, size: int, most: int) -> int:
         share = math.ceil(self.points / self.bench.workers)
-        most = min(most, LARGEST_CALL, CALL_MEMORY // max(self.pixels, 1), share)
+        largest = LARGEST_CALL.get(self.bench.device.type, LARGEST_CALL["cuda"])
+        most = min(most, largest, CALL_MEMORY // max(self.pixels, 1), share)
         return max(min(size, most), self.bench.micro_batch)
 
 
