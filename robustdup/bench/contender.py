@@ -299,9 +299,8 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(event), file=lines, flush=True)
 
     order = json.loads(arguments[0])
-    with contextlib.suppress(
-        AttributeError, OSError
-    ):  # Linux alone: this process and what it starts have so many cores
+    # This process and what it starts have so many cores; Linux alone can hold them there.
+    with contextlib.suppress(AttributeError, OSError):
         os.sched_setaffinity(0, usable_cores()[: order["threads"]])
     measure(order, say)
 
