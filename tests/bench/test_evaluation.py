@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -357,3 +358,16 @@ def test_published_ensembles_break_what_ours_breaks(name):
     assert theirs["event"] == ours["event"] == "done"
     assert theirs["robust_accuracy"] >= ours["robust_accuracy"] < 1
     assert theirs["violations"] == 0
+
+
+def test_memory_of_processes_that_the_call_starts_is_seen():
+    with process.started_here() as held:
+        child = subprocess.Popen([sys.executable, "-c", "data = bytearray(50_000_000); input()"], stdin=subprocess.PIPE)
+        try:
+            until = time.monotonic() + 20
+            while max(held) < 50_000_000 and time.monotonic() < until:
+                time.sleep(0.1)
+        finally:
+            child.kill()
+            child.communicate()
+    assert 50_000_000 <= max(held) < 500_000_000

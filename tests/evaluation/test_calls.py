@@ -193,6 +193,10 @@ def test_call_sizes_are_bounded_by_cost_memory_and_workers(linear, points):
     expensive = planned(push, cost=(10_000, 10_000))
     assert CallSize(expensive, bench, pixels=16, points=4000).now == 7  # 300 s over 40 s a point
     assert CallSize(planned(push), bench, pixels=cascade.CALL_MEMORY // 5, points=4000).now == 5
+    grown = CallSize(planned(push), bench, pixels=16, points=4000)
+    grown.now = 500
+    grown.learn(Call(torch.arange(8), None, 1e-6, Count(), Count()))  # as quick as can be
+    assert grown.now == cascade.LARGEST_CALL["cpu"]
     bench.workers = 4
     assert CallSize(planned(push), bench, pixels=16, points=20).now == 5
     bench.batch_size_given = True
