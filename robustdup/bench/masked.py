@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustdup.bench.networks import RECIPES
 from robustdup.errors import unknown
-from robustdup.models.digits_recipe import TRAIN_EPS
+from robustdup.models.digits import TRAIN_EPS
 from robustdup.models.load import load_model
 from robustdup.registry import load_plugins
 

@@ -53,7 +53,7 @@ def load_builtin(rest: str, options: ModelOptions) -> nn.Module:
     """Return a classifier that comes with robustdup. Raises UserError for another name."""
     from safetensors.torch import load_file
 
-    from robustdup.models.digits_recipe import TRAIN_EPS, digits_classifier
+    from robustdup.models.digits import TRAIN_EPS, digits_classifier
 
     if rest not in TRAIN_EPS:
         raise unknown("built-in model", f"builtin:{rest}", [f"builtin:{name}" for name in TRAIN_EPS])

@@ -12,7 +12,7 @@ from torchvision.models import resnet18 as torchvision_resnet18
 import robustdup.models
 from robustdup.errors import Unavailable, UserError
 from robustdup.models.architectures import NETWORKS, build_network
-from robustdup.models.digits_recipe import digits_classifier
+from robustdup.models.digits import digits_classifier
 from robustdup.models.fold import fold_batchnorm
 from robustdup.models.load import count_parameters
 from robustdup.registry import Registry
