@@ -41,6 +41,7 @@ def register(registry: Registry) -> None:
     )  # fmt: skip
     _register_autoattack(registry)
     _register_cosine_pgd(registry)
+    _register_for_masked(registry)
     register_ensembles(registry)
 
 
@@ -98,3 +99,24 @@ def _register_cosine_pgd(registry: Registry) -> None:
                 url="https://arxiv.org/abs/2411.15210",
             )
         )  # fmt: skip
+
+
+def _register_for_masked(registry: Registry) -> None:
+    """Register the attacks that `fast` adds where the model's gradients look masked."""
+    from robustdup.attacks.boundary_walk import boundary_walk, boundary_walk_cost
+    from robustdup.attacks.spsa import spsa, spsa_cost
+
+    registry.add_attack(
+        AttackSpec(
+            name="spsa", function=spsa, norms=("Linf", "L2"), knowledge="score-based", batching="pool", cost=spsa_cost,
+            description="SPSA: gradients estimated from wide random probes, for models whose own lead nowhere.",
+            url="https://arxiv.org/abs/1802.05666", quick={"steps": 20, "probes": 32},
+        )
+    )  # fmt: skip
+    registry.add_attack(
+        AttackSpec(
+            name="boundary-walk", function=boundary_walk, norms=("Linf", "L2"), batching="pool", cost=boundary_walk_cost,
+            description="Along the decision boundary into the ball, for models whose scores are flat around an image.",
+            url="https://arxiv.org/abs/1904.02144", quick={"restarts": 2},
+        )
+    )  # fmt: skip

@@ -33,9 +33,9 @@ RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 
 # Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never break.
 # What survives several targets at a hair's breadth falls to cross-entropy from new starts rather than to longer runs.
-# Square is the witness for masked gradients; where they show, the last stages are made too: all of AutoAttack, and Square
-# again from other draws, since random search is then all that finds anything, and one run finds about two thirds of what
-# several do (seen on quantised inputs and on clipped logits).
+# Square is the witness for masked gradients. Where they show, the last stages are made too: SPSA, whose wide probes see
+# through rounding and ripples, the walk along the boundary, the only place where clipped scores have a slope, and all of
+# AutoAttack on what is left. Both are weak in L1, where Square looks again from other draws instead.
 FAST = (
     Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
     Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
@@ -45,8 +45,10 @@ FAST = (
     Stage("apgd-t", {"targets": 5, "steps": 20, "larger_eps": True}, take=0.6, norms=L1),
     Stage("apgd-t", {"targets": 9, "steps": 40, "larger_eps": True}, take=0.13, norms=L1),
     Stage("square", {"queries": 250}, take=0.05),
+    Stage("spsa", {"restarts": 2}, when="masked", norms=LINF_L2),
+    Stage("boundary-walk", when="masked", norms=LINF_L2),
     *(replace(stage, when="masked") for stage in STANDARD),
-    Stage("square", {"restarts": 3}, when="masked"),
+    Stage("square", {"restarts": 3}, when="masked", norms=L1),
 )
 
 

@@ -1,0 +1,183 @@
+"""Boundary walk: from a misclassified image far away along the decision boundary, until it lies inside the ball.
+
+For models whose scores are flat around an image, such as clipped logits: near the boundary two classes are about to tie,
+and there even such a model has a gradient, or at least a decision. The walk is that of HopSkipJump
+(https://arxiv.org/abs/1904.02144): bisect to the boundary, step along the gradient there as far as the point stays on the
+wrong side, bisect again. The gradient is the model's own, averaged over probes around the point, near ones and far ones,
+instead of one that is estimated from decisions: a few gradients do the work of hundreds of decisions where there are any.
+
+It is a `pool` attack: a row leaves the moment its point inside the ball is misclassified, and all randomness is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.losses import fooled, margin
+from robustdup.attacks.passes import input_gradient
+from robustdup.attacks.pgd import ascent, unit_l1
+from robustdup.errors import UserError
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel
+
+AMPLITUDES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the noise that a start is looked for with, in pixel units
+DRAWS = 10  # of noise at each amplitude
+HALVINGS = 12  # of the way to the clean image, and of a step
+NEAREST = 0.01  # the distance of the nearest probes, as a share of the farthest's
+
+
+def boundary_walk(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
+    steps: int = 30, probes: int = 8, restarts: int = 8, reach: float = 0.25,
+) -> Tensor:  # fmt: skip
+    """Walk along the boundary from `restarts` random starts; rows that survive return their nearest point, projected.
+
+    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the Linf or L2 ball and the box. A start
+    is noise that the model misclassifies; where none is found, or the gradient is zero throughout, the walk from it ends.
+    Probes lie up to `reach` eps from the point in every pixel. Follows https://arxiv.org/abs/1904.02144. Raises UserError
+    for a setting that cannot work.
+    """
+    for name, count in {"steps": steps, "probes": probes, "restarts": restarts}.items():
+        if count < 1:
+            raise UserError(f"boundary-walk: {name} must be at least 1, got {count}.")
+    if not 0 < reach < float("inf"):
+        raise UserError(f"boundary-walk: reach is a share of eps and must be above 0, got {reach}.")
+    walk = _Walk(model, images, labels, threat)
+    for restart in range(restarts):
+        streams = rng.fold("restart").fold(restart)
+        rows = walk.start(streams.fold("start"))
+        if len(rows):
+            rows = walk.pull(rows, walk.point[rows])
+        for step in range(steps):
+            if len(rows) == 0:
+                break
+            rows, direction = walk.uphill(rows, streams[rows].fold("probes"), step, probes, reach)
+            if len(rows):
+                rows = walk.pull(rows, walk.hop(rows, direction, 1 / (step + 1) ** 0.5))
+    return walk.result()
+
+
+def boundary_walk_cost(options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the (forward, backward) passes that a point which survives every hop costs, at most."""
+    steps, probes = options["steps"], options["probes"]
+    look = 1 + HALVINGS
+    return options["restarts"] * (DRAWS * len(AMPLITUDES) + look + steps * (probes + HALVINGS + look)), (
+        options["restarts"] * steps * probes
+    )
+
+
+class _Walk:
+    """Where the points of a restart are: misclassified, at `distance` (N,) of the images, both for all rows."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> None:
+        self.model, self.images, self.labels, self.threat = model, images, labels, threat
+        self.point, self.best = images.clone(), images.clone()
+        self.distance = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+        self.nearest = self.distance.clone()
+
+    def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Say which points (n, ...) of the rows are misclassified."""
+        with torch.no_grad():
+            return fooled(self.model(points), self.labels[rows])
+
+    def left(self) -> Tensor:
+        """Return the rows for which nothing inside the ball has been found."""
+        return self.outside().nonzero()[:, 0]
+
+    def outside(self) -> Tensor:
+        """Say of which rows nothing inside the ball has been found: (N,) bool."""
+        return self.nearest > self.threat.radius + self.threat.tolerance
+
+    def start(self, rng: SampleRng) -> Tensor:
+        """Place what is left at misclassified noise, as weak as may be: by turns signs and uniform; return those rows."""
+        rows = self.left()
+        missing = rows
+        for place, amplitude in enumerate(AMPLITUDES):
+            for draw in range(DRAWS):
+                if len(missing) == 0:
+                    return rows
+                stream, shape, dtype = rng[missing], self.images.shape[1:], self.images.dtype
+                number = place * DRAWS + draw
+                unit = (
+                    stream.uniform(shape, draw=number, low=-1.0, high=1.0, dtype=dtype) if draw % 2
+                    else stream.signs(shape, draw=number, dtype=dtype)
+                )  # fmt: skip
+                noisy = (self.images[missing] + amplitude * unit).clamp(0, 1)
+                hit = self.wrong(missing, noisy)
+                self.point[missing[hit]], self.distance[missing[hit]] = noisy[hit], torch.inf
+                missing = missing[~hit]
+        found = torch.ones(len(self.images), dtype=torch.bool, device=self.images.device)
+        found[missing] = False
+        return rows[found[rows]]
+
+    def pull(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Bisect from misclassified points to the boundary, keep what is nearer than before, return who is not in the ball.
+
+        In Linf the way to the clean image clips the change, in L2 it is straight. The ball itself is tried first.
+        """
+        clean, high = self.images[rows], self.threat.distance(self.images[rows], points)
+        low, found = torch.zeros_like(high), points.clone()
+        for halving in range(HALVINGS + 1):
+            middle = (low + high) / 2 if halving else high.clamp(max=self.threat.radius)
+            between = _toward(clean, points, middle, self.threat)
+            if not halving:
+                between = self.threat.project(clean, between)  # to the last bit
+            wrong = self.wrong(rows, between)
+            found[wrong] = between[wrong]
+            high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
+        distance = self.threat.distance(clean, found)
+        nearer = distance < self.distance[rows]
+        self.point[rows[nearer]], self.distance[rows[nearer]] = found[nearer], distance[nearer]
+        record = distance < self.nearest[rows]
+        self.best[rows[record]], self.nearest[rows[record]] = found[record], distance[record]
+        return rows[self.outside()[rows]]
+
+    def uphill(self, rows: Tensor, rng: SampleRng, step: int, probes: int, reach: float) -> tuple[Tensor, Tensor]:
+        """Return the direction (n, ...) in which the margin rises around the points, and the rows where one does."""
+        point, shape = self.point[rows], self.images.shape[1:]
+        offset = rng.uniform((probes, *shape), draw=step, low=-1.0, high=1.0, dtype=point.dtype)
+        scale = NEAREST ** rng.fold("scale").uniform((probes,), draw=step, dtype=point.dtype)
+        offset *= reach * self.threat.radius * scale.view(-1, probes, *[1] * len(shape))
+        around = (point[:, None] + offset).clamp_(0, 1).flatten(0, 1)
+        labels = self.labels[rows].repeat_interleave(probes)
+        gradient, _, _ = input_gradient(self.model, around, lambda logits, part: margin(logits, labels[part]))
+        total = torch.zeros_like(point)
+        for probe in gradient.nan_to_num(0, 0, 0).view(-1, probes, *shape).unbind(1):
+            total += probe
+        rises = total.flatten(1).abs().amax(dim=1) > 0
+        rows = rows[rises]
+        return rows, ascent(self.images[rows], unit_l1(total[rises]), self.threat)
+
+    def hop(self, rows: Tensor, direction: Tensor, share: float) -> Tensor:
+        """Return misclassified points along the direction, at most `share` of the distance away: halved until they are."""
+        length, points = self.distance[rows] * share, self.point[rows].clone()
+        trying = torch.arange(len(rows), device=rows.device)
+        for _ in range(HALVINGS):
+            if len(trying) == 0:
+                break
+            move = length[trying].to(points.dtype).view(-1, *[1] * (points.ndim - 1)) * direction[trying]
+            there = (self.point[rows[trying]] + move).clamp(0, 1)
+            wrong = self.wrong(rows[trying], there)
+            points[trying[wrong]] = there[wrong]
+            trying = trying[~wrong]
+            length = length / 2
+        return points
+
+    def result(self) -> Tensor:
+        """Return what was found inside the ball, and the nearest points projected onto it where nothing was."""
+        outside = self.outside()
+        self.best[outside] = self.threat.project(self.images[outside], self.best[outside])
+        return self.best
+
+
+def _toward(clean: Tensor, points: Tensor, distance: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the points on the way to the clean images (n, ...) at most `distance` (n,) from them."""
+    size = distance.to(clean.dtype).view(-1, *[1] * (clean.ndim - 1))
+    if threat.norm == "Linf":
+        return torch.minimum(torch.maximum(points, clean - size), clean + size)
+    whole = threat.distance(clean, points).clamp(min=1e-30).to(clean.dtype).view_as(size)
+    return clean + (points - clean) * (size / whole).clamp(max=1)
