@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file of results, one JSON line a run")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds of fast, separated by commas")
     parser.add_argument("--truth-seed", type=int, default=100, help="seed of AutoAttack and the long APGD-T")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     try:
         config = build(EvalConfig, overrides=given.settings)
         runs = [(TRUTH, given.truth_seed), *(("fast", int(seed)) for seed in given.seeds.split(","))]

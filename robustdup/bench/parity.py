@@ -135,7 +135,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file of results, one JSON line a comparison")
     parser.add_argument("--attacks", default=",".join(PAIRS), help=f"of {', '.join(PAIRS)}")
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     try:
         config = build(EvalConfig, overrides=given.settings)
         for seed in map(int, given.seeds.split(",")) if given.settings else ():

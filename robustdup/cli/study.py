@@ -49,7 +49,10 @@ def run_command(
     from robustdup.study.run import choose_where, run_cells, study_folder
 
     if not yes and count_lines(config) > MANY and sys.stdin.isatty():
-        yes = typer.confirm(f"This recipe has {count_lines(config):,} cells. Go on?", abort=True)
+        yes = typer.confirm(f"This recipe has {count_lines(config):,} cells. Go on?")
+        if not yes:
+            print("Nothing was run.", file=sys.stderr)
+            return 1
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), study_folder(config.folder):
         prepared = prepare(config, yes=yes)
         save_plan(config, prepared.grid)

@@ -59,7 +59,7 @@ def _dose(one: Comparison) -> str:
         return f"{name} differed by {_signed(one)}, one seed and so no interval,"
     if one.verdict == "no variation":
         return (
-            f"{name} was the same in every seed"
+            f"{name} did not change in any seed"
             if difference == 0
             else f"{name} differed by {_signed(one)} in every seed"
         )

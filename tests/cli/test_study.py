@@ -112,6 +112,17 @@ def test_mistakes(recipe, tmp_path, monkeypatch, capsys, words, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_grid_that_nobody_meant_is_asked_about_and_left_alone(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    asked = []
+    monkeypatch.setattr("typer.confirm", lambda question: asked.append(question))
+    assert main(["study", "run", str(recipe), "seeds=3000"]) == 1
+    assert asked == ["This recipe has 12,000 cells. Go on?"]
+    assert capsys.readouterr().err == "Nothing was run.\n"
+    assert not (tmp_path / "studies").exists()
+
+
 def test_the_gaussian_illustration_draws_its_picture(tmp_path, capsys):
     path = tmp_path / "picture.png"
     assert main(["study", "gaussian", "--seeds", "2", "--out", str(path)]) == 0

@@ -132,7 +132,7 @@ def test_no_variation_is_said_and_nothing_is_claimed():
     found = analyse(rows, config())
     assert {one.verdict for one in found.comparisons} == {"no variation"}
     assert found.comparisons[0].sentence == (
-        "Robust accuracy was the same in every seed at dose 0.25 (standard), 6 paired seeds."
+        "Robust accuracy did not change in any seed at dose 0.25 (standard), 6 paired seeds."
     )
 
 
