@@ -25,7 +25,7 @@ SURVIVED, BROKEN, UNDECIDED, NOT_ATTACKED = 0, 1, 2, 3
 
 CALL_SECONDS = 60.0  # what a call of a `pool` attack should take, since a kill loses it
 LONGEST_CALL = 300.0  # seconds that the first call of a stage may take if every point survives
-LARGEST_CALL = {"cpu": 512, "cuda": 4096}  # points: a GPU must be kept busy, a CPU has less to gain than memory to lose
+LARGEST_CALL = {"cpu": 256, "cuda": 4096}  # points: a GPU must be kept busy, a CPU has less to gain than memory to lose
 CALL_MEMORY = 2**28  # pixels of all points in a call; an attack keeps some ten tensors of that size
 
 
@@ -158,8 +158,8 @@ def _run_stage(
         nonlocal done
         done += len(call.rows)
         _update(result, outcome, call)
-        if call.verdict is not None:  # the worst images are kept already; all of every stage would fill the memory
-            call.verdict = replace(call.verdict, images=call.verdict.images[:0])
+        if call.verdict is not None:  # the worst images are kept already; those of every stage, or a view, fill the memory
+            call.verdict = replace(call.verdict, images=call.verdict.images[:0].clone())
         calls[start] = call
         report(call, done)
 

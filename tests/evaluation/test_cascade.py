@@ -44,6 +44,14 @@ def test_survivors_only_and_worst_case_is_kept(linear, points):
     assert torch.allclose((result.worst - points[0]).abs().amax(dim=(1, 2, 3))[survivors], torch.tensor(0.1))
 
 
+def test_images_of_finished_calls_leave_the_memory(linear, points):
+    at, bench = setting(linear, points)
+    result = run_cascade([stage(size=0.05), stage(size=0.1)], at, THREAT, bench)
+    calls = [call for s in result.stages for call in s.calls]
+    assert len(calls) > 5
+    assert all(call.verdict.images.untyped_storage().nbytes() == 0 for call in calls)
+
+
 def test_individual_runs_each_attack_on_all_points(linear, points):
     at, bench = setting(linear, points)
     result = run_cascade([stage(size=0.05), stage(size=0.1)], at, THREAT, bench, individual=True)
