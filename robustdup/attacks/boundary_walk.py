@@ -28,6 +28,7 @@ AMPLITUDES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the noise that a start is 
 DRAWS = 10  # of noise at each amplitude
 HALVINGS = 12  # of the way to the clean image, and of a step
 NEAREST = 0.01  # the distance of the nearest probes, as a share of the farthest's
+PIXELS = 2**24  # of probes that are held at once, about
 
 
 def boundary_walk(
@@ -137,7 +138,16 @@ class _Walk:
         return rows[self.outside()[rows]]
 
     def uphill(self, rows: Tensor, rng: SampleRng, step: int, probes: int, reach: float) -> tuple[Tensor, Tensor]:
-        """Return the direction (n, ...) in which the margin rises around the points, and the rows where one does."""
+        """Return the rows where the margin rises anywhere around the points, and the direction (n, ...) in which it does."""
+        at_once = max(1, PIXELS // (probes * self.images[0].numel()))
+        parts = [slice(i, i + at_once) for i in range(0, len(rows), at_once)]
+        total = torch.cat([self.slope(rows[part], rng[part], step, probes, reach) for part in parts])
+        rises = total.flatten(1).abs().amax(dim=1) > 0
+        rows = rows[rises]
+        return rows, ascent(self.images[rows], unit_l1(total[rises]), self.threat)
+
+    def slope(self, rows: Tensor, rng: SampleRng, step: int, probes: int, reach: float) -> Tensor:
+        """Return the sum of the margin's gradients at all probes around the points: (n, ...)."""
         point, shape = self.point[rows], self.images.shape[1:]
         offset = rng.uniform((probes, *shape), draw=step, low=-1.0, high=1.0, dtype=point.dtype)
         scale = NEAREST ** rng.fold("scale").uniform((probes,), draw=step, dtype=point.dtype)
@@ -148,9 +158,7 @@ class _Walk:
         total = torch.zeros_like(point)
         for probe in gradient.nan_to_num(0, 0, 0).view(-1, probes, *shape).unbind(1):
             total += probe
-        rises = total.flatten(1).abs().amax(dim=1) > 0
-        rows = rows[rises]
-        return rows, ascent(self.images[rows], unit_l1(total[rises]), self.threat)
+        return total
 
     def hop(self, rows: Tensor, direction: Tensor, share: float) -> Tensor:
         """Return misclassified points along the direction, at most `share` of the distance away: halved until they are."""

@@ -24,7 +24,7 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 PAIRS = 32  # of probes whose signs are drawn at once, one bit of a word for each
-ROWS = 1024  # probes held at once, about
+ROWS, PIXELS = 1024, 2**24  # of probes that are held at once, about: few rows of large images
 
 
 def spsa(
@@ -86,7 +86,7 @@ def _estimate(
     length = 1.0 if threat.norm == "Linf" else math.prod(shape) ** -0.5
     size = reach * threat.radius * length  # of each pixel's change
     gradient, found, at = torch.zeros_like(point), torch.zeros(n, dtype=torch.bool, device=point.device), point.clone()
-    at_once = max(1, ROWS // (2 * n))
+    at_once = max(1, min(ROWS, PIXELS // math.prod(shape)) // (2 * n))
     for first in range(0, pairs, PAIRS):
         words = rng.bits(shape, draw=step * -(-pairs // PAIRS) + first // PAIRS)
         for start in range(first, min(first + PAIRS, pairs), at_once):

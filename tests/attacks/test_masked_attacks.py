@@ -116,6 +116,15 @@ def test_a_row_ends_the_same_to_the_bit_in_any_company(points, attack, norm):
     assert run(torch.arange(0)).shape == (0, 1, 8, 8)
 
 
+@BOTH
+def test_how_much_is_held_at_once_changes_no_bit(points, attack, monkeypatch):
+    model, images, labels = (points[0], points[1][:7], points[2][:7])
+    threat, rng = ThreatModel("Linf", EPS["Linf"]), SampleRng(3, torch.arange(7))
+    whole = attack(Passes(model, 8), images, labels, threat, rng=rng, **QUICK[attack])
+    monkeypatch.setattr(f"{attack.__module__}.PIXELS", 400)
+    assert torch.equal(attack(Passes(model, 8), images, labels, threat, rng=rng, **QUICK[attack]), whole)
+
+
 class Counting(nn.Module):
     """Counts rows; class 0 wherever the mean is below `bound`."""
 
