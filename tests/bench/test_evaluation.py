@@ -141,6 +141,20 @@ def test_ours_runs_as_eval_does_and_brings_its_own_counts():
     assert done["forward_passes"] == 20 + record.passes.attacks_forward + record.passes.referee
 
 
+@pytest.mark.parametrize(("threads", "spreads"), [(1, False), (2, True)])
+def test_ours_may_share_several_cores_between_processes_and_one_core_may_not(monkeypatch, threads, spreads):
+    asked = []
+
+    def run(evaluation, *, data, registry, spread=False):
+        asked.append((evaluation.attacks, evaluation.threads, spread))
+        return real(evaluation, data=data, registry=registry)  # the same without workers
+
+    real = jobs.run_evaluation
+    monkeypatch.setattr(jobs, "run_evaluation", run)
+    process.run_ours(process.load(config(threads=threads), 6, threads), "fgsm", lambda: None)
+    assert asked == [("noise(draws=1)", None if spreads else 1, False), ("fgsm", None if spreads else 1, spreads)]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the mark cannot be set back")
 def test_memory_is_what_the_call_took_on_top():
     cpu = torch.device("cpu")
