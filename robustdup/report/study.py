@@ -93,13 +93,19 @@ def summary(record: StudyRecord) -> str:
 def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, list[str]]]:
     """Return the parts of a report that are sentences: (title, lines), empty ones left out.
 
-    A brief one counts the undecided comparisons between levels instead of telling them.
+    A brief one counts what is undecided between levels, or on the same images, instead of telling it.
     """
     others = [one for one in record.comparisons if one.kind == "contrast" and not one.primary]
     told = [one for one in others if not brief or one.verdict in ("lower", "higher", "equivalent")]
     contrasts = [one.sentence for one in told]
     if len(told) < len(others):
         contrasts.append(f"{len(others) - len(told)} more are undecided: see the report.")
+    sure = [one for one in record.crossovers if not brief or one.low > 0 or one.high < 0]
+    same_images = [one.sentence for one in sure]
+    if len(sure) < len(record.crossovers):
+        same_images.append(
+            f"{len(record.crossovers) - len(sure)} {'more ' * bool(sure)}show no difference beyond chance."
+        )
     anova = [
         f"{term.metric}: {term.term}, F({term.df:g}, {term.df_error:g}) = {term.f:.2f}, p = {term.p:.2g} "
         f"(lower bound {term.p_lower_bound:.2g})"
@@ -108,7 +114,7 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
     found = [
         ("Conclusions", record.conclusions),
         ("Between levels (not corrected)", contrasts),
-        ("The same training images with and without copies", [one.sentence for one in record.crossovers]),
+        ("The same training images with and without copies", same_images),
         ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims]),
         ("Doses in all readings", [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.readings if one.dose]),
         ("ANOVA of the paired effects, seeds as subjects", anova),

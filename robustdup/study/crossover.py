@@ -111,6 +111,14 @@ def _sentence(
     place = f"{place_of(factors, dose, varying)}, {one.images} images in {seeds} seeds (interval over images)."
     if one.low == one.high == 0:
         return f"On the same training images {text} was the same where they were duplicated{place}"
+    if one.low <= 0 <= one.high:
+        signed, least, most = (
+            write("clean_accuracy", value, signed=not i) for i, value in enumerate((one.difference, one.low, one.high))
+        )
+        return (
+            f"On the same training images {text} is undecided: it differed by {signed} points [{least}, {most}] where they "
+            f"were duplicated{place}"
+        )
     low, high, sign = (one.low, one.high, "higher") if one.difference >= 0 else (-one.high, -one.low, "lower")
     numbers = [write("clean_accuracy", value) for value in (abs(one.difference), low, high)]
     return (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robustdup.records import CellResult, StudyRow
-from robustdup.study.crossover import crossovers, effect
+from robustdup.study.crossover import Effect, _sentence, crossovers, effect
 
 
 def answers(rng, images=120, seeds=4, tau=0.1, tilt=0.0):
@@ -45,6 +45,24 @@ def test_images_that_were_never_met_on_both_sides_say_nothing():
     assert effect(image, seed, np.array([True, True, False, False]), np.ones(4)) is None
     assert effect(image, seed, np.array([True, False, True, False]), np.ones(4)) is None  # the seed tells it all
     assert effect(image[:0], seed[:0], np.zeros(0, dtype=bool), np.zeros(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (Effect(0.2, 0.1, 0.3, 9), "was 20.0 points [10.0, 30.0] higher where they were duplicated"),
+        (Effect(-0.2, -0.3, -0.1, 9), "was 20.0 points [10.0, 30.0] lower where they were duplicated"),
+        (
+            Effect(0.05, -0.05, 0.15, 9),
+            "is undecided: it differed by +5.0 points [−5.0, 15.0] where they were duplicated",
+        ),
+        (Effect(0.0, 0.0, 0.0, 9), "was the same where they were duplicated"),
+    ],
+)
+def test_what_chance_may_do_is_called_undecided(effect, said):
+    assert _sentence("accuracy", effect, {}, 0.5, [], 2) == (
+        f"On the same training images accuracy {said} at dose 0.5, 9 images in 2 seeds (interval over images)."
+    )
 
 
 def test_a_study_tells_it_for_each_dose_in_a_sentence():

@@ -15,6 +15,7 @@ from robustdup.errors import UserError
 from robustdup.records import (
     CellResult,
     Comparison,
+    Crossover,
     Measured,
     load_cell,
     load_study_record,
@@ -276,3 +277,20 @@ def test_the_report_tells_power_and_needed_seeds(tmp_path):
     titles = dict(sections(study(tmp_path, skewed_harm)))
     assert titles["Seeds"][0].startswith("clean_accuracy: with 6 seeds the power to see a difference of the size")
     assert "Doses in all readings" in titles
+
+
+def test_the_terminal_tells_of_the_same_images_only_what_is_beyond_chance(tmp_path):
+    record = study(tmp_path, skewed_harm)
+    ranges = [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (0.0, 0.2)]
+    record.crossovers = [
+        Crossover(
+            measure="accuracy", factors={}, dose=0.5, seeds=[0, 1], images=9, difference=(low + high) / 2, low=low,
+            high=high, sentence=f"{low} to {high}",
+        )
+        for low, high in ranges
+    ]  # fmt: skip
+    title = "The same training images with and without copies"
+    assert dict(sections(record))[title] == [f"{low} to {high}" for low, high in ranges]
+    assert dict(sections(record, brief=True))[title] == [
+        "0.1 to 0.3", "-0.3 to -0.1", "2 more show no difference beyond chance.",
+    ]  # fmt: skip
