@@ -340,6 +340,14 @@ def test_attack_model_lets_bpda_break_what_hides_its_gradients(tmp_path):
     assert plain.robust_accuracy.value > adaptive.robust_accuracy.value
     assert adaptive.robust_accuracy.value == pytest.approx(ROBUST, abs=0.11)
     assert adaptive.model.attack_model.endswith("stand_in.py:make")
+    for workers in (1, 2):  # given as an object
+        given = run(
+            Masked().eval(), attacks="pgd(steps=10,random_start=false)", attack_model=Mean().eval(), workers=workers
+        )
+        assert given.robust_accuracy.value == adaptive.robust_accuracy.value
+        assert given.model.attack_model == "python"
+    with pytest.raises(UserError, match=r"The attack model must be a torch.nn.Module, got a int"):
+        run(Masked().eval(), attacks="pgd", attack_model=3)
 
 
 def test_a_custom_loss_registered_like_an_attack_is_used(tmp_path):

@@ -62,6 +62,7 @@ def run_evaluation(
     config: EvalConfig,
     *,
     model: nn.Module | None = None,
+    attack_model: nn.Module | None = None,
     data: LabelledImages | None = None,
     registry: Registry | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -72,9 +73,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate what `config` names and return record, samples and worst images; with a `folder` they are saved there.
 
-    `model` and `data` replace those of the configuration (notebooks). With `resume` an unfinished run in `folder` goes on.
-    With `spread` a long run may start workers of its own accord, for callers whose main module can be imported again.
-    Raises UserError for a mistake and RunError where no result can come out.
+    `model`, `attack_model` and `data` replace those of the configuration (notebooks). With `resume` an unfinished run in
+    `folder` goes on. With `spread` a long run may start workers of its own accord, for callers whose main module can be
+    imported again. Raises UserError for a mistake and RunError where no result can come out.
     """
     started = time.perf_counter()
     registry = registry if registry is not None else load_plugins(config.plugin)
@@ -84,9 +85,10 @@ def run_evaluation(
     data = data if data is not None else load_data(config, registry)
     events += data.notes
     device = choose_device(config.device)
-    original, stand_in = _models(config, model, registry)
-    if not isinstance(original, nn.Module):
-        raise UserError(f"The model must be a torch.nn.Module, got a {type(original).__name__}.")
+    original, stand_in = _models(config, model, attack_model, registry)
+    for name, given in (("model", original), ("attack model", stand_in)):
+        if given is not None and not isinstance(given, nn.Module):
+            raise UserError(f"The {name} must be a torch.nn.Module, got a {type(given).__name__}.")
     was_training = any(module.training for module in original.modules())
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -102,7 +104,9 @@ def run_evaluation(
         bench.draws = config.judge_draws if clean.randomized else 1
         events += equip(bench, config, data.images, clean, stages, folder)
         points = Points(data.images, data.labels, data.index, clean.judged)
-        caller = stack.enter_context(_workers(config, model, bench, points, clean.randomized, weights, spread))
+        caller = stack.enter_context(
+            _workers(config, model, attack_model, bench, points, clean.randomized, weights, spread)
+        )
         results: list[CascadeResult] = []
         for threat in threats:
             state = None if folder is None else folder / STATE / f"eps-{threat.eps_text.replace('/', '_')}"
@@ -128,10 +132,11 @@ def run_evaluation(
 
 @dataclass(frozen=True)
 class WorkerOrder:
-    """What a worker needs to make calls as the parent would: `model` only where it was given as an object."""
+    """What a worker needs to make calls as the parent would: models only where they were given as objects."""
 
     config: EvalConfig
     model: nn.Module | None
+    attack_model: nn.Module | None
     weights: str
     micro_batch: int
     smaller: tuple[int, ...]
@@ -144,8 +149,8 @@ class WorkerOrder:
 
 @contextlib.contextmanager
 def _workers(
-    config: EvalConfig, model: nn.Module | None, bench: Bench, points: Points, randomized: bool, weights: str,
-    spread: bool,
+    config: EvalConfig, model: nn.Module | None, attack_model: nn.Module | None, bench: Bench, points: Points,
+    randomized: bool, weights: str, spread: bool,
 ) -> Iterator[Caller | None]:  # fmt: skip
     """Open the workers that the configuration asks for; None where this process makes the calls itself."""
     bench.workers = config.workers or _usual_workers(config, model, bench, spread)
@@ -154,9 +159,9 @@ def _workers(
         return
     right = (~points.clean.broken).nonzero()[: bench.micro_batch, 0]
     order = WorkerOrder(
-        config=config, model=model, weights=weights, micro_batch=bench.micro_batch, smaller=bench.smaller,
-        judge_micro_batch=bench.judged.micro_batch, draws=bench.draws, usual_margin=bench.usual_margin,
-        examples=points.images[right], randomized=randomized,
+        config=config, model=model, attack_model=attack_model, weights=weights, micro_batch=bench.micro_batch,
+        smaller=bench.smaller, judge_micro_batch=bench.judged.micro_batch, draws=bench.draws,
+        usual_margin=bench.usual_margin, examples=points.images[right], randomized=randomized,
     )  # fmt: skip
     share = max(1, len(usable_cores()) // bench.workers)
     with open_runner(
@@ -190,7 +195,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
     stages = plan(config, registry, parse_threats(config)[-1], [])
-    original, stand_in = _models(config, order.model, registry)
+    original, stand_in = _models(config, order.model, order.attack_model, registry)
     bench = make_bench(config, original, stand_in, torch.device(place.device or "cpu"))
     if fingerprint(bench.judged.model) != order.weights:
         raise RunError(f"Worker {place.number} loaded other weights for {config.model!r} than the parent has.")
@@ -201,13 +206,14 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     return lambda work: make_call(work, stages, bench)
 
 
-def _models(config: EvalConfig, model: nn.Module | None, registry: Registry) -> tuple[nn.Module, nn.Module | None]:
+def _models(
+    config: EvalConfig, model: nn.Module | None, attack_model: nn.Module | None, registry: Registry
+) -> tuple[nn.Module, nn.Module | None]:
     """Return the model to judge, given or loaded, and the one to attack where it is another."""
     load = functools.partial(load_model, registry=registry, allow_pickle=config.allow_pickle)
-    return (
-        model if model is not None else load(config.model),
-        None if config.attack_model is None else load(config.attack_model),
-    )
+    if attack_model is None and config.attack_model is not None:
+        attack_model = load(config.attack_model)
+    return model if model is not None else load(config.model), attack_model
 
 
 def evaluate(
@@ -218,6 +224,7 @@ def evaluate(
     norm: str = "Linf",
     eps: str | float | None = None,
     attacks: str | Sequence[Any] = "autoattack",
+    attack_model: nn.Module | str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -226,8 +233,9 @@ def evaluate(
     """Evaluate a model on images in memory and return the record that `robustdup eval` would write.
 
     `images` (N, C, H, W) in [0, 1], `labels` (N,) int64; `eps` is 8/255, 0.5 or 12 by norm if not given. `attacks` is text
-    as on the command line, or a list of names and of functions marked with `@robustdup.attack`. `options` are the other
-    keys of `EvalConfig`. With `out` a run folder is written. Raises UserError for a mistake.
+    as on the command line, or a list of names and of functions marked with `@robustdup.attack`. `attack_model` is attacked
+    in place of the model (BPDA, a surrogate). `options` are the other keys of `EvalConfig`. With `out` a run folder is
+    written. Raises UserError for a mistake.
     """
     registry = load_plugins(options.get("plugin") or ())
     config = validate(
@@ -236,13 +244,14 @@ def evaluate(
             **options, "model": "python", "data": "python", "norm": norm, "eps": "" if eps is None else str(eps),
             "attacks": attacks if isinstance(attacks, str) else ",".join(_named(a, registry) for a in attacks),
             "out": str(out) if out is not None else None,
+            "attack_model": attack_model if isinstance(attack_model, str | None) else "python",
         },
     )  # fmt: skip
     data = given_data(images, labels, config)
     folder = Path(out) if out is not None else None
     return run_evaluation(
-        config, model=model, data=data, registry=registry, progress=progress, folder=folder, resume=resume,
-        command="robustdup.evaluate(…)",
+        config, model=model, attack_model=None if isinstance(attack_model, str) else attack_model, data=data,
+        registry=registry, progress=progress, folder=folder, resume=resume, command="robustdup.evaluate(…)",
     ).record  # fmt: skip
 
 
