@@ -85,7 +85,7 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
         if one.kind == "contrast" and "class" in one.level and one.against in EVEN
         and one.factors.get("arm") not in WITHOUT_COPIES
     ]  # fmt: skip
-    shares = [one.sentence for one in known if one.kind == "contrast" and one.level == "prior-matched"]
+    shares = [one for one in known if one.kind == "contrast" and one.level == "prior-matched"]
     steps = [one for one in doses if one.metric in CLEAN and "step" in str(one.factors.get("budget", ""))]
     claims = [
         _harm("Duplicates make training less efficient (clean accuracy at equal optimizer steps)", judged(steps, alpha))
@@ -101,12 +101,17 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
         uneven = _harm(
             f"The harm shows most when duplication is non-uniform over classes{there}", judged(skewed, alpha)
         )
-        if uneven.evidence:
-            uneven.evidence += shares
+        if skewed and shares:
+            more = sum(verdict == "higher" for verdict, _ in judged(shares, alpha))  # prior-matched, above copies
+            uneven.sentence += (
+                f" Beside the same class shares without copies (prior-matched), copies harmed more in {more} of {len(shares)} "
+                "comparisons."
+            )
+            uneven.evidence += [one.sentence for one in shares]
         claims += [
-            _harm(f"Duplicates may lower accuracy{there}", judged(clean, alpha)),
+            _may_harm(f"Duplicates may lower accuracy{there}", judged(clean, alpha)),
             uneven,
-            _harm(f"Any duplication harms adversarially trained models{there}", judged(adversarial, alpha)),
+            _any_harms(f"Any duplication harms adversarially trained models{there}", judged(adversarial, alpha)),
             _no_gain(f"Even uniform duplication brings no significant gain in accuracy{there}", judged(even, alpha)),
         ]
     return claims
@@ -137,15 +142,50 @@ def _is_adversarial(one: Comparison) -> bool:
 
 
 def _harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
-    """Judge a claim of harm: confirmed by a drop without a rise, refuted by a rise without a drop."""
+    """Judge a claim of harm on the whole: confirmed by a drop without a rise, refuted by a rise without a drop."""
     count = Counter(verdict for verdict, _ in found)
     if count["lower"] and not count["higher"]:
         return _claim(claim, "confirmed", found)
     if count["higher"] and not count["lower"]:
         return _claim(claim, "refuted", found)
-    if found and count["equivalent"] == len(found):
-        return _claim(claim, "equivalent", found)
-    return _claim(claim, "undecided" if found else "not tested", found)
+    return _claim(claim, _open(found), found)
+
+
+def _may_harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+    """Judge a claim that harm occurs: confirmed by any drop, refuted where every dose is higher or shown to be equivalent."""
+    count = Counter(verdict for verdict, _ in found)
+    if count["lower"]:
+        return _claim(claim, "confirmed", found)
+    if count["higher"] and count["higher"] + count["equivalent"] == len(found):
+        return _claim(claim, "refuted", found)
+    return _claim(claim, _open(found), found)
+
+
+def _any_harms(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+    """Judge a claim that all of it harms: confirmed where each duplication lowers a metric, refuted by one that lowers none.
+
+    A duplication lowers none where all its metrics are higher, or shown to be equivalent.
+    """
+    kinds: dict[str, list[tuple[str, Comparison]]] = {}
+    for verdict, one in found:
+        kinds.setdefault(f"{sorted(one.factors.items())} {one.dose}", []).append((verdict, one))
+    verdicts = [{verdict for verdict, _ in members} for members in kinds.values()]
+    harmless = [
+        members for members in kinds.values() if {verdict for verdict, _ in members} <= {"higher", "equivalent"}
+    ]
+    if found and all("lower" in group for group in verdicts):
+        return _claim(claim, "confirmed", found)
+    if harmless and _open(found) != "equivalent":
+        text = f"{len(harmless)} of {len(kinds)} duplications lower neither accuracy"
+        return _claim(claim, "refuted", found, [one for members in harmless for _, one in members], text)
+    return _claim(claim, _open(found), found)
+
+
+def _open(found: Sequence[tuple[str, Comparison]]) -> Judged:
+    """Return what is left to say where a claim is neither confirmed nor refuted."""
+    if not found:
+        return "not tested"
+    return "equivalent" if all(verdict == "equivalent" for verdict, _ in found) else "undecided"
 
 
 def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
@@ -158,13 +198,21 @@ def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     return _claim(claim, "undecided" if found else "not tested", found)
 
 
-def _claim(claim: str, verdict: Judged, found: Sequence[tuple[str, Comparison]]) -> Claim:
+def _claim(
+    claim: str,
+    verdict: Judged,
+    found: Sequence[tuple[str, Comparison]],
+    telling: Sequence[Comparison] = (),
+    why: str = "",
+) -> Claim:
+    """Word a verdict; `telling` are the comparisons that it rests on where they are not those that differ."""
     count = Counter(kind for kind, _ in found)
     tally = ", ".join(f"{number} {kind}" for kind, number in count.items())
     text = f"{claim}: {verdict}"
-    text += f" ({tally} of {len(found)} comparisons)" if found else " (no cells of this recipe speak of it)"
+    tally += f" of {len(found)} comparisons" + (f"; {why}" if why else "")
+    text += f" ({tally})" if found else " (no cells of this recipe speak of it)"
     needed = [one.seeds_needed for kind, one in found if kind == "undecided" and one.seeds_needed is not None]
     if verdict == "undecided" and needed:
         text += f"; the comparisons that are open need about {min(needed)} to {max(needed)} seeds"
-    telling = [one for kind, one in found if kind in ("lower", "higher")] or [one for _, one in found]
+    telling = telling or [one for kind, one in found if kind in ("lower", "higher")] or [one for _, one in found]
     return Claim(claim=claim, verdict=verdict, sentence=text + ".", evidence=[one.sentence for one in telling[:6]])

@@ -25,7 +25,7 @@ from robustdup.records import (
     save_study_record,
 )
 from robustdup.report.study import cells_of_table, dose_tables, markdown, sections
-from robustdup.study.claims import judge_claims
+from robustdup.study.claims import _any_harms, _harm, _may_harm, judge_claims
 from robustdup.study.grid import Line
 from robustdup.study.recipe import load_recipe
 from robustdup.study.record import make_record
@@ -106,8 +106,12 @@ def test_the_table_fits_eighty_columns_with_nothing_cut(tmp_path):
 def test_claims_follow_the_evidence(tmp_path):
     record = study(tmp_path, skewed_harm, published=True)
     verdicts = [claim.verdict for claim in record.claims]
-    # no budget in steps; some drop; skewed is worse than uniform; pgd_at drops too; uniform brings nothing
-    assert verdicts == ["not tested", "confirmed", "confirmed", "confirmed", "confirmed"]
+    # no budget in steps; some drop; skewed is worse than uniform; pgd_at does not drop under uniform, which brings nothing
+    assert verdicts == ["not tested", "confirmed", "confirmed", "refuted", "confirmed"]
+    assert "duplications lower neither accuracy" in record.claims[3].sentence
+    assert all("pgd_at, uniform" in sentence for sentence in record.claims[3].evidence)
+    harm = study(tmp_path / "harm", lambda f: -0.03 * (f["dose"] > 0), published=True)
+    assert [claim.verdict for claim in harm.claims[1:]] == ["confirmed", "equivalent", "confirmed", "confirmed"]
     assert "4.06 points [3.97, 4.16] lower than under uniform" in record.claims[2].evidence[0]
     better = study(tmp_path / "better", lambda f: 0.03 * (f["dose"] > 0), published=True)
     assert [claim.verdict for claim in better.claims] == ["not tested", "refuted", "equivalent", "refuted", "refuted"]
@@ -149,6 +153,34 @@ def test_claims_are_judged_for_each_budget_and_by_copies_alone():
     record.comparisons.append(skewed)
     [claim] = [one for one in judge_claims(record) if "non-uniform" in one.claim and one.verdict == "confirmed"]
     assert claim.evidence == ["contrast -0.04", "contrast 0.02"]
+    assert claim.sentence.endswith("without copies (prior-matched), copies harmed more in 1 of 1 comparisons.")
+
+
+def test_harm_of_some_duplicates_of_all_and_on_the_whole_are_told_apart():
+    def verdicts(**cells):  # {scheme: verdicts of clean and robust accuracy}
+        return [
+            (verdict, Comparison(
+                kind="dose", metric=metric, factors={"scheme": scheme}, dose=0.5, primary=False, seeds=[0, 1],
+                difference=0.0, verdict="undecided", sentence=f"{scheme} {metric}",
+            ))
+            for scheme, both in cells.items() for metric, verdict in zip(("clean_accuracy", "robust_accuracy"), both, strict=True)
+        ]  # fmt: skip
+
+    down, up, same, open_ = "lower", "higher", "equivalent", "undecided"
+    cases = [
+        # on the whole, may, any
+        ({"a": (down, down), "b": (down, same)}, ("confirmed", "confirmed", "confirmed")),
+        ({"a": (down, down), "b": (same, up)}, ("undecided", "confirmed", "refuted")),
+        ({"a": (down, down), "b": (same, open_)}, ("confirmed", "confirmed", "undecided")),
+        ({"a": (same, up), "b": (open_, open_)}, ("refuted", "undecided", "refuted")),
+        ({"a": (up, up), "b": (same, same)}, ("refuted", "refuted", "refuted")),
+        ({"a": (same, same), "b": (same, same)}, ("equivalent", "equivalent", "equivalent")),
+        ({"a": (open_, open_)}, ("undecided", "undecided", "undecided")),
+        ({}, ("not tested", "not tested", "not tested")),
+    ]
+    for cells, wanted in cases:
+        found = verdicts(**cells)
+        assert tuple(judge("It harms", found).verdict for judge in (_harm, _may_harm, _any_harms)) == wanted
 
 
 def test_failed_and_missing_cells_are_listed_and_the_rest_is_analysed(tmp_path):
