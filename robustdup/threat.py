@@ -13,6 +13,7 @@ from robustdup.errors import UserError, unknown
 NORMS = ("Linf", "L2", "L1")
 LINF_TOLERANCE = 1e-6  # absolute, in pixel units
 RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1
+DOUBLES = 2**20  # pixels whose distances are summed at once, in float64
 
 Eps = str | float | int | Fraction
 
@@ -27,6 +28,17 @@ def row_sum(values: Tensor) -> Tensor:
 
 def row_length(delta: Tensor, norm: str) -> Tensor:
     """Return the length of each sample of (N, ...) in Linf, L2 or L1: (N,) float64, the same bits in any company."""
+    rows = _rows_at_once(delta)
+    if len(delta) <= rows:
+        return _row_length(delta, norm)
+    return torch.cat([_row_length(part, norm) for part in torch.split(delta, rows)])
+
+
+def _rows_at_once(images: Tensor) -> int:
+    return max(1, DOUBLES // max(images[:1].numel(), 1))
+
+
+def _row_length(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1).double()
     if norm == "Linf":
         return flat.abs().amax(dim=1)
@@ -108,7 +120,9 @@ class ThreatModel:
 
     def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""
-        return row_length(adv.double() - clean.double(), self.norm)
+        rows = _rows_at_once(clean)
+        parts = zip(torch.split(adv, rows), torch.split(clean, rows), strict=True)
+        return torch.cat([_row_length(part.double() - origin.double(), self.norm) for part, origin in parts])
 
     def violations(self, clean: Tensor, adv: Tensor) -> Violations:
         """Measure in float64 which samples of `adv` (N, C, H, W) are not finite, leave [0, 1], or leave the ball."""

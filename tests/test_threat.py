@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from robustdup import ThreatModel, UserError
+from robustdup import threat as threats
 from robustdup.threat import parse_eps, row_length, row_sum
 
 NORMS = ["Linf", "L2", "L1"]
@@ -178,3 +179,18 @@ def test_wrong_threats_are_explained(norm, eps, message):
 
 def test_l2_and_l1_may_be_larger_than_one():
     assert ThreatModel("L1", 12).radius == 12
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_distances_hold_few_rows_at_once_and_are_those_of_all(norm, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    clean, adv = (torch.rand(7, 3, 4, 4, generator=generator) for _ in range(2))
+    threat, held = ThreatModel(norm, "0.1"), []
+    whole, lengths = threat.distance(clean, adv), row_length(adv - clean, norm)
+    real = threats._row_length
+    monkeypatch.setattr(threats, "_row_length", lambda part, norm: held.append(len(part)) or real(part, norm))
+    monkeypatch.setattr(threats, "DOUBLES", 100)  # two images
+    assert torch.equal(threat.distance(clean, adv), whole)
+    assert torch.equal(row_length(adv - clean, norm), lengths)
+    assert held == [2, 2, 2, 1] * 2
+    assert threat.distance(clean[:0], adv[:0]).shape == (0,)

@@ -33,6 +33,7 @@ from robustdup.records import (
     now,
 )
 
+ROUNDED_AT_ONCE = 256  # images
 TOOLKITS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial-robustness-toolbox",),
@@ -134,9 +135,11 @@ def _last_judgement(run: Run) -> tuple[Tensor, Tensor]:
     if run.clean.randomized:
         worst = last.worst.to(bench.device)
         correct = judge_images(bench.judged, worst, labels, draws=bench.draws, seed=seed + 1).correct_share
-    rounded = (last.worst.to(bench.device) * 255).round() / 255
-    after = judge_images(bench.judged, rounded, labels, draws=bench.draws, seed=seed + 2).correct_share
-    after = torch.where(last.broken, after, correct)
+    after, rows = correct.clone(), last.broken.nonzero()[:, 0]
+    for part in torch.split(rows, max(len(rows), 1) if run.clean.randomized else ROUNDED_AT_ONCE):
+        rounded = (last.worst[part].to(bench.device) * 255).round() / 255
+        again = judge_images(bench.judged, rounded, labels[part.to(bench.device)], draws=bench.draws, seed=seed + 2)
+        after[part] = again.correct_share
     return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, after)
 
 
