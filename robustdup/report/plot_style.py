@@ -23,7 +23,7 @@ STYLE: dict[str, Any] = {
 
 def percent_axis(axis: Any) -> None:
     """Write a share in per cent."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axis.set_major_formatter(lambda value, _: f"{round(100 * value, 6) + 0:.3g}%".replace("-", "−"))
 
 
 def shortened(text: str, length: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustdup.errors import UserError
-from robustdup.records import Comparison
+from robustdup.records import Comparison, StudyRecord
 from robustdup.report.html.sources import StudyRun
-from robustdup.report.html.study import dose_name, is_share, metrics_of, place_of, told, words
+from robustdup.report.html.study import Place, dose_name, is_share, metrics_of, place_of, told, words
 from robustdup.report.html.text import missing, number
 from robustdup.report.plot_style import BROKEN, COLOURS, GREY, MARKERS, ROBUST, Width, percent_axis, shortened
 from robustdup.report.study import varying
@@ -24,48 +25,70 @@ def _panels(runs: Sequence[StudyRun]) -> list[str]:
     return metrics_of(runs[0].record)[:PANELS]
 
 
+def _lines(record: StudyRecord) -> tuple[list[Place], list[Place]]:
+    """Return what tells panels from each other, and the lines of a panel: no more of these than there are colours, if may be."""
+    names = varying(record)
+    places = [place_of(mean.factors, names) for mean in record.means]
+    for lead in range(len(names)):
+        lines = list(dict.fromkeys(place[lead:] for place in places))
+        if len(lines) <= len(COLOURS) or lead == len(names) - 1:
+            return list(dict.fromkeys(place[:lead] for place in places)), lines
+    return [()], [()]
+
+
+def _shape(metrics: int, leads: int, width: Width) -> tuple[int, int]:
+    """Return the rows and columns of panels: a column for each lead, or for each metric, where the width allows."""
+    if width == "one":
+        return metrics * leads, 1
+    return (1, metrics) if leads == 1 else (metrics, leads)
+
+
 def doses(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
-    """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors."""
+    """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors.
+
+    More lines than there are colours are spread over panels of their own, by the first factors that vary.
+    """
     record, metrics = runs[0].record, _panels(runs)
     if not metrics:
         raise UserError("The study holds no means yet: no cell is complete.")
     names = varying(record)
-    places = list(dict.fromkeys(place_of(mean.factors, names) for mean in record.means))
+    leads, lines = _lines(record)
     axes.set_axis_off()
     figure = axes.get_figure()
     assert figure is not None
-    shape = (1, len(metrics)) if width == "two" else (len(metrics), 1)
-    grid = axes.get_subplotspec().subgridspec(*shape)  # type: ignore[union-attr]
+    grid = axes.get_subplotspec().subgridspec(*_shape(len(metrics), len(leads), width))  # type: ignore[union-attr]
     found = sorted({mean.dose for mean in record.means if not missing(mean.dose)})
     reach = (found[-1] - found[0]) or 1.0 if found else 1.0
-    for at_panel, metric in enumerate(metrics):
+    for at_panel, (metric, lead) in enumerate(itertools.product(metrics, leads)):
         panel = figure.add_subplot(grid[at_panel])
-        for at, place in enumerate(places):
-            means = sorted(
-                (
-                    m for m in record.means
-                    if m.metric == metric and place_of(m.factors, names) == place and not missing(m.mean) and not missing(m.dose)
-                ),
-                key=lambda m: m.dose,
-            )  # fmt: skip
+        shown = [
+            m for m in record.means
+            if m.metric == metric and place_of(m.factors, names)[: len(lead)] == lead and not missing(m.mean)
+            and not missing(m.dose)
+        ]  # fmt: skip
+        for at, line in enumerate(lines):
+            means = sorted((m for m in shown if place_of(m.factors, names)[len(lead) :] == line), key=lambda m: m.dose)
             ends = [(m.low if m.low is not None else m.mean, m.high if m.high is not None else m.mean) for m in means]
-            shift = (at - (len(places) - 1) / 2) * 0.015 * reach  # side by side, not on top of each other
+            shift = (at - (len(lines) - 1) / 2) * 0.015 * reach  # side by side, not on top of each other
             panel.errorbar(
                 [m.dose + shift for m in means], [m.mean for m in means],
                 yerr=[[m.mean - low for m, (low, _) in zip(means, ends, strict=True)],
                       [high - m.mean for m, (_, high) in zip(means, ends, strict=True)]],
                 color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], capsize=2, elinewidth=0.8,
-                label=shortened(told(place), 32) if at_panel == 0 else None,
+                label=shortened(told(line), 40) if at_panel == 0 else None,
             )  # fmt: skip
         if len(found) <= TICKS:
             panel.set_xticks(found, [number(dose) for dose in found])
         panel.set_xlabel(words(dose_name(record)))
         panel.set_ylabel(words(metric))
         panel.grid(axis="y")
+        if lead:
+            panel.text(1, 1, shortened(told(lead), 40), transform=panel.transAxes, ha="right", va="bottom")
         if is_share(metric):
             percent_axis(panel.yaxis)
-        if at_panel == 0 and len(places) > 1:
-            panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2 if width == "two" else 1, borderaxespad=0.2)
+    if len(lines) > 1:
+        handles = figure.axes[1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
 
 
 def _compared(run: StudyRun) -> list[tuple[str, list[Comparison]]]:
@@ -122,6 +145,7 @@ def effects_height(runs: Sequence[StudyRun], width: Width) -> float:
 
 def doses_height(runs: Sequence[StudyRun], width: Width) -> float:
     """Return the height of `doses` in inches."""
-    lines = len({place_of(mean.factors, varying(runs[0].record)) for mean in runs[0].record.means})
-    legend = 0.16 * (lines if width == "one" else -(-lines // 2))
-    return legend + (2.4 if width == "two" else 1.9 * max(1, len(_panels(runs))))
+    leads, lines = _lines(runs[0].record)
+    rows, _ = _shape(max(1, len(_panels(runs))), len(leads), width)
+    legend = 0.16 * (len(lines) if width == "one" else -(-len(lines) // 2))
+    return legend + (2.4 if width == "two" and len(leads) == 1 else 1.9) * rows

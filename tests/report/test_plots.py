@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from robustdup.errors import UserError
-from robustdup.records import CurvePoint
+from robustdup.records import CurvePoint, DoseMean
 from robustdup.report import plots
 from robustdup.report.html.sources import read_run
 
@@ -96,10 +97,44 @@ def test_names_are_text_and_not_mathematics(run, tmp_path):
         plots.plot([read_run(made.folder)] * 2, tmp_path / f"{kind}.svg", kind=kind)
 
 
-def test_trainings_and_studies_are_drawn(tmp_path):
+def kinds():
     spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("test_kinds.py"))
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize("width", ["one", "two"])
+def test_more_lines_than_colours_get_panels_of_their_own(tmp_path, width):
+    """Eight lines of three factors: four in a panel for each objective, told apart by colour and by their whole name."""
+    levels = list(
+        itertools.product(("standard", "pgd_at"), ("uniform", "class_skewed"), ("fixed-epochs", "fixed-steps"))
+    )
+    means = [
+        DoseMean(metric="clean_accuracy", factors=dict(zip(("objective", "scheme", "budget"), place, strict=True)), dose=dose,
+                 n=2, mean=0.001 * number + dose / 1000, sd=0.01, low=0.0, high=0.01)
+        for number, place in enumerate(levels) for dose in (0.0, 0.5)
+    ]  # fmt: skip
+    kinds().study(tmp_path / "s", means=means)
+    study, figure = read_run(tmp_path / "s"), Figure(layout="constrained", figsize=(3, 4))
+    with matplotlib.rc_context(plots.STYLE):
+        plots.KINDS["dose"].draw(figure.add_subplot(), [study], width)
+        figure.draw_without_rendering()
+    _, *panels = figure.axes
+    assert [panel.texts[0].get_text() for panel in panels] == ["standard", "pgd_at"]
+    for panel, half in zip(panels, (means[:8], means[8:]), strict=True):
+        assert [bar.lines[0].get_ydata().tolist() for bar in panel.containers] == [
+            [first.mean, second.mean] for first, second in zip(half[::2], half[1::2], strict=True)
+        ]
+        assert len({bar.lines[0].get_color() for bar in panel.containers}) == 4
+        assert len({tick.get_text() for tick in panel.get_yticklabels()}) == len(panel.get_yticks())  # not 0%, 0%, 0%
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [", ".join(place[1:]) for place in levels[:4]]
+    assert (panels[0].get_position().y0 == pytest.approx(panels[1].get_position().y0)) == (width == "two")
+
+
+def test_trainings_and_studies_are_drawn(tmp_path):
+    made = kinds()
     trained, studied = made.training(tmp_path / "t"), made.study(tmp_path / "s", "$x_{")
     training, study = read_run(tmp_path / "t"), read_run(tmp_path / "s")
     robust, clean = drawn("training", [training]).get_lines()
