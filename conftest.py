@@ -1,9 +1,15 @@
 """Tests compute with one thread a process: the models are small, and pytest-xdist fills the cores."""
 
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # started in the background of a script, as children then would be
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
