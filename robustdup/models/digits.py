@@ -1,4 +1,4 @@
-"""The network of the two built-in digits classifiers. `configs/train/NAME.yaml` trains their weights, bit for bit.
+"""The network of the two built-in digits classifiers. `configs/train/NAME.yaml` made their weights.
 
 Both are trained on the first 1,297 images of scikit-learn's digits; the last 500 are never seen. Seen on those 500, clean
 and under 40 steps of PGD from one random start, at Linf eps of 8/255, 0.1 and 0.15: digits-standard 92.6% clean, then
