@@ -6,9 +6,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # started in the background of a script, as children then would be
+# In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

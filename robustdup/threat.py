@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -28,14 +29,13 @@ def row_sum(values: Tensor) -> Tensor:
 
 def row_length(delta: Tensor, norm: str) -> Tensor:
     """Return the length of each sample of (N, ...) in Linf, L2 or L1: (N,) float64, the same bits in any company."""
-    rows = _rows_at_once(delta)
-    if len(delta) <= rows:
-        return _row_length(delta, norm)
-    return torch.cat([_row_length(part, norm) for part in torch.split(delta, rows)])
+    return _in_parts(lambda part: _row_length(part, norm), delta)
 
 
-def _rows_at_once(images: Tensor) -> int:
-    return max(1, DOUBLES // max(images[:1].numel(), 1))
+def _in_parts(length: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """Return the lengths (N,) of rows of the images (N, ...), worked out for few rows at once."""
+    rows = max(1, DOUBLES // max(images[0][:1].numel(), 1))
+    return torch.cat([length(*part) for part in zip(*(torch.split(each, rows) for each in images), strict=True)])
 
 
 def _row_length(delta: Tensor, norm: str) -> Tensor:
@@ -120,9 +120,7 @@ class ThreatModel:
 
     def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""
-        rows = _rows_at_once(clean)
-        parts = zip(torch.split(adv, rows), torch.split(clean, rows), strict=True)
-        return torch.cat([_row_length(part.double() - origin.double(), self.norm) for part, origin in parts])
+        return _in_parts(lambda one, other: _row_length(one.double() - other.double(), self.norm), adv, clean)
 
     def violations(self, clean: Tensor, adv: Tensor) -> Violations:
         """Measure in float64 which samples of `adv` (N, C, H, W) are not finite, leave [0, 1], or leave the ball."""

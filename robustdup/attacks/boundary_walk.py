@@ -85,18 +85,13 @@ class _Walk:
         with torch.no_grad():
             return fooled(self.model(points), self.labels[rows])
 
-    def left(self) -> Tensor:
-        """Return the rows for which nothing inside the ball has been found."""
-        return self.outside().nonzero()[:, 0]
-
     def outside(self) -> Tensor:
         """Say of which rows nothing inside the ball has been found: (N,) bool."""
         return self.nearest > self.threat.radius + self.threat.tolerance
 
     def start(self, rng: SampleRng) -> Tensor:
         """Place what is left at misclassified noise, as weak as may be: by turns signs and uniform; return those rows."""
-        rows = self.left()
-        missing = rows
+        rows = missing = self.outside().nonzero()[:, 0]
         for place, amplitude in enumerate(AMPLITUDES):
             for draw in range(DRAWS):
                 if len(missing) == 0:
@@ -111,9 +106,7 @@ class _Walk:
                 hit = self.wrong(missing, noisy)
                 self.point[missing[hit]], self.distance[missing[hit]] = noisy[hit], torch.inf
                 missing = missing[~hit]
-        found = torch.ones(len(self.images), dtype=torch.bool, device=self.images.device)
-        found[missing] = False
-        return rows[found[rows]]
+        return rows[~torch.isin(rows, missing)]
 
     def pull(self, rows: Tensor, points: Tensor) -> Tensor:
         """Bisect from misclassified points to the boundary, keep what is nearer than before, return who is not in the ball.

@@ -53,20 +53,19 @@ def spsa(
             velocity = torch.zeros_like(point)
             for step in range(steps + 1):
                 value, done = _look(model, point, truth)
-                _keep_best(best, worst, active, point, value, done)
-                if step < steps:
-                    estimate, found, at = _estimate(
-                        model, clean, point, truth, threat, streams[active].fold("probes"), step, probes, reach
-                    )
-                    _keep_best(best, worst, active[found], at[found], value[found], found[found])
-                    done |= found
-                    velocity = momentum * velocity + unit_l1(estimate)
-                    size = first_step * threat.radius * (1 + math.cos(math.pi * step / steps)) / 2
-                    point = threat.project(clean, point + size * ascent(clean, velocity, threat))
-                keep = ~done
-                active, clean, truth, point, velocity = (t[keep] for t in (active, clean, truth, point, velocity))
-                if len(active) == 0:
+                better = (value > worst[active]) | done
+                best[active[better]], worst[active[better]] = point[better], value[better]
+                active, clean, truth, point, velocity = (t[~done] for t in (active, clean, truth, point, velocity))
+                if step == steps or len(active) == 0:
                     break
+                estimate, found, at = _estimate(
+                    model, clean, point, truth, threat, streams[active].fold("probes"), step, probes, reach
+                )
+                best[active[found]] = at[found]
+                velocity = momentum * velocity + unit_l1(estimate)
+                size = first_step * threat.radius * (1 + math.cos(math.pi * step / steps)) / 2
+                point = threat.project(clean, point + size * ascent(clean, velocity, threat))
+                active, clean, truth, point, velocity = (t[~found] for t in (active, clean, truth, point, velocity))
             remaining = active
     return best
 
@@ -110,12 +109,6 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     """Return (margin (N,), fooled (N,) bool) at the images."""
     logits = model(images)
     return margin(logits, labels), fooled(logits, labels)
-
-
-def _keep_best(best: Tensor, worst: Tensor, rows: Tensor, point: Tensor, value: Tensor, done: Tensor) -> None:
-    """Write the points that fool the model, or come nearer to it than before, into rows `rows` of `best`."""
-    better = (value > worst[rows]) | done
-    best[rows[better]], worst[rows[better]] = point[better], value[better]
 
 
 def _check(steps: int, probes: int, restarts: int, reach: float, first_step: float, momentum: float) -> None:

@@ -158,9 +158,8 @@ def _run_stage(
         nonlocal done
         done += len(call.rows)
         _update(result, outcome, call)
-        if (
-            call.verdict is not None
-        ):  # the worst images are kept already; those of every stage, or a view, fill the memory
+        if call.verdict is not None:
+            # The worst images are kept already; those of every stage, or views that hold them, would fill the memory.
             call.verdict = replace(call.verdict, images=call.verdict.images[:0].clone())
         calls[start] = call
         report(call, done)

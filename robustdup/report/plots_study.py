@@ -75,7 +75,7 @@ def doses(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
                 yerr=[[m.mean - low for m, (low, _) in zip(means, ends, strict=True)],
                       [high - m.mean for m, (_, high) in zip(means, ends, strict=True)]],
                 color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], capsize=2, elinewidth=0.8,
-                label=shortened(told(line), 40) if at_panel == 0 else None,
+                label=shortened(told(line), 40),
             )  # fmt: skip
         if len(found) <= TICKS:
             panel.set_xticks(found, [number(dose) for dose in found])
@@ -87,8 +87,7 @@ def doses(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
         if is_share(metric):
             percent_axis(panel.yaxis)
     if len(lines) > 1:
-        handles = figure.axes[1].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
 
 
 def _compared(run: StudyRun) -> list[tuple[str, list[Comparison]]]:

@@ -166,18 +166,16 @@ def _any_harms(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
 
     A duplication lowers none where all its metrics are higher, or shown to be equivalent.
     """
-    kinds: dict[str, list[tuple[str, Comparison]]] = {}
+    kinds: dict[str, dict[str, list[Comparison]]] = {}  # the comparisons of each duplication, by verdict
     for verdict, one in found:
-        kinds.setdefault(f"{sorted(one.factors.items())} {one.dose}", []).append((verdict, one))
-    verdicts = [{verdict for verdict, _ in members} for members in kinds.values()]
-    harmless = [
-        members for members in kinds.values() if {verdict for verdict, _ in members} <= {"higher", "equivalent"}
-    ]
-    if found and all("lower" in group for group in verdicts):
+        kinds.setdefault(f"{sorted(one.factors.items())} {one.dose}", {}).setdefault(verdict, []).append(one)
+    harmless = [kind for kind in kinds.values() if kind.keys() <= {"higher", "equivalent"}]
+    if found and all("lower" in kind for kind in kinds.values()):
         return _claim(claim, "confirmed", found)
     if harmless and _open(found) != "equivalent":
         text = f"{len(harmless)} of {len(kinds)} duplications lower neither accuracy"
-        return _claim(claim, "refuted", found, [one for members in harmless for _, one in members], text)
+        telling = [one for kind in harmless for members in kind.values() for one in members]
+        return _claim(claim, "refuted", found, telling, text)
     return _claim(claim, _open(found), found)
 
 
@@ -195,7 +193,7 @@ def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
         return _claim(claim, "refuted", found)
     if found and count["lower"] + count["equivalent"] == len(found):
         return _claim(claim, "confirmed", found)
-    return _claim(claim, "undecided" if found else "not tested", found)
+    return _claim(claim, _open(found), found)
 
 
 def _claim(
