@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from robustdup.jobs import evaluate as evaluate
     from robustdup.jobs import train as train
     from robustdup.jobs import verify as verify
-    from robustdup.registry import AttackSpec as AttackSpec
-    from robustdup.registry import Registry as Registry
-    from robustdup.registry import Stage as Stage
-    from robustdup.registry import attack as attack
-    from robustdup.registry import load_plugins as load_plugins
+    from robustdup.plugins.registry import AttackSpec as AttackSpec
+    from robustdup.plugins.registry import Registry as Registry
+    from robustdup.plugins.registry import Stage as Stage
+    from robustdup.plugins.registry import attack as attack
+    from robustdup.plugins.registry import load_plugins as load_plugins
     from robustdup.rng import SampleRng as SampleRng
     from robustdup.threat import ThreatModel as ThreatModel
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AttackSpec": "robustdup.registry",
+    "AttackSpec": "robustdup.plugins.registry",
     "AttackWarning": "robustdup.errors",
     "Passes": "robustdup.attacks.passes",
-    "Registry": "robustdup.registry",
+    "Registry": "robustdup.plugins.registry",
     "RunError": "robustdup.errors",
     "SampleRng": "robustdup.rng",
-    "Stage": "robustdup.registry",
+    "Stage": "robustdup.plugins.registry",
     "ThreatModel": "robustdup.threat",
     "Unavailable": "robustdup.errors",
     "UserError": "robustdup.errors",
-    "attack": "robustdup.registry",
+    "attack": "robustdup.plugins.registry",
     "evaluate": "robustdup.jobs",
     "verify": "robustdup.jobs",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
-    "load_plugins": "robustdup.registry",
+    "load_plugins": "robustdup.plugins.registry",
     "train": "robustdup.jobs",
 }
 

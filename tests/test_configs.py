@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from robustdup_study.recipe import load_recipe
 
 from robustdup.config import EvalConfig, build
 from robustdup.jobs.training import check
-from robustdup.registry import load_plugins
-from robustdup.study.recipe import load_recipe
+from robustdup.plugins.registry import load_plugins
 from robustdup.training.options import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -87,7 +87,7 @@ def test_plugins_import_public_names_only():
 
 
 def light_modules():
-    found = ["robustdup", "robustdup.records", "robustdup.config", "robustdup.errors", "robustdup.registry"]
+    found = ["robustdup", "robustdup.records", "robustdup.config", "robustdup.errors", "robustdup.plugins.registry"]
     for part in ("leaderboard", "report"):
         found += [
             ".".join(["robustdup", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")

@@ -16,8 +16,8 @@ from robustdup import UserError, jobs
 from robustdup.config import EvalConfig, build
 from robustdup.errors import RunError
 from robustdup.jobs import parse_threats, plan
+from robustdup.plugins.registry import load_plugins
 from robustdup.records import load_record, load_samples
-from robustdup.registry import load_plugins
 
 
 class Mean(nn.Module):
@@ -533,7 +533,7 @@ def test_an_unfinished_run_is_not_overwritten_and_resumes_only_as_it_was_started
 
 
 def test_bundle_is_accepted_and_refused_with_any_single_byte_changed(tmp_path):
-    from robustdup.evaluation.bundle import write_bundle
+    from robustdup.evidence.bundle import write_bundle
 
     record = jobs.run_evaluation(small(), folder=tmp_path / "run").record
     bundle = write_bundle(tmp_path / "run", tmp_path / "bundle")
@@ -634,7 +634,7 @@ def test_damaged_state_is_one_message(tmp_path):
 
 
 def bundle_of(tmp_path, model, **options):
-    from robustdup.evaluation.bundle import write_bundle
+    from robustdup.evidence.bundle import write_bundle
 
     record = run(model, out=tmp_path / "run", **options)
     return record, write_bundle(tmp_path / "run", tmp_path / "bundle")
@@ -683,7 +683,7 @@ def test_points_undecided_at_a_smaller_eps_alone_do_not_refuse_a_bundle(tmp_path
     ],
 )
 def test_a_record_that_states_what_its_evidence_does_not_show_is_refused(tmp_path, part, value, text):
-    from robustdup.evaluation.bundle import write_bundle
+    from robustdup.evidence.bundle import write_bundle
 
     run(out=tmp_path / "run", attacks="fgsm")
     place = tmp_path / "run" / "record.json"
@@ -712,7 +712,7 @@ def test_claims_of_breaking_that_do_not_hold_are_named(tmp_path):
 
 
 def test_a_bundle_cannot_make_the_verifier_load_files_or_pickles(tmp_path):
-    from robustdup.evaluation.bundle import write_bundle
+    from robustdup.evidence.bundle import write_bundle
 
     jobs.run_evaluation(small(), folder=tmp_path / "run")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -725,7 +725,7 @@ def test_a_bundle_cannot_make_the_verifier_load_files_or_pickles(tmp_path):
 
 
 def test_a_bundle_is_refused_on_other_data_or_weights(tmp_path):
-    from robustdup.evaluation.bundle import write_bundle
+    from robustdup.evidence.bundle import write_bundle
 
     jobs.run_evaluation(small(), folder=tmp_path / "run")
     bundle = write_bundle(tmp_path / "run", tmp_path / "bundle")

@@ -1,9 +1,9 @@
-"""Attacks: one a file, each a plain function on the contract of `robustdup.registry.AttackSpec`."""
+"""Attacks: one a file, each a plain function on the contract of `robustdup.plugins.registry.AttackSpec`."""
 
 from __future__ import annotations
 
 from robustdup.attacks.ensembles import register_ensembles
-from robustdup.registry import AttackSpec, Registry
+from robustdup.plugins.registry import AttackSpec, Registry
 
 NORMS = ("Linf", "L2", "L1")
 

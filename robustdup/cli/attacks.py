@@ -17,7 +17,7 @@ from rich.table import Table
 
 from robustdup.config import parse_value
 from robustdup.errors import UserError, unknown
-from robustdup.registry import AttackSpec, Kind, Knowledge, Registry, Stage, load_plugins
+from robustdup.plugins.registry import AttackSpec, Kind, Knowledge, Registry, Stage, load_plugins
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -90,8 +90,8 @@ def check(
     plugin: list[str] = PLUGIN,
 ) -> int:
     """Run the conformance test on an attack; exit code 1 where it does not keep the contract."""
-    from robustdup.evaluation.conformance import check_attack
-    from robustdup.evaluation.survey import as_row
+    from robustdup.testing.conformance import check_attack
+    from robustdup.testing.survey import as_row
 
     registry = load_plugins(plugin)
     spec, options = registry.get_attack(name), _options(words or [])
@@ -116,8 +116,8 @@ def table(
     plugin: list[str] = PLUGIN,
 ) -> int:
     """Run the conformance test on all attacks of all sources and print a table per toolkit."""
-    from robustdup.evaluation.survey import pairs, summarise, survey
     from robustdup.records import write_atomic
+    from robustdup.testing.survey import pairs, summarise, survey
 
     registry = load_plugins(plugin)
     for each in source:
@@ -311,7 +311,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _read_reports(path: Path | None) -> list[Any]:
-    from robustdup.evaluation.survey import from_row
+    from robustdup.testing.survey import from_row
 
     if path is None or not path.exists():
         return []
@@ -324,6 +324,6 @@ def _read_reports(path: Path | None) -> list[Any]:
 
 
 def _reports_text(reports: Sequence[Any]) -> str:
-    from robustdup.evaluation.survey import as_row
+    from robustdup.testing.survey import as_row
 
     return json_module.dumps([as_row(report) for report in reports], indent=1) + "\n"

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from robustdup_detect.command import detect_command
 
-from robustdup.cli.data_detect import detect_command
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
 from robustdup.config import build
-from robustdup.data.duplication_options import DuplicateConfig
+from robustdup.duplication.options import DuplicateConfig
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, now, write_atomic
 

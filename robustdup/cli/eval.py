@@ -41,8 +41,8 @@ def _eval(
     config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume)
 
     from robustdup import jobs  # torch is imported from here on
-    from robustdup.evaluation.bundle import check_place, write_bundle
     from robustdup.evaluation.folder import check_same, finished_record
+    from robustdup.evidence.bundle import check_place, write_bundle
     from robustdup.report.terminal import LiveView, show_record
 
     quiet = json or latex or markdown

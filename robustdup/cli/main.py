@@ -12,9 +12,11 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from robustdup_study import command as study
 
 import robustdup
-from robustdup.cli import attacks, bench, data, leaderboard, study
+from benchmarks import command as bench
+from robustdup.cli import attacks, data, leaderboard
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command

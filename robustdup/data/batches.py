@@ -19,8 +19,8 @@ from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 
 if TYPE_CHECKING:
-    from robustdup.data.duplicate import DuplicationPlan
-    from robustdup.data.near import NearTransform
+    from robustdup.duplication.near_copies import NearTransform
+    from robustdup.duplication.plan import DuplicationPlan
 
 MAX_SOURCE, MAX_COPY, MAX_EPOCH = 2**32, 2**16, 2**15
 Request = tuple[int, Tensor, Tensor]  # (step, positions (n,), epochs (n,)) of a batch

@@ -13,8 +13,8 @@ import torch
 
 from robustdup.data.columns import Columns
 from robustdup.data.decode import UNREADABLE, why_unreadable
-from robustdup.data.duplicate import effective_sample_size
-from robustdup.data.duplicate_schemes import class_name
+from robustdup.duplication.plan import effective_sample_size
+from robustdup.duplication.schemes import class_name
 
 if TYPE_CHECKING:
     import datasets

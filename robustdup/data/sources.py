@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robustdup.data.labelled import LabelledImages, Selection, labelled
+from robustdup.data.dataset import LabelledImages, Selection, labelled
 from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
-from robustdup.registry import Registry
+from robustdup.plugins.registry import Registry
 from robustdup.rng import SampleRng
 
 
@@ -61,8 +61,8 @@ def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
     if colon and scheme in registry.data:
         rows: Rows = registry.data[scheme].load(rest, options)
         return rows
+    from robustdup.data.cache import remembered
     from robustdup.data.hub import looks_like_hub_id, open_hub, open_local
-    from robustdup.data.remembered import remembered
     from robustdup.data.table import TableRows
 
     path = Path(spec).expanduser()

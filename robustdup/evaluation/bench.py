@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import EvalConfig
-from robustdup.data.labelled import LabelledImages
+from robustdup.data.dataset import LabelledImages
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.folder import STATE
 from robustdup.evaluation.referee import Judged, judge_images

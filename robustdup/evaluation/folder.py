@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robustdup.config import EvalConfig, validate
-from robustdup.data.labelled import LabelledImages
+from robustdup.data.dataset import LabelledImages
 from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_record, save_samples, write_atomic
 from robustdup.records import folder as run_folder
 from robustdup.records.folder import CONFIG_FILE, STATE, locked

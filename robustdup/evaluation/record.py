@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, rerun_command
-from robustdup.data.labelled import LabelledImages
+from robustdup.data.dataset import LabelledImages
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.cascade import CascadeResult, Points
 from robustdup.evaluation.metrics import accuracy

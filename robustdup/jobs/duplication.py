@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustdup.data.card import ClassRow, dataset_card
 from robustdup.data.columns import Columns
-from robustdup.data.duplicate import DuplicationPlan, entry_labels, make_plan
-from robustdup.data.duplicated import apply_plan, numbered, unreadable_rows
-from robustdup.data.duplication_options import DuplicateConfig
 from robustdup.data.hub import quiet
 from robustdup.data.options import DataOptions
-from robustdup.data.plan_file import plan_header, save_plan
-from robustdup.data.publish import HUB, check_target, push_folder, write_folder
 from robustdup.data.splits import Splits, label_tensor, open_splits, split_columns
 from robustdup.data.table import TableRows
+from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
+from robustdup.duplication.card import ClassRow, dataset_card
+from robustdup.duplication.options import DuplicateConfig
+from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
+from robustdup.duplication.plan_file import plan_header, save_plan
+from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
-from robustdup.registry import load_plugins
+from robustdup.plugins.registry import load_plugins
 
 if TYPE_CHECKING:
     import datasets

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, parse_attacks, validate
-from robustdup.data.labelled import LabelledImages, from_tensors
+from robustdup.data.dataset import LabelledImages, from_tensors
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import RunError, UserError, unknown
@@ -38,8 +38,8 @@ from robustdup.evaluation.folder import STATE, locked, open_folder, save_run
 from robustdup.evaluation.record import Run, make_record
 from robustdup.evaluation.summary import min_distance, sample_rows
 from robustdup.models.load import fingerprint, load_model
+from robustdup.plugins.registry import AttackSpec, Registry, Stage, load_plugins
 from robustdup.records import EvaluationRecord, Progress
-from robustdup.registry import AttackSpec, Registry, Stage, load_plugins
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel

@@ -28,6 +28,7 @@ from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
 from robustdup.models.prepare import fits_channels_last
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
+from robustdup.plugins.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -44,7 +45,6 @@ from robustdup.records import (
     save_training_record,
 )
 from robustdup.records import folder as run_folder
-from robustdup.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from robustdup.data.batches import TrainingSet, to_bytes
-from robustdup.data.duplicate import DuplicationPlan, make_plan
-from robustdup.data.duplication_options import DuplicationOptions
-from robustdup.data.loaded import LoadedSet, read_labels
 from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import Rows, open_rows, select
+from robustdup.data.streaming import LoadedSet, read_labels
+from robustdup.duplication.options import DuplicationOptions
+from robustdup.duplication.plan import DuplicationPlan, make_plan
 from robustdup.errors import UserError
+from robustdup.plugins.registry import Registry
 from robustdup.records import DataInfo, DuplicationInfo
-from robustdup.registry import Registry
 from robustdup.rng import SampleRng
 from robustdup.training.options import TrainConfig
 
@@ -183,7 +183,7 @@ def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, events: list[str
         seen = {row.numpy().tobytes() for row in pixels[held]}
         same = [place for place in places.tolist() if pixels[place].numpy().tobytes() in seen]
         return torch.tensor(same, dtype=torch.int64)
-    from robustdup.data.detect import near_duplicates
+    from robustdup_detect import near_duplicates
 
     as_bytes = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
     pairs = near_duplicates(as_bytes[held], as_bytes[places])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.config import EvalConfig, validate
-from robustdup.data.labelled import LabelledImages
+from robustdup.data.dataset import LabelledImages
 from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device, make_bench
-from robustdup.evaluation.bundle import (
+from robustdup.evidence.bundle import (
     EXAMPLES,
     Claims,
     Verification,
@@ -25,8 +25,8 @@ from robustdup.evaluation.bundle import (
 )
 from robustdup.jobs.evaluation import given_data, load_data, parse_threats
 from robustdup.models.load import fingerprint, load_model
+from robustdup.plugins.registry import load_plugins
 from robustdup.records import EvaluationRecord, load_record
-from robustdup.registry import load_plugins
 from robustdup.threat import ThreatModel
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from robustdup.registry import Registry
+from robustdup.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn

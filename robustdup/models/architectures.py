@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from robustdup_study.paper_2504_00638.networks import paper_robust, paper_standard
 from torch import nn
 
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
 from robustdup.models.answers import undisturbed
 from robustdup.models.files import is_file_spec, load_from_file
-from robustdup.models.paper import paper_robust, paper_standard
 from robustdup.models.resnet import preact_resnet18, resnet18, wide_resnet
 from robustdup.models.small import small_cnn
 from robustdup.models.small_resnet import small_resnet
 from robustdup.models.timm_source import PREFIX, timm_network
-from robustdup.registry import Registry
+from robustdup.plugins.registry import Registry
 
 _PAPER = "https://arxiv.org/abs/2504.00638"
 NETWORKS = (

@@ -7,6 +7,29 @@ pages and ranks are computed from records alone.
 
 from __future__ import annotations
 
+from robustdup_study.records import (
+    CELL_FILE,
+    AnovaTerm,
+    CellOrder,
+    CellResult,
+    Claim,
+    Comparison,
+    Crossover,
+    DoseMean,
+    DoseReading,
+    Measured,
+    PublishedFigure,
+    StudyProgress,
+    StudyRecord,
+    StudyRow,
+    load_cell,
+    load_study_record,
+    load_study_table,
+    save_cell,
+    save_study_record,
+    study_table,
+)
+
 from robustdup.records.base import (
     RECORD_FILE,
     Accuracy,
@@ -42,28 +65,6 @@ from robustdup.records.evaluation import (
     load_samples,
     save_record,
     save_samples,
-)
-from robustdup.records.study import (
-    CELL_FILE,
-    AnovaTerm,
-    CellOrder,
-    CellResult,
-    Claim,
-    Comparison,
-    Crossover,
-    DoseMean,
-    DoseReading,
-    Measured,
-    PublishedFigure,
-    StudyProgress,
-    StudyRecord,
-    StudyRow,
-    load_cell,
-    load_study_record,
-    load_study_table,
-    save_cell,
-    save_study_record,
-    study_table,
 )
 from robustdup.records.training import (
     CheckpointResult,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from robustdup_study.figures import doses, doses_height, effects, effects_height
 
 from robustdup.errors import UserError, unknown
 from robustdup.leaderboard import load, position
@@ -32,7 +33,6 @@ from robustdup.report.plot_style import (
     percent_axis,
     shortened,
 )
-from robustdup.report.plots_study import doses, doses_height, effects, effects_height
 from robustdup.report.terminal import label
 
 if TYPE_CHECKING:

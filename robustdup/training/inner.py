@@ -19,7 +19,7 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import parse_call
 from robustdup.errors import RunError, UserError, unknown
-from robustdup.registry import AttackSpec, Registry, check_keywords, keywords
+from robustdup.plugins.registry import AttackSpec, Registry, check_keywords, keywords
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import inner_mode

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from robustdup.config import DIGITS_EPS, USUAL_EPS, Config
-from robustdup.data.duplication_options import DuplicationOptions
+from robustdup.duplication.options import DuplicationOptions
 
 BUDGETS = ("epochs", "steps", "samples")
 # What suits 8x8 digits, where nothing else is said: they are too small to crop, and must not be mirrored.

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.masked import masked
 from robustdup import Passes, SampleRng, ThreatModel, UserError, evaluate
 from robustdup.attacks.cosine_pgd import (
     cosine_pgd,
@@ -13,7 +14,6 @@ from robustdup.attacks.cosine_pgd import (
     tempered_probability_margin,
 )  # fmt: skip
 from robustdup.attacks.losses import fooled, margin, probability_margin
-from robustdup.bench.masked import masked
 from robustdup.data.digits import load_builtin as digits
 from robustdup.data.options import DataOptions
 from robustdup.errors import AttackWarning

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.masked import masked
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd_t import apgd_t
 from robustdup.attacks.boundary_walk import boundary_walk, boundary_walk_cost
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.spsa import spsa, spsa_cost
 from robustdup.attacks.square import square
-from robustdup.bench.masked import masked
 from robustdup.data.digits import load_builtin as digits
 from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin

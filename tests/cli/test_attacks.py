@@ -159,7 +159,7 @@ def test_table_checks_all_attacks_in_workers_and_keeps_the_results(capsys, plugi
 
 
 def test_a_hanging_or_crashing_attack_is_a_finding(tmp_path):
-    from robustdup.evaluation.survey import survey
+    from robustdup.testing.survey import survey
 
     path = tmp_path / "bad.py"
     path.write_text(

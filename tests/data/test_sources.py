@@ -10,11 +10,11 @@ import torch
 from sklearn.datasets import load_digits
 
 import robustdup.data
-from robustdup.data.labelled import fingerprint, from_tensors, image_hashes
+from robustdup.data.dataset import fingerprint, from_tensors, image_hashes
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images, select
 from robustdup.errors import UserError
-from robustdup.registry import Registry
+from robustdup.plugins.registry import Registry
 
 
 @pytest.fixture

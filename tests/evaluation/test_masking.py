@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.masked import masked
 from robustdup import Passes, ThreatModel
-from robustdup.bench.masked import masked
 from robustdup.data.digits import load_builtin as digits
 from robustdup.data.options import DataOptions
 from robustdup.evaluation.bench import Bench

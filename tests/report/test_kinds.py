@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from robustdup_study.records import Claim, Crossover, PublishedFigure
 
 from robustdup.records import (
     Accuracy,
@@ -30,7 +31,6 @@ from robustdup.records import (
     save_study_record,
     save_training_record,
 )
-from robustdup.records.study import Claim, Crossover, PublishedFigure
 from robustdup.report.html import write_report
 
 _spec = importlib.util.spec_from_file_location("reading", Path(__file__).with_name("reading.py"))
@@ -387,7 +387,8 @@ def test_means_and_effects_lead_to_their_row_of_the_grid(tmp_path):
 
 def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_path):
     """Ten combinations: a chart for each objective. Shares cover five points at least."""
-    from robustdup.report.html import study as page
+    from robustdup_study import page
+
     from robustdup.report.html.sources import StudyRun
 
     def made(**levels):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.networks import resnet
 from robustdup import RunError, SampleRng, ThreatModel, UserError
-from robustdup.bench.networks import resnet
-from robustdup.registry import AttackSpec, Registry, load_plugins
+from robustdup.plugins.registry import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
 from robustdup.training.pgd import into_ball, training_pgd
 

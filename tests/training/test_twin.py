@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.networks import cnn, resnet
 from robustdup import SampleRng, ThreatModel
-from robustdup.bench.networks import cnn, resnet
 from robustdup.models.small_resnet import small_resnet
 from robustdup.models.unstrided import Unstrided
-from robustdup.registry import Registry
+from robustdup.plugins.registry import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode
 from robustdup.training.twin import make_twin

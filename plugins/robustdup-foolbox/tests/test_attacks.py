@@ -11,8 +11,8 @@ from torch import nn
 from robustdup import Passes, Registry, RunError, SampleRng, ThreatModel, UserError
 from robustdup.data.digits import load_builtin as load_digits
 from robustdup.data.options import DataOptions
-from robustdup.evaluation.conformance import check_attack
 from robustdup.models.load import ModelOptions, load_builtin
+from robustdup.testing.conformance import check_attack
 
 REGISTRY = Registry()
 robustdup_foolbox.register(REGISTRY)

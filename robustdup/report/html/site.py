@@ -14,9 +14,10 @@ from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from robustdup_detect import page as duplicates
+from robustdup_study.page import study_page
 
 from robustdup.errors import UserError
-from robustdup.report.html import data as duplicates
 from robustdup.report.html import description, text
 from robustdup.report.html.comparison import comparison_sections, difference_text
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
@@ -24,7 +25,6 @@ from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
 from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, StudyRun, TrainingRun, UnfinishedRun, read_run
-from robustdup.report.html.study import study_page
 from robustdup.report.html.training import training_page, training_sections
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from robustdup_study.records import STUDY_SCHEMA
 
 from robustdup.errors import UserError
 from robustdup.records import (
@@ -27,7 +28,6 @@ from robustdup.records import (
     load_training_record,
     schema_of,
 )
-from robustdup.records.study import STUDY_SCHEMA
 from robustdup.records.training import TRAINING_SCHEMA
 from robustdup.report.html.text import plural
 

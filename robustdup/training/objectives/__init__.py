@@ -10,7 +10,7 @@ from robustdup.errors import UserError, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-    from robustdup.registry import ObjectiveSpec, Registry
+    from robustdup.plugins.registry import ObjectiveSpec, Registry
 
 
 def register_objectives(registry: Registry) -> None:

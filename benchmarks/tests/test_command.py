@@ -1,0 +1,85 @@
+"""`robustdup bench eval`: real processes, what is printed, and exit codes."""
+
+import json
+import textwrap
+
+import pytest
+
+from benchmarks.measured import BenchResult, Measurement
+from robustdup.cli.main import main
+
+PLUGIN = """
+    import torch
+
+    def gradient_sign(model, images, labels, threat, *, batch_size, seed):
+        print("toolkits talk")
+        images.requires_grad_(True)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        clean = images.detach()
+        return threat.project(clean, clean + threat.radius * images.grad.sign())
+
+    def flat(model, images, labels, threat, *, batch_size, seed):
+        raise RuntimeError("a flat tyre [sic]")
+
+    def register(registry):
+        registry.add_baseline("lab-sign", gradient_sign, description="One step")
+        registry.add_baseline("lab-flat", flat)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    path = tmp_path / "lab.py"
+    path.write_text(textwrap.dedent(PLUGIN))
+    return str(path)
+
+
+def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
+    out = tmp_path / "bench.json"
+    words = ["bench", "eval", "--n", "8", "--threads", "1", "--repeats", "1", "--plugin", plugin, "--out", str(out)]
+    code = main([*words, "--contenders", "fgsm,lab-sign,lab-flat", "--json"])
+    printed = capfd.readouterr()
+    assert code == 0
+    assert printed.err == ""
+    result = BenchResult.model_validate(json.loads(printed.out))
+    assert result.measurements == BenchResult.model_validate_json(out.read_text()).measurements
+    fgsm, sign, flat = result.contenders
+    assert sign.seconds.median > 0
+    assert (sign.forward_passes, sign.backward_passes, sign.passes_a_point) == (8, 8, 2)
+    assert (sign.counted_by, fgsm.counted_by) == ("bench", "robustdup")
+    assert sign.robust_accuracy == fgsm.robust_accuracy < result.clean_accuracy  # the same step
+    assert sign.ratios[0].to == "fgsm"
+    assert sign.ratios[0].median == pytest.approx(sign.seconds.median / fgsm.seconds.median)
+    assert (flat.status, "RuntimeError: a flat tyre [sic]" in flat.reason) == ("failed", True)
+    assert result.environment["threads"] == "1"
+    assert all(each.threads == 1 for each in result.measurements)
+
+    from benchmarks.command import show
+    from robustdup.cli.leaderboard import console
+
+    show(result, console())
+    shown = capfd.readouterr().out
+    assert "× fgsm" in shown
+    assert "failed" in shown
+    assert "a flat tyre [sic]" in shown
+    assert result.command in shown
+
+
+def test_a_users_mistakes_are_messages(capsys):
+    assert main(["bench", "eval", "--contenders", "autoatack"]) == 2
+    assert "Did you mean 'autoattack'?" in capsys.readouterr().err
+    assert main(["bench", "eval", "--repeats", "0"]) == 2
+    assert "'repeats'" in capsys.readouterr().err
+    assert main(["bench", "eval", "--contenders", "fgsm", "--model", "builtin:digits-robus"]) == 2
+    assert "builtin:digits-robust" in capsys.readouterr().err
+
+
+def test_all_failed_is_a_failed_run(capsys, monkeypatch):
+    def flat(config, contender, n, threads, repeat):
+        return Measurement(
+            contender=contender.name, repeat=repeat, batch_size=None, n=n, status="failed", reason="a flat tyre"
+        )
+
+    monkeypatch.setattr("benchmarks.evaluation.in_fresh_process", flat)
+    assert main(["bench", "eval", "--contenders", "fgsm,pgd"]) == 1
+    assert "pgd: a flat tyre" in capsys.readouterr().out

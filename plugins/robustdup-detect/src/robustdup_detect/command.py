@@ -1,0 +1,171 @@
+"""`robustdup data detect`: find the duplicates that a dataset already holds, and write it without them."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.leaderboard import console
+from robustdup.cli.runs import configuration
+from robustdup.records import to_json
+from robustdup.records.folder import fresh_folder
+from robustdup_detect.options import DetectConfig
+
+if TYPE_CHECKING:
+    from robustdup_detect.record import DuplicatesRecord
+
+LISTED = 20  # pairs and unreadable images that are shown
+
+
+def _detect(
+    words: list[str],
+    flags: dict[str, Any],
+    to: str | None = typer.Option(None, "--to", metavar="FOLDER", help="Write the dataset without duplicates there."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the dataset that is there."),
+    resume: str | None = typer.Option(
+        None,
+        "--resume",
+        metavar="[RUN]",
+        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
+    ),
+    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+) -> int:
+    """Find exact and near duplicates within a split, or between two splits: DATA [CONFIG] [KEY=VALUE ...]."""
+    given = list(words)
+    if words and "data" not in flags and _is_data(words[0]):
+        flags, words = {**flags, "data": words[0]}, words[1:]
+    file, overrides = split_words(words)
+    config, folder = configuration(DetectConfig, "against", _fresh, file, overrides, flags, resume)
+
+    from robustdup_detect.detection import detect  # torch is imported from here on
+
+    options = [f"{name}={value}" for name, value in flags.items() if name != "data" or value not in given]
+    command = shlex.join(["robustdup", "data", "detect", *given, *options, *(["--to", to] if to else [])])
+    try:
+        with _bars(quiet=json) as progress, contextlib.redirect_stdout(sys.stderr):
+            record = detect(
+                config,
+                folder,
+                resume=resume is not None,
+                to=to,
+                overwrite=overwrite,
+                command=command,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if not folder.is_dir():
+            raise
+        again = shlex.quote(str(folder))
+        print(f"Interrupted. Nothing is lost: go on with\n  robustdup data detect --resume {again}", file=sys.stderr)
+        return 130
+    if json:
+        print(to_json(record))
+    else:
+        show_duplicates(record, folder, console())
+    return 0
+
+
+def _is_data(word: str) -> bool:
+    return ("=" not in word or Path(word).exists()) and Path(word).suffix not in (".yaml", ".yml")
+
+
+def _fresh(config: DetectConfig) -> Path:
+    return fresh_folder("detect", config.data, config.split)
+
+
+@contextlib.contextmanager
+def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each stage, on standard error and on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=Console(stderr=True), transient=True) as view:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = view.add_task(stage, total=total)
+            view.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> None:
+    """Print what was found, how sure it is, the first pairs, and where the rest is."""
+    where = f"{record.split} against {record.against}" if record.against else record.split
+    images = f"{record.n:,}" + ("" if record.n_against is None else f" x {record.n_against:,}")
+    out.print(escape(f"{record.data} ({where}): {images} images"), style="bold", highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    expected = record.expected
+    for name, value in (
+        ("pairs with identical pixels", f"{record.n_exact:,}"),
+        ("near-duplicate pairs", f"{record.n_near:,}"),
+        ("of all pairs, mirrored", f"{record.n_mirrored:,}"),
+        ("clusters of one picture", f"{record.n_clusters:,}"),
+        (f"images of {record.split} in clusters", f"{record.n_rows:,} ({record.n_rows / max(record.n, 1):.2%})"),
+        (
+            "of these, would leave" if record.against else f"would leave (keep = {record.keep})",
+            f"{record.n_redundant:,}",
+        ),
+        ("clusters with conflicting labels", f"{record.n_conflicts:,}"),
+        ("threshold of the score", f"{record.method.threshold:g}"),
+        ("expected precision of near pairs", _percent(expected.precision)),
+        ("expected recall of changed copies", _percent(expected.recall)),
+        ("seconds", f"{sum(record.seconds.values()):.1f}"),
+    ):
+        table.add_row(escape(name), value)
+    out.print(table, highlight=False)
+    if record.pairs:
+        out.print(_pairs(record), highlight=False)
+    if record.n_unreadable:
+        out.print(f"{record.n_unreadable:,} images cannot be read and were skipped:", style="yellow", highlight=False)
+        for bad in record.unreadable[:LISTED]:
+            path = f" ({bad.path})" if bad.path else ""
+            out.print(escape(f"  {bad.split} row {bad.row}{path}: {bad.reason}"), soft_wrap=True, highlight=False)
+    for note in (expected.about, *record.notes):
+        out.print(escape(note), style="dim", highlight=False, soft_wrap=True)
+    if record.deduplicated:
+        out.print(escape(f"Written without duplicates: {record.deduplicated}"), highlight=False, soft_wrap=True)
+    shown = f", {len(record.sheets)} pages of pairs in sheets/" if record.sheets else ""
+    out.print(escape(f"Record: {folder}/record.json, all pairs: pairs.parquet{shown}"), style="dim", soft_wrap=True)
+
+
+def _pairs(record: DuplicatesRecord) -> Table:
+    """Return the first pairs as a table."""
+    names = record.class_names
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in (record.split, record.against or record.split, "score", "labels", "how"):
+        table.add_column(escape(heading), justify="right" if heading != "how" else "left")
+    for pair in record.pairs[:LISTED]:
+        labels = [
+            "" if side.label is None else names[side.label] if side.label < len(names) else str(side.label)
+            for side in (pair.a, pair.b)
+        ]
+        table.add_row(
+            str(pair.a.row), str(pair.b.row), "same pixels" if pair.kind == "exact" else f"{pair.score:.3f}",
+            escape(labels[0] if labels[0] == labels[1] else " / ".join(labels)), pair.change,
+            style="yellow" if pair.conflict else "",
+        )  # fmt: skip
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "not known" if share is None else f"{share:.1%}"
+
+
+detect_command = with_flags(DetectConfig, _detect)

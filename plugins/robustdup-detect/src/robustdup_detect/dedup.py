@@ -1,0 +1,79 @@
+"""A deduplicated dataset: the rows that stay, written anew; the source is never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from robustdup.data.hub import quiet
+from robustdup.data.splits import Splits, split_columns
+from robustdup.duplication.write import write_folder
+from robustdup_detect.options import DetectConfig
+from robustdup_detect.read import options_of
+from robustdup_detect.record import DuplicatesRecord, save_duplicates
+
+KEPT = {
+    "first": "the first image",
+    "quality": "the image with the most pixels (then bytes)",
+    "consistent": "the first image with the label of most of the cluster, and none where there is no such label",
+}
+
+
+def write_deduplicated(
+    source: Splits, config: DetectConfig, record: DuplicatesRecord, leaving: Any, to: Path, *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Write all splits to a folder that `load_dataset` reads, without the rows `leaving` of the searched one.
+
+    The column `source_index` says which row of the source each is. Returns the rows of each split. Raises RunError where
+    the disk is full; then nothing is left behind.
+    """
+    written = {}
+    with quiet():
+        for name, split in source.splits.items():
+            options = options_of(config, name)
+            dataset, _ = split_columns(split, options, f"{config.data} ({name})", labelled=False)
+            rows = np.arange(len(dataset))
+            if name == config.split:
+                rows = np.setdiff1d(rows, leaving)
+                dataset = dataset.select(rows)
+            if "source_index" not in dataset.column_names:
+                dataset = dataset.add_column("source_index", rows.tolist())
+            if len(dataset):
+                written[name] = dataset
+    card = _card(config, record, {name: len(split) for name, split in written.items()})
+    write_folder(to, written, card, lambda folder: _keep_record(record, folder), progress=progress)
+    return {name: len(split) for name, split in written.items()}
+
+
+def _keep_record(record: DuplicatesRecord, folder: Path) -> None:
+    path = save_duplicates(record, folder)
+    path.rename(path.with_name("duplicates.json"))  # beside a dataset, record.json would say too little
+
+
+def _card(config: DetectConfig, record: DuplicatesRecord, rows: dict[str, int]) -> str:
+    head = {
+        "configs": [{"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*"} for s in rows]}],
+        "task_categories": ["image-classification"],
+        "tags": ["robustdup", "deduplicated"],
+    }
+    where = f"between `{config.split}` and `{config.against}`" if config.against else f"within `{config.split}`"
+    rule = (
+        f"images of `{config.split}` that also occur in `{config.against}` left"
+        if config.against
+        else f"of each cluster of one picture, {KEPT[config.keep]} stayed"
+    )
+    named = f"`{record.data}`" + (f" at commit `{record.revision}`" if record.revision else "")
+    table = "\n".join(f"| {name} | {n:,} |" for name, n in rows.items())
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {record.data}, deduplicated\n\n"
+        f"Made from {named}. Exact and near duplicates were looked for {where}; {rule}: {record.n_redundant:,} of "
+        f"{config.split} left. The column `source_index` is the row of an image in the source. The licence and the terms of "
+        f"the source hold for this dataset too.\n\n| split | rows |\n|---|---|\n{table}\n\n`duplicates.json` says what was "
+        f"found, with the threshold ({record.method.threshold:g}) and what to expect of it. Made with\n\n"
+        f"```\n{record.command}\n```\n"
+    )

@@ -1,0 +1,251 @@
+"""From pictures in memory to the pairs that show the same picture: candidates by embedding, then judged one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustdup.errors import UserError
+from robustdup_detect.exact import Groups, digests, group_identical, identical_across
+from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection, describe, learn_projection
+from robustdup_detect.search import nearest
+from robustdup_detect.transforms import changed_copies
+from robustdup_detect.verify import BATCH, COARSE_ENOUGH, align_outlines, measure, outline
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+LEARN_FROM = 4000  # changed copies from which a projection is learned and tried
+NEIGHBOURS = 12  # candidates of each picture, and as many of its mirror image
+
+
+@dataclass(frozen=True)
+class Score:
+    """How measures become a score in (0, 1): a logistic function with one weight a measure."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def __call__(self, measures: Tensor) -> Tensor:
+        """Return scores float32 (N,) of measures (N, 6)."""
+        return torch.sigmoid(measures @ torch.tensor(self.weights) + self.bias)
+
+
+# Fitted on CIFAR-10: changed copies of its images against the nearest different images.
+USUAL_SCORE = Score((2.74, 1.86, -14.92, -0.38, -3.85, 2.66), 0.56)
+USUAL_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures: `a`, `b` (P,) int64, `score` (P,) float32 in [0, 1], `mirrored` (P,) bool, `warp` (P, 4).
+
+    The pixel at x of picture a (mirrored first where `mirrored`; -1 to 1 across it) is that of b at scale * x + shift; `warp`
+    is scale x, scale y, shift x, shift y.
+    """
+
+    a: Tensor
+    b: Tensor
+    score: Tensor
+    mirrored: Tensor
+    warp: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, rows: Tensor) -> Pairs:
+        return Pairs(self.a[rows], self.b[rows], self.score[rows], self.mirrored[rows], self.warp[rows])
+
+
+@dataclass(frozen=True)
+class Finder:
+    """How candidates are found: the projection, and the least similarity of a changed copy to its original."""
+
+    projection: Projection
+    least: float
+
+
+def near_duplicates(
+    pixels_a: Tensor,
+    pixels_b: Tensor | None = None,
+    *,
+    threshold: float = USUAL_THRESHOLD,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Pairs:
+    """Return the pairs that show the same picture, exactly or nearly, by falling score: pixels uint8 (N, C, H, W), C = 1 or 3.
+
+    Within `pixels_a`, a < b; or, where given, of `pixels_a` with `pixels_b` (M, C', H', W'). Found are shifted, mirrored,
+    slightly cropped or resized, brighter or darker, compressed and noisy copies, and mixtures of these. Identical pictures
+    have score 1; several in one set are compared once, each then paired with the first of those it equals or resembles.
+    The result depends on the pixels and `seed` alone. Raises UserError for what are not pixels.
+    """
+    for name, pixels in (("pixels_a", pixels_a), ("pixels_b", pixels_b)):
+        if pixels is not None:
+            check_pixels(name, pixels)
+    if not 0 < threshold <= 1:
+        raise UserError(f"threshold must be above 0 and at most 1, got {threshold}.")
+    report = progress or (lambda stage, done, total: None)
+    within = pixels_b is None
+    hashes_a = digests(pixels_a)
+    hashes_b = hashes_a if pixels_b is None else digests(pixels_b)
+    a, b = (group_identical(hashes) for hashes in (hashes_a, hashes_b))
+    canvas_a = canvas(pixels_a[a.first])
+    canvas_b = canvas_a if pixels_b is None else canvas(pixels_b[b.first])
+    finder = learn(canvas_a if within else torch.cat([canvas_a, canvas_b]), seed)
+    embedded_b = finder.projection(describe(canvas_b))
+    candidates = find(canvas_a, embedded_b, finder, within=within, progress=report)
+    judged = judge(canvas_a, canvas_b, candidates, USUAL_SCORE, threshold, progress=report)
+    return with_identical(judged, hashes_a[a.first], None if within else hashes_b[b.first], (a, b))
+
+
+def check_pixels(name: str, pixels: Tensor) -> None:
+    """Raise UserError unless pixels are uint8 (N, C, H, W) with one or three channels and at least one image."""
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        came = str(pixels.dtype).removeprefix("torch.") if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise UserError(f"{name} must be a tensor of uint8 pixels, got {came}. From [0, 1]: (255 * x).round().byte().")
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
+        raise UserError(f"{name} must have the shape (N, 1 or 3, H, W) with N > 0, got {tuple(pixels.shape)}.")
+
+
+def canvas(pixels: Tensor) -> Tensor:
+    """Return pictures uint8 (N, 3, 32, 32): resized (antialiased), grey as colour."""
+    if pixels.shape[-2:] != (SIZE, SIZE):
+        parts = [
+            F.interpolate(part.float(), (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
+            for part in torch.split(pixels, BATCH)
+        ]
+        pixels = torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
+def learn(pictures: Tensor, seed: int = 0, embedder: Embedder = CLASSICAL) -> Finder:
+    """Learn from pictures uint8 (N, 3, S, S) how to find candidates: changed copies of some of them are made.
+
+    S is the size that the embedder takes.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(pictures))[:LEARN_FROM]
+    rows = np.resize(rows, max(len(rows), min(LEARN_FROM, 20 * len(rows))))
+    originals = pictures[torch.from_numpy(np.sort(rows))]
+    copies, names = changed_copies(originals, rng)
+    flipped = torch.tensor(["mirror" in name for name in names])
+    copies = torch.where(flipped[:, None, None, None], copies.flip(-1), copies)  # as a mirrored query sees them
+    before, after = embedder.describe(originals), embedder.describe(copies)
+    tried = torch.arange(len(before)) % 4 == 3  # not learned from, so that their similarity is that of new copies
+    projection = learn_projection(before[~tried], (after - before)[~tried])
+    similarity = (projection(before[tried]) * projection(after[tried])).sum(dim=1)
+    return Finder(projection, float(min(max(similarity.quantile(0.003).item(), 0.3), 0.55)))
+
+
+def find(
+    pictures: Tensor, database: Tensor, finder: Finder, *, within: bool, progress: Progress
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return candidates (a, b, mirrored): rows of pictures uint8 (N, 3, 32, 32) and of embeddings (M, D), each pair once."""
+    found = []
+    for mirrored in (False, True):
+        queries = finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
+        stage = "search mirrored" if mirrored else "search"
+        a, b, _ = nearest(queries, database, NEIGHBOURS + within, least=finder.least, progress=partial(progress, stage))
+        if within:
+            a, b = once(a, b, len(database))
+        found.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
+    a, b, flipped = (torch.cat(part) for part in zip(*found, strict=True))
+    return a, b, flipped
+
+
+def once(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return pairs of rows below n in order and without repeats, a < b."""
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    pairs = torch.unique((low * n + high)[low < high])
+    return pairs // n, pairs % n
+
+
+def judge(
+    pictures_a: Tensor, pictures_b: Tensor, candidates: tuple[Tensor, Tensor, Tensor], score: Score, threshold: float,
+    *, progress: Progress,
+) -> Pairs:  # fmt: skip
+    """Return the candidates that score at least the threshold, each pair once, by falling score."""
+    a, b, mirrored = candidates
+    outlines_a = outline(pictures_a)
+    outlines_b = outlines_a if pictures_b is pictures_a else outline(pictures_b)
+    scores, warps, rows = [torch.empty(0)], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
+    for start in range(0, len(a), BATCH):
+        part = torch.arange(start, min(start + BATCH, len(a)))
+        warp, agreement = align_outlines(turned(outlines_a, a[part], mirrored[part]), outlines_b[b[part]])
+        kept = agreement >= COARSE_ENOUGH
+        part, warp = part[kept], warp[kept]
+        if len(part):
+            measures, warp = measure(turned(pictures_a, a[part], mirrored[part]), pictures_b[b[part]], warp)
+            scores.append(score(measures))
+            warps.append(warp)
+            rows.append(part)
+        progress("compare", min(start + BATCH, len(a)), len(a))
+    row, value, warp = torch.cat(rows), torch.cat(scores), torch.cat(warps)
+    order = value.argsort(descending=True, stable=True)
+    order = order[value[order] >= threshold]
+    pairs = Pairs(a[row], b[row], value, mirrored[row], warp)[order]
+    # A symmetric picture is found as it is and mirrored: the better way counts.
+    _, first = np.unique((pairs.a * len(pictures_b) + pairs.b).numpy(), return_index=True)
+    return pairs[torch.from_numpy(np.sort(first))]
+
+
+def turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
+    """Return the pictures (or outlines) at `rows`, mirrored where `mirrored` says so."""
+    chosen = pictures[rows]
+    chosen[mirrored] = chosen[mirrored].flip(-1)
+    return chosen
+
+
+def with_identical(found: Pairs, hashes_a: Any, hashes_b: Any | None, groups: tuple[Groups, Groups]) -> Pairs:
+    """Return pairs of groups as pairs of rows, with the identical ones (score 1) beside them, by falling score.
+
+    `hashes_a` and `hashes_b` are those of the groups (`hashes_b` None: pairs within one set).
+    """
+    a, b = groups
+    if hashes_b is None:
+        parts = [_of_rows(found, a.first[found.a.numpy()], a.first[found.b.numpy()]), identical_pairs(*a.others())]
+    else:
+        same_a, same_b = identical_across(hashes_a, hashes_b)
+        width = max(len(b.first), 1)
+        known = np.isin(found.a.numpy() * width + found.b.numpy(), same_a * width + same_b)
+        found = joined([found[torch.from_numpy(~known)], identical_pairs(same_a, same_b)])
+        parts = [_of_rows(found, a.first[found.a.numpy()], b.first[found.b.numpy()])]
+        place, rows = a.expand(found.a.numpy())
+        parts.append(_of_rows(parts[0][torch.from_numpy(place)], rows, None))
+        place, rows = b.expand(found.b.numpy())
+        parts.append(_of_rows(parts[0][torch.from_numpy(place)], None, rows))
+    pairs = joined(parts)
+    return pairs[torch.from_numpy(np.lexsort((pairs.b.numpy(), pairs.a.numpy(), -pairs.score.numpy())))]
+
+
+def _of_rows(pairs: Pairs, a: Any | None, b: Any | None) -> Pairs:
+    return replace(
+        pairs, a=pairs.a if a is None else torch.as_tensor(a), b=pairs.b if b is None else torch.as_tensor(b)
+    )
+
+
+def identical_pairs(a: Any, b: Any) -> Pairs:
+    n = len(a)
+    return Pairs(
+        torch.as_tensor(a, dtype=torch.int64), torch.as_tensor(b, dtype=torch.int64), torch.ones(n),
+        torch.zeros(n, dtype=torch.bool), torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(n, 1),
+    )  # fmt: skip
+
+
+def turned_round(pairs: Pairs) -> Pairs:
+    """Return the pairs with a and b exchanged, and the warp that then holds."""
+    scale, shift = 1 / pairs.warp[:, :2], pairs.warp[:, 2:] / pairs.warp[:, :2]
+    sign = torch.stack([torch.where(pairs.mirrored, 1.0, -1.0), -torch.ones(len(pairs))], dim=1)
+    return Pairs(pairs.b, pairs.a, pairs.score, pairs.mirrored, torch.cat([scale, sign * shift], dim=1))
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """Return several sets of pairs as one."""
+    return Pairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pairs)))

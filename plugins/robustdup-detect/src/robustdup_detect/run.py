@@ -1,0 +1,216 @@
+"""From a configuration to a record of duplicates: read, embed, calibrate, compare, cluster, show."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustdup.data.splits import open_splits, split_columns
+from robustdup.duplication.write import check_target
+from robustdup.errors import UserError
+from robustdup.records import write_atomic
+from robustdup.records.folder import STATE, locked, start
+from robustdup.runners import Runner, open_runner
+from robustdup.runners.local import usable_cores
+from robustdup_detect.calibrate import Calibration, calibrate
+from robustdup_detect.collect import collect_pairs, findings_of
+from robustdup_detect.dedup import write_deduplicated
+from robustdup_detect.exact import Groups, group_identical
+from robustdup_detect.features import SIZE, Embedder
+from robustdup_detect.options import ELSEWHERE, DetectConfig
+from robustdup_detect.pairs import learn
+from robustdup_detect.read import options_of
+from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
+from robustdup_detect.search import LARGE, build_index, import_faiss
+from robustdup_detect.summary import make_record, pair_columns
+from robustdup_detect.work import (
+    FINDER_FILE,
+    INDEX_FILE,
+    Order,
+    Setup,
+    Task,
+    Worker,
+    database,
+    load_finder,
+    save_finder,
+    tasks_of,
+)
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+LEARN_ROWS = 8000  # rows among which those are that a projection is learned from
+LEARN_LARGE = 2000  # the same for pictures of more than 32 x 32 pixels
+SPREAD = 10000  # images from which several processes are worth their start
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def stage(self, name: str) -> None:
+        """Count the time since the last call under a name."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def run_detection(
+    config: DetectConfig, folder: Path, *, resume: bool = False, to: str | None = None, overwrite: bool = False,
+    command: str = "", open_embedder: Callable[[], Embedder] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> DuplicatesRecord:  # fmt: skip
+    """Find duplicates as `config` says, and leave a record, all pairs and pictures of some in `folder`.
+
+    With `to`, a deduplicated dataset is written there. With `resume` an unfinished run in `folder` goes on.
+    `open_embedder` opens the network that `config.embedding` names, in every process that uses it (classical features if
+    None). `progress(stage, done, total)` is told how far it is. Raises UserError for a mistake, RunError where the disk is full.
+    """
+    clock = Clock()
+    if to is not None:
+        _check_written(config, to, overwrite)
+    if config.search == "faiss":
+        import_faiss()
+    source = open_splits(config.data, options_of(config, config.split))
+    names = [config.split] if config.against is None else [config.split, config.against]
+    if len(set(names)) < len(names):
+        raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
+    opened = {
+        name: split_columns(source.get(name), options_of(config, name), f"{config.data} ({name})", labelled=False)
+        for name in names
+    }
+    if config.keep == "consistent" and not opened[config.split][1].label:
+        raise UserError(f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.")
+    start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
+    with locked(folder):
+        order = Order(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
+        for name in names:
+            order.store(name).create()
+        clock.stage("open")
+        total = sum(order.rows.values())
+        workers = config.workers or (len(usable_cores()) if config.runner == "local" and total >= SPREAD else None)
+        with open_runner(
+            config.runner, workers, Setup(order, open_embedder), devices=["cpu"], describe=_name
+        ) as runner:
+            _do(runner, "read", tasks_of(order, "read", {n: order.rows[n] for n in names}), total, progress)
+            clock.stage("read")
+            groups = {name: _groups(order, name) for name in names}
+            calibration = _learn(runner, Worker(order, open_embedder), groups, progress, clock)
+            rows = len(order.different_rows(order.asking))
+            _do(runner, "compare", tasks_of(order, "compare", {order.asking: rows}), rows, progress)
+        clock.stage("compare")
+        pairs = collect_pairs(order, groups, rows)
+        findings = findings_of(order, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
+        clock.stage("cluster")
+        record = make_record(findings, folder, seconds=clock.seconds, command=command)
+        save_pairs(pair_columns(findings), folder)
+        clock.stage("show")
+        if to is not None:
+            record = record.model_copy(update={"deduplicated": to})
+            write_deduplicated(
+                source, config, record, findings.leaving, Path(to).expanduser(),
+                progress=lambda done, total: progress("write", done, total),
+            )  # fmt: skip
+            clock.stage("write")
+        record = record.model_copy(update={"seconds": clock.seconds})
+        save_duplicates(record, folder)
+        return record
+
+
+def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:
+    if to.startswith("hub:"):
+        raise UserError(f"A deduplicated dataset is written to a folder, not to {to!r}. Push the folder from there.")
+    check_target(to, overwrite=overwrite)
+    target, source = Path(to).expanduser().resolve(), Path(config.data).expanduser().resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise UserError(
+            f"The deduplicated dataset must not lie in or around its source {config.data!r}. Choose another."
+        )
+
+
+def _name(task: Task) -> str:
+    return f"rows {task.start} to {task.stop - 1} of {task.split} ({task.work})"
+
+
+def _do(runner: Runner[Task, int], stage: str, tasks: Iterable[Task], total: int, progress: Progress) -> None:
+    done = 0
+    progress(stage, 0, total)
+    for rows in runner.map(tasks):
+        done += rows
+        progress(stage, done, total)
+
+
+def _groups(order: Order, split: str) -> Groups:
+    """Group the identical rows of a split, keep which are different, and raise UserError where none can be read."""
+    store = order.store(split)
+    readable = np.flatnonzero(store.read("facts")[:, 3] == 1)
+    if not len(readable):
+        raise UserError(f"None of the {store.n} images of {order.config.data} ({split}) can be read.")
+    groups = group_identical(np.array(store.read("hashes")[readable]))
+    np.save(store.folder / "readable.npy", readable)
+    np.save(store.folder / "different.npy", readable[groups.first])
+    return groups
+
+
+def _learn(
+    runner: Runner[Task, int], worker: Worker, groups: dict[str, Groups], progress: Progress, clock: Clock
+) -> Calibration:
+    """Learn how candidates are found, embed all rows, and calibrate; what a killed run had learned is used again."""
+    order = worker.order
+    config, state = order.config, order.state
+    if not (state / FINDER_FILE).is_file():
+        rng = np.random.default_rng(config.seed)
+        sample, most = [], LEARN_ROWS if worker.embedder.size == SIZE else LEARN_LARGE
+        for name in groups:
+            rows = order.different_rows(name)
+            rows = np.sort(rng.permutation(rows)[: most // len(groups)])
+            sample.append(worker.pictures(name, rows))
+        save_finder(learn(torch.cat(sample), config.seed, worker.embedder), state)
+    clock.stage("learn")
+    _do(
+        runner,
+        "embed",
+        tasks_of(order, "embed", {order.asked: order.rows[order.asked]}),
+        order.rows[order.asked],
+        progress,
+    )
+    clock.stage("embed")
+    finder = load_finder(state)
+    mine, theirs = order.different_rows(order.asking), order.different_rows(order.asked)
+    embedded = database(order, theirs)
+    if config.search == "faiss" or (config.search == "auto" and len(theirs) >= LARGE):
+        if not (state / INDEX_FILE).is_file():
+            build_index(embedded.numpy(), state / INDEX_FILE)
+        clock.stage("index")
+    progress("calibrate", 0, 1)
+    found = calibrate(
+        partial(worker.pictures, order.asking), mine, embedded, _Rows(order.store(order.asked).read("pictures"), theirs),
+        finder, worker.embedder, within=config.against is None, target=config.precision, threshold=config.threshold,
+        seed=config.seed,
+    )  # fmt: skip
+    score = {"weights": found.score.weights, "bias": found.score.bias, "threshold": found.threshold}
+    write_atomic(state / "score.json", json.dumps(score).encode())
+    progress("calibrate", 1, 1)
+    clock.stage("calibrate")
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of an array on disk, by place."""
+
+    array: Any
+    rows: Any
+
+    def __getitem__(self, places: Any) -> Any:
+        return self.array[self.rows[places]]

@@ -1,0 +1,257 @@
+"""From what was found to the record: counts, expectations, and the pairs and clusters that are shown."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustdup.data.columns import Columns
+from robustdup.data.splits import Splits
+from robustdup.records import now
+from robustdup_detect.calibrate import Calibration
+from robustdup_detect.pairs import NEIGHBOURS, Pairs
+from robustdup_detect.read import encoded_images
+from robustdup_detect.record import (
+    Band,
+    ClassBalance,
+    Cluster,
+    DuplicatesRecord,
+    Expected,
+    ImageRef,
+    Method,
+    ShownPair,
+    Unreadable,
+)
+from robustdup_detect.sheets import COLUMNS, LINES, change_in_words, write_image, write_sheet
+from robustdup_detect.store import DIMENSIONS
+from robustdup_detect.verify import MEASURES
+from robustdup_detect.work import INDEX_FILE, Order, load_finder
+
+PICTURED = 24, 8  # clusters whose images are kept as files, and images of each
+LISTED = 1000  # unreadable images, clusters and conflicts in the record; all are counted
+BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a search found.
+
+    `clusters` has a cluster (or -1) for each row of the split and, after them, of the other one; `leaving` are the rows
+    of the split that a deduplicated one leaves out.
+    """
+
+    order: Order
+    pairs: Pairs
+    calibration: Calibration
+    columns: dict[str, Columns]
+    source: Splits
+    labels: dict[str, Any]
+    clusters: Any
+    conflicts: Any
+    leaving: Any
+    broken: dict[str, list[Any]]
+
+    @property
+    def exact(self) -> Any:
+        """True for the pairs (P,) with identical pixels."""
+        return (self.pairs.score == 1).numpy() & ~self.pairs.mirrored.numpy()
+
+
+def pair_columns(found: Findings) -> dict[str, Any]:
+    """Return the columns of pairs.parquet."""
+    config, pairs = found.order.config, found.pairs
+    a, b, warp = pairs.a.numpy(), pairs.b.numpy(), pairs.warp.double().numpy()
+    return {
+        "split_a": [config.split] * len(pairs), "row_a": a, "label_a": found.labels[config.split][a],
+        "split_b": [found.order.other] * len(pairs), "row_b": b, "label_b": found.labels[found.order.other][b],
+        "score": pairs.score.double().numpy(), "kind": np.where(found.exact, "exact", "near").tolist(),
+        "mirrored": pairs.mirrored.numpy(), "scale_x": warp[:, 0], "scale_y": warp[:, 1], "shift_x": warp[:, 2],
+        "shift_y": warp[:, 3], "cluster": found.clusters[a],
+    }  # fmt: skip
+
+
+def make_record(found: Findings, folder: Path, *, seconds: dict[str, float], command: str) -> DuplicatesRecord:
+    """Return the record of a search; the pictures that it names are written into `folder`."""
+    config, order = found.order.config, found.order
+    near = ~found.exact
+    shown, sheets = _show(found, folder)
+    files = {(image.split, image.row): image.file for pair in shown for image in (pair.a, pair.b)}
+    n = order.rows[config.split]
+    unreadable = [
+        Unreadable(split=name, row=row, path=path, reason=reason)
+        for name, rows in found.broken.items()
+        for row, path, reason in rows
+    ]
+    scores = found.pairs.score.numpy()[near]
+    edges = zip(BANDS, (*BANDS[1:-1], math.inf), strict=False)
+    bands = [
+        Band(low=low, high=min(high, 1.0), pairs=int(((scores >= low) & (scores < high)).sum())) for low, high in edges
+    ]
+    return DuplicatesRecord(
+        run_id=folder.name, created=now(), command=command, data=config.data, split=config.split,
+        against=config.against, data_config=config.data_config, revision=found.source.revision,
+        class_names=found.columns[config.split].class_names, n=n - len(found.broken[config.split]),
+        n_against=None if config.against is None else order.rows[config.against] - len(found.broken[config.against]),
+        n_unreadable=len(unreadable), unreadable=unreadable[:LISTED], n_exact=int(found.exact.sum()),
+        n_near=int(near.sum()), n_mirrored=int(found.pairs.mirrored.sum()),
+        n_clusters=int(found.clusters.max(initial=-1)) + 1, n_rows=int((found.clusters[:n] >= 0).sum()),
+        n_redundant=len(found.leaving), keep=config.keep, n_conflicts=len(found.conflicts),
+        conflicts=found.conflicts[:LISTED].tolist(), bands=[band for band in bands if band.pairs], pairs=shown,
+        clusters=_clusters(found, files, folder), classes=_classes(found), sheets=sheets, method=_method(found),
+        expected=_expected(found),
+        seconds=dict(seconds), config=config.model_dump(mode="json"), environment=environment(),
+        notes=[*found.source.notes, *(note for columns in found.columns.values() for note in columns.notes)],
+    )  # fmt: skip
+
+
+def _show(found: Findings, folder: Path) -> tuple[list[ShownPair], list[str]]:
+    """Write the images and pages of the pairs that are shown: those with conflicting labels first, then by falling score."""
+    config, order, pairs = found.order.config, found.order, found.pairs
+    a, b = pairs.a.numpy(), pairs.b.numpy()
+    labels_a, labels_b = found.labels[config.split][a], found.labels[order.other][b]
+    conflict = (labels_a != labels_b) & (labels_a >= 0) & (labels_b >= 0)
+    chosen = np.lexsort((np.arange(len(pairs)), -pairs.score.numpy(), ~conflict))[: config.pictures]
+    chosen = chosen[np.argsort(-pairs.score.numpy()[chosen], kind="stable")]
+    images = _encoded(found)
+    shown = []
+    for number, place in enumerate(chosen.tolist()):
+        sides = []
+        for split, row, label in (
+            (config.split, int(a[place]), int(labels_a[place])), (order.other, int(b[place]), int(labels_b[place])),
+        ):  # fmt: skip
+            file = _picture(images, split, row, folder)
+            sides.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
+        facts = order.store(config.split).read("facts")[a[place]]
+        shown.append(
+            ShownPair(
+                a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if found.exact[place] else "near",
+                mirrored=bool(pairs.mirrored[place]), cluster=int(found.clusters[a[place]]),
+                change=change_in_words(
+                    bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1]))
+                ),
+                conflict=bool(conflict[place]), sheet=f"sheets/pairs-{number // (COLUMNS * LINES) + 1:03d}.png",
+            )
+        )  # fmt: skip
+    sheets = list(dict.fromkeys(pair.sheet for pair in shown if pair.sheet is not None))
+    for sheet in sheets:
+        page = [pair for pair in shown if pair.sheet == sheet]
+        write_sheet([(folder / str(p.a.file), folder / str(p.b.file), _line(p)) for p in page], folder / sheet)
+    return shown, sheets
+
+
+def _encoded(found: Findings) -> dict[str, tuple[Any, str]]:
+    """The images of each split as they are stored, and the name of their column."""
+    return {
+        name: (encoded_images(found.source.splits[name], columns.image), columns.image)
+        for name, columns in found.columns.items()
+    }
+
+
+def _picture(images: dict[str, tuple[Any, str]], split: str, row: int, folder: Path) -> str:
+    """Write an image into the run folder unless it is there, and return its name there."""
+    file = f"images/{re.sub(r'[^A-Za-z0-9_.-]', '-', split)}-{row}.png"
+    if not (folder / file).is_file():
+        dataset, column = images[split]
+        write_image(dataset[row : row + 1][column].to_pylist()[0], folder / file)
+    return file
+
+
+def _line(pair: ShownPair) -> str:
+    flags = f"{' mirrored' if pair.mirrored else ''}{' labels differ' if pair.conflict else ''}"
+    return f"{pair.a.row}  {pair.b.row}  {pair.score:.2f}{flags}"
+
+
+def _classes(found: Findings) -> list[ClassBalance]:
+    """Return how the classes of the split share its images, its clusters, and what would leave."""
+    config = found.order.config
+    labels = np.asarray(found.labels[config.split])
+    clustered, leaves = found.clusters[: len(labels)] >= 0, np.zeros(len(labels), dtype=bool)
+    leaves[np.asarray(found.leaving, dtype=np.int64)] = True
+    names = found.columns[config.split].class_names
+    return [
+        ClassBalance(
+            name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(mine.sum()),
+            n_clustered=int((mine & clustered).sum()), n_redundant=int((mine & leaves).sum()),
+        )
+        for label in np.unique(labels).tolist()
+        if (mine := labels == label).any()
+    ]  # fmt: skip
+
+
+def _clusters(found: Findings, files: dict[tuple[str, int], str | None], folder: Path) -> list[Cluster]:
+    """Return the largest clusters, those whose labels differ first; the first ones with pictures."""
+    config, encoded = found.order.config, _encoded(found)
+    n = found.order.rows[config.split]
+    rows = np.flatnonzero(found.clusters >= 0)
+    rows = rows[np.argsort(found.clusters[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(found.clusters[rows])) + 1) if len(rows) else []
+    conflicts = set(found.conflicts.tolist())
+    order = sorted(range(len(parts)), key=lambda c: (c not in conflicts, -len(parts[c]), c))
+    pictured, each = PICTURED if config.pictures else (0, 0)
+    made = []
+    for turn, number in enumerate(order[:LISTED]):
+        images = []
+        for at, place in enumerate(parts[number][:LISTED].tolist()):
+            split, row = (config.split, place) if place < n else (str(config.against), place - n)
+            label = int(found.labels[split][row])
+            file = files.get((split, row))
+            if file is None and turn < pictured and at < each:
+                file = _picture(encoded, split, row, folder)
+            images.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
+        made.append(Cluster(cluster=number, size=len(parts[number]), conflict=number in conflicts, images=images))
+    return made
+
+
+def _method(found: Findings) -> Method:
+    score = found.calibration.score
+    return Method(
+        search="faiss" if (found.order.state / INDEX_FILE).is_file() else "exact",
+        embedding=found.order.config.embedding, dimensions=DIMENSIONS,
+        neighbours=NEIGHBOURS, least_similarity=load_finder(found.order.state).least, measures=list(MEASURES),
+        weights=list(score.weights), bias=score.bias, threshold=found.calibration.threshold,
+    )  # fmt: skip
+
+
+def _expected(found: Findings) -> Expected:
+    """Return what is expected of the near pairs listed, from the sample and the number of images that were compared."""
+    seen = found.calibration
+    near = int((~found.exact).sum())
+    if not seen.calibrated:
+        about = (
+            "Too few images to calibrate: the score is the one that was fitted on CIFAR-10, and its usual threshold."
+        )
+        return Expected(
+            calibrated=False, precision=None, different_pairs=None, recall=None, recall_by_change={}, positives=0,
+            negatives=0, about=about,
+        )  # fmt: skip
+    queries = len(np.load(found.order.state / found.order.asking / "different.npy"))
+    # Within a split, each pair is found from both of its images.
+    wrong = seen.different_a_query * queries / (2 if found.order.config.against is None else 1)
+    about = (
+        "Recall: the share of changed copies (shift, mirror, crop, brightness, JPEG, noise, and two at once) of "
+        f"{seen.positives} of these images that the search found. Precision: different pictures above the threshold, "
+        "extrapolated from the scores of nearest neighbours, against the pairs that were found; an estimate, not a count."
+    )
+    return Expected(
+        calibrated=True, precision=max(1 - wrong / near, 0.0) if near else None, different_pairs=wrong,
+        recall=seen.recall, recall_by_change=seen.recall_by_change, positives=seen.positives,
+        negatives=seen.negatives, about=about,
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Return what the figures of a run depend on."""
+    import datasets
+    import PIL
+
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "torch": torch.__version__,
+        "datasets": datasets.__version__, "pillow": PIL.__version__, "threads": str(torch.get_num_threads()),
+    }  # fmt: skip

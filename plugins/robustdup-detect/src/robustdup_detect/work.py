@@ -1,0 +1,262 @@
+"""The pieces of a search, as workers do them: read rows, embed them, compare them with all of the other side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from robustdup.data.splits import open_splits, split_columns
+from robustdup.errors import RunError
+from robustdup.records import write_atomic
+from robustdup.runners import WorkerPlace
+from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
+from robustdup_detect.options import DetectConfig
+from robustdup_detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
+from robustdup_detect.read import encoded_images, options_of, read_pictures, read_rows
+from robustdup_detect.search import nearest, nearest_by_index
+from robustdup_detect.store import Store
+
+FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
+MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
+EMBEDDED = 2000  # pictures of 32 x 32 pixels whose features are in memory at once
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every worker needs: the configuration, the folder of the state, and how many rows each split has."""
+
+    config: DetectConfig
+    state: Path
+    rows: dict[str, int]
+
+    def store(self, split: str) -> Store:
+        """Return the arrays of a split."""
+        return Store(self.state / split, self.rows[split])
+
+    def different_rows(self, split: str) -> Any:
+        """Return the rows of a split that can be read, without those whose pixels an earlier one has."""
+        return np.load(self.state / split / "different.npy")
+
+    @property
+    def other(self) -> str:
+        """The split on the other side: the same one where pairs within it are looked for."""
+        return self.config.against or self.config.split
+
+    @property
+    def asking(self) -> str:
+        """The split whose images are queries: the smaller one, since the work grows with the queries."""
+        return min(self.config.split, self.other, key=lambda split: self.rows[split])
+
+    @property
+    def asked(self) -> str:
+        """The split among whose images the neighbours of a query are."""
+        return self.config.split if self.asking == self.other else self.other
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: the rows (or, to compare, the places among different rows) from start to stop - 1 of a split."""
+
+    work: Literal["read", "embed", "compare"]
+    split: str
+    start: int
+    stop: int
+
+
+def tasks_of(order: Order, work: Literal["read", "embed", "compare"], rows: dict[str, int]) -> list[Task]:
+    """Return the pieces of some work on so many rows of each split."""
+    size = order.config.shard
+    return [
+        Task(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
+    ]  # fmt: skip
+
+
+class Worker:
+    """Does tasks; what they need is loaded when the first one asks for it.
+
+    `open_embedder` opens the network that finds candidates, in the process that uses it.
+    """
+
+    def __init__(self, order: Order, open_embedder: Callable[[], Embedder] | None = None) -> None:
+        self.order, self._open_embedder = order, open_embedder
+
+    def __call__(self, task: Task) -> int:
+        """Do a task that is not done yet, and return its number of rows."""
+        store = self.order.store(task.split)
+        if store.finished(task.work, task.start) is None:
+            result = getattr(self, task.work)(store, task)
+            store.finish(task.work, task.start, result)
+        return task.stop - task.start
+
+    def read(self, store: Store, task: Task) -> Any:
+        """Decode rows; the result lists those that cannot be read."""
+        images, column = self._images(task.split)
+        return read_rows(images, column, store, task.start, task.stop)
+
+    def embed(self, store: Store, task: Task) -> Any:
+        """Embed rows."""
+        for low in range(task.start, task.stop, self._step):
+            part = self.pictures(task.split, np.arange(low, min(low + self._step, task.stop)))
+            store.write("embeddings", low, self._embedded(part).numpy())
+        return task.stop - task.start
+
+    def pictures(self, split: str, rows: Any) -> Tensor:
+        """Return the pictures at rows of a split, uint8 (N, 3, S, S), of the size that the embedder takes."""
+        if self.embedder.size == SIZE:
+            return torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+        images, column = self._images(split)
+        return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size))
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What turns pictures into features."""
+        return self._open_embedder() if self._open_embedder is not None else CLASSICAL
+
+    @property
+    def _step(self) -> int:
+        return max(EMBEDDED * SIZE**2 // self.embedder.size**2, 64)
+
+    def _embedded(self, pictures: Tensor) -> Tensor:
+        return self._finder.projection(self.embedder.describe(pictures))
+
+    def _queries(self, split: str, rows: Any, *, mirrored: bool) -> Tensor:
+        """Return the embeddings (N, D) of rows of a split, or of their mirror images."""
+        if split == self.order.asked and not mirrored:
+            return torch.from_numpy(np.array(self.order.store(split).read("embeddings")[rows]))
+        parts = [self.pictures(split, rows[low : low + self._step]) for low in range(0, len(rows), self._step)]
+        return torch.cat([self._embedded(part.flip(-1) if mirrored else part) for part in parts])
+
+    def compare(self, store: Store, task: Task) -> Any:
+        """Judge different rows against the different rows of the other side; the pairs go into a file."""
+        places = np.arange(task.start, task.stop)
+        found, candidates = self._judged(task.split, places, NEIGHBOURS)
+        # Where most neighbours are the same picture, there may be more of them.
+        many = torch.bincount(found.a, minlength=len(places)) >= NEIGHBOURS // 2
+        if bool(many.any()):
+            again = many.nonzero()[:, 0]
+            more, tried = self._judged(task.split, places[again.numpy()], MANY_NEIGHBOURS)
+            candidates += tried
+            found = joined([found[~many[found.a]], replace(more, a=again[more.a])])
+        rows = self.order.different_rows(task.split)[places]
+        save_found(
+            store.folder / "done" / f"pairs-{task.start}.safetensors",
+            found,
+            rows,
+            self.order.different_rows(self.order.asked),
+        )
+        return {"pairs": len(found), "candidates": candidates}
+
+    def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, int]:
+        """Return the pairs (position in `places`, place in the database), and how many candidates were compared."""
+        within = self.order.config.against is None
+        rows = self.order.different_rows(split)[places]
+        pictures = torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+        score, threshold = self._score
+        parts = []
+        for mirrored in (False, True):
+            queries = self._queries(split, rows, mirrored=mirrored)
+            a, b = self._search(queries, k + within, self._finder.least)
+            if within:  # a pair may be found from either side, in two pieces of work: the parent keeps one
+                other = torch.from_numpy(places)[a] != b
+                a, b = a[other], b[other]
+            parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
+        a, b, flipped = (torch.cat(part) for part in zip(*parts, strict=True))
+        needed, place = torch.unique(b, return_inverse=True)
+        other_rows = self.order.different_rows(self.order.asked)[needed.numpy()]
+        others = torch.from_numpy(np.array(self.order.store(self.order.asked).read("pictures")[other_rows]))
+        found = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
+        return replace(found, b=needed[found.b]), len(a)
+
+    def _search(self, queries: Tensor, k: int, least: float) -> tuple[Tensor, Tensor]:
+        index = self.order.state / INDEX_FILE
+        a, b, _ = (
+            nearest_by_index(queries, index, k, least=least)
+            if index.is_file()
+            else nearest(queries, self._database, k, least=least)
+        )
+        return a, b
+
+    def _images(self, split: str) -> tuple[Any, str]:
+        if split not in self.__dict__.setdefault("_opened", {}):
+            options = options_of(self.order.config, split)
+            dataset, columns = split_columns(
+                open_splits(self.order.config.data, options).get(split), options, split, labelled=False
+            )
+            if len(dataset) != self.order.rows[split]:
+                raise RunError(f"The split {split!r} has {len(dataset)} rows now; it had {self.order.rows[split]}.")
+            self.__dict__["_opened"][split] = encoded_images(dataset, columns.image), columns.image
+        found: tuple[Any, str] = self.__dict__["_opened"][split]
+        return found
+
+    @cached_property
+    def _finder(self) -> Finder:
+        return load_finder(self.order.state)
+
+    @cached_property
+    def _score(self) -> tuple[Score, float]:
+        content = json.loads((self.order.state / "score.json").read_text(encoding="utf-8"))
+        return Score(tuple(content["weights"]), content["bias"]), content["threshold"]
+
+    @cached_property
+    def _database(self) -> Tensor:
+        return database(self.order, self.order.different_rows(self.order.asked))
+
+
+def database(order: Order, rows: Any) -> Tensor:
+    """Return the embeddings (M, D) of the different rows that are asked."""
+    return torch.from_numpy(np.array(order.store(order.asked).read("embeddings")[rows]))
+
+
+def save_finder(finder: Finder, state: Path) -> None:
+    """Keep a finder in the folder of the state."""
+    content = {
+        "mean": finder.projection.mean.numpy(),
+        "weight": np.ascontiguousarray(finder.projection.weight.numpy()),
+        "least": np.array([finder.least]),
+    }
+    write_atomic(state / FINDER_FILE, save(content))  # save_file would hide that the disk is full
+
+
+def load_finder(state: Path) -> Finder:
+    """Return the finder that `save_finder` kept."""
+    content = load_file(state / FINDER_FILE)
+    projection = Projection(torch.from_numpy(content["mean"]), torch.from_numpy(content["weight"]))
+    return Finder(projection, float(content["least"][0]))
+
+
+def save_found(path: Path, found: Pairs, rows_a: Any, rows_b: Any) -> None:
+    """Keep pairs of places as pairs of rows of the splits."""
+    content = {
+        "a": rows_a[found.a.numpy()], "b": rows_b[found.b.numpy()], "score": found.score.numpy(),
+        "mirrored": found.mirrored.numpy(), "warp": found.warp.numpy(),
+    }  # fmt: skip
+    write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
+
+
+def load_found(path: Path) -> Pairs:
+    """Return the pairs of rows that `save_found` kept."""
+    content = load_file(path)
+    return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp")))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Makes a worker's function; can be pickled."""
+
+    order: Order
+    open_embedder: Callable[[], Embedder] | None = None
+
+    def __call__(self, place: WorkerPlace) -> Callable[[Task], int]:
+        """Return the function that does tasks."""
+        if place.workers > 1:
+            torch.set_num_threads(place.threads)
+        return Worker(self.order, self.open_embedder)

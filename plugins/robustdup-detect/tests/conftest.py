@@ -1,0 +1,6 @@
+"""Makes `detect_pictures` importable by its tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))

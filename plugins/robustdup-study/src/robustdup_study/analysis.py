@@ -1,0 +1,389 @@
+"""From the table of cells to paired effects: intervals, equivalence, correction, power, and a verdict for each.
+
+The seed is the unit. A dose is compared with dose 0 of the same factors and seed; every dose stands for itself (a curve,
+not a slope). `sentences` says the results in words.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from robustdup.errors import UserError
+from robustdup.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
+from robustdup_study import statistics as stat
+from robustdup_study.metrics import metric, to_unit
+from robustdup_study.recipe import AnalysisConfig
+from robustdup_study.sentences import sentence, verdict
+
+Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name
+Cell = tuple[Stratum, float]  # and its dose
+Place = tuple[tuple[str, str], ...]  # the levels of a cell as text, by factor
+Values = dict[int, float]  # by seed
+
+
+@dataclass
+class Analysis:
+    """What the table says: means and comparisons for every dose, ANOVA, readings of the doses, and remarks."""
+
+    means: list[DoseMean] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    anova: list[AnovaTerm] = field(default_factory=list)
+    readings: list[DoseReading] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+class Table:
+    """The finished rows, by stratum, dose and metric: values by seed."""
+
+    def __init__(self, rows: Iterable[StudyRow], dose: str) -> None:
+        self._values: dict[tuple[Stratum, float], dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
+        self.seeds: dict[Stratum, set[int]] = defaultdict(set)
+        for row in rows:
+            stratum, at = split(row.factors, dose)
+            self.seeds[stratum].add(row.seed)
+            for name, value in row.metrics.items():
+                if value is not None and np.isfinite(value):
+                    self._values[stratum, at][name][row.seed] = value
+
+    def strata(self) -> list[Stratum]:
+        """Return the strata in their order of appearance."""
+        return list(self.seeds)
+
+    def doses(self, stratum: Stratum) -> list[float]:
+        """Return the doses that a stratum has results for, rising."""
+        return sorted(at for other, at in self._values if other == stratum)
+
+    def values(self, stratum: Stratum, dose: float, name: str) -> Values:
+        """Return a metric by seed; {} where nothing was measured."""
+        return self._values[stratum, dose].get(name, {}) if (stratum, dose) in self._values else {}
+
+    def metrics(self) -> list[str]:
+        """Return the names of all metrics that were measured."""
+        return list(dict.fromkeys(name for found in self._values.values() for name in found))
+
+
+def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
+    """Return the other factors, and the dose as a number. Raises UserError where it is none."""
+    at = factors.get(dose, 0)
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        raise UserError(f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.")
+    return tuple((name, value) for name, value in factors.items() if name != dose), float(at)
+
+
+def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
+    """Analyse the rows of a study: those that failed or are missing count as missing seeds."""
+    table = Table(rows, config.dose)
+    varying = varying_factors(rows, config.dose)
+    found = Analysis(means=_means(table, config), readings=_readings(rows, config))
+    plain = [one for stratum in table.strata() for one in _effects(table, stratum, config)]
+    bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
+    factors = config.contrasts or (varying if bare else [])
+    contrasts = [one for name in factors for one in _contrasts(table, name, config, bare=bare)]
+    _mark_primary(plain + contrasts, config, found, bare=bare)
+    for draft in plain + contrasts:
+        draft.word(config, varying)
+    found.comparisons = [draft.comparison for draft in plain + contrasts]
+    if config.anova:
+        for name in config.metrics:
+            found.anova += _anova(table, name, varying, found)
+    return found
+
+
+@dataclass
+class Draft:
+    """A comparison on its way: the differences by seed are known, correction and words are still to come."""
+
+    comparison: Comparison
+    differences: list[float]
+    tested: bool
+
+    def word(self, config: AnalysisConfig, varying: Sequence[str]) -> None:
+        """Judge, count the seeds that are needed, and say it."""
+        one = self.comparison
+        one.verdict, one.also_equivalent = verdict(one, config.alpha)
+        if self.tested and one.sd:
+            _needs(one, config)
+        one.sentence = sentence(one, varying)
+
+
+def _effects(table: Table, stratum: Stratum, config: AnalysisConfig) -> list[Draft]:
+    """Compare every dose of a stratum with dose 0, in every metric."""
+    drafts = []
+    for dose in table.doses(stratum):
+        for name in table.metrics() if dose != 0 else []:
+            before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
+            draft = _compare(
+                name, before, after, table.seeds[stratum], config, kind="dose", factors=dict(stratum), dose=dose
+            )
+            if draft is not None:
+                drafts.append(draft)
+    return drafts
+
+
+def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -> list[Draft]:
+    """Compare each level of a factor with its first level in the study's metrics: the effect of each dose, or plain values."""
+    levels = list(dict.fromkeys(dict(stratum)[name] for stratum in table.strata()))
+    take = table.values if bare else functools.partial(_difference, table)
+    drafts = []
+    for stratum in table.strata():
+        level = dict(stratum)[name]
+        other = tuple((key, levels[0] if key == name else value) for key, value in stratum)
+        if level == levels[0] or other not in table.seeds:
+            continue
+        for dose in table.doses(stratum):
+            for measured in config.metrics if bare or dose != 0 else []:
+                draft = _compare(
+                    measured, take(other, dose, measured), take(stratum, dose, measured),
+                    table.seeds[stratum] | table.seeds[other], config, kind="contrast",
+                    factors={key: value for key, value in stratum if key != name}, dose=dose, contrast=name,
+                    level=str(level), against=str(levels[0]),
+                )  # fmt: skip
+                if draft is not None:
+                    drafts.append(draft)
+    return drafts
+
+
+def _difference(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
+    before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
+    return {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
+
+
+def _compare(
+    name: str, before: Values, after: Values, seeds: set[int], config: AnalysisConfig, **what: Any
+) -> Draft | None:  # fmt: skip
+    """Return the paired difference over the seeds that both have; None where no seed has both."""
+    paired = sorted(before.keys() & after.keys())
+    if not paired:
+        return None
+    differences = [after[seed] - before[seed] for seed in paired]
+    found = stat.estimate(differences, 1 - config.alpha)
+    margin = to_unit(name, config.margins[name]) if name in config.margins else None
+    low, high = (
+        stat.bootstrap(differences, 1 - config.alpha, config.bootstrap)
+        if config.bootstrap and found.varies and name in config.metrics
+        else (None, None)
+    )
+    comparison = Comparison(
+        metric=name, primary=False, seeds=paired, missing_seeds=sorted(seeds - set(paired)),
+        before=float(np.mean([before[seed] for seed in paired])),
+        after=float(np.mean([after[seed] for seed in paired])), difference=found.mean, sd=found.sd, low=found.low,
+        high=found.high, bootstrap_low=low, bootstrap_high=high, p=found.p, margin=margin,
+        tost_p=None if margin is None else stat.tost_p(differences, margin), verdict="undecided", sentence="", **what,
+    )  # fmt: skip
+    return Draft(comparison, differences, tested=name in config.metrics)
+
+
+def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, found: Analysis, *, bare: bool) -> None:
+    """Mark the primary comparisons and correct their p values together: differences and equivalences each by Holm."""
+    for draft in drafts:
+        one = draft.comparison
+        draft.comparison.primary = (
+            any(_matches(one, wanted, config.dose) for wanted in config.primary)
+            if config.primary
+            else one.kind == ("contrast" if bare else "dose") and one.metric in config.metrics
+        )
+    for wanted in config.primary:
+        if not any(_matches(draft.comparison, wanted, config.dose) for draft in drafts):
+            text = ", ".join(f"{key} {value}" for key, value in wanted.items())
+            found.remarks.append(f"A primary comparison has no results yet, or names what is not there: {text}.")
+    primary = [draft.comparison for draft in drafts if draft.comparison.primary]
+    differing = [one for one in primary if one.p is not None]
+    for one, p in zip(differing, stat.holm([one.p for one in differing if one.p is not None]), strict=True):
+        one.p_holm = p
+    equal = [one for one in primary if one.tost_p is not None]
+    for one, p in zip(equal, stat.holm([one.tost_p for one in equal if one.tost_p is not None]), strict=True):
+        one.tost_p_holm = p
+
+
+def _matches(one: Comparison, wanted: Mapping[str, Any], dose: str) -> bool:
+    """Whether a comparison is one that a selector names: by metric, dose, contrast, level, and factor levels."""
+    known = {**one.factors, "metric": one.metric, "contrast": one.contrast, "level": one.level, dose: one.dose}
+    if (one.kind == "contrast") != ("contrast" in wanted):
+        return False
+    return all(
+        key in known and str(known[key]) in {_same(v) for v in (value if isinstance(value, list) else [value])}
+        for key, value in wanted.items()
+    )
+
+
+def _same(value: Any) -> str:
+    """Spell a number of a recipe as a dose is spelt: 1 and 1.0 are the same."""
+    return str(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _needs(one: Comparison, config: AnalysisConfig) -> None:
+    """Fill in power, and how many seeds would settle the question or give the wished precision."""
+    assert one.sd is not None
+    n = len(one.seeds)
+    if metric(one.metric).unit == "share":
+        one.seeds_for_precision = stat.seeds_for_precision(one.sd, config.precision / 100, 1 - config.alpha)
+    if one.margin is None:
+        return
+    one.power = stat.power(one.margin, one.sd, n, config.alpha)
+    if one.verdict == "undecided":
+        enough = (
+            stat.seeds_for_difference(one.difference, one.sd, config.power, config.alpha),
+            stat.seeds_for_equivalence(one.margin, one.sd, config.power, config.alpha, one.difference),
+        )
+        known = [number for number in enough if number is not None]
+        one.seeds_needed = max(min(known), n + 1) if known else None
+
+
+def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
+    """Return the mean over seeds of every metric at every dose."""
+    means = []
+    cells = [(stratum, dose) for stratum in table.strata() for dose in table.doses(stratum)]
+    for stratum, dose in cells:
+        for name in table.metrics():
+            values = table.values(stratum, dose, name)
+            if values:
+                found = stat.estimate(list(values.values()), 1 - config.alpha)
+                means.append(
+                    DoseMean(
+                        metric=name, factors=dict(stratum), dose=dose, n=found.n, mean=found.mean, sd=found.sd,
+                        low=found.low, high=found.high,
+                    )
+                )  # fmt: skip
+    return means
+
+
+def varying_factors(rows: Sequence[StudyRow], dose: str) -> list[str]:
+    """Return the factors other than the dose that have several levels."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.factors.items():
+            levels[name].add(str(value))
+    return [name for name, found in levels.items() if name != dose and len(found) > 1]
+
+
+def _anova(table: Table, name: str, varying: Sequence[str], found: Analysis) -> list[AnovaTerm]:
+    """Return the repeated-measures ANOVA of the paired effects over factors and dose, on the seeds that have them all."""
+    effects = {
+        (stratum, dose): _difference(table, stratum, dose, name)
+        for stratum in table.strata()
+        for dose in table.doses(stratum)
+        if dose != 0
+    }
+    effects = {cell: values for cell, values in effects.items() if values}
+    text = metric(name).text
+    places = {cell: (*((f, str(dict(cell[0])[f])) for f in varying), ("dose", f"{cell[1]:g}")) for cell in effects}
+    left = _crossed(places)
+    gone = sorted(
+        {place for cell, found_ in places.items() if cell not in left for place in found_}
+        - {place for cell in left for place in places[cell]}
+    )
+    names = [factor for factor in (*varying, "dose") if len({dict(places[cell])[factor] for cell in left}) > 1]
+    if not names:
+        if len(effects) > 1:
+            found.remarks.append(f"No ANOVA of {text}: the factors are not fully crossed.")
+        return []
+    if gone:
+        told = ", ".join(f"{factor} {level}" for factor, level in gone)
+        found.remarks.append(f"ANOVA of {text} without {told}: there the factors are not fully crossed.")
+    effects = {cell: effects[cell] for cell in left}
+    levels = {cell: [dict(places[cell])[factor] for factor in names] for cell in effects}
+    seeds = sorted(set.intersection(*(set(values) for values in effects.values())))
+    if len(seeds) < 2:
+        found.remarks.append(f"No ANOVA of {text}: it needs two seeds that have every cell.")
+        return []
+    left_out = sorted({seed for values in effects.values() for seed in values} - set(seeds))
+    if left_out:
+        found.remarks.append(
+            f"ANOVA of {text}: seeds {', '.join(map(str, left_out))} were left out, because cells of theirs are missing."
+        )
+    cells = [(cell, seed) for cell in effects for seed in seeds]
+    response = np.array([effects[cell][seed] for cell, seed in cells])
+    if np.ptp(response) == 0:
+        found.remarks.append(f"No ANOVA of {text}: all its effects are equal.")
+        return []
+    terms = stat.anova_terms(response, names, [levels[cell] for cell, _ in cells], [seed for _, seed in cells])
+    return [
+        AnovaTerm(metric=name, term=term, df=df, df_error=error, f=f, p=p, p_lower_bound=max(p, bound), seeds=seeds)
+        for term, df, error, f, p, bound in terms
+        if np.isfinite(f) and np.isfinite(p)
+    ]
+
+
+def _crossed(places: Mapping[Cell, Place]) -> list[Cell]:
+    """Return the cells of a part of the design in which every level meets every other one.
+
+    Levels are left out one by one: each time the one that the fewest of its cells are there for, the later one of a tie.
+    """
+    left = list(places)
+    while left:
+        levels: dict[str, list[str]] = {}
+        for cell in left:
+            for factor, level in places[cell]:
+                levels.setdefault(factor, []).append(level)
+        sizes = {factor: len(set(found)) for factor, found in levels.items()}
+        whole = math.prod(sizes.values())
+        if whole == len(left):
+            break
+        full = {
+            (factor, level): found.count(level) / (whole / sizes[factor])
+            for factor, found in levels.items()
+            if sizes[factor] > 1
+            for level in dict.fromkeys(found)
+        }
+        worst = min(reversed(full), key=lambda place: full[place])
+        left = [cell for cell in left if worst not in places[cell]]
+    return left
+
+
+def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseReading]:
+    """Return every dose in all readings that the literature uses."""
+    modes = {str(row.factors.get("mode", "append")) for row in rows}
+    doses = sorted({split(row.factors, config.dose)[1] for row in rows})
+    if config.dose == "percent":
+        return [reading_of_percent(percent, arm) for arm in ("standard", "adversarial") for percent in doses]
+    if config.dose != "dose":
+        return []
+    return [reading(dose, mode) for mode in sorted(modes) for dose in doses if 0 <= dose < 1]
+
+
+def reading_of_percent(percent: float, arm: str) -> DoseReading:
+    """Return what a percentage of arXiv 2504.00638 means in one of its arms: whole copies of the set, or a share of it."""
+    added = percent // 10 if arm == "standard" else percent / 100
+    share = added / (1 + added)
+    text = f"in the {arm} arm {_copies_added(arm, added)}: {100 * share:.4g}% of the entries are copies"
+    return DoseReading(
+        dose=percent, mode=f"{arm} arm", share_of_copies=share, copies_percent_of_originals=100 * added,
+        entries_per_original=1 + added, unique_percent_of_originals=100.0, text=text,
+    )  # fmt: skip
+
+
+def _copies_added(arm: str, added: float) -> str:
+    if arm == "adversarial":
+        return f"{100 * added:.4g}% of the images are added once more"
+    return f"{added:.4g} further cop{'y' if added == 1 else 'ies'} of every image {'is' if added == 1 else 'are'} added"
+
+
+def reading(dose: float, mode: str = "append") -> DoseReading:
+    """Return a dose (share of training entries that are copies) in the other ways of stating it.
+
+    `append` adds copies to all originals; `replace` keeps the size, so that other originals leave.
+    """
+    entries = 1 / (1 - dose) if mode == "append" else 1.0
+    copies = 100 * dose * entries
+    unique = 100.0 if mode == "append" else 100 * (1 - dose)
+    if dose == 0:
+        text = "no copies"
+    elif mode == "append":
+        text = (
+            f"{100 * dose:.4g}% of the entries are copies: {copies:.4g}% of the originals are added, {entries:.4g} entries "
+            f"for each original (arXiv 2504.00638 would call this {10 * copies / 100:.4g}% in its standard arm, "
+            f"{copies:.4g}% in its adversarial arm)"
+        )
+    else:
+        text = f"{100 * dose:.4g}% of the entries are copies: as many other originals left, {unique:.4g}% of them are still seen"
+    return DoseReading(
+        dose=dose, mode=mode, share_of_copies=dose, copies_percent_of_originals=copies, entries_per_original=entries,
+        unique_percent_of_originals=unique, text=text,
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""`robustdup study`: many cells of training and evaluation from one recipe, analysed with paired statistics over seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from robustdup.cli.flags import split_words
+from robustdup.errors import RunError, UserError
+from robustdup.records import StudyRecord, save_study_record, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from robustdup_study.recipe import StudyConfig
+
+app = typer.Typer(rich_markup_mode=None)
+
+REPORT_FILE = "report.md"
+WORDS = typer.Argument(None, metavar="CONFIG [KEY=VALUE ...]", help="A recipe (YAML), and any setting as KEY=VALUE.")
+JSON = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output.")
+OUT = typer.Option(None, "--out", help="Folder of the study; studies/NAME if not given.")
+
+
+@app.callback()
+def _group() -> None:
+    """What duplication does to standard and robust models, with error bars."""
+
+
+@app.command("run")
+def run_command(
+    words: list[str] = WORDS,
+    yes: bool = typer.Option(False, "--yes", help="Run a grid of more than 10,000 cells without asking."),
+    retry: bool = typer.Option(False, "--retry", help="Run cells that failed once more."),
+    workers: int | None = typer.Option(None, "--workers", help="Cells at a time. [default: one a core, or a GPU]"),
+    runner: str | None = typer.Option(None, "--runner", help="local, or ray (a cluster). [default: local]"),
+    out: str | None = OUT,
+    json: bool = JSON,
+) -> int:
+    """Run the cells that are missing, then analyse: stopped or killed, the same command goes on."""
+    config = _recipe(words, out=out, workers=workers, runner=runner)
+    from robustdup_study.grid import MANY, count_lines
+    from robustdup_study.record import prepare, save_plan
+    from robustdup_study.report import LiveStudy
+    from robustdup_study.run import choose_where, run_cells, study_folder
+
+    if not yes and count_lines(config) > MANY and sys.stdin.isatty():
+        yes = typer.confirm(f"This recipe has {count_lines(config):,} cells. Go on?")
+        if not yes:
+            print("Nothing was run.", file=sys.stderr)
+            return 1
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), study_folder(config.folder):
+        prepared = prepare(config, yes=yes)
+        save_plan(config, prepared.grid)
+        view = LiveStudy(enabled=not json and sys.stderr.isatty())
+        try:
+            with view:
+                run_cells(
+                    prepared.orders, prepared.run_cell, choose_where(config), config.folder, retry=retry,
+                    progress=view.update,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            again = shlex.join(["robustdup", "study", "run", *words])
+            print(f"Interrupted. Finished cells are kept: go on with\n  {again}", file=sys.stderr)
+            return 130
+        record = _record(config, words)
+    _show(record, config.folder, json)
+    if record.n_complete == 0:
+        raise RunError(f"No cell finished. {' '.join(record.remarks[:1])}")
+    return 0
+
+
+@app.command("report")
+def report_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
+    """Analyse the cells that are there, without running any."""
+    config = _recipe(words, out=out)
+    _show(_record(config, words), config.folder, json)
+    return 0
+
+
+@app.command("status")
+def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
+    """Say which cells are done, failed and missing."""
+    config = _recipe(words, out=out)
+    from robustdup_study.record import saved_lines
+    from robustdup_study.run import results
+
+    keys = list(dict.fromkeys(line.key for line in saved_lines(config)))
+    found = results(config.folder, keys)
+    count = Counter(result.status for result in found.values())
+    missing = len(keys) - len(found)
+    if json:
+        import json as encoder
+
+        content = {
+            "name": config.name, "cells": len(keys), "complete": count["complete"], "failed": count["failed"],
+            "missing": missing, "errors": {key: r.error for key, r in found.items() if r.status == "failed"},
+        }  # fmt: skip
+        print(encoder.dumps(content, indent=2))
+        return 0
+    print(
+        f"{config.name}: {count['complete']} of {len(keys)} cells complete, {count['failed']} failed, {missing} missing"
+    )
+    for key, result in found.items():
+        if result.status == "failed":
+            print(f"  {key} failed: {result.error}")
+    return 0
+
+
+@app.command("gaussian")
+def gaussian_command(
+    seeds: int = typer.Option(10, "--seeds", help="Number of seeds.", min=1),
+    out: str = typer.Option("gaussian.png", "--out", help="Where the picture goes: .png, .pdf or .svg."),
+) -> int:
+    """The Gaussian illustration of arXiv 2504.00638: an SVM on the plane with duplicates, over several seeds, and its picture."""
+    from robustdup_study.paper_2504_00638.gaussian import picture, run, sentences
+
+    if Path(out).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out must end in .png, .pdf or .svg, got {out!r}.")
+    lines = run(range(seeds))
+    picture(lines, 0, Path(out))
+    for sentence in sentences(lines):
+        print(sentence)
+    print(f"Picture: {out}")
+    return 0
+
+
+def _recipe(words: list[str], **values: object) -> StudyConfig:
+    """Read the recipe; values that were not given are left to it."""
+    from robustdup_study.recipe import load_recipe
+
+    file, overrides = split_words(words or [])
+    if file is None:
+        raise UserError("Name a recipe, for instance configs/study/quickstart.yaml.")
+    return load_recipe(file, overrides, {key: value for key, value in values.items() if value is not None})
+
+
+def _record(config: StudyConfig, words: list[str]) -> StudyRecord:
+    """Make the record of the cells that are there, and write record, table and report into the study's folder."""
+    from robustdup_study.record import make_record, saved_lines, versions
+    from robustdup_study.report import markdown
+
+    command = shlex.join(["robustdup", "study", "run", *words])
+    record = make_record(config, saved_lines(config), command=command, versions=versions())
+    save_study_record(record, config.folder)
+    write_atomic(config.folder / REPORT_FILE, (markdown(record) + "\n").encode())
+    return record
+
+
+def _show(record: StudyRecord, folder: Path, json: bool) -> None:
+    from robustdup_study.report import show_study
+
+    if json:
+        print(to_json(record))
+    else:
+        show_study(record, folder)

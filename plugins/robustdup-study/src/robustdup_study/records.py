@@ -1,0 +1,325 @@
+"""The record of a study: its recipe, its cells, what was computed from them, and the sentences that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from robustdup.errors import UserError
+from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
+
+STUDY_SCHEMA: Literal["robustdup_study"] = "robustdup_study"
+STUDY_VERSION = 1
+CELL_SCHEMA: Literal["robustdup.cell"] = "robustdup.cell"
+CELL_VERSION = 1
+
+CELL_FILE = "cell.json"
+TABLE_FILE = "cells.parquet"
+
+CellStatus = Literal["complete", "failed", "missing"]
+Verdict = Literal["lower", "higher", "equivalent", "undecided", "one seed", "no variation"]
+
+
+class Measured(Part):
+    """What was measured once in a cell: metrics by name (shares in [0, 1], counts, seconds; null where undefined).
+
+    `factors` are those that the cell itself went through, where one cell measures several times.
+    """
+
+    factors: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float | None]
+
+
+class CellOrder(Part):
+    """What a worker needs to run a cell: key and settings, what to measure, and where; device and threads are the worker's.
+
+    Nothing but key, settings and measure changes what comes out.
+    """
+
+    key: str
+    settings: dict[str, Any]
+    folder: str
+    measure: dict[str, Any] = Field(default_factory=dict)
+    keep_weights: bool = False
+    device: str = "auto"
+    threads: int | None = None
+
+
+class CellResult(Part):
+    """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `run` is the record of the training.
+
+    `points` are the training images that were looked at: `row` in the split, `copies` besides the original, `right` and
+    `held` (0 or 1) whether the answer was right, and still was under attack.
+    """
+
+    schema_name: Literal["robustdup.cell"] = CELL_SCHEMA
+    schema_version: int = CELL_VERSION
+    key: str
+    created: str
+    status: Literal["complete", "failed"]
+    error: str = ""
+    measured: list[Measured] = Field(default_factory=list)
+    seconds: float = 0.0
+    host: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    readings: dict[str, Any] = Field(default_factory=dict)
+    points: dict[str, list[int]] = Field(default_factory=dict)
+    run: dict[str, Any] | None = None
+
+
+class StudyRow(Part):
+    """A line of the study's table: factors and seed, the cell that stands for them, and what it measured.
+
+    Several lines may share a cell: at dose 0 all schemes are the same training.
+    """
+
+    factors: dict[str, Any]
+    seed: int
+    cell: str
+    status: CellStatus
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    error: str = ""
+    folder: str | None = None
+
+
+class DoseReading(Part):
+    """One dose in the ways in which the literature states it; percentages are of the original training set."""
+
+    dose: float
+    mode: str
+    share_of_copies: float
+    copies_percent_of_originals: float | None
+    entries_per_original: float | None
+    unique_percent_of_originals: float
+    text: str
+
+
+class DoseMean(Part):
+    """Mean over seeds at one dose, with its 95% t interval over seeds (null for one seed)."""
+
+    metric: str
+    factors: dict[str, Any]
+    dose: float
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+class Comparison(Part):
+    """A paired difference over seeds, in the unit of its metric.
+
+    `kind` "dose": the dose against no copies, all else equal; "contrast": how much that effect differs between two levels
+    of `contrast`. `p` is of the paired t test, `tost_p` of two one-sided tests against ±`margin`; `p_holm` and
+    `tost_p_holm` are corrected over the primary comparisons and null for others. `power` is the chance to see a
+    difference of the size of the margin with this spread and these seeds; `seeds_needed` what would settle the question
+    at the power of the recipe, if mean and spread stay (null: settled, or beyond counting); `seeds_for_precision` gives
+    an interval as narrow as the recipe wishes.
+    """
+
+    kind: Literal["dose", "contrast"]
+    metric: str
+    factors: dict[str, Any]
+    dose: float
+    contrast: str = ""
+    level: str = ""
+    against: str = ""
+    primary: bool
+    seeds: list[int]
+    missing_seeds: list[int] = Field(default_factory=list)
+    before: float | None = None
+    after: float | None = None
+    difference: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    margin: float | None = None
+    tost_p: float | None = None
+    tost_p_holm: float | None = None
+    power: float | None = None
+    seeds_needed: int | None = None
+    seeds_for_precision: int | None = None
+    verdict: Verdict
+    also_equivalent: bool = False
+    sentence: str
+
+
+class AnovaTerm(Part):
+    """A term of the repeated-measures ANOVA on the paired effects: seeds are the subjects.
+
+    `p_lower_bound` is the p value with the lower-bound correction of degrees of freedom, which holds without sphericity.
+    """
+
+    metric: str
+    term: str
+    df: float
+    df_error: float
+    f: float
+    p: float
+    p_lower_bound: float
+    seeds: list[int]
+
+
+class Crossover(Part):
+    """What copies do to an image that has them: its answers in seeds that duplicated it against those that did not.
+
+    `measure` is accuracy or robust accuracy; `difference` with its interval over images is a share.
+    """
+
+    measure: str
+    factors: dict[str, Any]
+    dose: float
+    seeds: list[int]
+    images: int
+    difference: float
+    low: float
+    high: float
+    sentence: str
+
+
+class Claim(Part):
+    """A published claim and what this study says of it; `evidence` are the sentences that it rests on."""
+
+    claim: str
+    verdict: Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
+    sentence: str
+    evidence: list[str] = Field(default_factory=list)
+
+
+class PublishedFigure(Part):
+    """A published figure beside those seen here, in per cent; null where there is none.
+
+    `here` is the protocol as it was published, `repaired` the same arm and percentage with its faults mended: `mended` says
+    which, "clamp" or "all". Intervals are over seeds.
+    """
+
+    arm: str
+    percent: float
+    metric: str
+    published: float | None
+    here: float | None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    source: str = ""
+    repaired: float | None = None
+    repaired_low: float | None = None
+    repaired_high: float | None = None
+    repaired_seeds: int = 0
+    mended: str = ""
+
+
+class StudyRecord(Part):
+    """The result of `robustdup study`; `partial` while cells are missing.
+
+    `analysis_since` is when the analysis part of the recipe was fixed; `analysis_changes` tells of later changes and how
+    many cells were finished by then. `seconds` are those of all cells together.
+    """
+
+    schema_name: Literal["robustdup_study"] = STUDY_SCHEMA
+    schema_version: int = STUDY_VERSION
+    run_id: str
+    created: str
+    status: Literal["complete", "partial"]
+    name: str
+    command: str
+    recipe: dict[str, Any]
+    factors: dict[str, list[Any]]
+    seeds: list[int]
+    n_cells: int
+    n_complete: int
+    n_failed: int
+    n_missing: int
+    rows: list[StudyRow]
+    readings: list[DoseReading] = Field(default_factory=list)
+    means: list[DoseMean] = Field(default_factory=list)
+    comparisons: list[Comparison] = Field(default_factory=list)
+    anova: list[AnovaTerm] = Field(default_factory=list)
+    crossovers: list[Crossover] = Field(default_factory=list)
+    conclusions: list[str] = Field(default_factory=list)
+    claims: list[Claim] = Field(default_factory=list)
+    published: list[PublishedFigure] = Field(default_factory=list)
+    remarks: list[str] = Field(default_factory=list)
+    analysis_since: str = ""
+    analysis_changes: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class StudyProgress(Part):
+    """Where a study stands: what a live view shows."""
+
+    done: int
+    failed: int
+    total: int
+    workers: int
+    seconds: float
+    seconds_left: float | None
+    message: str = ""
+
+
+def load_study_record(place: str | Path) -> StudyRecord:
+    """Read a study's record from its folder or a file; older versions are upgraded, newer ones refused (UserError)."""
+    return read_record(place, StudyRecord, schema=STUDY_SCHEMA, version=STUDY_VERSION, what="a study's record")
+
+
+def save_study_record(record: StudyRecord, folder: Path) -> Path:
+    """Write `record.json` and the raw table `cells.parquet` into a study's folder; return the record's path."""
+    with atomic_path(folder / TABLE_FILE) as temporary:
+        pq.write_table(study_table(record), temporary, compression="zstd")
+    path = folder / RECORD_FILE
+    write_atomic(path, (to_json(record) + "\n").encode())
+    return path
+
+
+def study_table(record: StudyRecord) -> pa.Table:
+    """Return the raw table: a row for each factors × seed, a column for each factor and each metric."""
+    factors = list(dict.fromkeys(name for row in record.rows for name in row.factors))
+    metrics = list(dict.fromkeys(name for row in record.rows for name in row.metrics))
+    columns: dict[str, pa.Array] = {name: _column([row.factors.get(name) for row in record.rows]) for name in factors}
+    columns["seed"] = pa.array([row.seed for row in record.rows], pa.int64())
+    columns["cell"] = pa.array([row.cell for row in record.rows], pa.string())
+    columns["status"] = pa.array([row.status for row in record.rows], pa.string())
+    for name in metrics:
+        columns[name] = pa.array([row.metrics.get(name) for row in record.rows], pa.float64())
+    return pa.table(columns)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Numbers stay numbers; anything mixed becomes text."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def load_cell(path: Path) -> CellResult:
+    """Read a cell's result; older versions are upgraded, newer or damaged ones refused (UserError)."""
+    return read_record(path, CellResult, schema=CELL_SCHEMA, version=CELL_VERSION, what="a cell of a study")
+
+
+def save_cell(result: CellResult, folder: Path) -> Path:
+    """Write `cell.json` into a cell's folder, whole or not at all, and return its path."""
+    path = folder / CELL_FILE
+    write_atomic(path, (to_json(result) + "\n").encode())
+    return path
+
+
+def load_study_table(folder: str | Path) -> pa.Table:
+    """Read `cells.parquet` of a study's folder. Raises UserError where it is missing or damaged."""
+    path = Path(folder) / TABLE_FILE
+    if not path.is_file():
+        raise UserError(f"There is no {TABLE_FILE} in {str(folder)!r}.")
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None

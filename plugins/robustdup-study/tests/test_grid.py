@@ -1,0 +1,225 @@
+"""Recipes become cells: what is shared, what is left out, what the key depends on, and what is refused with which words."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from robustdup_study.grid import build_grid, check_size, count_lines
+from robustdup_study.recipe import load_recipe
+
+from robustdup.errors import UserError
+from robustdup.plugins.registry import load_plugins
+
+RECIPES = sorted((Path(__file__).parents[3] / "configs" / "study").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return load_plugins()
+
+
+def recipe(**content):
+    return load_recipe(None, [], {"base": {"duplicate": {"scheme": "uniform"}}, "seeds": 2, **content})
+
+
+def grid(registry, data="d", **content):
+    return build_grid(recipe(**content), registry, lambda train: data)
+
+
+def test_cells_are_the_product_and_dose_0_is_shared(registry):
+    made = grid(
+        registry, factors={"objective": ["standard", "pgd_at"], "scheme": ["uniform", "power_law"], "dose": [0, 0.5]}
+    )
+    assert len(made.lines) == 2 * 2 * 2 * 2
+    assert len(made.cells) == 2 * (2 + 4)  # for each seed: two baselines, four with copies
+    zero = {line.key for line in made.lines if line.factors["dose"] == 0 and line.seed == 1}
+    assert len(zero) == 2
+    for line in made.lines:
+        settings = made.cells[line.key].settings
+        assert settings["seed"] == line.seed
+        assert settings["objective"] == line.factors["objective"]
+        assert settings["duplicate"].get("dose", 0) == line.factors["dose"]
+
+
+def test_exclusions_take_combinations_out(registry):
+    factors = {"objective": ["standard", "pgd_at", "trades"], "dose": [0, 0.5]}
+    made = grid(registry, factors=factors, exclude=[{"objective": ["standard", "trades"], "dose": 0.5}])
+    assert {(line.factors["objective"], line.factors["dose"]) for line in made.lines} == {
+        ("standard", 0), ("pgd_at", 0), ("trades", 0), ("pgd_at", 0.5),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="No cell is left"):
+        grid(registry, factors={"dose": [0]}, exclude=[{"dose": 0}])
+
+
+def test_budgets_replace_each_other_and_share_their_baseline(registry):
+    content = {
+        "factors": {"dose": [0, 0.5], "budget": ["epochs", "steps"]},
+        "budgets": {"epochs": {"epochs": 3}, "steps": {"steps": 40, "schedule_steps": 50}},
+    }
+    assert len(grid(registry, **content).cells) == 2 * 4
+    shared = grid(registry, **content, baseline_budget="epochs")
+    assert len(shared.cells) == 2 * 3
+    steps = next(line for line in shared.lines if line.factors == {"dose": 0.5, "budget": "steps"})
+    settings = shared.cells[steps.key].settings
+    assert (settings["steps"], settings["epochs"], settings["schedule_steps"]) == (40, None, 50)
+    zero = next(line for line in shared.lines if line.factors == {"dose": 0, "budget": "steps"})
+    assert shared.cells[zero.key].settings["epochs"] == 3
+
+
+def test_arms_turn_the_settings_and_are_one_cell_without_copies(registry):
+    arms = ["copies", "prior-matched", "as-weights", "fewer-unique", "more-epochs", "same-draw"]
+    made = grid(
+        registry, factors={"dose": [0, 0.5], "arm": arms}, base={"epochs": 4, "duplicate": {"scheme": "uniform"}}, seeds=[7]
+    )  # fmt: skip
+    assert len(made.cells) == 1 + len(arms)
+    settings = {
+        line.factors["arm"]: made.cells[line.key].settings for line in made.lines if line.factors["dose"] == 0.5
+    }
+    assert settings["prior-matched"]["duplicate"]["control"] == "class_prior"
+    assert settings["fewer-unique"]["duplicate"]["control"] == "fewer_unique"
+    assert settings["as-weights"]["as_weights"] is True
+    assert settings["same-draw"]["share_augmentation"] is True
+    assert (settings["more-epochs"]["epochs"], settings["more-epochs"]["duplicate"]) == (8.0, {})
+    # more epochs say nothing new where steps are fixed
+    steps = grid(
+        registry, factors={"dose": [0, 0.5], "arm": arms}, base={"steps": 9, "duplicate": {"scheme": "uniform"}}, seeds=[7]
+    )  # fmt: skip
+    assert not [line for line in steps.lines if line.factors == {"dose": 0.5, "arm": "more-epochs"}]
+
+
+def test_levels_may_set_several_things(registry):
+    made = grid(
+        registry,
+        base={},
+        factors={
+            "part": [
+                {"name": "plain", "objective": "standard"},
+                {"name": "awp", "objective": "pgd_at", "update": "awp"},
+            ],
+            "scheme": [{"name": "skewed", "scheme": "class_skewed", "classes": ["3"], "copies": 2}],
+            "dose": [0.25],
+        },
+        seeds=1,
+    )
+    found = made.cells[next(line.key for line in made.lines if line.factors["part"] == "awp")].settings
+    assert (found["objective"], found["update"]) == ("pgd_at", "awp")
+    assert found["duplicate"] == {"scheme": "class_skewed", "classes": ["3"], "copies": 2, "dose": 0.25}
+
+
+def test_percent_is_the_published_number_of_each_arm(registry):
+    made = grid(
+        registry, base={}, seeds=1, analysis={"dose": "percent"},
+        factors={"scheme": ["whole_set", "uniform"], "percent": [0, 5, 60]},
+    )  # fmt: skip
+    found = {tuple(line.factors.values()): made.cells[line.key].settings["duplicate"] for line in made.lines}
+    assert found["whole_set", 60] == {"scheme": "whole_set", "paper_p": 60}
+    assert found["uniform", 60] == {"scheme": "uniform", "paper_r": 0.6}
+    assert found["whole_set", 0] == found["uniform", 0] == {}
+    assert found["whole_set", 5] == {}  # 5 // 10 copies are none
+
+
+def test_the_key_holds_what_is_computed_and_neither_device_nor_paths(registry):
+    def key(data="d", **base):
+        return next(iter(grid(registry, data, base=base, factors={"objective": ["trades"]}, seeds=1).cells))
+
+    plain = key()
+    assert key(device="cuda", threads=3, out="/elsewhere", data="d") == plain  # the data's fingerprint is the same
+    assert key(lr=0.005) == plain  # the default
+    assert key("other data") != plain
+    for change in ({"precision": "bf16"}, {"lr": 0.2}, {"batch_size": 32}, {"epochs": 3}, {"test_n": 10}):
+        assert key(**change) != plain
+
+    def objective(text):
+        return next(iter(grid(registry, base={}, factors={"objective": [text]}, seeds=1).cells))
+
+    assert objective("trades") == objective("trades(beta=6)") != objective("trades(beta=1)")
+    assert objective("standard") != objective("pgd_at")
+
+
+def test_an_inner_attack_that_is_not_called_is_not_in_the_key(registry):
+    factors = {"objective": ["standard", "pgd_at"], "attack": ["pgd(steps=3)", "pgd(steps=5)"]}
+    assert len(grid(registry, base={}, factors=factors, seeds=1).cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"factors": {"beta": [1, 6]}}, r"'beta' is an option of the objective trades, .* objective: \[trades\(beta=1\)"),
+        ({"factors": {"objectiv": ["standard"]}}, "neither a setting of training nor an option .* Did you mean 'objective'"),
+        ({"factors": {"seed": [1]}}, "Seeds are no factor"),
+        ({"factors": {"arm": ["copies", "as-weight"]}}, "Unknown arm 'as-weight'. Did you mean 'as-weights'"),
+        ({"base": {"learning_rate": 0.1}}, "Unknown key in base: 'learning_rate'"),
+        ({"base": {"seed": 3}}, "comes from seeds"),
+        ({"base": {}, "factors": {"dose": [0, 0.5]}}, "A dose needs a scheme"),
+        ({"factors": {"dose": [0, 50]}}, r"Cell \(dose 50\): .*from 0 to below 1"),
+        ({"factors": {"budget": ["fixed"]}}, "Budget 'fixed' is not defined"),
+        ({"factors": {"dose": [0, 0]}}, "names a level twice"),
+        ({"factors": {"dose": []}}, "has no levels"),
+        ({"factors": {"dose": [0, 0.5]}, "exclude": [{"doses": 0}]}, "Unknown factor in exclusion 1: 'doses'"),
+        ({"factors": {"dose": [0, 0.5]}, "exclude": [{"dose": 0.4}]}, "Unknown level of 'dose' in exclusion 1: '0.4'"),
+        ({"factors": {"dose": [0]}, "analysis": {"contrasts": ["scheme"]}}, "Unknown factor in analysis.contrasts"),
+        ({"analysis": {"margins": {"clean_accuracy": -1}}}, "must be above 0"),
+        ({"analysis": {"marginz": {}}}, "marginz"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"name": "../elsewhere"}, "must be a plain word"),
+        ({"facters": {}}, "Did you mean 'factors'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(registry, content, words):
+    with pytest.raises(UserError, match=words):
+        grid(registry, **content)
+
+
+def test_a_cell_that_cannot_be_trained_is_refused_before_anything_runs(registry):
+    from robustdup.jobs.training import check
+
+    config = recipe(base={}, factors={"objective": ["standard", "traids"]})
+    with pytest.raises(
+        UserError, match=r"Cell \(objective traids\): Unknown objective 'traids'. Did you mean 'trades'"
+    ):
+        build_grid(config, registry, lambda train: "d", lambda train: check(train, registry))
+
+
+def test_a_million_cells_are_counted_at_once_and_refused():
+    config = recipe(factors={"dose": [i / 1000 for i in range(1000)], "lr": [i + 1 for i in range(500)]})
+    started = time.perf_counter()
+    assert count_lines(config) == 1_000_000
+    with pytest.raises(UserError, match=r"This recipe has 1,000,000 cells \(1000 dose × 500 lr × 2 seeds\).*--yes"):
+        check_size(config, yes=False)
+    check_size(config, yes=True)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_of_the_repository_are_valid(file, registry, monkeypatch):
+    from robustdup_study import cell as study
+    from robustdup_study.paper_2504_00638.protocol import paper_grid
+
+    from robustdup.jobs.training import check
+
+    config = load_recipe(file, [])
+    if config.protocol == "as-published":
+        monkeypatch.setattr(study, "data_fingerprint", lambda *_: "d")
+        made = paper_grid(config)
+        # All doses of the standard arm are one cell.
+        levels = {name: len(found) for name, found in config.factors.items()}
+        adversarial = levels["percent"] * levels.get("clamp", 1)
+        assert len(made.cells) == (1 + adversarial) * len(config.seed_list)
+    else:
+        made = build_grid(config, registry, lambda train: "d", lambda train: check(train, registry))
+    assert len(made.cells) >= 2
+    for wanted in config.analysis.primary:  # every primary comparison names lines that there are
+        keys = {key: value for key, value in wanted.items() if key in config.factors}
+        assert any(
+            all(line.factors.get(k) in (v if isinstance(v, list) else [v]) for k, v in keys.items())
+            for line in made.lines
+        )
+
+
+def test_there_are_recipes():
+    assert {"quickstart", "paper-as-published", "paper-repaired", "paper-extended", "cifar10-small-cpu"} <= {
+        file.stem for file in RECIPES
+    }

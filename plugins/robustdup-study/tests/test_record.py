@@ -1,0 +1,328 @@
+"""From cells to record and report: what is missing is told, claims are judged by what was found, old records are read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from robustdup_study.grid import Line
+from robustdup_study.paper_2504_00638.claims import _any_harms, _harm, _may_harm, judge_claims
+from robustdup_study.recipe import load_recipe
+from robustdup_study.record import make_record
+from robustdup_study.report import cells_of_table, dose_tables, markdown, sections
+from robustdup_study.run import cell_folder
+
+from robustdup.errors import UserError
+from robustdup.records import (
+    CellResult,
+    Comparison,
+    Crossover,
+    Measured,
+    load_cell,
+    load_study_record,
+    load_study_table,
+    now,
+    save_cell,
+    save_study_record,
+)
+
+
+def study(tmp_path, effect, *, seeds=6, skip=(), fail=(), extra=None, **content):
+    """A study whose cells were "run": clean accuracy is 0.8 plus effect(factors), with a little noise."""
+    config = load_recipe(
+        None, [],
+        {
+            "name": "made", "out": str(tmp_path), "seeds": seeds,
+            "factors": {"objective": ["standard", "pgd_at"], "scheme": ["uniform", "class_skewed"], "dose": [0, 0.5]},
+            "analysis": {"metrics": ["clean_accuracy"], "margins": {"clean_accuracy": 1.0}, "contrasts": ["scheme"]},
+            **content,
+        },
+    )  # fmt: skip
+    draw, lines, level = np.random.default_rng(0), [], {}
+    for seed in config.seed_list:
+        for objective in ("standard", "pgd_at"):
+            for scheme in ("uniform", "class_skewed"):
+                for dose in (0, 0.5):
+                    factors = {"objective": objective, "scheme": scheme, "dose": dose}
+                    key = f"{objective}-{seed}" if dose == 0 else f"{objective}-{scheme}-{seed}"
+                    lines.append(Line(factors, seed, key))
+                    if key in skip or key in level:
+                        continue
+                    level[key] = 0.8 + effect(factors) + 0.001 * draw.normal() + 0.01 * seed
+                    metrics = {"clean_accuracy": level[key], "best_clean_accuracy": level[key] + 0.05}
+                    if extra is not None:
+                        metrics |= extra(level[key], factors)
+                    result = CellResult(
+                        key=key, created=now(), status="failed" if key in fail else "complete", error="out of memory",
+                        measured=[] if key in fail else [Measured(metrics=metrics)], seconds=2.0,
+                    )  # fmt: skip
+                    save_cell(result, cell_folder(tmp_path, key))
+    return make_record(config, lines, command="robustdup study run made.yaml", versions={})
+
+
+def skewed_harm(factors):
+    return -0.04 * (factors["scheme"] == "class_skewed") * (factors["dose"] > 0)
+
+
+def test_a_complete_study_says_what_was_put_in(tmp_path):
+    record = study(tmp_path, skewed_harm)
+    assert (record.status, record.n_cells, record.n_complete) == ("complete", 36, 36)
+    assert record.seconds == 72
+    skewed = [one for one in record.comparisons if one.primary and one.factors["scheme"] == "class_skewed"]
+    assert [one.verdict for one in skewed] == ["lower", "lower"]
+    assert all(one.low < -0.04 < one.high for one in skewed)
+    assert record.conclusions[0].startswith("Clean accuracy is equivalent within ±1.0 points (")
+    assert {term.term for term in record.anova} == {"objective", "scheme", "objective × scheme"}
+    assert {term.term for term in record.anova if term.p < 0.001} == {"scheme"}
+    header, rows, verdicts = cells_of_table(record)
+    assert header == ["objective", "scheme", "dose", "seeds", "clean_accuracy", "difference"]
+    assert len(rows) == 8
+    assert sorted(verdicts) == ["", "", "", "", "equivalent", "equivalent", "lower", "lower"]
+
+
+def test_the_table_fits_eighty_columns_with_nothing_cut(tmp_path):
+    second = {"metrics": ["clean_accuracy", "robust_accuracy"], "margins": {"clean_accuracy": 1.0}}
+    record = study(tmp_path, skewed_harm, extra=lambda clean, _: {"robust_accuracy": clean / 2}, analysis=second)
+    console = Console(width=80, file=io.StringIO())
+    for part in dose_tables(record):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].split() == ["dose", "seeds", "clean", "change", "robust", "change"]
+    _, rows, _ = cells_of_table(record)
+    shown = iter(line.split() for line in lines[1:])
+    place = None
+    for row in rows:
+        if row[:2] != place:
+            place = row[:2]
+            assert next(shown) == f"{place[0]}, {place[1]}".split()
+        assert next(shown) == " ".join(row[2:]).split()
+
+
+def test_claims_follow_the_evidence(tmp_path):
+    record = study(tmp_path, skewed_harm, published=True)
+    verdicts = [claim.verdict for claim in record.claims]
+    # no budget in steps; some drop; skewed is worse than uniform; pgd_at does not drop under uniform, which brings nothing
+    assert verdicts == ["not tested", "confirmed", "confirmed", "refuted", "confirmed"]
+    assert "duplications lower neither accuracy" in record.claims[3].sentence
+    assert all("pgd_at, uniform" in sentence for sentence in record.claims[3].evidence)
+    harm = study(tmp_path / "harm", lambda f: -0.03 * (f["dose"] > 0), published=True)
+    assert [claim.verdict for claim in harm.claims[1:]] == ["confirmed", "equivalent", "confirmed", "confirmed"]
+    assert "4.06 points [3.97, 4.16] lower than under uniform" in record.claims[2].evidence[0]
+    better = study(tmp_path / "better", lambda f: 0.03 * (f["dose"] > 0), published=True)
+    assert [claim.verdict for claim in better.claims] == ["not tested", "refuted", "equivalent", "refuted", "refuted"]
+    noise = np.random.default_rng(100)
+    open_ = study(tmp_path / "open", lambda f: 0.05 * noise.normal(), published=True, seeds=3)
+    assert {claim.verdict for claim in open_.claims[1:]} == {"undecided"}
+    assert "need about" in open_.claims[1].sentence
+    same = study(tmp_path / "same", lambda f: 0.0, published=True)
+    assert [claim.verdict for claim in same.claims[1:4]] == ["equivalent"] * 3
+
+
+def test_claims_are_judged_for_each_budget_and_by_copies_alone():
+    def comparison(difference, kind="dose", **factors):
+        what = {"contrast": "arm", "level": "prior-matched", "against": "copies"} if kind == "contrast" else {}
+        one = Comparison(
+            kind=kind, metric="clean_accuracy", factors=factors, dose=0.5, primary=True, seeds=[0, 1, 2],
+            difference=difference, sd=0.001, low=difference - 0.001, high=difference + 0.001, p=1e-5, margin=0.01, tost_p=0.9,
+            verdict="undecided", sentence=f"{kind} {difference}", **what,
+        )  # fmt: skip
+        return one.model_copy(update={"verdict": "lower" if difference < 0 else "higher"})
+
+    comparisons = [
+        comparison(0.05, scheme="uniform", arm="copies", budget="fixed-epochs", objective="standard"),
+        comparison(-0.03, scheme="uniform", arm="copies", budget="fixed-steps", objective="standard"),
+        comparison(0.07, scheme="uniform", arm="prior-matched", budget="fixed-steps", objective="standard"),
+        comparison(0.02, kind="contrast", scheme="uniform", budget="fixed-steps", objective="standard"),
+    ]
+    record = SimpleNamespace(recipe={}, comparisons=comparisons)
+    found = {claim.claim: claim.verdict for claim in judge_claims(record)}
+    assert len(found) == 9
+    assert found["Duplicates make training less efficient (clean accuracy at equal optimizer steps)"] == "confirmed"
+    assert found["Duplicates may lower accuracy (budget fixed-epochs)"] == "refuted"
+    assert found["Duplicates may lower accuracy (budget fixed-steps)"] == "confirmed"
+    gain = "Even uniform duplication brings no significant gain in accuracy"
+    assert (found[f"{gain} (budget fixed-epochs)"], found[f"{gain} (budget fixed-steps)"]) == ("refuted", "confirmed")
+    assert found["Any duplication harms adversarially trained models (budget fixed-steps)"] == "not tested"
+    skewed = comparison(-0.04, kind="contrast", arm="copies", budget="fixed-steps", objective="standard")
+    skewed.contrast, skewed.level, skewed.against = "scheme", "class_skewed", "uniform"
+    record.comparisons.append(skewed)
+    [claim] = [one for one in judge_claims(record) if "non-uniform" in one.claim and one.verdict == "confirmed"]
+    assert claim.evidence == ["contrast -0.04", "contrast 0.02"]
+    assert claim.sentence.endswith("without copies (prior-matched), copies harmed more in 1 of 1 comparisons.")
+
+
+def test_harm_of_some_duplicates_of_all_and_on_the_whole_are_told_apart():
+    def verdicts(**cells):  # {scheme: verdicts of clean and robust accuracy}
+        return [
+            (verdict, Comparison(
+                kind="dose", metric=metric, factors={"scheme": scheme}, dose=0.5, primary=False, seeds=[0, 1],
+                difference=0.0, verdict="undecided", sentence=f"{scheme} {metric}",
+            ))
+            for scheme, both in cells.items() for metric, verdict in zip(("clean_accuracy", "robust_accuracy"), both, strict=True)
+        ]  # fmt: skip
+
+    down, up, same, open_ = "lower", "higher", "equivalent", "undecided"
+    cases = [
+        # on the whole, may, any
+        ({"a": (down, down), "b": (down, same)}, ("confirmed", "confirmed", "confirmed")),
+        ({"a": (down, down), "b": (same, up)}, ("undecided", "confirmed", "refuted")),
+        ({"a": (down, down), "b": (same, open_)}, ("confirmed", "confirmed", "undecided")),
+        ({"a": (same, up), "b": (open_, open_)}, ("refuted", "undecided", "refuted")),
+        ({"a": (up, up), "b": (same, same)}, ("refuted", "refuted", "refuted")),
+        ({"a": (same, same), "b": (same, same)}, ("equivalent", "equivalent", "equivalent")),
+        ({"a": (open_, open_)}, ("undecided", "undecided", "undecided")),
+        ({}, ("not tested", "not tested", "not tested")),
+    ]
+    for cells, wanted in cases:
+        found = verdicts(**cells)
+        assert tuple(judge("It harms", found).verdict for judge in (_harm, _may_harm, _any_harms)) == wanted
+
+
+def test_failed_and_missing_cells_are_listed_and_the_rest_is_analysed(tmp_path):
+    record = study(tmp_path, skewed_harm, fail=["pgd_at-uniform-1"], skip=["standard-uniform-0", "standard-uniform-3"])
+    assert (record.status, record.n_failed, record.n_missing) == ("partial", 1, 2)
+    assert "1 cell failed (pgd_at-uniform-1): out of memory" in record.remarks
+    assert "2 of 36 cells have not run: run the study again to go on." in record.remarks
+    one = next(c for c in record.comparisons if c.factors == {"objective": "standard", "scheme": "uniform"})
+    assert (one.seeds, one.missing_seeds) == ([1, 2, 4, 5], [0, 3])
+    report = markdown(record)
+    assert "## Failed cells" in report
+    assert "- `pgd_at-uniform-1` (seed 1, objective pgd_at, scheme uniform, dose 0.5): out of memory" in report
+
+
+def test_the_best_checkpoint_may_stand_for_the_study(tmp_path):
+    last, best = (study(tmp_path, skewed_harm, checkpoint=name) for name in ("last", "best"))
+    assert best.rows[0].metrics["clean_accuracy"] == pytest.approx(last.rows[0].metrics["clean_accuracy"] + 0.05)
+
+
+def test_effective_robustness_is_what_clean_accuracy_does_not_predict(tmp_path):
+    def shifted(clean, factors):
+        value = clean - 0.2 - (0.03 if factors["dose"] else 0.0)
+        return {"shifted_accuracy": value}
+
+    record = study(tmp_path, lambda f: 0.0, extra=shifted)
+    found = {row.factors["dose"]: row.metrics["effective_robustness"] for row in record.rows if row.seed == 2}
+    assert found[0] == pytest.approx(0, abs=0.005)
+    assert found[0.5] == pytest.approx(-0.03, abs=0.005)
+
+
+def test_records_go_round_and_newer_ones_are_refused(tmp_path):
+    record = study(tmp_path, skewed_harm)
+    path = save_study_record(record, tmp_path)
+    assert load_study_record(tmp_path) == record
+    table = load_study_table(tmp_path)
+    assert table.num_rows == 48
+    assert {"objective", "scheme", "dose", "seed", "cell", "status", "clean_accuracy"} <= set(table.column_names)
+    assert table.column("dose").to_pylist()[:2] == [0.0, 0.5]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(UserError, match="has schema version 99; this robustdup reads up to 1"):
+        load_study_record(tmp_path)
+    path.write_text(json.dumps({"schema_name": "robustdup.evaluation", "schema_version": 1}))
+    with pytest.raises(UserError, match="is not a study's record"):
+        load_study_record(tmp_path)
+    with pytest.raises(UserError, match="There is no cells.parquet"):
+        load_study_table(tmp_path / "nowhere")
+
+
+def test_records_of_the_first_schema_are_still_read():
+    fixtures = Path(__file__).parent / "fixtures"
+    record = load_study_record(fixtures / "study-1.json")
+    assert (record.schema_version, record.n_cells, record.seeds) == (1, 4, [0, 1])
+    assert len(record.comparisons) == 8  # of one dose, in all that was measured
+    assert record.comparisons[0].sentence == "Optimizer steps was the same in every seed at dose 10, 2 paired seeds."
+    cell = load_cell(fixtures / "cell-1.json")
+    assert (cell.status, cell.config["arm"], set(cell.measured[0].metrics) >= {"test_clean_acc", "steps"}) == (
+        "complete", "adversarial", True,
+    )  # fmt: skip
+    markdown(record)
+
+
+def published_study(tmp_path, name, values, **content):
+    """A study of the adversarial arm at 0 and 60 whose clean accuracies are given: {clamp or part: (at 0, at 60)}."""
+    config = load_recipe(
+        None, [], {"name": name, "out": str(tmp_path / name), "seeds": 2, "published": True, **content}
+    )
+    lines = []
+    for factors, pair in values:
+        for seed in (0, 1):
+            for percent, value in zip((0, 60), pair, strict=True):
+                key = f"{len(lines)}"
+                lines.append(Line({**factors, "percent": percent}, seed, key))
+                metrics = {content["analysis"]["metrics"][0]: value + 0.001 * seed}
+                save_cell(
+                    CellResult(key=key, created=now(), status="complete", measured=[Measured(metrics=metrics)]),
+                    cell_folder(tmp_path / name, key),
+                )
+    record = make_record(config, lines, command="c", versions={})
+    save_study_record(record, tmp_path / name)
+    return record
+
+
+def test_published_as_published_here_and_repaired_stand_side_by_side(tmp_path):
+    def figures(record):
+        rows = {
+            one.percent: one
+            for one in record.published
+            if (one.arm, one.metric) == ("adversarial", "clean") and "output" in one.source
+        }
+        return [
+            (one.published, one.here and round(one.here, 2), one.repaired and round(one.repaired, 2), one.mended)
+            for one in (rows[0], rows[60])
+        ]
+
+    factors = {"arm": ["adversarial"], "clamp": ["published", "repaired"], "percent": [0, 60]}
+    arms = [
+        ({"arm": "adversarial", "clamp": "published"}, (0.30, 0.20)),
+        ({"arm": "adversarial", "clamp": "repaired"}, (0.5, 0.52)),
+    ]
+    published = published_study(
+        tmp_path, "published", arms,
+        protocol="as-published", factors=factors, analysis={"dose": "percent", "metrics": ["test_clean_acc"]},
+    )  # fmt: skip
+    assert figures(published) == [(41.16, 30.05, 50.05, "clamp"), (20.90, 20.05, 52.05, "clamp")]
+    report = markdown(published)
+    assert (
+        "| adversarial | 60 | clean | 20.90 | 20.05 [19.41, 20.69], 2 seeds | 52.05 [51.41, 52.69], 2 seeds, the clamp"
+        in report
+    )
+    assert (
+        "- 60 (adversarial arm): in the adversarial arm 60% of the images are added once more: 37.5% of the" in report
+    )
+    content = {
+        "factors": {"part": ["adversarial"], "percent": [0, 60]},
+        "analysis": {"dose": "percent", "metrics": ["clean_accuracy"]},
+    }
+    repaired = published_study(tmp_path, "repaired", [({"part": "adversarial"}, (0.6, 0.62))], **content)
+    assert figures(repaired) == [(41.16, None, 60.05, "all"), (20.90, None, 62.05, "all")]
+    both = published_study(
+        tmp_path, "both", [({"part": "adversarial"}, (0.6, 0.62))], beside=[str(tmp_path / "published")], **content
+    )
+    assert figures(both) == [(41.16, 30.05, 60.05, "all"), (20.90, 20.05, 62.05, "all")]
+
+
+def test_the_report_tells_power_and_needed_seeds(tmp_path):
+    titles = dict(sections(study(tmp_path, skewed_harm)))
+    assert titles["Seeds"][0].startswith("clean_accuracy: with 6 seeds the power to see a difference of the size")
+    assert "Doses in all readings" in titles
+
+
+def test_the_terminal_tells_of_the_same_images_only_what_is_beyond_chance(tmp_path):
+    record = study(tmp_path, skewed_harm)
+    ranges = [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (0.0, 0.2)]
+    record.crossovers = [
+        Crossover(
+            measure="accuracy", factors={}, dose=0.5, seeds=[0, 1], images=9, difference=(low + high) / 2, low=low,
+            high=high, sentence=f"{low} to {high}",
+        )
+        for low, high in ranges
+    ]  # fmt: skip
+    title = "The same training images with and without copies"
+    assert dict(sections(record))[title] == [f"{low} to {high}" for low, high in ranges]
+    assert dict(sections(record, brief=True))[title] == [
+        "0.1 to 0.3", "-0.3 to -0.1", "2 more show no difference beyond chance.",
+    ]  # fmt: skip

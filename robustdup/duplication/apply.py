@@ -1,0 +1,327 @@
+"""A plan applied: to a `datasets.Dataset`, a split of a `DatasetDict`, a stream, or tensors; always the same entries.
+
+Images of exact copies are neither copied in memory nor written: rows of the memory-mapped table are named again. Near copies
+are other images; for a `Dataset` they are made once, by `Dataset.map`, into its cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustdup.data.columns import find_columns
+from robustdup.data.decode import UNREADABLE, plain_image
+from robustdup.duplication.plan import DuplicationPlan
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+D = TypeVar("D")
+
+NEW_COLUMNS = ("source_index", "copy")
+_LEVELS = 256  # copy numbers that are views of the whole table; samples copied more often are few
+_RUN = 4096  # rows that share one stretch of a constant column
+
+
+def apply_plan(
+    plan: DuplicationPlan, data: D, *, other: Any = None, split: str = "train", image_column: str | None = None,
+    label_column: str | None = None, index_column: str | None = None,
+) -> D:  # fmt: skip
+    """Return `data` with the entries of the plan and the columns `source_index` and `copy`. Raises UserError.
+
+    A `Dataset` comes in the order of the plan. Of a `DatasetDict`, `split` is duplicated and the rest kept. A stream (an
+    `IterableDataset`) yields the same entries in the order of its rows, copies right after their original; its rows are
+    numbered as they come, so one that is shuffled, filtered or cut names the number of each row in `index_column`.
+    `other` is the split that leaks in, as data of the same kind. The columns are found if not named, and needed only for
+    near copies (images) and wrong labels.
+    """
+    import datasets
+
+    names = {"image": image_column, "label": label_column}
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise UserError(f"There is no split {split!r} to duplicate; there are {', '.join(data)}.")
+        made = apply_plan(plan, data[split], other=other, image_column=image_column, label_column=label_column)
+        return cast(D, datasets.DatasetDict({**data, split: made}))
+    if isinstance(data, datasets.IterableDataset):
+        return cast(D, _stream(plan, data, other, names, index_column))
+    if isinstance(data, datasets.Dataset):
+        return cast(D, _table(plan, data, other, names))
+    raise UserError(f"A plan applies to a Dataset, DatasetDict or IterableDataset, not to a {type(data).__name__}.")
+
+
+def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return the images of some entries (k,) of the plan: rows of `pixels` (n_source, C, H, W), near copies changed.
+
+    On the device of `pixels`; uint8 where the plan has near copies. `other` are the images of the split that leaks in.
+    """
+    entries = entries.cpu()
+    source = plan.source_index[entries]
+    place = source.to(pixels.device)
+    found = pixels[place.clamp(max=plan.n_source - 1)]
+    if other is not None and bool((foreign := source >= plan.n_source).any()):
+        found[foreign.to(found.device)] = other[(source[foreign] - plan.n_source).to(other.device)].to(found.device)
+    if plan.near is None:
+        return found
+    copy = plan.copy[entries]
+    if bool((copies := copy > 0).any()):
+        rows = copies.to(found.device)
+        found[rows] = plan.near(found[rows], source[copies], copy[copies])
+    return found
+
+
+def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return a split that stays as it is with the columns that a duplicated one has, so that both can be read together."""
+    rows = torch.arange(len(dataset))
+    return apply_plan(DuplicationPlan(rows, torch.zeros_like(rows), len(rows)), dataset)
+
+
+def _check(plan: DuplicationPlan, names: Sequence[str], rows: int | None, other: Any) -> None:
+    for name in NEW_COLUMNS:
+        if name in names:
+            raise UserError(
+                f"There is a column {name!r} already, which duplication adds. Is this a duplicated dataset? "
+                f"Else rename it: dataset.rename_column({name!r}, 'my_{name}')."
+            )
+    if rows is not None and rows != plan.n_source:
+        raise UserError(f"The plan is for {plan.n_source} rows, but the data has {rows}.")
+    if other is None and int(plan.source_index.max()) >= plan.n_source:
+        raise UserError("The plan lets another split leak in: give that split as `other`.")
+
+
+def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: dict[str, str | None]) -> Any:
+    import datasets
+
+    _check(plan, dataset.column_names, len(dataset), other)
+    form = dataset.format
+    if other is not None:
+        if set(other.features) != set(dataset.features):
+            raise UserError(
+                f"The two splits have other columns: {', '.join(dataset.features)} and {', '.join(other.features)}."
+            )
+        same = other.features == dataset.features
+        dataset = datasets.concatenate_datasets([dataset, other if same else other.cast(dataset.features)])
+    columns = _columns(plan, dataset, names)
+    made = _stacked(plan, dataset, columns.label if plan.labels is not None else None)
+    if plan.near is not None:
+        made = _with_near_copies(plan, made, columns.image)
+    return made.with_format(form["type"], **form["format_kwargs"])
+
+
+def _columns(plan: DuplicationPlan, dataset: Any, names: dict[str, str | None]) -> Any:
+    if plan.near is None and plan.labels is None:
+        return None
+    return find_columns(dataset.features, image=names["image"], label=names["label"], place="the dataset")
+
+
+def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None) -> datasets.Dataset:
+    """Return a dataset over the same table, seen once for each copy number with that number beside it.
+
+    Only the index of the entries is as long as the plan.
+    """
+    import datasets
+    import pyarrow as pa
+    from datasets.table import InMemoryTable, concat_tables
+
+    from robustdup.duplication.index_table import EntryTable, IndexTable
+
+    order = dataset.column_names
+    rows = (
+        np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
+    )
+    if dataset._indices is not None and len(np.unique(rows)) < len(rows):
+        dataset, rows = dataset.flatten_indices(), np.arange(len(dataset))
+    table = dataset.data
+    number = np.full(table.num_rows, -1)
+    number[rows] = np.arange(len(rows))
+    source, copy = plan.source_index.numpy(), plan.copy.numpy()
+    place = rows[source]
+    kept = table.drop([label]) if label is not None else table
+    blocks = []
+    for level in range(min(int(copy.max()), _LEVELS) + 1):
+        beside = {"source_index": pa.array(number), "copy": _constant(level, table.num_rows)}
+        if label is not None:
+            beside[label] = _labels_of(plan, table.column(label), place, level)
+        blocks.append(concat_tables([kept, InMemoryTable(pa.table(beside))], axis=1))
+    names = [*order, *NEW_COLUMNS]
+    place += np.minimum(copy, _LEVELS) * table.num_rows
+    if (deep := np.flatnonzero(copy > _LEVELS)).size:
+        tail = _tail(blocks[0].select(names), plan, deep, rows, label)
+        place[deep] = len(blocks) * table.num_rows + np.arange(deep.size)
+        blocks.append(InMemoryTable(tail))
+    features = datasets.Features({name: dataset.features[name] for name in order})
+    features |= {name: datasets.Value("int64") for name in NEW_COLUMNS}
+    joined = concat_tables([block.select(names) for block in blocks])
+    whole = EntryTable(joined.table, joined.blocks)
+    if label is None and not deep.size:
+        whole.first = blocks[0].select(names)
+    info = datasets.DatasetInfo(features=features, description=dataset.info.description, citation=dataset.info.citation)
+    index = None
+    if not np.array_equal(place, np.arange(whole.num_rows)):  # else the table is the dataset, and read faster
+        index = IndexTable(pa.table({"indices": place.astype(np.uint64)}))
+    digest = hashlib.sha256(f"{dataset._fingerprint} {plan.hash}".encode()).hexdigest()
+    return datasets.Dataset(whole, info=info, split=dataset.split, indices_table=index, fingerprint=digest[:16])
+
+
+def _constant(value: int, length: int) -> Any:
+    """Return a column of one value that takes little memory: the same stretch again and again."""
+    import pyarrow as pa
+
+    run = pa.array(np.full(min(_RUN, length), value))
+    return pa.chunked_array([run] * (length // _RUN) + [run.slice(0, length % _RUN)], type=pa.int64())
+
+
+def _labels_of(plan: DuplicationPlan, column: Any, place: Any, level: int) -> Any:
+    """Return the label column as the copies with this number have it."""
+    import pyarrow as pa
+
+    assert plan.labels is not None
+    values, here = column.to_numpy().copy(), (plan.copy == level).numpy()
+    values[place[here]] = plan.labels.numpy()[here]
+    return pa.array(values, type=column.type)
+
+
+def _tail(table: Any, plan: DuplicationPlan, deep: Any, rows: Any, label: str | None) -> Any:
+    """Return the entries with a high copy number as a table that names the few images that they are of again and again."""
+    import pyarrow as pa
+
+    samples, first, inverse = np.unique(plan.source_index.numpy()[deep], return_index=True, return_inverse=True)
+    order = first.argsort()
+    few = pa.concat_tables([table.slice(int(row), 1).table for row in rows[samples[order]]]).combine_chunks()
+    place = order.argsort()[inverse]
+    starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)  # the k-th copies of samples follow each other in a plan
+    lengths = np.diff(np.append(starts, deep.size))
+    repeated = pa.concat_tables(
+        [few.slice(int(place[start]), int(length)) for start, length in zip(starts, lengths, strict=True)]
+    )
+    beside = {"copy": pa.array(plan.copy.numpy()[deep])}
+    if label is not None and plan.labels is not None:
+        beside[label] = pa.array(plan.labels.numpy()[deep], type=table.schema.field(label).type)
+    for name, column in beside.items():
+        repeated = repeated.set_column(repeated.column_names.index(name), table.schema.field(name), column)
+    return repeated
+
+
+def _with_near_copies(plan: DuplicationPlan, made: datasets.Dataset, image: str) -> datasets.Dataset:
+    import datasets
+
+    originals = int((plan.copy == 0).sum())
+    copies = made.select(range(originals, len(made)))
+    change = _near_images(plan, image)
+    copies = copies.map(change, batched=True, batch_size=256, desc="Making near copies", features=made.features)
+    return datasets.concatenate_datasets([made.select(range(originals)), copies])
+
+
+def unreadable_rows(splits: Sequence[datasets.Dataset], rows: Tensor, image: str) -> list[int]:
+    """Return those of the rows (k,), numbered through the splits, whose images cannot be read."""
+    import datasets
+
+    whole = datasets.concatenate_datasets([split.select_columns([image]) for split in splits])
+    encoded, decoder = whole.cast_column(image, datasets.Image(decode=False)), datasets.Image()
+    broken = []
+    for row in rows.tolist():
+        try:
+            if (content := encoded[row][image]) is None:
+                raise ValueError("no image")
+            decoder.decode_example(content).load()
+        except UNREADABLE:
+            broken.append(row)
+    return broken
+
+
+def _near_images(plan: DuplicationPlan, image: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the function that changes the images of a batch of entries, all of them copies."""
+    near = plan.near
+    assert near is not None
+
+    def change(batch: dict[str, Any]) -> dict[str, Any]:
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        arrays = [_array(found, row) for found, row in zip(batch[image], batch["source_index"], strict=True)]
+        for place, array in enumerate(arrays):
+            by_shape.setdefault(array.shape, []).append(place)
+        images: list[Any] = [None] * len(arrays)
+        for places in by_shape.values():
+            pixels = torch.from_numpy(np.stack([arrays[place] for place in places])).permute(0, 3, 1, 2)
+            source, copy = (torch.tensor([batch[name][place] for place in places]) for name in NEW_COLUMNS)
+            for place, pixel in zip(places, near(pixels.contiguous(), source, copy), strict=True):
+                images[place] = _picture(pixel)
+        return {image: images}
+
+    return change
+
+
+def _array(image: Any, row: int) -> Any:
+    """Return a decoded image as uint8 (H, W, C). Raises UserError for pixels that are not 8 bits deep."""
+    try:
+        plain = plain_image(image)
+        if plain.mode == "F":
+            raise ValueError("has 16 bits, near copies are made of 8-bit pixels")
+    except ValueError as error:
+        raise UserError(f"The image in row {row} {error}.") from None
+    array = np.asarray(plain)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _picture(pixel: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixel[0].numpy() if pixel.shape[0] == 1 else pixel.permute(1, 2, 0).contiguous().numpy())
+
+
+def _stream(
+    plan: DuplicationPlan, stream: Any, other: Any, names: dict[str, str | None], index_column: str | None
+) -> datasets.IterableDataset:
+    """Return a stream of the entries; a generator counts the rows, so that several workers cannot count them apart."""
+    import datasets
+
+    features = stream.features
+    _check(plan, list(features or ()), None, other)
+    if index_column is not None and features is not None and index_column not in features:
+        raise UserError(f"The stream has no column {index_column!r}; it has {', '.join(features)}.")
+    columns = None
+    if plan.near is not None or plan.labels is not None:
+        if features is None:
+            raise UserError("The stream does not say what its columns hold, which near copies and wrong labels need.")
+        columns = find_columns(features, image=names["image"], label=names["label"], place="the stream")
+    change = _near_images(plan, columns.image) if columns is not None and plan.near is not None else None
+    label = columns.label if columns is not None and plan.labels is not None else None
+
+    def entries() -> Iterator[dict[str, Any]]:
+        sources, order = plan.source_index.sort(stable=True)
+        for row, content in _numbered(stream, plan.n_source, index_column, other):
+            first, last = torch.searchsorted(sources, torch.tensor([row, row + 1])).tolist()
+            for entry in order[first:last].tolist():
+                made = {**content, "source_index": row, "copy": int(plan.copy[entry])}
+                if label is not None and plan.labels is not None:
+                    made[label] = int(plan.labels[entry])
+                if change is not None and made["copy"]:
+                    made |= {name: values[0] for name, values in change({k: [v] for k, v in made.items()}).items()}
+                yield made
+
+    if features is not None:
+        features = datasets.Features({**features, **{name: datasets.Value("int64") for name in NEW_COLUMNS}})
+    made: datasets.IterableDataset = datasets.IterableDataset.from_generator(entries, features=features)
+    return made
+
+
+def _numbered(stream: Any, n_source: int, index_column: str | None, other: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a stream with their numbers, and then those of the other split."""
+    seen = 0
+    for seen, content in enumerate(stream, start=1):
+        row = seen - 1 if index_column is None else int(content[index_column])
+        if not 0 <= row < n_source:
+            raise UserError(f"The plan is for {n_source} rows, but the stream brings row {row}.")
+        yield row, content
+    if index_column is None and seen != n_source:
+        raise UserError(
+            f"The plan is for {n_source} rows, but the stream ended after {seen}. One that is cut, filtered or shuffled "
+            "needs index_column: the number of each row in the source."
+        )
+    for row, content in enumerate(other if other is not None else ()):
+        yield n_source + row, content

@@ -1,0 +1,1 @@
+"""Evidence that travels: bundles of adversarial images, and their verification."""
