@@ -26,6 +26,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines import BASELINES
 from benchmarks.options import BenchConfig
 from robustdup import jobs
 from robustdup.attacks.isolation import isolated
@@ -39,7 +40,7 @@ from robustdup.evaluation.bench import choose_device
 from robustdup.evaluation.record import versions
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
 
@@ -102,7 +103,7 @@ def load(config: BenchConfig, n: int, threads: int) -> Task:
 
 def run_baseline(task: Task, name: str, batch_size: int | None, started: Callable[[], None]) -> dict[str, Any]:
     """Call a baseline on all points and judge what comes back; passes are counted around the model."""
-    baseline = task.registry.baselines[name].function
+    baseline = BASELINES[name].function
     images, labels = task.data.images.to(task.device), task.data.labels.to(task.device)
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": task.config.seed}
     with contextlib.suppress(Exception):  # without images it only imports what it needs
@@ -263,10 +264,7 @@ def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
         say({"event": "started"})
 
     try:
-        if name in task.registry.baselines:
-            found = run_baseline(task, name, batch_size, started)
-        else:
-            found = run_ours(task, name, started)
+        found = run_baseline(task, name, batch_size, started) if name in BASELINES else run_ours(task, name, started)
     except Exception as error:  # a toolkit may fail in any way: its row says how
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

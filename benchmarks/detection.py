@@ -36,7 +36,7 @@ from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows
 from robustdup.errors import UserError
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.records import write_atomic
 
 DISTANCES = np.arange(25)  # Hamming distances that are tried

@@ -25,7 +25,7 @@ from robustdup.config import validate
 from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 
 SAMPLE = 1000  # images on which the search and the network of imagededup are timed
 

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.baselines import BASELINES
 from benchmarks.measured import BenchResult, Measurement, summarise
 from benchmarks.options import BenchConfig
 from robustdup.config import parse_attacks, parse_value
 from robustdup.errors import RunError, UserError, unknown
-from robustdup.plugins.registry import Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 from robustdup.records import now, write_atomic
 from robustdup.runners.local import usable_cores
 from robustdup.runners.worker import THREAD_VARIABLES
@@ -101,7 +102,7 @@ def parse_contenders(config: BenchConfig, registry: Registry, notes: list[str]) 
         found = []
         for text in USUAL:
             name = text.partition("@")[0]
-            if name in registry.baselines or name in registry.ensembles:
+            if name in BASELINES or name in registry.ensembles:
                 found.append(_contender(text, {}, registry))
             else:
                 notes.append(f"{text} is not registered here and was left out.")
@@ -120,12 +121,12 @@ def _contender(text: str, options: dict[str, Any], registry: Registry) -> Conten
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()
     )
     ours = f"{name}({inside})" if inside else name
-    if name in registry.baselines:
+    if name in BASELINES:
         if options:
             raise UserError(f"Baseline {name!r} runs at its toolkit's settings and takes no options.")
         if at and not re.fullmatch(r"best|[1-9]\d*", size):
             raise UserError(f"{text!r}: write {name}@64 for batches of 64, or {name}@best.")
-        about = registry.baselines[name].description
+        about = BASELINES[name].description
         return Contender(text, name, False, int(size) if size.isdecimal() else None, size == "best", about)
     if name in registry.attacks or name in registry.ensembles:
         if at:
@@ -135,7 +136,7 @@ def _contender(text: str, options: dict[str, Any], registry: Registry) -> Conten
         known = registry.ensembles.get(name) or registry.attacks[name]
         return Contender(ours, ours, True, about=known.description)
     native = [spec.name for spec in registry.attacks.values() if spec.source == "native"]
-    raise unknown("contender", name, [*registry.baselines, *registry.ensembles, *native])
+    raise unknown("contender", name, [*BASELINES, *registry.ensembles, *native])
 
 
 def swept(

@@ -21,7 +21,7 @@ from benchmarks.networks import RECIPES
 from robustdup.errors import unknown
 from robustdup.models.digits import TRAIN_EPS
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 
 
 class Masked(nn.Module):

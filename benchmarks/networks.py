@@ -36,7 +36,7 @@ from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError, unknown
 from robustdup.models.small import Normalise
-from robustdup.plugins.registry import Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 

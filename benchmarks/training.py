@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from benchmarks.baselines import TRAINERS
 from benchmarks.measured import Ratio, Spread, spread
 from benchmarks.train_options import TrainBenchConfig
 from robustdup.attacks.isolation import isolated
@@ -30,7 +31,7 @@ from robustdup.evaluation.bench import choose_device
 from robustdup.evaluation.record import versions
 from robustdup.jobs.training import run_training
 from robustdup.models.architectures import build_network
-from robustdup.plugins.registry import Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 from robustdup.records import Part, now
 from robustdup.threat import ThreatModel
 from robustdup.training.options import TrainConfig
@@ -116,7 +117,7 @@ def _contenders(
 ) -> dict[str, tuple[str, Callable[[], float]]]:
     """Return what each contender is, and a function that trains one epoch and returns its seconds."""
     known = {PLAIN: ("a plain PyTorch loop with PGD written out", plain_trainer)}
-    known |= {name: (each.description, each.function) for name, each in registry.trainers.items()}
+    known |= {name: (each.description, each.function) for name, each in TRAINERS.items()}
     wanted = [name.strip() for name in config.contenders.split(",")] if config.contenders else [OURS, *known]
     for name in wanted:
         if name != OURS and name not in known:

@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from robustdup.jobs import evaluate as evaluate
     from robustdup.jobs import train as train
     from robustdup.jobs import verify as verify
-    from robustdup.plugins.registry import AttackSpec as AttackSpec
-    from robustdup.plugins.registry import Registry as Registry
-    from robustdup.plugins.registry import Stage as Stage
-    from robustdup.plugins.registry import attack as attack
-    from robustdup.plugins.registry import load_plugins as load_plugins
+    from robustdup.plugins import AttackSpec as AttackSpec
+    from robustdup.plugins import Registry as Registry
+    from robustdup.plugins import Stage as Stage
+    from robustdup.plugins import attack as attack
+    from robustdup.plugins import load_plugins as load_plugins
     from robustdup.rng import SampleRng as SampleRng
     from robustdup.threat import ThreatModel as ThreatModel
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AttackSpec": "robustdup.plugins.registry",
+    "AttackSpec": "robustdup.plugins",
     "AttackWarning": "robustdup.errors",
     "Passes": "robustdup.attacks.passes",
-    "Registry": "robustdup.plugins.registry",
+    "Registry": "robustdup.plugins",
     "RunError": "robustdup.errors",
     "SampleRng": "robustdup.rng",
-    "Stage": "robustdup.plugins.registry",
+    "Stage": "robustdup.plugins",
     "ThreatModel": "robustdup.threat",
     "Unavailable": "robustdup.errors",
     "UserError": "robustdup.errors",
-    "attack": "robustdup.plugins.registry",
+    "attack": "robustdup.plugins",
     "evaluate": "robustdup.jobs",
     "verify": "robustdup.jobs",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
-    "load_plugins": "robustdup.plugins.registry",
+    "load_plugins": "robustdup.plugins",
     "train": "robustdup.jobs",
 }
 

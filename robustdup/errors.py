@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RobustdupError(Exception):
-    """Anything that robustdup raises on purpose."""
+    """Anything that robustdup raises on purpose.
+
+    `code` is a stable word for the kind of mistake, such as "unknown-attack": programs and tests ask for it, and the text
+    of the message may change.
+    """
+
+    code: str = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the code where an error comes out of another process."""
+        return _rebuilt, (type(self), str(self), self.code)
 
 
-class UserError(RobustdupError):
+def _rebuilt(kind: type[RobustdupError], message: str, code: str) -> RobustdupError:
+    return kind(message, code=code)
+
+
+class UserError(RobustdupError, ValueError):
     """A mistake of the user: shown as one message without a traceback, exit code 2."""
+
+    code = "user-error"
 
 
 class RunError(RobustdupError):
     """A run that could not be finished (exit code 1): the cause is in the message."""
 
+    code = "run-error"
+
 
 class Unavailable(UserError):
     """Something known that cannot run here; the message says why and what to install or change."""
+
+    code = "unavailable"
 
 
 class AttackWarning(UserWarning):
@@ -38,7 +64,10 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = None) -> UserError:
-    """Build the error for an unknown name: names what came, the nearest right spelling, and what is allowed."""
+    """Build the error for an unknown name: names what came, the nearest right spelling, and what is allowed.
+
+    Its code is "unknown-" and the first words of `what`, up to " of " or a colon: "unknown-attack", "unknown-option".
+    """
     names = sorted(allowed)
     message = f"Unknown {what} {word!r}."
     near = nearest(word, names)
@@ -49,4 +78,5 @@ def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = N
     elif names:
         shown = ", ".join(names[:20])
         message += f" Allowed: {shown}{', …' if len(names) > 20 else '.'}"
-    return UserError(message)
+    kind = what.split(" of ")[0].split(":")[0].strip().lower().replace(" ", "-")
+    return UserError(message, code=f"unknown-{kind}")

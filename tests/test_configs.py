@@ -9,7 +9,7 @@ from robustdup_study.recipe import load_recipe
 
 from robustdup.config import EvalConfig, build
 from robustdup.jobs.training import check
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.training.options import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

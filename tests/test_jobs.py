@@ -16,7 +16,7 @@ from robustdup import UserError, jobs
 from robustdup.config import EvalConfig, build
 from robustdup.errors import RunError
 from robustdup.jobs import parse_threats, plan
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.records import load_record, load_samples
 
 

@@ -19,7 +19,7 @@ from robustdup.records import load_record, load_samples
 MODEL = """
 import os, torch
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 
 class Counted(torch.nn.Module):
     def __init__(self, inner):

@@ -9,7 +9,7 @@ import pytest
 
 from robustdup.config import build
 from robustdup.jobs import run_training
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.training.options import TrainConfig
 
 SETTINGS = (

@@ -13,7 +13,7 @@ from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.jobs import run_training
 from robustdup.models.load import fingerprint, load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.records import load_record, load_training_record
 from robustdup.training.options import TrainConfig
 

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from benchmarks import contender as process
+from benchmarks.baselines import BASELINES
 from benchmarks.evaluation import Contender, command, in_fresh_process, parse_contenders, run_bench, swept
 from benchmarks.measured import BenchResult, Measurement, ratio, spread, summarise
 from benchmarks.options import BenchConfig
 from robustdup import jobs
 from robustdup.config import build, validate
 from robustdup.errors import RunError, UserError
-from robustdup.plugins.registry import Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 
 PLUGIN = """
     import torch
@@ -366,7 +367,7 @@ def test_sizes_and_radius():
 @pytest.mark.parametrize("name", ["pyautoattack", "torchattacks-autoattack"])
 @pytest.mark.slow
 def test_published_ensembles_break_what_ours_breaks(name):
-    if name not in load_plugins().baselines:
+    if name not in BASELINES:
         pytest.skip("its plugin is not installed")
     theirs, ours = here(name, n=4)[-1], here("autoattack", n=4)[-1]
     assert theirs["event"] == ours["event"] == "done"

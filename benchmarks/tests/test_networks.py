@@ -33,7 +33,7 @@ from robustdup.data.digits import load_builtin
 from robustdup.data.options import DataOptions
 from robustdup.errors import UserError
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 

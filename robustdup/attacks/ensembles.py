@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robustdup.plugins.registry import Registry, Stage
+from robustdup.plugins import Registry, Stage
 
 URL = "https://arxiv.org/abs/2003.01690"
 L1 = ("L1",)

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from robustdup.config import parse_value
 from robustdup.errors import UserError, unknown
-from robustdup.plugins.registry import AttackSpec, Kind, Knowledge, Registry, Stage, load_plugins
+from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
+from robustdup.plugins.specs import Kind, Knowledge
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from robustdup_detect.command import detect_command
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.config import build
 from robustdup.duplication.options import DuplicateConfig
 from robustdup.errors import UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robustdup.data.describe import Description
     from robustdup.jobs.duplication import Duplicated
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, cls=PluggedGroup)
 
 BAR = 30  # letters of the longest bar
 LISTED = 20  # unreadable images that are shown
@@ -252,7 +252,6 @@ def _notes(notes: tuple[str, ...], out: Console) -> None:
 
 app.command("duplicate")(with_flags(DuplicateConfig, _duplicate))
 app.command("describe")(_describe)
-app.command("detect")(detect_command)
 
 
 @app.callback()

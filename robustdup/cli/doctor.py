@@ -22,7 +22,7 @@ def doctor(
     import torch
 
     from robustdup.evaluation.record import versions
-    from robustdup.plugins.registry import load_plugins
+    from robustdup.plugins import load_plugins
 
     registry = load_plugins(plugin)
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]

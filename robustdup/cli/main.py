@@ -12,15 +12,14 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from robustdup_study import command as study
 
 import robustdup
-from benchmarks import command as bench
 from robustdup.cli import attacks, data, leaderboard
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
 from robustdup.cli.plot import plot
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.cli.report import report
 from robustdup.cli.train import train_command
 from robustdup.cli.verify import verify
@@ -31,6 +30,7 @@ USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 app = typer.Typer(
     name="robustdup",
+    cls=PluggedGroup,
     help="How robust is this classifier really, and what did duplicated training data do to it?",
     no_args_is_help=True,
     add_completion=False,
@@ -42,8 +42,6 @@ app.command("train", no_args_is_help=False)(train_command)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.add_typer(data.app, name="data", help="Duplicates in datasets.", no_args_is_help=True)
-app.add_typer(study.app, name="study", help="What duplication does, with error bars.", no_args_is_help=True)
-app.add_typer(bench.app, name="bench", help="Side by side with what people use today.", no_args_is_help=True)
 app.command("compare")(compare)
 app.command("verify")(verify)
 app.command("report")(report)

@@ -109,7 +109,7 @@ def _clean_images(runs: list[str]) -> dict[int, Any]:
 def _images_of(record: EvaluationRecord) -> Any:
     from robustdup.config import EvalConfig, validate
     from robustdup.jobs import load_data
-    from robustdup.plugins.registry import load_plugins
+    from robustdup.plugins import load_plugins
 
     if record.data.selection == "given":
         raise UserError("the run was given its images by a program.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustdup.data.dataset import LabelledImages, Selection, labelled
 from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.rng import SampleRng
 
 

@@ -27,7 +27,7 @@ from robustdup.attacks.passes import Count, Passes
 from robustdup.errors import AttackWarning, RunError
 from robustdup.evaluation.bench import Bench, fresh_copy, out_of_memory
 from robustdup.evaluation.referee import Verdict, join, judge
-from robustdup.plugins.registry import AttackSpec
+from robustdup.plugins import AttackSpec
 from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel

@@ -23,7 +23,7 @@ from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
 from robustdup.duplication.plan_file import plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 
 if TYPE_CHECKING:
     import datasets

@@ -38,7 +38,7 @@ from robustdup.evaluation.folder import STATE, locked, open_folder, save_run
 from robustdup.evaluation.record import Run, make_record
 from robustdup.evaluation.summary import min_distance, sample_rows
 from robustdup.models.load import fingerprint, load_model
-from robustdup.plugins.registry import AttackSpec, Registry, Stage, load_plugins
+from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
 from robustdup.records import EvaluationRecord, Progress
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores

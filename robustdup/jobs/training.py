@@ -28,7 +28,7 @@ from robustdup.models.architectures import build_network
 from robustdup.models.load import count_parameters, fingerprint, load_model
 from robustdup.models.prepare import fits_channels_last
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
-from robustdup.plugins.registry import AttackSpec, ObjectiveSpec, Registry, load_plugins
+from robustdup.plugins import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,

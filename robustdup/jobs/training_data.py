@@ -18,7 +18,7 @@ from robustdup.data.streaming import LoadedSet, read_labels
 from robustdup.duplication.options import DuplicationOptions
 from robustdup.duplication.plan import DuplicationPlan, make_plan
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo
 from robustdup.rng import SampleRng
 from robustdup.training.options import TrainConfig
@@ -88,7 +88,7 @@ def prepare_data(
     n_kept_out = 0
     if count and not config.keep_near_duplicates:
         say(f"looking for near-duplicates of {count:,} validation images")
-        near = _duplicates_of(every, held, kept, events)
+        near = _duplicates_of(every, held, kept, registry, events)
         kept[near] = False
         n_kept_out = len(near)
     if not kept.any():
@@ -166,7 +166,7 @@ def held_out_places(index: Tensor, count: int, seed: int) -> Tensor:
     return words.argsort(stable=True)[:count].sort().values
 
 
-def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, events: list[str]) -> Tensor:
+def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, registry: Registry, events: list[str]) -> Tensor:
     """Return the places of training images that are duplicates of held-out ones: near ones, or exact ones of tiny images."""
     places, pixels = kept.nonzero().squeeze(1), images.pixels
     if pixels is None:
@@ -175,18 +175,20 @@ def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, events: list[str
             "'robustdup data detect'."
         )
         return places[:0]
-    if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3):
-        events.append(
+    tiny = min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3)
+    if tiny or not registry.duplicate_finders:
+        why = (
             f"Near-duplicates cannot be told from similar images of {pixels.shape[1]}x{pixels.shape[2]}x{pixels.shape[3]} "
-            "values: only exact duplicates of validation images were kept out of training."
+            "values"
+            if tiny
+            else "No plugin here searches for near-duplicates (pip install 'robustdup[detect]')"
         )
+        events.append(f"{why}: only exact duplicates of validation images were kept out of training.")
         seen = {row.numpy().tobytes() for row in pixels[held]}
         same = [place for place in places.tolist() if pixels[place].numpy().tobytes() in seen]
         return torch.tensor(same, dtype=torch.int64)
-    from robustdup_detect import near_duplicates
-
     as_bytes = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
-    pairs = near_duplicates(as_bytes[held], as_bytes[places])
+    pairs = registry.get_duplicate_finder().find(as_bytes[held], as_bytes[places])
     return places[torch.unique(pairs.b)]
 
 

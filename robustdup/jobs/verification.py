@@ -25,7 +25,7 @@ from robustdup.evidence.bundle import (
 )
 from robustdup.jobs.evaluation import given_data, load_data, parse_threats
 from robustdup.models.load import fingerprint, load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.records import EvaluationRecord, load_record
 from robustdup.threat import ThreatModel
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
     from robustdup.models.load import ModelOptions
 
+RESNET = "robustdup.models.resnet"
+
 
 def register(registry: Registry) -> None:
-    """Register the built-in model sources and the architectures to train."""
-    from robustdup.models.architectures import register_architectures
-
-    register_architectures(registry)
+    """Register the built-in model sources and the architectures to train; none of them is imported."""
+    for name, build, description, url in (
+        ("small-cnn", "robustdup.models.small:small_cnn", "Three convolutions: the built-in digits classifiers.", ""),
+        ("small-resnet", "robustdup.models.small_resnet:small_resnet", "A small residual network for CPUs.", ""),
+        ("resnet18", f"{RESNET}:resnet18", "ResNet-18, with a 3x3 stem up to 64 pixels.", "https://arxiv.org/abs/1512.03385"),
+        ("preact-resnet18", f"{RESNET}:preact_resnet18", "PreActResNet-18.", "https://arxiv.org/abs/1603.05027"),
+        (
+            "wide-resnet", f"{RESNET}:wide_resnet", "Wide residual network: WRN-28-10 by default.",
+            "https://arxiv.org/abs/1605.07146",
+        ),
+    ):  # fmt: skip
+        registry.add_architecture(name, build, description=description, url=url)
     registry.add_model_source(
-        "builtin", _load_builtin, description="Small classifiers that come with robustdup, offline.",
+        "builtin", "robustdup.models.load:load_builtin",
+        description="Small classifiers that come with robustdup, offline.",
         examples=("builtin:digits-robust", "builtin:digits-standard"),
     )  # fmt: skip
     registry.add_model_source(
@@ -41,9 +52,3 @@ def _load_hf(rest: str, options: ModelOptions) -> nn.Module:
     from robustdup.models.transformers_source import load_hf
 
     return load_hf(rest)
-
-
-def _load_builtin(rest: str, options: ModelOptions) -> nn.Module:
-    from robustdup.models.load import load_builtin
-
-    return load_builtin(rest, options)

@@ -5,35 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from robustdup_study.paper_2504_00638.networks import paper_robust, paper_standard
 from torch import nn
 
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
 from robustdup.models.answers import undisturbed
 from robustdup.models.files import is_file_spec, load_from_file
-from robustdup.models.resnet import preact_resnet18, resnet18, wide_resnet
-from robustdup.models.small import small_cnn
-from robustdup.models.small_resnet import small_resnet
 from robustdup.models.timm_source import PREFIX, timm_network
-from robustdup.plugins.registry import Registry
-
-_PAPER = "https://arxiv.org/abs/2504.00638"
-NETWORKS = (
-    ("small-cnn", small_cnn, "Three convolutions: the network of the built-in digits classifiers.", ""),
-    ("small-resnet", small_resnet, "A small residual network that two CPU cores can train.", ""),
-    ("paper-standard", paper_standard, "The CNN of the duplication paper's standard arm (16 and 32 filters).", _PAPER),
-    ("paper-robust", paper_robust, "The CNN of the duplication paper's adversarial arm (32 and 64 filters).", _PAPER),
-    ("resnet18", resnet18, "ResNet-18, with a 3x3 stem up to 64 pixels.", "https://arxiv.org/abs/1512.03385"),
-    ("preact-resnet18", preact_resnet18, "PreActResNet-18.", "https://arxiv.org/abs/1603.05027"),
-    ("wide-resnet", wide_resnet, "Wide residual network: WRN-28-10 by default.", "https://arxiv.org/abs/1605.07146"),
-)
-
-
-def register_architectures(registry: Registry) -> None:
-    """Register the networks that come with robustdup."""
-    for name, build, description, url in NETWORKS:
-        registry.add_architecture(name, build, description=description, url=url)
+from robustdup.plugins import Registry
 
 
 def build_network(

@@ -15,7 +15,7 @@ from torch import nn
 
 from robustdup.errors import UserError, unknown
 from robustdup.models.weights_file import load_weights
-from robustdup.plugins.registry import FreshSource
+from robustdup.plugins.loading import FreshSource
 
 _SPEC = re.compile(r"(?P<file>.+\.py):(?P<factory>[^@:/\\]*)(?:@(?P<weights>.+))?")
 

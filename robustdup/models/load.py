@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
 from robustdup.models.files import is_file_spec, load_from_file
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 
 @dataclass(frozen=True)

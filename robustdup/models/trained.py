@@ -18,7 +18,7 @@ from robustdup.errors import UserError, unknown
 from robustdup.models.architectures import build_network
 from robustdup.models.files import is_file_spec
 from robustdup.models.weights_file import load_weights
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.records.base import Part, to_json, write_atomic
 
 NETWORK_FILE = "network.json"

@@ -1,1 +1,43 @@
-"""The door: attacks, models, data, commands and record kinds are registered here, ours and yours alike."""
+"""The door: everything that can be plugged in, ours and yours alike, is registered here.
+
+`specs` says what is known of each thing, `options` checks what users pass to it, `registry` holds it by name, `loading` finds
+plugins. A plugin is a function `register(registry)` behind an entry point of the group `robustdup.plugins`, or in a file.
+"""
+
+from __future__ import annotations
+
+from robustdup.plugins.loading import load_plugins
+from robustdup.plugins.registry import Registry
+from robustdup.plugins.specs import (
+    Architecture,
+    AttackSpec,
+    CommandSpec,
+    Ensemble,
+    FigureSpec,
+    FinderSpec,
+    Named,
+    ObjectiveSpec,
+    PluginStatus,
+    RecordKind,
+    Source,
+    Stage,
+    attack,
+)
+
+__all__ = [
+    "Architecture",
+    "AttackSpec",
+    "CommandSpec",
+    "Ensemble",
+    "FigureSpec",
+    "FinderSpec",
+    "Named",
+    "ObjectiveSpec",
+    "PluginStatus",
+    "RecordKind",
+    "Registry",
+    "Source",
+    "Stage",
+    "attack",
+    "load_plugins",
+]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from robustdup_study.figures import doses, doses_height, effects, effects_height
 
 from robustdup.errors import UserError, unknown
 from robustdup.leaderboard import load, position
@@ -20,7 +19,7 @@ from robustdup.records import write_atomic
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.gallery import CLEAN, find_pictures
 from robustdup.report.html.points import read_points
-from robustdup.report.html.sources import EvaluationRun, Run, StudyRun, TrainingRun
+from robustdup.report.html.sources import EvaluationRun, PluggedRun, Run, TrainingRun, record_kinds
 from robustdup.report.plot_style import (
     BROKEN,
     COLOURS,
@@ -52,6 +51,13 @@ class Kind:
     height: Callable[[Sequence[Any], Width], float]
     one_run: bool = False
     of: type = EvaluationRun
+    schema: str = ""  # of a kind of record that a plugin brought
+
+    def fits(self, run: Run) -> bool:
+        """Say whether a run can be drawn so."""
+        return (
+            isinstance(run, PluggedRun) and run.kind.schema == self.schema if self.schema else isinstance(run, self.of)
+        )
 
 
 def plot(
@@ -73,16 +79,16 @@ def plot(
         raise UserError(f"A figure is written as {', '.join(FORMATS)}; {str(to)!r} ends in {to.suffix!r}.")
     if width not in WIDTHS:
         raise unknown("width", width, WIDTHS)
-    chosen = kind or _usual(runs)
-    if chosen not in KINDS:
-        raise unknown("kind of figure", chosen, KINDS)
-    unfit = next((run for run in runs if not isinstance(run, KINDS[chosen].of)), None)
+    kinds, chosen = all_kinds(), kind or _usual(runs)
+    if chosen not in kinds:
+        raise unknown("kind of figure", chosen, kinds)
+    unfit = next((run for run in runs if not kinds[chosen].fits(run)), None)
     if unfit is not None:
-        fits = ", ".join(name for name, found in KINDS.items() if isinstance(unfit, found.of)) or "none"
+        fits = ", ".join(name for name, found in kinds.items() if found.fits(unfit)) or "none"
         raise UserError(
             f"A figure of kind {chosen!r} cannot be drawn of {str(unfit.folder)!r}. Kinds that can: {fits}."
         )
-    if KINDS[chosen].one_run and len(runs) != 1:
+    if kinds[chosen].one_run and len(runs) != 1:
         raise UserError(f"A figure of kind {chosen!r} is about one run; {len(runs)} were given.")
     if to.exists() and not overwrite:
         raise UserError(f"{str(to)!r} is there already. Choose another --to, or replace it with --overwrite.")
@@ -91,9 +97,10 @@ def plot(
 
 
 def _usual(runs: Sequence[Run]) -> str:
-    for kind, name in ((TrainingRun, "training"), (StudyRun, "dose")):
-        if runs and isinstance(runs[0], kind):
-            return name
+    if runs and isinstance(runs[0], TrainingRun):
+        return "training"
+    if runs and isinstance(runs[0], PluggedRun):
+        return next(iter(runs[0].kind.figures), "cascade")
     if any(isinstance(run, EvaluationRun) and run.record.curve for run in runs):
         return "curve"
     return "accuracy" if len(runs) > 1 else "cascade"
@@ -106,7 +113,7 @@ def draw(runs: Sequence[Run], kind: str, width: Width, ending: str) -> bytes:
     matplotlib.use("agg")  # no window, whatever the environment says
     from matplotlib.figure import Figure
 
-    found = KINDS[kind]
+    found = all_kinds()[kind]
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure: Figure = Figure(figsize=(WIDTHS[width], found.height(runs, width)), layout="constrained")
         found.draw(figure.add_subplot(), runs, width)
@@ -320,9 +327,14 @@ KINDS: dict[str, Kind] = {
     "classes": Kind("clean and robust accuracy by class", _classes, _by_rows(lambda r: len(r.record.per_class)), True),
     "leaderboard": Kind("the run among RobustBench's published models", _leaderboard, _fixed(2.6), True),
     "training": Kind("validation accuracy over epochs", _training, _fixed(2.2), of=TrainingRun),
-    "dose": Kind("a study's means over doses, with 95% intervals", doses, doses_height, True, StudyRun),
-    "effects": Kind(
-        "a study's effects of copies, with 95% intervals and margins", effects, effects_height, True, StudyRun
-    ),
     "examples": Kind("clean images, adversarial examples and their differences", _examples, _tiles, True),
 }
+
+
+def all_kinds() -> dict[str, Kind]:
+    """Return the kinds of figures of robustdup and of installed plugins, by name."""
+    kinds = dict(KINDS)
+    for schema, kind in record_kinds().items():
+        for name, figure in kind.figures.items():
+            kinds.setdefault(name, Kind(figure.about, figure.draw, figure.height, figure.one_run, PluggedRun, schema))
+    return kinds

@@ -25,7 +25,7 @@ from robustdup.data.options import DataOptions
 from robustdup.errors import unknown
 from robustdup.evaluation.referee import judge
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.plugins.registry import AttackSpec, Registry
+from robustdup.plugins import AttackSpec, Registry
 from robustdup.rng import SampleRng
 from robustdup.threat import NORMS, ThreatModel
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from robustdup.plugins.registry import AttackSpec, Registry, load_plugins
+from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.testing.conformance import ConformanceReport, Finding, check_attack, conformance_points
 
 START_SECONDS = 300.0  # a worker imports torch and the toolkits first

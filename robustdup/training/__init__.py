@@ -38,7 +38,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustdup.plugins.registry import Registry
+    from robustdup.plugins import Registry
 
 
 def register(registry: Registry) -> None:

@@ -19,7 +19,8 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import parse_call
 from robustdup.errors import RunError, UserError, unknown
-from robustdup.plugins.registry import AttackSpec, Registry, check_keywords, keywords
+from robustdup.plugins import AttackSpec, Registry
+from robustdup.plugins.options import check_keywords, keywords
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import inner_mode

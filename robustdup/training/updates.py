@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from robustdup.attacks.pgd import ascent
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
-from robustdup.plugins.registry import ObjectiveSpec, check_keywords
+from robustdup.plugins import ObjectiveSpec
+from robustdup.plugins.options import check_keywords
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import frozen_statistics
 from robustdup.training.objectives.terms import Metrics

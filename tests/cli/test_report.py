@@ -85,7 +85,7 @@ def test_a_figure(run, tmp_path, capsys):
 def test_clean_images_are_read_again_where_the_data_is_the_same(run, tmp_path, capsys):
     from robustdup.config import EvalConfig
     from robustdup.jobs import load_data
-    from robustdup.plugins.registry import load_plugins
+    from robustdup.plugins import load_plugins
     from robustdup.records import DataInfo
 
     config = EvalConfig(n=20)

@@ -21,7 +21,7 @@ from robustdup.data.hub import looks_like_hub_id, open_hub
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 COMMIT, REPO = "c0ffee" + "0" * 34, "tiny/colours"
 COLOURS = [(250, 10, 0), (20, 240, 0), (0, 30, 230), (200, 200, 10)]
@@ -131,7 +131,7 @@ READ = """
     from robustdup.data.options import DataOptions
     from robustdup.data.sources import load_images
     from robustdup.errors import UserError
-    from robustdup.plugins.registry import Registry
+    from robustdup.plugins import Registry
 
     def read(spec, **options):
         try:

@@ -16,7 +16,7 @@ from torchvision import transforms
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 RANDOM = np.random.default_rng(0)
 

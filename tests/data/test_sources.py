@@ -14,7 +14,7 @@ from robustdup.data.dataset import fingerprint, from_tensors, image_hashes
 from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images, select
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 
 @pytest.fixture

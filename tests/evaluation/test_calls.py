@@ -19,7 +19,7 @@ from robustdup.evaluation.calls import Call, PlannedStage, call_here, dropped, l
 from robustdup.evaluation.cascade import BROKEN, CallSize, Points, run_cascade
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.prepare import Prepared
-from robustdup.plugins.registry import AttackSpec
+from robustdup.plugins import AttackSpec
 from robustdup.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", "0.1")

@@ -8,7 +8,7 @@ import torch
 from robustdup.attacks.passes import Passes
 from robustdup.evaluation.cascade import BROKEN, NOT_ATTACKED, UNDECIDED, Bench, PlannedStage, Points, run_cascade
 from robustdup.evaluation.referee import judge_images
-from robustdup.plugins.registry import AttackSpec
+from robustdup.plugins import AttackSpec
 from robustdup.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", "0.1")

@@ -17,7 +17,7 @@ from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.equip import equip, same_bits
 from robustdup.evaluation.referee import judge_images
 from robustdup.evaluation.sizing import Measured
-from robustdup.plugins.registry import AttackSpec
+from robustdup.plugins import AttackSpec
 
 
 class Crowd(nn.Module):

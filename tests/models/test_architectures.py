@@ -15,7 +15,7 @@ from robustdup.models.architectures import NETWORKS, build_network
 from robustdup.models.digits import digits_classifier
 from robustdup.models.fold import fold_batchnorm
 from robustdup.models.load import count_parameters
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 NAMES = [name for name, *_ in NETWORKS]
 

@@ -16,7 +16,7 @@ from robustdup.data.options import DataOptions
 from robustdup.jobs import run_training
 from robustdup.models.digits import MEAN, STD, TRAIN_EPS
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup.training.options import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"

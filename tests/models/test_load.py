@@ -14,7 +14,7 @@ from torch import nn
 import robustdup.models
 from robustdup.errors import Unavailable, UserError
 from robustdup.models.load import classes_of, count_parameters, fingerprint, load_model
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 MODEL = """
     import torch

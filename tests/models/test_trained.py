@@ -13,7 +13,7 @@ from robustdup.errors import RunError, UserError
 from robustdup.models.architectures import build_network
 from robustdup.models.load import fingerprint, load_model
 from robustdup.models.trained import describe_network, load_trained, read_description, save_network, save_weights
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from robustdup_study.records import Claim, Crossover, PublishedFigure
+from robustdup_study.records import (
+    Claim,
+    Comparison,
+    Crossover,
+    DoseMean,
+    PublishedFigure,
+    StudyRecord,
+    StudyRow,
+    save_study_record,
+)
 
 from robustdup.records import (
     Accuracy,
     CheckpointResult,
-    Comparison,
     DataInfo,
-    DoseMean,
     DuplicationInfo,
-    StudyRecord,
-    StudyRow,
     Threat,
     TimeTo,
     TrainEnvironment,
@@ -28,7 +33,6 @@ from robustdup.records import (
     TrainPasses,
     TrainPoint,
     ValidationPoint,
-    save_study_record,
     save_training_record,
 )
 from robustdup.report.html import write_report
@@ -389,7 +393,7 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
     """Ten combinations: a chart for each objective. Shares cover five points at least."""
     from robustdup_study import page
 
-    from robustdup.report.html.sources import StudyRun
+    from robustdup.report.html.sources import PluggedRun
 
     def made(**levels):
         means = [
@@ -398,7 +402,7 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
             for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
         ]  # fmt: skip
         record = study(tmp_path / "run", means=means, rows=[])
-        sections = page.study_page(StudyRun(tmp_path / "run", record), "index").context["sections"]
+        sections = page.study_page(PluggedRun(tmp_path / "run", record), "index").context["sections"]
         return next(section for section in sections if section.name == "dose-0")
 
     near = made(standard=(0.90, 0.94), pgd_at=(0.84, 0.88))

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from robustdup_study.records import DoseMean
 
 from robustdup.errors import UserError
-from robustdup.records import CurvePoint, DoseMean
+from robustdup.records import CurvePoint
 from robustdup.report import plots
 from robustdup.report.html.sources import read_run
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, Checkpoints
 from robustdup.training.inner import prepare_inner

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.networks import resnet
 from robustdup import RunError, SampleRng, ThreatModel, UserError
-from robustdup.plugins.registry import AttackSpec, Registry, load_plugins
+from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
 from robustdup.training.pgd import into_ball, training_pgd
 

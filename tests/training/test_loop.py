@@ -11,7 +11,7 @@ from torch import nn
 
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
-from robustdup.plugins.registry import AttackSpec, Registry
+from robustdup.plugins import AttackSpec, Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.networks import resnet
 from robustdup import SampleRng, ThreatModel, UserError
-from robustdup.plugins.registry import ObjectiveSpec, Registry
+from robustdup.plugins import ObjectiveSpec, Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import check_model, find_objective

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training

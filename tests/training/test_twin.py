@@ -9,7 +9,7 @@ from benchmarks.networks import cnn, resnet
 from robustdup import SampleRng, ThreatModel
 from robustdup.models.small_resnet import small_resnet
 from robustdup.models.unstrided import Unstrided
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode
 from robustdup.training.twin import make_twin

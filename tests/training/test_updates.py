@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.networks import resnet
 from robustdup import SampleRng, ThreatModel, UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import find_objective

@@ -16,7 +16,7 @@ from torch import nn
 
 from robustdup.config import validate
 from robustdup.errors import UserError
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 NETWORKS = """
 from torch import nn

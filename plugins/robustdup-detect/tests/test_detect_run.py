@@ -423,7 +423,7 @@ def test_real_images_with_planted_copies(tmp_path):
     from robustdup.data.options import DataOptions
     from robustdup.data.pixels import load_pixels
     from robustdup.data.sources import open_rows
-    from robustdup.plugins.registry import load_plugins
+    from robustdup.plugins import load_plugins
 
     rows = open_rows(str(root / "cifar10-jpeg"), DataOptions(split="test"), load_plugins())
     pixels, _ = load_pixels(rows, range(5000))

@@ -7,8 +7,10 @@ import signal
 import time
 from pathlib import Path
 
+from robustdup_study.records import CellOrder, CellResult, Measured
+
 from robustdup.errors import UserError
-from robustdup.records import CellOrder, CellResult, Measured, now
+from robustdup.records import now
 
 
 def quick(order: CellOrder) -> CellResult:

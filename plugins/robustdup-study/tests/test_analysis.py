@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from robustdup_study.analysis import analyse, reading
 from robustdup_study.recipe import AnalysisConfig
+from robustdup_study.records import StudyRow
 
 from robustdup.errors import UserError
-from robustdup.records import StudyRow
 
 
 def table(effect, *, seeds=6, noise=0.004, doses=(0, 0.25, 0.5), objectives=("standard", "pgd_at"), rng=0):

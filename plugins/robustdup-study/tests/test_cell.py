@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from robustdup_study.cell import calibration, data_fingerprint, run_cell
+from robustdup_study.records import CellOrder
 
-from robustdup.plugins.registry import load_plugins
-from robustdup.records import CellOrder
+from robustdup.plugins import load_plugins
 
 SETTINGS = {
     "data": "builtin:digits", "model": "small-cnn(width=4)", "objective": "standard", "n": 400, "epochs": 1, "batch_size": 32,
@@ -111,5 +111,7 @@ def test_test_images_that_are_near_a_training_image_are_left_out():
         entries=TrainingSet((trained * 255).round().to(torch.uint8), torch.zeros(12, dtype=torch.long))
     )
     right = torch.tensor([True] * 3 + [True] * 8 + [False] * 4)
-    assert without_near(right, tested, data) == pytest.approx(8 / 12)  # without the three that were trained on
-    assert without_near(right, tested[:, :, :8, :8], data) is None  # too small to tell
+    assert without_near(right, tested, data, load_plugins()) == pytest.approx(
+        8 / 12
+    )  # without the three that were trained on
+    assert without_near(right, tested[:, :, :8, :8], data, load_plugins()) is None  # too small to tell

@@ -8,9 +8,9 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from robustdup_study.records import load_study_record
 
 from robustdup.cli.main import main
-from robustdup.records import load_study_record
 
 RECIPE = """
 protocol: as-published

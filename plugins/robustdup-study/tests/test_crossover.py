@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from robustdup_study.crossover import Effect, _sentence, crossovers, effect
-
-from robustdup.records import CellResult, StudyRow
+from robustdup_study.records import CellResult, StudyRow
 
 
 def answers(rng, images=120, seeds=4, tau=0.1, tilt=0.0):

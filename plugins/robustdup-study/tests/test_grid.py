@@ -10,7 +10,7 @@ from robustdup_study.grid import build_grid, check_size, count_lines
 from robustdup_study.recipe import load_recipe
 
 from robustdup.errors import UserError
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "study").glob("*.yaml"))
 

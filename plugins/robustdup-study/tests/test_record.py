@@ -14,11 +14,7 @@ from robustdup_study.grid import Line
 from robustdup_study.paper_2504_00638.claims import _any_harms, _harm, _may_harm, judge_claims
 from robustdup_study.recipe import load_recipe
 from robustdup_study.record import make_record
-from robustdup_study.report import cells_of_table, dose_tables, markdown, sections
-from robustdup_study.run import cell_folder
-
-from robustdup.errors import UserError
-from robustdup.records import (
+from robustdup_study.records import (
     CellResult,
     Comparison,
     Crossover,
@@ -26,10 +22,14 @@ from robustdup.records import (
     load_cell,
     load_study_record,
     load_study_table,
-    now,
     save_cell,
     save_study_record,
 )
+from robustdup_study.report import cells_of_table, dose_tables, markdown, sections
+from robustdup_study.run import cell_folder
+
+from robustdup.errors import UserError
+from robustdup.records import now
 
 
 def study(tmp_path, effect, *, seeds=6, skip=(), fail=(), extra=None, **content):

@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from robustdup_study.records import CELL_FILE, CellOrder, load_cell
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells, study_folder, unreadable
 
 from robustdup.errors import RunError, UserError
-from robustdup.records import CELL_FILE, CellOrder, load_cell
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -16,9 +16,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import cells  # noqa: E402  worker processes import it by this name
+from robustdup_study.records import CellOrder  # noqa: E402
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells  # noqa: E402
-
-from robustdup.records import CellOrder  # noqa: E402
 
 
 def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, monkeypatch):

@@ -13,9 +13,9 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from robustdup_study.records import load_study_record
 
 from robustdup.cli.main import main
-from robustdup.records import load_study_record
 
 RECIPE = """
 name: whole

@@ -13,9 +13,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from robustdup_detect import page as duplicates
-from robustdup_study.page import study_page
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
 from robustdup.report.html import description, text
@@ -24,7 +22,16 @@ from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.html.sources import EvaluationRun, OtherRun, Run, StudyRun, TrainingRun, UnfinishedRun, read_run
+from robustdup.report.html.sources import (
+    EvaluationRun,
+    OtherRun,
+    PluggedRun,
+    Run,
+    TrainingRun,
+    UnfinishedRun,
+    read_run,
+    record_kinds,
+)
 from robustdup.report.html.training import training_page, training_sections
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
@@ -81,15 +88,17 @@ def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
         return evaluation_page(run, name, gallery=gallery, clean_images=clean)
     if isinstance(run, TrainingRun):
         return training_page(run, name)
-    if isinstance(run, StudyRun):
-        return study_page(run, name)
-    if isinstance(run, OtherRun) and run.schema == duplicates.SCHEMA:
-        return duplicates.duplicates_page(run, name)
+    if isinstance(run, PluggedRun) and run.kind.page is not None:
+        return run.kind.page(run, name)  # type: ignore[no-any-return]
     if isinstance(run, OtherRun) and run.schema == description.SCHEMA:
         return description.description_page(run, name)
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
-    raise UserError(f"{str(run.folder)!r} holds a record of kind {run.schema!r}, for which there is no page.")
+    schema = run.schema if isinstance(run, OtherRun) else run.kind.schema
+    raise UserError(
+        f"{str(run.folder)!r} holds a record of kind {schema!r}, for which there is no page. A plugin may bring one: "
+        "robustdup doctor lists those that are installed."
+    )
 
 
 def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
@@ -117,11 +126,20 @@ def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
     return Page(INDEX, "Comparison", "Comparison", "comparison.html.j2", context)
 
 
+def _loaders() -> list[PackageLoader]:
+    """Where templates are: here, and in the packages of plugged-in kinds."""
+    packages = [
+        "robustdup.report.html",
+        *sorted({kind.templates for kind in record_kinds().values() if kind.templates}),
+    ]
+    return [PackageLoader(package, "templates") for package in packages]
+
+
 @cache
 def environment() -> Environment:
     """The templates, with autoescape everywhere and an error for a name that does not exist."""
     found = Environment(
-        loader=PackageLoader("robustdup.report.html", "templates"), autoescape=True, undefined=StrictUndefined,
+        loader=ChoiceLoader(_loaders()), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     words = (

@@ -6,25 +6,24 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from robustdup_study.records import STUDY_SCHEMA
 
 from robustdup.errors import UserError
+from robustdup.plugins import RecordKind, load_plugins
 from robustdup.records import (
     RECORD_FILE,
     SAMPLES_FILE,
     SCHEMA,
     EvaluationRecord,
-    StudyRecord,
     TrainingRecord,
     find_record,
     load_record,
     load_samples,
-    load_study_record,
     load_training_record,
     schema_of,
 )
@@ -32,7 +31,6 @@ from robustdup.records.training import TRAINING_SCHEMA
 from robustdup.report.html.text import plural
 
 STATE_CONFIG = Path("state") / "config.json"
-GRID = "grid.json"  # the recipe and the cells of a study
 WORDS = ("image_sha256", "eps", "attack", "outcome")
 COMPARED = ("index", "label", *WORDS)  # all that a comparison looks at
 
@@ -66,19 +64,6 @@ class TrainingRun:
 
 
 @dataclass(frozen=True)
-class StudyRun:
-    """A study, with what is known of its cells so far."""
-
-    folder: Path
-    record: StudyRecord
-
-    @property
-    def name(self) -> str:
-        """What to call the study."""
-        return self.record.name
-
-
-@dataclass(frozen=True)
 class UnfinishedRun:
     """A run without a record yet: its configuration, what is there of it in words, and the commands that go on with it."""
 
@@ -94,8 +79,22 @@ class UnfinishedRun:
 
 
 @dataclass(frozen=True)
+class PluggedRun:
+    """A run of a kind that a plugin brought: its record, as the kind's own loader returned it."""
+
+    folder: Path
+    record: Any
+    kind: RecordKind
+
+    @property
+    def name(self) -> str:
+        """What to call the run."""
+        return self.kind.title(self.record)
+
+
+@dataclass(frozen=True)
 class OtherRun:
-    """A record of another kind, as plain JSON."""
+    """A record of a kind that is not known here, as plain JSON."""
 
     folder: Path
     schema: str
@@ -107,7 +106,13 @@ class OtherRun:
         return str(self.content.get("run_id") or self.folder.name)
 
 
-Run = EvaluationRun | TrainingRun | StudyRun | UnfinishedRun | OtherRun
+Run = EvaluationRun | TrainingRun | PluggedRun | UnfinishedRun | OtherRun
+
+
+@cache
+def record_kinds() -> Mapping[str, RecordKind]:
+    """Return the kinds of records that installed plugins bring, by schema."""
+    return load_plugins().record_kinds
 
 
 def read_run(place: str | Path, *, brief: bool = False) -> Run:
@@ -117,18 +122,19 @@ def read_run(place: str | Path, *, brief: bool = False) -> Run:
     """
     folder = Path(place)
     if folder.is_dir() and not (folder / RECORD_FILE).is_file():
+        for kind in record_kinds().values():
+            if kind.unfinished is not None and (unfinished := kind.unfinished(folder)) is not None:
+                return unfinished  # type: ignore[no-any-return]
         if (folder / STATE_CONFIG).is_file():
             return _unfinished(folder)
-        if (folder / GRID).is_file():
-            return _unfinished_study(folder)
     path = find_record(place)
     schema = schema_of(path)
     if schema == SCHEMA:
         return _evaluation(path, brief)
     if schema == TRAINING_SCHEMA:
         return TrainingRun(path.parent, load_training_record(path))
-    if schema == STUDY_SCHEMA:
-        return StudyRun(path.parent, load_study_record(path))
+    if (known := record_kinds().get(schema)) is not None:
+        return PluggedRun(path.parent, known.load(path), known)
     return OtherRun(path.parent, schema, json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -149,30 +155,17 @@ def _brief(folder: Path) -> pa.Table:
 
 
 def _unfinished(folder: Path) -> UnfinishedRun:
-    config = _plain(folder / STATE_CONFIG)
+    config = read_plain(folder / STATE_CONFIG)
     if "objective" in config:
         command, kept = "train", (folder / STATE_CONFIG).with_name("checkpoint.pt").is_file()
         there = "The state of its last checkpoint is saved." if kept else "No checkpoint is saved yet."
-    elif "against" in config:
-        command, there = "data detect", "What it read and found so far is saved."
     else:
         calls = sum(1 for _ in (folder / "state").glob("*/*/*.safetensors"))
         command, there = "eval", f"{plural(calls, 'call')} of attacks {'is' if calls == 1 else 'are'} saved."
     return UnfinishedRun(folder, config, there, [f"robustdup {command} --resume {shlex.quote(str(folder))}"])
 
 
-def _unfinished_study(folder: Path) -> UnfinishedRun:
-    content = _plain(folder / GRID)
-    recipe, lines = content.get("recipe"), content.get("lines")
-    keys = {str(line.get("key")) for line in lines if isinstance(line, dict)} if isinstance(lines, list) else set()
-    found = {path.parent.name: _plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
-    counts = [sum(found.get(key) == status for key in keys) for status in ("complete", "failed")]
-    there = f"Of {plural(len(keys), 'cell')} {counts[0]} {'is' if counts[0] == 1 else 'are'} complete and {counts[1]} failed."
-    commands = ["robustdup study run CONFIG", "robustdup study report CONFIG"]
-    return UnfinishedRun(folder, recipe if isinstance(recipe, dict) else {}, there, commands)
-
-
-def _plain(path: Path) -> dict[str, Any]:
+def read_plain(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
+from robustdup.plugins.options import resolved
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from robustdup.plugins.registry import ObjectiveSpec, Registry
+    from robustdup.plugins import ObjectiveSpec, Registry
 
 
 def register_objectives(registry: Registry) -> None:
-    """Register the objectives that come with robustdup."""
-    from robustdup.training.objectives.free import free
-    from robustdup.training.objectives.mart import mart
-    from robustdup.training.objectives.morel import check_morel, morel, morel_module
-    from robustdup.training.objectives.n_fgsm import check_n_fgsm, n_fgsm
-    from robustdup.training.objectives.pgd_at import pgd_at
-    from robustdup.training.objectives.standard import standard
-    from robustdup.training.objectives.terms import check_beta
-    from robustdup.training.objectives.trades import trades
-
+    """Register the objectives that come with robustdup; none of them is imported."""
+    here = "robustdup.training.objectives"
     registry.add_objective(
-        "standard", standard, attacks=False, description="Cross-entropy on the images as they are."
-    )  # fmt: skip
-    registry.add_objective(
-        "pgd_at", pgd_at, description="Cross-entropy on adversarial images.", url="https://arxiv.org/abs/1706.06083"
+        "standard", f"{here}.standard:standard", attacks=False, description="Cross-entropy on the images as they are."
     )
     registry.add_objective(
-        "trades", trades, check=check_beta, url="https://arxiv.org/abs/1901.08573",
+        "pgd_at", f"{here}.pgd_at:pgd_at", description="Cross-entropy on adversarial images.",
+        url="https://arxiv.org/abs/1706.06083",
+    )  # fmt: skip
+    registry.add_objective(
+        "trades", f"{here}.trades:trades", check=f"{here}.terms:check_beta", url="https://arxiv.org/abs/1901.08573",
         description="Cross-entropy on clean images, and how far adversarial answers drift from clean ones.",
     )  # fmt: skip
     registry.add_objective(
-        "mart", mart, check=check_beta, url="https://openreview.net/forum?id=rklOg6EFwS",
+        "mart", f"{here}.mart:mart", check=f"{here}.terms:check_beta", url="https://openreview.net/forum?id=rklOg6EFwS",
         description="Boosted cross-entropy on adversarial images, and drift weighed by how unsure the clean answer is.",
     )  # fmt: skip
     registry.add_objective(
-        "free", free, update="free", attacks=False, url="https://arxiv.org/abs/1904.12843",
+        "free", f"{here}.free:free", update="free", attacks=False, url="https://arxiv.org/abs/1904.12843",
         description="Several steps on each batch, whose backward passes also move the images.",
     )  # fmt: skip
     registry.add_objective(
-        "n_fgsm", n_fgsm, attacks=False, check=check_n_fgsm, url="https://arxiv.org/abs/2202.01181",
+        "n_fgsm", f"{here}.n_fgsm:n_fgsm", attacks=False, check=f"{here}.n_fgsm:check_n_fgsm",
+        url="https://arxiv.org/abs/2202.01181",
         description="Cross-entropy on images moved by strong noise and one gradient step.",
     )  # fmt: skip
     registry.add_objective(
-        "morel", morel, features=True, module=morel_module, check=check_morel, url="https://arxiv.org/abs/2410.01697",
+        "morel", f"{here}.morel:morel", features=True, module=f"{here}.morel:morel_module",
+        check=f"{here}.morel:check_morel", url="https://arxiv.org/abs/2410.01697",
         description="MART or TRADES, with clean, adversarial and same-class features drawn together.",
     )  # fmt: skip
 
@@ -58,7 +55,8 @@ def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[s
     if name not in registry.objectives:
         raise unknown("objective", name, registry.objectives)
     spec = registry.objectives[name]
-    return spec, spec.check_options(options)
+    checked = spec.check_options(options)
+    return replace(spec, function=resolved(spec.function)), checked
 
 
 def check_model(spec: ObjectiveSpec, model: nn.Module) -> None:

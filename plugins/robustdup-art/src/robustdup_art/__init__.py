@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 
 from robustdup import AttackSpec, Registry
-from robustdup_art.baseline import register_baseline
 from robustdup_art.entry import Entry, make_attack
 from robustdup_art.table import DOCS, ENTRIES, UNAVAILABLE
 
@@ -21,7 +20,6 @@ def register(registry: Registry) -> None:
         registry.add_attack(
             AttackSpec(f"art:{name}", None, (), url=DOCS, kind="unbounded", available=False, reason=reason)
         )
-    register_baseline(registry)
 
 
 def _spec(entry: Entry, reason: str) -> AttackSpec:

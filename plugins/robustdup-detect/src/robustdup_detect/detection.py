@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustdup.errors import UserError
-from robustdup.plugins.registry import load_plugins
+from robustdup.plugins import load_plugins
 from robustdup_detect import run_detection
 from robustdup_detect.embedding import Embedding, load_embedding
 from robustdup_detect.features import Embedder

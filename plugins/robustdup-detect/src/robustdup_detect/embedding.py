@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustdup.errors import UserError
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import Registry
+from robustdup.plugins import Registry
 
 USUAL_SIZE = 224  # pixels a side that a network of a file is given, unless it has an attribute `size`
 CLASSIFIER_SIZE = 32  # the same for a classifier

@@ -6,13 +6,18 @@ A field that is not there is left out, so that records of earlier and later vers
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from robustdup.records.base import read_content
+from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.report.html.charts import Bar, Chart, Rule, counts, linear
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.html.sources import OtherRun
+from robustdup.report.html.sources import PluggedRun, UnfinishedRun, read_plain
 from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, whole
 from robustdup_detect.page_pairs import card_of, clusters_of, clusters_section, crosses, label_of, pairs_section
 
@@ -20,9 +25,9 @@ SCHEMA = "robustdup.duplicates"
 NARROWEST = 9  # images in a cluster up to which the scale goes at least
 
 
-def duplicates_page(run: OtherRun, name: str) -> Page:
+def duplicates_page(run: PluggedRun, name: str) -> Page:
     """Return the page of a search for duplicates."""
-    record = run.content
+    record = run.record
     files: dict[str, bytes] = {}
     sections = [
         _multiplicities(record),
@@ -44,6 +49,26 @@ def duplicates_page(run: OtherRun, name: str) -> Page:
         "sections": [section for section in sections if section is not None],
     }
     return Page(name, str(record.get("data") or run.name), "Data", "summary.html.j2", context, files)
+
+
+def load_content(path: Path) -> dict[str, Any]:
+    """Return the record of a search as plain JSON. Raises UserError where it is damaged."""
+    return read_content(path)
+
+
+def title(record: Content) -> str:
+    """Return what to call a search."""
+    return str(record.get("run_id") or record.get("data") or "duplicates")
+
+
+def unfinished(folder: Path) -> UnfinishedRun | None:
+    """Return what is there of a search without a record yet; None where the folder holds something else."""
+    path = folder / STATE / CONFIG_FILE
+    config = read_plain(path) if path.is_file() else {}
+    if "against" not in config:
+        return None
+    command = f"robustdup data detect --resume {shlex.quote(str(folder))}"
+    return UnfinishedRun(folder, config, "What it read and found so far is saved.", [command])
 
 
 def _subtitle(record: Content) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from robustdup.report.html.page import Section
 from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.html.sources import OtherRun
+from robustdup.report.html.sources import PluggedRun
 from robustdup.report.html.text import NONE, listed, number, plural, whole
 
 PAIRS = 120  # shown as pictures
@@ -34,14 +34,14 @@ def label_of(record: Content, label: Any) -> str:
     return NONE if label is None else str(label)
 
 
-def pairs_section(run: OtherRun, name: str, files: dict[str, bytes]) -> Section | None:
+def pairs_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Section | None:
     """The pairs of the record side by side; those that cross splits or conflict first."""
-    pairs = [pair for pair in list_of(run.content, "pairs") if isinstance(pair, Mapping)]
+    pairs = [pair for pair in list_of(run.record, "pairs") if isinstance(pair, Mapping)]
     if not pairs:
         return None
     order = sorted(pairs, key=lambda pair: (not pair.get("conflict"), not crosses(pair)))
     shown = order[:PAIRS]
-    cards = [card_of(run.content, pair) for pair in shown]
+    cards = [card_of(run.record, pair) for pair in shown]
     tiles = [[_picture(run.folder, pair.get("a")), _picture(run.folder, pair.get("b"))] for pair in shown]
     side = _side(tiles)
     for start in range(0, len(shown), PER_SHEET):
@@ -134,11 +134,11 @@ def _sheet(tiles: Sequence[Sequence[Image.Image | None]], side: int) -> bytes:
     return content.getvalue()
 
 
-def clusters_section(run: OtherRun, name: str, files: dict[str, bytes]) -> Section | None:
+def clusters_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Section | None:
     """Clusters of more than two images, each a strip of its pictures; those in conflict first, then the largest."""
     found = [
         (cluster, [one for one in list_of(cluster, "images") if isinstance(one, Mapping)])
-        for cluster in clusters_of(run.content)
+        for cluster in clusters_of(run.record)
         if (count_of(cluster, "size") or 0) > 2
     ]
     strips: list[dict[str, Any]] = []
@@ -155,8 +155,8 @@ def clusters_section(run: OtherRun, name: str, files: dict[str, bytes]) -> Secti
             {
                 "size": size,
                 "conflict": bool(cluster.get("conflict")),
-                "images": [named(run.content, image) for image, _ in shown],
-                "labels": listed(dict.fromkeys(label_of(run.content, image.get("label")) for image in images)),
+                "images": [named(run.record, image) for image, _ in shown],
+                "labels": listed(dict.fromkeys(label_of(run.record, image.get("label")) for image in images)),
                 "more": size - len(shown),
             }
         )

@@ -22,7 +22,6 @@ _QUICK: dict[str, dict[str, Any]] = {
 def register(registry: Registry) -> None:
     """Register the attacks and versions of AutoAttack, the model that pyautoattack carries, and RobustBench's zoo."""
     from robustdup_robustbench import autoattack, resnet18, zoo
-    from robustdup_robustbench.baseline import register_baseline
 
     missing = importlib.util.find_spec("pyautoattack") is None
     reason = "pyautoattack is not installed. Run: pip install pyautoattack==0.2.0" if missing else ""
@@ -44,7 +43,6 @@ def register(registry: Registry) -> None:
     add("Square", autoattack.square, autoattack.square_cost, "AutoAttack's random search", "score-based")
     for name, (stages, description) in autoattack.ENSEMBLES.items():
         registry.add_ensemble(name, stages, description=description, url=_AUTOATTACK)
-    register_baseline(registry)
     registry.add_model_source(
         "pyautoattack", resnet18.load,
         description="The CIFAR-10 ResNet-18 in the pyautoattack wheel (standard training)",

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from robustdup.errors import UserError
-from robustdup.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
 from robustdup_study import statistics as stat
 from robustdup_study.metrics import metric, to_unit
 from robustdup_study.recipe import AnalysisConfig
+from robustdup_study.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
 from robustdup_study.sentences import sentence, verdict
 
 Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name

@@ -20,11 +20,12 @@ from robustdup.evaluation.bench import choose_device
 from robustdup.jobs.training import check, point_by_point, run_training
 from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, data_options, prepare_data
 from robustdup.models.load import load_model
-from robustdup.plugins.registry import Registry, load_plugins
-from robustdup.records import RECORD_FILE, CellOrder, CellResult, Measured, TrainingRecord, load_record, now
+from robustdup.plugins import Registry, load_plugins
+from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
 from robustdup.training.options import TrainConfig
+from robustdup_study.records import CellOrder, CellResult, Measured
 
 TRAIN = "train"
 BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
@@ -131,7 +132,7 @@ def of_model(
     trained, points = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     metrics |= trained
     if measure.get("near_test"):
-        metrics["clean_accuracy_without_near"] = without_near(right, images, data)
+        metrics["clean_accuracy_without_near"] = without_near(right, images, data, registry)
     if measure.get("shifted"):
         other, _, split = str(measure["shifted"]).partition("@")
         shifted = load_images(other, data_options(config, split or config.test_split), registry=registry)
@@ -190,27 +191,25 @@ def of_training_images(
     return found, {name: values.tolist() for name, values in told.items()}
 
 
-def without_near(right: Tensor, images: Tensor, data: TrainingData) -> float | None:
+def without_near(right: Tensor, images: Tensor, data: TrainingData, registry: Registry) -> float | None:
     """Return the accuracy on test images without a near-duplicate in training; None for tiny images and those on disk."""
     if min(images.shape[2:]) < SMALLEST_FOR_NEAR or not isinstance(data.entries, TrainingSet):
         return None
     pixels = data.entries.pixels.cpu()
     trained = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
-    clear = _without_near(to_bytes(images), trained)
+    clear = _without_near(to_bytes(images), trained, registry)
     return float(right[clear].double().mean()) if clear.any() else None
 
 
-def _without_near(tested: Tensor, trained: Tensor) -> Tensor:
+def _without_near(tested: Tensor, trained: Tensor, registry: Registry) -> Tensor:
     """Return a mask (N,) of the test images without a near-duplicate; cells that train on the same images look once."""
-    from robustdup_detect import near_duplicates
-
     digest = hashlib.sha256(f"{tuple(tested.shape)} {tuple(trained.shape)}".encode())
     for part in (tested, trained):
         digest.update(part.contiguous().numpy().tobytes())
     key = digest.hexdigest()
     if key not in _near:
         clear = torch.ones(len(tested), dtype=torch.bool)
-        clear[torch.unique(near_duplicates(tested, trained).a)] = False
+        clear[torch.unique(registry.get_duplicate_finder().find(tested, trained).a)] = False
         while len(_near) >= MOST_NEAR:
             _near.pop(next(iter(_near)))
         _near[key] = clear

@@ -13,7 +13,8 @@ import typer
 
 from robustdup.cli.flags import split_words
 from robustdup.errors import RunError, UserError
-from robustdup.records import StudyRecord, save_study_record, to_json, write_atomic
+from robustdup.records import to_json, write_atomic
+from robustdup_study.records import StudyRecord, save_study_record
 
 if TYPE_CHECKING:
     from robustdup_study.recipe import StudyConfig

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robustdup.records import CellResult, Crossover, StudyRow
 from robustdup_study.metrics import write
+from robustdup_study.records import CellResult, Crossover, StudyRow
 from robustdup_study.sentences import place_of
 
 SWEEPS = 100  # of taking out image and seed means by turns

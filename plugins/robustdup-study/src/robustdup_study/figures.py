@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustdup.errors import UserError
-from robustdup.records import Comparison, StudyRecord
-from robustdup.report.html.sources import StudyRun
+from robustdup.report.html.sources import PluggedRun
 from robustdup.report.html.text import missing, number
 from robustdup.report.plot_style import BROKEN, COLOURS, GREY, MARKERS, ROBUST, Width, percent_axis, shortened
 from robustdup_study.page import Place, dose_name, is_share, metrics_of, place_of, told, words
+from robustdup_study.records import Comparison, StudyRecord
 from robustdup_study.report import varying
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TICKS = 8  # doses with a tick each
 PANELS = 3  # metrics of a study in one figure
 
 
-def _panels(runs: Sequence[StudyRun]) -> list[str]:
+def _panels(runs: Sequence[PluggedRun]) -> list[str]:
     return metrics_of(runs[0].record)[:PANELS]
 
 
@@ -43,7 +43,7 @@ def _shape(metrics: int, leads: int, width: Width) -> tuple[int, int]:
     return (1, metrics) if leads == 1 else (metrics, leads)
 
 
-def doses(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
+def doses(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
     """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors.
 
     More lines than there are colours are spread over panels of their own, by the first factors that vary.
@@ -90,7 +90,7 @@ def doses(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
 
 
-def _compared(run: StudyRun) -> list[tuple[str, list[Comparison]]]:
+def _compared(run: PluggedRun) -> list[tuple[str, list[Comparison]]]:
     """The paired effects of copies by metric: those that a figure can show."""
     found = []
     for metric in metrics_of(run.record)[:PANELS]:
@@ -103,7 +103,7 @@ def _compared(run: StudyRun) -> list[tuple[str, list[Comparison]]]:
     return found
 
 
-def effects(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
+def effects(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
     """A forest plot: differences to the same seed without copies, with 95% t intervals; the margin is shaded."""
     record, groups = runs[0].record, _compared(runs[0])
     if not groups:
@@ -136,13 +136,13 @@ def effects(axes: Axes, runs: Sequence[StudyRun], width: Width) -> None:
             panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}".replace("-", "−") if value else "0")
 
 
-def effects_height(runs: Sequence[StudyRun], width: Width) -> float:
+def effects_height(runs: Sequence[PluggedRun], width: Width) -> float:
     """Return the height of `effects` in inches."""
     groups = _compared(runs[0])
     return min(sum(0.62 + 0.17 * len(same) for _, same in groups) or 1.0, 9.0)
 
 
-def doses_height(runs: Sequence[StudyRun], width: Width) -> float:
+def doses_height(runs: Sequence[PluggedRun], width: Width) -> float:
     """Return the height of `doses` in inches."""
     leads, lines = _lines(runs[0].record)
     rows, _ = _shape(max(1, len(_panels(runs))), len(leads), width)

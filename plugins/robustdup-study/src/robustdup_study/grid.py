@@ -17,7 +17,8 @@ from typing import Any
 from robustdup.config import parse_call, validate
 from robustdup.duplication.options import DuplicationOptions
 from robustdup.errors import UserError, nearest, unknown
-from robustdup.plugins.registry import Registry, keywords
+from robustdup.plugins import Registry
+from robustdup.plugins.options import keywords
 from robustdup.training.options import BUDGETS, TrainConfig
 from robustdup_study.arms import ARMS, apply_arm
 from robustdup_study.recipe import Level, StudyConfig, label, settings

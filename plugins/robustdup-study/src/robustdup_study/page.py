@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from robustdup.records import Comparison, DoseMean, PublishedFigure, StudyRecord, StudyRow
 from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
-from robustdup.report.html.sources import StudyRun
+from robustdup.report.html.sources import PluggedRun, UnfinishedRun, read_plain
 from robustdup.report.html.text import NONE, duration, fixed, missing, number, percent, plural, signed, whole
+from robustdup_study.records import GRID_FILE, Comparison, DoseMean, PublishedFigure, StudyRecord, StudyRow
 from robustdup_study.report import SHARES, varying
 
 LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
@@ -24,7 +25,21 @@ VERDICTS = {"confirmed": "stands", "refuted": "broken", "equivalent": "wrong", "
 Place = tuple[tuple[str, str], ...]
 
 
-def study_page(run: StudyRun, name: str) -> Page:
+def unfinished(folder: Path) -> UnfinishedRun | None:
+    """Return what is there of a study without a record yet; None where the folder holds something else."""
+    if not (folder / GRID_FILE).is_file():
+        return None
+    content = read_plain(folder / GRID_FILE)
+    recipe, lines = content.get("recipe"), content.get("lines")
+    keys = {str(line.get("key")) for line in lines if isinstance(line, dict)} if isinstance(lines, list) else set()
+    found = {path.parent.name: read_plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
+    counts = [sum(found.get(key) == status for key in keys) for status in ("complete", "failed")]
+    there = f"Of {plural(len(keys), 'cell')} {counts[0]} {'is' if counts[0] == 1 else 'are'} complete and {counts[1]} failed."
+    commands = ["robustdup study run CONFIG", "robustdup study report CONFIG"]
+    return UnfinishedRun(folder, recipe if isinstance(recipe, dict) else {}, there, commands)
+
+
+def study_page(run: PluggedRun, name: str) -> Page:
     """Return the page of a study, whole or partial."""
     record = run.record
     sections = [

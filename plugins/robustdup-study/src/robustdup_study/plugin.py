@@ -1,9 +1,29 @@
-"""What this plugin adds to robustdup."""
+"""What this plugin adds to robustdup: the command `study`, and the record of a study with its page and figures."""
 
 from __future__ import annotations
 
 from robustdup import Registry
+from robustdup.plugins import FigureSpec
+from robustdup.plugins.options import Deferred
+
+HERE = "robustdup_study"
 
 
 def register(registry: Registry) -> None:
-    """Register studies."""
+    """Register studies; nothing of them is imported."""
+    registry.add_command("study", f"{HERE}.command:app", help="What duplication does, with error bars.")
+    registry.add_record_kind(
+        "robustdup.study", f"{HERE}.records:load_study_record", title=f"{HERE}.records:title",
+        page=f"{HERE}.page:study_page", markdown=f"{HERE}.report:markdown", unfinished=f"{HERE}.page:unfinished",
+        description="A study: many cells of training and evaluation.",
+        figures={
+            "dose": FigureSpec(
+                "a study's means over doses, with 95% intervals", Deferred(f"{HERE}.figures:doses"),
+                Deferred(f"{HERE}.figures:doses_height"), one_run=True,
+            ),
+            "effects": FigureSpec(
+                "a study's effects of copies, with 95% intervals and margins", Deferred(f"{HERE}.figures:effects"),
+                Deferred(f"{HERE}.figures:effects_height"), one_run=True,
+            ),
+        },
+    )  # fmt: skip

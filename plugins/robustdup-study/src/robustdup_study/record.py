@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.errors import UserError
-from robustdup.records import CellOrder, CellResult, StudyRecord, StudyRow, load_study_record, now, write_atomic
+from robustdup.records import now, write_atomic
 from robustdup_study.analysis import analyse, varying_factors
 from robustdup_study.crossover import crossovers
 from robustdup_study.grid import Grid, Line, build_grid, check_size
 from robustdup_study.paper_2504_00638.claims import judge_claims, set_beside
 from robustdup_study.recipe import ELSEWHERE, StudyConfig, label
-from robustdup_study.records import CellStatus
+from robustdup_study.records import (
+    GRID_FILE,
+    CellOrder,
+    CellResult,
+    CellStatus,
+    StudyRecord,
+    StudyRow,
+    load_study_record,
+)
 from robustdup_study.run import RunCell, cell_folder, results, unreadable
 from robustdup_study.sentences import conclusions
 
-GRID_FILE = "grid.json"
 ANALYSIS_FILE = "analysis.json"
 FEWEST_FOR_FIT = 3  # baselines through which accuracy on shifted data is predicted
 
@@ -44,7 +51,7 @@ def prepare(config: StudyConfig, *, yes: bool = False) -> Prepared:
         grid, run = paper_grid(config), run_published
     else:
         from robustdup.jobs.training import check
-        from robustdup.plugins.registry import load_plugins
+        from robustdup.plugins import load_plugins
         from robustdup_study.cell import data_fingerprint, run_cell
 
         registry = load_plugins(config.plugin)

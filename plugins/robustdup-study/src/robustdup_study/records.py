@@ -12,6 +12,7 @@ from pydantic import Field
 from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
 
+GRID_FILE = "grid.json"  # the recipe and the cells of a study
 STUDY_SCHEMA: Literal["robustdup_study"] = "robustdup_study"
 STUDY_VERSION = 1
 CELL_SCHEMA: Literal["robustdup.cell"] = "robustdup.cell"
@@ -323,3 +324,8 @@ def load_study_table(folder: str | Path) -> pa.Table:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None
+
+
+def title(record: StudyRecord) -> str:
+    """Return what to call a study."""
+    return record.name

@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from robustdup.records import Comparison, DoseMean, StudyProgress, StudyRecord
+from robustdup_study.records import Comparison, DoseMean, StudyProgress, StudyRecord
 
 SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
 VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}

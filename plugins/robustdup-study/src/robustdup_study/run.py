@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustdup.errors import RobustdupError, RunError
-from robustdup.records import CELL_FILE, CellOrder, CellResult, StudyProgress, load_cell, now, save_cell
+from robustdup.records import now
 from robustdup.records.folder import STATE, locked
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores, visible_gpus
 from robustdup_study.recipe import StudyConfig
+from robustdup_study.records import CELL_FILE, CellOrder, CellResult, StudyProgress, load_cell, save_cell
 
 CELLS = "cells"
 LOG_FILE = "log.jsonl"

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from robustdup.records import Comparison
 from robustdup_study.metrics import metric, unit_words, write
-from robustdup_study.records import Verdict
+from robustdup_study.records import Comparison, Verdict
 from robustdup_study.statistics import MOST_SEEDS
 
 

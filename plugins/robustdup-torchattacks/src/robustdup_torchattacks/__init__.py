@@ -11,10 +11,8 @@ from robustdup import Registry
 def register(registry: Registry) -> None:
     """Register every row of the table; without torchattacks they are listed with the reason."""
     from robustdup_torchattacks.adapter import make_spec, missing
-    from robustdup_torchattacks.baseline import register_baseline
     from robustdup_torchattacks.table import ROWS
 
     reason = missing()
     for row in ROWS:
         registry.add_attack(make_spec(row, reason))
-    register_baseline(registry)

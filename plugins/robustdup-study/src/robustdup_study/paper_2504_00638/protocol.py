@@ -28,10 +28,11 @@ from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows, select
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.bench import choose_device
-from robustdup.plugins.registry import load_plugins
-from robustdup.records import CellOrder, CellResult, Measured, now
+from robustdup.plugins import load_plugins
+from robustdup.records import now
 from robustdup_study.grid import Cell, Grid, Line, combinations, hash_of
 from robustdup_study.recipe import StudyConfig, label, settings
+from robustdup_study.records import CellOrder, CellResult, Measured
 
 SEMANTICS = 1
 BATCH = 128

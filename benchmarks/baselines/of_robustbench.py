@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustdup import Registry, ThreatModel, Unavailable, isolated
+from robustdup import ThreatModel, Unavailable, isolated
 
 BATCH_SIZE = 250  # the default of run_standard_evaluation
-
-
-def register_baseline(registry: Registry) -> None:
-    """Register pyautoattack's standard version."""
-    registry.add_baseline(
-        "pyautoattack", pyautoattack, url="https://github.com/fra31/auto-attack",
-        description="The reference AutoAttack, standard version, in one call of run_standard_evaluation",
-    )  # fmt: skip
 
 
 def pyautoattack(

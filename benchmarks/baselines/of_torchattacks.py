@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from robustdup import Registry, UserError
 from robustdup_torchattacks.adapter import load
+
+from robustdup import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,18 +15,6 @@ if TYPE_CHECKING:
 
 URL = "https://adversarial-attacks-pytorch.readthedocs.io/en/latest/attacks.html"
 BATCH_SIZE = 250  # torchattacks has none of its own: that of the reference AutoAttack
-
-
-def register_baseline(registry: Registry) -> None:
-    """Register torchattacks.AutoAttack and a training loop around torchattacks.PGD."""
-    registry.add_baseline(
-        "torchattacks-autoattack", torchattacks_autoattack, url=URL,
-        description="torchattacks.AutoAttack, standard version: 10 steps of APGD and FAB, where the reference has 100",
-    )  # fmt: skip
-    registry.add_trainer(
-        "torchattacks-pgd", torchattacks_trainer, url=URL,
-        description="a plain PyTorch loop around torchattacks.PGD, SGD with momentum",
-    )  # fmt: skip
 
 
 def torchattacks_autoattack(

@@ -1,23 +1,10 @@
 """The baseline is torchattacks.AutoAttack called as its user calls it."""
 
-import pytest
 import torch
 import torchattacks
-from robustdup_torchattacks.baseline import register_baseline, torchattacks_autoattack
 
-from robustdup import Registry, ThreatModel, UserError
-
-
-def test_registered_and_refuses_what_it_cannot(task):
-    registry = Registry()
-    register_baseline(registry)
-    assert registry.baselines["torchattacks-autoattack"].function is torchattacks_autoattack
-    few = task.rows(2)
-    settings = {"batch_size": None, "seed": 0}
-    none = torchattacks_autoattack(few.model, few.images[:0], few.labels[:0], ThreatModel("Linf", "0.1"), **settings)
-    assert none.shape[0] == 0
-    with pytest.raises(UserError, match="Linf and L2, not in L1"):
-        torchattacks_autoattack(few.model, few.images, few.labels, ThreatModel("L1", "1"), **settings)
+from benchmarks.baselines.of_torchattacks import torchattacks_autoattack
+from robustdup import ThreatModel
 
 
 def test_same_images_as_from_the_toolkit_batch_by_batch(task, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from robustdup import Registry, Unavailable, UserError
+from robustdup import Unavailable, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,18 +15,6 @@ if TYPE_CHECKING:
 URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/attacks/evasion.html#autoattack"
 TRAINER_URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/defences/trainer.html"
 BATCH_SIZE = 32  # ART's default
-
-
-def register_baseline(registry: Registry) -> None:
-    """Register art.attacks.evasion.AutoAttack and art.defences.trainer.AdversarialTrainerMadryPGD."""
-    registry.add_baseline(
-        "art-autoattack", art_autoattack, url=URL,
-        description="ART's ensemble of the name: APGD-CE, APGD-DLR, DeepFool, Square; neither FAB nor targeted APGD",
-    )  # fmt: skip
-    registry.add_trainer(
-        "art-madry-pgd", art_trainer, url=TRAINER_URL,
-        description="ART's AdversarialTrainerMadryPGD on a PyTorchClassifier, SGD with momentum",
-    )  # fmt: skip
 
 
 def art_autoattack(

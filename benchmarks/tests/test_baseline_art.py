@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from robustdup_art.baseline import art_autoattack
 from torch import nn
 
+from benchmarks.baselines.of_art import art_autoattack
 from robustdup import ThreatModel, UserError
 
 
@@ -38,10 +38,6 @@ def quick(monkeypatch):
 
         monkeypatch.setattr(module, name, shorter)
     return given
-
-
-def test_registered(registry):
-    assert registry.baselines["art-autoattack"].function is art_autoattack
 
 
 def test_an_attack_at_arts_settings(quick):

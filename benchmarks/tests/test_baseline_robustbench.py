@@ -2,15 +2,9 @@
 
 import torch
 from pyautoattack import AutoAttack
-from robustdup_robustbench.baseline import pyautoattack, register_baseline
 
-from robustdup import Registry, ThreatModel
-
-
-def test_registered_under_its_name():
-    registry = Registry()
-    register_baseline(registry)
-    assert registry.baselines["pyautoattack"].function is pyautoattack
+from benchmarks.baselines.of_robustbench import pyautoattack
+from robustdup import ThreatModel
 
 
 def test_without_images_nothing_is_attacked(digits):

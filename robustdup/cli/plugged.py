@@ -1,0 +1,59 @@
+"""Commands that plugins bring: found where they are asked for, so that robustdup's own commands start without plugins."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from robustdup.plugins import CommandSpec, load_plugins
+from robustdup.plugins.options import resolved
+
+
+@cache
+def plugged() -> dict[tuple[str, ...], CommandSpec]:
+    """Return the commands of installed plugins, by their words."""
+    return load_plugins().commands
+
+
+class PluggedGroup(TyperGroup):
+    """A group of commands to which plugins add: `robustdup mine`, or `robustdup data mine`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of this group's own commands, then those of plugins."""
+        place = _place(ctx)
+        own: list[str] = super().list_commands(ctx)
+        return own + [words[-1] for words in sorted(plugged()) if words[:-1] == place and words[-1] not in own]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name: robustdup's own, or a plugin's."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or (spec := plugged().get((*_place(ctx), cmd_name))) is None:
+            return own
+        return _as_command(spec)
+
+
+def _place(ctx: Any) -> tuple[str, ...]:
+    """Return the words before this group's commands: () for robustdup itself."""
+    words: list[str] = []
+    while ctx.parent is not None:
+        words.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    return tuple(words)
+
+
+def _as_command(spec: CommandSpec) -> Any:
+    target = resolved(spec.command)
+    if isinstance(target, typer.Typer):
+        command: Any = get_command(target)
+    else:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command()(target)
+        command = get_command(app)
+    command.name, command.short_help = spec.words[-1], spec.help
+    if isinstance(command, TyperGroup):
+        command.help, command.no_args_is_help = spec.help, True
+    return command

@@ -1,0 +1,68 @@
+"""Finding plugins: installed ones by their entry points, and files that a user names."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from robustdup.errors import UserError
+from robustdup.plugins.registry import Registry
+
+ENTRY_POINTS = "robustdup.plugins"
+NATIVE = "native-"  # what robustdup's own entry points begin with
+
+
+def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
+    """Return a registry with all installed plugins and the given files. One that fails is reported, never fatal."""
+    registry = Registry()
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    for point in sorted(points, key=lambda p: (not p.name.startswith(NATIVE), p.name)):
+        origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+        source = "native" if point.name.startswith(NATIVE) else point.name
+        registry.run_plugin(point.name, origin, version, point.load, source=source)
+    for file in files:
+        path = Path(file)
+        registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]
+    return registry
+
+
+class FreshSource(importlib.machinery.SourceFileLoader):
+    """Compile a user's file every time: cached bytecode is stale when a file of the same size changes within a second."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Return the code of the file as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _load_file(path: Path) -> Callable[[Registry], None]:
+    """Import a plugin file; what it registers is its `register(registry)` and every function marked as an attack."""
+    if not path.is_file():
+        raise UserError(f"there is no file {str(path)!r}")
+    name = f"robustdup_plugin_{path.stem}"
+    loader = FreshSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None:
+        raise UserError(f"{str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+    marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
+    register = getattr(module, "register", None)
+    if not marked and register is None:
+        raise UserError(f"{path.name} has neither a function register(registry) nor one marked with @robustdup.attack")
+
+    def run(registry: Registry) -> None:
+        if register is not None:
+            register(registry)
+        for function in marked.values():
+            taken = registry.attacks.get(function.__robustdup_attack__.name)
+            if taken is None or taken.function is not function:  # its register() may have added it already
+                registry.add_attack(function)
+
+    return run

@@ -1,0 +1,111 @@
+"""Options of plugged-in functions: their keyword-only parameters, checked against names, annotations and defaults."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from robustdup.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A function named as "module:function": imported when it is first called, or asked for its parameters."""
+
+    target: str
+
+    def __post_init__(self) -> None:
+        module, colon, name = self.target.partition(":")
+        if not (colon and module and name):
+            raise UserError(f"{self.target!r} names no function: write 'module:function'.")
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The function itself. Raises what importing its module raises."""
+        module, _, name = self.target.partition(":")
+        found: Callable[..., Any] = reduce(getattr, name.split("."), importlib.import_module(module))
+        return found
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the function, as `inspect.signature` asks for it."""
+        return inspect.signature(self.function)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function."""
+        return self.function(*arguments, **options)
+
+
+def deferred(function: Any) -> Any:
+    """Return "module:function" as what imports it on first use, and anything else as it is."""
+    return Deferred(function) if isinstance(function, str) else function
+
+
+def resolved(function: Any) -> Any:
+    """Return the function behind a deferred one, and anything else as it is."""
+    return function.function if isinstance(function, Deferred) else function
+
+
+def keywords(function: Callable[..., Any], besides: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a function other than `besides`, by name: its options.
+
+    Annotations that are text are read (`from __future__ import annotations`), where their names can be found.
+    """
+    function = resolved(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # a name that exists for type checkers only; a callable without annotations
+        hints = {}
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: p.replace(annotation=hints.get(p.name, p.annotation))
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in besides
+    }
+
+
+def check_keywords(
+    what: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `options` in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+    checked = {}
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of {what}:", option, known)
+        checked[option] = _check_value(what, known[option], value)
+    missing = [option for option, p in known.items() if p.default is p.empty and option not in checked]
+    if missing:
+        raise UserError(f"{what[0].upper()}{what[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).")
+    return checked
+
+
+def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
+    default, annotation = parameter.default, parameter.annotation
+    place = f"Option {parameter.name!r} of {what}"
+    if typing.get_origin(annotation) is Literal:
+        try:
+            return TypeAdapter(annotation).validate_python(value)
+        except ValidationError:
+            allowed = map(str, typing.get_args(annotation))
+            raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{place} must be true or false, got {value!r}.")
+    elif isinstance(default, int):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+            raise UserError(f"{place} must be a whole number such as {default}, got {value!r}.")
+        return int(value)
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{place} must be a number such as {default}, got {value!r}.")
+        return float(value)
+    elif isinstance(default, str) and not (isinstance(value, str) or callable(value)):
+        raise UserError(f"{place} must be a word such as {default!r}, got {value!r}.")
+    return value

@@ -1,0 +1,303 @@
+"""What robustdup knows of everything that can be plugged in.
+
+Wherever a function is wanted, its name as "module:function" will do: it is imported when it is first used, so that
+registering a hundred attacks imports none of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from robustdup.errors import UserError, unknown
+from robustdup.plugins.options import Deferred, check_keywords, deferred, keywords
+
+Kind = Literal["bounded", "minimum-norm", "unbounded"]
+Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
+Batching = Literal["pool", "batch", "whole"]
+When = Literal["always", "masked"]
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """What robustdup knows of an attack.
+
+    `function` is `attack(model, images, labels, threat, *, rng, **options) -> adversarial images`; it is None where the
+    attack cannot run here, and `reason` says why. `cost` is the (forward, backward) passes that a surviving point costs
+    at the default options, or a function of the options that returns them; None where unknown. `quick` holds options
+    under which the conformance test runs the attack quickly. `warning` is shown whenever the attack is used;
+    `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
+    """
+
+    name: str
+    function: Callable[..., Any] | None
+    norms: tuple[str, ...]
+    kind: Kind = "bounded"
+    knowledge: Knowledge = "white-box"
+    url: str = ""
+    batching: Batching = "batch"
+    cost: tuple[float, float] | Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
+    description: str = ""
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    warning: str = ""
+    undemonstrated: str = ""
+    available: bool = True
+    reason: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("kind of attack", self.kind, typing.get_args(Kind)),
+            ("knowledge", self.knowledge, typing.get_args(Knowledge)),
+            ("batching", self.batching, typing.get_args(Batching)),
+        ):
+            if value not in allowed:
+                raise unknown(what, str(value), allowed)
+        if isinstance(self.norms, str) or not set(self.norms) <= {"Linf", "L2", "L1", "L0"}:
+            raise UserError(
+                f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}."
+            )
+        object.__setattr__(self, "norms", tuple(self.norms))
+        if self.available and self.function is None:
+            raise UserError(f"Attack {self.name!r} has no function. Give one, or available=False with a reason.")
+        if not self.available and not self.reason:
+            raise UserError(f"Attack {self.name!r} is unavailable without a reason.")
+        object.__setattr__(self, "function", deferred(self.function))
+        object.__setattr__(self, "cost", deferred(self.cost))
+        if isinstance(self.function, Deferred):
+            return  # looked at when it is used
+        if self.function is not None and "rng" not in inspect.signature(self.function).parameters:
+            raise UserError(
+                f"Attack {self.name!r} does not take 'rng'. Its signature must be "
+                "(model, images, labels, threat, *, rng, **options)."
+            )
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The options: keyword-only parameters of the function other than `rng`, by name."""
+        return {} if self.function is None else keywords(self.function, besides=("rng",))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options and their default values."""
+        return {name: p.default for name, p in self.parameters.items()}
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        return check_keywords(f"attack {self.name!r}", self.name, self.parameters, options)
+
+    def passes(self, options: Mapping[str, Any] | None = None) -> tuple[float, float] | None:
+        """Return the (forward, backward) passes of a surviving point under these options, where known."""
+        if callable(self.cost):
+            return self.cost({**self.defaults, **(options or {})})
+        return self.cost
+
+
+def attack(
+    name: str,
+    *,
+    norms: Sequence[str],
+    kind: Kind = "bounded",
+    knowledge: Knowledge = "white-box",
+    url: str = "",
+    batching: Batching = "batch",
+    cost: Any = None,
+    description: str = "",
+    quick: Mapping[str, Any] | None = None,
+    warning: str = "",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a function as an attack: a file of such functions is a plugin (`--plugin my_attack.py`).
+
+    The marked function stays a plain function. See `AttackSpec` for the fields.
+    """
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        text = description or (inspect.getdoc(function) or "").split("\n")[0]
+        spec = AttackSpec(
+            name=name, function=function, norms=tuple(norms), kind=kind, knowledge=knowledge, url=url,
+            batching=batching, cost=cost, description=text, quick=dict(quick or {}), warning=warning,
+        )  # fmt: skip
+        function.__robustdup_attack__ = spec  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of an ensemble: an attack with options, on the fraction `take` of survivors nearest to being broken.
+
+    `norms` limits it to those norms (all that the attack knows, if empty). A stage with `when="masked"` runs only where
+    the stages before it saw signs that the model masks its gradients. Raises UserError for what cannot be.
+    """
+
+    attack: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    take: float = 1.0
+    norms: tuple[str, ...] = ()
+    when: When = "always"
+
+    def __post_init__(self) -> None:
+        if self.when not in typing.get_args(When):
+            raise unknown("condition of a stage:", str(self.when), typing.get_args(When))
+        if not 0 < self.take <= 1:
+            raise UserError(f"Stage {self.attack!r}: take must be above 0 and at most 1, got {self.take}.")
+        object.__setattr__(self, "norms", tuple(self.norms))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A named list of stages, run in order on the survivors."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    description: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loader of models or data behind a scheme: `scheme:rest` calls `load(rest, options)`."""
+
+    scheme: str
+    load: Callable[..., Any]
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Named:
+    """Something plugged in under a name: a loss, a baseline."""
+
+    name: str
+    function: Callable[..., Any]
+    description: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What robustdup knows of a training objective.
+
+    `function` is `objective(model, images, labels, *, attack, rng, **options) -> (loss (N,), metrics)`: see
+    `robustdup.training`. `update` is the update rule that it needs ("" where any will do), `features` tells that it
+    calls `model.features`, `attacks` that it calls the inner attack. `module(model, images, **options)` builds
+    the weights of its own that an objective trains along; it gets them as the keyword `module`. `check(**options)`
+    raises UserError for values that cannot be; it gets all options, and is called before anything is loaded.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    update: str = ""
+    features: bool = False
+    attacks: bool = True
+    module: Callable[..., Any] | None = None
+    description: str = ""
+    url: str = ""
+    check: Callable[..., None] | None = None
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name, type or value."""
+        known = keywords(self.function, besides=("attack", "rng", "module"))
+        checked = check_keywords(f"objective {self.name!r}", self.name, known, options)
+        if self.check is not None:
+            self.check(**{option: p.default for option, p in known.items()} | checked)
+        return checked
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network to train: `build(*, channels, size, classes, mean, std, **options) -> nn.Module`.
+
+    `size` is (height, width) of the images in pixels, `mean` and `std` (one value a channel) go into its first layer.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    description: str = ""
+    url: str = ""
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
+        known = keywords(self.build, besides=("channels", "size", "classes", "mean", "std"))
+        return check_keywords(f"architecture {self.name!r}", self.name, known, options)
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command of the command line: `words` such as ("data", "detect"), `help` in one sentence.
+
+    `command` is a function that typer can call, or a `typer.Typer` for a group of commands, as an object or by name.
+    """
+
+    words: tuple[str, ...]
+    command: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A kind of figure that `robustdup plot` makes of runs: see `robustdup.report.plots`.
+
+    `draw(axes, runs, width)` draws runs; `height(runs, width)` says how high the figure is, in inches.
+    """
+
+    about: str
+    draw: Callable[..., Any]
+    height: Callable[..., float]
+    one_run: bool = False
+
+
+@dataclass(frozen=True)
+class RecordKind:
+    """A kind of record: how it is read, and what is made of it.
+
+    `schema` is the `schema_name` of its record.json. The other fields are functions, given as such or by name:
+
+    - `load(path) -> record` reads and checks the file, older versions too;
+    - `title(record) -> str` says what to call a run;
+    - `page(run, name) -> robustdup.report.html.page.Page` makes its page;
+    - `sections(runs, links) -> list of Section` compares several runs of this kind on the first page of a report;
+    - `markdown(record) -> str` is its report in words and tables, for terminals, pages and documents alike;
+    - `figures` are its kinds of `robustdup plot` by name, the usual one first;
+    - `unfinished(folder) -> UnfinishedRun or None` recognises a folder of this kind without a record yet.
+
+    `templates` names the package whose folder `templates/` holds the page's own Jinja templates.
+    """
+
+    schema: str
+    load: Callable[..., Any]
+    title: Callable[..., str]
+    page: Callable[..., Any] | None = None
+    sections: Callable[..., Any] | None = None
+    markdown: Callable[..., str] | None = None
+    figures: Mapping[str, FigureSpec] = field(default_factory=dict)
+    unfinished: Callable[..., Any] | None = None
+    templates: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class FinderSpec:
+    """A search for duplicates in memory: `find(a, b=None) -> pairs` with tensors `a`, `b` (P,) of indices.
+
+    `a` and `b` are images uint8 (N, C, H, W); without `b` pairs are looked for within `a`, each once.
+    """
+
+    name: str
+    find: Callable[..., Any]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class PluginStatus:
+    """A plugin that was found: where it came from, and why it failed if it did."""
+
+    name: str
+    origin: str
+    version: str
+    ok: bool
+    reason: str = ""
