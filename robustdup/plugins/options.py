@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -30,8 +30,10 @@ class Deferred:
     def function(self) -> Callable[..., Any]:
         """The function itself. Raises what importing its module raises."""
         module, _, name = self.target.partition(":")
-        found: Callable[..., Any] = reduce(getattr, name.split("."), importlib.import_module(module))
-        return found
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found  # type: ignore[no-any-return]
 
     @property
     def __signature__(self) -> inspect.Signature:
