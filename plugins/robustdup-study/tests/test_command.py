@@ -38,7 +38,7 @@ def test_run_status_report(recipe, tmp_path, capsys):
     assert main(["study", "run", *words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["schema_name"], record["status"], record["n_cells"], record["n_complete"]) == (
-        "robustdup_study", "complete", 6, 6,
+        "robustdup.study", "complete", 6, 6,
     )  # fmt: skip
     assert len(record["rows"]) == 8  # the standard arm measures both doses in one cell
     assert len(record["conclusions"]) == 3  # clean accuracy in both arms, adversarial in one

@@ -13,7 +13,7 @@ from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
 
 GRID_FILE = "grid.json"  # the recipe and the cells of a study
-STUDY_SCHEMA: Literal["robustdup_study"] = "robustdup_study"
+STUDY_SCHEMA: Literal["robustdup.study"] = "robustdup.study"
 STUDY_VERSION = 1
 CELL_SCHEMA: Literal["robustdup.cell"] = "robustdup.cell"
 CELL_VERSION = 1
@@ -226,7 +226,7 @@ class StudyRecord(Part):
     many cells were finished by then. `seconds` are those of all cells together.
     """
 
-    schema_name: Literal["robustdup_study"] = STUDY_SCHEMA
+    schema_name: Literal["robustdup.study"] = STUDY_SCHEMA
     schema_version: int = STUDY_VERSION
     run_id: str
     created: str
