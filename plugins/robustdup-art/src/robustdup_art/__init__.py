@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from robustdup import AttackSpec, Registry
-from robustdup_art.entry import Entry, make_attack
+from robustdup_art.entry import Entry
 from robustdup_art.table import DOCS, ENTRIES, UNAVAILABLE
 
 ART = "adversarial-robustness-toolbox"
@@ -42,3 +45,31 @@ def _spec(entry: Entry, reason: str) -> AttackSpec:
         available=not reason,
         reason=reason,
     )
+
+
+def make_attack(entry: Entry) -> Callable[..., Any]:
+    """Return the attack function of a row, with its real options in `__signature__`."""
+
+    def attack(model: Any, images: Any, labels: Any, threat: Any, *, rng: Any, **options: Any) -> Any:
+        from robustdup_art.adapter import run
+
+        return run(entry, model, images, labels, threat, rng, {**entry.defaults, **options})
+
+    attack.__name__ = attack.__qualname__ = entry.name
+    attack.__doc__ = f"{entry.description}\n\nImages (N, C, H, W) in [0, 1] -> the same shape. {entry.url}"
+    attack.__signature__ = signature(entry)  # type: ignore[attr-defined]
+    return attack
+
+
+def signature(entry: Entry) -> inspect.Signature:
+    """Return the signature that robustdup checks options against."""
+    positional = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("model", "images", "labels", "threat")
+    ]
+    named = [inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY)]
+    for name, default in entry.defaults.items():
+        choices = entry.choices.get(name)
+        annotation = f"Literal[{', '.join(map(repr, choices))}]" if choices else inspect.Parameter.empty
+        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return inspect.Signature([*positional, *named])

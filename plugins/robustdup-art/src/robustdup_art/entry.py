@@ -1,8 +1,7 @@
-"""What the table says of an attack, and the function that robustdup is given for it. Imports neither torch nor ART."""
+"""What the table says of an attack. Imports neither torch nor ART."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,31 +55,3 @@ class Entry:
     def defaults(self) -> dict[str, Any]:
         """All options that a user may set, with the defaults that hold here."""
         return {**self.options, **{name: value for name, (value, _) in self.changed.items()}, **self.extra}
-
-
-def make_attack(entry: Entry) -> Callable[..., Any]:
-    """Return the attack function of a row, with its real options in `__signature__`."""
-
-    def attack(model: Any, images: Any, labels: Any, threat: Any, *, rng: Any, **options: Any) -> Any:
-        from robustdup_art.adapter import run
-
-        return run(entry, model, images, labels, threat, rng, {**entry.defaults, **options})
-
-    attack.__name__ = attack.__qualname__ = entry.name
-    attack.__doc__ = f"{entry.description}\n\nImages (N, C, H, W) in [0, 1] -> the same shape. {entry.url}"
-    attack.__signature__ = signature(entry)  # type: ignore[attr-defined]
-    return attack
-
-
-def signature(entry: Entry) -> inspect.Signature:
-    """Return the signature that robustdup checks options against."""
-    positional = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ("model", "images", "labels", "threat")
-    ]
-    named = [inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY)]
-    for name, default in entry.defaults.items():
-        choices = entry.choices.get(name)
-        annotation = f"Literal[{', '.join(map(repr, choices))}]" if choices else inspect.Parameter.empty
-        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-    return inspect.Signature([*positional, *named])

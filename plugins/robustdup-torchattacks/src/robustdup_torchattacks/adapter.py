@@ -8,8 +8,6 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robustdup import SampleRng, ThreatModel
-    from robustdup_torchattacks.guard import Guard
 
 VERSION = "3.5.1"
 ROUNDING = 1e-6  # how far a pixel may leave [0, 1] by rounding; more is a violation and is left for the referee to see
@@ -81,37 +78,6 @@ def signature(row: Row, function: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-@dataclass(frozen=True)
-class Call:
-    """What one call is about: the toolkit, the guarded model, the options with all defaults, the threat and the seed."""
-
-    row: Row
-    toolkit: ModuleType
-    guard: Guard
-    options: Mapping[str, Any]
-    threat: ThreatModel
-    seed: int
-    classes: int
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments besides the model."""
-        row = self.row
-        given = {name: value for name, value in self.options.items() if name not in row.own}
-        if row.eps:
-            given[row.eps] = self.threat.radius
-        if row.takes_norm:
-            given["norm"] = self.threat.norm
-        if row.takes_seed:
-            given["seed"] = self.seed
-        if row.takes_classes:
-            given["n_classes"] = given["n_classes"] or self.classes
-        return given
-
-    def plain(self) -> Any:
-        """Return the attack object of torchattacks."""
-        return getattr(self.toolkit, self.row.name)(self.guard, **self.arguments())
-
-
 def run(
     row: Row,
     model: nn.Module,
@@ -129,6 +95,7 @@ def run(
 
     from robustdup import isolated
     from robustdup_torchattacks import builders
+    from robustdup_torchattacks.call import Call, class_count, fill_in
     from robustdup_torchattacks.guard import Guard
 
     options = fill_in(row, given, threat)
@@ -159,58 +126,3 @@ def run(
     boxed = adv.detach().clamp(0, 1)
     adv = torch.where((adv - boxed).abs() <= ROUNDING, boxed, adv.detach())
     return adv.to(images.dtype)
-
-
-def class_count(row: Row, guard: Guard, options: Mapping[str, Any], images: Tensor) -> int:
-    """Return the model's number of classes where the class needs it (else 0). Raises UserError where they are too few."""
-    least = row.least_classes(options)
-    if not row.takes_classes and least <= 2:
-        return 0
-    classes = guard.count_classes(images)
-    if classes < least:
-        raise UserError(
-            f"torchattacks:{row.name} compares the {least} largest logits and needs a model with at least {least} "
-            f"classes; this one has {classes}. Use torchattacks:PGD or torchattacks:Square."
-        )
-    wanted = options.get("n_classes")
-    if wanted is not None and not 2 <= wanted <= classes:
-        raise UserError(
-            f"Option 'n_classes' of attack 'torchattacks:{row.name}' must be from 2 to the model's {classes} classes, "
-            f"got {wanted}. Leave it out to attack towards all wrong classes."
-        )
-    return classes
-
-
-def fill_in(row: Row, given: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
-    """Return all options: the row's defaults, those that follow eps, and what was given. Raises UserError."""
-    options = {**row.options, **row.own, **given}
-    if row.takes_classes:
-        options.setdefault("n_classes", None)
-    defaults = {**row.options, **row.own}
-    for name, value in options.items():
-        least = row.least.get(name, 1)
-        whole = isinstance(defaults.get(name), int) and not isinstance(value, bool)
-        if whole and value < least:
-            raise UserError(
-                f"Option {name!r} of attack 'torchattacks:{row.name}' must be at least {least}, got {value}."
-            )
-        if isinstance(value, list):
-            options[name] = tuple(value)
-    for name, (_, default) in row.steps.items():
-        value = options.get(name)
-        options[name] = default(threat.radius, options) if value is None else positive(row, name, value)
-    return options
-
-
-def positive(row: Row, name: str, value: Any) -> float:
-    """Read a step size: a number or a fraction such as 2/255. Raises UserError unless it is above 0."""
-    try:
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        number = 0.0
-    if isinstance(value, bool) or not 0 < number < float("inf"):
-        raise UserError(
-            f"Option {name!r} of attack 'torchattacks:{row.name}' must be a number above 0 in pixel units of [0, 1], "
-            f"such as 2/255, got {value!r}. Left out it is {row.steps[name][0]}."
-        )
-    return number

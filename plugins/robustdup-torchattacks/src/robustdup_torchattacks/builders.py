@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from robustdup import Passes, UserError
-from robustdup_torchattacks.adapter import Call, class_count, fill_in
+from robustdup_torchattacks.call import Call, class_count, fill_in
 from robustdup_torchattacks.row import Row
 from robustdup_torchattacks.table import ROWS
 
