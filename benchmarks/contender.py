@@ -33,7 +33,6 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Passes
 from robustdup.config import validate
 from robustdup.data.dataset import LabelledImages, from_tensors
-from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device
@@ -91,11 +90,7 @@ def load(config: BenchConfig, n: int, threads: int) -> Task:
         raise UserError(f"A bench compares at one eps; got {config.eps!r}.")
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle).to(device)
     model.requires_grad_(False)
-    options = DataOptions(
-        split=config.split, config=config.data_config, revision=config.revision, image_column=config.image_column,
-        label_column=config.label_column, resize=config.resize, crop=config.crop, grey=config.grey,
-    )  # fmt: skip
-    data = load_images(config.data, options, n=n, registry=registry)
+    data = load_images(config.data, config.data_options(), n=n, registry=registry)
     with torch.no_grad():
         model(data.images[:1].to(device))
     return Task(config, registry, model, data, device, threats[0], threads)

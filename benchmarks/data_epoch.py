@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustdup.config import validate
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions, DuplicationOptions, validate
 from robustdup.data.splits import label_tensor, open_splits, split_columns
 from robustdup.duplication.apply import apply_plan, entry_pixels
-from robustdup.duplication.options import DuplicationOptions
 from robustdup.duplication.plan import DuplicationPlan, make_plan
 
 if TYPE_CHECKING:

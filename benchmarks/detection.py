@@ -32,7 +32,7 @@ from robustdup_detect.transforms import changed_copies
 from torch import Tensor
 
 from benchmarks import detectors
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows
 from robustdup.errors import UserError

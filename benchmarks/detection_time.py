@@ -21,8 +21,7 @@ from robustdup_detect import run_detection
 from robustdup_detect.options import DetectConfig
 
 from benchmarks import detectors
-from robustdup.config import validate
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions, validate
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows
 from robustdup.plugins import load_plugins

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.pgd import pgd
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError, unknown
 from robustdup.models.small import Normalise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from robustdup.config import Config, EvalConfig, validate
+from robustdup.config import DataFields, EvalConfig, usual_eps, validate
+from robustdup.config.fields import ModelFields
 from robustdup.errors import UserError
 
 # Fields that mean here what they mean in an evaluation.
@@ -20,23 +21,14 @@ def _shared(name: str) -> Any:
     return EvalConfig.model_fields[name]
 
 
-class BenchConfig(Config):
+class BenchConfig(DataFields, ModelFields):
     """What `robustdup bench eval` needs. Field descriptions are the help texts of the flags."""
 
-    model: str = _shared("model")
-    data: str = _shared("data")
-    split: str = _shared("split")
-    data_config: str | None = _shared("data_config")
-    revision: str | None = _shared("revision")
-    image_column: str | None = _shared("image_column")
-    label_column: str | None = _shared("label_column")
-    resize: int | None = _shared("resize")
-    crop: int | None = _shared("crop")
-    grey: bool = _shared("grey")
     n: int = Field(64, description="Take the first N points; every contender gets all of them.", ge=1)
     norm: str = _shared("norm")
     eps: str = Field(
-        "", description="One radius in pixel units of [0, 1], such as 8/255; that of 'robustdup eval' if not given."
+        default_factory=usual_eps,
+        description="One radius in pixel units of [0, 1], such as 8/255; that of 'robustdup eval' if not given.",
     )
     seed: int = _shared("seed")
     threads: int | None = Field(
@@ -60,13 +52,6 @@ class BenchConfig(Config):
     allow_pickle: bool = _shared("allow_pickle")
     plugin: list[str] = _shared("plugin")
     out: str | None = Field(None, description="File for the result (JSON), written anew after every measurement.")
-
-    @model_validator(mode="after")
-    def _usual_eps(self) -> BenchConfig:
-        """Fill in the radius that an evaluation would take for this norm and data, where none is given."""
-        if not self.eps:
-            self.__dict__["eps"] = validate(EvalConfig, {"data": self.data, "norm": self.norm}).eps
-        return self
 
     @property
     def sizes(self) -> list[int]:

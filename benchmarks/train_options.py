@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustdup.config import Config
-from robustdup.training.options import TrainConfig
+from robustdup.config import Config, TrainConfig
 
 
 class TrainBenchConfig(Config):

@@ -23,8 +23,7 @@ from benchmarks.baselines import TRAINERS
 from benchmarks.measured import Ratio, Spread, spread
 from benchmarks.train_options import TrainBenchConfig
 from robustdup.attacks.isolation import isolated
-from robustdup.config import validate
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions, TrainConfig, validate
 from robustdup.data.sources import load_images
 from robustdup.errors import RobustdupError, UserError, unknown
 from robustdup.evaluation.bench import choose_device
@@ -34,7 +33,6 @@ from robustdup.models.architectures import build_network
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import Part, now
 from robustdup.threat import ThreatModel
-from robustdup.training.options import TrainConfig
 
 OURS, PLAIN = "robustdup", "pytorch-loop"
 LR = 0.05  # small: all are timed at the same rate, and none may diverge

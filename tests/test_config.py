@@ -5,8 +5,7 @@ import shlex
 import pytest
 
 from robustdup import UserError
-from robustdup.config import EvalConfig, build, parse_attacks, parse_value, rerun_command
-from robustdup.training.options import TrainConfig
+from robustdup.config import EvalConfig, TrainConfig, build, parse_attacks, parse_value, rerun_command
 
 
 def test_values_go_over_overrides_over_the_file_over_defaults(tmp_path):

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from robustdup_study.recipe import load_recipe
 
-from robustdup.config import EvalConfig, build
+from robustdup.config import EvalConfig, TrainConfig, build
 from robustdup.jobs.training import check
 from robustdup.plugins import load_plugins
-from robustdup.training.options import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from robustdup.config import build
+from robustdup.config import TrainConfig, build
 from robustdup.jobs import run_training
 from robustdup.plugins import load_plugins
-from robustdup.training.options import TrainConfig
 
 SETTINGS = (
     "model=small-cnn(width=8)", "epochs=12", "batch_size=64", "optimizer=adamw", "lr=0.005", "attack=pgd(steps=5)",

@@ -7,15 +7,13 @@ import json
 import pytest
 import torch
 
-from robustdup.config import build
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.jobs import run_training
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import load_plugins
 from robustdup.records import load_record, load_training_record
-from robustdup.training.options import TrainConfig
 
 QUICK = (
     "model=small-cnn(width=4)", "epochs=2", "batch_size=64", "optimizer=adamw", "lr=0.01", "attack=pgd(steps=2)",

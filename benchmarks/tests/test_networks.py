@@ -29,8 +29,8 @@ from benchmarks.networks import (
 from robustdup.attacks.losses import dlr, margin
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.pgd import pgd
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin
-from robustdup.data.options import DataOptions
 from robustdup.errors import UserError
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins

@@ -21,8 +21,7 @@ from rich.table import Table
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
 from robustdup.cli.plugged import PluggedGroup
-from robustdup.config import build
-from robustdup.duplication.options import DuplicateConfig
+from robustdup.config import DuplicateConfig, build
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, now, write_atomic
 
@@ -96,8 +95,8 @@ def _describe(
     """Say what a dataset holds: classes, multiplicities, effective sample size, duplicates, unreadable images."""
     if out is not None and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
         raise UserError(f"{out!r} is there already. Choose another --out; nothing is overwritten.")
+    from robustdup.config import DataOptions
     from robustdup.data.describe import describe
-    from robustdup.data.options import DataOptions
     from robustdup.data.splits import open_splits, split_columns
 
     options = DataOptions(

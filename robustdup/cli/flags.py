@@ -32,9 +32,8 @@ def with_flags(kind: type[Config], command: Callable[..., Any]) -> Callable[...,
     parameters = [_parameter("words", list[str], words)]
     for name, field in kind.model_fields.items():
         if not _nested(field.annotation):
-            parameters.append(
-                _flag(name, field.annotation, field.get_default(call_default_factory=True), field.description)
-            )
+            default = field.get_default(call_default_factory=True, validated_data={})
+            parameters.append(_flag(name, field.annotation, default, field.description))
     parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -55,7 +54,7 @@ def _flag(name: str, annotation: Any, default: Any, description: str | None) -> 
     """A flag that is None unless given; numbers are read by the configuration, so that both spellings act alike."""
     flag = "--" + name.replace("_", "-")
     text = description or ""
-    if default not in (None, [], False, ""):
+    if default not in (None, [], False, "") and "[default:" not in text:
         text += f" [default: {str(default).lower() if isinstance(default, bool) else default}]"
     if annotation is bool:
         return _parameter(name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=text))

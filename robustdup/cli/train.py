@@ -13,9 +13,9 @@ import typer
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.runs import configuration
+from robustdup.config import TrainConfig
 from robustdup.errors import UserError
 from robustdup.records.folder import fresh_folder
-from robustdup.training.options import TrainConfig
 
 
 def _train(

@@ -15,7 +15,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     import PIL.Image
 
-    from robustdup.data.options import DataOptions
+    from robustdup.config import DataOptions
 
 T = TypeVar("T")
 

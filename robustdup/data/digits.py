@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustdup.config import DataOptions
 from robustdup.data.decode import check_options, fit
-from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
 
 TRAIN_ROWS = 1297

@@ -15,7 +15,7 @@ from robustdup.errors import RunError, UserError, unknown
 if TYPE_CHECKING:
     import datasets
 
-    from robustdup.data.options import DataOptions
+    from robustdup.config import DataOptions
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robustdup.config import DataOptions
 from robustdup.data.dataset import LabelledImages, Selection, labelled
-from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import Registry
 from robustdup.rng import SampleRng

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustdup.config import DataOptions
 from robustdup.data.columns import Columns, find_columns
 from robustdup.data.hub import commit_of, load_hub, load_local, looks_like_hub_id
-from robustdup.data.options import DataOptions
 from robustdup.errors import UserError, unknown
 
 if TYPE_CHECKING:

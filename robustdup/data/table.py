@@ -16,7 +16,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
-    from robustdup.data.options import DataOptions
+    from robustdup.config import DataOptions
 
 _CHUNK = 256  # rows whose encoded bytes are held at once
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustdup.config import DuplicationOptions
 from robustdup.data.dataset import check_labels
 from robustdup.duplication.near_copies import NearTransform, entry_rng, parse_near
-from robustdup.duplication.options import DuplicationOptions
 from robustdup.duplication.schemes import apportioned, class_name, count_copies, sample_words
 from robustdup.errors import UserError
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustdup.duplication.options import STEP, DuplicationOptions, exact
+from robustdup.config.duplication import STEP, DuplicationOptions, exact
 from robustdup.errors import UserError, unknown
 from robustdup.rng import SampleRng
 

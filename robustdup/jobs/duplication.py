@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robustdup.config import DataOptions, DuplicateConfig
 from robustdup.data.columns import Columns
 from robustdup.data.hub import quiet
-from robustdup.data.options import DataOptions
 from robustdup.data.splits import Splits, label_tensor, open_splits, split_columns
 from robustdup.data.table import TableRows
 from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
-from robustdup.duplication.options import DuplicateConfig
 from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
 from robustdup.duplication.plan_file import plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
@@ -60,10 +59,7 @@ def duplicate(
     the notes: they are copied as they are; near copies of them, which cannot be made, are left out.
     """
     check_target(to, overwrite=overwrite)
-    options = DataOptions(
-        split=config.split, config=config.data_config, revision=config.revision, image_column=config.image_column,
-        label_column=config.label_column,
-    )  # fmt: skip
+    options = config.data_options()
     source = open_splits(config.data, options)
     place = f"{config.data} ({config.split})"
     dataset, columns = split_columns(source.get(config.split), options, place)

@@ -18,7 +18,6 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, parse_attacks, validate
 from robustdup.data.dataset import LabelledImages, from_tensors
-from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation import diagnostics
@@ -366,8 +365,6 @@ def _planned(
 
 
 def load_data(config: EvalConfig, registry: Registry) -> LabelledImages:
-    options = DataOptions(
-        split=config.split, config=config.data_config, revision=config.revision, image_column=config.image_column,
-        label_column=config.label_column, resize=config.resize, crop=config.crop, grey=config.grey,
-    )  # fmt: skip
-    return load_images(config.data, options, n=config.n, sample=config.sample, seed=config.seed, registry=registry)
+    return load_images(
+        config.data, config.data_options(), n=config.n, sample=config.sample, seed=config.seed, registry=registry
+    )

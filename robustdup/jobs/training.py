@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import Passes
-from robustdup.config import EvalConfig, parse_call, rerun_command, validate
+from robustdup.config import EvalConfig, TrainConfig, parse_call, rerun_command, validate
 from robustdup.data.batches import Stream, budget_samples
 from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device, operations
@@ -51,7 +51,6 @@ from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import run_training as run_loop
 from robustdup.training.objectives import check_model, find_objective
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, Validate
 from robustdup.training.processes import Processes, open_processes
 from robustdup.training.tracking import check_trackers

@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustdup.config import DuplicationOptions, TrainConfig
 from robustdup.data.batches import TrainingSet, to_bytes
-from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import Rows, open_rows, select
 from robustdup.data.streaming import LoadedSet, read_labels
-from robustdup.duplication.options import DuplicationOptions
 from robustdup.duplication.plan import DuplicationPlan, make_plan
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo
 from robustdup.rng import SampleRng
-from robustdup.training.options import TrainConfig
 
 IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
 FOR_STATISTICS = 5_000  # images on disk from which mean and deviation are taken
@@ -59,14 +57,6 @@ class TrainingData:
     events: list[str]
 
 
-def data_options(config: TrainConfig, split: str) -> DataOptions:
-    """Return how a split of the configuration's data is read."""
-    return DataOptions(
-        split=split, config=config.data_config, revision=config.revision, image_column=config.image_column,
-        label_column=config.label_column, resize=config.resize, crop=config.crop, grey=config.grey,
-    )  # fmt: skip
-
-
 def prepare_data(
     config: TrainConfig, registry: Registry, device: torch.device, *, say: Say = lambda _: None
 ) -> TrainingData:
@@ -75,7 +65,7 @@ def prepare_data(
     Training images are those of the split that are neither held out nor a near-duplicate of one that is. All that is
     drawn is keyed by the images' rows in the split, so that runs on other data or doses are paired with this one.
     """
-    rows = open_rows(config.data, data_options(config, config.split), registry)
+    rows = open_rows(config.data, config.data_options(), registry)
     place = f"{config.data} ({config.split})"
     index, selection = select(len(rows), n=config.n, sample=config.sample, seed=config.seed, place=place)
     count = validation_count(config.validation, len(index))
@@ -200,7 +190,7 @@ def _plan(
     if options.scheme == "leak":
         if source.pixels is None:
             raise UserError("duplicate.scheme = leak needs all images in memory: in_memory = yes.")
-        rows = open_rows(config.data, data_options(config, options.leak_from), registry)
+        rows = open_rows(config.data, config.data_options(options.leak_from), registry)
         say(f"reading {len(rows):,} images of {config.data} ({options.leak_from})")
         pixels, labels = load_pixels(rows, list(range(len(rows))))
         other = _Images(rows, torch.arange(len(rows)) + OTHER_SPLIT, labels, pixels)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import Passes
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as load_digits
-from robustdup.data.options import DataOptions
 from robustdup.errors import unknown
 from robustdup.evaluation.referee import judge
 from robustdup.models.load import ModelOptions, load_builtin

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustdup.config import TrainConfig
 from robustdup.errors import RunError, UserError
 from robustdup.records import write_atomic
 from robustdup.records.folder import STATE
-from robustdup.training.options import TrainConfig
 
 CHECKPOINT_FILE = "checkpoint.pt"
 VERSION = 1

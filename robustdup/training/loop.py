@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from robustdup.config import TrainConfig
 from robustdup.errors import RunError
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, ShowProgress, TrainBatch, Validate
 from robustdup.training.processes import whole_batch_norm
 from robustdup.training.run import Run, Stopped

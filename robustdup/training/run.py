@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from robustdup.attacks.isolation import isolated
+from robustdup.config import TrainConfig
 from robustdup.errors import UserError
 from robustdup.models.prepare import fits_channels_last
 from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
@@ -19,7 +20,6 @@ from robustdup.training.averages import Averages
 from robustdup.training.checkpoint import Checkpoints, identity_of
 from robustdup.training.forward import TrainedModel, compile_mode, compiler
 from robustdup.training.meter import NEVER, Clock, Meter, peak_memory
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Outcome, Parts, ShowProgress, TrainBatch, Validate
 from robustdup.training.processes import Processes
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate

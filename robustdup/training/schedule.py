@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustdup.config import BUDGETS, TrainConfig
 from robustdup.errors import UserError
 from robustdup.training.muon import Muon
-from robustdup.training.options import BUDGETS, TrainConfig
 
 RELATIVE = "relative_lr"  # of a parameter group: its learning rate over the run's
 ONE_CYCLE = (

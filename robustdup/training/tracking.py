@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from robustdup.attacks.isolation import isolated
+from robustdup.config import TrainConfig
 from robustdup.errors import Unavailable, unknown
-from robustdup.training.options import TrainConfig
 from robustdup.training.processes import Processes
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name: package

@@ -17,8 +17,8 @@ from robustdup.attacks.apgd_steps import project_l1, random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
 from robustdup.attacks.losses import ce, dlr, dlr_targeted, fooled, margin
 from robustdup.attacks.sums import fold_sum
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.threat import row_length

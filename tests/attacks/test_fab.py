@@ -8,8 +8,8 @@ from torch import nn
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.fab import Nearest, fab, fab_cost, nearest_boundary, walk
 from robustdup.attacks.fab_t import fab_t, fab_t_cost, toward
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.threat import row_length
 

@@ -14,8 +14,8 @@ from robustdup.attacks.cosine_pgd import (
     tempered_probability_margin,
 )  # fmt: skip
 from robustdup.attacks.losses import fooled, margin, probability_margin
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
 

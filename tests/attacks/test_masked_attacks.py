@@ -11,8 +11,8 @@ from robustdup.attacks.boundary_walk import boundary_walk, boundary_walk_cost
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.spsa import spsa, spsa_cost
 from robustdup.attacks.square import square
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.threat import row_length
 

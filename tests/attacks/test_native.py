@@ -9,8 +9,8 @@ from robustdup.attacks import register
 from robustdup.attacks.fgsm import fgsm, linear_maximum
 from robustdup.attacks.noise import ball_noise, noise
 from robustdup.attacks.pgd import pgd
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.threat import row_length
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.square import CHUNK, _draw, square, square_cost, window_pattern, window_sides
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robustdup.config import DataOptions
 from robustdup.data.augment import augment_images
 from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
 from robustdup.data.digits import load_builtin
-from robustdup.data.options import DataOptions
 from robustdup.data.pixels import load_pixels
 from robustdup.data.streaming import LoadedSet, read_labels
 from robustdup.errors import UserError

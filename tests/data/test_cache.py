@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustdup.config import DataOptions
 from robustdup.data import cache as remembered
 from robustdup.data.cache import RememberedRows, RowMemory, remembering
-from robustdup.data.options import DataOptions
 
 
 class Source:

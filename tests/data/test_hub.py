@@ -17,8 +17,8 @@ import datasets
 import pytest
 from PIL import Image
 
+from robustdup.config import DataOptions
 from robustdup.data.hub import looks_like_hub_id, open_hub
-from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
@@ -128,7 +128,7 @@ def hub(tmp_path):
 
 READ = """
     import json, sys
-    from robustdup.data.options import DataOptions
+    from robustdup.config import DataOptions
     from robustdup.data.sources import load_images
     from robustdup.errors import UserError
     from robustdup.plugins import Registry

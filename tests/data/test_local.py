@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robustdup.data.options import DataOptions
+from robustdup.config import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry

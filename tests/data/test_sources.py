@@ -10,8 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import robustdup.data
+from robustdup.config import DataOptions
 from robustdup.data.dataset import fingerprint, from_tensors, image_hashes
-from robustdup.data.options import DataOptions
 from robustdup.data.sources import load_images, select
 from robustdup.errors import UserError
 from robustdup.plugins import Registry

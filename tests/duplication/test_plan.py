@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustdup.duplication.options import DuplicationOptions
+from robustdup.config import DuplicationOptions
 from robustdup.duplication.plan import entry_labels, make_plan
 from robustdup.duplication.plan_file import load_plan, save_plan
 from robustdup.duplication.schemes import power
@@ -367,7 +367,7 @@ def test_a_plan_of_half_a_million_entries_is_quick_and_small():
 import pathlib, time, torch
 torch.set_num_threads(1)
 from robustdup.duplication.plan import make_plan
-from robustdup.duplication.options import DuplicationOptions
+from robustdup.config import DuplicationOptions
 def peak():
     text = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])

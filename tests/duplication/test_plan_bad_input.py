@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustdup.config import validate
-from robustdup.duplication.options import DuplicateConfig, DuplicationOptions
+from robustdup.config.duplication import DuplicateConfig, DuplicationOptions
 from robustdup.duplication.plan import make_plan
 from robustdup.errors import UserError
 from robustdup.jobs.duplication import duplicate

@@ -6,8 +6,8 @@ from torch import nn
 
 from benchmarks.masked import masked
 from robustdup import Passes, ThreatModel
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.data.options import DataOptions
 from robustdup.evaluation.bench import Bench
 from robustdup.evaluation.masking import LOOKED_AT, black_box_won, gradient_signs, suspicion
 from robustdup.models.load import ModelOptions, load_builtin

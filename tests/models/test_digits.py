@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 import robustdup.models
-from robustdup.config import build
+from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.digits import TRAIN_ROWS, load_builtin
-from robustdup.data.options import DataOptions
 from robustdup.jobs import run_training
 from robustdup.models.digits import MEAN, STD, TRAIN_EPS
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
-from robustdup.training.options import TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, UserError
 from robustdup.plugins import Registry
@@ -23,7 +24,6 @@ from robustdup.training.checkpoint import CHECKPOINT_FILE, Checkpoints
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training
 from robustdup.training.objectives.pgd_at import pgd_at
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
 

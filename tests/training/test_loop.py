@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
 from robustdup.plugins import AttackSpec, Registry
@@ -17,7 +18,6 @@ from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import run_training
 from robustdup.training.objectives.pgd_at import pgd_at
 from robustdup.training.objectives.standard import standard
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
 from robustdup.training.run import Run
 from robustdup.training.schedule import rate_over

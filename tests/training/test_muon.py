@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.config import build
+from robustdup.config import TrainConfig, build
 from robustdup.errors import UserError
 from robustdup.training.muon import Muon, orthogonalised
-from robustdup.training.options import TrainConfig
 from robustdup.training.schedule import make_optimizer, set_rate
 
 

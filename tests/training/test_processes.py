@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
@@ -21,7 +22,6 @@ from robustdup.training.loop import run_training
 from robustdup.training.objectives.free import free
 from robustdup.training.objectives.pgd_at import pgd_at
 from robustdup.training.objectives.trades import trades
-from robustdup.training.options import TrainConfig
 from robustdup.training.parts import Parts
 from robustdup.training.processes import Processes, open_processes, whole_batch_norm
 from robustdup.training.updates import Awp, Free, Plain

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_rates
 
+from robustdup.config import TrainConfig
 from robustdup.errors import UserError
-from robustdup.training.options import TrainConfig
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over
 
 

@@ -420,7 +420,7 @@ def test_real_images_with_planted_copies(tmp_path):
     if not (root / "cifar10-jpeg" / "test.parquet").is_file():
         pytest.skip("CIFAR-10 is not here (ROBUSTDUP_TEST_DATA)")
     from benchmarks.detection import run
-    from robustdup.data.options import DataOptions
+    from robustdup.config import DataOptions
     from robustdup.data.pixels import load_pixels
     from robustdup.data.sources import open_rows
     from robustdup.plugins import load_plugins

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from robustdup import Passes, Registry, RunError, SampleRng, ThreatModel, UserError
+from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as load_digits
-from robustdup.data.options import DataOptions
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.testing.conformance import check_attack
 

@@ -13,7 +13,6 @@ from robustdup.data.hub import quiet
 from robustdup.data.splits import Splits, split_columns
 from robustdup.duplication.write import write_folder
 from robustdup_detect.options import DetectConfig
-from robustdup_detect.read import options_of
 from robustdup_detect.record import DuplicatesRecord, save_duplicates
 
 KEPT = {
@@ -35,7 +34,7 @@ def write_deduplicated(
     written = {}
     with quiet():
         for name, split in source.splits.items():
-            options = options_of(config, name)
+            options = config.data_options(name)
             dataset, _ = split_columns(split, options, f"{config.data} ({name})", labelled=False)
             rows = np.arange(len(dataset))
             if name == config.split:

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustdup.config import Config
+from robustdup.config import DatasetFields
 
 CLASSICAL = "classical"  # the embedding that needs no network
 
 Keep = Literal["first", "quality", "consistent"]
 
 
-class DetectConfig(Config):
+class DetectConfig(DatasetFields):
     """What `robustdup data detect` needs. Field descriptions are the help texts of the flags."""
 
     data: str = Field(
@@ -23,10 +23,6 @@ class DetectConfig(Config):
     against: str | None = Field(
         None, description="Another split: pairs between the two are looked for, such as test images in training data."
     )
-    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
-    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
-    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
-    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
     embedding: str = Field(
         CLASSICAL,
         description="What finds candidates: classical (features of pixels, offline), or a network: hf:ID, "

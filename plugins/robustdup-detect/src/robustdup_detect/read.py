@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustdup.data.decode import UNREADABLE, plain_image, why_unreadable
-from robustdup.data.options import DataOptions
 from robustdup_detect.exact import DIGEST, digest
 from robustdup_detect.features import SIZE
 from robustdup_detect.store import Store
@@ -89,11 +88,3 @@ def small(image: PIL.Image.Image, size: int = SIZE) -> Any:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def options_of(config: Any, split: str) -> DataOptions:
-    """Return how a split is read under a `DetectConfig`."""
-    return DataOptions(
-        split=split, config=config.data_config, revision=config.revision, image_column=config.image_column,
-        label_column=config.label_column,
-    )  # fmt: skip

@@ -27,7 +27,6 @@ from robustdup_detect.exact import Groups, group_identical
 from robustdup_detect.features import SIZE, Embedder
 from robustdup_detect.options import ELSEWHERE, DetectConfig
 from robustdup_detect.pairs import learn
-from robustdup_detect.read import options_of
 from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
 from robustdup_detect.search import LARGE, build_index, import_faiss
 from robustdup_detect.summary import make_record, pair_columns
@@ -81,12 +80,12 @@ def run_detection(
         _check_written(config, to, overwrite)
     if config.search == "faiss":
         import_faiss()
-    source = open_splits(config.data, options_of(config, config.split))
+    source = open_splits(config.data, config.data_options())
     names = [config.split] if config.against is None else [config.split, config.against]
     if len(set(names)) < len(names):
         raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
     opened = {
-        name: split_columns(source.get(name), options_of(config, name), f"{config.data} ({name})", labelled=False)
+        name: split_columns(source.get(name), config.data_options(name), f"{config.data} ({name})", labelled=False)
         for name in names
     }
     if config.keep == "consistent" and not opened[config.split][1].label:

@@ -21,7 +21,7 @@ from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
-from robustdup_detect.read import encoded_images, options_of, read_pictures, read_rows
+from robustdup_detect.read import encoded_images, read_pictures, read_rows
 from robustdup_detect.search import nearest, nearest_by_index
 from robustdup_detect.store import Store
 
@@ -187,7 +187,7 @@ class Worker:
 
     def _images(self, split: str) -> tuple[Any, str]:
         if split not in self.__dict__.setdefault("_opened", {}):
-            options = options_of(self.order.config, split)
+            options = self.order.config.data_options(split)
             dataset, columns = split_columns(
                 open_splits(self.order.config.data, options).get(split), options, split, labelled=False
             )

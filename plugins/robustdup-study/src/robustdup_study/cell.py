@@ -11,20 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.config import validate
+from robustdup.config import TrainConfig, validate
 from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.cache import RowMemory, remembering
 from robustdup.data.sources import load_images, open_rows, select
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.bench import choose_device
 from robustdup.jobs.training import check, point_by_point, run_training
-from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, data_options, prepare_data
+from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, prepare_data
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
-from robustdup.training.options import TrainConfig
 from robustdup_study.records import CellOrder, CellResult, Measured
 
 TRAIN = "train"
@@ -121,7 +120,7 @@ def of_model(
     """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
-    rows = open_rows(config.test_data or config.data, data_options(config, config.test_split), registry)
+    rows = open_rows(config.test_data or config.data, config.data_options(config.test_split), registry)
     index, _ = select(len(rows), n=measure.get("clean_on") or config.test_n, place="clean_on")
     images, labels = rows.fetch(index.tolist())
     logits = logits_of(model, images)
@@ -135,7 +134,7 @@ def of_model(
         metrics["clean_accuracy_without_near"] = without_near(right, images, data, registry)
     if measure.get("shifted"):
         other, _, split = str(measure["shifted"]).partition("@")
-        shifted = load_images(other, data_options(config, split or config.test_split), registry=registry)
+        shifted = load_images(other, config.data_options(split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
         metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
     return metrics, points
@@ -233,7 +232,7 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
         places.append((other, split or config.test_split))
     digest = hashlib.sha256()
     for spec, split in places:
-        rows = open_rows(spec, data_options(config, split), registry)
+        rows = open_rows(spec, config.data_options(split), registry)
         if len(rows) == 0:
             raise UserError(f"There are no rows in {spec} ({split}).")
         chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})

@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustdup.config import parse_call, validate
-from robustdup.duplication.options import DuplicationOptions
+from robustdup.config import BUDGETS, DuplicationOptions, TrainConfig, parse_call, validate
 from robustdup.errors import UserError, nearest, unknown
 from robustdup.plugins import Registry
 from robustdup.plugins.options import keywords
-from robustdup.training.options import BUDGETS, TrainConfig
 from robustdup_study.arms import ARMS, apply_arm
 from robustdup_study.recipe import Level, StudyConfig, label, settings
 

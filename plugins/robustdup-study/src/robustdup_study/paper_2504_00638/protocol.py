@@ -22,8 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustdup.config import Config, validate
-from robustdup.data.options import DataOptions
+from robustdup.config import Config, DataOptions, validate
 from robustdup.data.pixels import load_pixels
 from robustdup.data.sources import open_rows, select
 from robustdup.errors import UserError, unknown

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from robustdup.config import Config
+from robustdup.config.base import Config
+from robustdup.config.fields import DatasetFields
 from robustdup.errors import UserError, unknown
 
 Scheme = Literal[
@@ -180,15 +181,10 @@ def _percent(value: float) -> str:
     return f" A percentage? Write {value / 100:g}." if 1 < value <= 100 else ""
 
 
-class DuplicateConfig(DuplicationOptions):
+class DuplicateConfig(DuplicationOptions, DatasetFields):
     """What `robustdup data duplicate` needs besides: which data, and which of its columns."""
 
-    data: str = Field("builtin:digits", description="Data: builtin:digits, a Hub dataset id, or a local folder.")
     split: str = Field("train", description="Split that is duplicated.")
-    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
-    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
-    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
-    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
     score_model: str | None = Field(
         None, description="hardest, easiest: a model whose margin is the score, instead of score_column."
     )

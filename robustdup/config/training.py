@@ -1,24 +1,32 @@
-"""The configuration of a training run. Torch is not imported here, so that help texts come at once."""
+"""The configuration of a training run: what `robustdup train` is told."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from robustdup.config import DIGITS_EPS, USUAL_EPS, Config
-from robustdup.duplication.options import DuplicationOptions
+from robustdup.config.duplication import DuplicationOptions
+from robustdup.config.fields import DIGITS, DataFields, ModelFields, usual_eps
+
+T = TypeVar("T")
 
 BUDGETS = ("epochs", "steps", "samples")
-# What suits 8x8 digits, where nothing else is said: they are too small to crop, and must not be mirrored.
-DIGITS: dict[str, Any] = {
-    "augment": "none", "optimizer": "adamw", "lr": 0.005, "weight_decay": 0.01, "batch_size": 64, "attack": "pgd(steps=7)",
-    "validation": 0.1,
-}  # fmt: skip
-DIGITS_EPOCHS, EPOCHS = 20.0, 10.0
 
 
-class TrainConfig(Config):
+def _usual(default: T, *, digits: T) -> Callable[[Mapping[str, Any]], T]:
+    """Return a default that is another one for the 8x8 digits: they are too small to crop, and must not be mirrored."""
+    return lambda values: digits if values.get("data") == DIGITS else default
+
+
+def _usual_epochs(values: Mapping[str, Any]) -> float | None:
+    if values.get("steps") is not None or values.get("samples") is not None:
+        return None
+    return 20.0 if values.get("data") == DIGITS else 10.0
+
+
+class TrainConfig(DataFields, ModelFields):
     """What `robustdup train` needs. Field descriptions are the help texts of the flags; the digits have some other defaults."""
 
     model: str = Field(
@@ -27,17 +35,9 @@ class TrainConfig(Config):
         "timm:NAME, file.py:factory, …",
     )
     init: str | None = Field(None, description="Start from the weights of this model (run:FOLDER, file.safetensors).")
-    data: str = Field("builtin:digits", description="Data: builtin:digits, a Hub dataset id, or a local folder.")
     split: str = Field("train", description="Split to train on.")
     test_split: str = Field("test", description="Split on which the best and the last checkpoint are evaluated.")
     test_data: str | None = Field(None, description="Other data to evaluate on; the training data's own if not given.")
-    data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
-    revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")
-    image_column: str | None = Field(None, description="Column of the images; found by itself if not named.")
-    label_column: str | None = Field(None, description="Column of the labels; found by itself if not named.")
-    resize: int | None = Field(None, description="Resize the shorter side to this many pixels.")
-    crop: int | None = Field(None, description="Crop the centre to this many pixels, after resizing.")
-    grey: bool = Field(False, description="Turn images into one grey channel.")
     n: int | None = Field(None, description="Train on the first N images of the split.", ge=1)
     sample: int | None = Field(
         None, description="Train on a random subset of this many images, drawn from the seed.", ge=1
@@ -57,11 +57,12 @@ class TrainConfig(Config):
     )
     update: str = Field("plain", description="Update rule: plain, awp(gamma=0.005); the objective free brings its own.")
     attack: str = Field(
-        "pgd(steps=10)", description="Inner attack: pgd(steps=10,step_size=2/255), or any registered bounded attack."
+        default_factory=_usual("pgd(steps=10)", digits="pgd(steps=7)"),
+        description="Inner attack: pgd(steps=10,step_size=2/255), or any registered bounded attack.",
     )
     norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
     eps: str = Field(
-        "",
+        default_factory=usual_eps,
         description="Radius in pixel units of [0, 1]. [default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, "
         "L2 0.5, L1 2]",
     )
@@ -69,21 +70,27 @@ class TrainConfig(Config):
         "eval", description="BatchNorm during the inner attack: running statistics (eval) or the batch's (train)."
     )
     label_smoothing: float = Field(0.0, description="Label smoothing of cross-entropy terms.", ge=0, lt=1)
-    augment: Literal["crop-flip", "crop", "flip", "none"] = Field("crop-flip", description="Random crop and flip.")
+    augment: Literal["crop-flip", "crop", "flip", "none"] = Field(
+        default_factory=_usual("crop-flip", digits="none"), description="Random crop and flip."
+    )
     padding: int = Field(4, description="Pixels of zero padding before the random crop.", ge=0)
     share_augmentation: bool = Field(False, description="Give all copies of an image the augmentation of the original.")
-    epochs: float | None = Field(None, description="Budget: passes over the training entries.", gt=0)
     steps: int | None = Field(None, description="Budget: optimizer steps.")
     samples: int | None = Field(None, description="Budget: training entries seen.")
-    batch_size: int = Field(128, description="Training entries in a step, over all processes.", ge=1)
+    epochs: float | None = Field(
+        default_factory=_usual_epochs, description="Budget: passes over the training entries.", gt=0
+    )
+    batch_size: int = Field(
+        default_factory=_usual(128, digits=64), description="Training entries in a step, over all processes.", ge=1
+    )
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
-        "sgd",
+        default_factory=_usual("sgd", digits="adamw"),
         description="SGD with Nesterov momentum, AdamW, or Muon for layers behind a normalisation (SGD for the rest).",
     )
-    lr: float = Field(0.1, description="Largest learning rate.", gt=0)
+    lr: float = Field(default_factory=_usual(0.1, digits=0.005), description="Largest learning rate.", gt=0)
     muon_lr: float = Field(0.03, description="Largest step of Muon, as a share of a weight's length.", gt=0)
     momentum: float = Field(0.9, description="Momentum of SGD.", ge=0, lt=1)
-    weight_decay: float = Field(5e-4, description="Weight decay.", ge=0)
+    weight_decay: float = Field(default_factory=_usual(5e-4, digits=0.01), description="Weight decay.", ge=0)
     decay_all: bool = Field(True, description="Decay biases and normalisation layers too.")
     schedule: Literal["cosine", "one-cycle", "linear", "piecewise", "constant"] = Field(
         "one-cycle", description="Learning rate over the budget."
@@ -104,7 +111,7 @@ class TrainConfig(Config):
         0.0, description="Share of the budget after which weights are averaged equally; 0: never.", ge=0, lt=1
     )
     validation: float = Field(
-        0.02,
+        default_factory=_usual(0.02, digits=0.1),
         description="Images of the training split held out to choose the checkpoint: a share below 1, or a number. 0: none.",
         ge=0,
     )
@@ -148,19 +155,6 @@ class TrainConfig(Config):
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run any code.")
     plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
     out: str | None = Field(None, description="Run folder; runs/<time>-train-<model> if not given.")
-
-    @model_validator(mode="after")
-    def _usual(self) -> TrainConfig:
-        """Fill in the radius that the field reports for this norm, what suits the built-in digits, and a budget."""
-        if not self.eps:
-            usual = DIGITS_EPS if self.data == "builtin:digits" else USUAL_EPS
-            self.__dict__["eps"] = usual.get(self.norm.lower(), "8/255")
-        digits = self.data == "builtin:digits"
-        if digits:
-            self.__dict__.update({name: value for name, value in DIGITS.items() if name not in self.model_fields_set})
-        if all(getattr(self, name) is None for name in BUDGETS):
-            self.__dict__["epochs"] = DIGITS_EPOCHS if digits else EPOCHS
-        return self
 
     def budget(self) -> dict[str, Any]:
         """Return the one budget that is given: {name: value}."""

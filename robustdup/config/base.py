@@ -1,0 +1,180 @@
+"""Typed configuration: defaults in code, then a YAML file, then KEY=VALUE overrides. An unknown key is an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from robustdup.errors import UserError, unknown
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are refused.
+
+    A default may depend on the fields before it (`default_factory` of a field that takes them): a blank value then means
+    that default too.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_usual(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        blank = {
+            name: (None, "") if field.annotation is str else (None,)
+            for name, field in cls.model_fields.items()
+            if field.default_factory_takes_validated_data
+        }
+        return {name: value for name, value in values.items() if value not in blank.get(name, ())}
+
+
+C = TypeVar("C", bound=Config)
+
+
+def build(
+    kind: type[C],
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> C:
+    """Return a configuration: `values` over `overrides` over the YAML `file` over the defaults.
+
+    An override is KEY=VALUE, with dots for nested keys and the value in YAML. Raises UserError with the nearest key.
+    """
+    content: dict[str, Any] = {}
+    if file is not None:
+        content.update(_read_yaml(Path(file)))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is neither a configuration file nor KEY=VALUE.")
+        _set(content, key.strip().split("."), parse_value(text))
+    for key, value in (values or {}).items():
+        content[key] = value
+    return validate(kind, content)
+
+
+def validate(kind: type[C], content: Mapping[str, Any]) -> C:
+    """Return `content` as a configuration of this kind. Raises UserError that names the first wrong field."""
+    for key in content:
+        if key not in kind.model_fields:
+            raise unknown("configuration key", key, kind.model_fields)
+    ready = {key: _as_text(kind, key, value) for key, value in content.items()}
+    try:
+        return kind.model_validate(ready)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
+            raise cause from None
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"Configuration key {place!r}: {first['msg'].lower()}, got {first['input']!r}.") from None
+
+
+def _as_text(kind: type[Config], key: str, value: Any) -> Any:
+    """A number or a list written where text is meant (eps=0.5, attacks=[fgsm, pgd]) becomes that text."""
+    annotation = kind.model_fields[key].annotation
+    if annotation in (str, str | None):
+        if isinstance(value, list):
+            return ",".join(str(part) for part in value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"There is no configuration file {str(path)!r}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, found a {type(content).__name__}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = content.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"Configuration key {'.'.join(keys)!r}: {key!r} already has a plain value.")
+        content = inner
+    content[keys[-1]] = value
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as YAML does; `1e-3` is a number too. Raises UserError."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} is not a value (YAML: 3, 0.5, true, name, [a, b]).") from None
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def rerun_command(command: str, config: Config) -> str:
+    """Return a command line that runs this configuration again: each setting that is not the default under those before."""
+    values = config.model_dump(mode="json")
+    words = ["robustdup", command]
+    for name, field in type(config).model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data=dict(config))
+        if name == "out" or getattr(config, name) == default:
+            continue
+        value = values[name]
+        parsed = parse_value(value) if isinstance(value, str) else None
+        plain = isinstance(value, str) and _as_text(type(config), name, parsed) == value
+        words.append(f"{name}={value if plain else json.dumps(value)}")
+    return shlex.join(words)
+
+
+def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read 'fgsm,pgd(steps=40)' as [('fgsm', {}), ('pgd', {'steps': 40})]. Raises UserError."""
+    parts = _split(text)
+    if not parts:
+        raise UserError("No attack is named. Write for instance --attacks pgd, or --attacks 'fgsm,pgd(steps=40)'.")
+    attacks = []
+    for part in parts:
+        match = re.fullmatch(r"([^()\s]+)\s*(?:\((.*)\))?", part, flags=re.DOTALL)
+        if match is None:
+            raise UserError(f"Cannot read {part!r}. Write NAME or NAME(option=value, option=value).")
+        options = {}
+        for option in _split(match[2] or ""):
+            key, equals, value = option.partition("=")
+            if not equals:
+                raise UserError(f"Cannot read {option!r} in {part!r}. Write NAME(option=value, option=value).")
+            options[key.strip()] = parse_value(value)
+        attacks.append((match[1], options))
+    return attacks
+
+
+def parse_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """Read one 'name' or 'name(option=value)' as (name, options); `what` names it in errors. Raises UserError."""
+    calls = parse_attacks(text) if text.strip() else []
+    if len(calls) != 1:
+        raise UserError(f"Give one {what}, as NAME or NAME(option=value); got {text!r}.")
+    return calls[0]
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets; empty parts are dropped."""
+    parts, depth, part = [], 0, ""
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append(part)
+            part = ""
+        else:
+            part += letter
+    return [stripped for stripped in (p.strip() for p in [*parts, part]) if stripped]

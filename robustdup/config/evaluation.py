@@ -1,0 +1,95 @@
+"""The configuration of an evaluation: what `robustdup eval` is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from robustdup.config.fields import DIGITS, DataFields, ModelFields, usual_eps
+
+DIGITS_SAMPLES = 200  # of the built-in digits, so that a first look takes less than a minute
+
+
+def _usual_n(values: Mapping[str, Any]) -> int | None:
+    first_look = (values.get("data"), values.get("attacks")) == (DIGITS, "autoattack")
+    return DIGITS_SAMPLES if first_look and values.get("sample") is None else None
+
+
+class EvalConfig(DataFields, ModelFields):
+    """What `robustdup eval` needs. Field descriptions are the help texts of the flags."""
+
+    sample: int | None = Field(None, description="Take a random subset of this many points, drawn from the seed.", ge=1)
+    norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
+    eps: str = Field(
+        default_factory=usual_eps,
+        description=(
+            "Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255. "
+            "[default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, L2 0.5, L1 2]"
+        ),
+    )
+    attacks: str = Field(
+        "autoattack",
+        description="Attacks, in order: names of attacks and ensembles, with options: 'fgsm,pgd(steps=40,restarts=2)'.",
+    )
+    n: int | None = Field(
+        default_factory=_usual_n,
+        description="Take the first N points, as RobustBench does; all if not given, but 200 of the 500 built-in digits "
+        "for autoattack, so that a first look takes less than a minute.",
+        ge=1,
+    )
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options by attack: options.pgd.steps=40."
+    )
+    individual: bool = Field(
+        False, description="Run each attack on all points instead of on survivors, to compare attacks."
+    )
+    attack_model: str | None = Field(
+        None, description="Attack this model and judge --model: BPDA, stand-ins, transfer."
+    )
+    loss: str | None = Field(None, description="Loss for every native gradient attack that takes one.")
+    eot: int = Field(
+        1, description="Gradient draws a step for randomised models (EOT), for attacks that take it.", ge=1
+    )
+    judge_draws: int = Field(20, description="Fresh draws by which a randomised model is judged.", ge=1)
+    mode: Literal["eval", "as-is"] = Field("eval", description="Put the model in eval mode, or leave it as it comes.")
+    seed: int = Field(0, description="Seed of everything random.", ge=0)
+    batch_size: int | None = Field(
+        None,
+        description="Points in one call of an attack, which is what a kill can lose; chosen by the device if not given.",
+        ge=1,
+    )
+    micro_batch: int | None = Field(
+        None, description="Rows in one padded model call; chosen by the device if not given.", ge=1
+    )
+    threads: int | None = Field(
+        None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    workers: int | None = Field(
+        None,
+        description="Processes (or actors of a cluster) that share the points; the result is the same. If not given: one "
+        "for each core where a small model computes with one thread and the run may take long, otherwise one.",
+        ge=1,
+    )
+    runner: str = Field("local", description="Where the workers are: local, or ray (a cluster).")
+    fold: bool = Field(
+        True, description="Attack a copy with BatchNorm folded into convolutions; the original is judged."
+    )
+    compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
+        "auto", description="Compile the copy that native attacks use: auto is off on a CPU and on with CUDA."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="Precision of the copy that native attacks use; the judge is always fp32."
+    )
+    min_distance: bool = Field(
+        False, description="Also look for the smallest eps of every point, and report robust accuracy over eps."
+    )
+    allow_pickle: bool = Field(
+        False, description="Load weights that are pickles. They can run any code: only from people you trust."
+    )
+    diagnostics: bool = Field(True, description="Look for signs that the number should not be believed.")
+    save_images: bool = Field(True, description="Keep the adversarial images (exact) in the run folder.")
+    plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
+    out: str | None = Field(None, description="Run folder; runs/<time>-<model> if not given.")
