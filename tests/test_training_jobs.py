@@ -108,7 +108,7 @@ def test_the_hardest_are_those_of_the_smallest_margin(tmp_path):
     copied = data.plan.source_index[data.plan.copy > 0]
     model = load_model("builtin:digits-standard", registry=load_plugins())
     with torch.no_grad():
-        margins = -margin(model(data.entries.pixels), data.entries.labels[: len(data.entries.pixels)])
+        margins = margin(model(data.entries.pixels), data.entries.labels[: len(data.entries.pixels)])
     rest = torch.ones(len(margins), dtype=torch.bool)
     rest[copied] = False
     assert margins[copied].max() <= margins[rest].min()

@@ -26,7 +26,7 @@ from benchmarks.networks import (
     train,
     training_examples,
 )
-from robustdup.attacks.losses import dlr, margin
+from robustdup.attacks.losses import cw, dlr
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.pgd import pgd
 from robustdup.config import DataOptions
@@ -273,12 +273,12 @@ def test_scaled_underflows_in_the_cross_entropy_alone(digits):
 
 def test_quantised_has_no_gradient_for_any_loss(digits):
     assert hidden("quantised", digits)[0] == 1
-    assert hidden("quantised", digits, margin)[0] == 1
+    assert hidden("quantised", digits, cw)[0] == 1
 
 
 def test_clipped_is_flat_for_any_loss(digits):
     assert hidden("clipped", digits)[0] > 0.8
-    assert hidden("clipped", digits, margin)[0] > 0.8
+    assert hidden("clipped", digits, cw)[0] > 0.8
 
 
 def test_thermometer_shows_a_gradient_at_few_pixels(digits):
@@ -289,7 +289,7 @@ def test_thermometer_shows_a_gradient_at_few_pixels(digits):
 
 
 def test_shattered_points_the_wrong_way_nearly_half_of_the_time(digits):
-    for loss in (None, margin):
+    for loss in (None, cw):
         zero_rows, zero_pixels, agree = hidden("shattered", digits, loss)
         assert zero_rows == 0
         assert zero_pixels < 0.2

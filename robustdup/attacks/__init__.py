@@ -18,9 +18,9 @@ COSINE_URL = "https://arxiv.org/abs/2411.15210"
 # Functions of `robustdup.attacks.losses`, by the names that attacks take.
 LOSSES = (
     ("ce", "ce", "the cross-entropy"),
-    ("margin", "margin", "the best other logit minus the true one, above 0 where misclassified"),
+    ("margin", "cw", "the best other logit minus the true one, above 0 where misclassified"),
     ("dlr", "dlr", "the difference-of-logits ratio"),
-    ("probability-margin", "probability_margin", "the best other probability minus the true one, in [-1, 1]"),
+    ("probability-margin", "probability_cw", "the best other probability minus the true one, in [-1, 1]"),
 )
 
 

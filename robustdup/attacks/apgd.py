@@ -5,7 +5,7 @@ code (https://github.com/fra31/auto-attack), its first checkpoint included, whic
 It is a `pool` attack, and that is where it differs from that code:
 
 - A row leaves the moment it is fooled, with that very iterate; one that survives returns the iterate of highest loss, over
-  several runs the one of them with the largest margin.
+  several runs the one of them with the smallest margin.
 - The last iterate gets no gradient, and with `eot` a single draw: loss and success are taken from the last draw only, as
   published.
 - Random starts belong to the row. Gradients that are not finite count as zero, a loss that is NaN is never the best, and
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd_steps import l1_step, l2_step, linf_step, project_l1, random_start, spread
-from robustdup.attacks.losses import Loss, dlr, find_loss, fooled, margin
+from robustdup.attacks.losses import Loss, cw, dlr, find_loss, fooled, margin
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
@@ -100,7 +100,7 @@ def _dlr_or_margin(name: str) -> Loss:
         if not said:
             said.append(f"{name}: DLR needs at least 3 classes, the model has {classes}; the margin was used instead.")
             warnings.warn(said[0], AttackWarning, stacklevel=2)
-        return margin(logits, labels)
+        return cw(logits, labels)
 
     return loss
 
@@ -115,7 +115,7 @@ def worst_of_runs(
     """
     _check(name, threat, steps=steps, restarts=restarts, eot=eot, rho=rho, larger_eps=larger_eps)
     phases, rng = _phases(threat, steps, larger_eps), rng.fold("start")
-    adv_images, worst = images.clone(), images.new_full((len(images),), -torch.inf)
+    adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining = torch.arange(len(images), device=images.device)
     for draw, loss in enumerate(loss for loss in losses for _ in range(restarts)):
         if len(remaining) == 0:
@@ -130,8 +130,8 @@ def worst_of_runs(
             return loss(logits, places[rows])
 
         run = run_phases(model, clean, labels[places], phases, on_these, start, eot=eot, rho=rho)
-        better = run.fooled | (run.margin > worst[places]) | (draw == 0)
-        adv_images[places[better]], worst[places[better]] = run.best[better], run.margin[better]
+        better = run.fooled | (run.margin < lowest[places]) | (draw == 0)
+        adv_images[places[better]], lowest[places[better]] = run.best[better], run.margin[better]
         remaining = places[~run.fooled]
     return adv_images
 
@@ -226,9 +226,7 @@ def ascend(
     `resumed` (L1): begin with as many pixels as the start has changed, not with a fifth. `watch` is called with every
     iterate and the step sizes that led to it.
     """
-    run = Run(
-        start.clamp(0, 1), images.new_full((len(images),), -torch.inf), torch.zeros_like(labels, dtype=torch.bool)
-    )
+    run = Run(start.clamp(0, 1), images.new_full((len(images),), torch.inf), torch.zeros_like(labels, dtype=torch.bool))
     state = _first_state(images, run.best.clone(), threat, resumed)
     until_check = interval = _first_interval(threat, steps)
     for taken in range(steps + 1):

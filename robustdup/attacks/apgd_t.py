@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd import RowLoss, apgd_cost, worst_of_runs
-from robustdup.attacks.losses import dlr_targeted, fooled, margin_targeted
+from robustdup.attacks.losses import cw_targeted, dlr_targeted, fooled
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -66,7 +66,7 @@ def targeted_losses(
     truth, order = labels[rows], target_order(logits[rows], labels[rows], targets)
     targeted = dlr_targeted
     if logits.shape[1] < 4:
-        targeted = margin_targeted
+        targeted = cw_targeted
         warnings.warn(
             f"{name}: targeted DLR needs at least 4 classes, the model has {logits.shape[1]}; "
             "the targeted margin was used instead.",

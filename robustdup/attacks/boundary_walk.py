@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import fooled, margin
+from robustdup.attacks.losses import cw, fooled
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError
@@ -131,7 +131,7 @@ class _Walk:
         return rows[self.outside()[rows]]
 
     def uphill(self, rows: Tensor, rng: SampleRng, step: int, probes: int, reach: float) -> tuple[Tensor, Tensor]:
-        """Return the rows where the margin rises anywhere around the points, and the direction (n, ...) in which it does."""
+        """Return the rows where the margin falls anywhere around the points, and the direction (n, ...) in which it does."""
         at_once = max(1, PIXELS // (probes * self.images[0].numel()))
         parts = [slice(i, i + at_once) for i in range(0, len(rows), at_once)]
         total = torch.cat([self.slope(rows[part], rng[part], step, probes, reach) for part in parts])
@@ -140,14 +140,14 @@ class _Walk:
         return rows, ascent(self.images[rows], unit_l1(total[rises]), self.threat)
 
     def slope(self, rows: Tensor, rng: SampleRng, step: int, probes: int, reach: float) -> Tensor:
-        """Return the sum of the margin's gradients at all probes around the points: (n, ...)."""
+        """Return minus the sum of the margin's gradients at all probes around the points: (n, ...)."""
         point, shape = self.point[rows], self.images.shape[1:]
         offset = rng.uniform((probes, *shape), draw=step, low=-1.0, high=1.0, dtype=point.dtype)
         scale = NEAREST ** rng.fold("scale").uniform((probes,), draw=step, dtype=point.dtype)
         offset *= reach * self.threat.radius * scale.view(-1, probes, *[1] * len(shape))
         around = (point[:, None] + offset).clamp_(0, 1).flatten(0, 1)
         labels = self.labels[rows].repeat_interleave(probes)
-        gradient, _, _ = input_gradient(self.model, around, lambda logits, part: margin(logits, labels[part]))
+        gradient, _, _ = input_gradient(self.model, around, lambda logits, part: cw(logits, labels[part]))
         total = torch.zeros_like(point)
         for probe in gradient.nan_to_num(0, 0, 0).view(-1, probes, *shape).unbind(1):
             total += probe

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start, spread
 from robustdup.attacks.apgd_t import targeted_losses
-from robustdup.attacks.losses import Loss, find_loss, fooled, margin, probability_margin
+from robustdup.attacks.losses import Loss, find_loss, fooled, margin, probability_cw
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
@@ -34,7 +34,7 @@ def cosine_pgd(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
     steps: int = 25, restarts: int = 1, loss: str | Loss = "probability-margin", eot: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Maximise `loss` from `restarts` random starts, `steps` steps each; survivors return their largest margin.
+    """Maximise `loss` from `restarts` random starts, `steps` steps each; survivors return their smallest margin.
 
     Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box; Linf and L2. Where
     the logit margin is above 10, `probability-margin` is taken of logits scaled down to that, so that it keeps a slope
@@ -42,8 +42,8 @@ def cosine_pgd(
     success are of the last. Raises UserError for an unknown loss or a setting that cannot work.
     """
     function = find_loss(loss)
-    if function is probability_margin:
-        function = tempered_probability_margin
+    if function is probability_cw:
+        function = tempered_probability_cw
     return _worst_of_runs(
         "cosine-pgd", model, images, labels, threat,
         [lambda logits, rows: function(logits, labels[rows])] * max(restarts, 0),
@@ -82,48 +82,48 @@ def cosine_pgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     return 1 + options["targets"] * forward, options["targets"] * backward
 
 
-def tempered_probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the probability margin of logits scaled to a margin of at most 10: (N, K), (N,) -> (N,) in [-1, 1]."""
+def tempered_probability_cw(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return minus the probability margin of logits scaled to a margin of at most 10: (N, K), (N,) -> (N,) in [-1, 1]."""
     gap = margin(logits.detach(), labels).abs()
-    return probability_margin(logits / (gap / CONFIDENT).clamp(min=1.0)[:, None], labels)
+    return probability_cw(logits / (gap / CONFIDENT).clamp(min=1.0)[:, None], labels)
 
 
 def _worst_of_runs(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, losses: list[RowLoss], *,
     rng: SampleRng, steps: int, restarts: int, eot: int,
 ) -> Tensor:  # fmt: skip
-    """Run once on each of `losses`, on the rows still correct, and return each row's iterate of largest margin."""
+    """Run once on each of `losses`, on the rows still correct, and return each row's iterate of smallest margin."""
     for option, count in (("steps", steps), ("restarts", restarts), ("eot", eot)):
         if count < 1:
             raise UserError(f"{name}: {option} must be at least 1, got {count}.")
-    adv_images, worst = images.clone(), images.new_full((len(images),), -torch.inf)
+    adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining, rng = torch.arange(len(images), device=images.device), rng.fold("start")
     for draw, loss in enumerate(losses):
         if len(remaining) == 0:
             break
         start = random_start(images[remaining], threat, rng[remaining], draw=draw)
-        remaining = _ascend(model, images, labels, threat, loss, start, remaining, adv_images, worst, steps, eot)
+        remaining = _ascend(model, images, labels, threat, loss, start, remaining, adv_images, lowest, steps, eot)
     return adv_images
 
 
 def _ascend(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, loss: RowLoss, start: Tensor, rows: Tensor,
-    adv_images: Tensor, worst: Tensor, steps: int, eot: int,
+    adv_images: Tensor, lowest: Tensor, steps: int, eot: int,
 ) -> Tensor:  # fmt: skip
-    """Run once from `start`, for `rows`; write iterates of larger margin to `adv_images`, return who is left."""
+    """Run once from `start`, for `rows`; write iterates of smaller margin to `adv_images`, return who is left."""
     move = linf_step if threat.norm == "Linf" else l2_step
     left, clean, point, previous = rows, images[rows], start, start
     for taken in range(steps + 1):
         gradient, gap, done = _look(model, point, labels, loss, left, eot if taken < steps else 0)
-        better = (gap > worst[left]) | done
-        adv_images[left[better]], worst[left[better]] = point[better], gap[better]
+        better = (gap < lowest[left]) | done
+        adv_images[left[better]], lowest[left[better]] = point[better], gap[better]
         keep = ~done
         if gradient is None or not bool(keep.any()):
             return left[keep]
         if bool(done.any()):
             left, clean, point, previous, gradient = (t[keep] for t in (left, clean, point, previous, gradient))
         step_size = FIRST_STEP * threat.radius * (1 + math.cos(math.pi * taken / steps)) / 2
-        sizes = spread(torch.full_like(worst[left], step_size), point)
+        sizes = spread(torch.full_like(lowest[left], step_size), point)
         moved = move(clean, point, previous, gradient, sizes, threat.radius, first=taken == 0)
         point, previous = moved, point
     return left

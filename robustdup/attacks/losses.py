@@ -22,16 +22,21 @@ def ce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the best other logit minus the true one, above 0 where misclassified: (N, K), (N,) -> (N,).
+    """Return the true logit minus the best other one, above 0 where classified correctly: (N, K), (N,) -> (N,)."""
+    true = logits.gather(1, labels[:, None])[:, 0]
+    return true - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+
+
+def cw(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return minus the margin, above 0 where misclassified: (N, K), (N,) -> (N,). Users name this loss 'margin'.
 
     The loss f6 of Carlini and Wagner without its floor, https://arxiv.org/abs/1608.04644.
     """
-    true = logits.gather(1, labels[:, None])[:, 0]
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1) - true
+    return -margin(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the difference-of-logits ratio: the margin over the distance of the first to the third logit.
+    """Return the difference-of-logits ratio: minus the margin over the distance of the first to the third logit.
 
     (N, K), (N,) -> (N,), unchanged when the logits are shifted or scaled. Raises UserError for fewer than three
     classes. Follows https://arxiv.org/abs/2003.01690, equation 6.
@@ -39,16 +44,16 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         raise UserError(f"The loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}. Use loss='margin'.")
     top = logits.topk(3, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+    return cw(logits, labels) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
 
 
-def margin_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+def cw_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the target's logit minus the true one: (N, K), (N,), (N,) -> (N,)."""
     return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
 
 
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the targeted margin over the distance of the first logit to the middle of the third and fourth.
+    """Return `cw_targeted` over the distance of the first logit to the middle of the third and fourth.
 
     (N, K), (N,), (N,) -> (N,). Raises UserError for fewer than four classes. Follows https://arxiv.org/abs/2003.01690,
     equation 7.
@@ -56,15 +61,15 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         raise UserError(f"The targeted DLR loss needs at least 4 classes, the model has {logits.shape[1]}.")
     top = logits.topk(4, dim=1).values
-    return margin_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return cw_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 
 
-def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
+def probability_cw(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the best other probability minus the true one, in [-1, 1]: (N, K), (N,) -> (N,)."""
-    return margin(logits.softmax(dim=1), labels)
+    return cw(logits.softmax(dim=1), labels)
 
 
-LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr, "probability-margin": probability_margin}
+LOSSES: dict[str, Loss] = {"ce": ce, "margin": cw, "dlr": dlr, "probability-margin": probability_cw}
 
 
 def find_loss(loss: str | Loss) -> Loss:

@@ -20,18 +20,18 @@ def noise(
     Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box.
     """
     adv_images = images.clone()
-    worst = images.new_full((len(images),), -torch.inf)
+    lowest = images.new_full((len(images),), torch.inf)
     active = torch.arange(len(images), device=images.device)
     for draw in range(draws):
         clean = images[active]
         point = threat.project(clean, clean + ball_noise(clean, threat, rng[active], draw=draw))
         with torch.no_grad():
             logits = model(point)
-        value = margin(logits, labels[active])
+        margins = margin(logits, labels[active])
         done = fooled(logits, labels[active])
-        better = (value > worst[active]) | done
+        better = (margins < lowest[active]) | done
         adv_images[active[better]] = point[better]
-        worst[active[better]] = value[better]
+        lowest[active[better]] = margins[better]
         active = active[~done]
         if len(active) == 0:
             break

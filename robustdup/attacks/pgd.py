@@ -29,7 +29,7 @@ def pgd(
     steps: int = 40, step_size: str | float | None = None, restarts: int = 1, loss: str | Loss = "ce",
     momentum: float = 0.0, random_start: bool = True, eot: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Maximise `loss` by projected gradient ascent; rows that survive return their iterate with the largest margin.
+    """Maximise `loss` by projected gradient ascent; rows that survive return their iterate with the smallest margin.
 
     Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box. `step_size` is
     in pixel units, measured in the threat model's norm; by default 2.5 eps / steps in Linf and 10 eps / steps in L2 and
@@ -43,7 +43,7 @@ def pgd(
         raise UserError("pgd: restarts above 1 need random_start=True; without it each repeats the first.")
     step = PATH[threat.norm] * threat.radius / steps if step_size is None else float(parse_eps(step_size))
     function = find_loss(loss)
-    adv_images, worst = images.clone(), images.new_full((len(images),), -torch.inf)
+    adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining = torch.arange(len(images), device=images.device)
     for restart in range(restarts):
         if len(remaining) == 0:
@@ -55,10 +55,10 @@ def pgd(
         velocity = torch.zeros_like(point)
         for taken in range(steps + 1):
             last = taken == steps
-            gradient, value, done = _look(model, point, truth, function, eot, gradient=not last)
-            better = (value > worst[active]) | done
+            gradient, margins, done = _look(model, point, truth, function, eot, gradient=not last)
+            better = (margins < lowest[active]) | done
             adv_images[active[better]] = point[better]
-            worst[active[better]] = value[better]
+            lowest[active[better]] = margins[better]
             keep = ~done
             active, clean, truth, point = active[keep], clean[keep], truth[keep], point[keep]
             if last or len(active) == 0:
@@ -105,7 +105,7 @@ def _look(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, eot: int, *, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (gradient, margin (N,), fooled (N,) bool) at `images`, over `eot` calls; the gradient only where asked."""
-    total, value = torch.zeros_like(images), torch.zeros_like(images[:, 0, 0, 0])
+    total, margins = torch.zeros_like(images), torch.zeros_like(images[:, 0, 0, 0])
     done = torch.ones_like(labels, dtype=torch.bool)
     for _ in range(eot):
         if gradient:
@@ -114,9 +114,9 @@ def _look(
         else:
             with torch.no_grad():
                 logits = model(images)
-        value += margin(logits, labels) / eot
+        margins += margin(logits, labels) / eot
         done &= fooled(logits, labels)
-    return total, value, done
+    return total, margins, done
 
 
 def _check(**counts: int) -> None:

@@ -32,7 +32,7 @@ def spsa(
     steps: int = 60, probes: int = 64, restarts: int = 1, reach: float = 0.25, first_step: float = 0.5,
     momentum: float = 0.75,
 ) -> Tensor:  # fmt: skip
-    """Raise the margin by estimated gradients; rows that survive return their point with the largest margin.
+    """Lower the margin by estimated gradients; rows that survive return their point with the smallest margin.
 
     Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the Linf or L2 ball and the box. No
     gradient is asked for. A step looks at `probes` points, in pairs on both sides, `reach` eps away in the threat model's
@@ -40,7 +40,7 @@ def spsa(
     a setting that cannot work.
     """
     _check(steps, probes, restarts, reach, first_step, momentum)
-    best, worst = images.clone(), images.new_full((len(images),), -torch.inf)
+    best, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining = torch.arange(len(images), device=images.device)
     with torch.no_grad():
         for restart in range(restarts):
@@ -52,9 +52,9 @@ def spsa(
             point = threat.project(clean, clean + threat.sphere_scale(signs))
             velocity = torch.zeros_like(point)
             for step in range(steps + 1):
-                value, done = _look(model, point, truth)
-                better = (value > worst[active]) | done
-                best[active[better]], worst[active[better]] = point[better], value[better]
+                margins, done = _look(model, point, truth)
+                better = (margins < lowest[active]) | done
+                best[active[better]], lowest[active[better]] = point[better], margins[better]
                 active, clean, truth, point, velocity = (t[~done] for t in (active, clean, truth, point, velocity))
                 if step == steps or len(active) == 0:
                     break
@@ -80,7 +80,7 @@ def _estimate(
     model: nn.Module, clean: Tensor, point: Tensor, labels: Tensor, threat: ThreatModel, rng: SampleRng, step: int,
     probes: int, reach: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (gradient of the margin (n, ...), rows of which a probe fooled the model (n,), those probes (n, ...))."""
+    """Return (gradient of minus the margin (n, ...), rows of which a probe fooled the model (n,), those probes (n, ...))."""
     shape, n, pairs = point.shape[1:], len(point), probes // 2
     length = 1.0 if threat.norm == "Linf" else math.prod(shape) ** -0.5
     size = reach * threat.radius * length  # of each pixel's change
@@ -93,11 +93,11 @@ def _estimate(
             shifts = [(((words >> (pair - first)) & 1) * 2 - 1).to(point.dtype) * size for pair in these]
             both = torch.cat([point + way * shift for shift in shifts for way in (1, -1)])
             both = threat.project(clean.repeat(2 * len(these), *[1] * len(shape)), both)
-            value, wrong = _look(model, both, labels.repeat(2 * len(these)))
+            margins, wrong = _look(model, both, labels.repeat(2 * len(these)))
             for i in range(len(these)):  # pair by pair: the same sums whatever is looked at at once
-                (up, down), (risen, fallen) = (part.view(-1, n)[2 * i : 2 * i + 2] for part in (value, wrong))
+                (up, down), (risen, fallen) = (part.view(-1, n)[2 * i : 2 * i + 2] for part in (margins, wrong))
                 ends = both.view(-1, n, *shape)[2 * i : 2 * i + 2]
-                gradient += (up - down).nan_to_num(0, 0, 0).view(-1, *[1] * len(shape)) * (ends[0] - ends[1])
+                gradient += (down - up).nan_to_num(0, 0, 0).view(-1, *[1] * len(shape)) * (ends[0] - ends[1])
                 for hit, end in ((risen, ends[0]), (fallen, ends[1])):
                     new = hit & ~found
                     at[new] = end[new]

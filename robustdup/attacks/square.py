@@ -174,7 +174,7 @@ def _search(
             edits, used = _propose(rows, moves, at, windows, sides[query], threat)
             _write(rows.point, edits)
         logits = model(rows.point.view(-1, *shape)).to(rows.point.dtype)
-        gap = -margin(logits, rows.labels)
+        gap = margin(logits, rows.labels)
         value = gap if loss == "margin" else -ce(logits, rows.labels)
         wrong = fooled(logits, rows.labels)
         done = wrong | ~(gap > 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.losses import ce, margin
+from robustdup.attacks.losses import ce, cw
 from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent
 from robustdup.evaluation.bench import Bench, fresh_copy
@@ -96,14 +96,14 @@ def gradient_signs(
 ) -> dict[str, float]:
     """Return the share of points with a zero gradient, of the cross-entropy or the margin, and with an erratic loss.
 
-    Erratic: over a step along the gradient of the margin, a small one or a large one, from the clean image, the margin
-    rises by less than half of what the gradient promises. `clean`, `worst` (n, C, H, W), `labels` (n,).
+    Erratic: over a step against the gradient of the margin, a small one or a large one, from the clean image, the margin
+    falls by less than half of what the gradient promises. `clean`, `worst` (n, C, H, W), `labels` (n,).
     """
     zero = torch.zeros_like(labels, dtype=torch.bool)
     for images in (clean, worst):
         gradient, _, _ = input_gradient(model, images, lambda logits, rows: ce(logits, labels[rows]))
         zero |= _nothing(gradient)
-    gradient, before, _ = input_gradient(model, clean, lambda logits, rows: margin(logits, labels[rows]))
+    gradient, before, _ = input_gradient(model, clean, lambda logits, rows: cw(logits, labels[rows]))
     zero |= _nothing(gradient)
     gradient = gradient.nan_to_num(0, 0, 0)
     direction, erratic = ascent(clean, gradient, threat), torch.zeros_like(zero)
@@ -111,7 +111,7 @@ def gradient_signs(
         moved = (clean + step * threat.radius * direction).clamp(0, 1)
         promised = row_sum((gradient * (moved - clean)).flatten(1))
         with torch.no_grad():
-            rise = (margin(model(moved), labels) - before).double()
+            rise = (cw(model(moved), labels) - before).double()
         erratic |= (promised > 0) & ~(rise > FOLLOWS * promised)
     return {"zero_gradients": float(zero.double().mean()), "erratic": float(erratic.double().mean())}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
+from robustdup.attacks.losses import margin
 from robustdup.attacks.passes import Passes
 from robustdup.threat import ThreatModel
 
@@ -85,14 +86,6 @@ def exact_fp32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return true logit minus best other: (N, K), (N,) -> (N,) float64."""
-    logits = logits.double()
-    true = logits.gather(1, labels[:, None])[:, 0]
-    other = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    return true - other
-
-
 def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Judged:
     """Judge images (N, C, H, W) by `draws` calls of the original model in true fp32; tensors come back on CPU.
 
@@ -107,7 +100,7 @@ def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 
             finite = logits.isfinite().all(dim=1)
             top = logits.argmax(dim=1)
             shares += ((top == labels) & finite).cpu()
-            sums += torch.where(finite, margins(logits, labels), -torch.inf).cpu()
+            sums += torch.where(finite, margin(logits.double(), labels), -torch.inf).cpu()
             prediction = top.cpu()
     return Judged(prediction, sums / draws, shares / draws)
 

@@ -135,6 +135,7 @@ def _scores(
 
 def _margins(spec: str, rows: TableRows, labels: Tensor, allow_pickle: bool) -> Tensor:
     """Return the logit of the true class minus the largest other one, float32 (n,): the lower the harder."""
+    from robustdup.attacks.losses import margin
     from robustdup.models.load import load_model
 
     model = load_model(spec, registry=load_plugins(), allow_pickle=allow_pickle)
@@ -142,10 +143,10 @@ def _margins(spec: str, rows: TableRows, labels: Tensor, allow_pickle: bool) -> 
     with torch.inference_mode():
         for start in range(0, len(rows), _SCORED):
             images, _ = rows.fetch(range(start, min(start + _SCORED, len(rows))))
-            logits, own = model(images), labels[start : start + _SCORED, None]
+            logits, own = model(images), labels[start : start + _SCORED]
             if int(own.max()) >= logits.shape[1]:
                 raise UserError(f"{spec} knows {logits.shape[1]} classes, but a label is {int(own.max())}.")
-            margins.append(logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1))
+            margins.append(margin(logits, own))
     return torch.cat(margins).float()
 
 

@@ -218,7 +218,7 @@ def _scores(config: TrainConfig, source: _Images, registry: Registry, say: Say) 
     places = torch.arange(len(source))
     with torch.no_grad():
         return torch.cat(
-            [-margin(model(_floats(source.take(some))), source.labels[some]) for some in torch.split(places, 256)]
+            [margin(model(_floats(source.take(some))), source.labels[some]) for some in torch.split(places, 256)]
         )
 
 

@@ -15,7 +15,7 @@ from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd import _phases, apgd, apgd_ce, apgd_cost, apgd_dlr, ascend, run_phases
 from robustdup.attacks.apgd_steps import project_l1, random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
-from robustdup.attacks.losses import ce, dlr, dlr_targeted, fooled, margin
+from robustdup.attacks.losses import ce, cw, dlr, dlr_targeted, fooled
 from robustdup.attacks.sums import fold_sum
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
@@ -460,10 +460,10 @@ def test_survivors_return_their_highest_loss_and_the_worst_of_their_runs():
     values = []
     for restarts in (1, 4):
         adv_images = apgd_ce(model, images, labels, threat, rng=rng, steps=10, restarts=restarts)
-        values.append(margin(model(adv_images), labels))
+        values.append(cw(model(adv_images), labels))
     assert bool((values[1] >= values[0] - 1e-5)[values[0] < 0].all())
     assert bool((values[1] > values[0] + 1e-3).any())
-    assert bool((values[0] > margin(model(images), labels) + 0.1).all())
+    assert bool((values[0] > cw(model(images), labels) + 0.1).all())
 
 
 def test_targets_are_the_most_likely_wrong_classes():

@@ -11,9 +11,9 @@ from robustdup.attacks.cosine_pgd import (
     cosine_pgd_cost,
     cosine_pgd_t,
     cosine_pgd_t_cost,
-    tempered_probability_margin,
+    tempered_probability_cw,
 )  # fmt: skip
-from robustdup.attacks.losses import fooled, margin, probability_margin
+from robustdup.attacks.losses import cw, fooled, probability_cw
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
@@ -174,21 +174,21 @@ def test_a_survivor_costs_what_is_stated_and_a_fooled_row_less(attack, cost, opt
     assert counting.backward_rows < 0.8 * 10 * cost(options)[1]
 
 
-def test_survivors_return_their_iterate_of_largest_margin():
+def test_survivors_return_their_iterate_of_smallest_margin():
     model, images, labels = points(40)
     threat, rng = ThreatModel("Linf", "0.05"), SampleRng(0, torch.arange(40))
     adv_images = cosine_pgd(model, images, labels, threat, rng=rng)
-    gain = (margin(model(adv_images), labels) - margin(model(images), labels)).detach()
+    gain = (cw(model(adv_images), labels) - cw(model(images), labels)).detach()
     assert float(gain.min()) > 0
     assert not threat.violations(images, adv_images).any.any()
 
 
-def test_the_tempered_margin_is_the_probability_margin_where_the_model_is_not_sure():
+def test_the_tempered_margin_is_the_probability_cw_where_the_model_is_not_sure():
     logits = torch.tensor([[3.0, 1.0, 0.0], [-2.0, 4.0, 0.0]])
     labels = torch.tensor([0, 0])
-    assert torch.equal(tempered_probability_margin(logits, labels), probability_margin(logits, labels))
+    assert torch.equal(tempered_probability_cw(logits, labels), probability_cw(logits, labels))
     sure = torch.tensor([[9000.0, 0.0, -100.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(tempered_probability_margin(sure, labels[:1]).sum(), sure)
+    (gradient,) = torch.autograd.grad(tempered_probability_cw(sure, labels[:1]).sum(), sure)
     assert gradient[0, 0] < 0 < gradient[0, 1]
 
 

@@ -4,20 +4,21 @@ import pytest
 import torch
 
 from robustdup import UserError
-from robustdup.attacks.losses import LOSSES, ce, dlr, find_loss, fooled, margin, probability_margin
+from robustdup.attacks.losses import LOSSES, ce, cw, dlr, find_loss, fooled, margin, probability_cw
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0, -2.0], [0.0, 5.0, 4.0, 1.0], [-1.0, -2.0, -3.0, -4.0]])
 LABELS = torch.tensor([0, 2, 3])
 
 
 def test_values_by_hand():
-    assert margin(LOGITS, LABELS).tolist() == [-2.0, 1.0, 3.0]
+    assert margin(LOGITS, LABELS).tolist() == [2.0, -1.0, -3.0]
+    assert cw(LOGITS, LABELS).tolist() == [-2.0, 1.0, 3.0]
     assert dlr(LOGITS, LABELS).tolist() == pytest.approx([-2 / 3, 1 / 4, 3 / 2])
     probabilities = LOGITS.double().softmax(dim=1)
     assert ce(LOGITS, LABELS).tolist() == pytest.approx((-probabilities.log()[range(3), LABELS]).tolist(), rel=1e-6)
     best = [probabilities[0, 1], probabilities[1, 1], probabilities[2, 0]]
     expected = [float(b - probabilities[i, LABELS[i]]) for i, b in enumerate(best)]
-    assert probability_margin(LOGITS, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
+    assert probability_cw(LOGITS, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_dlr_does_not_change_with_shift_and_scale():
@@ -57,7 +58,7 @@ def test_fooled_is_what_the_referee_says():
 
 
 def test_a_function_is_a_loss_and_an_unknown_name_is_not():
-    assert find_loss(margin) is margin
+    assert find_loss(cw) is find_loss("margin") is cw
     assert find_loss("ce") is ce
     with pytest.raises(UserError, match="Did you mean 'margin'"):
         find_loss("margn")

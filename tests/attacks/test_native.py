@@ -196,10 +196,10 @@ def test_survivors_return_their_worst_iterate(points):
     """A step far too long overshoots: the best iterate is at least as bad as the one that the same run ends with."""
     model, images, labels, index = points
     threat, rng = ThreatModel("Linf", "0.02"), SampleRng(3, index)
-    from robustdup.attacks.losses import margin
+    from robustdup.attacks.losses import cw
 
-    few = margin(model(pgd(model, images, labels, threat, rng=rng, steps=3, step_size="0.01")), labels)
-    more = margin(model(pgd(model, images, labels, threat, rng=rng, steps=9, step_size="0.01")), labels)
+    few = cw(model(pgd(model, images, labels, threat, rng=rng, steps=3, step_size="0.01")), labels)
+    more = cw(model(pgd(model, images, labels, threat, rng=rng, steps=9, step_size="0.01")), labels)
     both_survive = (few < 0) & (more < 0)
     assert int(both_survive.sum()) >= 5
     assert bool((more >= few - 1e-5)[both_survive].all())
