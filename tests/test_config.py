@@ -5,7 +5,17 @@ import shlex
 import pytest
 
 from robustdup import UserError
-from robustdup.config import EvalConfig, TrainConfig, build, parse_attacks, parse_value, rerun_command
+from robustdup.config import (
+    EvalConfig,
+    TrainConfig,
+    build,
+    parse_attacks,
+    parse_value,
+    recipe_path,
+    recipes,
+    rerun_command,
+)
+from tests.raising import raises
 
 
 def test_values_go_over_overrides_over_the_file_over_defaults(tmp_path):
@@ -30,38 +40,61 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "code", "named"),
     [
-        ("esp=3", "Unknown configuration key 'esp'. Did you mean 'eps'"),
-        ("batchsize=3", "Did you mean 'batch_size'"),
-        ("n=0", "'n'.*greater than or equal to 1.*got 0"),
-        ("n=many", "'n'.*got 'many'"),
-        ("mode=train", "'mode'"),
-        ("nonsense", "neither a configuration file nor KEY=VALUE"),
-        ("n.x.y=1", "'n'"),
+        ("esp=3", "unknown-configuration-key", ("'esp'", "'eps'")),
+        ("batchsize=3", "unknown-configuration-key", ("'batch_size'",)),
+        ("n=0", "bad-value", ("'n'", "greater than or equal to 1", "got 0")),
+        ("n=many", "bad-value", ("'n'", "got 'many'")),
+        ("mode=train", "bad-value", ("'mode'",)),
+        ("nonsense", "bad-option", ("KEY=VALUE",)),
+        ("n.x.y=1", "bad-value", ("'n'",)),
     ],
 )
-def test_mistakes_are_named(override, message):
-    with pytest.raises(UserError, match=message):
+def test_mistakes_are_named(override, code, named):
+    with raises(code, UserError, *named):
         build(EvalConfig, overrides=[override])
 
 
+def test_a_mistake_inside_a_setting_keeps_its_code_and_its_words():
+    with raises("unknown-value", UserError, "'unifrom'", "'uniform'"):
+        build(TrainConfig, overrides=["duplicate.scheme=unifrom"])
+
+
 def test_a_nested_key_of_a_plain_value_is_refused():
-    with pytest.raises(UserError, match="'seed' already has a plain value"):
+    with raises("bad-option", UserError, "'seed'"):
         build(EvalConfig, overrides=["seed=1", "seed.x=2"])
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a\n- b", "must hold KEY: VALUE")])
-def test_files_that_are_not_configurations(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b"])
+def test_files_that_are_not_configurations(tmp_path, text):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    with pytest.raises(UserError, match=message):
+    with raises("bad-file", UserError, str(file)):
         build(EvalConfig, file)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="There is no configuration file"):
+    with raises("missing-file", UserError, "none.yaml"):
         build(EvalConfig, tmp_path / "none.yaml")
+
+
+def test_a_recipe_is_a_file_by_name():
+    assert build(EvalConfig, "digits") == build(EvalConfig, "eval/digits") == EvalConfig()
+    assert build(TrainConfig, "cifar10-small-cpu") == build(TrainConfig, recipe_path("train/cifar10-small-cpu"))
+
+
+def test_recipes_are_listed_and_found_by_name():
+    assert {name.partition("/")[0] for name in recipes()} == {"eval", "train", "study"}
+    assert recipes("eval") == [name for name in recipes() if name.startswith("eval/")]
+    assert all(recipe_path(name).is_file() for name in recipes())
+    assert recipe_path("quickstart") == recipe_path("study/quickstart") == recipe_path("quickstart", "study")
+    with raises("unknown-recipe", UserError, "study/quickstart"):
+        recipe_path("study/quickstrat")
+    with raises("bad-value", UserError, "study/cifar10-small-cpu", "train/cifar10-small-cpu"):
+        recipe_path("cifar10-small-cpu")
+    with raises("missing-file", UserError, "eval/digits"):
+        build(EvalConfig, "quickstart")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +112,16 @@ def test_attacks_with_options():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("", "No attack is named"), (" , ", "No attack"), ("pgd(40)", "Cannot read '40'"), ("pgd(steps=4", "Cannot read")],
+    ("text", "code", "named"),
+    [
+        ("", "no-attack", "--attacks"),
+        (" , ", "no-attack", "--attacks"),
+        ("pgd(40)", "bad-value", "'40'"),
+        ("pgd(steps=4", "bad-value", "'pgd(steps=4'"),
+    ],
 )
-def test_attacks_that_cannot_be_read(text, message):
-    with pytest.raises(UserError, match=message):
+def test_attacks_that_cannot_be_read(text, code, named):
+    with raises(code, UserError, named):
         parse_attacks(text)
 
 

@@ -7,31 +7,35 @@ from pathlib import Path
 import pytest
 from robustdup_study.recipe import load_recipe
 
-from robustdup.config import EvalConfig, TrainConfig, build
+from robustdup.config import EvalConfig, TrainConfig, build, recipe_path, recipes
 from robustdup.jobs.training import check
 from robustdup.plugins import load_plugins
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def recipes(command):
+def test_the_recipes_are_those_of_this_folder():
+    assert {recipe_path(name) for name in recipes()} == set(CONFIGS.rglob("*.yaml"))
+
+
+def recipes_of(command):
     found = sorted((CONFIGS / command).glob("*.yaml"))
     assert found
     return pytest.mark.parametrize("file", found, ids=lambda file: file.stem)
 
 
-@recipes("eval")
+@recipes_of("eval")
 def test_recipe_of_an_evaluation_is_valid(file):
     assert build(EvalConfig, file).attacks
 
 
-@recipes("train")
+@recipes_of("train")
 def test_recipe_of_a_training_is_valid(file):
     config = build(TrainConfig, file)
     assert check(config, load_plugins()).objective.name == config.objective.split("(")[0]
 
 
-@recipes("study")
+@recipes_of("study")
 def test_recipe_of_a_study_is_valid(file):
     assert load_recipe(file, []).seed_list
 

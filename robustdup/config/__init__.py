@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from robustdup.config.fields import DataOptions as DataOptions
     from robustdup.config.fields import DatasetFields as DatasetFields
     from robustdup.config.fields import usual_eps as usual_eps
+    from robustdup.config.shipped import recipe_path as recipe_path
+    from robustdup.config.shipped import recipes as recipes
     from robustdup.config.training import BUDGETS as BUDGETS
     from robustdup.config.training import TrainConfig as TrainConfig
 
@@ -28,11 +30,12 @@ _HOMES = {
     "duplication": ("DuplicateConfig", "DuplicationOptions"),
     "evaluation": ("EvalConfig",),
     "fields": ("DataFields", "DataOptions", "DatasetFields", "usual_eps"),
+    "shipped": ("recipe_path", "recipes"),
     "training": ("BUDGETS", "TrainConfig"),
 }
 _MODULES = {name: f"robustdup.config.{module}" for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

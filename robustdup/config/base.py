@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,6 +23,7 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+    recipes_of: ClassVar[str] = ""  # whose recipes a file may be named by: "eval", "train", "study"; any if empty
 
     @model_validator(mode="before")
     @classmethod
@@ -52,11 +53,11 @@ def build(
     """
     content: dict[str, Any] = {}
     if file is not None:
-        content.update(_read_yaml(Path(file)))
+        content.update(_read_yaml(Path(file), kind.recipes_of))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is neither a configuration file nor KEY=VALUE.")
+            raise UserError(f"{override!r} is neither a configuration file nor KEY=VALUE.", code="bad-option")
         _set(content, key.strip().split("."), parse_value(text))
     for key, value in (values or {}).items():
         content[key] = value
@@ -76,7 +77,9 @@ def validate(kind: type[C], content: Mapping[str, Any]) -> C:
         if isinstance(cause := first.get("ctx", {}).get("error"), UserError):
             raise cause from None
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"Configuration key {place!r}: {first['msg'].lower()}, got {first['input']!r}.") from None
+        raise UserError(
+            f"Configuration key {place!r}: {first['msg'].lower()}, got {first['input']!r}.", code="bad-value"
+        ) from None
 
 
 def _as_text(kind: type[Config], key: str, value: Any) -> Any:
@@ -90,25 +93,40 @@ def _as_text(kind: type[Config], key: str, value: Any) -> Any:
     return value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"There is no configuration file {str(path)!r}.")
+        path = _recipe(path, recipes_of)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not valid YAML: {error}") from None
+        raise UserError(f"{str(path)!r} is not valid YAML: {error}", code="bad-file") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, found a {type(content).__name__}.")
+        raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, found a {type(content).__name__}.", code="bad-file")
     return {str(key): value for key, value in content.items()}
+
+
+def _recipe(path: Path, kind: str) -> Path:
+    """Return the file of the recipe that is named in place of a file."""
+    from robustdup.config.shipped import recipe_path, recipes
+
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"There is no configuration file {str(path)!r}.", code="missing-file")
+    try:
+        return recipe_path(path.as_posix(), kind)
+    except UserError as error:
+        listed = f" Recipes: {', '.join(recipes(kind))}." if error.code == "unknown-recipe" else f" {error}"
+        raise UserError(f"There is no configuration file {str(path)!r}.{listed}", code="missing-file") from None
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         inner = content.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise UserError(f"Configuration key {'.'.join(keys)!r}: {key!r} already has a plain value.")
+            raise UserError(
+                f"Configuration key {'.'.join(keys)!r}: {key!r} already has a plain value.", code="bad-option"
+            )
         content = inner
     content[keys[-1]] = value
 
@@ -118,7 +136,7 @@ def parse_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"{text!r} is not a value (YAML: 3, 0.5, true, name, [a, b]).") from None
+        raise UserError(f"{text!r} is not a value (YAML: 3, 0.5, true, name, [a, b]).", code="bad-value") from None
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)
     return value
@@ -143,17 +161,21 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Read 'fgsm,pgd(steps=40)' as [('fgsm', {}), ('pgd', {'steps': 40})]. Raises UserError."""
     parts = _split(text)
     if not parts:
-        raise UserError("No attack is named. Write for instance --attacks pgd, or --attacks 'fgsm,pgd(steps=40)'.")
+        raise UserError(
+            "No attack is named. Write for instance --attacks pgd, or --attacks 'fgsm,pgd(steps=40)'.", code="no-attack"
+        )
     attacks = []
     for part in parts:
         match = re.fullmatch(r"([^()\s]+)\s*(?:\((.*)\))?", part, flags=re.DOTALL)
         if match is None:
-            raise UserError(f"Cannot read {part!r}. Write NAME or NAME(option=value, option=value).")
+            raise UserError(f"Cannot read {part!r}. Write NAME or NAME(option=value, option=value).", code="bad-value")
         options = {}
         for option in _split(match[2] or ""):
             key, equals, value = option.partition("=")
             if not equals:
-                raise UserError(f"Cannot read {option!r} in {part!r}. Write NAME(option=value, option=value).")
+                raise UserError(
+                    f"Cannot read {option!r} in {part!r}. Write NAME(option=value, option=value).", code="bad-value"
+                )
             options[key.strip()] = parse_value(value)
         attacks.append((match[1], options))
     return attacks
@@ -163,7 +185,7 @@ def parse_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
     """Read one 'name' or 'name(option=value)' as (name, options); `what` names it in errors. Raises UserError."""
     calls = parse_attacks(text) if text.strip() else []
     if len(calls) != 1:
-        raise UserError(f"Give one {what}, as NAME or NAME(option=value); got {text!r}.")
+        raise UserError(f"Give one {what}, as NAME or NAME(option=value); got {text!r}.", code="bad-value")
     return calls[0]
 
 

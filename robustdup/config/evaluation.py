@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ def _usual_n(values: Mapping[str, Any]) -> int | None:
 
 class EvalConfig(DataFields, ModelFields):
     """What `robustdup eval` needs. Field descriptions are the help texts of the flags."""
+
+    recipes_of: ClassVar[str] = "eval"
 
     sample: int | None = Field(None, description="Take a random subset of this many points, drawn from the seed.", ge=1)
     norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")

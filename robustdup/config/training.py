@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ def _usual_epochs(values: Mapping[str, Any]) -> float | None:
 
 class TrainConfig(DataFields, ModelFields):
     """What `robustdup train` needs. Field descriptions are the help texts of the flags; the digits have some other defaults."""
+
+    recipes_of: ClassVar[str] = "train"
 
     model: str = Field(
         "small-cnn",

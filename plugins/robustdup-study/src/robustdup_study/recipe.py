@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,8 @@ class AnalysisConfig(Config):
 
 class StudyConfig(Config):
     """What `robustdup study` needs: a recipe."""
+
+    recipes_of: ClassVar[str] = "study"
 
     name: str = Field("study", description="Name of the study.")
     protocol: Literal["train", "as-published"] = Field(
