@@ -19,7 +19,7 @@ def plot(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
 ) -> None:
     """Draw a figure for a paper: sized for a column, colour-blind safe, the same bytes from the same record."""
-    from robustdup.report.html.sources import read_run
     from robustdup.report.plots import plot as draw
+    from robustdup.report.runs import read_run
 
     print(draw([read_run(place) for place in runs], Path(to), kind=kind, width=width, overwrite=overwrite))  # type: ignore[arg-type]

@@ -18,8 +18,6 @@ from robustdup.leaderboard import load, position
 from robustdup.records import write_atomic
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.gallery import CLEAN, find_pictures
-from robustdup.report.html.points import read_points
-from robustdup.report.html.sources import EvaluationRun, PluggedRun, Run, TrainingRun, record_kinds
 from robustdup.report.plot_style import (
     BROKEN,
     COLOURS,
@@ -32,6 +30,8 @@ from robustdup.report.plot_style import (
     percent_axis,
     shortened,
 )
+from robustdup.report.runs import EvaluationRun, PluggedRun, Run, TrainingRun, record_kinds
+from robustdup.report.samples import read_points
 from robustdup.report.terminal import label
 
 if TYPE_CHECKING:

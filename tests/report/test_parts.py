@@ -13,13 +13,13 @@ from PIL import Image
 
 from robustdup.errors import UserError
 from robustdup.records import SAMPLES_SCHEMA, Threat, load_samples
+from robustdup.report.charts import Axis, Chart, Point, Series, counts, linear, logarithmic, shares
 from robustdup.report.html import text
-from robustdup.report.html.charts import Axis, Chart, Point, Series, counts, linear, logarithmic, shares
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.folder import write_files
 from robustdup.report.html.gallery import choose, find_pictures, make_gallery
-from robustdup.report.html.points import read_points
-from robustdup.report.html.sources import read_run
+from robustdup.report.runs import read_run
+from robustdup.report.samples import read_points
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -16,7 +16,7 @@ from robustdup_study.records import DoseMean
 from robustdup.errors import UserError
 from robustdup.records import CurvePoint
 from robustdup.report import plots
-from robustdup.report.html.sources import read_run
+from robustdup.report.runs import read_run
 
 CURVE = {str(e): CurvePoint(value=v, low=v - 0.1, high=v + 0.1, eps=e, alone=v) for e, v in ((0.05, 0.6), (0.1, 0.4))}
 

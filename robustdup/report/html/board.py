@@ -6,9 +6,9 @@ from typing import Any
 
 from robustdup.leaderboard import Entry, RankResult, load
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.charts import Chart, Point, Series, linear
+from robustdup.report.charts import Chart, Point, Series, linear
+from robustdup.report.format import missing, percent
 from robustdup.report.html.page import Section
-from robustdup.report.html.text import missing, percent
 
 
 def board_section(record: EvaluationRecord, rank: RankResult | str) -> Section:

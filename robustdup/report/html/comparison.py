@@ -13,11 +13,11 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
+from robustdup.report.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
+from robustdup.report.format import interval, missing, percent, plural, signed, whole
 from robustdup.report.html.evaluation import attack_label, class_names, partial
 from robustdup.report.html.page import Section
-from robustdup.report.html.sources import EvaluationRun
-from robustdup.report.html.text import interval, missing, percent, plural, signed, whole
+from robustdup.report.runs import EvaluationRun
 
 COLUMNS = 8  # models side by side; more are compared in rows only
 LINES = 8  # curves in one chart

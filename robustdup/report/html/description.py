@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from robustdup.report.html.charts import Axis, Bar, Chart, counts
+from robustdup.report.charts import Axis, Bar, Chart, counts
+from robustdup.report.format import fixed, number, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.html.sources import OtherRun
-from robustdup.report.html.text import fixed, number, percent, plural, whole
+from robustdup.report.plain import Content, count_of, inside, list_of, number_of
+from robustdup.report.runs import OtherRun
 
 SCHEMA = "robustdup.description"
 SAME_BY = {

@@ -11,14 +11,14 @@ import numpy as np
 from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
 from robustdup.records import AttackResult, EvaluationRecord
+from robustdup.report.charts import Bar, Chart, Point, Rule, Series, linear, measured, shares
+from robustdup.report.charts import counts as count_scale
+from robustdup.report.format import interval, missing, number, percent, plural, whole
 from robustdup.report.html.board import board_section
-from robustdup.report.html.charts import Bar, Chart, Point, Rule, Series, linear, measured, shares
-from robustdup.report.html.charts import counts as count_scale
 from robustdup.report.html.gallery import Array, find_pictures, make_gallery
 from robustdup.report.html.page import Figure, Notice, Page, Section, Segment
-from robustdup.report.html.points import OUTCOMES, Points, confusion, read_points
-from robustdup.report.html.sources import EvaluationRun
-from robustdup.report.html.text import interval, missing, number, percent, plural, whole
+from robustdup.report.runs import EvaluationRun
+from robustdup.report.samples import OUTCOMES, Points, confusion, read_points
 
 TONES = dict(zip(OUTCOMES, ("stands", "broken", "undecided", "wrong"), strict=True))
 NAMES = {

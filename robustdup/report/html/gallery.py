@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from robustdup.records import EvaluationRecord
-from robustdup.report.html.points import OUTCOMES, Points
+from robustdup.report.samples import OUTCOMES, Points
 
 ADVERSARIAL = Path("images") / "adversarial.safetensors"
 CLEAN = Path("images") / "clean.safetensors"

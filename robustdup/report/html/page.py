@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from robustdup.report.html.charts import Chart
+from robustdup.report.charts import Chart
 
 
 @dataclass(frozen=True)

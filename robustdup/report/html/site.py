@@ -16,13 +16,15 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
-from robustdup.report.html import description, text
+from robustdup.report import format as text
+from robustdup.report.html import description
 from robustdup.report.html.comparison import comparison_sections, difference_text
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.html.sources import (
+from robustdup.report.html.training import training_page, training_sections
+from robustdup.report.runs import (
     EvaluationRun,
     OtherRun,
     PluggedRun,
@@ -32,7 +34,6 @@ from robustdup.report.html.sources import (
     read_run,
     record_kinds,
 )
-from robustdup.report.html.training import training_page, training_sections
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
 INDEX = "index"

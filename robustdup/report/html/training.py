@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
-from robustdup.report.html.charts import Axis, Chart, Point, Rule, Series, linear, shape, shares, tone
+from robustdup.report.charts import Axis, Chart, Point, Rule, Series, linear, shape, shares, tone
+from robustdup.report.format import duration, interval, missing, number, percent, plural, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
-from robustdup.report.html.sources import TrainingRun
-from robustdup.report.html.text import duration, interval, missing, number, percent, plural, short, whole
+from robustdup.report.runs import TrainingRun
 
 LINES = 8  # runs in one chart
 SPANS = 60  # between which throughput is shown

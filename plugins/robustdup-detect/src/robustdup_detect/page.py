@@ -14,11 +14,11 @@ from typing import Any
 
 from robustdup.records.base import read_content
 from robustdup.records.folder import CONFIG_FILE, STATE
-from robustdup.report.html.charts import Bar, Chart, Rule, counts, linear
+from robustdup.report.charts import Bar, Chart, Rule, counts, linear
+from robustdup.report.format import NONE, duration, missing, number, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.html.sources import PluggedRun, UnfinishedRun, read_plain
-from robustdup.report.html.text import NONE, duration, missing, number, percent, plural, whole
+from robustdup.report.plain import Content, count_of, inside, list_of, number_of
+from robustdup.report.runs import PluggedRun, UnfinishedRun, read_plain
 from robustdup_detect.page_pairs import card_of, clusters_of, clusters_section, crosses, label_of, pairs_section
 
 SCHEMA = "robustdup.duplicates"

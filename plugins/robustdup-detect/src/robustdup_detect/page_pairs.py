@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from robustdup.report.format import NONE, listed, number, plural, whole
 from robustdup.report.html.page import Section
-from robustdup.report.html.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.html.sources import PluggedRun
-from robustdup.report.html.text import NONE, listed, number, plural, whole
+from robustdup.report.plain import Content, count_of, inside, list_of, number_of
+from robustdup.report.runs import PluggedRun
 
 PAIRS = 120  # shown as pictures
 STRIPS, STRIP = 24, 8  # clusters shown as pictures, and pictures of each

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustdup.errors import UserError
-from robustdup.report.html.sources import PluggedRun
-from robustdup.report.html.text import missing, number
+from robustdup.report.format import missing, number
 from robustdup.report.plot_style import BROKEN, COLOURS, GREY, MARKERS, ROBUST, Width, percent_axis, shortened
+from robustdup.report.runs import PluggedRun
 from robustdup_study.page import Place, dose_name, is_share, metrics_of, place_of, told, words
 from robustdup_study.records import Comparison, StudyRecord
 from robustdup_study.report import varying

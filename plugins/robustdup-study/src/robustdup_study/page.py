@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustdup.report.html.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
+from robustdup.report.charts import Axis, Chart, Point, Series, linear, shape, share_text, shares, tone
+from robustdup.report.format import NONE, duration, fixed, missing, number, percent, plural, signed, whole
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
-from robustdup.report.html.sources import PluggedRun, UnfinishedRun, read_plain
-from robustdup.report.html.text import NONE, duration, fixed, missing, number, percent, plural, signed, whole
+from robustdup.report.runs import PluggedRun, UnfinishedRun, read_plain
 from robustdup_study.records import GRID_FILE, Comparison, DoseMean, PublishedFigure, StudyRecord, StudyRow
 from robustdup_study.report import SHARES, varying
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from robustdup.report.html.text import number
+from robustdup.report.format import number
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)

@@ -28,7 +28,7 @@ from robustdup.records import (
     schema_of,
 )
 from robustdup.records.training import TRAINING_SCHEMA
-from robustdup.report.html.text import plural
+from robustdup.report.format import plural
 
 STATE_CONFIG = Path("state") / "config.json"
 WORDS = ("image_sha256", "eps", "attack", "outcome")
