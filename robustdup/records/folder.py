@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, write_atomic
 
@@ -68,19 +70,18 @@ def withdraw(folder: Path) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; a process that dies lets go. Raises UserError where another one holds it."""
+    lock = FileLock(folder / STATE / LOCK_FILE, timeout=0)
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another process is at work in {str(folder)!r}. Wait for it, or choose another --out.",
+            code="folder-in-use",
+        ) from None
+    try:
         yield
-        return
-    with (folder / STATE / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is at work in {str(folder)!r}. Wait for it, or choose another --out."
-            ) from None
-        yield
+    finally:
+        lock.release()
 
 
 def check_same(

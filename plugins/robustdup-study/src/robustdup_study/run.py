@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from robustdup.errors import RobustdupError, RunError
 from robustdup.records import now
 from robustdup.records.folder import STATE, locked
@@ -183,7 +185,7 @@ def run_once(run_cell: RunCell, place: WorkerPlace, order: CellOrder) -> CellRes
     """Run a cell unless its result is there, write the result, and return it. What the cell raises is its result too."""
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):  # a worker that a killed study left behind may still be at it for a moment
+    with FileLock(folder / "lock"):  # a worker that a killed study left behind may still be at it for a moment
         if (folder / CELL_FILE).is_file():
             return load_cell(folder / CELL_FILE)
         device = place.device or ("cpu" if order.device == "auto" else order.device)
@@ -206,16 +208,3 @@ def log(folder: Path, key: str, event: str) -> None:
     line = json.dumps({"time": time.time(), "cell": key, "event": event, "pid": os.getpid(), "host": platform.node()})
     with (folder.parent.parent / LOG_FILE).open("a") as file:  # one write of a short line: whole or not there
         file.write(line + "\n")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a cell's folder, waiting for whoever holds it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
