@@ -13,26 +13,7 @@ import numpy as np
 import numpy.typing
 
 from robustdup.records import Accuracy
-
-Z = 1.959963984540054  # two-sided 95% point of the standard normal
-
-
-def wilson(successes: float, n: int, *, population: int | None = None) -> tuple[float, float]:
-    """Return the 95% Wilson interval of a share, both ends in [0, 1].
-
-    With `population` (the size of the split that n of its points predict) the sample size is corrected for a finite
-    population: n (N - 1) / (N - n). Follows https://doi.org/10.1080/01621459.1927.10502953 and, for the correction,
-    Cochran, Sampling Techniques (1977), section 3.6.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    size = float(n)
-    if population is not None and n < population:
-        size = n * (population - 1) / (population - n)
-    share = successes / n
-    centre = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
-    half = Z / (1 + Z**2 / size) * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+from robustdup.statistics import wilson
 
 
 def accuracy(correct: np.typing.NDArray[Any], *, population: int | None = None, undecided: int = 0) -> Accuracy:

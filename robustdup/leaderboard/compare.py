@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +12,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
 from robustdup.records import EvaluationRecord
 from robustdup.records.columns import Texts, numbers, texts
-
-Z95 = 1.959963984540054
+from robustdup.statistics import mcnemar, tango_interval
 
 
 class PairedDifference(BaseModel):
@@ -157,16 +155,9 @@ def compare(
 
 
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray) -> PairedDifference:
-    """Compare two (N,) bool arrays over the same points: Tango's score interval and McNemar's exact test.
-
-    Intervals: https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-
+    """Compare two (N,) bool arrays over the same samples: Tango's score interval and McNemar's exact test."""
     n = len(right_a)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    both = int((right_a & right_b).sum())
-    table = [[both, only_a], [only_b, n - both - only_a - only_b]]
     low, high = tango_interval(only_a, only_b, n)
     return PairedDifference(
         n=n,
@@ -177,30 +168,8 @@ def paired_difference(right_a: np.ndarray, right_b: np.ndarray) -> PairedDiffere
         high=high,
         only_a=only_a,
         only_b=only_b,
-        p_value=min(1.0, float(mcnemar(table, exact=True).pvalue)),
+        p_value=mcnemar(only_a, only_b),
     )
-
-
-def tango_interval(only_a: int, only_b: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Return Tango's score interval for the difference (only_a - only_b) / n of paired shares; `n` >= 1 pairs."""
-    return -_tango_upper(only_b, only_a, n, z), _tango_upper(only_a, only_b, n, z)
-
-
-def _tango_upper(b: int, c: int, n: int, z: float) -> float:
-    """The difference above the estimate at which the score statistic reaches z, by bisection."""
-
-    def score(delta: float) -> float:
-        linear = (2 * n - b + c) * delta - b - c
-        root = max(linear**2 + 8 * n * c * delta * (1 - delta), 0.0)
-        q = (math.sqrt(root) - linear) / (4 * n)
-        variance = n * (2 * q + delta * (1 - delta))
-        return math.inf if variance <= 0 else (n * delta - (b - c)) / math.sqrt(variance)
-
-    low, high = (b - c) / n, 1.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if score(middle) < z else (low, middle)
-    return high
 
 
 def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
@@ -11,8 +9,8 @@ from robustdup.leaderboard.autoattack import differences, stronger_than_standard
 from robustdup.leaderboard.images import ImageCheck, check_images
 from robustdup.leaderboard.table import Entry, Leaderboard, exact_eps, load, plain_name, same_eps
 from robustdup.records import Accuracy, EvaluationRecord
+from robustdup.statistics import wilson
 
-Z95 = 1.959963984540054
 FULL = {"cifar10": 10_000, "cifar100": 10_000}  # points after which no interval is needed: the whole test set
 
 
@@ -180,11 +178,8 @@ def _predicted(record: EvaluationRecord, dataset: str | None) -> Accuracy:
     full, found = FULL.get(dataset or ""), record.robust_accuracy
     if full is None or record.data.n_total >= full or record.n >= record.data.n_total:
         return found
-    size = record.n * (full - 1) / (full - record.n)
-    z2 = Z95**2 / size
-    centre = (found.value + z2 / 2) / (1 + z2)
-    half = math.sqrt(max(found.value * (1 - found.value) * z2 + z2**2 / 4, 0)) / (1 + z2)
-    return Accuracy(value=found.value, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    low, high = wilson(found.value * record.n, record.n, population=full)
+    return Accuracy(value=found.value, low=low, high=high)
 
 
 def _fill_places(result: RankResult, record: EvaluationRecord, entries: list[Entry], attack_reasons: list[str]) -> None:

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 
 from robustdup.errors import UserError
 from robustdup.leaderboard import compare, paired_difference
-from robustdup.leaderboard.compare import Z95, outcomes, tango_interval
+from robustdup.leaderboard.compare import outcomes
+from robustdup.statistics import Z95
 
 
 @pytest.fixture
@@ -50,48 +50,6 @@ def test_a_run_compared_with_itself_does_not_differ(runs, points):
     assert result.robust.p_value == 1.0
     assert result.changed == []
     assert result.robust.low == pytest.approx(-(Z95**2) / (50 + Z95**2))
-
-
-def restricted_score(b, c, n, delta):
-    """The score statistic by numerical maximum likelihood: multinomial with p_b - p_c = delta."""
-
-    def negative(p_c):
-        p_b = p_c + delta
-        rest = 1 - p_b - p_c
-        if min(p_b, p_c, rest) < 0 or (b and p_b <= 0) or (c and p_c <= 0) or (n - b - c and rest <= 0):
-            return 1e9
-        terms = ((b, p_b), (c, p_c), (n - b - c, rest))
-        return -sum(count * math.log(p) for count, p in terms if count)
-
-    low, high = max(0.0, -delta), (1 - delta) / 2
-    p_c = minimize_scalar(negative, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
-    return (b - c - n * delta) / math.sqrt(n * (2 * p_c + delta - delta**2))
-
-
-@pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 50), (3, 9, 40), (0, 5, 30), (25, 20, 60)])
-def test_tango_interval_against_numerical_likelihood(b, c, n):
-    low, high = tango_interval(b, c, n)
-    assert low < (b - c) / n < high
-    assert restricted_score(b, c, n, low) == pytest.approx(Z95, abs=1e-4)
-    assert restricted_score(b, c, n, high) == pytest.approx(-Z95, abs=1e-4)
-    assert tango_interval(c, b, n) == pytest.approx((-high, -low))
-
-
-def test_tango_interval_at_its_edges():
-    assert tango_interval(0, 0, 100) == pytest.approx((-(Z95**2) / (100 + Z95**2), Z95**2 / (100 + Z95**2)))
-    low, high = tango_interval(10, 0, 10)
-    assert high == 1.0
-    assert 0.3 < low < 1.0
-
-
-def test_the_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(60, [0.2, 0.1, 0.7], size=600)
-    hits = 0
-    for b, c, _ in counts:
-        low, high = tango_interval(int(b), int(c), 60)
-        hits += low <= 0.1 <= high
-    assert 0.92 <= hits / 600 <= 0.98
 
 
 def test_undecided_points_are_left_out_and_counted(runs, points):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.compare import Outcomes, outcomes, tango_interval
+from robustdup.leaderboard.compare import Outcomes, outcomes
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
 from robustdup.report.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
@@ -18,6 +18,7 @@ from robustdup.report.format import interval, missing, percent, plural, signed, 
 from robustdup.report.html.evaluation import attack_label, class_names, partial
 from robustdup.report.html.page import Section
 from robustdup.report.runs import EvaluationRun
+from robustdup.statistics import tango_interval
 
 COLUMNS = 8  # models side by side; more are compared in rows only
 LINES = 8  # curves in one chart

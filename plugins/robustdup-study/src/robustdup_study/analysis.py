@@ -7,25 +7,20 @@ not a slope). `sentences` says the results in words.
 from __future__ import annotations
 
 import functools
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from robustdup.errors import UserError
-from robustdup_study import statistics as stat
+from robustdup.statistics import bootstrap_interval, holm, mean_estimate, tost
+from robustdup_study import planning
+from robustdup_study.anova import anova
 from robustdup_study.metrics import metric, to_unit
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
 from robustdup_study.sentences import sentence, verdict
-
-Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name
-Cell = tuple[Stratum, float]  # and its dose
-Place = tuple[tuple[str, str], ...]  # the levels of a cell as text, by factor
-Values = dict[int, float]  # by seed
+from robustdup_study.table import Stratum, Table, Values, effect, split, varying_factors
 
 
 @dataclass
@@ -37,44 +32,6 @@ class Analysis:
     anova: list[AnovaTerm] = field(default_factory=list)
     readings: list[DoseReading] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-
-
-class Table:
-    """The finished rows, by stratum, dose and metric: values by seed."""
-
-    def __init__(self, rows: Iterable[StudyRow], dose: str) -> None:
-        self._values: dict[tuple[Stratum, float], dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
-        self.seeds: dict[Stratum, set[int]] = defaultdict(set)
-        for row in rows:
-            stratum, at = split(row.factors, dose)
-            self.seeds[stratum].add(row.seed)
-            for name, value in row.metrics.items():
-                if value is not None and np.isfinite(value):
-                    self._values[stratum, at][name][row.seed] = value
-
-    def strata(self) -> list[Stratum]:
-        """Return the strata in their order of appearance."""
-        return list(self.seeds)
-
-    def doses(self, stratum: Stratum) -> list[float]:
-        """Return the doses that a stratum has results for, rising."""
-        return sorted(at for other, at in self._values if other == stratum)
-
-    def values(self, stratum: Stratum, dose: float, name: str) -> Values:
-        """Return a metric by seed; {} where nothing was measured."""
-        return self._values[stratum, dose].get(name, {}) if (stratum, dose) in self._values else {}
-
-    def metrics(self) -> list[str]:
-        """Return the names of all metrics that were measured."""
-        return list(dict.fromkeys(name for found in self._values.values() for name in found))
-
-
-def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
-    """Return the other factors, and the dose as a number. Raises UserError where it is none."""
-    at = factors.get(dose, 0)
-    if isinstance(at, bool) or not isinstance(at, int | float):
-        raise UserError(f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.")
-    return tuple((name, value) for name, value in factors.items() if name != dose), float(at)
 
 
 def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
@@ -92,7 +49,7 @@ def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
     found.comparisons = [draft.comparison for draft in plain + contrasts]
     if config.anova:
         for name in config.metrics:
-            found.anova += _anova(table, name, varying, found)
+            found.anova += anova(table, name, varying, found.remarks)
     return found
 
 
@@ -130,7 +87,7 @@ def _effects(table: Table, stratum: Stratum, config: AnalysisConfig) -> list[Dra
 def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -> list[Draft]:
     """Compare each level of a factor with its first level in the study's metrics: the effect of each dose, or plain values."""
     levels = list(dict.fromkeys(dict(stratum)[name] for stratum in table.strata()))
-    take = table.values if bare else functools.partial(_difference, table)
+    take = table.values if bare else functools.partial(effect, table)
     drafts = []
     for stratum in table.strata():
         level = dict(stratum)[name]
@@ -150,11 +107,6 @@ def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -
     return drafts
 
 
-def _difference(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
-    before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
-    return {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
-
-
 def _compare(
     name: str, before: Values, after: Values, seeds: set[int], config: AnalysisConfig, **what: Any
 ) -> Draft | None:  # fmt: skip
@@ -163,10 +115,10 @@ def _compare(
     if not paired:
         return None
     differences = [after[seed] - before[seed] for seed in paired]
-    found = stat.estimate(differences, 1 - config.alpha)
+    found = mean_estimate(differences, 1 - config.alpha)
     margin = to_unit(name, config.margins[name]) if name in config.margins else None
     low, high = (
-        stat.bootstrap(differences, 1 - config.alpha, config.bootstrap)
+        bootstrap_interval(differences, 1 - config.alpha, config.bootstrap)
         if config.bootstrap and found.varies and name in config.metrics
         else (None, None)
     )
@@ -175,7 +127,7 @@ def _compare(
         before=float(np.mean([before[seed] for seed in paired])),
         after=float(np.mean([after[seed] for seed in paired])), difference=found.mean, sd=found.sd, low=found.low,
         high=found.high, bootstrap_low=low, bootstrap_high=high, p=found.p, margin=margin,
-        tost_p=None if margin is None else stat.tost_p(differences, margin), verdict="undecided", sentence="", **what,
+        tost_p=None if margin is None else tost(differences, margin), verdict="undecided", sentence="", **what,
     )  # fmt: skip
     return Draft(comparison, differences, tested=name in config.metrics)
 
@@ -195,10 +147,10 @@ def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, found: Analys
             found.remarks.append(f"A primary comparison has no results yet, or names what is not there: {text}.")
     primary = [draft.comparison for draft in drafts if draft.comparison.primary]
     differing = [one for one in primary if one.p is not None]
-    for one, p in zip(differing, stat.holm([one.p for one in differing if one.p is not None]), strict=True):
+    for one, p in zip(differing, holm([one.p for one in differing if one.p is not None]), strict=True):
         one.p_holm = p
     equal = [one for one in primary if one.tost_p is not None]
-    for one, p in zip(equal, stat.holm([one.tost_p for one in equal if one.tost_p is not None]), strict=True):
+    for one, p in zip(equal, holm([one.tost_p for one in equal if one.tost_p is not None]), strict=True):
         one.tost_p_holm = p
 
 
@@ -223,14 +175,14 @@ def _needs(one: Comparison, config: AnalysisConfig) -> None:
     assert one.sd is not None
     n = len(one.seeds)
     if metric(one.metric).unit == "share":
-        one.seeds_for_precision = stat.seeds_for_precision(one.sd, config.precision / 100, 1 - config.alpha)
+        one.seeds_for_precision = planning.seeds_for_precision(one.sd, config.precision / 100, 1 - config.alpha)
     if one.margin is None:
         return
-    one.power = stat.power(one.margin, one.sd, n, config.alpha)
+    one.power = planning.power(one.margin, one.sd, n, config.alpha)
     if one.verdict == "undecided":
         enough = (
-            stat.seeds_for_difference(one.difference, one.sd, config.power, config.alpha),
-            stat.seeds_for_equivalence(one.margin, one.sd, config.power, config.alpha, one.difference),
+            planning.seeds_for_difference(one.difference, one.sd, config.power, config.alpha),
+            planning.seeds_for_equivalence(one.margin, one.sd, config.power, config.alpha, one.difference),
         )
         known = [number for number in enough if number is not None]
         one.seeds_needed = max(min(known), n + 1) if known else None
@@ -244,7 +196,7 @@ def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
         for name in table.metrics():
             values = table.values(stratum, dose, name)
             if values:
-                found = stat.estimate(list(values.values()), 1 - config.alpha)
+                found = mean_estimate(list(values.values()), 1 - config.alpha)
                 means.append(
                     DoseMean(
                         metric=name, factors=dict(stratum), dose=dose, n=found.n, mean=found.mean, sd=found.sd,
@@ -252,89 +204,6 @@ def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
                     )
                 )  # fmt: skip
     return means
-
-
-def varying_factors(rows: Sequence[StudyRow], dose: str) -> list[str]:
-    """Return the factors other than the dose that have several levels."""
-    levels: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        for name, value in row.factors.items():
-            levels[name].add(str(value))
-    return [name for name, found in levels.items() if name != dose and len(found) > 1]
-
-
-def _anova(table: Table, name: str, varying: Sequence[str], found: Analysis) -> list[AnovaTerm]:
-    """Return the repeated-measures ANOVA of the paired effects over factors and dose, on the seeds that have them all."""
-    effects = {
-        (stratum, dose): _difference(table, stratum, dose, name)
-        for stratum in table.strata()
-        for dose in table.doses(stratum)
-        if dose != 0
-    }
-    effects = {cell: values for cell, values in effects.items() if values}
-    text = metric(name).text
-    places = {cell: (*((f, str(dict(cell[0])[f])) for f in varying), ("dose", f"{cell[1]:g}")) for cell in effects}
-    left = _crossed(places)
-    gone = sorted(
-        {place for cell, found_ in places.items() if cell not in left for place in found_}
-        - {place for cell in left for place in places[cell]}
-    )
-    names = [factor for factor in (*varying, "dose") if len({dict(places[cell])[factor] for cell in left}) > 1]
-    if not names:
-        if len(effects) > 1:
-            found.remarks.append(f"No ANOVA of {text}: the factors are not fully crossed.")
-        return []
-    if gone:
-        told = ", ".join(f"{factor} {level}" for factor, level in gone)
-        found.remarks.append(f"ANOVA of {text} without {told}: there the factors are not fully crossed.")
-    effects = {cell: effects[cell] for cell in left}
-    levels = {cell: [dict(places[cell])[factor] for factor in names] for cell in effects}
-    seeds = sorted(set.intersection(*(set(values) for values in effects.values())))
-    if len(seeds) < 2:
-        found.remarks.append(f"No ANOVA of {text}: it needs two seeds that have every cell.")
-        return []
-    left_out = sorted({seed for values in effects.values() for seed in values} - set(seeds))
-    if left_out:
-        found.remarks.append(
-            f"ANOVA of {text}: seeds {', '.join(map(str, left_out))} were left out, because cells of theirs are missing."
-        )
-    cells = [(cell, seed) for cell in effects for seed in seeds]
-    response = np.array([effects[cell][seed] for cell, seed in cells])
-    if np.ptp(response) == 0:
-        found.remarks.append(f"No ANOVA of {text}: all its effects are equal.")
-        return []
-    terms = stat.anova_terms(response, names, [levels[cell] for cell, _ in cells], [seed for _, seed in cells])
-    return [
-        AnovaTerm(metric=name, term=term, df=df, df_error=error, f=f, p=p, p_lower_bound=max(p, bound), seeds=seeds)
-        for term, df, error, f, p, bound in terms
-        if np.isfinite(f) and np.isfinite(p)
-    ]
-
-
-def _crossed(places: Mapping[Cell, Place]) -> list[Cell]:
-    """Return the cells of a part of the design in which every level meets every other one.
-
-    Levels are left out one by one: each time the one that the fewest of its cells are there for, the later one of a tie.
-    """
-    left = list(places)
-    while left:
-        levels: dict[str, list[str]] = {}
-        for cell in left:
-            for factor, level in places[cell]:
-                levels.setdefault(factor, []).append(level)
-        sizes = {factor: len(set(found)) for factor, found in levels.items()}
-        whole = math.prod(sizes.values())
-        if whole == len(left):
-            break
-        full = {
-            (factor, level): found.count(level) / (whole / sizes[factor])
-            for factor, found in levels.items()
-            if sizes[factor] > 1
-            for level in dict.fromkeys(found)
-        }
-        worst = min(reversed(full), key=lambda place: full[place])
-        left = [cell for cell in left if worst not in places[cell]]
-    return left
 
 
 def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseReading]:

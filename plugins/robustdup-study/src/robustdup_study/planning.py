@@ -1,102 +1,24 @@
-"""Statistics of paired differences over seeds: intervals, equivalence, power, and the seeds that a question needs.
+"""What seeds can show: the power of a test, and the fewest seeds that settle a question or give a wished precision.
 
-A seed is the unit: everything here takes one number for each seed, a difference between two runs that share it.
+A seed is the unit: a paired study has one difference for each. statsmodels' `TTestPower.solve_power` is the same where it
+answers; with few seeds and large effects it gives NaN, and the power of TOST no library has. So both are one integral here.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from robustdup.statistics import half_width
+
 Values = npt.NDArray[np.float64]
 
 MOST_SEEDS = 1000  # more are "beyond counting"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of `n` differences, their standard deviation, the t interval of the mean, and the two-sided p value.
-
-    `sd`, `low`, `high` and `p` are None for one seed; where all differences are equal, the interval has no width and p is
-    None, because the seeds show no variation to judge by.
-    """
-
-    n: int
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-
-    @property
-    def varies(self) -> bool:
-        """Whether there is any spread to judge by."""
-        return self.sd is not None and self.sd > 0
-
-
-def estimate(differences: Sequence[float], level: float = 0.95) -> Estimate:
-    """Return the mean of paired differences with its t interval at `level`. Raises ValueError where there are none."""
-    values = np.asarray(differences, dtype=np.float64)
-    n = len(values)
-    if n == 0:
-        raise ValueError("There are no differences.")
-    mean = float(values.mean())
-    if n == 1:
-        return Estimate(1, mean, None, None, None, None)
-    # Equal shares subtract to differences in the last bit: that is no spread.
-    sd = 0.0 if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)) else float(values.std(ddof=1))
-    if sd == 0:
-        return Estimate(n, mean, 0.0, mean, mean, None)
-    error = sd / math.sqrt(n)
-    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
-    return Estimate(n, mean, sd, mean - half, mean + half, float(2 * special.stdtr(n - 1, -abs(mean) / error)))
-
-
-def bootstrap(
-    differences: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the bias-corrected and accelerated bootstrap interval of the mean over seeds.
-
-    With few seeds it is too narrow: it is meant beside the t interval, not in its place.
-    https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.bootstrap.html
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    result = stats.bootstrap(
-        (values,), np.mean, n_resamples=draws, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def tost_p(differences: Sequence[float], margin: float) -> float | None:
-    """Return the p value of "the mean lies within ±margin": the larger of two one-sided t tests; None without spread.
-
-    Schuirmann 1987, https://doi.org/10.1007/BF01068419
-    """
-    found = estimate(differences)
-    if not found.varies:
-        return None
-    assert found.sd is not None
-    error = found.sd / math.sqrt(found.n)
-    above = special.stdtr(found.n - 1, -(found.mean + margin) / error)
-    below = special.stdtr(found.n - 1, (found.mean - margin) / error)
-    return float(max(above, below))
-
-
-def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
-    """Return p values corrected by Holm's step-down method, in their order."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(list(p_values), alpha=alpha, method="holm")[1]]
 
 
 def power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
@@ -144,11 +66,6 @@ def _gauss() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     return np.polynomial.legendre.leggauss(256)
 
 
-def half_width(sd: float, n: int, level: float = 0.95) -> float:
-    """Return half the width of the t interval that `n` seeds give where the standard deviation is `sd`."""
-    return float(special.stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
-
-
 def fewest(enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:
     """Return the smallest n >= 2 for which `enough` holds, where it then holds for all larger n; None beyond `most`."""
     high = 2
@@ -180,30 +97,3 @@ def seeds_for_equivalence(
     if abs(effect) >= margin:
         return None
     return fewest(lambda n: tost_power(margin, sd, n, alpha, effect) >= wished)
-
-
-def anova_terms(
-    response: npt.NDArray[np.float64], names: Sequence[str], levels: Sequence[Sequence[str]], seeds: Sequence[int]
-) -> list[tuple[str, float, float, float, float, float]]:
-    """Return (term, df, df of error, F, p, lower-bound p) of a repeated-measures ANOVA with seeds as subjects.
-
-    `response` has a row for each cell; `levels[i]` are the factor levels of row i, `seeds[i]` its seed. Each cell of the
-    design holds one value for each seed. https://www.statsmodels.org/stable/generated/statsmodels.stats.anova.AnovaRM.html
-    The lower-bound p uses F(1, seeds - 1): it holds without sphericity (Greenhouse and Geisser 1959).
-    """
-    import pandas as pd  # type: ignore[import-untyped]  # statsmodels takes its tables
-    from statsmodels.stats.anova import AnovaRM
-
-    columns = [f"f{i}" for i in range(len(names))]  # names of factors may be anything, those of columns may not
-    frame = pd.DataFrame({column: [row[i] for row in levels] for i, column in enumerate(columns)})
-    frame["response"], frame["subject"] = response, list(seeds)
-    table = AnovaRM(frame, "response", "subject", within=columns).fit().anova_table
-    n = len(set(seeds))
-    found = []
-    for term, row in table.iterrows():
-        text = " × ".join(names[int(column[1:])] for column in str(term).split(":"))
-        f = float(row["F Value"])
-        found.append(
-            (text, float(row["Num DF"]), float(row["Den DF"]), f, float(row["Pr > F"]), float(stats.f.sf(f, 1, n - 1)))
-        )
-    return found

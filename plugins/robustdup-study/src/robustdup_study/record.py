@@ -11,7 +11,7 @@ from typing import Any
 
 from robustdup.errors import UserError
 from robustdup.records import now, write_atomic
-from robustdup_study.analysis import analyse, varying_factors
+from robustdup_study.analysis import analyse
 from robustdup_study.crossover import crossovers
 from robustdup_study.grid import Grid, Line, build_grid, check_size
 from robustdup_study.paper_2504_00638.claims import judge_claims, set_beside
@@ -27,6 +27,7 @@ from robustdup_study.records import (
 )
 from robustdup_study.run import RunCell, cell_folder, results, unreadable
 from robustdup_study.sentences import conclusions
+from robustdup_study.table import varying_factors
 
 ANALYSIS_FILE = "analysis.json"
 FEWEST_FOR_FIT = 3  # baselines through which accuracy on shifted data is predicted

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from robustdup_study.metrics import metric, unit_words, write
+from robustdup_study.planning import MOST_SEEDS
 from robustdup_study.records import Comparison, Verdict
-from robustdup_study.statistics import MOST_SEEDS
 
 
 def verdict(one: Comparison, alpha: float) -> tuple[Verdict, bool]:

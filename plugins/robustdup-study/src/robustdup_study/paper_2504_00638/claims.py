@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from robustdup.statistics import holm
 from robustdup_study.paper_2504_00638.published import FIGURES
 from robustdup_study.records import Claim, Comparison, DoseMean, PublishedFigure, StudyRecord
-from robustdup_study.statistics import holm
 
 CLEAN = ("clean_accuracy", "test_clean_acc")
 ROBUST = ("robust_accuracy", "test_adv_acc")

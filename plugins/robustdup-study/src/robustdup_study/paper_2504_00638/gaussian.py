@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robustdup.records import atomic_path
-from robustdup_study.statistics import Estimate, estimate
+from robustdup.statistics import MeanEstimate, mean_estimate
 
 Points = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ class Line:
     original: float
     duplicated: float
     fresh: float
-    difference: Estimate
+    difference: MeanEstimate
 
 
 def draw(rng: np.random.Generator, each: int) -> tuple[Points, Labels]:
@@ -78,7 +78,7 @@ def run(seeds: Sequence[int]) -> list[Line]:
     lines = []
     for (scheme, added), scores in found.items():
         table = np.array(scores)
-        difference = estimate(table[:, 2] - np.array(found[scheme, 0])[:, 2])
+        difference = mean_estimate(table[:, 2] - np.array(found[scheme, 0])[:, 2])
         original, duplicated, fresh_mean = (float(value) for value in table.mean(axis=0))
         lines.append(Line(scheme, added, original, duplicated, fresh_mean, difference))
     return lines

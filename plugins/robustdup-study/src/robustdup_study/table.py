@@ -1,0 +1,68 @@
+"""The finished cells of a study as a table: values by seed, for each combination of factors, dose and metric."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from robustdup.errors import UserError
+from robustdup_study.records import StudyRow
+
+Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name
+Values = dict[int, float]  # by seed
+
+
+class Table:
+    """The finished rows, by stratum, dose and metric: values by seed."""
+
+    def __init__(self, rows: Iterable[StudyRow], dose: str) -> None:
+        self._values: dict[tuple[Stratum, float], dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
+        self.seeds: dict[Stratum, set[int]] = defaultdict(set)
+        for row in rows:
+            stratum, at = split(row.factors, dose)
+            self.seeds[stratum].add(row.seed)
+            for name, value in row.metrics.items():
+                if value is not None and np.isfinite(value):
+                    self._values[stratum, at][name][row.seed] = value
+
+    def strata(self) -> list[Stratum]:
+        """Return the strata in their order of appearance."""
+        return list(self.seeds)
+
+    def doses(self, stratum: Stratum) -> list[float]:
+        """Return the doses that a stratum has results for, rising."""
+        return sorted(at for other, at in self._values if other == stratum)
+
+    def values(self, stratum: Stratum, dose: float, name: str) -> Values:
+        """Return a metric by seed; {} where nothing was measured."""
+        return self._values[stratum, dose].get(name, {}) if (stratum, dose) in self._values else {}
+
+    def metrics(self) -> list[str]:
+        """Return the names of all metrics that were measured."""
+        return list(dict.fromkeys(name for found in self._values.values() for name in found))
+
+
+def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
+    """Return the other factors, and the dose as a number. Raises UserError where it is none."""
+    at = factors.get(dose, 0)
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        raise UserError(f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.")
+    return tuple((name, value) for name, value in factors.items() if name != dose), float(at)
+
+
+def effect(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
+    """Return by how much a dose changes a metric, by seed: for the seeds that have the dose and no copies."""
+    before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
+    return {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
+
+
+def varying_factors(rows: Sequence[StudyRow], dose: str) -> list[str]:
+    """Return the factors other than the dose that have several levels."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.factors.items():
+            levels[name].add(str(value))
+    return [name for name, found in levels.items() if name != dose and len(found) > 1]
