@@ -32,7 +32,7 @@ from robustdup import jobs
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Passes
 from robustdup.config import validate
-from robustdup.data.dataset import LabelledImages, from_tensors
+from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device
@@ -73,7 +73,7 @@ class Task:
     config: BenchConfig
     registry: Registry
     model: nn.Module
-    data: LabelledImages
+    data: ImageDataset
     device: torch.device
     threat: ThreatModel
     threads: int
@@ -151,7 +151,7 @@ def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, An
     }
 
 
-def first_points(data: LabelledImages) -> LabelledImages:
+def first_points(data: ImageDataset) -> ImageDataset:
     """Return the first point alone, as data of its own."""
     return from_tensors(data.images[:1], data.labels[:1], spec=data.spec)
 

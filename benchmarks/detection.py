@@ -33,8 +33,8 @@ from torch import Tensor
 
 from benchmarks import detectors
 from robustdup.config import DataOptions
-from robustdup.data.pixels import load_pixels
-from robustdup.data.sources import open_rows
+from robustdup.data.cache import load_pixels
+from robustdup.data.sources import open_samples
 from robustdup.errors import UserError
 from robustdup.plugins import load_plugins
 from robustdup.records import write_atomic
@@ -333,7 +333,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    rows = open_rows(given.data, DataOptions(split=given.split), load_plugins())
+    rows = open_samples(given.data, DataOptions(split=given.split), load_plugins())
     pixels, _ = load_pixels(rows, range(min(given.n or len(rows), len(rows))))
     if pixels.dtype != torch.uint8 or pixels.shape[1] != 3:
         raise UserError("This bench needs colour images of 8 bits.")

@@ -22,8 +22,8 @@ from robustdup_detect.options import DetectConfig
 
 from benchmarks import detectors
 from robustdup.config import DataOptions, validate
-from robustdup.data.pixels import load_pixels
-from robustdup.data.sources import open_rows
+from robustdup.data.cache import load_pixels
+from robustdup.data.sources import open_samples
 from robustdup.plugins import load_plugins
 
 SAMPLE = 1000  # images on which the search and the network of imagededup are timed
@@ -77,7 +77,7 @@ def measure(
         result["robustdup"] = ours(data, split, against, out or Path(place) / "run", workers, pictures)
         files = []
         for name in (split, against):
-            rows = open_rows(data, DataOptions(split=name), load_plugins())
+            rows = open_samples(data, DataOptions(split=name), load_plugins())
             pixels, _ = load_pixels(rows, range(min(n or len(rows), len(rows))))
             files.append(detectors.write_images(pixels, Path(place) / "images", prefix=f"{name}-"))
         result["images"] = [len(names) for names in files]

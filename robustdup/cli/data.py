@@ -109,7 +109,7 @@ def _describe(
         raise UserError(f"There are no rows in {data}.")
     for name in names:
         place = f"{data} ({name})"
-        dataset, columns = split_columns(source.get(name), options, place, labelled=False)
+        dataset, columns = split_columns(source.get(name), options, place, needs_labels=False)
         with _bar(f"reading {name}", quiet=json) as progress:
             found.append(describe(dataset, columns, place, images=images, progress=progress))
     if out is not None:

@@ -27,11 +27,11 @@ class Columns:
 
 
 def find_columns(
-    features: Mapping[str, Any], *, image: str | None, label: str | None, place: str, labelled: bool = True
+    features: Mapping[str, Any], *, image: str | None, label: str | None, place: str, needs_labels: bool = True
 ) -> Columns:
     """Return the columns of images and labels, found by feature type and usual name, or as named. Raises UserError.
 
-    With `labelled` False, data without labels will do.
+    With `needs_labels` False, data without labels will do.
     """
     for what, name in (("image", image), ("label", label)):
         if name is not None and name not in features:
@@ -40,7 +40,7 @@ def find_columns(
     if not (_is_image(features[image]) or _is_image_bytes(features[image])):
         raise UserError(f"Column {image!r} of {place} does not hold images but {_describe(features[image])}.")
     raw = not _is_image(features[image])
-    if not (label or labelled or _labels_of(features)):
+    if not (label or needs_labels or _labels_of(features)):
         return Columns(image, "", [], raw, (f"{place} has no labels: conflicts among them cannot be told.",))
     label, notes = (label, ()) if label else _find_label(features, place)
     feature = features[label]
@@ -51,6 +51,11 @@ def find_columns(
             f"Column {label!r} of {place} does not hold class numbers 0..K-1 but {_describe(feature)}.{advice}"
         )
     return Columns(image, label, names, raw=raw, notes=notes)
+
+
+def class_name(number: int, class_names: Sequence[str]) -> str:
+    """Return the name of a class, or its number where it has none."""
+    return class_names[number] if number < len(class_names) else str(number)
 
 
 def _find_image(features: Mapping[str, Any], place: str) -> str:

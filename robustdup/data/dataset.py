@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,24 @@ from robustdup.errors import UserError
 Selection = Literal["all", "first", "sample", "given"]
 
 
+class Samples(Protocol):
+    """The samples of one split, decoded only when they are fetched: what a data source returns.
+
+    A source may also have `labels(indices)`, which decodes no image, and `revision` and `notes` for the record.
+    """
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes in order; empty where unknown."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these samples, in this order."""
+
+
 @dataclass(frozen=True)
-class LabelledImages:
+class ImageDataset:
     """Points to evaluate on: `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,).
 
     `index` is a point's row in the split, `n_total` the rows that the split has, `hashes` one SHA-256 an
@@ -72,16 +88,16 @@ def _fingerprint(hashes: Sequence[str], labels: Tensor) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def labelled(
+def make_dataset(
     images: Tensor, labels: Tensor, index: Tensor, *, class_names: Sequence[str], spec: str, split: str,
     n_total: int, selection: Selection, config: str | None = None, revision: str | None = None,
     notes: tuple[str, ...] = (),
-) -> LabelledImages:  # fmt: skip
-    """Return `LabelledImages` with hashes and fingerprint, after checking them. Raises UserError."""
+) -> ImageDataset:  # fmt: skip
+    """Return `ImageDataset` with hashes and fingerprint, after checking them. Raises UserError."""
     check_images(images)
     check_labels(labels, images.shape[0], len(class_names) or None)
     hashes = image_hashes(images)
-    return LabelledImages(
+    return ImageDataset(
         images=images, labels=labels, index=index, class_names=list(class_names), hashes=hashes,
         fingerprint=_fingerprint(hashes, labels), spec=spec, split=split, config=config, revision=revision,
         n_total=n_total, selection=selection, notes=notes,
@@ -91,8 +107,8 @@ def labelled(
 def from_tensors(
     images: Any, labels: Any, *, class_names: Sequence[str] | None = None, index: Tensor | None = None,
     spec: str = "tensors", split: str = "given",
-) -> LabelledImages:  # fmt: skip
-    """Return given images (N, C, H, W) in [0, 1] and labels (N,) as `LabelledImages`. Raises UserError.
+) -> ImageDataset:  # fmt: skip
+    """Return given images (N, C, H, W) in [0, 1] and labels (N,) as `ImageDataset`. Raises UserError.
 
     Images of any floating type become float32 and integer labels int64, on the CPU; numpy arrays are taken too. `index`
     (N,) int64 are the points' own numbers, 0..N-1 if not given.
@@ -105,7 +121,7 @@ def from_tensors(
         raise UserError(
             f"index must be int64 of shape ({images.shape[0]},), got {_short(rows.dtype)} of shape {tuple(rows.shape)}."
         )
-    return labelled(
+    return make_dataset(
         images.detach().cpu().float().contiguous(), labels.detach().cpu().long().contiguous(), rows.cpu(),
         class_names=list(class_names or []), spec=spec, split=split, n_total=images.shape[0], selection="given",
     )  # fmt: skip

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from robustdup.data.columns import Columns
+from robustdup.data.columns import Columns, class_name
 from robustdup.data.decode import UNREADABLE, why_unreadable
-from robustdup.duplication.plan import effective_sample_size
-from robustdup.duplication.schemes import class_name
 
 if TYPE_CHECKING:
     import datasets
@@ -117,6 +116,15 @@ def describe(
         sizes=dict(sizes.most_common()), modes=dict(modes.most_common()), n_unreadable=len(broken),
         unreadable=tuple(broken[:_LISTED]), notes=columns.notes,
     )  # fmt: skip
+
+
+def effective_sample_size(counts: Tensor) -> float:
+    """Return Kish's effective sample size (sum c)^2 / sum c^2 of multiplicities (n,).
+
+    https://en.wikipedia.org/wiki/Effective_sample_size#Weighted_samples
+    """
+    total, squares = float(counts.double().sum()), float(counts.double().square().sum())
+    return total * total / squares if squares else 0.0
 
 
 def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]:

@@ -18,7 +18,7 @@ TRAIN_ROWS = 1297
 SPLITS = {"train": (0, TRAIN_ROWS), "test": (TRAIN_ROWS, 1797)}
 
 
-class DigitsRows:
+class DigitsSamples:
     """The rows of one split: 8x8 grey images with 17 levels (0..16, divided by 16), ten classes."""
 
     class_names = [str(digit) for digit in range(10)]  # noqa: RUF012
@@ -35,7 +35,7 @@ class DigitsRows:
         return self.images[keep], self.labels[keep]
 
 
-def load_builtin(rest: str, options: DataOptions) -> DigitsRows:
+def load_builtin(rest: str, options: DataOptions) -> DigitsSamples:
     """Return the rows of `builtin:digits`: rows 0-1296 of scikit-learn's digits are `train`, the last 500 `test`.
 
     https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_digits.html. Raises UserError for another
@@ -56,7 +56,7 @@ def load_builtin(rest: str, options: DataOptions) -> DigitsRows:
         images = fit(images, options).clamp(0, 1)
     except ValueError as error:
         raise UserError(f"An image of builtin:digits {error}.") from None
-    return DigitsRows(images, labels[start:stop])
+    return DigitsSamples(images, labels[start:stop])
 
 
 def read_digits() -> tuple[Tensor, Tensor]:

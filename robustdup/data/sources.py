@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from robustdup.config import DataOptions
-from robustdup.data.dataset import LabelledImages, Selection, labelled
+from robustdup.data.dataset import ImageDataset, Samples, Selection, make_dataset
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import Registry
 from robustdup.rng import SampleRng
 
 
-class Rows(Protocol):
-    """The rows of one split, decoded only when fetched. What a data source returns."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The classes in order; empty where unknown."""
-
-    def __len__(self) -> int: ...
-
-    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these rows, in this order."""
-
-
 def load_images(
     spec: str, options: DataOptions | None = None, *, n: int | None = None, sample: int | None = None, seed: int = 0,
     registry: Registry,
-) -> LabelledImages:  # fmt: skip
+) -> ImageDataset:  # fmt: skip
     """Return the labelled images of a spec: all, the first `n`, or a random `sample` drawn from `seed`.
 
     The first n are the points that RobustBench takes (https://robustbench.github.io); the sample depends only on the
@@ -41,17 +26,17 @@ def load_images(
     options = options or DataOptions()
     if n is not None and sample is not None:
         raise UserError(f"Give either the first points (n = {n}) or a random sample (sample = {sample}), not both.")
-    rows = open_rows(spec, options, registry)
+    rows = open_samples(spec, options, registry)
     index, selection = select(len(rows), n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
     images, labels = rows.fetch(index.tolist())
-    return labelled(
+    return make_dataset(
         images, labels, index, class_names=rows.class_names, spec=spec, split=options.split, config=options.config,
         revision=getattr(rows, "revision", None) or options.revision, n_total=len(rows), selection=selection,
         notes=tuple(getattr(rows, "notes", ())),
     )  # fmt: skip
 
 
-def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
+def open_samples(spec: str, options: DataOptions, registry: Registry) -> Samples:
     """Return the rows behind a spec without decoding any image. Raises UserError.
 
     A known scheme goes to its source; otherwise an existing path is a local folder (or a parquet file), and NAME or
@@ -59,21 +44,21 @@ def open_rows(spec: str, options: DataOptions, registry: Registry) -> Rows:
     """
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in registry.data:
-        rows: Rows = registry.data[scheme].load(rest, options)
+        rows: Samples = registry.data[scheme].load(rest, options)
         return rows
-    from robustdup.data.cache import remembered
+    from robustdup.data.cache import cached
     from robustdup.data.hub import looks_like_hub_id, open_hub, open_local
-    from robustdup.data.table import TableRows
+    from robustdup.data.table import TableSamples
 
     path = Path(spec).expanduser()
     place = f"{spec} ({options.split})"
     if spec and path.exists():
-        return remembered((str(path.absolute()), options), lambda: TableRows(open_local(path, options), options, place))
+        return cached((str(path.absolute()), options), lambda: TableSamples(open_local(path, options), options, place))
     if colon and "/" not in scheme and "\\" not in scheme and len(scheme) > 1:
         examples = [example for source in registry.data.values() for example in source.examples]
         raise unknown("data", spec, [*examples, *(f"{name}:…" for name in registry.data)])
     if looks_like_hub_id(spec):
-        return remembered((spec, options), lambda: TableRows(open_hub(spec, options), options, place))
+        return cached((spec, options), lambda: TableSamples(open_hub(spec, options), options, place))
     raise UserError(f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.")
 
 

@@ -70,13 +70,13 @@ def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> tor
 
 
 def split_columns(
-    dataset: datasets.Dataset, options: DataOptions, place: str, *, labelled: bool = True
+    dataset: datasets.Dataset, options: DataOptions, place: str, *, needs_labels: bool = True
 ) -> tuple[datasets.Dataset, Columns]:
-    """Return a split whose images are known as such, and its columns; `labelled` says that it needs labels. Raises UserError."""
+    """Return a split whose images are known as such, and its columns. Raises UserError, also for missing labels if needed."""
     import datasets
 
     columns = find_columns(
-        dataset.features, image=options.image_column, label=options.label_column, place=place, labelled=labelled
+        dataset.features, image=options.image_column, label=options.label_column, place=place, needs_labels=needs_labels
     )
     return (dataset.cast_column(columns.image, datasets.Image()) if columns.raw else dataset), columns
 

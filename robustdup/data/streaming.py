@@ -13,7 +13,7 @@ from robustdup.data.batches import Batch, Entries, Request, change_copies, to_by
 from robustdup.errors import UserError
 
 if TYPE_CHECKING:
-    from robustdup.data.sources import Rows
+    from robustdup.data.dataset import Samples
     from robustdup.duplication.near_copies import NearTransform
     from robustdup.duplication.plan import DuplicationPlan
 
@@ -21,7 +21,7 @@ _CHUNK = 256  # rows that are read at once
 Task = tuple[list[int], Request, Tensor, Tensor]  # rows to read, the request, places in the plan's source, copies
 
 
-def read_labels(rows: Rows, index: Tensor) -> Tensor:
+def read_labels(rows: Samples, index: Tensor) -> Tensor:
     """Return the labels int64 (n,) of the rows `index` (n,): by `rows.labels(index)` where a source has it, else all are read."""
     if callable(getattr(rows, "labels", None)):
         return torch.as_tensor(rows.labels(index.tolist()), dtype=torch.int64)  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ class LoadedSet(Entries):
     """
 
     def __init__(
-        self, rows: Rows, labels: Tensor, *, plan: DuplicationPlan | None = None, index: Tensor | None = None,
+        self, rows: Samples, labels: Tensor, *, plan: DuplicationPlan | None = None, index: Tensor | None = None,
         weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip", padding: int = 4,
         share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
         device: torch.device | str = "cpu", workers: int = 0,
@@ -95,7 +95,7 @@ class LoadedSet(Entries):
 class _Reader(Dataset[Any]):
     """Reads the rows of a task; in a worker process, so what goes wrong comes back as a value."""
 
-    def __init__(self, rows: Rows, near: NearTransform | None) -> None:
+    def __init__(self, rows: Samples, near: NearTransform | None) -> None:
         self.rows, self.near = rows, near
 
     def __getitem__(self, task: Task) -> tuple[Tensor | UserError, Request]:

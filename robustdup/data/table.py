@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CHUNK = 256  # rows whose encoded bytes are held at once
 
 
-class TableRows:
+class TableSamples:
     """One split of a dataset. `revision` is the commit on the Hub, `notes` say which column was chosen where several fit."""
 
     def __init__(self, dataset: datasets.Dataset, options: DataOptions, place: str) -> None:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from robustdup.config import DuplicationOptions
+from robustdup.data.columns import class_name
 from robustdup.data.dataset import check_labels
+from robustdup.data.describe import effective_sample_size
 from robustdup.duplication.near_copies import NearTransform, entry_rng, parse_near
-from robustdup.duplication.schemes import apportioned, class_name, count_copies, sample_words
+from robustdup.duplication.schemes import apportioned, count_copies, sample_words
 from robustdup.errors import UserError
 
 FORMAT = "robustdup.plan/1"
@@ -139,15 +141,6 @@ def _little_endian(values: Tensor) -> Any:
     """The bytes of int64 values, without a copy where the machine already has them so."""
     array = values.cpu().contiguous().numpy()
     return (array if sys.byteorder == "little" else array.byteswap()).data.cast("B")
-
-
-def effective_sample_size(counts: Tensor) -> float:
-    """Return Kish's effective sample size (sum c)^2 / sum c^2 of multiplicities (n,).
-
-    https://en.wikipedia.org/wiki/Effective_sample_size#Weighted_samples
-    """
-    total, squares = float(counts.double().sum()), float(counts.double().square().sum())
-    return total * total / squares if squares else 0.0
 
 
 def entry_labels(plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustdup.config.duplication import STEP, DuplicationOptions, exact
+from robustdup.data.columns import class_name
 from robustdup.errors import UserError, unknown
 from robustdup.rng import SampleRng
 
@@ -163,11 +164,6 @@ def _named_classes(words: Sequence[str], sizes: Sequence[int], class_names: Sequ
             raise UserError(f"There are no samples of class {word!r}.")
         named.add(number)
     return named
-
-
-def class_name(number: int, class_names: Sequence[str]) -> str:
-    """Return the name of a class, or its number where it has none."""
-    return class_names[number] if number < len(class_names) else str(number)
 
 
 def apportioned(order: Tensor, labels: Tensor, shares: Sequence[Fraction]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import EvalConfig
-from robustdup.data.dataset import LabelledImages
+from robustdup.data.dataset import ImageDataset
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.folder import STATE
 from robustdup.evaluation.referee import Judged, judge_images
@@ -175,7 +175,7 @@ def check_unchanged(bench: Bench, points: Tensor, clean: CleanVerdict, weights: 
         raise RunError("The judged model's weights or answers changed during the run: its results cannot be trusted.")
 
 
-def _judge_clean(bench: Bench, data: LabelledImages, config: EvalConfig) -> CleanVerdict:
+def _judge_clean(bench: Bench, data: ImageDataset, config: EvalConfig) -> CleanVerdict:
     """Judge the clean images; find the number of classes and randomness. Raises UserError where it cannot take them."""
     images, labels = data.images.to(bench.device), data.labels.to(bench.device)
     shape = tuple(images.shape[1:])
@@ -241,7 +241,7 @@ def _check_stand_in(bench: Bench, images: Tensor, labels: Tensor) -> None:
 
 
 def clean_verdict(
-    bench: Bench, data: LabelledImages, config: EvalConfig, weights: str, folder: Path | None
+    bench: Bench, data: ImageDataset, config: EvalConfig, weights: str, folder: Path | None
 ) -> CleanVerdict:
     """Judge the clean images, or take the saved verdict of the run that goes on.
 

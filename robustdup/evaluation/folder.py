@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robustdup.config import EvalConfig, validate
-from robustdup.data.dataset import LabelledImages
+from robustdup.data.dataset import ImageDataset
 from robustdup.records import RECORD_FILE, EvaluationRecord, load_record, save_record, save_samples, write_atomic
 from robustdup.records import folder as run_folder
 from robustdup.records.folder import CONFIG_FILE, STATE, locked
@@ -58,7 +58,7 @@ def save_run(
     record: EvaluationRecord,
     rows: dict[str, list[Any]],
     worst: Tensor,
-    data: LabelledImages,
+    data: ImageDataset,
     config: EvalConfig,
 ) -> None:
     """Write images, samples and, last, the record; then the state of the run is no longer needed."""

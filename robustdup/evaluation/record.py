@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, rerun_command
-from robustdup.data.dataset import LabelledImages
+from robustdup.data.dataset import ImageDataset
 from robustdup.evaluation.bench import Bench, CleanVerdict
 from robustdup.evaluation.cascade import CascadeResult, Points
 from robustdup.evaluation.metrics import accuracy
@@ -48,7 +48,7 @@ class Run:
     """A run whose attacks are done: what it was given and what came of it. `results` holds a cascade an eps, rising."""
 
     config: EvalConfig
-    data: LabelledImages
+    data: ImageDataset
     model: nn.Module
     attack_model: nn.Module | None
     weights: str
@@ -157,7 +157,7 @@ def _curve(results: list[CascadeResult], points: Points, population: int | None)
     return curve
 
 
-def _population(data: LabelledImages) -> int | None:
+def _population(data: ImageDataset) -> int | None:
     """The size of the split that the points predict; None where they are all of it, or were given."""
     return data.n_total if data.selection in ("first", "sample") and len(data.labels) < data.n_total else None
 
@@ -186,7 +186,7 @@ def _pass_totals(run: Run) -> PassTotals:
     )
 
 
-def _data_info(data: LabelledImages) -> DataInfo:
+def _data_info(data: ImageDataset) -> DataInfo:
     return DataInfo(
         spec=data.spec,
         split=data.split,

@@ -15,7 +15,7 @@ from robustdup.config import DataOptions, DuplicateConfig
 from robustdup.data.columns import Columns
 from robustdup.data.hub import quiet
 from robustdup.data.splits import Splits, label_tensor, open_splits, split_columns
-from robustdup.data.table import TableRows
+from robustdup.data.table import TableSamples
 from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
 from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
@@ -121,7 +121,7 @@ def _scores(
         raise UserError("Give score_column or score_model, not both.")
     if config.score_model is not None:
         options = DataOptions(split=config.split, image_column=columns.image, label_column=columns.label)
-        return _margins(config.score_model, TableRows(dataset, options, place), labels, config.allow_pickle)
+        return _margins(config.score_model, TableSamples(dataset, options, place), labels, config.allow_pickle)
     if config.score_column is None:
         raise UserError(f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.")
     if config.score_column not in dataset.features:
@@ -133,7 +133,7 @@ def _scores(
         raise UserError(f"Column {config.score_column!r} of {place} does not hold numbers.") from None
 
 
-def _margins(spec: str, rows: TableRows, labels: Tensor, allow_pickle: bool) -> Tensor:
+def _margins(spec: str, rows: TableSamples, labels: Tensor, allow_pickle: bool) -> Tensor:
     """Return the logit of the true class minus the largest other one, float32 (n,): the lower the harder."""
     from robustdup.attacks.losses import margin
     from robustdup.models.load import load_model

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
 from robustdup.config import EvalConfig, parse_attacks, validate
-from robustdup.data.dataset import LabelledImages, from_tensors
+from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.data.sources import load_images
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation import diagnostics
@@ -62,7 +62,7 @@ def run_evaluation(
     *,
     model: nn.Module | None = None,
     attack_model: nn.Module | None = None,
-    data: LabelledImages | None = None,
+    data: ImageDataset | None = None,
     registry: Registry | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     folder: Path | None = None,
@@ -254,7 +254,7 @@ def evaluate(
     ).record  # fmt: skip
 
 
-def given_data(images: Any, labels: Any, config: EvalConfig) -> LabelledImages:
+def given_data(images: Any, labels: Any, config: EvalConfig) -> ImageDataset:
     if config.sample is not None:
         raise UserError("sample= is for datasets that are loaded. Index images and labels yourself, or use n=.")
     if config.n is not None and config.n > len(images):
@@ -364,7 +364,7 @@ def _planned(
     return PlannedStage(spec, options, call_options, stage.take, stage.when)
 
 
-def load_data(config: EvalConfig, registry: Registry) -> LabelledImages:
+def load_data(config: EvalConfig, registry: Registry) -> ImageDataset:
     return load_images(
         config.data, config.data_options(), n=config.n, sample=config.sample, seed=config.seed, registry=registry
     )

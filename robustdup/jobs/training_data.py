@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robustdup.config import DuplicationOptions, TrainConfig
 from robustdup.data.batches import TrainingSet, to_bytes
-from robustdup.data.pixels import load_pixels
-from robustdup.data.sources import Rows, open_rows, select
+from robustdup.data.cache import load_pixels
+from robustdup.data.dataset import Samples
+from robustdup.data.sources import open_samples, select
 from robustdup.data.streaming import LoadedSet, read_labels
 from robustdup.duplication.plan import DuplicationPlan, make_plan
 from robustdup.errors import UserError
@@ -65,7 +66,7 @@ def prepare_data(
     Training images are those of the split that are neither held out nor a near-duplicate of one that is. All that is
     drawn is keyed by the images' rows in the split, so that runs on other data or doses are paired with this one.
     """
-    rows = open_rows(config.data, config.data_options(), registry)
+    rows = open_samples(config.data, config.data_options(), registry)
     place = f"{config.data} ({config.split})"
     index, selection = select(len(rows), n=config.n, sample=config.sample, seed=config.seed, place=place)
     count = validation_count(config.validation, len(index))
@@ -108,7 +109,7 @@ def prepare_data(
 class _Images:
     """Images of a split with their labels (N,) and rows (N,): `pixels` (N, C, H, W), or None where they stay on disk."""
 
-    rows: Rows
+    rows: Samples
     index: Tensor
     labels: Tensor
     pixels: Tensor | None
@@ -128,7 +129,7 @@ class _Images:
         return load_pixels(self.rows, self.index[places].tolist())[0]
 
 
-def _read(rows: Rows, index: Tensor, config: TrainConfig) -> _Images:
+def _read(rows: Samples, index: Tensor, config: TrainConfig) -> _Images:
     """Read all images into memory, unless they are too many or are asked to stay where they are."""
     first, _ = rows.fetch([int(index[0])])
     keep = config.in_memory is True or (config.in_memory == "auto" and first.numel() * len(index) <= IN_MEMORY)
@@ -190,7 +191,7 @@ def _plan(
     if options.scheme == "leak":
         if source.pixels is None:
             raise UserError("duplicate.scheme = leak needs all images in memory: in_memory = yes.")
-        rows = open_rows(config.data, config.data_options(options.leak_from), registry)
+        rows = open_samples(config.data, config.data_options(options.leak_from), registry)
         say(f"reading {len(rows):,} images of {config.data} ({options.leak_from})")
         pixels, labels = load_pixels(rows, list(range(len(rows))))
         other = _Images(rows, torch.arange(len(rows)) + OTHER_SPLIT, labels, pixels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.config import EvalConfig, validate
-from robustdup.data.dataset import LabelledImages
+from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.bench import choose_device, make_bench
 from robustdup.evidence.bundle import (
@@ -67,7 +67,7 @@ def verify(
 
 
 def _verify(
-    folder: Path, record: EvaluationRecord, config: EvalConfig, model: nn.Module, data: LabelledImages, started: float
+    folder: Path, record: EvaluationRecord, config: EvalConfig, model: nn.Module, data: ImageDataset, started: float
 ) -> Verification:
     bench = make_bench(config, model, None, choose_device(config.device))
     for what, stated, mine in (

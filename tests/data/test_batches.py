@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robustdup.config import DataOptions
 from robustdup.data.augment import augment_images
 from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
+from robustdup.data.cache import load_pixels
 from robustdup.data.digits import load_builtin
-from robustdup.data.pixels import load_pixels
 from robustdup.data.streaming import LoadedSet, read_labels
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng

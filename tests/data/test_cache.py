@@ -1,4 +1,4 @@
-"""Rows kept in memory: the bits of the source, each image decoded once, and a bound on what is kept."""
+"""Samples kept in memory: the bits of the source, each image decoded once, and a bound on what is kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from robustdup.config import DataOptions
-from robustdup.data import cache as remembered
-from robustdup.data.cache import RememberedRows, RowMemory, remembering
+from robustdup.data import cache
+from robustdup.data.cache import CachedSamples, DatasetCache, caching
 
 
 class Source:
-    """Rows that count how often each of them is decoded."""
+    """Samples that count how often each of them is decoded."""
 
     class_names = ("a", "b")
     revision = "r"
@@ -39,7 +39,7 @@ def _levels(n: int = 20, size: int = 4) -> Tensor:
 
 def test_the_same_bits_in_any_order_and_every_row_decoded_once() -> None:
     source = Source(_levels())
-    rows = RememberedRows(source)
+    rows = CachedSamples(source)
     for asked in ([3, 1, 2], [2, 3, 9, 9], list(range(20))):
         images, labels = rows.fetch(asked)
         assert torch.equal(images, source.images[asked])
@@ -51,7 +51,7 @@ def test_the_same_bits_in_any_order_and_every_row_decoded_once() -> None:
 @pytest.mark.parametrize("images", [torch.rand(6, 3, 4, 4), _levels(6) * 0.999])
 def test_what_is_not_on_the_8_bit_grid_is_decoded_anew(images: Tensor) -> None:
     source = Source(images)
-    rows = RememberedRows(source)
+    rows = CachedSamples(source)
     for _ in range(3):
         assert torch.equal(rows.fetch([0, 5])[0], images[[0, 5]])
     assert source.decoded[0] >= 3
@@ -60,22 +60,22 @@ def test_what_is_not_on_the_8_bit_grid_is_decoded_anew(images: Tensor) -> None:
 
 def test_what_is_too_large_is_not_kept() -> None:
     source = Source(_levels())
-    rows = RememberedRows(source, limit=20 * 48 - 1)
+    rows = CachedSamples(source, limit=20 * 48 - 1)
     assert torch.equal(rows.fetch([4])[0], source.images[[4]])
     assert rows.nbytes == 0
 
 
-def test_a_memory_lets_go_of_what_was_not_asked_for_longest() -> None:
-    memory = RowMemory(limit=2 * 20 * 48)
+def test_a_cache_lets_go_of_what_was_not_asked_for_longest() -> None:
+    cache = DatasetCache(limit=2 * 20 * 48)
     sources = {name: Source(_levels()) for name in "abc"}
     for name in "abac":
-        memory.rows(name, lambda name=name: sources[name]).fetch([0])  # type: ignore[misc]
+        cache.samples(name, lambda name=name: sources[name]).fetch([0])  # type: ignore[misc]
     for name in "cab":  # at "c" there are three, and "b" goes; it is decoded once more in the end
-        memory.rows(name, lambda name=name: sources[name]).fetch([0])  # type: ignore[misc]
+        cache.samples(name, lambda name=name: sources[name]).fetch([0])  # type: ignore[misc]
     assert {name: source.decoded[0] for name, source in sources.items()} == {"a": 1, "b": 2, "c": 1}
 
 
-def test_only_what_asks_for_it_is_remembered() -> None:
+def test_only_what_asks_for_it_is_cached() -> None:
     loaded = []
 
     def load() -> Source:
@@ -83,11 +83,11 @@ def test_only_what_asks_for_it_is_remembered() -> None:
         return Source(_levels())
 
     key = ("place", DataOptions())
-    remembered.remembered(key, load)
-    remembered.remembered(key, load)
+    cache.cached(key, load)
+    cache.cached(key, load)
     assert len(loaded) == 2
-    with remembering(RowMemory()):
-        first = remembered.remembered(key, load)
-        assert remembered.remembered(key, load) is first
-        assert remembered.remembered(("place", DataOptions(split="train")), load) is not first
+    with caching(DatasetCache()):
+        first = cache.cached(key, load)
+        assert cache.cached(key, load) is first
+        assert cache.cached(("place", DataOptions(split="train")), load) is not first
     assert len(loaded) == 4

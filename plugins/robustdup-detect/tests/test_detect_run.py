@@ -421,11 +421,11 @@ def test_real_images_with_planted_copies(tmp_path):
         pytest.skip("CIFAR-10 is not here (ROBUSTDUP_TEST_DATA)")
     from benchmarks.detection import run
     from robustdup.config import DataOptions
-    from robustdup.data.pixels import load_pixels
-    from robustdup.data.sources import open_rows
+    from robustdup.data.cache import load_pixels
+    from robustdup.data.sources import open_samples
     from robustdup.plugins import load_plugins
 
-    rows = open_rows(str(root / "cifar10-jpeg"), DataOptions(split="test"), load_plugins())
+    rows = open_samples(str(root / "cifar10-jpeg"), DataOptions(split="test"), load_plugins())
     pixels, _ = load_pixels(rows, range(5000))
     others = [name for name in ("imagededup:phash", "cleanvision:phash") if find_spec(name.split(":")[0])]
     result = run(pixels, 630, 0, others)

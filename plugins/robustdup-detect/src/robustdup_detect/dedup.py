@@ -35,7 +35,7 @@ def write_deduplicated(
     with quiet():
         for name, split in source.splits.items():
             options = config.data_options(name)
-            dataset, _ = split_columns(split, options, f"{config.data} ({name})", labelled=False)
+            dataset, _ = split_columns(split, options, f"{config.data} ({name})", needs_labels=False)
             rows = np.arange(len(dataset))
             if name == config.split:
                 rows = np.setdiff1d(rows, leaving)

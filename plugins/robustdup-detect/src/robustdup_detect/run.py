@@ -85,7 +85,7 @@ def run_detection(
     if len(set(names)) < len(names):
         raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
     opened = {
-        name: split_columns(source.get(name), config.data_options(name), f"{config.data} ({name})", labelled=False)
+        name: split_columns(source.get(name), config.data_options(name), f"{config.data} ({name})", needs_labels=False)
         for name in names
     }
     if config.keep == "consistent" and not opened[config.split][1].label:

@@ -189,7 +189,7 @@ class Worker:
         if split not in self.__dict__.setdefault("_opened", {}):
             options = self.order.config.data_options(split)
             dataset, columns = split_columns(
-                open_splits(self.order.config.data, options).get(split), options, split, labelled=False
+                open_splits(self.order.config.data, options).get(split), options, split, needs_labels=False
             )
             if len(dataset) != self.order.rows[split]:
                 raise RunError(f"The split {split!r} has {len(dataset)} rows now; it had {self.order.rows[split]}.")

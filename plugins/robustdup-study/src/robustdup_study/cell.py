@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robustdup.config import TrainConfig, validate
 from robustdup.data.batches import TrainingSet, to_bytes
-from robustdup.data.cache import RowMemory, remembering
-from robustdup.data.sources import load_images, open_rows, select
+from robustdup.data.cache import DatasetCache, caching
+from robustdup.data.sources import load_images, open_samples, select
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.bench import choose_device
 from robustdup.jobs.training import check, point_by_point, run_training
@@ -30,7 +30,7 @@ TRAIN = "train"
 BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
 ROWS = 256
 SPOT_CHECK = 64  # rows of a split that are decoded to tell it from another
-MEMORY = RowMemory()  # so that the cells of a worker decode an image once
+MEMORY = DatasetCache()  # so that the cells of a worker decode an image once
 MOST_NEAR = 8  # sets of training images of which it is remembered which test images are near them
 
 Metrics = dict[str, float | None]
@@ -39,7 +39,7 @@ Points = dict[str, list[int]]
 
 def run_cell(order: CellOrder) -> CellResult:
     """Train, evaluate and measure one cell; an unfinished training in its folder goes on. Raises what training raises."""
-    with remembering(MEMORY):
+    with caching(MEMORY):
         return _run_cell(order)
 
 
@@ -120,7 +120,7 @@ def of_model(
     """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
-    rows = open_rows(config.test_data or config.data, config.data_options(config.test_split), registry)
+    rows = open_samples(config.test_data or config.data, config.data_options(config.test_split), registry)
     index, _ = select(len(rows), n=measure.get("clean_on") or config.test_n, place="clean_on")
     images, labels = rows.fetch(index.tolist())
     logits = logits_of(model, images)
@@ -232,7 +232,7 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
         places.append((other, split or config.test_split))
     digest = hashlib.sha256()
     for spec, split in places:
-        rows = open_rows(spec, config.data_options(split), registry)
+        rows = open_samples(spec, config.data_options(split), registry)
         if len(rows) == 0:
             raise UserError(f"There are no rows in {spec} ({split}).")
         chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})

@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustdup.config import Config, DataOptions, validate
-from robustdup.data.pixels import load_pixels
-from robustdup.data.sources import open_rows, select
+from robustdup.data.cache import load_pixels
+from robustdup.data.sources import open_samples, select
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.bench import choose_device
 from robustdup.plugins import load_plugins
@@ -149,7 +149,7 @@ class Sets:
 
 
 def _load(config: PaperConfig, split: str, n: int | None, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    rows = open_rows(config.data, DataOptions(split=split), load_plugins())
+    rows = open_samples(config.data, DataOptions(split=split), load_plugins())
     index, _ = select(len(rows), n=n, place=f"{config.data} ({split})")
     pixels, labels = load_pixels(rows, index.tolist())
     return pixels.to(device), labels.to(device), len(rows.class_names) or int(labels.max()) + 1
