@@ -221,9 +221,10 @@ def _listed(spec: AttackSpec) -> dict[str, Any]:
 def _shown(spec: AttackSpec) -> dict[str, Any]:
     options = {}
     for name, parameter in spec.parameters.items():
-        kind = parameter.annotation if parameter.annotation is not parameter.empty else type(parameter.default).__name__
+        kind = parameter.annotation if parameter.annotation is not parameter.empty else type(parameter.default)
+        kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
         default = "required" if parameter.default is inspect.Parameter.empty else _plain(parameter.default)
-        options[name] = {"default": default, "type": kind if isinstance(kind, str) else str(kind)}
+        options[name] = {"default": default, "type": kind}
     try:
         cost = spec.passes(spec.quick if any(v["default"] == "required" for v in options.values()) else None)
     except (KeyError, TypeError):  # a cost that needs an option which has no default

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from robustdup.errors import UserError, unknown
-from robustdup.runners.pool import Runner
+from robustdup.runners.pool import Death, PoolOptions, Runner
 from robustdup.runners.worker import WorkerPlace
 
-__all__ = ["KINDS", "Runner", "WorkerPlace", "open_runner"]
+__all__ = ["KINDS", "Death", "Runner", "WorkerPlace", "open_runner"]
 
 KINDS = ("local", "ray")
 
@@ -30,6 +30,8 @@ def open_runner(
     threads: int | None = None,
     retries: int = 2,
     describe: Callable[[Any], str] | None = None,
+    seconds: float | None = None,
+    lost: Callable[[Any, Death], Any] | None = None,
 ) -> Runner[Any, Any]:
     """Open `workers` workers of a kind: "local" (one worker: this process; more: processes) or "ray" (actors).
 
@@ -37,7 +39,9 @@ def open_runner(
     pickled where there are several workers. `devices` are shared out in turn (worker i gets number i modulo their count);
     None: the GPUs that are there, if any. `threads` is the number of CPU threads a worker; None: an even share of the
     cores ("local"), 1 ("ray"). A payload whose worker dies is tried `retries` more times. `describe(payload)` is what
-    error messages call it.
+    error messages call it. A payload that takes longer than `seconds` ends its worker, which then is a process of its own
+    even where it is the only one. `lost(payload, death)` gives the result of a payload that is given up; without it that
+    is a RunError.
     Raises UserError (unknown kind, workers < 1, a setup that cannot be sent) and Unavailable where ray is not installed.
     """
     if kind not in KINDS:
@@ -47,10 +51,11 @@ def open_runner(
             raise UserError(f"{name} = {value}: it must be at least 1.")
     if retries < 0:
         raise UserError(f"retries = {retries}: it must be at least 0.")
+    options = PoolOptions(retries, describe, seconds, lost)
     if kind == "ray":
         from robustdup.runners.ray import open_ray
 
-        return open_ray(workers, setup, devices=devices, threads=threads, retries=retries, describe=describe)
+        return open_ray(workers, setup, devices=devices, threads=threads, options=options)
     from robustdup.runners.local import open_local
 
-    return open_local(workers, setup, devices=devices, threads=threads, retries=retries, describe=describe)
+    return open_local(workers, setup, devices=devices, threads=threads, options=options)

@@ -9,15 +9,12 @@ import os
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from typing import Any, Self
 
 from robustdup.errors import RobustdupError, RunError
-from robustdup.runners.pool import Death, Pool, Runner, Slot, payload_name
+from robustdup.runners.pool import PATIENCE, Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     THREAD_VARIABLES,
     WorkerPlace,
@@ -30,9 +27,6 @@ from robustdup.runners.worker import (
 
 Setup = Callable[[WorkerPlace], Callable[[Any], Any]]
 
-HELLO = b""  # the first message of a worker: it asks for its setup
-PATIENCE = 5.0  # seconds in which a worker that is asked to end may do so by itself
-
 
 def open_local(
     workers: int | None,
@@ -40,17 +34,25 @@ def open_local(
     *,
     devices: Sequence[str] | None,
     threads: int | None,
-    retries: int,
-    describe: Callable[[Any], str] | None,
+    options: PoolOptions,
 ) -> Runner[Any, Any]:
     """Open a runner on this machine; the arguments are those of `open_runner`."""
     devices = visible_gpus() if devices is None else devices
     workers = workers or len(devices) or 1
     cores = usable_cores()
-    if workers == 1:
+    if workers == 1 and options.seconds is None:
         place = WorkerPlace(0, 1, devices[0] if devices else None, threads or len(cores))
-        return InProcess(setup, place, describe)
-    return Processes(setup, places(workers, devices, threads, cores), cores, retries=retries, describe=describe)
+        return InProcess(setup, place, options)
+
+    def launch(number: int) -> Process:
+        mine = share(cores, number, workers)
+        place = WorkerPlace(number, workers, devices[number % len(devices)] if devices else None, threads or len(mine))
+        return Process(place, mine if place.threads <= len(mine) else None)
+
+    pool = Pool(workers, launch, to_bytes("the setup to a worker", setup), options, pickle.dumps)
+    pool.finish = lambda: atexit.unregister(pool.close)
+    atexit.register(pool.close)  # processes that nobody closed would keep this one from ending
+    return pool
 
 
 def visible_gpus() -> list[str]:
@@ -74,35 +76,24 @@ def share(cores: Sequence[int], number: int, workers: int) -> list[int]:
     return list(cores[number * len(cores) // workers : (number + 1) * len(cores) // workers])
 
 
-def places(workers: int, devices: Sequence[str], threads: int | None, cores: Sequence[int]) -> list[WorkerPlace]:
-    """Return the place of each worker."""
-    return [
-        WorkerPlace(
-            number, workers, devices[number % len(devices)] if devices else None,
-            threads or len(share(cores, number, workers)),
-        )
-        for number in range(workers)
-    ]  # fmt: skip
-
-
 class InProcess:
     """The runner of one worker: payloads are taken one by one, in this process, and nothing is pickled."""
 
     workers = 1
 
-    def __init__(self, setup: Setup, place: WorkerPlace, describe: Callable[[Any], str] | None):
+    def __init__(self, setup: Setup, place: WorkerPlace, options: PoolOptions):
         self._setup = setup
         self._place = place
-        self._describe = describe
+        self._options = options
         self._function: Callable[[Any], Any] | None = None
 
-    def map(self, payloads: Iterable[Any]) -> Iterator[Any]:
+    def map(self, payloads: Iterable[Any], *, ordered: bool = True) -> Iterator[Any]:
         """Yield the results in the order of the payloads; see `Runner.map`."""
         for number, payload in enumerate(payloads):
             if self._function is None:
                 with _named("Worker 0 failed to start"):
                     self._function = self._setup(self._place)
-            with _named(f"Worker 0 failed on {payload_name(self._describe, number, payload)}"):
+            with _named(f"Worker 0 failed on {self._options.name_of(number, payload)}"):
                 result = self._function(payload)
             yield result
 
@@ -128,120 +119,86 @@ def _named(where: str) -> Iterator[None]:
         raise RunError(f"{where}: {error_text(error)}") from error
 
 
-@dataclass(eq=False)
-class Child:
-    """A worker process and this end of its pipe."""
+class Process:
+    """A worker in a spawned process, and this end of its pipe."""
 
-    process: SpawnProcess
-    pipe: Connection
-    greeted: bool = False
-
-
-class Processes(Pool[Child]):
-    """The runner of several spawned processes."""
-
-    _dumps = staticmethod(pickle.dumps)
-
-    def __init__(
-        self,
-        setup: Setup,
-        places: Sequence[WorkerPlace],
-        cores: Sequence[int],
-        *,
-        retries: int,
-        describe: Callable[[Any], str] | None,
-    ):
-        super().__init__(len(places), retries=retries, describe=describe)
-        self._setup = to_bytes("the setup to a worker", setup)
-        self._places = places
-        self._cores = cores
-        # Processes that nobody closed would keep this one from ending.
-        atexit.register(self.close)
-        try:
-            for number in range(self.workers):
-                self._slots.append(Slot(number, self._start(number)))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the workers, at once where they are at work. Closing twice is fine."""
-        atexit.unregister(self.close)
-        super().close()
-
-    def _start(self, number: int) -> Child:
-        place = self._places[number]
-        cores = share(self._cores, number, self.workers)
+    def __init__(self, place: WorkerPlace, cores: Sequence[int] | None):
         context = multiprocessing.get_context("spawn")
-        pipe, far_end = context.Pipe()
-        process = context.Process(
-            target=_serve, args=(far_end, place, cores if place.threads <= len(cores) else None),
-            name=f"robustdup-worker-{number}",
-        )  # fmt: skip
+        self._pipe, far_end = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(far_end, place, cores), name=f"robustdup-worker-{place.number}"
+        )
         # The child imports the main module, and perhaps torch with it, before a line of ours runs there.
-        with _environment(dict.fromkeys(THREAD_VARIABLES, str(place.threads))), _interrupts_held():
-            process.start()
+        with _START, _environment(dict.fromkeys(THREAD_VARIABLES, str(place.threads))), _interrupts_held():
+            self._process.start()
         far_end.close()
-        return Child(process, pipe)
+        self._busy = False
 
-    def _give(self, handle: Child, payload: bytes) -> None:
+    def begin(self, setup: bytes) -> bytes:
+        """Do the setup, after a first word that the process has come to life."""
+        hint = "; a script that starts workers must do so below `if __name__ == '__main__':`"
+        try:
+            self._receive(None)
+            hint = ""
+            return self.call(setup, None)
+        except Death as death:
+            if (self._process.exitcode or 0) < 0:
+                raise
+            raise Death(f"{death.how} before it was ready{hint}", hopeless=True) from None
+
+    def call(self, payload: bytes, seconds: float | None) -> bytes:
+        """Answer a payload."""
         with contextlib.suppress(OSError):
-            handle.pipe.send_bytes(payload)
+            self._pipe.send_bytes(payload)
+        return self._receive(seconds)
 
-    def _wait(self, slots: list[Slot[Child]]) -> list[tuple[Slot[Child], bytes | Death]]:
-        heard = set(wait([slot.handle.pipe for slot in slots], timeout=0.5))
-        events: list[tuple[Slot[Child], bytes | Death]] = []
-        for slot in slots:
-            child = slot.handle
+    def _receive(self, seconds: float | None) -> bytes:
+        self._busy = True
+        try:
             # A pipe can outlive its worker: a process that the worker had forked holds it open.
-            if child.pipe not in heard and (heard or child.process.is_alive()):
-                continue
-            try:
-                if child.pipe not in heard and not child.pipe.poll():
-                    raise EOFError
-                message = child.pipe.recv_bytes()
-            except (EOFError, OSError):
-                events.append((slot, _death(slot)))
-                continue
-            if message == HELLO:
-                child.greeted = True
-                self._give(child, self._setup)
-            else:
-                events.append((slot, message))
-        return events
+            if not wait([self._pipe, self._process.sentinel], seconds):
+                self._process.kill()
+                raise Death(f"took longer than {seconds:g} s", timed_out=True)
+            if not self._pipe.poll():
+                raise EOFError
+            return self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise Death(self._how()) from None
+        finally:
+            self._busy = False
 
-    def _end(self, slots: list[Slot[Child]]) -> None:
-        children = [slot.handle for slot in slots]
-        for slot in slots:
-            if slot.task is not None or not slot.ready:
-                slot.handle.process.terminate()
-        for child in children:
-            child.pipe.close()
-        until = time.monotonic() + PATIENCE
-        for child in children:
-            child.process.join(max(until - time.monotonic(), 0))
-            if child.process.exitcode is None:
-                child.process.kill()
-                child.process.join()
-
-
-def _death(slot: Slot[Child]) -> Death:
-    """Say how a worker ended, and make sure that it did."""
-    process = slot.handle.process
-    slot.handle.pipe.close()
-    process.join(1)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    code = process.exitcode or 0
-    if code < 0:
+    def _how(self) -> str:
+        """Say how the process ended, and make sure that it did."""
+        self._process.join(1)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return f"ended with exit code {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
-        return Death(f"was killed by {name}{hint}")
-    if slot.ready:
-        return Death(f"ended with exit code {code}")
-    hint = "; a script that starts workers must do so below `if __name__ == '__main__':`"
-    return Death(f"ended with exit code {code} before it was ready{'' if slot.handle.greeted else hint}", hopeless=True)
+        return f"was killed by {name}{hint}"
+
+    def alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._process.is_alive()
+
+    def stop(self, hard: bool) -> None:
+        """Terminate the process where it is at work, or kill it."""
+        if self._busy:
+            self._process.kill() if hard else self._process.terminate()
+
+    def end(self) -> None:
+        """Close the pipe, at which an idle process ends, and kill one that does not."""
+        self._pipe.close()
+        self._process.join(PATIENCE)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+
+_START = threading.Lock()  # the environment of a process that starts is that of this one
 
 
 @contextlib.contextmanager
@@ -284,12 +241,9 @@ def _serve(pipe: Connection, place: WorkerPlace, cores: Sequence[int] | None) ->
     limit_threads(place.threads)
     # Both ends of the pipe may vanish at any time: the parent then has no more use for an answer.
     with contextlib.suppress(EOFError, OSError):
-        pipe.send_bytes(HELLO)
+        pipe.send_bytes(b"")
         function, reply = begin(pipe.recv_bytes(), place)
         pipe.send_bytes(reply)
-        if function is None:
-            pipe.recv_bytes()  # until the parent has read why
-            return
         while True:
             pipe.send_bytes(answer(function, pipe.recv_bytes()))
 

@@ -1,23 +1,30 @@
-"""Give payloads to workers and their results back in order; a worker that dies is replaced, its payload tried again.
+"""Give payloads to several workers and their results back; a worker that dies is replaced, its payload tried again.
 
-What a worker is (a process, a Ray actor) is left to the subclasses in `local` and `ray`.
+Each worker has a thread here, which starts it, gives it payloads and starts another where it dies. A pool of
+`concurrent.futures` or loky breaks as a whole when one process dies, and cannot say which payload it was at.
+What a worker is (a process, a Ray actor) is said in `local` and `ray`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import contextlib
+import queue
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from robustdup.errors import RunError
 from robustdup.runners.worker import Reply, error_of, from_bytes, to_bytes
 
 P_contra = TypeVar("P_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
-Handle = TypeVar("Handle")
+
+PATIENCE = 5.0  # seconds in which a worker that is asked to end may do so by itself
 
 
 class Runner(Protocol[P_contra, R_co]):
@@ -25,8 +32,8 @@ class Runner(Protocol[P_contra, R_co]):
 
     workers: int
 
-    def map(self, payloads: Iterable[P_contra]) -> Iterator[R_co]:
-        """Yield the results in the order of the payloads, which are taken as workers become free.
+    def map(self, payloads: Iterable[P_contra], *, ordered: bool = True) -> Iterator[R_co]:
+        """Yield the results in the order of the payloads (or as they come), which are taken as workers become free.
 
         An error of robustdup is raised again as its kind; RunError for any other, and where workers keep dying.
         """
@@ -43,173 +50,218 @@ class Runner(Protocol[P_contra, R_co]):
     ) -> None: ...
 
 
+class Death(Exception):
+    """A worker ended by itself, or was ended. `how` continues "Worker 0 …".
+
+    `hopeless` where another start would end the same, `timed_out` where its payload took too long.
+    """
+
+    def __init__(self, how: str, *, hopeless: bool = False, timed_out: bool = False):
+        super().__init__(how)
+        self.how, self.hopeless, self.timed_out = how, hopeless, timed_out
+
+
+class Worker(Protocol):
+    """What a pool needs of a worker. `begin` and `call` return the bytes of a `Reply`; they raise Death."""
+
+    def begin(self, setup: bytes) -> bytes:
+        """Do the setup."""
+        ...
+
+    def call(self, payload: bytes, seconds: float | None) -> bytes:
+        """Answer a payload, within so many seconds."""
+        ...
+
+    def alive(self) -> bool:
+        """Return whether it can still be called."""
+        ...
+
+    def stop(self, hard: bool) -> None:
+        """End it from another thread where it is at work; `hard` where it was asked before."""
+        ...
+
+    def end(self) -> None:
+        """End it and wait until it is gone."""
+        ...
+
+
 @dataclass(eq=False)
 class Task:
-    """A payload under way, as bytes; `owner` is the map that it belongs to."""
+    """A payload, what error messages call it, and where its result will be."""
 
-    owner: object
-    number: int
     name: str
-    payload: bytes
-    tries: int = 0
+    payload: Any
+    message: bytes
+    future: Future[Any] = field(default_factory=Future)
+
+    def ended(self, well: bool) -> bool:
+        """Return whether there is a result (`well`), or an error."""
+        return self.future.done() and (self.future.exception() is None) == well
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker ended by itself: `how` continues "Worker 0 …". `hopeless` where another start would end the same."""
+class PoolOptions:
+    """What `open_runner` was told of payloads: see there."""
 
-    how: str
-    hopeless: bool = False
+    retries: int = 2
+    describe: Callable[[Any], str] | None = None
+    seconds: float | None = None
+    lost: Callable[[Any, Death], Any] | None = None
 
-
-@dataclass(eq=False)
-class Slot(Generic[Handle]):
-    """The place of a worker, which outlives it. `ready` once its setup is done; `deaths` in a row without a result."""
-
-    number: int
-    handle: Handle
-    ready: bool = False
-    task: Task | None = None
-    deaths: int = 0
+    def name_of(self, number: int, payload: object) -> str:
+        """Return what error messages call a payload: what the caller says, or its number from 0."""
+        return f"payload {number}" if self.describe is None else self.describe(payload)
 
 
-@dataclass
-class Order:
-    """The state of one map: payloads `taken` and `given` back, those that wait for a worker, results that came early."""
+class Pool:
+    """The runner of several workers, which `launch(number)` starts. `dumps` pickles payloads; `finish` is what ends it."""
 
-    source: Iterator[Any]
-    waiting: deque[Task] = field(default_factory=deque)
-    early: dict[int, Any] = field(default_factory=dict)
-    taken: int = 0
-    given: int = 0
-    exhausted: bool = False
-
-
-def payload_name(describe: Callable[[Any], str] | None, number: int, payload: object) -> str:
-    """Return what error messages call a payload: what the caller says, or its number from 0."""
-    return f"payload {number}" if describe is None else describe(payload)
-
-
-class Pool(ABC, Generic[Handle]):
-    """The runner of several workers. Subclasses start, feed, watch and end them."""
-
-    def __init__(self, workers: int, *, retries: int, describe: Callable[[Any], str] | None):
+    def __init__(
+        self,
+        workers: int,
+        launch: Callable[[int], Worker],
+        setup: bytes,
+        options: PoolOptions,
+        dumps: Callable[..., bytes],
+    ):
         self.workers = workers
-        self._retries = retries
-        self._describe = describe
-        self._slots: list[Slot[Handle]] = []
+        self._launch, self._setup, self._options, self._dumps = launch, setup, options, dumps
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._running: dict[int, Worker] = {}
+        self._failure: Future[None] = Future()  # of a worker that cannot be started
         self._mapping = False
         self._closed = False
+        self.finish: Callable[[], None] = lambda: None
+        self._threads = [threading.Thread(target=self._feed, args=(number,), daemon=True) for number in range(workers)]
+        for thread in self._threads:
+            thread.start()
 
-    # How to pickle payloads; Ray's way also takes functions of notebooks and scripts.
-    _dumps: Callable[..., bytes]
+    def map(self, payloads: Iterable[Any], *, ordered: bool = True) -> Iterator[Any]:
+        """Yield the results; see `Runner.map`. At most two payloads a worker are taken ahead of the results."""
+        if self._mapping:
+            raise RunError("This runner is still at work on another map: finish or close that one first.")
+        self._mapping = True
+        source = enumerate(payloads)
+        pending: deque[Task] = deque()
+        try:
+            while True:
+                if self._closed:
+                    raise RunError("This runner is closed.")
+                while len(pending) < 2 * self.workers and (task := self._take(source)) is not None:
+                    pending.append(task)
+                if not pending:
+                    return
+                deliverable = [pending[0]] if ordered else list(pending)
+                if (ready := next((task for task in deliverable if task.ended(well=True)), None)) is not None:
+                    pending.remove(ready)
+                    yield ready.future.result()
+                elif (failed := next((task for task in pending if task.ended(well=False)), None)) is not None:
+                    failed.future.result()
+                else:
+                    self._wait([task.future for task in pending if not task.future.done()])
+        except (KeyboardInterrupt, SystemExit):
+            self.close()
+            raise
+        finally:
+            for task in pending:
+                task.future.cancel()
+            self._mapping = False
 
-    @abstractmethod
-    def _start(self, number: int) -> Handle:
-        """Start a worker and its setup, without waiting for either."""
+    def _take(self, source: Iterator[tuple[int, Any]]) -> Task | None:
+        """Send the next payload on its way; None where there is none."""
+        for number, payload in source:
+            name = self._options.name_of(number, payload)
+            task = Task(name, payload, to_bytes(f"{name} to a worker", payload, self._dumps))
+            self._tasks.put(task)
+            return task
+        return None
 
-    @abstractmethod
-    def _give(self, handle: Handle, payload: bytes) -> None:
-        """Send a payload to a worker that is ready. One that died meanwhile is noticed by `_wait`."""
+    def _wait(self, futures: Sequence[Future[Any]]) -> None:
+        """Wait for one of these. Raises the error of a worker that cannot be started."""
+        wait([self._failure, *futures], return_when=FIRST_COMPLETED)
+        if self._failure.done():
+            self.close()
+            self._failure.result()
 
-    @abstractmethod
-    def _wait(self, slots: list[Slot[Handle]]) -> list[tuple[Slot[Handle], bytes | Death]]:
-        """Wait a moment and return what came: a reply to the setup or to a payload, or a death."""
+    def _feed(self, number: int) -> None:
+        """Be the thread of a worker."""
+        try:
+            self._started(number)
+            while (task := self._tasks.get()) is not None and not self._closed:
+                if not task.future.set_running_or_notify_cancel():
+                    continue  # of a map that was left early
+                try:
+                    task.future.set_result(self._done(number, task))
+                except BaseException as error:
+                    task.future.set_exception(error)
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):  # another worker failed before
+                self._failure.set_exception(error)
+        finally:
+            if number in self._running:
+                self._running[number].end()
 
-    @abstractmethod
-    def _end(self, slots: list[Slot[Handle]]) -> None:
-        """End the workers and wait until they are gone."""
+    def _done(self, number: int, task: Task) -> Any:
+        """Return the result of a payload, tried again in a new worker where one dies of it."""
+        tries = 0
+        while True:
+            worker = self._running[number]
+            if not worker.alive():
+                worker = self._started(number)
+            try:
+                reply: Reply = from_bytes("the result", worker.call(task.message, self._options.seconds))
+            except Death as death:
+                tries += 1
+                worker.end()
+                if tries <= self._options.retries and not self._closed:
+                    continue
+                if self._options.lost is not None:
+                    return self._options.lost(task.payload, death)
+                raise RunError(
+                    f"Gave up on {task.name}: each of the {tries} workers that tried it died; "
+                    f"worker {number} {death.how}."
+                ) from None
+            if reply.failed:
+                raise error_of(reply, f"Worker {number} failed on {task.name}")
+            return reply.result
+
+    def _started(self, number: int) -> Worker:
+        """Start a worker and its setup, again where it dies of it. Raises what the setup raised, or RunError."""
+        deaths = 0
+        while True:
+            if self._closed:
+                raise RunError("This runner is closed.")
+            worker = self._running[number] = self._launch(number)
+            try:
+                reply: Reply = from_bytes("the reply to the setup", worker.begin(self._setup))
+            except Death as death:
+                deaths += 1
+                worker.end()
+                if death.hopeless or deaths > self._options.retries:
+                    times = "" if deaths == 1 else f" ({deaths} times)"
+                    raise RunError(f"Worker {number} {death.how}{times}.") from None
+                continue
+            if reply.failed:
+                raise error_of(reply, f"Worker {number} failed to start")
+            return worker
 
     def close(self) -> None:
         """End the workers, at once where they are at work. Closing twice is fine."""
-        if not self._closed:
-            self._closed = True
-            self._end(self._slots)
+        if self._closed:
+            return
+        self._closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        until = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            while thread.is_alive():
+                for worker in list(self._running.values()):
+                    worker.stop(hard=time.monotonic() > until)
+                thread.join(0.05)
+        self.finish()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def map(self, payloads: Iterable[Any]) -> Iterator[Any]:
-        """Yield the results in the order of the payloads; see `Runner.map`."""
-        if self._mapping:
-            raise RunError("This runner is still at work on another map: finish or close that one first.")
-        self._mapping = True
-        order = Order(iter(payloads))
-        try:
-            while True:
-                if self._closed:
-                    raise RunError("This runner is closed.")
-                self._hand_out(order)
-                if order.given in order.early:
-                    result = order.early.pop(order.given)
-                    order.given += 1
-                    yield result
-                elif order.exhausted and order.given == order.taken:
-                    return
-                else:
-                    for slot, event in self._wait(self._slots):
-                        if isinstance(event, Death):
-                            self._bury(slot, event, order)
-                        else:
-                            self._receive(slot, from_bytes("the result", event), order)
-        except KeyboardInterrupt:
-            self.close()
-            raise
-        finally:
-            self._mapping = False
-
-    def _hand_out(self, order: Order) -> None:
-        free = [slot for slot in self._slots if slot.ready and slot.task is None]
-        # One payload is kept at hand; results that wait for an earlier one bound how far ahead the others may go.
-        while (
-            not order.exhausted
-            and len(order.waiting) < max(len(free), 1)
-            and order.taken - order.given < 2 * self.workers
-        ):
-            try:
-                payload = next(order.source)
-            except StopIteration:
-                order.exhausted = True
-                break
-            name = payload_name(self._describe, order.taken, payload)
-            order.waiting.append(Task(order, order.taken, name, to_bytes(f"{name} to a worker", payload, self._dumps)))
-            order.taken += 1
-        for slot in free:
-            if order.waiting:
-                slot.task = order.waiting.popleft()
-                self._give(slot.handle, slot.task.payload)
-
-    def _receive(self, slot: Slot[Handle], reply: Reply, order: Order) -> None:
-        if not slot.ready:
-            if reply.failed:
-                self.close()
-                raise error_of(reply, f"Worker {slot.number} failed to start")
-            slot.ready = True
-            return
-        task, slot.task, slot.deaths = slot.task, None, 0
-        if task is None or task.owner is not order:
-            return  # of a map that was left early
-        if reply.failed:
-            raise error_of(reply, f"Worker {slot.number} failed on {task.name}")
-        order.early[task.number] = reply.result
-
-    def _bury(self, slot: Slot[Handle], death: Death, order: Order) -> None:
-        task, slot.task, slot.ready = slot.task, None, False
-        slot.deaths += 1
-        lost = task is not None and task.owner is order
-        if death.hopeless or (not lost and slot.deaths > self._retries):
-            self.close()
-            times = "" if slot.deaths == 1 else f" ({slot.deaths} times)"
-            raise RunError(f"Worker {slot.number} {death.how}{times}.")
-        slot.handle = self._start(slot.number)
-        if task is not None and lost:
-            task.tries += 1
-            if task.tries > self._retries:
-                raise RunError(
-                    f"Gave up on {task.name}: each of the {task.tries} workers that tried it died; "
-                    f"worker {slot.number} {death.how}."
-                )
-            order.waiting.appendleft(task)

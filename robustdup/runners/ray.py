@@ -5,17 +5,17 @@ Connects to the cluster that RAY_ADDRESS names, or starts one on this machine. h
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from robustdup.errors import RunError, Unavailable
-from robustdup.runners.pool import Death, Pool, Runner, Slot
+from robustdup.runners.pool import Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     WorkerPlace,
     answer,
@@ -36,8 +36,7 @@ def open_ray(
     *,
     devices: Sequence[str] | None,
     threads: int | None,
-    retries: int,
-    describe: Callable[[Any], str] | None,
+    options: PoolOptions,
 ) -> Runner[Any, Any]:
     """Open a runner of Ray actors; the arguments are those of `open_runner`. Raises Unavailable without ray."""
     ray = import_ray()
@@ -50,10 +49,26 @@ def open_ray(
     workers = workers or int(gpus) or max(int(total.get("CPU", 1)) // threads, 1)
     # Workers that share a GPU get equal parts of it.
     gpu_share = 1 / math.ceil(workers / gpus) if gpus else 0.0
-    return Actors(
-        ray, setup, workers, devices=devices, threads=threads, gpus=gpu_share, owned=owned,
-        retries=retries, describe=describe,
-    )  # fmt: skip
+    # A replacement is our business: Ray's own restart would lose the setup.
+    actor_class = ray.remote(num_cpus=threads, num_gpus=gpu_share, max_restarts=0, max_task_retries=0)(Actor)
+    room, needs, total_workers = Room(), f"{threads} CPUs and {gpu_share:g} GPUs", workers
+
+    def launch(number: int) -> Remote:
+        actor = actor_class.remote(number, total_workers, devices, threads, gpu_share)
+        return Remote(ray, actor, room, needs)
+
+    try:
+        pool = Pool(
+            workers, launch, to_bytes("the setup to a worker", setup, ray.cloudpickle.dumps), options,
+            ray.cloudpickle.dumps,
+        )  # fmt: skip
+    except BaseException:
+        if owned:
+            ray.shutdown()
+        raise
+    if owned:
+        pool.finish = ray.shutdown
+    return pool
 
 
 def import_ray() -> Any:
@@ -116,99 +131,68 @@ class Actor:
         return answer(self.function, payload, importlib.import_module("ray").cloudpickle.dumps)
 
 
-@dataclass(eq=False)
+class Room:
+    """Whether the cluster has room: when a worker last had a place, and how many have."""
+
+    def __init__(self) -> None:
+        self.placed, self.since = 0, time.monotonic()
+
+    def wait_for(self, ray: Any, here: Any, needs: str) -> None:
+        """Wait until an actor is placed. Raises RunError where the cluster has had no room for any for a long time."""
+        while not ray.wait([here], timeout=0.5)[0]:
+            if self.placed:
+                self.since = time.monotonic()
+            elif time.monotonic() - self.since > PATIENCE:
+                raise RunError(
+                    f"The Ray cluster had no room for a worker for {PATIENCE:.0f} s: each needs {needs}; "
+                    f"the cluster has {ray.cluster_resources()}."
+                )
+        self.placed += 1
+
+
 class Remote:
-    """An actor, the answer that is awaited from it, and whether the cluster found room for it (`here`)."""
+    """A worker that is an actor."""
 
-    actor: Any
-    awaited: Any
-    here: Any
-    placed: bool = False
+    def __init__(self, ray: Any, actor: Any, room: Room, needs: str):
+        self._ray, self._actor, self._room, self._needs = ray, actor, room, needs
+        self._gone = False
 
+    def begin(self, setup: bytes) -> bytes:
+        """Do the setup, once the cluster has room."""
+        self._room.wait_for(self._ray, self._actor.here.remote(), self._needs)
+        return self._get(self._actor.start.remote(setup), None)
 
-class Actors(Pool[Remote]):
-    """The runner of Ray actors."""
+    def call(self, payload: bytes, seconds: float | None) -> bytes:
+        """Answer a payload."""
+        return self._get(self._actor.call.remote(payload), seconds)
 
-    def __init__(
-        self,
-        ray: Any,
-        setup: Setup,
-        workers: int,
-        *,
-        devices: Sequence[str] | None,
-        threads: int,
-        gpus: float,
-        owned: bool,
-        retries: int,
-        describe: Callable[[Any], str] | None,
-    ):
-        super().__init__(workers, retries=retries, describe=describe)
-        self._ray = ray
-        self._owned = owned
-        self._dumps = ray.cloudpickle.dumps
-        self._arguments = (devices, threads, gpus)
-        # A replacement is our business: Ray's own restart would lose the setup.
-        self._class = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Actor)
-        self._last_placed = time.monotonic()
-        try:
-            self._setup = ray.put(to_bytes("the setup to a worker", setup, self._dumps))
-            for number in range(workers):
-                self._slots.append(Slot(number, self._start(number)))
-        except BaseException:
-            self.close()
-            raise
-
-    def _start(self, number: int) -> Remote:
-        actor = self._class.remote(number, self.workers, *self._arguments)
-        here = actor.here.remote()
-        return Remote(actor, actor.start.remote(self._setup), here)
-
-    def _give(self, handle: Remote, payload: bytes) -> None:
-        handle.awaited = handle.actor.call.remote(payload)
-
-    def _wait(self, slots: list[Slot[Remote]]) -> list[tuple[Slot[Remote], bytes | Death]]:
-        awaiting = {slot.handle.awaited: slot for slot in slots if slot.handle.awaited is not None}
-        done, _ = self._ray.wait(list(awaiting), num_returns=1, timeout=0.5)
-        if not done:
-            self._check_room(slots)
-        return [(awaiting[answer], self._fetch(awaiting[answer])) for answer in done]
-
-    def _fetch(self, slot: Slot[Remote]) -> bytes | Death:
+    def _get(self, answer: Any, seconds: float | None) -> bytes:
         errors = self._ray.exceptions
-        handle = slot.handle
-        awaited, handle.awaited = handle.awaited, None
         try:
-            reply: bytes = self._ray.get(awaited)
+            reply: bytes = self._ray.get(answer, timeout=seconds)
             return reply
+        except errors.GetTimeoutError:
+            self.stop(hard=True)
+            raise Death(f"took longer than {seconds:g} s", timed_out=True) from None
         except errors.RayError as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            self._kill(handle)  # it may be alive and only out of reach
+            self.stop(hard=True)  # it may be alive and only out of reach
             hopeless = isinstance(error, errors.RuntimeEnvSetupError) or getattr(error, "actor_init_failed", False)
             hint = "; every node needs the same robustdup" if hopeless else ""
-            return Death(f"was lost ({type(error).__name__}: {first}){hint}", hopeless)
+            raise Death(f"was lost ({type(error).__name__}: {first}){hint}", hopeless=hopeless) from None
 
-    def _check_room(self, slots: list[Slot[Remote]]) -> None:
-        """Raise RunError where the cluster has had no room for any worker for a long time."""
-        for slot in slots:
-            if not slot.handle.placed:
-                slot.handle.placed = bool(self._ray.wait([slot.handle.here], timeout=0)[0])
-        if any(slot.handle.placed for slot in slots):
-            self._last_placed = time.monotonic()
-        elif time.monotonic() - self._last_placed > PATIENCE:
-            _, threads, gpus = self._arguments
-            raise RunError(
-                f"The Ray cluster had no room for a worker for {PATIENCE:.0f} s: each needs {threads} CPUs and {gpus:g} GPUs; "
-                f"the cluster has {self._ray.cluster_resources()}."
-            )
+    def alive(self) -> bool:
+        """Return whether the actor was not lost."""
+        return not self._gone
 
-    def _kill(self, handle: Remote) -> None:
-        try:
-            self._ray.kill(handle.actor, no_restart=True)
-        except Exception:  # gone already, or the cluster with it
+    def stop(self, hard: bool) -> None:
+        """End the actor."""
+        if self._gone:
             return
+        self._gone = True
+        with contextlib.suppress(Exception):  # gone already, or the cluster with it
+            self._ray.kill(self._actor, no_restart=True)
 
-    def _end(self, slots: list[Slot[Remote]]) -> None:
-        for slot in slots:
-            self._kill(slot.handle)
-        if self._owned:
-            self._ray.shutdown()
+    def end(self) -> None:
+        """End the actor."""
+        self.stop(hard=True)

@@ -85,9 +85,10 @@ def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None
         return None, failure(error)
 
 
-def answer(function: Callable[[Any], Any], payload: bytes, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
+def answer(function: Callable[[Any], Any] | None, payload: bytes, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
     """Apply `function` to a pickled payload and return the pickled `Reply`."""
     try:
+        assert function is not None, "a worker whose setup failed is given no payload"
         result = function(from_bytes("the payload in a worker", payload))
         return to_bytes("the result back", Reply(result), dumps)
     except BaseException as error:  # SystemExit of a payload must not end the worker

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
+import functools
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from typing import Any
 
 from robustdup.plugins import AttackSpec, Registry, load_plugins
+from robustdup.runners import Death, WorkerPlace, open_runner
 from robustdup.testing.conformance import ConformanceReport, Finding, check_attack, conformance_points
-
-START_SECONDS = 300.0  # a worker imports torch and the toolkits first
 
 
 def pairs(registry: Registry, names: Iterable[str] | None = None) -> list[tuple[str, str | None]]:
@@ -37,79 +32,42 @@ def survey(
     `files` are plugin files besides the installed plugins. An attack that takes longer than `seconds` is ended, and
     that is its finding.
     """
-    jobs: queue.Queue[int] = queue.Queue()
-    done: queue.Queue[tuple[int, ConformanceReport]] = queue.Queue()
-    for number in range(len(todo)):
-        jobs.put(number)
-    for _ in range(min(workers, len(todo))):
-        threading.Thread(target=_feed, args=(todo, jobs, done, list(files), seconds), daemon=True).start()
-    found: dict[int, ConformanceReport] = {}
-    while len(found) < len(todo):
-        number, result = done.get()
-        found[number] = result
-        report(result)
-    return [found[number] for number in range(len(todo))]
+    reports: dict[int, ConformanceReport] = {}
+    if not todo:
+        return []
+    with open_runner(
+        "local", min(workers, len(todo)), functools.partial(_worker, list(files)), devices=["cpu"], threads=1,
+        retries=0, seconds=seconds, lost=_lost,
+    ) as runner:  # fmt: skip
+        for number, result in runner.map([(number, *pair) for number, pair in enumerate(todo)], ordered=False):
+            reports[number] = result
+            report(result)
+    return [reports[number] for number in range(len(todo))]
 
 
-def _feed(
-    todo: Sequence[tuple[str, str | None]], jobs: queue.Queue[int], done: queue.Queue[tuple[int, ConformanceReport]],
-    files: list[str], seconds: float,
-) -> None:  # fmt: skip
-    """Hand jobs to one worker, and start another when it hangs or dies."""
-    process: Any = None
-    connection: Connection | None = None
-    while True:
-        try:
-            number = jobs.get_nowait()
-        except queue.Empty:
-            break
-        name, norm = todo[number]
-        try:
-            if connection is None:
-                process, connection = _start(files)
-            connection.send((name, norm))
-            if not connection.poll(seconds):
-                raise TimeoutError(f"it took longer than {seconds:g} s")
-            done.put((number, connection.recv()))
-        except (EOFError, OSError, TimeoutError) as failure:
-            said = str(failure) if isinstance(failure, TimeoutError) else "it ended the process that ran it"
-            code = "time" if isinstance(failure, TimeoutError) else "crash"
-            done.put((number, ConformanceReport(name, norm or "", [Finding(code, False, said)])))
-            if process is not None:
-                process.kill()
-            process = connection = None
-    if connection is not None:
-        connection.close()
+Check = tuple[int, str, str | None]  # the number of a check, its attack and norm
 
 
-def _start(files: list[str]) -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, files), daemon=True)
-    process.start()
-    there.close()
-    if not here.poll(START_SECONDS):
-        process.kill()
-        raise EOFError
-    here.recv()
-    return process, here
+def _lost(check: Check, death: Death) -> tuple[int, ConformanceReport]:
+    """Return the report on an attack that took too long, or ended the process that ran it."""
+    number, name, norm = check
+    code, message = ("time", f"it {death.how}") if death.timed_out else ("crash", "it ended the process that ran it")
+    return number, ConformanceReport(name, norm or "", [Finding(code, False, message)])
 
 
-def _work(connection: Connection, files: list[str]) -> None:
-    """Answer (attack, norm) with reports until the connection closes; what toolkits print is dropped."""
-    import torch
-
-    torch.set_num_threads(1)
+def _worker(files: list[str], place: WorkerPlace) -> Callable[[Check], tuple[int, ConformanceReport]]:
+    """Set up a worker process; what toolkits print there is dropped."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     registry = load_plugins(files)
     conformance_points()  # loads what the first check would have to wait for
-    connection.send("ready")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            name, norm = connection.recv()
-            connection.send(check_attack(registry.attacks[name], norm=norm, registry=registry))
+
+    def work(check: Check) -> tuple[int, ConformanceReport]:
+        number, name, norm = check
+        return number, check_attack(registry.attacks[name], norm=norm, registry=registry)
+
+    return work
 
 
 def as_row(report: ConformanceReport) -> dict[str, Any]:

@@ -247,6 +247,29 @@ def test_a_setup_that_fails_is_reported_and_not_tried_for_ever(kind, retries, er
     assert max(Counter((tmp_path / "log").read_text().split()).values()) <= starts
 
 
+def test_results_may_come_as_they_are_ready(tmp_path):
+    with local(2, runner_work.sleeps, tmp_path / "log") as runner:
+        assert list(runner.map([0, 0])) == [0, 0]  # both are ready
+        assert list(runner.map([1.5, 0, 0.1], ordered=False)) == [0, 0.1, 1.5]
+
+
+def test_a_payload_that_takes_too_long_ends_its_worker_and_no_other(tmp_path):
+    with local(1, runner_work.sleeps, tmp_path / "log", retries=0, seconds=1.0) as runner:
+        results = runner.map([0, 300, 0])
+        assert next(results) == 0
+        with pytest.raises(RunError, match=r"^Gave up on payload 1: .* worker 0 took longer than 1 s\.$"):
+            list(results)
+    pids = {int(pid) for pid in (tmp_path / "log").read_text().split()}
+    assert os.getpid() not in pids
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_the_caller_may_say_what_becomes_of_a_payload_that_is_given_up():
+    lost = lambda payload, death: f"{payload}: {death.how}"  # noqa: E731
+    with local(2, runner_work.always_dies, retries=0, lost=lost) as runner:
+        assert list(runner.map(range(4))) == [0, 1, "2: ended with exit code 7", 3]
+
+
 def test_one_map_at_a_time_and_one_that_is_left_early():
     with local(2, runner_work.squares) as runner:
         results = runner.map(range(10))
