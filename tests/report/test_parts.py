@@ -13,8 +13,8 @@ from PIL import Image
 
 from robustdup.errors import UserError
 from robustdup.records import SAMPLES_SCHEMA, Threat, load_samples
+from robustdup.report import format as text
 from robustdup.report.charts import Axis, Chart, Point, Series, counts, linear, logarithmic, shares
-from robustdup.report.html import text
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.folder import write_files
 from robustdup.report.html.gallery import choose, find_pictures, make_gallery
