@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from robustdup.errors import UserError, unknown
+from robustdup.projections import per_sample, project, row_distance, row_length
 
 NORMS = ("Linf", "L2", "L1")
 LINF_TOLERANCE = 1e-6  # absolute, in pixel units
 RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1
-DOUBLES = 2**20  # pixels whose distances are summed at once, in float64
 
 Eps = str | float | int | Fraction
-
-
-def row_sum(values: Tensor) -> Tensor:
-    """Sum each row of (N, D) -> (N,) in float64, to the same bits whatever the other rows are.
-
-    A plain sum may split a row differently when N changes; a running sum goes through each row in order.
-    """
-    return values.double().cumsum(dim=1)[:, -1]
-
-
-def row_length(delta: Tensor, norm: str) -> Tensor:
-    """Return the length of each sample of (N, ...) in Linf, L2 or L1: (N,) float64, the same bits in any company."""
-    return _in_parts(lambda part: _row_length(part, norm), delta)
-
-
-def _in_parts(length: Callable[..., Tensor], *images: Tensor) -> Tensor:
-    """Return the lengths (N,) of rows of the images (N, ...), worked out for few rows at once."""
-    rows = max(1, DOUBLES // max(images[0][:1].numel(), 1))
-    return torch.cat([length(*part) for part in zip(*(torch.split(each, rows) for each in images), strict=True)])
-
-
-def _row_length(delta: Tensor, norm: str) -> Tensor:
-    flat = delta.flatten(1).double()
-    if norm == "Linf":
-        return flat.abs().amax(dim=1)
-    return row_sum(flat.square()).sqrt() if norm == "L2" else row_sum(flat.abs())
 
 
 def parse_eps(eps: Eps) -> Fraction:
@@ -120,7 +92,7 @@ class ThreatModel:
 
     def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""
-        return _in_parts(lambda one, other: _row_length(one.double() - other.double(), self.norm), adv, clean)
+        return row_distance(adv, clean, self.norm)
 
     def violations(self, clean: Tensor, adv: Tensor) -> Violations:
         """Measure in float64 which samples of `adv` (N, C, H, W) are not finite, leave [0, 1], or leave the ball."""
@@ -137,57 +109,9 @@ class ThreatModel:
         In L1 and L2 the intersection of ball and box is projected onto exactly, as
         https://arxiv.org/abs/2103.01208 does for L1, and not one after the other.
         """
-        if self.norm == "Linf":
-            adv = torch.where(adv.isfinite(), adv, clean)
-            return torch.minimum(torch.maximum(adv, clean - self.radius), clean + self.radius).clamp(0, 1)
-        origin = clean.flatten(1)
-        delta = torch.nan_to_num(adv.flatten(1) - origin, nan=0.0, posinf=0.0, neginf=0.0)
-        size, room = delta.abs(), torch.where(delta >= 0, 1 - origin, origin).clamp(min=0)
-        clipped = torch.minimum(size, room)
-        outside = row_length(clipped, self.norm) > self.radius
-        if outside.any():
-            shrink = _shrink_l1 if self.norm == "L1" else _shrink_l2
-            clipped[outside] = shrink(size[outside].double(), room[outside].double(), self.radius).to(clipped.dtype)
-        return (origin + delta.sign() * clipped).clamp(0, 1).view_as(adv)
+        return project(clean, adv, self.norm, self.radius)
 
     def sphere_scale(self, delta: Tensor) -> Tensor:
         """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros."""
         scale = self.radius / row_length(delta, self.norm).clamp(min=1e-30)
-        return delta * scale.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
-
-
-def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Find min(max(size - t, 0), room) with the t > 0 at which it sums to eps: (N, D) -> (N, D).
-
-    The sum is piecewise linear and falling in t, with kinks at size - room (a pixel leaves its bound) and at size (it
-    reaches zero), so that sorting the kinks gives t in closed form.
-    """
-    starts = (size - room).clamp(min=0)
-    kinks, order = torch.cat([starts, size], dim=1).sort(dim=1)
-    turns = torch.cat([-torch.ones_like(starts), torch.ones_like(size)], dim=1).gather(1, order)
-    slope = turns.cumsum(dim=1)
-    steps = torch.diff(kinks, dim=1) * slope[:, :-1]
-    total = row_sum(torch.minimum(size, room))[:, None]
-    value = torch.cat([total, total + steps.cumsum(dim=1)], dim=1)  # the sum at each kink, before the first: total
-    last = (value > eps).sum(dim=1, keepdim=True).clamp(min=1) - 1
-    at, fall = kinks.gather(1, last), slope.gather(1, last)
-    t = at + (value.gather(1, last) - eps) / (-fall).clamp(min=1)
-    return torch.minimum((size - t).clamp(min=0), room)
-
-
-def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Find min(s * size, room) with the s in (0, 1] at which its length is eps: (N, D) -> (N, D).
-
-    The squared length is a sum of quadratics in s with one kink a pixel, at room / size.
-    """
-    kinks, order = (room / size.clamp(min=1e-300)).sort(dim=1)
-    room_sorted, size_sorted = room.gather(1, order), size.gather(1, order)
-    bounded = room_sorted.square().cumsum(dim=1)
-    free_all = size_sorted.square()
-    free = free_all.flip(1).cumsum(dim=1).flip(1) - free_all  # pixels after this kink
-    value = bounded + free * kinks.square()  # squared length at each kink
-    below = (value <= eps**2).sum(dim=1, keepdim=True)  # kinks passed before the length reaches eps
-    bounded_sum = torch.cat([torch.zeros_like(bounded[:, :1]), bounded], dim=1).gather(1, below)
-    free_sum = torch.cat([row_sum(free_all)[:, None], free], dim=1).gather(1, below)
-    s = ((eps**2 - bounded_sum).clamp(min=0) / free_sum.clamp(min=1e-300)).sqrt().clamp(max=1)
-    return torch.minimum(s * size, room)
+        return delta * per_sample(scale.to(delta.dtype), delta)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from robustdup import ThreatModel, UserError
-from robustdup import threat as threats
-from robustdup.threat import parse_eps, row_length, row_sum
+from robustdup import ThreatModel, UserError, projections
+from robustdup.projections import row_length, row_sum
+from robustdup.threat import parse_eps
 
 NORMS = ["Linf", "L2", "L1"]
 pixels = hnp.arrays(np.float64, (3, 6), elements=st.sampled_from([0.0, 1.0]) | st.floats(0, 1))
@@ -187,9 +187,9 @@ def test_distances_hold_few_rows_at_once_and_are_those_of_all(norm, monkeypatch)
     clean, adv = (torch.rand(7, 3, 4, 4, generator=generator) for _ in range(2))
     threat, held = ThreatModel(norm, "0.1"), []
     whole, lengths = threat.distance(clean, adv), row_length(adv - clean, norm)
-    real = threats._row_length
-    monkeypatch.setattr(threats, "_row_length", lambda part, norm: held.append(len(part)) or real(part, norm))
-    monkeypatch.setattr(threats, "DOUBLES", 100)  # two images
+    real = projections._row_length
+    monkeypatch.setattr(projections, "_row_length", lambda part, norm: held.append(len(part)) or real(part, norm))
+    monkeypatch.setattr(projections, "DOUBLES", 100)  # two images
     assert torch.equal(threat.distance(clean, adv), whole)
     assert torch.equal(row_length(adv - clean, norm), lengths)
     assert held == [2, 2, 2, 1] * 2

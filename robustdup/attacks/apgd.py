@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.apgd_steps import l1_step, l2_step, linf_step, project_l1, random_start, spread
+from robustdup.attacks.apgd_steps import l1_step, l2_step, linf_step, random_start
 from robustdup.attacks.losses import Loss, cw, dlr, find_loss, fooled, margin
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import AttackWarning, UserError
+from robustdup.projections import per_sample, project_l1
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -279,7 +280,7 @@ def _first_state(images: Tensor, start: Tensor, threat: ThreatModel, resumed: bo
 
 
 def _step(state: State, threat: ThreatModel, *, first: bool) -> Tensor:
-    step_size = spread(state.step_size, state.point)
+    step_size = per_sample(state.step_size, state.point)
     if threat.norm == "L1":
         return l1_step(state.clean, state.point, state.gradient, step_size, threat.radius, share=state.share)
     move = linf_step if threat.norm == "Linf" else l2_step
@@ -319,7 +320,7 @@ def _remember(state: State, gradient: Tensor, value: Tensor, gap: Tensor, *, fir
     state.rises = state.rises + (value > state.loss)
     state.loss = value
     better = value > state.best_loss
-    wide = spread(better, state.point)
+    wide = per_sample(better, state.point)
     state.best = torch.where(wide, state.point, state.best)
     state.best_gradient = torch.where(wide, gradient, state.best_gradient)
     state.best_loss = torch.where(better, value, state.best_loss)
@@ -348,7 +349,7 @@ def _check_sparsity(state: State, threat: ThreatModel) -> None:
 
 
 def _back_to_best(state: State, rows: Tensor) -> None:
-    wide = spread(rows, state.point)
+    wide = per_sample(rows, state.point)
     state.point = torch.where(wide, state.best, state.point)
     state.gradient = torch.where(wide, state.best_gradient, state.gradient)
 

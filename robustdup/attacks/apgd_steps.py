@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustdup.attacks.sums import fold_sum
+from robustdup.projections import fold_length, per_sample, project_l1
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -30,8 +30,8 @@ def random_start(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: i
         noise = rng.normal(shape, draw=draw, dtype=images.dtype)
         if threat.norm == "L1":
             return threat.project(images, images + noise)  # once a run: exact, and pixels it leaves alone stay the same
-        length = l2_length(noise)
-    return (images + threat.radius * (noise / spread(length + TINY, noise))).clamp(0, 1)
+        length = fold_length(noise, "L2")
+    return (images + threat.radius * (noise / per_sample(length + TINY, noise))).clamp(0, 1)
 
 
 def linf_step(
@@ -55,11 +55,11 @@ def l2_step(
 
     def cut(moved: Tensor) -> Tensor:
         delta = moved.sub_(images)
-        length = l2_length(delta)
-        delta.div_(spread(length + TINY, delta)).mul_(spread(length.clamp(max=radius), delta))
+        length = fold_length(delta, "L2")
+        delta.div_(per_sample(length + TINY, delta)).mul_(per_sample(length.clamp(max=radius), delta))
         return delta.add_(images).clamp_(0, 1)
 
-    stepped = cut((gradient / spread(l2_length(gradient) + TINY, gradient)).mul_(step_size).add_(point))
+    stepped = cut((gradient / per_sample(fold_length(gradient, "L2") + TINY, gradient)).mul_(step_size).add_(point))
     return cut(with_momentum(point, previous, stepped, first=first))
 
 
@@ -87,56 +87,3 @@ def with_momentum(point: Tensor, previous: Tensor, stepped: Tensor, *, first: bo
     # torch.add(..., alpha=...) would round once less on some pixels than on others.
     inertia = (point - previous).mul_(1 - weight)
     return stepped.sub_(point).mul_(weight).add_(point).add_(inertia)
-
-
-def project_l1(images: Tensor, moved: Tensor, radius: float) -> Tensor:
-    """Return the nearest points (Euclidean) to `moved` in the L1 ball around `images` and in [0, 1]: (N, ...).
-
-    The same points as `ThreatModel.project` to rounding, several times faster. https://arxiv.org/abs/2103.01208
-    """
-    delta = moved - images
-    candidate = images + delta
-    size = delta.abs().flatten(1)
-    over = torch.minimum(1 - images - delta, candidate).clamp_(max=0).neg_().flatten(1)  # what the box takes away
-    threshold = l1_threshold(size, over, radius)
-    taken = torch.minimum(over.clamp_(min=threshold[:, None]), size)
-    return candidate.sub_(delta.sign_().mul_(taken.view_as(delta))).clamp_(0, 1)
-
-
-def l1_threshold(size: Tensor, over: Tensor, radius: float) -> Tensor:
-    """Return the t >= 0 (N,) at which size - clamp(t, over, size), (N, D) each, sums to `radius`; 0 where that is below.
-
-    The sum is piecewise linear and falling in t: Newton's steps inside a shrinking bracket end on the right piece after
-    a few, where sorting the kinks costs several times as much. It is neither convex nor concave, so that Newton's steps
-    alone may go round in circles: every fourth halves the bracket.
-    """
-    room = size - over
-    low, high = size.new_zeros(len(size)), size.amax(dim=1)
-    t, settled = low, torch.zeros_like(low, dtype=torch.bool)
-    close = 8 * torch.finfo(size.dtype).eps * radius
-    for turn in range(1, 4 * 64):
-        left = size - t[:, None]
-        slope = ((left > 0) & (left < room)).sum(dim=1)
-        excess = fold_sum(torch.minimum(left.clamp_(min=0), room)) - radius
-        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
-        newton, middle = t + excess / slope.clamp(min=1), (low + high) / 2
-        found = (excess.abs() <= close) | ((t == 0) & (excess <= 0))
-        inside = (slope > 0) & (newton > low) & (newton < high)
-        following = torch.where(inside & (found | (turn % 4 != 0)), newton, torch.where(found, t, middle))
-        exhausted = (middle <= low) | (middle >= high)  # no number between the two: take the one inside the ball
-        following = torch.where(exhausted & ~found, high, following)
-        t = torch.where(settled, t, following)
-        settled = settled | found | exhausted
-        if bool(settled.all()):
-            return t
-    return torch.where(settled, t, high)
-
-
-def l2_length(delta: Tensor) -> Tensor:
-    """Return the Euclidean length (N,) of each row of (N, ...), the same bits in any company."""
-    return fold_sum(delta.flatten(1).square()).sqrt_()
-
-
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """View one value a row (N,) as (N, 1, ...), to go with `like` (N, ...)."""
-    return values.view(-1, *[1] * (like.ndim - 1))

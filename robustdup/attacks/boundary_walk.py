@@ -21,6 +21,7 @@ from robustdup.attacks.losses import cw, fooled
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError
+from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -160,7 +161,7 @@ class _Walk:
         for _ in range(HALVINGS):
             if len(trying) == 0:
                 break
-            move = length[trying].to(points.dtype).view(-1, *[1] * (points.ndim - 1)) * direction[trying]
+            move = per_sample(length[trying].to(points.dtype), points) * direction[trying]
             there = (self.point[rows[trying]] + move).clamp(0, 1)
             wrong = self.wrong(rows[trying], there)
             points[trying[wrong]] = there[wrong]
@@ -177,7 +178,7 @@ class _Walk:
 
 def _toward(clean: Tensor, points: Tensor, distance: Tensor, threat: ThreatModel) -> Tensor:
     """Return the points on the way to the clean images (n, ...) at most `distance` (n,) from them."""
-    size = distance.to(clean.dtype).view(-1, *[1] * (clean.ndim - 1))
+    size = per_sample(distance.to(clean.dtype), clean)
     if threat.norm == "Linf":
         return torch.minimum(torch.maximum(points, clean - size), clean + size)
     whole = threat.distance(clean, points).clamp(min=1e-30).to(clean.dtype).view_as(size)

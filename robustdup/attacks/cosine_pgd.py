@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd import RowLoss
-from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start, spread
+from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
 from robustdup.attacks.apgd_t import targeted_losses
 from robustdup.attacks.losses import Loss, find_loss, fooled, margin, probability_cw
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
+from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -123,7 +124,7 @@ def _ascend(
         if bool(done.any()):
             left, clean, point, previous, gradient = (t[keep] for t in (left, clean, point, previous, gradient))
         step_size = FIRST_STEP * threat.radius * (1 + math.cos(math.pi * taken / steps)) / 2
-        sizes = spread(torch.full_like(lowest[left], step_size), point)
+        sizes = per_sample(torch.full_like(lowest[left], step_size), point)
         moved = move(clean, point, previous, gradient, sizes, threat.radius, first=taken == 0)
         point, previous = moved, point
     return left

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import in_micro_batches
-from robustdup.attacks.sums import fold_sum
 from robustdup.errors import UserError
+from robustdup.projections import fold_length, fold_sum, row_length
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel, row_length
+from robustdup.threat import ThreatModel
 
 Linearise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Watch = Callable[[int, Tensor, Tensor], None]
@@ -132,7 +132,7 @@ def walk(
     for step in range(steps):
         normal, value, logits = linearise(point, rows)
         if step == 0:
-            done, distance = fooled(logits, labels), length((point - clean).flatten(1), threat.norm)
+            done, distance = fooled(logits, labels), fold_length((point - clean), threat.norm)
             nearest.offer(rows, point, distance, done)
             keep = ~(done & (distance <= threat.radius)) if stop_within_eps else torch.ones_like(done)
             rows, clean, labels, point, normal, value = _rows(keep, rows, clean, labels, point, normal, value)
@@ -144,7 +144,7 @@ def walk(
         with torch.no_grad():
             done = fooled(model(point), labels)
         delta = point - clean
-        distance = length(delta.flatten(1), threat.norm)
+        distance = fold_length(delta, threat.norm)
         nearest.offer(rows, point, distance, done)
         pulled = delta.mul_(beta).add_(clean)
         pulled[~done] = point[~done]
@@ -170,7 +170,7 @@ def mixed_step(
     order = largest_first(weight) if norm == "L1" else None
     onto = hyperplane_step(at, weight, value, norm, order=order)
     across = hyperplane_step(origin, weight, value + change, norm, order=order)
-    near, far = length(onto, norm).clamp(min=1e-8), length(across, norm).clamp(min=1e-8)
+    near, far = fold_length(onto, norm).clamp(min=1e-8), fold_length(across, norm).clamp(min=1e-8)
     alpha = (near / (near + far)).clamp(0, alpha_max)[:, None]
     mixed = onto.mul_(eta).add_(at).mul_(1 - alpha)
     return mixed.add_(across.mul_(eta).add_(origin).mul_(alpha)).clamp_(0, 1).view_as(point)
@@ -206,10 +206,10 @@ def _nearest_boundary(model: nn.Module, images: Tensor, labels: Tensor, norm: st
         other = place + (labels <= place).long()  # every class but the label, in order
         slope = gradient(other, last=place == classes - 2) - own
         gap = logits.detach().gather(1, other[:, None])[:, 0] - own_logit
-        steepness = length(slope.flatten(1), DUAL[norm])
+        steepness = fold_length(slope, DUAL[norm])
         if not bool(steepness.isfinite().all()):
             slope = slope.nan_to_num(0, 0, 0)
-            steepness = length(slope.flatten(1), DUAL[norm])
+            steepness = fold_length(slope, DUAL[norm])
         distance = gap.abs() / (1e-12 + steepness)
         closer = distance < best
         normal[closer], value[closer], best[closer] = slope[closer], gap[closer], distance[closer]
@@ -225,13 +225,6 @@ def random_start(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: i
         direction = rng.normal((size,), draw=draw, dtype=torch.float64)
     delta = direction / row_length(direction, threat.norm)[:, None] * (threat.radius / 2)
     return (images + delta.to(images.dtype).view_as(images)).clamp(0, 1)
-
-
-def length(flat: Tensor, norm: str) -> Tensor:
-    """Return the length of each row (N, D) in `norm`: (N,) in the dtype of `flat`, the same bits in any company."""
-    if norm == "Linf":
-        return flat.abs().amax(dim=1)
-    return fold_sum(flat.square()).sqrt() if norm == "L2" else fold_sum(flat.abs())
 
 
 def check_classes(attack: str, logits: Tensor) -> int:

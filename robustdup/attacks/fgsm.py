@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from robustdup.attacks.losses import Loss, find_loss
 from robustdup.attacks.passes import input_gradient
+from robustdup.projections import per_sample, row_length
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel, row_length
+from robustdup.threat import ThreatModel
 
 
 def fgsm(
@@ -34,5 +35,5 @@ def linear_maximum(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Ten
         return threat.project(images, images + threat.radius * gradient.sign().to(images.dtype))
     # A linear function's maximum over a convex set is the projection of a point far enough along its gradient.
     largest = row_length(gradient, "Linf").clamp(min=torch.finfo(torch.float64).tiny)
-    far = clean + 1e6 * gradient / largest.view(-1, *[1] * (images.ndim - 1))
+    far = clean + 1e6 * gradient / per_sample(largest, images)
     return threat.project(clean, far).to(images.dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustdup.attacks.sums import fold_sum
+from robustdup.projections import fold_sum
 
 SMALLEST = 1e-8  # weights up to here move nothing in L2 and L1, as published
 FAR = 1e30  # a multiplier that takes every pixel to its bound; finite, so that a weight of 0 stays 0

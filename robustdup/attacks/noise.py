@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.losses import fooled, margin
+from robustdup.projections import row_length
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel, row_length
+from robustdup.threat import ThreatModel
 
 
 def noise(

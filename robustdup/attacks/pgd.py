@@ -16,8 +16,9 @@ from robustdup.attacks.losses import Loss, find_loss, fooled, margin
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
+from robustdup.projections import per_sample, row_length, row_sum
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel, parse_eps, row_length, row_sum
+from robustdup.threat import ThreatModel, parse_eps
 
 # Steps times step size in eps. In L2 and L1 a direction is found by turning on the sphere, and short paths end early:
 # on a linear model 2.5 eps end up to 6% below the optimum, 10 eps within 1%.
@@ -92,13 +93,13 @@ def ascent(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
         mask = torch.zeros_like(flat).scatter(1, order, (used_before < threat.radius).to(flat.dtype))
         gradient = (flat * mask).view_as(gradient)
     length = row_length(gradient, threat.norm).clamp(min=1e-30).to(gradient.dtype)
-    return gradient / length.view(-1, *[1] * (gradient.ndim - 1))
+    return gradient / per_sample(length, gradient)
 
 
 def unit_l1(gradient: Tensor) -> Tensor:
     """Scale each row (N, ...) to an absolute sum of 1, so that momentum weighs steps alike; zeros stay zeros."""
     length = row_sum(gradient.flatten(1).abs()).clamp(min=1e-30).to(gradient.dtype)
-    return gradient / length.view(-1, *[1] * (gradient.ndim - 1))
+    return gradient / per_sample(length, gradient)
 
 
 def _look(

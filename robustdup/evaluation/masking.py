@@ -18,7 +18,8 @@ from robustdup.attacks.losses import ce, cw
 from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent
 from robustdup.evaluation.bench import Bench, fresh_copy
-from robustdup.threat import ThreatModel, row_sum
+from robustdup.projections import row_sum
+from robustdup.threat import ThreatModel
 
 LOOKED_AT = 64  # points
 BLACK_BOX = ("score-based", "decision-based", "transfer")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.pgd import ascent
 from robustdup.errors import UserError
+from robustdup.projections import onto_l1_ball
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, parse_eps
 
@@ -123,17 +124,7 @@ def into_ball(delta: Tensor, threat: ThreatModel) -> Tensor:
         return delta.clamp(-threat.radius, threat.radius)
     if threat.norm == "L2":
         return delta * (threat.radius / _lengths(delta).clamp_min_(1e-30)).clamp_max_(1)
-    return _shrink_l1(delta, threat.radius)
-
-
-def _shrink_l1(delta: Tensor, eps: float) -> Tensor:
-    """Project (N, ...) onto the L1 ball: lower all entries by what makes them sum to eps. http://doi.org/10.1145/1390156.1390191"""
-    size = delta.abs().flatten(1)
-    falling = size.double().sort(dim=1, descending=True).values
-    lowered = (falling.cumsum(dim=1) - eps) / torch.arange(1, size.shape[1] + 1, device=size.device)
-    last = (falling > lowered).sum(dim=1, keepdim=True).clamp_(min=1) - 1
-    by = lowered.gather(1, last).clamp_(min=0).to(delta.dtype).view(-1, *[1] * (delta.ndim - 1))
-    return delta.sign() * (delta.abs() - by).clamp_(min=0)
+    return onto_l1_ball(delta, threat.radius)
 
 
 def _lengths(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from robustdup.models.answers import answers, differences, probes_of
 from robustdup.models.fold import has_own_backward
 from robustdup.models.unstrided import Unstrided, can_go_unstrided
+from robustdup.projections import per_sample
 
 PAIRS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
 TOLERANCE = (1e-4, 0.045)  # of the logits' scale, and of the length of a row's gradient: a cosine of 0.999
@@ -73,7 +74,7 @@ class Twin:
         shift = shift.mul_(scale).add_(torch.cat([_or(norm.bias, norm.running_var, 0.0) for norm in norms]))
         for fold, by, bias in zip(self.folds, torch.split(scale, sizes), torch.split(shift, sizes), strict=True):
             weight = fold.layer.weight
-            torch.mul(weight, by.view(-1, *[1] * (weight.ndim - 1)), out=fold.fused.weight)
+            torch.mul(weight, per_sample(by, weight), out=fold.fused.weight)
             if fold.divisor is not None:
                 fold.fused.weight.div_(fold.divisor)
             fold.fused.bias.copy_(bias)

@@ -13,15 +13,14 @@ from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd import _phases, apgd, apgd_ce, apgd_cost, apgd_dlr, ascend, run_phases
-from robustdup.attacks.apgd_steps import project_l1, random_start
+from robustdup.attacks.apgd_steps import random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
 from robustdup.attacks.losses import ce, cw, dlr, dlr_targeted, fooled
-from robustdup.attacks.sums import fold_sum
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.threat import row_length
+from robustdup.projections import fold_sum, project_l1, row_length
 
 pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
 N = 24

@@ -11,7 +11,7 @@ from robustdup.attacks.fab_t import fab_t, fab_t_cost, toward
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.threat import row_length
+from robustdup.projections import row_length
 
 EPS = {"Linf": "0.15", "L2": "0.9", "L1": "1.8"}
 NORMS = list(EPS)

@@ -10,8 +10,7 @@ from scipy.optimize import linprog
 
 from robustdup.attacks import hyperplane
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
-from robustdup.attacks.sums import fold_sum
-from robustdup.threat import row_length, row_sum
+from robustdup.projections import fold_sum, row_length, row_sum
 
 PUBLISHED = {"Linf": projection_linf, "L2": projection_l2, "L1": projection_l1}
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}

@@ -14,7 +14,7 @@ from robustdup.attacks.square import square
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.threat import row_length
+from robustdup.projections import row_length
 
 EPS = {"Linf": "0.1", "L2": "0.6"}
 BOTH = pytest.mark.parametrize("attack", [spsa, boundary_walk])

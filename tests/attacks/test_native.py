@@ -12,7 +12,7 @@ from robustdup.attacks.pgd import pgd
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.threat import row_length
+from robustdup.projections import row_length
 
 EPS = {"Linf": "0.1", "L2": "1.2", "L1": "4"}
 
