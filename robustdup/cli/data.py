@@ -23,11 +23,11 @@ from robustdup.cli.leaderboard import console
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.config import DuplicateConfig, build
 from robustdup.errors import UserError
-from robustdup.records import RECORD_FILE, now, write_atomic
+from robustdup.records import RECORD_FILE, now
 
 if TYPE_CHECKING:
-    from robustdup.data.describe import Description
     from robustdup.jobs.duplication import Duplicated
+    from robustdup.records.description import SplitDescription
 
 app = typer.Typer(rich_markup_mode=None, cls=PluggedGroup)
 
@@ -103,7 +103,7 @@ def _describe(
         split=split or "train", config=data_config, revision=revision, image_column=image_column,
         label_column=label_column,
     )  # fmt: skip
-    source, found = open_splits(data, options), []
+    source, splits = open_splits(data, options), []
     names = [split] if split is not None else [name for name, rows in source.splits.items() if len(rows)]
     if not names:
         raise UserError(f"There are no rows in {data}.")
@@ -111,7 +111,7 @@ def _describe(
         place = f"{data} ({name})"
         dataset, columns = split_columns(source.get(name), options, place, needs_labels=False)
         with _bar(f"reading {name}", quiet=json) as progress:
-            found.append(describe(dataset, columns, place, images=images, progress=progress))
+            splits.append(describe(dataset, columns, place, images=images, progress=progress))
     if out is not None:
         given = {
             "--split": split, "--data-config": data_config, "--revision": revision, "--image-column": image_column,
@@ -119,25 +119,26 @@ def _describe(
         }  # fmt: skip
         words = [word for name, value in given.items() if value is not None for word in (name, value)]
         words += [] if images else ["--no-images"]
-        _keep_description(data, found, shlex.join(["robustdup", "data", "describe", data, *words]), Path(out))
+        _keep_description(data, splits, shlex.join(["robustdup", "data", "describe", data, *words]), Path(out))
     if json:
-        print(jsonlib.dumps([one.summary() for one in found], indent=2))
+        print(jsonlib.dumps([split.model_dump(mode="json") for split in splits], indent=2))
     else:
-        for one in found:
-            show_description(one, console())
+        for description in splits:
+            show_description(description, console())
         if out is not None:
             console().print(escape(f"Record: {Path(out) / RECORD_FILE}"), highlight=False, soft_wrap=True)
     return 0
 
 
-def _keep_description(data: str, found: Sequence[Description], command: str, folder: Path) -> None:
-    """Write what was found as a record that `robustdup report` makes a page of."""
-    record = {
-        "schema_name": "robustdup.description", "schema_version": 1, "run_id": folder.name, "created": now(), "command": command,
-        "data": data, "splits": [one.summary() for one in found],
-        "versions": {name: version(name) for name in ("robustdup", "datasets")},
-    }  # fmt: skip
-    write_atomic(folder / RECORD_FILE, (jsonlib.dumps(record, indent=2) + "\n").encode())
+def _keep_description(data: str, splits: list[SplitDescription], command: str, folder: Path) -> None:
+    """Write what was counted as a record that `robustdup report` makes a page of."""
+    from robustdup.records.description import DescriptionRecord, save_description
+
+    versions = {name: version(name) for name in ("robustdup", "datasets")}
+    record = DescriptionRecord(
+        run_id=folder.name, created=now(), command=command, data=data, splits=splits, versions=versions
+    )
+    save_description(record, folder)
 
 
 @contextlib.contextmanager
@@ -182,38 +183,38 @@ def show_duplicated(done: Duplicated, out: Console) -> None:
     _notes(done.notes, out)
 
 
-def show_description(one: Description, out: Console) -> None:
+def show_description(split: SplitDescription, out: Console) -> None:
     """Print one split: what it holds, its classes and its multiplicities as bars, what cannot be read."""
     how = {"source_index": "by the column source_index", "pixels": "by their pixels", "rows": "not compared"}[
-        one.same_by
+        split.same_by
     ]
-    out.print(escape(f"{one.place}: {one.entries:,} entries"), style="bold", highlight=False)
+    out.print(escape(f"{split.place}: {split.entries:,} entries"), style="bold", highlight=False)
     out.print(
-        f"distinct samples {one.unique:,} ({how}), copies {one.copies:,} (dose {one.dose:.4%}), "
-        f"effective sample size {one.effective_sample_size:,.1f}, samples with conflicting labels {one.conflicts:,}",
+        f"distinct samples {split.unique:,} ({how}), copies {split.copies:,} (dose {split.dose:.4%}), "
+        f"effective sample size {split.effective_sample_size:,.1f}, samples with conflicting labels {split.conflicts:,}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    for title, counts in (("sizes", one.sizes), ("modes", one.modes)):
+    for title, counts in (("sizes", split.sizes), ("modes", split.modes)):
         if counts:
             listed = [f"{name}: {n:,}" for name, n in list(counts.items())[:LISTED]]
             out.print(escape(f"{title} {', '.join(listed)}{', …' if len(counts) > LISTED else ''}"), highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("class", "entries", "copies", "share", ""):
         table.add_column(heading, justify="left" if heading in ("class", "") else "right")
-    most = max(each.entries for each in one.classes)
-    for each in one.classes:
-        bar = _two_bars(each.entries, each.copies, most)
-        table.add_row(escape(each.name), f"{each.entries:,}", f"{each.copies:,}", f"{each.share:.2%}", bar)
+    most = max(count.entries for count in split.classes)
+    for count in split.classes:
+        bar = _two_bars(count.entries, count.copies, most)
+        table.add_row(escape(count.name), f"{count.entries:,}", f"{count.copies:,}", f"{count.share:.2%}", bar)
     out.print(table, highlight=False)
-    if one.copies:
-        out.print(_multiplicities(one.multiplicity), highlight=False)
-    if one.n_unreadable:
-        out.print(f"{one.n_unreadable:,} images cannot be read:", style="yellow", highlight=False)
-        for bad in one.unreadable[:LISTED]:
+    if split.copies:
+        out.print(_multiplicities(split.multiplicity), highlight=False)
+    if split.n_unreadable:
+        out.print(f"{split.n_unreadable:,} images cannot be read:", style="yellow", highlight=False)
+        for bad in split.unreadable[:LISTED]:
             out.print(escape(f"  row {bad.row}{f' ({bad.path})' if bad.path else ''}: {bad.reason}"), soft_wrap=True)
-        if one.n_unreadable > LISTED:
+        if split.n_unreadable > LISTED:
             out.print("  … (more with --json)")
-    _notes(one.notes, out)
+    _notes(split.notes, out)
 
 
 def _multiplicities(counts: Mapping[int, int]) -> Table:
@@ -244,7 +245,7 @@ def _two_bars(entries: int, copies: int, most: int) -> str:
     return "█" * (whole - behind) + "▒" * behind
 
 
-def _notes(notes: tuple[str, ...], out: Console) -> None:
+def _notes(notes: Sequence[str], out: Console) -> None:
     for note in notes:
         out.print(escape(f"Note: {note}"), style="yellow", highlight=False, soft_wrap=True)
 

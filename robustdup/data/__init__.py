@@ -1,4 +1,4 @@
-"""Data: from a spec to labelled images in [0, 1]."""
+"""Data: from a spec to images in [0, 1] with their labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from robustdup.plugins import Registry
 
 
 def register(registry: Registry) -> None:
-    """Register the built-in data source. (Local folders and Hub ids need no scheme.)"""
+    """Register the built-in data source (local folders and Hub ids need no scheme) and the record of a described dataset."""
     registry.add_data_source(
         "builtin", "robustdup.data.digits:load_builtin", description="Data that comes with robustdup, offline.",
         examples=("builtin:digits",),
     )  # fmt: skip
+    registry.add_record_kind(
+        "robustdup.description",
+        "robustdup.records.description:load_description",
+        title="robustdup.records.description:title",
+        page="robustdup.report.html.description:description_page",
+        description="What a dataset holds.",
+    )

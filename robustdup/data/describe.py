@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from robustdup.data.columns import Columns, class_name
 from robustdup.data.decode import UNREADABLE, why_unreadable
+from robustdup.records.description import ClassCount, SplitDescription, UnreadableImage
 
 if TYPE_CHECKING:
     import datasets
@@ -23,60 +23,10 @@ _LISTED = 1000  # unreadable images that are listed; all are counted
 NO_LABEL = "(no label)"
 
 
-@dataclass(frozen=True)
-class ClassCount:
-    """One class: its entries, how many of them are copies, and how many distinct samples they are."""
-
-    name: str
-    entries: int
-    copies: int
-    unique: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that cannot be read: its row, its file where it has one, and why."""
-
-    row: int
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """A split in numbers.
-
-    Samples are told apart by `same_by`: the column `source_index`, or the decoded pixels (then only exact duplicates
-    are seen, and unreadable images are left out), or not at all. `multiplicity` maps entries a sample to how many samples
-    have that many; `conflicts` are samples whose entries carry different labels. `effective_sample_size` is Kish's.
-    """
-
-    place: str
-    entries: int
-    same_by: Literal["source_index", "pixels", "rows"]
-    unique: int
-    copies: int
-    dose: float
-    effective_sample_size: float
-    multiplicity: dict[int, int]
-    conflicts: int
-    classes: tuple[ClassCount, ...]
-    sizes: dict[str, int]
-    modes: dict[str, int]
-    n_unreadable: int
-    unreadable: tuple[Unreadable, ...]
-    notes: tuple[str, ...] = ()
-
-    def summary(self) -> dict[str, Any]:
-        """Return everything as plain values, for JSON."""
-        return asdict(self)
-
-
 def describe(
     dataset: datasets.Dataset, columns: Columns, place: str, *, images: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Description:  # fmt: skip
+) -> SplitDescription:  # fmt: skip
     """Return what a split holds. With `images`, every image is decoded: sizes, modes, exact duplicates, broken files.
 
     Images that cannot be read are counted and the first 1,000 listed; nothing is skipped in silence.
@@ -84,13 +34,13 @@ def describe(
     labels: list[Any] = [None] * len(dataset)
     if columns.label:
         labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label].to_pylist()
-    sizes, modes, broken = Counter[str](), Counter[str](), list[Unreadable]()
+    sizes, modes, broken = Counter[str](), Counter[str](), list[UnreadableImage]()
     samples: list[int] | None = None
     seen: dict[bytes, int] = {}
     by_pixels = []
     if images:
         for done, (row, found) in enumerate(_decoded(dataset, columns.image), start=1):
-            if isinstance(found, Unreadable):
+            if isinstance(found, UnreadableImage):
                 broken.append(found)
                 by_pixels.append(-1 - row)  # a sample of its own
             else:
@@ -107,14 +57,14 @@ def describe(
     groups = np.unique(samples if samples is not None else np.arange(len(labels)), return_inverse=True)[1]
     counts = np.bincount(groups)
     names = [class_name(label, columns.class_names) if label is not None else NO_LABEL for label in labels]
-    return Description(
+    return SplitDescription(
         place=place, entries=len(labels), same_by=same_by, unique=len(counts), copies=len(labels) - len(counts),
         dose=(len(labels) - len(counts)) / len(labels),
         effective_sample_size=effective_sample_size(torch.from_numpy(counts)),
         multiplicity={int(many): int(n) for many, n in zip(*np.unique(counts, return_counts=True), strict=True)},
         conflicts=_conflicts(groups, names), classes=_class_counts(groups, names, columns),
         sizes=dict(sizes.most_common()), modes=dict(modes.most_common()), n_unreadable=len(broken),
-        unreadable=tuple(broken[:_LISTED]), notes=columns.notes,
+        unreadable=broken[:_LISTED], notes=list(columns.notes),
     )  # fmt: skip
 
 
@@ -128,7 +78,7 @@ def effective_sample_size(counts: Tensor) -> float:
 
 
 def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]:
-    """Yield (row, PIL image or Unreadable)."""
+    """Yield (row, PIL image or UnreadableImage)."""
     import datasets
 
     encoded, decoder = (
@@ -145,7 +95,7 @@ def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]
                 yield row, found
             except UNREADABLE as error:
                 path = (content or {}).get("path") or ""
-                yield row, Unreadable(row, path, why_unreadable(error))
+                yield row, UnreadableImage(row=row, path=path, reason=why_unreadable(error))
 
 
 def _pixels(image: Any) -> bytes:
@@ -160,15 +110,21 @@ def _conflicts(groups: Any, names: list[str]) -> int:
     return int((np.bincount(pairs[0]) > 1).sum())
 
 
-def _class_counts(groups: Any, names: list[str], columns: Columns) -> tuple[ClassCount, ...]:
+def _class_counts(groups: Any, names: list[str], columns: Columns) -> list[ClassCount]:
     """Return the classes in their order; a copy is an entry beyond the first of its sample in the class."""
     entries: Counter[str] = Counter(names)
     distinct: Counter[str] = Counter(name for _, name in set(zip(groups.tolist(), names, strict=True)))
     known = [*columns.class_names, *sorted((name for name in entries if name not in columns.class_names), key=_numeric)]
-    return tuple(
-        ClassCount(name, entries[name], entries[name] - distinct[name], distinct[name], entries[name] / len(names))
+    return [
+        ClassCount(
+            name=name,
+            entries=entries[name],
+            copies=entries[name] - distinct[name],
+            unique=distinct[name],
+            share=entries[name] / len(names),
+        )
         for name in known
-    )
+    ]
 
 
 def _numeric(name: str) -> tuple[int, str]:

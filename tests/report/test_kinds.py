@@ -484,9 +484,36 @@ def test_a_description_in_numbers(tmp_path):
 
 
 def test_a_description_without_much_in_it(tmp_path):
-    description(
-        tmp_path / "run", splits=[{}, 1, {"multiplicity": {"a": 1, "1": "b"}, "classes": [2, {}], "sizes": {"x": "y"}}]
-    )
+    bare = {
+        "place": "",
+        "entries": 0,
+        "same_by": "rows",
+        "unique": 0,
+        "copies": 0,
+        "dose": 0.0,
+        "effective_sample_size": 0.0,
+    }
+    bare |= {
+        "multiplicity": {},
+        "conflicts": 0,
+        "classes": [],
+        "sizes": {},
+        "modes": {},
+        "n_unreadable": 0,
+        "unreadable": [],
+    }
+    description(tmp_path / "run", splits=[bare, bare])
     assert "2 splits" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
     description(tmp_path / "none", splits=[])
     assert "0 splits" in read(write_report([tmp_path / "none"], tmp_path / "pages")).text
+
+
+@pytest.mark.parametrize(
+    "splits", [[{}], [1], [{"multiplicity": {"a": 1}}], [{"classes": [2, {}]}], [{"sizes": {"x": "y"}}]]
+)
+def test_a_damaged_description_is_refused(tmp_path, splits):
+    from robustdup.errors import UserError
+
+    description(tmp_path / "run", splits=splits)
+    with pytest.raises(UserError, match="is damaged: field 'splits"):
+        write_report([tmp_path / "run"], tmp_path / "pages")

@@ -1,17 +1,15 @@
-"""The page of a described dataset, from its record as plain JSON: multiplicities and class balance of each split."""
+"""The page of a described dataset: multiplicities, class balance and images of each split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from robustdup.records.description import DescriptionRecord, SplitDescription
 from robustdup.report.charts import Axis, Bar, Chart, counts
-from robustdup.report.format import fixed, number, percent, plural, whole
+from robustdup.report.format import fixed, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.runs import OtherRun
+from robustdup.report.runs import PluggedRun
 
-SCHEMA = "robustdup.description"
 SAME_BY = {
     "source_index": "told apart by the column source_index",
     "pixels": "told apart by their pixels",
@@ -21,168 +19,133 @@ WIDEST = 24  # numbers of entries with a bar each
 SIZES = 20  # sizes of images that are listed
 
 
-def description_page(run: OtherRun, name: str) -> Page:
-    """Return the page of a described dataset; the first split comes first."""
-    splits = [one for one in list_of(run.content, "splits") if isinstance(one, Mapping)]
-    sections = [section for at, split in enumerate(splits) for section in _split(split, at)]
-    first = splits[0] if splits else {}
+def description_page(run: PluggedRun, name: str) -> Page:
+    """Return the page of a described dataset, named `name`; the first split comes first."""
+    record: DescriptionRecord = run.record
+    first = record.splits[0] if record.splits else None
+    sections = [section for number, split in enumerate(record.splits) for section in _split(split, number)]
     context = {
-        "subtitle": [plural(len(splits), "split"), str(run.content.get("created", ""))[:10]],
-        "notices": list(_notices(splits)),
-        "figures": list(_figures(first)) if splits else [],
-        "sentence": _sentence(first) if splits else "",
-        "segments": _segments(first),
-        "sections": [*sections, _reproduce(run.content)],
+        "subtitle": [plural(len(record.splits), "split"), record.created[:10]],
+        "notices": [notice for split in record.splits for notice in _notices(split)],
+        "figures": list(_figures(first)) if first else [],
+        "sentence": _sentence(first) if first else "",
+        "segments": _segments(first) if first else [],
+        "sections": [*sections, _reproduce(record)],
     }
-    return Page(name, str(run.content.get("data") or run.name), "Data", "summary.html.j2", context)
+    return Page(name, record.data or run.name, "Data", "summary.html.j2", context)
 
 
-def _notices(splits: list[Content]) -> Iterator[Notice]:
-    for split in splits:
-        place = str(split.get("place", ""))
-        if conflicts := count_of(split, "conflicts"):
-            said = plural(conflicts, "sample carries", "samples carry")
-            yield Notice("warning", f"{place}: {said} different labels.")
-        if broken := count_of(split, "n_unreadable"):
-            yield Notice("warning", f"{place}: {plural(broken, 'image')} cannot be read.")
-        for note in list_of(split, "notes"):
-            yield Notice("info", str(note))
+def _notices(split: SplitDescription) -> Iterator[Notice]:
+    if split.conflicts:
+        carriers = plural(split.conflicts, "sample carries", "samples carry")
+        yield Notice("warning", f"{split.place}: {carriers} different labels.")
+    if split.n_unreadable:
+        yield Notice("warning", f"{split.place}: {plural(split.n_unreadable, 'image')} cannot be read.")
+    for note in split.notes:
+        yield Notice("info", note)
 
 
-def _figures(split: Content) -> Iterator[Figure]:
-    entries, unique, copies = (count_of(split, key) for key in ("entries", "unique", "copies"))
-    size = number_of(split.get("effective_sample_size"))
-    how = SAME_BY.get(str(split.get("same_by")), "")
-    yield Figure(
-        "Distinct samples", whole(unique), unique, "splits.0.unique", f"of {whole(entries)} entries, {how}", big=True
-    )
-    yield Figure(
-        "Copies", whole(copies), copies, "splits.0.copies", f"{percent(number_of(split.get('dose')))} of the entries"
-    )
-    yield Figure(
-        "Effective sample size", fixed(size, 1), size, "splits.0.effective_sample_size",
-        "Kish's: as many equal samples would weigh as much",
-    )  # fmt: skip
+def _figures(split: SplitDescription) -> Iterator[Figure]:
+    how = f"of {whole(split.entries)} entries, {SAME_BY[split.same_by]}"
+    yield Figure("Distinct samples", whole(split.unique), split.unique, "splits.0.unique", how, big=True)
+    rate = f"{percent(split.dose)} of the entries"
+    yield Figure("Copies", whole(split.copies), split.copies, "splits.0.copies", rate)
+    size = split.effective_sample_size
+    kish = "Kish's: as many equal samples would weigh as much"
+    yield Figure("Effective sample size", fixed(size, 1), size, "splits.0.effective_sample_size", kish)
 
 
-def _sentence(split: Content) -> str:
-    many = _multiplicity(split)
-    if not many:
+def _sentence(split: SplitDescription) -> str:
+    if not split.multiplicity:
         return ""
-    if max(many) == 1:
-        return f"No sample of {split.get('place', '')} occurs twice."
-    repeated = sum(n for times, n in many.items() if times > 1)
+    most = max(split.multiplicity)
+    if most == 1:
+        return f"No sample of {split.place} occurs twice."
+    repeated = sum(n for entries, n in split.multiplicity.items() if entries > 1)
     return (
-        f"In {split.get('place', '')} {plural(repeated, 'sample occurs', 'samples occur')} more than once, the most frequent "
-        f"{max(many):,} times."
+        f"In {split.place} {plural(repeated, 'sample occurs', 'samples occur')} more than once, the most frequent "
+        f"{most:,} times."
     )
 
 
-def _segments(split: Content) -> list[Segment]:
-    entries, unique, copies = (count_of(split, key) for key in ("entries", "unique", "copies"))
-    if not entries or unique is None or copies is None or unique + copies != entries:
+def _segments(split: SplitDescription) -> list[Segment]:
+    if not split.entries or split.unique + split.copies != split.entries:
         return []
-    parts = (("first of its sample", unique, "stands"), ("copy", copies, "broken"))
-    return [Segment(label, n, n / entries, tone) for label, n, tone in parts if n]
+    parts = (("first of its sample", split.unique, "stands"), ("copy", split.copies, "broken"))
+    return [Segment(label, n, n / split.entries, tone) for label, n, tone in parts if n]
 
 
-def _multiplicity(split: Content) -> dict[int, int]:
-    """How many samples have how many entries; keys that are no numbers are left out."""
-    found = inside(split, "multiplicity")
-    return {
-        int(times): n for times, n in found.items() if str(times).isdecimal() and isinstance(n, int) and int(times) > 0
-    }
+def _split(split: SplitDescription, number: int) -> Iterator[Section]:
+    if split.multiplicity:
+        charts = (_histogram(split.multiplicity, number),) if max(split.multiplicity) > 1 else ()
+        heading = f"Multiplicities, {split.place}"
+        yield Section(f"multiplicities-{number}", heading, "sections/chart.html.j2", _sentence(split), charts=charts)
+    tables = {"balance": ("Class balance", [_classes(split, number)] if split.classes else [])}
+    tables["images"] = ("Images", list(_images(split, number)))
+    for name, (heading, content) in tables.items():
+        if content:
+            template = "sections/table.html.j2"
+            yield Section(f"{name}-{number}", f"{heading}, {split.place}", template, content=tuple(content))
 
 
-def _split(split: Content, at: int) -> Iterator[Section]:
-    place = str(split.get("place", ""))
-    many = _multiplicity(split)
-    if many:
-        yield Section(
-            f"multiplicities-{at}", f"Multiplicities, {place}", "sections/chart.html.j2", _sentence(split),
-            charts=(_histogram(many, at),) if max(many) > 1 else (),
-        )  # fmt: skip
-    balance = _classes(split, at)
-    if balance is not None:
-        yield Section(f"balance-{at}", f"Class balance, {place}", "sections/table.html.j2", content=(balance,))
-    tables = tuple(_tables(split, at))
-    if tables:
-        yield Section(f"images-{at}", f"Images, {place}", "sections/table.html.j2", content=tables)
-
-
-def _histogram(many: Mapping[int, int], at: int) -> Chart:
-    """A bar for each number of entries; for each power of two where the numbers reach far."""
-    last = max(many)
-    bins = [(times, times) for times in range(1, last + 1)]
+def _histogram(multiplicity: Mapping[int, int], number: int) -> Chart:
+    """Return a bar for each number of entries; for each power of two where the numbers reach far."""
+    last = max(multiplicity)
+    bins = [(entries, entries) for entries in range(1, last + 1)]
     if last > WIDEST:
         bins = [(2**power, 2 ** (power + 1) - 1) for power in range(last.bit_length())]
-    found = []
-    for place, (low, high) in enumerate(bins, start=1):
-        name = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        found.append((place, name, low, sum(n for times, n in many.items() if low <= times <= high)))
+    names = [f"{low:,}" if low == high else f"{low:,} to {high:,}" for low, high in bins]
+    sizes = [sum(n for entries, n in multiplicity.items() if low <= entries <= high) for low, high in bins]
     bars = [
-        Bar(
-            place - 0.46,
-            place + 0.46,
-            0,
-            n,
-            "robust" if low == 1 else "broken",
-            f"{name} entries: {plural(n, 'sample')}",
-        )
-        for place, name, low, n in found
+        Bar(x - 0.46, x + 0.46, 0, n, "robust" if x == 1 else "broken", f"{name} entries: {plural(n, 'sample')}")
+        for x, (name, n) in enumerate(zip(names, sizes, strict=True), start=1)
         if n
     ]
-    every = -(-len(found) // 12)
-    ticks = tuple((float(place), name) for place, name, _, _ in found[::every])
+    every = -(-len(bins) // 12)
+    ticks = tuple((float(x), name) for x, name in list(enumerate(names, start=1))[::every])
     return Chart(
-        f"multiplicities-{at}", "Entries of a sample", f"{plural(sum(many.values()), 'sample')}, at most {whole(last)} entries.",
-        Axis(0.5, len(found) + 0.5, ticks, "entries of the sample"), counts(max(n for _, _, _, n in found), "samples"),
-        bars=bars, height=200, headings=("entries", "samples"),
-        rows=[(whole(times), whole(n)) for times, n in sorted(many.items())],
-    )  # fmt: skip
+        f"multiplicities-{number}",
+        "Entries of a sample",
+        f"{plural(sum(multiplicity.values()), 'sample')}, at most {whole(last)} entries.",
+        Axis(0.5, len(bins) + 0.5, ticks, "entries of the sample"),
+        counts(max(sizes), "samples"),
+        bars=bars,
+        height=200,
+        headings=("entries", "samples"),
+        rows=[(whole(entries), whole(n)) for entries, n in sorted(multiplicity.items())],
+    )
 
 
-def _classes(split: Content, at: int) -> Table | None:
+def _classes(split: SplitDescription, number: int) -> Table:
+    most = max(count.share for count in split.classes) or 1.0
     rows = []
-    found = [one for one in list_of(split, "classes") if isinstance(one, Mapping)]
-    most = max((number_of(one.get("share")) or 0.0 for one in found), default=0.0) or 1.0
-    for row, one in enumerate(list_of(split, "classes")):
-        if not isinstance(one, Mapping):
-            continue
-        entries, unique, copies = (count_of(one, key) for key in ("entries", "unique", "copies"))
-        share = number_of(one.get("share"))
-        dose = copies / entries if entries and copies is not None else None
+    for index, count in enumerate(split.classes):
+        rate = count.copies / count.entries if count.entries else None
         rows.append(
             [
-                Cell(str(one.get("name", ""))),
-                Cell(whole(entries), entries, f"splits.{at}.classes.{row}.entries" if entries is not None else ""),
-                Cell(percent(share), share, bar=None if share is None else share / most),
-                Cell(whole(unique), unique), Cell(whole(copies), copies),
-                Cell(percent(dose), dose, bar=dose),
+                Cell(count.name),
+                Cell(whole(count.entries), count.entries, f"splits.{number}.classes.{index}.entries"),
+                Cell(percent(count.share), count.share, bar=count.share / most),
+                Cell(whole(count.unique), count.unique),
+                Cell(whole(count.copies), count.copies),
+                Cell(percent(rate), rate, bar=rate),
             ]
-        )  # fmt: skip
-    if not rows:
-        return None
+        )
     headings = ("Class", "Entries", "Share of all", "Distinct", "Copies", "Copies of the class")
-    return Table(f"balance-table-{at}", "Entries by class", headings, rows)
+    return Table(f"balance-table-{number}", "Entries by class", headings, rows)
 
 
-def _tables(split: Content, at: int) -> Iterator[Table]:
-    for key, title in (("sizes", "Sizes"), ("modes", "Modes")):
-        found = [(str(name), n) for name, n in inside(split, key).items() if isinstance(n, int)]
-        if found:
-            rows = [[Cell(name), Cell(whole(n), n)] for name, n in found[:SIZES]]
-            left = f", the {SIZES} most frequent of {len(found)}" if len(found) > SIZES else ""
-            yield Table(f"{key}-{at}", f"{title} of images{left}", (title[:-1], "Images"), rows)
-    broken = [one for one in list_of(split, "unreadable") if isinstance(one, Mapping)]
-    if broken:
-        rows = [[Cell(number(number_of(one.get("row")), 12)), Cell(str(one.get("path", ""))), Cell(str(one.get("reason", "")))]
-                for one in broken]  # fmt: skip
-        yield Table(f"unreadable-{at}", "Images that cannot be read", ("Row", "Path", "Why"), rows, left=3)
+def _images(split: SplitDescription, number: int) -> Iterator[Table]:
+    for key, heading, images in (("sizes", "Sizes", split.sizes), ("modes", "Modes", split.modes)):
+        if images:
+            rows = [[Cell(name), Cell(whole(n), n)] for name, n in list(images.items())[:SIZES]]
+            cut = f", the {SIZES} most frequent of {len(images)}" if len(images) > SIZES else ""
+            yield Table(f"{key}-{number}", f"{heading} of images{cut}", (heading[:-1], "Images"), rows)
+    if split.unreadable:
+        rows = [[Cell(str(image.row)), Cell(image.path), Cell(image.reason)] for image in split.unreadable]
+        yield Table(f"unreadable-{number}", "Images that cannot be read", ("Row", "Path", "Why"), rows, left=3)
 
 
-def _reproduce(record: Content) -> Section:
-    facts: dict[str, Any] = {"Finished": str(record.get("created", ""))}
-    facts |= {str(name): str(value) for name, value in inside(record, "versions").items()}
-    content = {"command": str(record.get("command", "")), "facts": facts}
+def _reproduce(record: DescriptionRecord) -> Section:
+    content = {"command": record.command, "facts": {"Finished": record.created, **record.versions}}
     return Section("reproduce", "Run it again", "sections/reproduce.html.j2", content=content)

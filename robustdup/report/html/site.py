@@ -17,7 +17,6 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
 from robustdup.report import format as text
-from robustdup.report.html import description
 from robustdup.report.html.comparison import comparison_sections, difference_text
 from robustdup.report.html.evaluation import evaluation_page, short_parameters
 from robustdup.report.html.folder import check_folder, write_files
@@ -91,8 +90,6 @@ def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
         return training_page(run, name)
     if isinstance(run, PluggedRun) and run.kind.page is not None:
         return run.kind.page(run, name)  # type: ignore[no-any-return]
-    if isinstance(run, OtherRun) and run.schema == description.SCHEMA:
-        return description.description_page(run, name)
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
     schema = run.schema if isinstance(run, OtherRun) else run.kind.schema
