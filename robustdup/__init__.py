@@ -9,6 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustdup.api.duplicates import duplicate as duplicate
+    from robustdup.api.duplicates import find_duplicates as find_duplicates
+    from robustdup.api.evaluation import attack as attack
+    from robustdup.api.evaluation import evaluate as evaluate
+    from robustdup.api.loading import load_data as load_data
+    from robustdup.api.loading import load_model as load_model
+    from robustdup.api.results import EvaluationResult as EvaluationResult
+    from robustdup.api.runs import compare as compare
+    from robustdup.api.runs import rank as rank
+    from robustdup.api.runs import train as train
+    from robustdup.api.runs import verify as verify
     from robustdup.attacks.isolation import isolated as isolated
     from robustdup.attacks.passes import Passes as Passes
     from robustdup.attacks.passes import input_gradient as input_gradient
@@ -16,37 +27,45 @@ if TYPE_CHECKING:
     from robustdup.errors import RunError as RunError
     from robustdup.errors import Unavailable as Unavailable
     from robustdup.errors import UserError as UserError
-    from robustdup.jobs import evaluate as evaluate
-    from robustdup.jobs import train as train
-    from robustdup.jobs import verify as verify
     from robustdup.plugins import AttackSpec as AttackSpec
     from robustdup.plugins import Registry as Registry
     from robustdup.plugins import Stage as Stage
-    from robustdup.plugins import attack as attack
     from robustdup.plugins import load_plugins as load_plugins
+    from robustdup.plugins import register_attack as register_attack
     from robustdup.rng import SampleRng as SampleRng
     from robustdup.threat import ThreatModel as ThreatModel
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AttackSpec": "robustdup.plugins",
+    # the verbs
+    "attack": "robustdup.api.evaluation",
+    "compare": "robustdup.api.runs",
+    "duplicate": "robustdup.api.duplicates",
+    "evaluate": "robustdup.api.evaluation",
+    "find_duplicates": "robustdup.api.duplicates",
+    "load_data": "robustdup.api.loading",
+    "load_model": "robustdup.api.loading",
+    "rank": "robustdup.api.runs",
+    "train": "robustdup.api.runs",
+    "verify": "robustdup.api.runs",
+    # what they return and raise
     "AttackWarning": "robustdup.errors",
-    "Passes": "robustdup.attacks.passes",
-    "Registry": "robustdup.plugins",
+    "EvaluationResult": "robustdup.api.results",
     "RunError": "robustdup.errors",
-    "SampleRng": "robustdup.rng",
-    "Stage": "robustdup.plugins",
     "ThreatModel": "robustdup.threat",
     "Unavailable": "robustdup.errors",
     "UserError": "robustdup.errors",
-    "attack": "robustdup.plugins",
-    "evaluate": "robustdup.jobs",
-    "verify": "robustdup.jobs",
+    # for authors of plugins
+    "AttackSpec": "robustdup.plugins",
+    "Passes": "robustdup.attacks.passes",
+    "Registry": "robustdup.plugins",
+    "SampleRng": "robustdup.rng",
+    "Stage": "robustdup.plugins",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
     "load_plugins": "robustdup.plugins",
-    "train": "robustdup.jobs",
+    "register_attack": "robustdup.plugins",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__"])

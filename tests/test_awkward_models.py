@@ -38,7 +38,7 @@ def evaluated(model: nn.Module, *, attacks: str = ATTACKS, **options):
     with torch.no_grad():
         labels = model.eval()(images).argmax(dim=1)
     settings = {"eps": "0.05", "diagnostics": False, "individual": True, "micro_batch": 4, "batch_size": 8} | options
-    return robustdup.evaluate(model, images, labels, attacks=attacks, **settings)
+    return robustdup.evaluate(model, images, labels, attacks=attacks, **settings).record
 
 
 def only_if(inner, images):

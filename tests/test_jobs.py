@@ -48,7 +48,7 @@ ROBUST = float((GAP > 0.1).double().mean())
 
 def run(model=None, **options):
     options = {"eps": "0.1", "attacks": "pgd(steps=10)", "batch_size": 16, "micro_batch": 8, **options}
-    return robustdup.evaluate(model or Mean().eval(), IMAGES, LABELS, **options)
+    return robustdup.evaluate(model or Mean().eval(), IMAGES, LABELS, **options).record
 
 
 def test_verified_accuracy_is_the_closed_form():
@@ -84,44 +84,44 @@ def away(labels, size):
     return torch.where(labels == 1, -size, size).view(-1, 1, 1, 1)
 
 
-@robustdup.attack("honest", norms=["Linf"])
+@robustdup.register_attack("honest", norms=["Linf"])
 def honest(model, images, labels, threat, *, rng):
     return images + away(labels, threat.radius)
 
 
-@robustdup.attack("over", norms=["Linf"])
+@robustdup.register_attack("over", norms=["Linf"])
 def over(model, images, labels, threat, *, rng):
     return images + away(labels, threat.radius + 1e-3)
 
 
-@robustdup.attack("outside", norms=["Linf"])
+@robustdup.register_attack("outside", norms=["Linf"])
 def outside(model, images, labels, threat, *, rng):
     return images + away(labels, 5.0)
 
 
-@robustdup.attack("nan", norms=["Linf"])
+@robustdup.register_attack("nan", norms=["Linf"])
 def nan(model, images, labels, threat, *, rng):
     return torch.full_like(images, float("nan"))
 
 
-@robustdup.attack("swap", norms=["Linf"])
+@robustdup.register_attack("swap", norms=["Linf"])
 def swap(model, images, labels, threat, *, rng):
     return torch.where(labels == 1, 0.0, 1.0).view(-1, 1, 1, 1).expand_as(images).clone()
 
 
-@robustdup.attack("noop", norms=["Linf"])
+@robustdup.register_attack("noop", norms=["Linf"])
 def noop(model, images, labels, threat, *, rng):
     return images
 
 
-@robustdup.attack("halfway", norms=["Linf"])
+@robustdup.register_attack("halfway", norms=["Linf"])
 def halfway(model, images, labels, threat, *, rng):
     if rng.index.min() >= 16:
         raise RuntimeError("gave up")
     return images + away(labels, threat.radius)
 
 
-@robustdup.attack("liar", norms=["Linf"])
+@robustdup.register_attack("liar", norms=["Linf"])
 def liar(model, images, labels, threat, *, rng):
     """Claims success for everything, and makes its model agree."""
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_an_attack_that_fails_half_way_leaves_points_undecided_and_only_in_the_u
 
 
 def test_a_run_in_which_no_call_finishes_is_a_failure():
-    @robustdup.attack("never", norms=["Linf"])
+    @robustdup.register_attack("never", norms=["Linf"])
     def never(model, images, labels, threat, *, rng):
         raise RuntimeError("no")
 
@@ -200,7 +200,7 @@ class Stubborn(Mean):
         raise ValueError("no copies")
 
 
-@robustdup.attack("strided", norms=["Linf"])
+@robustdup.register_attack("strided", norms=["Linf"])
 def strided(model, images, labels, threat, *, rng):
     moved = honest(model, images, labels, threat, rng=rng)
     return moved.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
@@ -211,7 +211,7 @@ def test_a_model_that_works_in_place_changes_no_image(micro_batch):
     images = IMAGES.clone()
     record = robustdup.evaluate(
         InPlace().eval(), images, LABELS, eps="0.1", attacks="fgsm,pgd(steps=10)", micro_batch=micro_batch
-    )
+    ).record
     assert record.robust_accuracy.value == pytest.approx(ROBUST)
     assert record.n_undecided == 0
     assert torch.equal(images, IMAGES)
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_copied_is_named_restored_and_checked_at_the_end(
     assert "cannot be copied" in record.events[0]
     assert model.training
 
-    @robustdup.attack("patch", norms=["Linf"])
+    @robustdup.register_attack("patch", norms=["Linf"])
     def patch(model, images, labels, threat, *, rng):
         model.model.forward = lambda images: torch.eye(2)[torch.zeros(len(images), dtype=torch.int64)]
         return images
@@ -272,7 +272,7 @@ def test_a_model_whose_backward_pass_fails_keeps_what_black_box_attacks_found():
 
 
 def test_an_attack_that_exits_leaves_its_points_undecided():
-    @robustdup.attack("leaves", norms=["Linf"])
+    @robustdup.register_attack("leaves", norms=["Linf"])
     def leaves(model, images, labels, threat, *, rng):
         raise SystemExit(3)
 
@@ -292,7 +292,7 @@ def test_a_curve_falls_and_its_largest_eps_is_the_verdict():
     assert list(record.curve_attacks) == ["0.05", "0.1", "0.15"]
 
 
-@robustdup.attack("shy", norms=["Linf"])
+@robustdup.register_attack("shy", norms=["Linf"])
 def shy(model, images, labels, threat, *, rng):
     """Works at small eps only."""
     return images + away(labels, threat.radius if threat.radius < 0.12 else 0.0)
@@ -314,7 +314,7 @@ class Masked(Mean):
 
 
 def test_zero_gradients_and_black_box_wins_are_named():
-    @robustdup.attack("guess", norms=["Linf"], knowledge="score-based")
+    @robustdup.register_attack("guess", norms=["Linf"], knowledge="score-based")
     def guess(model, images, labels, threat, *, rng):
         return images + away(labels, threat.radius)
 
@@ -419,7 +419,7 @@ def test_softmax_outputs_training_mode_and_chance_are_named():
     training = Mean().train()
     assert "not_eval_mode" in [d.code for d in run(training).diagnostics]
     assert training.training
-    reversed_labels = robustdup.evaluate(Mean().eval(), IMAGES, 1 - LABELS, eps="0.1", attacks="fgsm")
+    reversed_labels = robustdup.evaluate(Mean().eval(), IMAGES, 1 - LABELS, eps="0.1", attacks="fgsm").record
     assert "clean_near_chance" in [d.code for d in reversed_labels.diagnostics]
     assert run().diagnostics == []
 
@@ -453,12 +453,12 @@ class Grid(nn.Module):
 
 
 def test_accuracy_after_rounding_to_8_bits_is_reported_beside_the_raw_one():
-    @robustdup.attack("subtle", norms=["Linf"])
+    @robustdup.register_attack("subtle", norms=["Linf"])
     def subtle(model, images, labels, threat, *, rng):
         return images + 0.4 / 255
 
     images = torch.randint(0, 200, (10, 1, 2, 2)) / 255
-    record = robustdup.evaluate(Grid().eval(), images, torch.zeros(10).long(), eps="8/255", attacks=[subtle])
+    record = robustdup.evaluate(Grid().eval(), images, torch.zeros(10).long(), eps="8/255", attacks=[subtle]).record
     assert record.robust_accuracy.value == 0.0
     assert record.robust_accuracy_8bit == 1.0
 
@@ -658,7 +658,7 @@ def test_the_examples_of_a_union_over_eps_are_those_that_broke_each_point(tmp_pa
 
 
 def test_points_undecided_at_a_smaller_eps_alone_do_not_refuse_a_bundle(tmp_path):
-    @robustdup.attack("clumsy", norms=["Linf"])
+    @robustdup.register_attack("clumsy", norms=["Linf"])
     def clumsy(model, images, labels, threat, *, rng):
         if threat.radius < 0.07:
             raise RuntimeError("too small for me")
@@ -788,7 +788,7 @@ def test_mistakes_in_model_and_data():
     model = Mean().eval()
 
     def evaluate(images=IMAGES, labels=LABELS, model=model):
-        return robustdup.evaluate(model, images, labels, eps="0.1", attacks="fgsm")
+        return robustdup.evaluate(model, images, labels, eps="0.1", attacks="fgsm").record
 
     with pytest.raises(UserError, match="labels go up to 5, but the model has 2 outputs"):
         evaluate(labels=LABELS + 4)

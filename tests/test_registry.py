@@ -151,9 +151,9 @@ def write(tmp_path, text, name="mine.py"):
 
 def test_a_file_of_decorated_functions_is_a_plugin(tmp_path):
     path = write(tmp_path, """
-        from robustdup import attack
+        from robustdup import register_attack
 
-        @attack("centre", norms=["L2"], batching="pool", cost=(1, 0), quick={"steps": 2})
+        @register_attack("centre", norms=["L2"], batching="pool", cost=(1, 0), quick={"steps": 2})
         def centre(model, images, labels, threat, *, rng, steps: int = 5):
             '''Walk to grey.
 
@@ -169,7 +169,7 @@ def test_a_file_with_register_is_a_plugin_and_registers_nothing_twice(tmp_path):
     path = write(tmp_path, """
         import robustdup
 
-        @robustdup.attack("a", norms=["L2"])
+        @robustdup.register_attack("a", norms=["L2"])
         def a(model, images, labels, threat, *, rng):
             return images
 
@@ -189,7 +189,10 @@ def test_a_file_with_register_is_a_plugin_and_registers_nothing_twice(tmp_path):
         ("import nothing_like_this", "No module named 'nothing_like_this'"),
         ("x = 1", "neither a function register"),
         ("def register(registry:", "SyntaxError"),
-        ("from robustdup import attack\n@attack('pgd', norms=['L2'])\ndef f(*, rng): ...", "already taken"),
+        (
+            "from robustdup import register_attack\n@register_attack('pgd', norms=['L2'])\ndef f(*, rng): ...",
+            "already taken",
+        ),
     ],
 )
 def test_a_file_that_fails_is_reported_with_its_reason(tmp_path, text, reason):
@@ -224,7 +227,7 @@ def test_entry_points_are_the_same_door(monkeypatch):
 
 
 def test_an_undecorated_function_is_not_an_attack():
-    with pytest.raises(UserError, match=r"decorate it with @robustdup.attack"):
+    with pytest.raises(UserError, match=r"decorate it with @robustdup.register_attack"):
         Registry().add_attack(step)
 
 

@@ -21,7 +21,7 @@ from robustdup.plugins.specs import (
     RecordKind,
     Source,
     Stage,
-    attack,
+    register_attack,
 )
 
 __all__ = [
@@ -38,6 +38,6 @@ __all__ = [
     "Registry",
     "Source",
     "Stage",
-    "attack",
     "load_plugins",
+    "register_attack",
 ]

@@ -48,11 +48,13 @@ class Registry:
         self._owner = "native"
 
     def add_attack(self, spec: AttackSpec | Callable[..., Any]) -> None:
-        """Register a spec, or a function marked with `@robustdup.attack`. Raises UserError on a taken name."""
+        """Register a spec, or a function marked with `@robustdup.register_attack`. Raises UserError on a taken name."""
         if not isinstance(spec, AttackSpec):
             marked = getattr(spec, "__robustdup_attack__", None)
             if not isinstance(marked, AttackSpec):
-                raise UserError(f"{spec!r} is not an attack: decorate it with @robustdup.attack(name, norms=[…]).")
+                raise UserError(
+                    f"{spec!r} is not an attack: decorate it with @robustdup.register_attack(name, norms=[…])."
+                )
             spec = marked
         prefix, colon, _ = spec.name.partition(":")
         spec = replace(spec, source=spec.source or (prefix if colon else self._owner))
@@ -136,13 +138,15 @@ class Registry:
             raise Unavailable(f"Attack {name!r} cannot run here: {spec.reason}")
         return spec
 
-    def get_duplicate_finder(self) -> FinderSpec:
-        """Return the usual search for duplicates. Raises Unavailable where no plugin offers one."""
+    def get_duplicate_finder(self, name: str = "") -> FinderSpec:
+        """Return a search for duplicates, the first registered if not named. Raises Unavailable where no plugin has one."""
         if not self.duplicate_finders:
             raise Unavailable(
                 "No plugin here searches for near-duplicates. Install one: pip install 'robustdup[detect]'."
             )
-        return next(iter(self.duplicate_finders.values()))
+        if name and name not in self.duplicate_finders:
+            raise unknown("duplicate finder", name, self.duplicate_finders)
+        return self.duplicate_finders[name] if name else next(iter(self.duplicate_finders.values()))
 
     def stages(self, name: str, options: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
         """Return the stages behind the name of an attack or an ensemble. Options are for a single attack only."""

@@ -96,7 +96,7 @@ class AttackSpec:
         return self.cost
 
 
-def attack(
+def register_attack(
     name: str,
     *,
     norms: Sequence[str],

@@ -95,6 +95,11 @@ def show_record(
             console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
 
 
+def verdict_and_attacks(record: EvaluationRecord) -> tuple[Panel, Table]:
+    """Return the panel of the verdict and the table of attacks, as notebooks show them too."""
+    return _verdict(record), _attack_table(record)
+
+
 def percent(share: float) -> str:
     """Return a share as per cent with two digits."""
     return f"{100 * share:.2f}%"

@@ -165,13 +165,13 @@ def test_a_hanging_or_crashing_attack_is_a_finding(tmp_path):
     path.write_text(
         textwrap.dedent("""
         import os, time
-        from robustdup import attack
+        from robustdup import register_attack
 
-        @attack("hangs", norms=["L2"])
+        @register_attack("hangs", norms=["L2"])
         def hangs(model, images, labels, threat, *, rng):
             time.sleep(60)
 
-        @attack("dies", norms=["L2"])
+        @register_attack("dies", norms=["L2"])
         def dies(model, images, labels, threat, *, rng):
             os._exit(1)
     """)

@@ -127,7 +127,7 @@ def test_mistakes_are_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch,
 PLUGIN = '''
 import robustdup
 
-@robustdup.attack("towards-grey", norms=["Linf"])
+@robustdup.register_attack("towards-grey", norms=["Linf"])
 def towards_grey(model, images, labels, threat, *, rng, share: float = 1.0):
     """Move every pixel towards grey as far as allowed."""
     return threat.project(images, images + share * (0.5 - images))
@@ -187,7 +187,7 @@ def test_bundle_and_verify(capsys, tmp_path):
 
 def test_an_attack_that_never_finishes_is_a_failed_run(capsys, tmp_path):
     (tmp_path / "never.py").write_text(
-        "import robustdup\n@robustdup.attack('never', norms=['Linf'])\n"
+        "import robustdup\n@robustdup.register_attack('never', norms=['Linf'])\n"
         "def never(model, images, labels, threat, *, rng):\n    raise RuntimeError('gave up')\n"
     )
     code, _, err = run(
@@ -245,7 +245,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_runs(capsys, 
 
 def test_json_stays_whole_where_an_attack_prints_and_paths_are_not_markup(capsys, tmp_path):
     (tmp_path / "loud.py").write_text(
-        "import robustdup\n@robustdup.attack('loud[/b]', norms=['Linf'])\n"
+        "import robustdup\n@robustdup.register_attack('loud[/b]', norms=['Linf'])\n"
         "def loud(model, images, labels, threat, *, rng):\n    print('LOUD')\n    return images\n"
     )
     words = ["--plugin", tmp_path / "loud.py", "--attacks", "loud[/b]", "--n", "5", "--out", tmp_path / "a[" / "b]"]

@@ -1,0 +1,149 @@
+"""Put duplicates into a `datasets.Dataset`, and find those that are there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from robustdup.api.options import DuplicateOptions
+from robustdup.errors import UserError
+from robustdup.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+D = TypeVar("D")
+BY_CLASS = ("class_skewed", "conflicting")  # schemes that look at labels; so does control="class_prior"
+
+
+def duplicate(
+    dataset: D, *, scheme: str = "uniform", seed: int = 0, split: str = "train", image_column: str | None = None,
+    label_column: str | None = None, other: Any = None, scores: Any = None, **options: Unpack[DuplicateOptions],
+) -> D:  # fmt: skip
+    """Return a dataset with duplicates, and the columns `source_index` and `copy` that tell them.
+
+    Args:
+        dataset: a `datasets.Dataset`, a `DatasetDict` (its `split` is duplicated) or an `IterableDataset` (read once
+            to count its samples).
+        scheme: which samples are copied: uniform, class_skewed, power_law, single, whole_set, hardest, easiest,
+            conflicting, leak.
+        seed: of everything that is drawn; a higher dose with the same seed contains the lower one.
+        split: of a `DatasetDict`, the split that is duplicated.
+        image_column: needed for near copies only; found by itself if not named.
+        label_column: needed for schemes by class only; found by itself if not named.
+        other: the split that leaks in, for scheme leak.
+        scores: (N,) a margin per sample, the lower the harder, for hardest and easiest.
+        options: `dose` (share of entries that are copies, 0 to below 1), `fraction`, `copies`, `mode`, `control`, `near`, and the
+            others of `robustdup data duplicate`.
+
+    Returns:
+        A dataset of the same type. No image is copied in memory.
+
+    Raises:
+        UserError: an option that the scheme does not take, a dose that cannot be met, or a column that is missing.
+    """
+    import datasets
+    import torch
+
+    from robustdup.config import validate
+    from robustdup.config.duplication import DuplicationOptions
+    from robustdup.duplication.apply import apply_plan
+    from robustdup.duplication.plan import make_plan
+
+    source: Any = dataset
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise UserError(
+                f"There is no split {split!r} to duplicate; there are {', '.join(dataset)}.", code="unknown-split"
+            )
+        source = dataset[split]
+    config = validate(DuplicationOptions, {"scheme": scheme, **options})
+    by_class = scheme in BY_CLASS or config.control == "class_prior"
+    labels, class_names = _labels(source, label_column, needed=by_class)
+    plan = make_plan(
+        labels, config, seed=seed, class_names=class_names, scores=None if scores is None else torch.as_tensor(scores),
+        n_other=0 if other is None else len(other), other_labels=None if other is None else _labels(other, label_column)[0],
+    )  # fmt: skip
+    return apply_plan(plan, dataset, other=other, split=split, image_column=image_column, label_column=label_column)
+
+
+def _labels(dataset: Any, column: str | None, *, needed: bool = False) -> tuple[Any, list[str]]:
+    """Return the labels (N,) and class names; zeros where nothing depends on them and none are to be found."""
+    import datasets
+    import torch
+
+    if isinstance(dataset, datasets.IterableDataset):
+        rows = [row[column] for row in dataset] if column else None
+        if rows is None and needed:
+            raise UserError("A stream's labels are read by name: give label_column=.", code="no-labels")
+        count = len(rows) if rows is not None else sum(1 for _ in dataset)
+        return torch.as_tensor(rows if rows is not None else [0] * count, dtype=torch.int64), []
+    if not isinstance(dataset, datasets.Dataset):
+        raise UserError(
+            f"duplicate() takes a datasets.Dataset, DatasetDict or IterableDataset, got a {type(dataset).__name__}. "
+            "Tensors become one with datasets.Dataset.from_dict({'image': …, 'label': …}).", code="bad-data",
+        )  # fmt: skip
+    named = [name for name in (column, "label", "labels") if name in dataset.features]
+    if not named:
+        if needed or column is not None:
+            raise UserError(
+                f"There is no column of labels; the columns are {', '.join(dataset.features)}. Name one with label_column=.",
+                code="no-labels",
+            )
+        return torch.zeros(len(dataset), dtype=torch.int64), []
+    feature = dataset.features[named[0]]
+    values = dataset.select_columns([named[0]]).with_format("arrow")[:][named[0]].to_pylist()
+    if not needed and not all(isinstance(value, int) and value >= 0 for value in values):
+        return torch.zeros(len(dataset), dtype=torch.int64), []
+    try:
+        return torch.tensor(values, dtype=torch.int64), list(getattr(feature, "names", None) or [])
+    except (TypeError, ValueError):
+        raise UserError(
+            f"Column {named[0]!r} does not hold class numbers. Encode it: dataset.class_encode_column({named[0]!r}).",
+            code="bad-labels",
+        ) from None
+
+
+def find_duplicates(dataset: Any, *, against: Any = None, image_column: str | None = None, finder: str = "") -> Any:
+    """Find duplicates within a dataset, or between two.
+
+    Args:
+        dataset: a `datasets.Dataset` with an image column, what `load_data` returned, or images (N, C, H, W), uint8 or in [0, 1].
+        against: another one; then pairs lie across the two.
+        image_column: of a `datasets.Dataset`; found by itself if not named.
+        finder: the name of a duplicate finder; the first that is installed if not given.
+
+    Returns:
+        Pairs with the tensors `a` and `b` (P,): indices of the samples, and what else the finder tells.
+
+    Raises:
+        Unavailable: no plugin searches for duplicates here.
+        UserError: the images differ in shape, or are too small to compare.
+    """
+    registry = load_plugins()
+    spec = registry.get_duplicate_finder(finder)
+    first = _pixels(dataset, image_column)
+    return spec.find(first) if against is None else spec.find(first, _pixels(against, image_column))
+
+
+def _pixels(data: Any, image_column: str | None) -> Any:
+    """Return images as uint8 (N, C, H, W)."""
+    import torch
+
+    from robustdup.config import DataOptions
+    from robustdup.data.batches import to_bytes
+    from robustdup.data.dataset import ImageDataset
+    from robustdup.data.splits import split_columns
+    from robustdup.data.table import TableSamples
+
+    if isinstance(data, ImageDataset):
+        data = data.images
+    if isinstance(data, torch.Tensor):
+        return data if data.dtype == torch.uint8 else to_bytes(data)
+    options = DataOptions(split=str(getattr(data, "split", None) or "given"), image_column=image_column)
+    split_columns(data, options, "the dataset", needs_labels=False)
+    labelled = data if "label" in data.features else data.add_column("label", [0] * len(data))
+    samples = TableSamples(
+        labelled, DataOptions(split=options.split, image_column=image_column, label_column="label"), "the dataset"
+    )
+    images, _ = samples.fetch(range(len(samples)))
+    return to_bytes(images)

@@ -1,0 +1,211 @@
+"""Attack and evaluate a model from Python."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustdup.api.loading import as_dataset, load_model
+from robustdup.api.options import EvaluateOptions
+from robustdup.api.results import EvaluationResult
+from robustdup.errors import UserError
+from robustdup.plugins import AttackSpec, Registry, load_plugins, register_attack
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from torch import Tensor, nn
+
+    from robustdup.records import Progress
+
+
+def evaluate(
+    model: nn.Module | str, data: Any, labels: Any = None, *, norm: str = "Linf",
+    eps: str | float | Sequence[str | float] | None = None, attacks: str | Sequence[Any] = "autoattack",
+    attack_model: nn.Module | str | None = None, n: int | None = None, out: str | Path | None = None, resume: bool = False,
+    progress: bool | Callable[[Progress], None] | None = None, **options: Unpack[EvaluateOptions],
+) -> EvaluationResult:  # fmt: skip
+    """Evaluate a model: clean and robust accuracy, every adversarial image verified by the referee.
+
+    Args:
+        model: a module that takes images (N, C, H, W) in [0, 1] to logits (N, K), or a spec as for `load_model`.
+        data: what `load_data` returned, images (N, C, H, W) in [0, 1] (then `labels` too), a `DataLoader`, a
+            `datasets.Dataset`.
+        labels: int64 (N,), where `data` is a tensor or array of images.
+        norm: Linf, L2 or L1.
+        eps: the radius in pixel units of [0, 1], "8/255" or 0.5; several give a curve, whose largest is the verdict. If not
+            given: 8/255 in Linf, 0.5 in L2, 12 in L1.
+        attacks: names as on the command line ("fast", "pgd(steps=40),square"), or a list of names and of functions decorated with
+            `register_attack`.
+        attack_model: attacked in place of the model, which is judged (BPDA, a surrogate).
+        n: take the first n samples.
+        out: the run folder; a temporary one, deleted at exit, if not given.
+        resume: go on with the unfinished run in `out`.
+        progress: True or False, or a function that takes each event; shown in notebooks and terminals if not given.
+        options: the other settings of `robustdup eval`, by name.
+
+    Returns:
+        The result, with `record`, `adv_images`, `outcomes`, `robust_accuracy`, `save()`, `rank()`.
+
+    Raises:
+        UserError: a mistake: an unknown attack, images outside [0, 1], an option that does not exist.
+        RunError: no result could come out.
+    """
+    from robustdup.config import EvalConfig, validate
+    from robustdup.jobs import run_evaluation
+
+    registry = load_plugins(options.get("plugin") or ())
+    dataset = as_dataset(data, labels, n=n)
+    spec = model if isinstance(model, str) else "python"
+    module = (
+        load_model(model, registry=registry, allow_pickle=bool(options.get("allow_pickle")))
+        if isinstance(model, str)
+        else model
+    )
+    config = validate(
+        EvalConfig,
+        {
+            **_known(dict(options), EvalConfig), "model": spec, "data": dataset.spec, "split": dataset.split,
+            "n": len(dataset) if dataset.selection == "first" else None, "norm": norm, "eps": _eps_text(eps),
+            "attacks": attacks if isinstance(attacks, str) else ",".join(_named(each, registry) for each in attacks),
+            "out": None if out is None else str(out),
+            "attack_model": attack_model if isinstance(attack_model, str | None) else "python",
+        },
+    )  # fmt: skip
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="robustdup-")) / "run"
+    try:
+        with _shown(progress) as show:
+            done = run_evaluation(
+                config, model=module, attack_model=None if isinstance(attack_model, str) else attack_model, data=dataset,
+                registry=registry, progress=show, folder=folder, resume=resume, command="robustdup.evaluate(…)",
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print(
+            f"Interrupted. Nothing is lost: call evaluate(…, out={str(folder)!r}, resume=True) with the same arguments.",
+            file=sys.stderr,
+        )
+        raise
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
+    if out is None:
+        _delete_at_exit(folder.parent)
+    return EvaluationResult(done.record, done.worst, outcomes(done.samples), done.samples, folder)
+
+
+def attack(*arguments: Any, **options: Any) -> Any:
+    """Attack images and return adversarial ones, projected into the ball and verified.
+
+    `attack(model, images, labels, "apgd-ce", eps="8/255", steps=40)`.
+
+    Args:
+        model: a module that takes images (N, C, H, W) in [0, 1] to logits (N, K), or a spec as for `load_model`.
+        images: (N, C, H, W) in [0, 1].
+        labels: int64 (N,).
+        attack: the name of an attack or ensemble, with options as "pgd(steps=40)", or a function decorated with
+            `register_attack`.
+        norm: Linf, L2 or L1.
+        eps: the radius in pixel units of [0, 1].
+        seed: of everything random.
+        options: options of the attack, by name.
+
+    Returns:
+        float32 (N, C, H, W): inside the ball and [0, 1]. A sample that the model gets wrong already comes back unchanged.
+
+    Raises:
+        UserError: an unknown attack or option, or images that do not fit.
+    """
+    if arguments and isinstance(arguments[0], str) and "norms" in options:
+        warnings.warn(
+            "robustdup.attack as a decorator is called robustdup.register_attack now.", DeprecationWarning, stacklevel=2
+        )
+        return register_attack(*arguments, **options)
+    return _attack(*arguments, **options)
+
+
+def _attack(
+    model: nn.Module | str, images: Any, labels: Any, attack: Any = "apgd-ce", *, norm: str = "Linf",
+    eps: str | float | None = None, seed: int = 0, **options: Any,
+) -> Tensor:  # fmt: skip
+    written = ",".join(f"{name}={value}" for name, value in options.items())
+    name = attack if isinstance(attack, str) else getattr(attack, "__robustdup_attack__", attack)
+    if written and not isinstance(name, str):
+        raise UserError(
+            "Options go with the name of an attack: attack(model, images, labels, 'pgd', steps=40).", code="bad-option"
+        )
+    attacks: Any = [f"{attack}({written})" if written else attack]
+    result = evaluate(
+        model, images, labels, norm=norm, eps=eps, attacks=attacks if not isinstance(attack, str) else attacks[0], seed=seed,
+        diagnostics=False, progress=False,
+    )  # fmt: skip
+    return result.adv_images
+
+
+def outcomes(samples: dict[str, list[Any]]) -> list[str]:
+    """Return what became of each sample, in order: broken, robust, undecided or misclassified."""
+    last: dict[int, str] = {}
+    clean_wrong: set[int] = set()
+    for index, name, outcome in zip(samples["index"], samples["attack"], samples["outcome"], strict=True):
+        last.setdefault(index, "robust")
+        if name == "clean":
+            if outcome != "correct":
+                clean_wrong.add(index)
+        elif outcome == "broken":
+            last[index] = "broken"
+        elif outcome == "undecided" and last[index] != "broken":
+            last[index] = "undecided"
+    return ["misclassified" if index in clean_wrong else outcome for index, outcome in last.items()]
+
+
+def _eps_text(eps: Any) -> str:
+    if eps is None:
+        return ""
+    return ",".join(str(each) for each in eps) if isinstance(eps, list | tuple) else str(eps)
+
+
+def _known(options: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return the options; what other toolkits call otherwise is named. Raises UserError."""
+    for theirs, ours in (("epsilon", "eps"), ("epsilons", "eps"), ("batchsize", "batch_size"), ("attack", "attacks")):
+        if theirs in options and theirs not in config.model_fields:
+            raise UserError(f"evaluate() has no option {theirs!r}: write {ours}=….", code="unknown-option")
+    return options
+
+
+def _named(attack: Any, registry: Registry) -> str:
+    if isinstance(attack, str):
+        return attack
+    spec = getattr(attack, "__robustdup_attack__", None)
+    if not isinstance(spec, AttackSpec):
+        raise UserError(
+            f"{attack!r} is neither an attack's name nor a function decorated with @robustdup.register_attack.",
+            code="bad-attack",
+        )
+    registry.add_attack(replace(spec, source="python"))
+    return spec.name
+
+
+@contextmanager
+def _shown(progress: bool | Callable[[Progress], None] | None) -> Iterator[Callable[[Progress], None]]:
+    """Give what takes the events of a run: nothing, a live view, or the user's function."""
+    if callable(progress):
+        yield progress
+        return
+    from robustdup.report.terminal import LiveView
+
+    wanted = (sys.stderr.isatty() or "IPython" in sys.modules) if progress is None else progress
+    with LiveView(enabled=wanted) as view:
+        yield view.update
+
+
+def _delete_at_exit(folder: Path) -> None:
+    import atexit
+
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""What an evaluation returns to a notebook: the record, the adversarial images, the outcome of each sample."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustdup.leaderboard import RankResult
+    from robustdup.records import Accuracy, EvaluationRecord
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The result of `robustdup.evaluate`. In a notebook it shows itself as a table.
+
+    Attributes:
+        record: what `robustdup eval` writes: accuracies with intervals, each attack, diagnostics, versions.
+        adv_images: float32 (N, C, H, W): the adversarial image of each broken sample, the last one tried of any other.
+        outcomes: one word per sample: broken, robust, undecided, or misclassified (wrong without any attack).
+        samples: the columns of samples.parquet, a row per sample and attack.
+        folder: the run folder, where one was written.
+    """
+
+    record: EvaluationRecord
+    adv_images: Tensor = field(repr=False)
+    outcomes: list[str] = field(repr=False)
+    samples: dict[str, list[Any]] = field(repr=False)
+    folder: Path | None = None
+
+    @property
+    def clean_accuracy(self) -> Accuracy:
+        """The share of samples that are classified correctly, with its 95% interval."""
+        return self.record.clean_accuracy
+
+    @property
+    def robust_accuracy(self) -> Accuracy:
+        """The share of samples that survived every attack, with its 95% interval."""
+        return self.record.robust_accuracy
+
+    @property
+    def is_adv(self) -> Tensor:
+        """Bool (N,): misclassified in the end, under attack or without."""
+        import torch
+
+        return torch.tensor([outcome in ("broken", "misclassified") for outcome in self.outcomes])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder: record.json, samples.parquet, images.
+
+        Args:
+            folder: a new or empty folder.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: the folder is not empty, or nothing was kept to write.
+        """
+        to = Path(folder)
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise UserError(
+                f"{str(to)!r} is not empty. Choose another folder; nothing is overwritten.", code="not-empty"
+            )
+        if self.folder is None or not self.folder.is_dir():
+            raise UserError(
+                "The run folder of this result is gone. Evaluate with out=… to keep it.", code="missing-file"
+            )
+        shutil.copytree(self.folder, to, dirs_exist_ok=True)
+        return to
+
+    def rank(self) -> RankResult:
+        """Return where the model would stand among RobustBench's published ones, or why it cannot be compared."""
+        import pyarrow as pa
+
+        from robustdup.leaderboard import position
+
+        return position(self.record, pa.table(self.samples))
+
+    def __str__(self) -> str:
+        record = self.record
+        clean, robust = record.clean_accuracy, record.robust_accuracy
+        return (
+            f"{record.threat.norm} eps {record.threat.eps_text}, {record.n} samples: clean {clean.value:.2%} "
+            f"[{clean.low:.2%}, {clean.high:.2%}], robust {robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
+        )
+
+    def _repr_markdown_(self) -> str:
+        from robustdup.report.terminal import markdown_table
+
+        return markdown_table(self.record)
+
+    def _repr_html_(self) -> str:
+        from rich.console import Console
+
+        from robustdup.report.terminal import verdict_and_attacks
+
+        console = Console(record=True, width=100, file=_Nowhere(), force_jupyter=False)
+        for part in verdict_and_attacks(self.record):
+            console.print(part)
+        return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
+
+
+class _Nowhere:
+    """A file that keeps nothing: rich records what it prints."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing."""

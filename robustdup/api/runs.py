@@ -1,0 +1,139 @@
+"""Train, rank, compare and verify from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustdup.api.loading import as_dataset, load_model
+from robustdup.api.options import TrainOptions
+from robustdup.api.results import EvaluationResult
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from robustdup.evidence.recheck import Verification
+    from robustdup.leaderboard import Comparison, RankResult
+    from robustdup.records import EvaluationRecord, TrainingRecord
+
+Run = "str | Path | EvaluationResult | EvaluationRecord"
+
+
+def train(*, out: str | Path | None = None, resume: bool = False, **options: Unpack[TrainOptions]) -> TrainingRecord:
+    """Train a classifier, standard or adversarially, as `robustdup train` does.
+
+    Args:
+        out: the run folder; runs/<time>-<model> if not given.
+        resume: go on with the unfinished run in `out`.
+        options: the settings of `robustdup train`, by name: `data`, `model`, `objective`, `epochs`, …
+
+    Returns:
+        The record: accuracies of the best and the last checkpoint, curves, passes, seconds.
+
+    Raises:
+        UserError: an option or a value that cannot be.
+        RunError: the run could not be finished.
+    """
+    from robustdup.jobs import train as run
+
+    return run(out=out, resume=resume, **options)
+
+
+def rank(run: Any) -> RankResult:
+    """Say where a run's model would stand among RobustBench's published ones.
+
+    Args:
+        run: a run folder, its record.json, a record, or what `evaluate` returned.
+
+    Returns:
+        The rank, or a bound, with the reasons where there is none; `str()` of it is one sentence.
+
+    Raises:
+        UserError: there is no evaluation at that place.
+    """
+    from robustdup.leaderboard import position
+
+    record, samples = _opened(run)
+    return position(record, samples)
+
+
+def compare(a: Any, b: Any) -> Comparison:
+    """Compare two evaluations on the same samples: difference a minus b, Tango's 95% interval, McNemar's test.
+
+    Args:
+        a: a run folder, its record.json, or what `evaluate` returned.
+        b: another one.
+
+    Raises:
+        UserError: the threat models differ, or the runs share no sample.
+    """
+    from robustdup.leaderboard import compare as compare_records
+
+    pairs = [_opened(run) for run in (a, b)]
+    for run, (_, samples) in zip((a, b), pairs, strict=True):
+        if samples is None:
+            raise UserError(f"{run!r} comes without its samples: give the run folder.", code="missing-file")
+    return compare_records(*pairs[0], *pairs[1])
+
+
+def verify(
+    evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str = "Linf",
+    eps: str | float | None = None, device: str = "auto", **options: Any,
+) -> Verification:  # fmt: skip
+    """Judge adversarial examples again, by the referee alone, without an attack.
+
+    Args:
+        evidence: a bundle (the folder that `eval --bundle` wrote), or a file of adversarial images.
+        model: a module or a spec; for a bundle, the one that its record names if not given.
+        data: what `load_data` returned, images with `labels`, or a spec; for a bundle, the record's if not given.
+        labels: int64 (N,), where `data` is a tensor or array.
+        norm: of the threat model, for a file; a bundle has its own.
+        eps: of the threat model, for a file; a bundle has its own.
+        device: cpu, cuda, or auto.
+        options: other settings of `robustdup verify`.
+
+    Returns:
+        What was found: `accepted`, accuracies, violations, problems.
+
+    Raises:
+        UserError: there is nothing at that place, or data or weights are not those of the bundle.
+    """
+    from robustdup import jobs
+    from robustdup.config import EvalConfig, validate
+
+    place = Path(evidence)
+    if not place.exists():
+        raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
+    named = {"model": model, "data": data, **options}
+    if place.is_dir() and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
+        return jobs.verify_bundle(
+            place, {key: value for key, value in named.items() if value is not None} | {"device": device}
+        )
+    if place.is_dir():
+        dataset = as_dataset(data, labels)
+        module = load_model(model) if isinstance(model, str) else model
+        return jobs.verify(place, module, dataset.images, dataset.labels, device=device)
+    if not isinstance(model, str) or not isinstance(data, str):
+        raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
+    config = validate(EvalConfig, {**named, "norm": norm, "eps": "" if eps is None else str(eps), "device": device})
+    return jobs.verify_examples(place, config)
+
+
+def _opened(run: Any) -> tuple[EvaluationRecord, Any]:
+    """Return the record of a run, and its samples where they are at hand."""
+    import pyarrow as pa
+
+    from robustdup.records import EvaluationRecord, find_record, load_record, load_samples
+
+    if isinstance(run, EvaluationResult):
+        return run.record, pa.table(run.samples)
+    if isinstance(run, EvaluationRecord):
+        return run, None
+    folder = find_record(run).parent
+    try:
+        return load_record(run), load_samples(folder)
+    except UserError as error:
+        if error.code != "missing-file":
+            raise
+        return load_record(run), None

@@ -1,0 +1,174 @@
+"""The verbs of a user, on built-in data: what they take, what they return, and what they say to a mistake."""
+
+import subprocess
+import sys
+import warnings
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import robustdup
+from robustdup import UserError
+from tests.raising import raises
+
+N = 12
+QUICK = {"eps": "0.15", "attacks": "fgsm", "diagnostics": False, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return robustdup.load_model("builtin:digits-robust")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return robustdup.load_data("builtin:digits", n=N)
+
+
+@pytest.fixture(scope="module")
+def result(model, data):
+    return robustdup.evaluate(model, data, **QUICK)
+
+
+def as_table(data):
+    pixels = (data.images[:, 0] * 255).round().to(torch.uint8).numpy()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=data.class_names)})
+    content = {"image": [Image.fromarray(image) for image in pixels], "label": data.labels.tolist()}
+    return datasets.Dataset.from_dict(content, features=features)
+
+
+def test_data_in_every_form_gives_the_same_outcomes(model, data, result):
+    pairs = TensorDataset(data.images, data.labels)
+    for form in (
+        (data.images, data.labels),
+        (data.images.numpy(), data.labels.numpy()),
+        (DataLoader(pairs, batch_size=5),),
+        (pairs,),
+        ([(data.images[:4], data.labels[:4]), (data.images[4:], data.labels[4:])],),
+    ):
+        again = robustdup.evaluate(model, *form, **QUICK)
+        assert again.outcomes == result.outcomes
+        assert torch.equal(again.adv_images, result.adv_images)
+
+
+def test_a_hub_dataset_is_read_with_its_class_names(model, data, result):
+    table = as_table(data)
+    for form in (table, table.to_iterable_dataset()):
+        again = robustdup.evaluate(model, form, n=N, **QUICK)
+        assert again.record.data.class_names == data.class_names
+        # PNGs have 256 levels, the digits 17: close images, the same verdict
+        assert again.outcomes == result.outcomes
+
+
+def test_the_result_holds_what_happened(model, data, result):
+    assert len(result.outcomes) == len(result.adv_images) == N
+    wrong = model(result.adv_images).argmax(dim=1) != data.labels
+    assert torch.equal(result.is_adv, wrong.cpu())
+    assert result.robust_accuracy.value == pytest.approx(1 - float(wrong.double().mean()))
+    assert 0 < result.outcomes.count("broken") < N
+    assert float((result.adv_images - data.images).abs().max()) <= 0.15 + 1e-6
+    assert "12 samples" in str(result)
+    assert "Robust" in result._repr_html_()
+    assert "| fgsm" in result._repr_markdown_()
+
+
+def test_a_result_is_saved_ranked_compared(model, data, result, tmp_path):
+    folder = result.save(tmp_path / "mine")
+    assert (folder / "record.json").is_file()
+    with raises("not-empty"):
+        result.save(folder)
+    assert robustdup.rank(folder) == result.rank() == robustdup.rank(result)
+    assert not result.rank().comparable
+    difference = robustdup.compare(folder, result)
+    assert difference.robust.difference == 0
+
+
+def test_an_attack_returns_verified_images(model, data):
+    adv_images = robustdup.attack(model, data.images, data.labels, "pgd", eps="0.15", steps=10)
+    assert adv_images.shape == data.images.shape
+    assert float(adv_images.min()) >= 0
+    assert float(adv_images.max()) <= 1
+    assert float((adv_images - data.images).abs().max()) <= 0.15 + 1e-6
+    assert (model(adv_images).argmax(dim=1) != data.labels).any()
+    with raises("unknown-option", UserError, "steps"):
+        robustdup.attack(model, data.images, data.labels, "pgd", eps="0.15", step=10)
+
+
+def test_the_old_decorator_still_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="register_attack"):
+
+        @robustdup.attack("old", norms=["Linf"])
+        def old(model, images, labels, threat, *, rng):
+            """Do nothing."""
+            return images
+
+    assert old.__robustdup_attack__.name == "old"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robustdup.register_attack("new", norms=["Linf"])(old)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda model, data: robustdup.evaluate(model, data, epsilon="0.1"), "unknown-option"),
+        (lambda model, data: robustdup.evaluate(model, data, attaks="fgsm"), "unknown-configuration-key"),
+        (lambda model, data: robustdup.evaluate(model, data.images), "bad-data"),
+        (lambda model, data: robustdup.evaluate(model, data, n=N + 1), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, []), "no-data"),
+        (lambda model, data: robustdup.evaluate(model, [data.images]), "bad-data"),
+        (lambda model, data: robustdup.evaluate(model, as_table(data).to_iterable_dataset()), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, data, attacks=[len]), "bad-attack"),
+        (lambda model, data: robustdup.duplicate(data.images, dose=0.5), "bad-data"),
+        (lambda model, data: robustdup.verify("nowhere"), "missing-file"),
+    ],
+)  # fmt: skip
+def test_mistakes_have_codes(model, data, call, code):
+    with raises(code):
+        call(model, data)
+
+
+def test_events_come_to_a_function(model, data):
+    seen = []
+    robustdup.evaluate(model, data, **{**QUICK, "progress": seen.append})
+    assert seen[-1].attack == "fgsm"
+
+
+def test_duplicates_in_every_kind_of_dataset(data):
+    table = as_table(data)
+    copies = robustdup.duplicate(table, dose=0.5, copies=3, seed=1)
+    assert copies.features["label"] == table.features["label"]
+    assert sum(copies["copy"][i] > 0 for i in range(len(copies))) == len(copies) - N
+    assert len(copies) == 2 * N
+    again = robustdup.duplicate(datasets.DatasetDict(train=table, test=table), dose=0.5, copies=3, seed=1)
+    assert again["train"]["source_index"][:] == copies["source_index"][:]
+    assert len(again["test"]) == N
+    stream = robustdup.duplicate(table.to_iterable_dataset(), dose=0.5, copies=3, seed=1)
+    assert sorted(row["source_index"] for row in stream) == sorted(copies["source_index"])
+    words = datasets.Dataset.from_dict({"text": list("abcd")})
+    assert len(robustdup.duplicate(words, scheme="whole_set", copies=1)) == 8
+    skewed = robustdup.duplicate(table, scheme="class_skewed", classes=["1"], copies=4, dose=0.25)
+    assert {skewed["label"][i] for i in range(len(skewed)) if skewed["copy"][i]} == {1}
+    with raises("no-labels"):
+        robustdup.duplicate(words, scheme="class_skewed", dose=0.2)
+
+
+def test_copies_are_found_again():
+    pytest.importorskip("robustdup_detect")
+    random = np.random.default_rng(0)
+    images = torch.tensor(random.random((20, 3, 4, 4)), dtype=torch.float32)
+    images = torch.nn.functional.interpolate(images, (32, 32), mode="bicubic").clamp(0, 1)
+    doubled = torch.cat([images, images[[3, 7]]])
+    pairs = robustdup.find_duplicates(doubled)
+    assert {(3, 20), (7, 21)} <= set(zip(pairs.a.tolist(), pairs.b.tolist(), strict=True))
+    across = robustdup.find_duplicates(images[:10], against=images[5:])
+    assert set(zip(across.a.tolist(), across.b.tolist(), strict=True)) >= {(i, i - 5) for i in range(5, 10)}
+
+
+def test_importing_is_quick_and_light():
+    code = "import sys, robustdup; heavy = {'torch', 'datasets', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
