@@ -1,4 +1,4 @@
-"""Keep the picture of the rooms in docs/contributing/architecture.md true: who imports whom, and how large each is.
+"""Keep the picture of the rooms in docs/contributing/architecture.md true: who imports whom.
 
 uv run python docs/rooms.py            # draw it anew
 uv run python docs/rooms.py --check    # exit code 1 where it is not today's
@@ -12,16 +12,8 @@ from pathlib import Path
 
 import grimp
 
-ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).parent / "contributing" / "architecture.md"
 BEGIN, END = "<!-- rooms: written by docs/rooms.py -->\n", "<!-- /rooms -->"
-
-
-def lines_of(room: str) -> int:
-    """Return the lines of Python in a room, to the nearest hundred."""
-    place = ROOT / "robustdup" / room
-    files = place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]
-    return max(100, round(sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files), -2))
 
 
 def picture() -> str:
@@ -35,7 +27,7 @@ def picture() -> str:
                 uses[room].add(other)
     rooms = sorted({room for room in room_of.values() if room != "__main__"})
     reach = {room: _reachable(room, uses) for room in rooms}
-    boxes = [f'    {room}["{room}<br/>{lines_of(room):,} lines"]' for room in rooms]
+    boxes = [f"    {room}" for room in rooms]
     arrows = [
         f"    {room} --> {other}"
         for room in rooms
