@@ -34,12 +34,12 @@ from robustdup.attacks.passes import Passes
 from robustdup.config import validate
 from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.data.sources import load_images
+from robustdup.device import choose_device
 from robustdup.errors import UserError
-from robustdup.evaluation.bench import choose_device
-from robustdup.evaluation.record import versions
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
+from robustdup.records import versions
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
 
@@ -147,7 +147,7 @@ def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, An
         "counted_by": "robustdup",
         "undecided": record.n_undecided,
         "notes": notes,
-        **verdict(task, found.worst),
+        **verdict(task, found.adv_images),
     }
 
 

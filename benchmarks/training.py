@@ -25,13 +25,12 @@ from benchmarks.train_options import TrainBenchConfig
 from robustdup.attacks.isolation import isolated
 from robustdup.config import DataOptions, TrainConfig, validate
 from robustdup.data.sources import load_images
+from robustdup.device import choose_device
 from robustdup.errors import RobustdupError, UserError, unknown
-from robustdup.evaluation.bench import choose_device
-from robustdup.evaluation.record import versions
 from robustdup.jobs.training import run_training
 from robustdup.models.architectures import build_network
 from robustdup.plugins import Registry, load_plugins
-from robustdup.records import Part, now
+from robustdup.records import Part, now, versions
 from robustdup.threat import ThreatModel
 
 OURS, PLAIN = "robustdup", "pytorch-loop"

@@ -382,19 +382,18 @@ def test_autoattack_is_refused_in_low_precision(precision):
 
 
 def test_stages_of_another_norm_are_not_planned():
-    events: list[str] = []
     for norm, restarts in (("Linf", [1, 1, 1, 1]), ("L1", [5, 1, 1, 1])):
         config = build(EvalConfig, overrides=[f"norm={norm}", "attacks=autoattack"])
-        stages = plan(config, load_plugins(), parse_threats(config)[-1], events)
+        stages, notes = plan(config, load_plugins(), parse_threats(config)[-1])
         assert [stage.spec.name for stage in stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert [stage.options.get("restarts", 1) for stage in stages] == restarts
-    assert events == []
+        assert notes == []
 
 
 def test_min_distance_gives_the_closed_form_curve_from_one_run():
     record = run(attacks="fab-t(steps=20)", min_distance=True)
     found = record.min_distance
-    assert (found.n, found.found) == (40, 40)
+    assert (found.n, found.n_found) == (40, 40)
     assert found.median == pytest.approx(float(GAP.median()), abs=0.01)
     for eps, left in found.curve.items():
         near = (GAP - float(eps)).abs() < 2e-3
@@ -556,7 +555,7 @@ def test_bundle_is_accepted_and_refused_with_any_single_byte_changed(tmp_path):
 def test_a_forger_who_recomputes_the_hashes_is_caught_by_the_referee(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from robustdup.evaluation import bundle as bundles
+    from robustdup.evidence import bundle as bundles
 
     jobs.run_evaluation(small(), folder=tmp_path / "run")
     images = tmp_path / "run" / "images" / "adversarial.safetensors"
@@ -605,7 +604,7 @@ def test_a_run_does_not_go_on_with_a_changed_plugin_or_attack_model(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
     folder = stopped(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from robustdup.evaluation.folder import locked\n"
+        "import sys, time; from pathlib import Path; from robustdup.records.folder import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE) as other:
@@ -675,8 +674,8 @@ def test_points_undecided_at_a_smaller_eps_alone_do_not_refuse_a_bundle(tmp_path
 @pytest.mark.parametrize(
     ("part", "value", "text"),
     [
-        ("n", 4000, "a number of points of 4000"),
-        ("n_undecided", 3, "undecided points of 3"),
+        ("n", 4000, "a number of samples of 4000"),
+        ("n_undecided", 3, "undecided samples of 3"),
         ("threat", {"norm": "Linf", "eps": 0.01, "eps_text": "0.1"}, "an eps of 0.01"),
         ("clean_accuracy", {"value": 0.7, "low": 0.6, "high": 0.8}, "a clean accuracy of 0.7; the evidence shows 1"),
         ("robust_accuracy", {"value": 0.9, "low": 0.8, "high": 1.0}, "a robust accuracy of 0.9"),
@@ -694,12 +693,12 @@ def test_a_record_that_states_what_its_evidence_does_not_show_is_refused(tmp_pat
 
 
 def test_claims_of_breaking_that_do_not_hold_are_named(tmp_path):
-    from robustdup.evaluation import bundle as bundles
+    from robustdup.evidence import bundle as bundles
     from robustdup.records import save_samples
 
     run(out=tmp_path / "run", attacks="fgsm")
     rows = load_samples(tmp_path / "run").to_pydict()
-    rows["outcome"] = ["broken" if word == "survived" else word for word in rows["outcome"]]
+    rows["outcome"] = ["broken" if word == "robust" else word for word in rows["outcome"]]
     save_samples(rows, tmp_path / "run")
     forged = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
     found = robustdup.verify(forged, Mean().eval(), IMAGES, LABELS)
@@ -739,14 +738,14 @@ def test_verify_judges_a_file_of_examples_from_any_tool(tmp_path):
     import numpy as np
 
     run = jobs.run_evaluation(small())
-    np.savez(tmp_path / "adv.npz", images=run.worst.numpy())
+    np.savez(tmp_path / "adv.npz", images=run.adv_images.numpy())
     found = jobs.verify_examples(tmp_path / "adv.npz", small(n=None))
     assert found.accepted
     assert found.n == 60
     assert found.robust_accuracy == pytest.approx(run.record.robust_accuracy.value)
-    np.savez(tmp_path / "far.npz", images=(run.worst + 0.2).numpy())
+    np.savez(tmp_path / "far.npz", images=(run.adv_images + 0.2).numpy())
     assert jobs.verify_examples(tmp_path / "far.npz", small(n=None)).violations == 60
-    np.savez(tmp_path / "labels.npz", images=run.worst.numpy(), labels=np.zeros(60, dtype=np.int64))
+    np.savez(tmp_path / "labels.npz", images=run.adv_images.numpy(), labels=np.zeros(60, dtype=np.int64))
     with pytest.raises(UserError, match="labels in the file are not those of the data"):
         jobs.verify_examples(tmp_path / "labels.npz", small(n=None))
 

@@ -26,10 +26,10 @@ def assert_same(one, other):
     for name, values in one.samples.items():
         if name not in ignored:
             assert values == other.samples[name], name
-    assert torch.equal(one.worst, other.worst)
+    assert torch.equal(one.adv_images, other.adv_images)
     assert one.record.robust_accuracy == other.record.robust_accuracy
-    assert [(a.name, a.n_broken, a.forward_passes, a.backward_passes, a.fooled_after) for a in one.record.attacks] == [
-        (a.name, a.n_broken, a.forward_passes, a.backward_passes, a.fooled_after) for a in other.record.attacks
+    assert [(a.name, a.n_broken, a.forward_passes, a.backward_passes, a.broken_after) for a in one.record.attacks] == [
+        (a.name, a.n_broken, a.forward_passes, a.backward_passes, a.broken_after) for a in other.record.attacks
     ]
 
 

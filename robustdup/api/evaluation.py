@@ -98,7 +98,7 @@ def evaluate(
         raise
     if out is None:
         _delete_at_exit(folder.parent)
-    return EvaluationResult(done.record, done.worst, outcomes(done.samples), done.samples, folder)
+    return EvaluationResult(done.record, done.adv_images, _words(done.outcomes), done.samples, folder)
 
 
 def attack(*arguments: Any, **options: Any) -> Any:
@@ -149,20 +149,13 @@ def _attack(
     return result.adv_images
 
 
-def outcomes(samples: dict[str, list[Any]]) -> list[str]:
-    """Return what became of each sample, in order: broken, robust, undecided or misclassified."""
-    last: dict[int, str] = {}
-    clean_wrong: set[int] = set()
-    for index, name, outcome in zip(samples["index"], samples["attack"], samples["outcome"], strict=True):
-        last.setdefault(index, "robust")
-        if name == "clean":
-            if outcome != "correct":
-                clean_wrong.add(index)
-        elif outcome == "broken":
-            last[index] = "broken"
-        elif outcome == "undecided" and last[index] != "broken":
-            last[index] = "undecided"
-    return ["misclassified" if index in clean_wrong else outcome for index, outcome in last.items()]
+def _words(outcomes: Tensor) -> list[str]:
+    """Return the word of each outcome; a sample that was not attacked was misclassified already."""
+    from robustdup.records import Outcome
+
+    return [
+        "misclassified" if outcome == Outcome.NOT_ATTACKED else Outcome(outcome).word for outcome in outcomes.tolist()
+    ]
 
 
 def _eps_text(eps: Any) -> str:

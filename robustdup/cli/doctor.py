@@ -21,8 +21,8 @@ def doctor(
     """Look at the installation: exit code 1 where something needs to be done."""
     import torch
 
-    from robustdup.evaluation.record import versions
     from robustdup.plugins import load_plugins
+    from robustdup.records import versions
 
     registry = load_plugins(plugin)
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]

@@ -41,7 +41,6 @@ def _eval(
     config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume)
 
     from robustdup import jobs  # torch is imported from here on
-    from robustdup.evaluation.folder import check_same, finished_record
     from robustdup.evidence.bundle import check_place, write_bundle
     from robustdup.report.terminal import LiveView, show_record
 
@@ -50,9 +49,9 @@ def _eval(
         check_place(Path(bundle))
         if not config.save_images:
             raise UserError("--bundle needs the adversarial images: leave out --no-save-images.")
-    record = finished_record(folder) if resume is not None else None
+    record = jobs.finished_record(folder) if resume is not None else None
     if record is not None:
-        check_same(folder, config)
+        jobs.check_same(folder, config)
     else:
         view = LiveView(enabled=not quiet and sys.stdout.isatty())
         try:

@@ -1,4 +1,4 @@
-"""One call of an attack on some points: attacked on a copy of the model, judged by the referee, saved.
+"""One call of an attack on some samples: it attacks a copy of the model, the referee judges, and the call is saved.
 
 A call is a pure function of its work, the stages and the model, so that it may be made here, by another process, or
 again after a kill.
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import Count, Passes
+from robustdup.device import out_of_memory
 from robustdup.errors import AttackWarning, RunError
-from robustdup.evaluation.bench import Bench, fresh_copy, out_of_memory
+from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.referee import Verdict, join, judge
 from robustdup.plugins import AttackSpec
 from robustdup.records import write_atomic
@@ -48,11 +49,11 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call is to do: the points `rows` (n,) of the run, by the stage of that number, within `threat`."""
+    """What one call is to do: the samples at `positions` (n,) of the run, by the stage of that number, within `threat`."""
 
     number: int
     threat: ThreatModel
-    rows: Tensor
+    positions: Tensor
     images: Tensor
     labels: Tensor
     index: Tensor
@@ -60,211 +61,226 @@ class Work:
 
 @dataclass
 class Call:
-    """One call of an attack: which points, and what came of it. `error` where it failed: its points are undecided.
+    """One call of an attack: which samples, and what came of it. `error` where it failed: its samples are undecided.
 
-    `fooled_after` says how many points the attack dropped after how many passes a point (forward and backward).
+    `broken_after` says how many samples the attack dropped after how many passes per sample (forward and backward).
     """
 
-    rows: Tensor
+    positions: Tensor
     verdict: Verdict | None
     seconds: float
     attack_passes: Count
     referee_passes: Count
     error: str = ""
     notes: list[str] = field(default_factory=list)
-    fooled_after: list[tuple[int, int]] = field(default_factory=list)
+    broken_after: list[tuple[int, int]] = field(default_factory=list)
 
 
 Caller = Callable[[Iterable[Work]], Iterator[Call]]
 
 
-def call_here(stages: list[PlannedStage], bench: Bench) -> Caller:
+def call_here(stages: list[PlannedStage], context: Context) -> Caller:
     """Return a caller that makes every call in this process, one after the other."""
-    return lambda works: (make_call(work, stages, bench) for work in works)
+    return lambda works: (make_call(work, stages, context) for work in works)
 
 
-def make_call(work: Work, stages: list[PlannedStage], bench: Bench) -> Call:
-    """Run an attack on some points and judge what it returns; a failure makes its points undecided."""
+def make_call(work: Work, stages: list[PlannedStage], context: Context) -> Call:
+    """Run an attack on some samples and judge what it returns; a failure makes its samples undecided."""
     stage, started = stages[work.number], time.perf_counter()
-    attacked = _model_for(stage, bench)
-    before = bench.judged.count.copy()
-    notes: list[str] = []
-    again: list[Count] = []
+    attacked = _model_for(stage, context)
+    before = context.original.count.copy()
+    attempt = _Attempt(stage, context, attacked)
     error, verdict = "", None
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AttackWarning)
         try:
-            verdict = _attack_rows(stage, work, bench, attacked, notes, again)
+            verdict = _attack_in_memory(attempt, work, torch.arange(len(work.positions)))
         except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so
-            where = traceback.extract_tb(failure.__traceback__)[-1]
-            error = f"{type(failure).__name__}: {failure} ({Path(where.filename).name}:{where.lineno})"
-    notes += dict.fromkeys(str(warning.message) for warning in said if issubclass(warning.category, AttackWarning))
-    if _ruined(attacked.model, stage, bench):
+            frame = traceback.extract_tb(failure.__traceback__)[-1]
+            error = f"{type(failure).__name__}: {failure} ({Path(frame.filename).name}:{frame.lineno})"
+    notes = attempt.notes
+    notes += dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, AttackWarning))
+    if _ruined(attacked.model, stage, context):
         notes.append(f"{stage.spec.name} changed the weights of its copy of the model; the copy was thrown away.")
+    pool = stage.spec.batching == "pool"
     return Call(
-        rows=work.rows,
+        positions=work.positions,
         verdict=verdict,
         seconds=time.perf_counter() - started,
-        attack_passes=sum(again, attacked.count),
-        referee_passes=bench.judged.count - before,
+        attack_passes=sum(attempt.further_passes, attacked.count),
+        referee_passes=context.original.count - before,
         error=error,
         notes=notes,
-        fooled_after=dropped(attacked, verdict) if stage.spec.batching == "pool" and verdict is not None else [],
+        broken_after=dropped(attacked, verdict) if pool and verdict is not None else [],
     )
 
 
-def _model_for(stage: PlannedStage, bench: Bench) -> Passes:
-    """Return what the attack gets: the prepared model in micro-batches for `pool` attacks, a fresh copy otherwise.
+def _model_for(stage: PlannedStage, context: Context) -> Passes:
+    """Return what the attack gets: the attack copy in micro-batches for `pool` attacks, a fresh copy otherwise.
 
-    robustdup's own attacks share one prepared model, which may be compiled; any other gets a copy that it may ruin.
+    robustdup's own attacks share one attack copy, which may be compiled; any other gets a copy that it may ruin.
     """
     if stage.spec.batching != "pool":
-        return Passes(fresh_copy(bench.attacked))
-    if bench.prepared is None:
-        return Passes(fresh_copy(bench.attacked), bench.micro_batch, bench.smaller)
+        return Passes(fresh_copy(context.attacked))
+    if context.attack_copy is None:
+        return Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)
     if stage.spec.source == "native":
-        return Passes(bench.prepared.model, bench.micro_batch, bench.smaller)
-    source = bench.attacked if bench.prepared.compiled != "off" else bench.prepared.model
-    return Passes(fresh_copy(source), bench.micro_batch, bench.smaller)
+        return Passes(context.attack_copy.model, context.micro_batch, context.smaller)
+    source = context.attacked if context.attack_copy.compiled != "off" else context.attack_copy.model
+    return Passes(fresh_copy(source), context.micro_batch, context.smaller)
 
 
-def _ruined(model: nn.Module, stage: PlannedStage, bench: Bench) -> bool:
-    prepared = bench.prepared
-    if model is bench.attacked or stage.spec.source == "native":
+def _ruined(model: nn.Module, stage: PlannedStage, context: Context) -> bool:
+    copy = context.attack_copy
+    if model is context.attacked or stage.spec.source == "native":
         return False
-    plain = stage.spec.batching != "pool" or prepared is None or prepared.compiled != "off"
-    return not _same_weights(model, bench.attacked if plain or prepared is None else prepared.model)
+    plain = stage.spec.batching != "pool" or copy is None or copy.compiled != "off"
+    return not _same_weights(model, context.attacked if plain or copy is None else copy.model)
 
 
-def _attack_rows(
-    stage: PlannedStage, work: Work, bench: Bench, attacked: Passes, notes: list[str], again: list[Count],
-    part: Tensor | None = None,
-) -> Verdict:  # fmt: skip
-    """Attack and judge; where memory runs out, the rows are halved and tried again."""
-    at = torch.arange(len(work.rows)) if part is None else part
-    images, labels, index = (t[at].to(bench.device) for t in (work.images, work.labels, work.index))
-    rng = SampleRng(bench.seed, index).fold(stage.spec.name).fold(work.number)
-    try:
-        verdict = _attack_and_judge(stage, attacked, images, labels, work.threat, rng, bench)
-        return _again_where_unearned(verdict, stage, attacked, images, labels, work.threat, rng, bench, notes, again)
-    except (RuntimeError, MemoryError) as failure:
-        if not out_of_memory(failure) or len(at) == 1:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(at) // 2
-    attacked.micro_batch = attacked.micro_batch and max(1, min(attacked.micro_batch, half))
-    bench.judged.micro_batch = bench.judged.micro_batch and max(1, min(bench.judged.micro_batch, half))
-    notes.append(f"Out of memory with {len(at)} points in a call of {stage.spec.name}; went on with {half}.")
-    return join([_attack_rows(stage, work, bench, attacked, notes, again, rows) for rows in (at[:half], at[half:])])
-
-
-def _attack_and_judge(
-    stage: PlannedStage, attacked: Passes, images: Tensor, labels: Tensor, threat: ThreatModel, rng: SampleRng,
-    bench: Bench,
-) -> Verdict:  # fmt: skip
-    with isolated(attacked.model, seed=rng.call_seed()):
-        adv = _called(stage, attacked, images, labels, threat, rng)
-    return judge(
-        bench.judged,
-        images,
-        adv,
-        labels,
-        threat,
-        bounded=stage.spec.kind == "bounded",
-        draws=bench.draws,
-        seed=rng.fold("referee").call_seed(),
-    )
-
-
-def _again_where_unearned(
-    verdict: Verdict, stage: PlannedStage, attacked: Passes, images: Tensor, labels: Tensor, threat: ThreatModel,
-    rng: SampleRng, bench: Bench, notes: list[str], again: list[Count],
-) -> Verdict:  # fmt: skip
-    """Attack the original where the prepared model was fooled and the judged one is not: rounding must not decide.
-
-    Such points left their attack early without being broken, and would lose the rest of its steps. What it costs is put
-    into `again`.
-    """
-    near = ~verdict.broken & (verdict.margin < CLOSE * bench.usual_margin)
-    folded = bench.prepared is not None and stage.spec.batching == "pool"
-    if not folded or bench.draws > 1 or bench.stand_in or not bool(near.any()):
-        return verdict
-    rows = near.nonzero()[:, 0]
-    at = rows.to(bench.device)
-    second_look = Passes(attacked.model, bench.micro_batch, bench.smaller)
-    with isolated(second_look.model), torch.no_grad():
-        unearned = fooled(second_look(verdict.images[rows].to(bench.device)), labels[at]).cpu()
-    again.append(second_look.count)
-    if not bool(unearned.any()):
-        return verdict
-    rows, at = rows[unearned], at[unearned.to(at.device)]
-    original = Passes(fresh_copy(bench.attacked), bench.micro_batch, bench.smaller)
-    second = _attack_and_judge(stage, original, images[at], labels[at], threat, rng[at], bench)
-    again.append(original.count)
-    notes.append(
-        f"{stage.spec.name}: {len(rows)} points were attacked again on the original model, "
-        "since only its prepared copy was fooled."
-    )
-    for name, values in verdict.tensors().items():
-        values[rows] = second.tensors()[name]
-    return verdict
-
-
-def _called(
-    stage: PlannedStage, model: Passes, images: Tensor, labels: Tensor, threat: ThreatModel, rng: SampleRng
-) -> Tensor:
-    """Call the attack on copies, and check that what comes back is a batch of images at all."""
-    assert stage.spec.function is not None  # a planned stage is available
-    adv = stage.spec.function(model, images.clone(), labels.clone(), threat, rng=rng, **stage.call_options)
-    if not isinstance(adv, Tensor):
-        raise RunError(f"{stage.spec.name} returned a {type(adv).__name__}, not a tensor of images.")
-    if adv.shape != images.shape:
-        raise RunError(f"{stage.spec.name} returned shape {tuple(adv.shape)} for images of {tuple(images.shape)}.")
-    if not adv.dtype.is_floating_point:
-        raise RunError(f"{stage.spec.name} returned {adv.dtype}, not floating-point images.")
-    return adv.detach().to(images)
-
-
-def _same_weights(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(
-        value.shape == theirs[name].shape and torch.equal(torch.nan_to_num(value), torch.nan_to_num(theirs[name]))
-        for name, value in mine.items()
+def _same_weights(model: nn.Module, other: nn.Module) -> bool:
+    weights, others = model.state_dict(), other.state_dict()
+    return weights.keys() == others.keys() and all(
+        value.shape == others[name].shape and torch.equal(torch.nan_to_num(value), torch.nan_to_num(others[name]))
+        for name, value in weights.items()
         if isinstance(value, Tensor)
     )
 
 
-def dropped(attacked: Passes, verdict: Verdict) -> list[tuple[int, int]]:
-    """Return (passes a point, points dropped) pairs from the looks of an attack that drops the rows it has fooled.
+@dataclass
+class _Attempt:
+    """What one call runs on, and what it leaves besides a verdict: notes, and passes through models made on the way."""
 
-    What was broken and not seen to be dropped was found at the last look. Empty where the number of rows did not only
+    stage: PlannedStage
+    context: Context
+    attacked: Passes
+    notes: list[str] = field(default_factory=list)
+    further_passes: list[Count] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some samples of a call on the device of the run: images (n, C, H, W), labels (n,) and their randomness."""
+
+    images: Tensor
+    labels: Tensor
+    rng: SampleRng
+    threat: ThreatModel
+
+    def __getitem__(self, rows: Tensor) -> _Batch:
+        return _Batch(self.images[rows], self.labels[rows], self.rng[rows], self.threat)
+
+
+def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
+    """Attack and judge the rows (n,) of the work; where memory runs out, they are halved and tried again."""
+    stage, context, attacked = attempt.stage, attempt.context, attempt.attacked
+    images, labels, index = (tensor[rows].to(context.device) for tensor in (work.images, work.labels, work.index))
+    rng = SampleRng(context.seed, index).fold(stage.spec.name).fold(work.number)
+    try:
+        batch = _Batch(images, labels, rng, work.threat)
+        return _again_where_unearned(attempt, batch, _attack_and_judge(stage, attacked, batch, context))
+    except (RuntimeError, MemoryError) as failure:
+        if not out_of_memory(failure) or len(rows) == 1:
+            raise
+    half = len(rows) // 2
+    for model in (attacked, context.original):
+        model.micro_batch = model.micro_batch and max(1, min(model.micro_batch, half))
+    attempt.notes.append(f"Out of memory with {len(rows)} samples in a call of {stage.spec.name}; went on with {half}.")
+    return join([_attack_in_memory(attempt, work, part) for part in (rows[:half], rows[half:])])
+
+
+def _attack_and_judge(stage: PlannedStage, attacked: Passes, batch: _Batch, context: Context) -> Verdict:
+    with isolated(attacked.model, seed=batch.rng.call_seed()):
+        adv_images = _attack(stage, attacked, batch)
+    return judge(
+        context.original,
+        batch.images,
+        adv_images,
+        batch.labels,
+        batch.threat,
+        bounded=stage.spec.kind == "bounded",
+        draws=context.draws,
+        seed=batch.rng.fold("referee").call_seed(),
+    )
+
+
+def _attack(stage: PlannedStage, model: Passes, batch: _Batch) -> Tensor:
+    """Call the attack on copies, and check that what comes back is a batch of images at all."""
+    assert stage.spec.function is not None  # a planned stage is available
+    images, name = batch.images, stage.spec.name
+    adv_images = stage.spec.function(
+        model, images.clone(), batch.labels.clone(), batch.threat, rng=batch.rng, **stage.call_options
+    )
+    if not isinstance(adv_images, Tensor):
+        raise RunError(f"{name} returned a {type(adv_images).__name__}, not a tensor of images.", code="no-images")
+    if adv_images.shape != images.shape:
+        shape = tuple(adv_images.shape)
+        raise RunError(f"{name} returned shape {shape} for images of {tuple(images.shape)}.", code="no-images")
+    if not adv_images.dtype.is_floating_point:
+        raise RunError(f"{name} returned {adv_images.dtype}, not floating-point images.", code="no-images")
+    return adv_images.detach().to(images)
+
+
+def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) -> Verdict:
+    """Attack the original where the attack copy gave in and the original does not: rounding must not decide.
+
+    Such samples left their attack early without being broken, and would lose the rest of its steps.
+    """
+    stage, context = attempt.stage, attempt.context
+    close = ~verdict.is_adv & (verdict.margin < CLOSE * context.usual_margin)
+    on_copy = context.attack_copy is not None and stage.spec.batching == "pool"
+    if not on_copy or context.draws > 1 or context.stand_in or not bool(close.any()):
+        return verdict
+    rows = close.nonzero()[:, 0]
+    copy = Passes(attempt.attacked.model, context.micro_batch, context.smaller)
+    with isolated(copy.model), torch.no_grad():
+        logits = copy(verdict.adv_images[rows].to(context.device))
+    attempt.further_passes.append(copy.count)
+    rows = rows[fooled(logits, batch.labels[rows.to(context.device)]).cpu()]
+    if len(rows) == 0:
+        return verdict
+    original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)
+    second = _attack_and_judge(stage, original, batch[rows.to(context.device)], context).tensors()
+    attempt.further_passes.append(original.count)
+    attempt.notes.append(
+        f"{stage.spec.name}: {len(rows)} samples were attacked again on the original model, "
+        "since only its attack copy was fooled."
+    )
+    for name, values in verdict.tensors().items():
+        values[rows] = second[name]
+    return verdict
+
+
+def dropped(attacked: Passes, verdict: Verdict) -> list[tuple[int, int]]:
+    """Return (passes per sample, samples dropped) pairs from the looks of an attack that drops the rows it has broken.
+
+    What was broken and not seen to be dropped was broken at the last look. Empty where the number of rows did not only
     fall: then the looks say nothing of that kind.
     """
     looks, spent = attacked.looks, attacked.count.forward + attacked.count.backward
     rows = [count for count, _ in looks]
     if not rows or any(after > before for before, after in itertools.pairwise(rows)):
         return []
-    found, a_point = [], 0.0
+    drops, per_sample = [], 0.0
     for (count, before), (left, after) in zip(looks, [*looks[1:], (rows[-1], spent)], strict=True):
-        a_point += (after - before) / max(count, 1)
+        per_sample += (after - before) / max(count, 1)
         if count > left:
-            found.append((round(a_point), count - left))
-    missing = int(verdict.broken.sum()) - sum(count for _, count in found)
-    return [*found, (round(a_point), missing)] if missing > 0 else found
+            drops.append((round(per_sample), count - left))
+    missing = int(verdict.is_adv.sum()) - sum(count for _, count in drops)
+    return [*drops, (round(per_sample), missing)] if missing > 0 else drops
 
 
 def save_call(path: Path, call: Call) -> None:
     """Write a call so that it is either whole or not there."""
-    tensors = {"rows": call.rows, **(call.verdict.tensors() if call.verdict else {})}
+    tensors = {"positions": call.positions, **(call.verdict.tensors() if call.verdict else {})}
     head = {
         "seconds": call.seconds,
         "attack_passes": vars(call.attack_passes),
         "referee_passes": vars(call.referee_passes),
         "error": call.error,
         "notes": call.notes,
-        "fooled_after": call.fooled_after,
+        "broken_after": call.broken_after,
     }
     ready = {name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous() for name, t in tensors.items()}
     write_atomic(path, save(ready, metadata={"call": json.dumps(head)}))
@@ -278,17 +294,17 @@ def load_call(path: Path) -> Call | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if head["error"]:
             return None
-        rows = tensors.pop("rows")
-        for name in ("broken", "unchanged", "raw_broken"):
+        positions = tensors.pop("positions")
+        for name in ("is_adv", "unchanged", "raw_is_adv"):
             tensors[name] = tensors[name].bool()
         return Call(
-            rows=rows,
+            positions=positions,
             verdict=Verdict(**tensors),
             seconds=head["seconds"],
             attack_passes=Count(**head["attack_passes"]),
             referee_passes=Count(**head["referee_passes"]),
             notes=head["notes"],
-            fooled_after=[(passes, count) for passes, count in head["fooled_after"]],
+            broken_after=[(passes, count) for passes, count in head["broken_after"]],
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None

@@ -8,110 +8,60 @@ before unions over attacks and eps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import Literal
 
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.passes import Count, Passes, input_gradient
-from robustdup.attacks.pgd import pgd
-from robustdup.config import EvalConfig
-from robustdup.evaluation.bench import Bench, CleanVerdict, fresh_copy
-from robustdup.evaluation.cascade import BROKEN, SURVIVED, CascadeResult, Points
-from robustdup.evaluation.masking import BLACK_BOX
-from robustdup.evaluation.referee import judge, judge_images
-from robustdup.records import Diagnostic
-from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel
-
-PROBE_POINTS = 64
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a look at the model showed on a few points: shares in [0, 1]; None where it does not apply."""
-
-    zero_gradients: float
-    softmax_outputs: bool
-    n: int
-    at_half: float | None = None
-    explained_by_grey: float | None = None
+from robustdup.attacks.passes import Count, Passes
+from robustdup.evaluation.cascade import CascadeResult, Samples
+from robustdup.evaluation.clean import CleanAnswers
+from robustdup.evaluation.context import Context, EngineOptions, fresh_copy
+from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, Probe, black_box_wins, probe
+from robustdup.records import Diagnostic, Outcome
 
 
 def diagnose(
-    bench: Bench,
-    points: Points,
-    clean: CleanVerdict,
+    context: Context,
+    samples: Samples,
+    clean: CleanAnswers,
     results: list[CascadeResult],
-    config: EvalConfig,
+    options: EngineOptions,
     *,
     was_training: bool,
 ) -> tuple[list[Diagnostic], Count]:
-    """Look at the model and at what the attacks did, before any union; returns signs and the passes that looking cost."""
-    right = (~points.clean.broken).nonzero()[:PROBE_POINTS, 0]
-    signs = of_accuracy(float(points.clean.correct_share.mean()), clean.num_classes)
+    """Look at the model and at what the attacks did, before any union; return signs and the passes that looking cost.
+
+    Args:
+        context: what the evaluation ran on.
+        samples: the samples of the run.
+        clean: what the model says of their clean images.
+        results: a cascade for each eps, rising.
+        options: the mode, and whether attacks ran individually.
+        was_training: whether the model came in training mode.
+    """
+    correct = (~samples.clean.is_adv).nonzero()[:LOOKED_AT, 0]
+    signs = of_accuracy(float(samples.clean.correct_share.mean()), clean.num_classes)
     spent = Count()
-    if len(right):
-        judged = Passes(bench.judged.model, bench.micro_batch)
-        attacked = Passes(fresh_copy(bench.attacked), bench.micro_batch)
-        images, labels, index = (t[right].to(bench.device) for t in (points.images, points.labels, points.index))
-        found = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(right))
+    if len(correct):
+        original = Passes(context.original.model, context.micro_batch)
+        attacked = Passes(fresh_copy(context.attacked), context.micro_batch)
+        tensors = (samples.images, samples.labels, samples.index)
+        images, labels, index = (tensor[correct].to(context.device) for tensor in tensors)
+        seen = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(correct))
         try:
-            with isolated(attacked.model, seed=config.seed):
-                found = probe(judged, attacked, images, labels, index, config.norm, config.seed)
+            with isolated(attacked.model, seed=context.seed):
+                seen = probe(original, attacked, images, labels, index, results[-1].threat.norm, context.seed)
         except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it
             signs.append(_failed_probe(error))
-        spent = judged.count + attacked.count
-        signs += of_model(
-            found,
-            was_training=was_training,
-            mode=config.mode,
-            randomized=clean.randomized,
-            draws=bench.draws,
-        )
+        spent = original.count + attacked.count
+        signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, options.mode) + of_probe(seen)
     for result in results:
-        signs += of_cascade(result)
-    n = len(points.labels)
+        signs += of_cascade(result, individual=options.individual)
+    n = len(samples.labels)
     decided = [r for r in results if not r.undecided.any()]  # an attack that failed says nothing of its eps
-    alone = {r.threat.eps_text: float((~points.clean.broken & ~r.broken).sum()) / n for r in decided}
+    alone = {r.threat.eps_text: float((~samples.clean.is_adv & ~r.broken).sum()) / n for r in decided}
     signs += of_curve(alone, n)
     return list({(sign.code, sign.message): sign for sign in signs}.values()), spent
-
-
-def probe(
-    judged: Passes, attacked: Passes, images: Tensor, labels: Tensor, index: Tensor, norm: str, seed: int
-) -> Probe:
-    """Look at gradients, outputs and, in Linf, at eps = 0.5 on a few points (N, C, H, W) that the model gets right.
-
-    At eps = 0.5 in Linf the grey image lies in every ball: a model can only keep points whose label it gives to the grey
-    image. What survives an attack above that share was not looked for well enough.
-    """
-    with torch.no_grad():
-        logits = attacked(images)
-    softmax = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all())
-    if logits.requires_grad or _differentiable(attacked, images[:1]):
-        grad, _, _ = input_gradient(
-            attacked, images, lambda out, rows: F.cross_entropy(out, labels[rows], reduction="none")
-        )
-        zero = float((grad.flatten(1) == 0).all(dim=1).float().mean())
-    else:
-        zero = 1.0
-    if norm != "Linf" or zero == 1.0:
-        return Probe(zero, softmax, len(images))
-    half = ThreatModel("Linf", "0.5")
-    adv = pgd(attacked, images, labels, half, rng=SampleRng(seed, index).fold("probe"), steps=20)
-    verdict = judge(judged, images, adv, labels, half)
-    grey = judge_images(judged, torch.full_like(images[:1], 0.5), labels[:1]).prediction
-    return Probe(
-        zero,
-        softmax,
-        len(images),
-        at_half=float((~verdict.broken).double().mean()),
-        explained_by_grey=float((labels.cpu() == grey).double().mean()),
-    )
 
 
 def _failed_probe(error: Exception) -> Diagnostic:
@@ -124,71 +74,75 @@ def _failed_probe(error: Exception) -> Diagnostic:
     )
 
 
-def _differentiable(model: nn.Module, images: Tensor) -> bool:
-    with torch.enable_grad():
-        logits = model(images.detach().clone().requires_grad_(True))
-    return bool(logits.requires_grad)
-
-
-def of_model(found: Probe, *, was_training: bool, mode: str, randomized: bool, draws: int) -> list[Diagnostic]:
-    """Return what the model itself shows."""
-    signs = []
-    if randomized:
-        signs.append(
-            _sign(
-                "randomized",
-                "warning",
-                f"The model answers differently when asked twice. Each final example is judged by {draws} fresh draws, "
-                "and the accuracies are expected values.",
-                "Attack the expected gradient: add --eot 20. If the randomness is not part of the defence, check that "
-                "dropout and noise layers are off.",
-            )
+def of_randomness(randomized: bool, draws: int) -> list[Diagnostic]:
+    """Return a sign where the model answers at random."""
+    if not randomized:
+        return []
+    return [
+        _sign(
+            "randomized",
+            "warning",
+            f"The model answers differently when asked twice. Each final example is judged by {draws} fresh draws, "
+            "and the accuracies are expected values.",
+            "Attack the expected gradient: add --eot 20. If the randomness is not part of the defence, check that "
+            "dropout and noise layers are off.",
         )
-    if was_training and mode == "eval":
-        signs.append(
+    ]
+
+
+def of_mode(was_training: bool, mode: str) -> list[Diagnostic]:
+    """Return a sign where the model came in training mode: a warning where it was put in eval mode."""
+    if not was_training:
+        return []
+    if mode == "eval":
+        return [
             _sign(
                 "not_eval_mode",
                 "warning",
                 "The model came in training mode; it was evaluated in eval mode.",
                 "Call model.eval() yourself, or use --mode as-is if behaviour in training mode is part of the defence.",
             )
+        ]
+    return [
+        _sign(
+            "not_eval_mode",
+            "serious",
+            "The model is in training mode: dropout is active and BatchNorm depends on who shares a batch.",
+            "Unless that is part of the defence, evaluate with --mode eval.",
         )
-    if was_training and mode == "as-is":
-        signs.append(
-            _sign(
-                "not_eval_mode",
-                "serious",
-                "The model is in training mode: dropout is active and BatchNorm depends on who shares a batch.",
-                "Unless that is part of the defence, evaluate with --mode eval.",
-            )
-        )
-    if found.softmax_outputs:
+    ]
+
+
+def of_probe(seen: Probe) -> list[Diagnostic]:
+    """Return what a look at the model shows: probabilities for logits, gradient masking."""
+    signs = []
+    if seen.softmax_outputs:
         signs.append(
             _sign(
                 "softmax_outputs",
                 "serious",
-                "The outputs are probabilities (non-negative, rows sum to 1), not logits. Gradients of confident points "
+                "The outputs are probabilities (non-negative, rows sum to 1), not logits. Gradients of confident samples "
                 "vanish in float32, which hides weakness from gradient attacks.",
                 "Return logits: remove the softmax from the model.",
             )
         )
-    if found.zero_gradients > 0.05:
+    if seen.zero_gradients > THRESHOLDS["zero_gradients"]:
         signs.append(
             _sign(
                 "zero_gradients",
                 "serious",
-                f"The gradient of the loss is exactly zero for {found.zero_gradients:.0%} of {found.n} points.",
-                "Gradient attacks cannot see these points. Attack a differentiable stand-in (--attack-model, BPDA), "
+                f"The gradient of the loss is exactly zero for {seen.zero_gradients:.0%} of {seen.n} samples.",
+                "Gradient attacks cannot see these samples. Attack a differentiable stand-in (--attack-model, BPDA), "
                 "use --loss margin, or add score-based attacks such as square.",
             )
         )
-    if found.at_half is not None and found.at_half > (found.explained_by_grey or 0.0) + 0.05:
+    if seen.robust_at_half > THRESHOLDS["robust_at_half"]:
         signs.append(
             _sign(
                 "robust_at_half",
                 "serious",
-                f"At eps = 0.5 in Linf, {found.at_half:.0%} of {found.n} points survive 20 steps of PGD, where the grey "
-                f"image, which lies in every ball, explains {found.explained_by_grey:.0%}.",
+                f"At eps = 0.5 in Linf, {seen.at_half:.0%} of {seen.n} samples survive 20 steps of PGD, where the grey "
+                f"image, which lies in every ball, explains {seen.explained_by_grey:.0%}.",
                 "The attack fails where an attack cannot fail: gradients are masked or misleading. Use score-based "
                 "attacks and an attack made for this defence.",
             )
@@ -211,15 +165,17 @@ def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
     ]
 
 
-def of_cascade(result: CascadeResult) -> list[Diagnostic]:
+def of_cascade(result: CascadeResult, *, individual: bool = False) -> list[Diagnostic]:
     """Return what the stages show: black-box attacks that beat white-box ones, stages that failed or did nothing."""
+    return [*_idle_stages(result), *_black_box_signs(result, individual), *_failed_stages(result)]
+
+
+def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
     signs = []
-    ran = [stage for stage in result.stages if any(call.verdict is not None for call in stage.calls)]
-    white = [stage for stage in ran if stage.stage.spec.knowledge == "white-box"]
-    for stage in ran:
+    for stage in result.stages:
         spec = stage.stage.spec
         unchanged = sum(int(call.verdict.unchanged.sum()) for call in stage.calls if call.verdict is not None)
-        judged = int(((stage.outcome == SURVIVED) | (stage.outcome == BROKEN)).sum())
+        judged = int(((stage.outcome == Outcome.ROBUST) | (stage.outcome == Outcome.BROKEN)).sum())
         if judged and unchanged == judged:
             signs.append(
                 _sign(
@@ -229,29 +185,41 @@ def of_cascade(result: CascadeResult) -> list[Diagnostic]:
                     f"It did nothing here: its survivors say nothing. Try 'robustdup attacks check {spec.name}'.",
                 )
             )
-        if spec.knowledge in BLACK_BOX and white:
-            beaten = torch.stack([w.outcome == SURVIVED for w in white]).all(dim=0)
-            won = int(((stage.outcome == BROKEN) & beaten).sum())
-            if won > max(1, 0.01 * int(beaten.sum())):
-                signs.append(
-                    _sign(
-                        "black_box_beats_white_box",
-                        "serious",
-                        f"{spec.name} ({spec.knowledge}) broke {won} points that every white-box attack left standing.",
-                        "Gradients are masked. Raise the steps and restarts of the white-box attacks, try other losses, "
-                        "or attack a differentiable stand-in (--attack-model).",
-                    )
+    return signs
+
+
+def _black_box_signs(result: CascadeResult, individual: bool) -> list[Diagnostic]:
+    ran = [stage for stage in result.stages if any(call.verdict is not None for call in stage.calls)]
+    if individual:  # then the order says nothing: every attack saw all samples
+        ran.sort(key=lambda stage: stage.stage.spec.knowledge != "white-box")
+    signs = []
+    for number, won, share in black_box_wins([(stage.stage.spec.knowledge, stage.outcome) for stage in ran]):
+        spec = ran[number].stage.spec
+        if share > THRESHOLDS["black_box_won"]:
+            signs.append(
+                _sign(
+                    "black_box_beats_white_box",
+                    "serious",
+                    f"{spec.name} ({spec.knowledge}) broke {won} samples that every white-box attack left standing.",
+                    "Gradients are masked. Raise the steps and restarts of the white-box attacks, try other losses, "
+                    "or attack a differentiable stand-in (--attack-model).",
                 )
+            )
+    return signs
+
+
+def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
+    signs = []
     for stage in result.stages:
         failed = [call for call in stage.calls if call.error]
         if failed:
-            points = sum(len(call.rows) for call in failed)
+            count = sum(len(call.positions) for call in failed)
             signs.append(
                 _sign(
                     "attack_failed",
                     "serious",
-                    f"{stage.stage.spec.name} failed on {points} points: {failed[0].error}",
-                    "These points are undecided unless another attack broke them. Fix or drop the attack and run again "
+                    f"{stage.stage.spec.name} failed on {count} samples: {failed[0].error}",
+                    "These samples are undecided unless another attack broke them. Fix or drop the attack and run again "
                     "with --resume.",
                 )
             )
@@ -274,5 +242,5 @@ def of_curve(alone: Mapping[str, float], n: int) -> list[Diagnostic]:
     return signs
 
 
-def _sign(code: str, severity: str, message: str, advice: str) -> Diagnostic:
-    return Diagnostic.model_validate({"code": code, "severity": severity, "message": message, "advice": advice})
+def _sign(code: str, severity: Literal["info", "warning", "serious"], message: str, advice: str) -> Diagnostic:
+    return Diagnostic(code=code, severity=severity, message=message, advice=advice)

@@ -1,8 +1,9 @@
-"""Signs that gradients mislead, looked for between the stages of an ensemble: whether to go on with the full one.
+"""Gradient masking: the signs that gradients mislead, how each is measured, and from which size on it counts.
 
-A cheap ensemble trusts gradients. These are the signs by which published defences that masked them were found out:
-black-box success where white-box attacks failed, gradients of exactly zero, and a loss that does not follow its own
-gradient (https://arxiv.org/abs/1802.00420, section 3.1; https://arxiv.org/abs/1902.06705).
+These are the signs by which published defences that masked their gradients were found out: black-box success where
+white-box attacks failed, gradients of exactly zero, a loss that does not follow its own gradient, and robustness where
+none is possible (https://arxiv.org/abs/1802.00420, section 3.1; https://arxiv.org/abs/1902.06705). An ensemble that trusts
+gradients asks between its stages whether to go on with the full one; the diagnostics of a run ask at its end.
 """
 
 from __future__ import annotations
@@ -16,96 +17,131 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import ce, cw
 from robustdup.attacks.passes import Count, Passes, input_gradient
-from robustdup.attacks.pgd import ascent
-from robustdup.evaluation.bench import Bench, fresh_copy
+from robustdup.attacks.pgd import ascent, pgd
+from robustdup.evaluation.context import Context, fresh_copy
+from robustdup.evaluation.referee import judge, judge_images
 from robustdup.projections import row_sum
+from robustdup.records import Outcome
+from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
-LOOKED_AT = 64  # points
 BLACK_BOX = ("score-based", "decision-based", "transfer")
-WON = 0.05  # of the points that white-box attacks left standing and a black-box one tried
-ZERO = 0.05  # of the points looked at
-ERRATIC = 0.25  # of the points looked at
-# The gradient should hold over steps as attacks make them. On honest networks, standard or robust, 95% of points rise
+LOOKED_AT = 64  # samples
+# The share above which a sign counts.
+THRESHOLDS = {
+    "black_box_won": 0.05,  # of the samples that white-box attacks left and a black-box one tried; a single one never
+    "zero_gradients": 0.05,  # of the samples looked at
+    "erratic": 0.25,  # of the samples looked at
+    "robust_at_half": 0.05,  # of the samples looked at, above what the grey image explains
+}
+# The gradient should hold over steps as attacks make them. On honest networks, standard or robust, 95% of samples rise
 # by over 0.7 of what it promises for any step up to eps; behind a ripple all rise by less than 0.1 of it.
 STEPS = (1 / 16, 1 / 2)  # of eps
 FOLLOWS = 0.5  # of the rise that the gradient promises
 
+Tried = tuple[str, Tensor]  # the knowledge of a stage, and its Outcome for each sample (N,)
+
 
 @dataclass(frozen=True)
-class Suspicion:
-    """What was looked at: `reasons` to distrust gradients in plain words, what was `seen`, and what looking cost."""
+class MaskingSigns:
+    """What was looked at: `reasons` to distrust gradients in plain words, the `signs` measured, and what looking cost."""
 
     reasons: tuple[str, ...]
-    seen: dict[str, float]
+    signs: dict[str, float]
     passes: Count = field(default_factory=Count)
 
 
-def suspicion(
-    bench: Bench, images: Tensor, labels: Tensor, worst: Tensor, standing: Tensor, threat: ThreatModel,
-    stages: Sequence[tuple[str, Tensor]],
-) -> Suspicion:  # fmt: skip
-    """Look for signs of masked gradients on the points that are left `standing` (N,), and in the stages so far.
+@dataclass(frozen=True)
+class Probe:
+    """What a look at the model showed on `n` samples: shares in [0, 1]; None where it does not apply."""
 
-    `images`, `worst` (N, C, H, W): clean ones and the worst found so far; `stages` are (knowledge, outcome (N,)) pairs,
-    outcome 1 where the stage broke a point, 0 where the point survived it. Nothing is suspected where nobody stands.
+    zero_gradients: float
+    softmax_outputs: bool
+    n: int
+    at_half: float | None = None
+    explained_by_grey: float | None = None
+
+    @property
+    def robust_at_half(self) -> float:
+        """The share that is robust at eps = 0.5 and should not be."""
+        return 0.0 if self.at_half is None else self.at_half - (self.explained_by_grey or 0.0)
+
+
+def masking_signs(
+    context: Context, images: Tensor, labels: Tensor, adv_images: Tensor, left: Tensor, threat: ThreatModel,
+    stages: Sequence[Tried],
+) -> MaskingSigns:  # fmt: skip
+    """Look for signs of gradient masking on the samples that are `left`, and in the stages so far.
+
+    Args:
+        context: what the evaluation runs on.
+        images: clean images (N, C, H, W) in [0, 1].
+        labels: their classes (N,).
+        adv_images: the worst image of each sample so far (N, C, H, W).
+        left: which samples no attack has broken (N,) bool; gradients are not looked at where there are none.
+        threat: the threat model.
+        stages: what the stages so far knew of the model, and the outcome of each sample (N,).
     """
-    seen = {"black_box_won": black_box_won(stages)}
-    rows = standing.nonzero()[:, 0]
+    signs = {"black_box_won": max((share for _, _, share in black_box_wins(stages)), default=0.0)}
+    rows = left.nonzero()[:, 0]
     if len(rows) > LOOKED_AT:
         rows = rows[torch.linspace(0, len(rows) - 1, LOOKED_AT).long()]
-    model = Passes(fresh_copy(bench.attacked), bench.micro_batch)
+    model = Passes(fresh_copy(context.attacked), context.micro_batch)
     reasons = []
-    if seen["black_box_won"] > WON:
-        reasons.append(f"black-box attacks broke {seen['black_box_won']:.1%} of what white-box attacks left standing")
+    if signs["black_box_won"] > THRESHOLDS["black_box_won"]:
+        reasons.append(f"black-box attacks broke {signs['black_box_won']:.1%} of what white-box attacks left standing")
     if len(rows):
-        clean, found, truth = (t[rows].to(bench.device) for t in (images, worst, labels))
+        clean, worst, classes = (tensor[rows].to(context.device) for tensor in (images, adv_images, labels))
         try:
-            with isolated(model.model, seed=bench.seed):
-                seen |= gradient_signs(model, clean, found, truth, threat)
+            with isolated(model.model, seed=context.seed):
+                signs |= gradient_signs(model, clean, worst, classes, threat)
         except RuntimeError as error:
             reasons.append(f"gradients cannot be computed ({error})")
-    if seen.get("zero_gradients", 0.0) > ZERO:
-        reasons.append(f"the gradient is zero for {seen['zero_gradients']:.0%} of {len(rows)} points")
-    if seen.get("erratic", 0.0) > ERRATIC:
+    if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
+        reasons.append(f"the gradient is zero for {signs['zero_gradients']:.0%} of {len(rows)} samples")
+    if signs.get("erratic", 0.0) > THRESHOLDS["erratic"]:
         steps = " or ".join(f"eps/{round(1 / step)}" for step in STEPS)
         reasons.append(
-            f"the loss does not follow its gradient over a step of {steps} for {seen['erratic']:.0%} of {len(rows)} points"
+            f"the loss does not follow its gradient over a step of {steps} for {signs['erratic']:.0%} of "
+            f"{len(rows)} samples"
         )
-    return Suspicion(tuple(reasons), seen, model.count)
+    return MaskingSigns(tuple(reasons), signs, model.count)
 
 
-def black_box_won(stages: Sequence[tuple[str, Tensor]]) -> float:
-    """Return the largest share that a black-box stage broke of what all white-box stages before it had left standing.
+def black_box_wins(stages: Sequence[Tried]) -> list[tuple[int, int, float]]:
+    """Return (number of the stage, samples won, share) for each black-box stage that won what white-box ones had left.
 
-    A single point is no sign: the share counts from the second on.
+    The share is of the samples that all white-box stages before it had left and that it tried. A single sample is no
+    sign: a stage is named from the second on.
     """
-    largest, white = 0.0, []
-    for knowledge, outcome in stages:
+    wins: list[tuple[int, int, float]] = []
+    white: list[Tensor] = []
+    for number, (knowledge, outcome) in enumerate(stages):
         if knowledge == "white-box":
             white.append(outcome)
         elif knowledge in BLACK_BOX and white:
-            left = torch.stack([found != 1 for found in white]).all(dim=0) & (outcome <= 1)
-            won = int((left & (outcome == 1)).sum())
+            left = torch.stack([tried != Outcome.BROKEN for tried in white]).all(dim=0)
+            left &= (outcome == Outcome.ROBUST) | (outcome == Outcome.BROKEN)
+            won = int((left & (outcome == Outcome.BROKEN)).sum())
             if won > 1:
-                largest = max(largest, won / int(left.sum()))
-    return largest
+                wins.append((number, won, won / int(left.sum())))
+    return wins
 
 
 def gradient_signs(
-    model: nn.Module, clean: Tensor, worst: Tensor, labels: Tensor, threat: ThreatModel
+    model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel
 ) -> dict[str, float]:
-    """Return the share of points with a zero gradient, of the cross-entropy or the margin, and with an erratic loss.
+    """Return the share of samples with a zero gradient, of the cross-entropy or the margin, and with an erratic loss.
 
     Erratic: over a step against the gradient of the margin, a small one or a large one, from the clean image, the margin
-    falls by less than half of what the gradient promises. `clean`, `worst` (n, C, H, W), `labels` (n,).
+    falls by less than half of what the gradient promises. `clean`, `adv_images` (n, C, H, W), `labels` (n,).
     """
     zero = torch.zeros_like(labels, dtype=torch.bool)
-    for images in (clean, worst):
+    for images in (clean, adv_images):
         gradient, _, _ = input_gradient(model, images, lambda logits, rows: ce(logits, labels[rows]))
-        zero |= _nothing(gradient)
+        zero |= is_zero(gradient)
     gradient, before, _ = input_gradient(model, clean, lambda logits, rows: cw(logits, labels[rows]))
-    zero |= _nothing(gradient)
+    zero |= is_zero(gradient)
     gradient = gradient.nan_to_num(0, 0, 0)
     direction, erratic = ascent(clean, gradient, threat), torch.zeros_like(zero)
     for step in STEPS:
@@ -117,6 +153,52 @@ def gradient_signs(
     return {"zero_gradients": float(zero.double().mean()), "erratic": float(erratic.double().mean())}
 
 
-def _nothing(gradient: Tensor) -> Tensor:
+def is_zero(gradient: Tensor) -> Tensor:
+    """Tell of which samples the gradient (N, ...) is exactly zero everywhere, or not finite: (N,) bool."""
     flat = gradient.flatten(1)
     return (flat == 0).all(dim=1) | ~flat.isfinite().all(dim=1)
+
+
+def probe(
+    original: Passes, attacked: Passes, images: Tensor, labels: Tensor, index: Tensor, norm: str, seed: int
+) -> Probe:
+    """Look at gradients, outputs and, in Linf, at eps = 0.5 on a few samples that the model gets right.
+
+    At eps = 0.5 in Linf the grey image lies in every ball: a model can only keep samples whose label it gives to the grey
+    image. What survives an attack above that share was not looked for well enough.
+
+    Args:
+        original: the model that the referee asks.
+        attacked: a copy of the model under attack.
+        images: clean images (n, C, H, W) in [0, 1].
+        labels: their classes (n,).
+        index: their rows in the dataset (n,).
+        norm: of the threat model.
+        seed: of the attack at eps = 0.5.
+    """
+    with torch.no_grad():
+        logits = attacked(images)
+    softmax = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all())
+    zero = 1.0
+    if logits.requires_grad or _differentiable(attacked, images[:1]):
+        gradient, _, _ = input_gradient(attacked, images, lambda out, rows: ce(out, labels[rows]))
+        zero = float(is_zero(gradient).float().mean())
+    if norm != "Linf" or zero == 1.0:
+        return Probe(zero, softmax, len(images))
+    half = ThreatModel("Linf", "0.5")
+    adv_images = pgd(attacked, images, labels, half, rng=SampleRng(seed, index).fold("probe"), steps=20)
+    verdict = judge(original, images, adv_images, labels, half)
+    grey = judge_images(original, torch.full_like(images[:1], 0.5), labels[:1]).prediction
+    return Probe(
+        zero,
+        softmax,
+        len(images),
+        at_half=float((~verdict.is_adv).double().mean()),
+        explained_by_grey=float((labels.cpu() == grey).double().mean()),
+    )
+
+
+def _differentiable(model: nn.Module, images: Tensor) -> bool:
+    with torch.enable_grad():
+        logits = model(images.detach().clone().requires_grad_(True))
+    return bool(logits.requires_grad)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
-from robustdup.config import EvalConfig, rerun_command
 from robustdup.data.dataset import ImageDataset
-from robustdup.evaluation.bench import Bench, CleanVerdict
-from robustdup.evaluation.cascade import CascadeResult, Points
+from robustdup.evaluation.cascade import CascadeResult, Samples
+from robustdup.evaluation.clean import CleanAnswers
+from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import judge_images
 from robustdup.evaluation.summary import attack_results, class_results, distance_summary, min_distance
@@ -31,120 +30,144 @@ from robustdup.records import (
     PassTotals,
     Threat,
     now,
+    versions,
 )
 
 ROUNDED_AT_ONCE = 256  # images
-TOOLKITS = {
-    "torchattacks": ("torchattacks",),
-    "art": ("adversarial-robustness-toolbox",),
-    "foolbox": ("foolbox",),
-    "robustbench": ("pyautoattack", "robustbench"),
-    "pyautoattack": ("pyautoattack",),
-}
 
 
 @dataclass(frozen=True)
-class Run:
+class RunInfo:
+    """What a record says of a run besides its results, and where its calls are saved.
+
+    Args:
+        run_id: name of the run.
+        command: what runs it again.
+        model: spec of the model.
+        attack_model: spec of the attacked model, where it is another.
+        config: the settings, by name.
+        plugins: plugin files that were loaded.
+        runner: where the workers are.
+        notes: what a reader should know that was seen before the run.
+        state: folder in which what is done is kept; None keeps nothing.
+        seconds: seconds spent before the run, on loading for instance.
+    """
+
+    run_id: str = "in-memory"
+    command: str = ""
+    model: str = "python"
+    attack_model: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+    runner: str = "local"
+    notes: tuple[str, ...] = ()
+    state: Path | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FinishedRun:
     """A run whose attacks are done: what it was given and what came of it. `results` holds a cascade an eps, rising."""
 
-    config: EvalConfig
+    options: EngineOptions
+    about: RunInfo
     data: ImageDataset
     model: nn.Module
     attack_model: nn.Module | None
     weights: str
-    bench: Bench
-    points: Points
-    clean: CleanVerdict
+    context: Context
+    samples: Samples
+    clean: CleanAnswers
     results: list[CascadeResult]
     diagnostics: list[Diagnostic]
     probe_passes: Count
-    events: list[str]
+    notes: list[str]
 
 
-def make_record(run: Run, *, seconds: float, folder: Path | None, command: str | None) -> EvaluationRecord:
+def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     """Take the worst case over all eps into the last cascade, judge its final examples, and return the record."""
-    config, points, last = run.config, run.points, run.results[-1]
+    options, about, samples, last = run.options, run.about, run.samples, run.results[-1]
     population = _population(run.data)
     several = len(run.results) > 1
-    curve = _curve(run.results, points, population) if several else {}  # before the union: each eps alone
-    by_eps = {r.threat.eps_text: attack_results(r, points, individual=config.individual) for r in run.results}
+    curve = _curve(run.results, samples, population) if several else {}  # before the union: each eps alone
+    by_eps = {r.threat.eps_text: attack_results(r, samples, individual=options.individual) for r in run.results}
     _unite(run.results)
     correct, correct_8bit = _last_judgement(run)
-    undecided, n = int(last.undecided.sum()), len(points.labels)
+    n_undecided, n = int(last.undecided.sum()), len(samples.labels)
     calls = [call for result in run.results for stage in result.stages for call in stage.calls]
+    attacks = by_eps[last.threat.eps_text]
     return EvaluationRecord(
-        run_id=folder.name if folder is not None else "in-memory",
+        run_id=about.run_id,
         created=now(),
         status="failed" if calls and all(call.verdict is None for call in calls) else "complete",
-        command=command or rerun_command("eval", config),
+        command=about.command,
         n=n,
         threat=Threat(norm=last.threat.norm, eps=last.threat.radius, eps_text=last.threat.eps_text),
         tolerance=last.threat.tolerance,
-        clean_accuracy=accuracy(points.clean.correct_share.numpy(), population=population),
-        robust_accuracy=accuracy(correct.numpy(), population=population, undecided=undecided),
+        clean_accuracy=accuracy(samples.clean.correct_share.numpy(), population=population),
+        robust_accuracy=accuracy(correct.numpy(), population=population, undecided=n_undecided),
         robust_accuracy_8bit=float(correct_8bit.mean()),
-        n_undecided=undecided,
-        attacks=by_eps[last.threat.eps_text],
-        individual=config.individual,
+        n_undecided=n_undecided,
+        attacks=attacks,
+        individual=options.individual,
         escalation=_escalation(last),
-        min_distance=distance_summary(min_distance(points, run.results), last.threat.radius, last.threat.eps_text)
-        if config.min_distance
+        min_distance=distance_summary(min_distance(samples, run.results), last.threat.radius, last.threat.eps_text)
+        if options.min_distance
         else None,
         interval_about=_interval_text(n, population),
         curve=curve,
         curve_attacks=by_eps if several else {},
         per_class=class_results(
-            points.labels, run.data.class_names, run.clean.num_classes, points.clean.correct_share, correct
+            samples.labels, run.data.class_names, run.clean.num_classes, samples.clean.correct_share, correct
         ),
         diagnostics=run.diagnostics,
-        events=[*run.events, *dict.fromkeys(note for call in calls for note in call.notes)],
+        events=[*about.notes, *run.notes, *dict.fromkeys(note for call in calls for note in call.notes)],
         passes=_pass_totals(run),
-        seconds=max(seconds, sum(call.seconds for call in calls)),
-        seed=config.seed,
-        config=config.model_dump(mode="json"),
+        seconds=max(about.seconds + seconds, sum(call.seconds for call in calls)),
+        seed=options.seed,
+        config=about.config,
         data=_data_info(run.data),
         model=_model_info(run),
-        environment=environment(run.bench, config),
-        versions=versions({*(attack.source for attack in by_eps[last.threat.eps_text]), config.model.split(":")[0]}),
+        environment=_environment(run.context, about.runner),
+        versions=versions({*(attack.source for attack in attacks), about.model.split(":")[0]}),
     )
 
 
 def _unite(results: list[CascadeResult]) -> None:
-    """Let what breaks a point within a smaller ball break it within the largest."""
+    """Let what breaks a sample within a smaller ball break it within the largest."""
     last = results[-1]
     for smaller in results[:-1]:
         rows = smaller.broken & ~last.broken
-        for mine, theirs in (
-            (last.worst, smaller.worst),
-            (last.margin, smaller.margin),
-            (last.correct_share, smaller.correct_share),
-        ):
-            mine[rows] = theirs[rows]
+        last.adv_images[rows] = smaller.adv_images[rows]
+        last.margin[rows] = smaller.margin[rows]
+        last.correct_share[rows] = smaller.correct_share[rows]
         last.broken |= smaller.broken
     last.undecided &= ~last.broken
 
 
-def _last_judgement(run: Run) -> tuple[Tensor, Tensor]:
+def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
     """Return the share of correct answers on the final examples (N,), as they are and rounded to 8 bits.
 
-    A randomised model is asked afresh, so that the draws that chose an example do not judge it. Undecided points are 0.
+    A randomised model is asked afresh, so that the draws that chose an example do not judge it. Undecided samples are 0.
     """
-    bench, last, seed = run.bench, run.results[-1], run.config.seed
-    labels = run.points.labels.to(bench.device)
-    correct = (~run.points.clean.broken & ~last.broken).double()
+    context, last, seed = run.context, run.results[-1], run.options.seed
+    labels = run.samples.labels.to(context.device)
+    correct = (~run.samples.clean.is_adv & ~last.broken).double()
     if run.clean.randomized:
-        worst = last.worst.to(bench.device)
-        correct = judge_images(bench.judged, worst, labels, draws=bench.draws, seed=seed + 1).correct_share
-    after, rows = correct.clone(), last.broken.nonzero()[:, 0]
+        adv_images = last.adv_images.to(context.device)
+        correct = judge_images(context.original, adv_images, labels, draws=context.draws, seed=seed + 1).correct_share
+    rounded, rows = correct.clone(), last.broken.nonzero()[:, 0]
     for part in torch.split(rows, max(len(rows), 1) if run.clean.randomized else ROUNDED_AT_ONCE):
-        rounded = (last.worst[part].to(bench.device) * 255).round() / 255
-        again = judge_images(bench.judged, rounded, labels[part.to(bench.device)], draws=bench.draws, seed=seed + 2)
-        after[part] = again.correct_share
-    return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, after)
+        images = (last.adv_images[part].to(context.device) * 255).round() / 255
+        answers = judge_images(
+            context.original, images, labels[part.to(context.device)], draws=context.draws, seed=seed + 2
+        )
+        rounded[part] = answers.correct_share
+    return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, rounded)
 
 
-def _curve(results: list[CascadeResult], points: Points, population: int | None) -> dict[str, CurvePoint]:
-    right = ~points.clean.broken
+def _curve(results: list[CascadeResult], samples: Samples, population: int | None) -> dict[str, CurvePoint]:
+    right = ~samples.clean.is_adv
     broken = torch.zeros_like(right)
     curve = {}
     for result in results:
@@ -158,7 +181,7 @@ def _curve(results: list[CascadeResult], points: Points, population: int | None)
 
 
 def _population(data: ImageDataset) -> int | None:
-    """The size of the split that the points predict; None where they are all of it, or were given."""
+    """The size of the split that the samples predict; None where they are all of it, or were given."""
     return data.n_total if data.selection in ("first", "sample") and len(data.labels) < data.n_total else None
 
 
@@ -170,13 +193,13 @@ def _interval_text(n: int, population: int | None) -> str:
     )
 
 
-def _pass_totals(run: Run) -> PassTotals:
+def _pass_totals(run: FinishedRun) -> PassTotals:
     calls = [call for result in run.results for stage in result.stages for call in stage.calls]
     spent = sum((call.attack_passes for call in calls), Count())
-    looked = sum((result.suspicion.passes for result in run.results if result.suspicion is not None), Count())
+    looked = sum((result.masking.passes for result in run.results if result.masking is not None), Count())
     refereed = sum((call.referee_passes for call in calls), Count())
     return PassTotals(
-        clean=len(run.points.labels) * run.bench.draws,
+        clean=len(run.samples.labels) * run.context.draws,
         attacks_forward=spent.forward,
         attacks_backward=spent.backward,
         referee=refereed.forward,
@@ -200,64 +223,53 @@ def _data_info(data: ImageDataset) -> DataInfo:
     )
 
 
-def _model_info(run: Run) -> ModelInfo:
+def _model_info(run: FinishedRun) -> ModelInfo:
     return ModelInfo(
-        spec=run.config.model,
+        spec=run.about.model,
         architecture=type(run.model).__name__,
         fingerprint=run.weights,
         num_classes=run.clean.num_classes,
         parameters=count_parameters(run.model),
-        mode=run.config.mode,
+        mode=run.options.mode,
         randomized=run.clean.randomized,
-        judge_draws=run.bench.draws,
-        attack_model=run.config.attack_model,
+        judge_draws=run.context.draws,
+        attack_model=run.about.attack_model,
         attack_model_fingerprint=fingerprint(run.attack_model) if run.attack_model is not None else None,
     )
 
 
 def _escalation(result: CascadeResult) -> Escalation | None:
-    found = result.suspicion
-    if found is None:
+    masking = result.masking
+    if masking is None:
         return None
     return Escalation(
-        escalated=bool(found.reasons),
-        reasons=list(found.reasons),
-        seen=found.seen,
-        forward_passes=found.passes.forward,
-        backward_passes=found.passes.backward,
+        escalated=bool(masking.reasons),
+        reasons=list(masking.reasons),
+        signs=masking.signs,
+        forward_passes=masking.passes.forward,
+        backward_passes=masking.passes.backward,
     )
 
 
-def environment(bench: Bench, config: EvalConfig) -> Environment:
+def _environment(context: Context, runner: str) -> Environment:
     """Return where this runs, how it packs rows, and what the native attacks' copy of the model is."""
-    prepared = bench.prepared
-    cuda = bench.device.type == "cuda"
+    copy = context.attack_copy
+    cuda = context.device.type == "cuda"
     return Environment(
-        device=str(bench.device),
-        device_name=torch.cuda.get_device_name(bench.device) if cuda else (platform.processor() or platform.machine()),
+        device=str(context.device),
+        device_name=torch.cuda.get_device_name(context.device)
+        if cuda
+        else (platform.processor() or platform.machine()),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         platform=platform.platform(),
-        micro_batch=bench.micro_batch,
-        batch_size=bench.batch_size,
-        attack_precision=prepared.precision if prepared is not None else "fp32",
-        tf32=prepared is not None and prepared.precision == "tf32",
-        workers=bench.workers,
-        runner=config.runner,
-        folded=prepared.folded if prepared is not None else 0,
-        channels_last=prepared is not None and prepared.channels_last,
-        compiled=prepared.compiled if prepared is not None else "off",
+        micro_batch=context.micro_batch,
+        batch_size=context.batch_size,
+        attack_precision=copy.precision if copy is not None else "fp32",
+        tf32=copy is not None and copy.precision == "tf32",
+        workers=context.workers,
+        runner=runner,
+        folded=copy.folded if copy is not None else 0,
+        channels_last=copy is not None and copy.channels_last,
+        compiled=copy.compiled if copy is not None else "off",
     )
-
-
-def versions(sources: Iterable[str] = ()) -> dict[str, str]:
-    """Return the versions of robustdup, of what it computes with, and of the toolkits behind the given sources."""
-    names = ["robustdup", "torch", "torchvision", "numpy", "datasets", "scikit-learn"]
-    names += [package for source in sorted(set(sources)) for package in TOOLKITS.get(source, ())]
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

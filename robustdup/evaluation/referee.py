@@ -23,11 +23,11 @@ VIOLATION_NAMES = {NOT_FINITE: "not_finite", BOX: "box", BALL: "ball"}
 
 
 @dataclass(frozen=True)
-class Judged:
+class Answers:
     """What a model says of some images: `prediction` (N,), `margin` (N,) float64, `correct_share` (N,) float64.
 
-    The margin is the true logit minus the best other; `correct_share` is the share of draws in which the model was
-    right: 0 or 1 for a deterministic model. Logits that are not finite count as wrong.
+    `correct_share` is the share of draws in which the model was right: 0 or 1 for a deterministic model. Logits that are
+    not finite count as wrong.
     """
 
     prediction: Tensor
@@ -35,22 +35,22 @@ class Judged:
     correct_share: Tensor
 
     @property
-    def broken(self) -> Tensor:
+    def is_adv(self) -> Tensor:
         """(N,) bool: misclassified, for a randomised model in at least half of the draws."""
         return self.correct_share <= 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The referee's word on what an attack returned, a row a point (tensors on CPU).
+    """The referee's word on what an attack returned, per sample (tensors on CPU).
 
-    `images` are those that were judged: inside the ball and the box. `violation` is a sum of NOT_FINITE, BOX and BALL
-    for what came in; `excess` is how far it lay over eps. `raw_distance` and `raw_broken` speak of what came in,
+    `adv_images` are those that were judged: inside the ball and the box. `violation` is a sum of NOT_FINITE, BOX and BALL
+    for what came in; `excess` is how far it lay over eps. `raw_distance` and `raw_is_adv` speak of what came in,
     clipped to the box but not to the ball: the result of a minimum-norm attack.
     """
 
-    images: Tensor
-    broken: Tensor
+    adv_images: Tensor
+    is_adv: Tensor
     prediction: Tensor
     margin: Tensor
     correct_share: Tensor
@@ -59,7 +59,7 @@ class Verdict:
     excess: Tensor
     unchanged: Tensor
     raw_distance: Tensor
-    raw_broken: Tensor
+    raw_is_adv: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all fields by name."""
@@ -86,7 +86,7 @@ def exact_fp32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Judged:
+def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Answers:
     """Judge images (N, C, H, W) by `draws` calls of the original model in true fp32; tensors come back on CPU.
 
     With more than one draw (randomised models) the margin is the mean over the draws and the prediction the last one's.
@@ -102,13 +102,13 @@ def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 
             shares += ((top == labels) & finite).cpu()
             sums += torch.where(finite, margin(logits.double(), labels), -torch.inf).cpu()
             prediction = top.cpu()
-    return Judged(prediction, sums / draws, shares / draws)
+    return Answers(prediction, sums / draws, shares / draws)
 
 
 def judge(
     model: Passes | nn.Module,
     clean: Tensor,
-    adv: Tensor,
+    adv_images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
     *,
@@ -116,38 +116,47 @@ def judge(
     draws: int = 1,
     seed: int = 0,
 ) -> Verdict:
-    """Judge what an attack returned for `clean` (N, C, H, W): the projection onto the threat model decides.
+    """Judge what an attack returned for clean images: the projection onto the threat model decides.
 
-    `bounded=False` for attacks that do not know eps: lying outside the ball is then no violation. What lies outside is
-    judged a second time without projection, for the distances and for the count of claims that were not earned.
+    What lies outside is judged a second time without projection, for the distances and for the count of claims that were
+    not earned.
+
+    Args:
+        model: the original, images (N, C, H, W) -> logits (N, K).
+        clean: clean images (N, C, H, W) in [0, 1].
+        adv_images: what came back for them, of the same shape.
+        labels: true classes (N,).
+        threat: the threat model.
+        bounded: False for attacks that do not know eps: lying outside the ball is then no violation.
+        draws: calls of the model, for one that answers at random.
+        seed: of the global random state while the model is asked.
     """
     passes = model if isinstance(model, Passes) else Passes(model)
-    adv = adv.detach().to(clean)
-    found = threat.violations(clean, adv)
-    inside = threat.project(clean, adv) if bool(found.any.any()) else adv
-    first = judge_images(passes, inside, labels, draws=draws, seed=seed)
-    distance = threat.distance(clean, inside).cpu()
-    boxed = torch.where(adv.isfinite(), adv, clean).clamp(0, 1)
-    raw_distance = threat.distance(clean, boxed).cpu()
-    raw_broken = first.broken.clone()
-    outside = found.any.cpu()
+    adv_images = adv_images.detach().to(clean)
+    violations = threat.violations(clean, adv_images)
+    projected = threat.project(clean, adv_images) if bool(violations.any.any()) else adv_images
+    answers = judge_images(passes, projected, labels, draws=draws, seed=seed)
+    raw_images = torch.where(adv_images.isfinite(), adv_images, clean).clamp(0, 1)
+    raw_distance = threat.distance(clean, raw_images).cpu()
+    raw_is_adv = answers.is_adv.clone()
+    outside = violations.any.cpu()
     if bool(outside.any()):
-        rows = outside.nonzero()[:, 0]
-        at = rows.to(clean.device)
-        raw_broken[rows] = judge_images(passes, boxed[at], labels[at], draws=draws, seed=seed).broken
-    violation = found.not_finite * NOT_FINITE + found.box * BOX + found.ball * (BALL if bounded else 0)
+        rows = outside.nonzero()[:, 0].to(clean.device)
+        raw_answers = judge_images(passes, raw_images[rows], labels[rows], draws=draws, seed=seed)
+        raw_is_adv[outside] = raw_answers.is_adv
+    violation = violations.not_finite * NOT_FINITE + violations.box * BOX + violations.ball * (BALL if bounded else 0)
     return Verdict(
-        images=inside.cpu(),
-        broken=first.broken,
-        prediction=first.prediction,
-        margin=first.margin,
-        correct_share=first.correct_share,
-        distance=distance,
+        adv_images=projected.cpu(),
+        is_adv=answers.is_adv,
+        prediction=answers.prediction,
+        margin=answers.margin,
+        correct_share=answers.correct_share,
+        distance=threat.distance(clean, projected).cpu(),
         violation=violation.cpu().to(torch.uint8),
         excess=(raw_distance - threat.radius).clamp(min=0) if bounded else torch.zeros_like(raw_distance),
-        unchanged=(adv == clean).flatten(1).all(dim=1).cpu(),
+        unchanged=(adv_images == clean).flatten(1).all(dim=1).cpu(),
         raw_distance=raw_distance,
-        raw_broken=raw_broken,
+        raw_is_adv=raw_is_adv,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,36 +12,36 @@ from torch import Tensor
 
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.calls import Call
-from robustdup.evaluation.cascade import (
-    BROKEN,
-    NOT_ATTACKED,
-    SURVIVED,
-    UNDECIDED,
-    CascadeResult,
-    Points,
-    StageResult,
-)
+from robustdup.evaluation.cascade import CascadeResult, Samples, StageResult
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
-from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance
+from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome
 
 CURVE_POINTS = 64
-OUTCOMES = {SURVIVED: "survived", BROKEN: "broken", UNDECIDED: "undecided"}
 
 
-def attack_results(result: CascadeResult, points: Points, *, individual: bool = False) -> list[AttackResult]:
+def outcomes(samples: Samples, result: CascadeResult) -> Tensor:
+    """Return what became of each sample in a cascade: an Outcome (N,) uint8, NOT_ATTACKED where the clean image is wrong."""
+    outcome = torch.full((len(samples.labels),), Outcome.ROBUST, dtype=torch.uint8)
+    outcome[result.undecided] = Outcome.UNDECIDED
+    outcome[result.broken] = Outcome.BROKEN
+    outcome[samples.clean.is_adv] = Outcome.NOT_ATTACKED
+    return outcome
+
+
+def attack_results(result: CascadeResult, samples: Samples, *, individual: bool = False) -> list[AttackResult]:
     """Return one result a stage, in order; accuracies are after all stages so far, or of each alone if `individual`."""
-    right = ~points.clean.broken
-    broken = torch.zeros_like(right)
-    undecided = torch.zeros_like(right)
-    found = []
+    correct = ~samples.clean.is_adv
+    broken = torch.zeros_like(correct)
+    undecided = torch.zeros_like(correct)
+    attacks = []
     for stage in result.stages:
         if individual:
-            broken, undecided = torch.zeros_like(right), torch.zeros_like(right)
-        broken |= stage.outcome == BROKEN
-        undecided |= stage.outcome == UNDECIDED
-        after = float((right & ~broken & ~undecided).sum()) / max(len(right), 1)
-        found.append(_attack_result(stage, after))
-    return found
+            broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
+        broken |= stage.outcome == Outcome.BROKEN
+        undecided |= stage.outcome == Outcome.UNDECIDED
+        after = float((correct & ~broken & ~undecided).sum()) / max(len(correct), 1)
+        attacks.append(_attack_result(stage, after))
+    return attacks
 
 
 def _attack_result(stage: StageResult, after: float) -> AttackResult:
@@ -48,7 +49,7 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
     passes = sum((call.attack_passes for call in stage.calls), Count())
     verdicts = [call.verdict for call in stage.calls if call.verdict is not None]
     violation = _cat(verdicts, "violation", torch.uint8)
-    broken, raw_broken = _cat(verdicts, "broken", torch.bool), _cat(verdicts, "raw_broken", torch.bool)
+    is_adv, raw_is_adv = _cat(verdicts, "is_adv", torch.bool), _cat(verdicts, "raw_is_adv", torch.bool)
     excess = _cat(verdicts, "excess", torch.float64)[violation != 0]
     return AttackResult(
         name=spec.name,
@@ -56,9 +57,9 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
         source=spec.source,
         kind=spec.kind,
         knowledge=spec.knowledge,
-        n_attacked=int((stage.outcome != NOT_ATTACKED).sum()),
-        n_broken=int((stage.outcome == BROKEN).sum()),
-        n_undecided=int((stage.outcome == UNDECIDED).sum()),
+        n_attacked=int((stage.outcome != Outcome.NOT_ATTACKED).sum()),
+        n_broken=int((stage.outcome == Outcome.BROKEN).sum()),
+        n_undecided=int((stage.outcome == Outcome.UNDECIDED).sum()),
         n_unchanged=int(_cat(verdicts, "unchanged", torch.bool).sum()),
         seconds=sum(call.seconds for call in stage.calls),
         forward_passes=passes.forward,
@@ -67,10 +68,10 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
         violations=int((violation != 0).sum()),
         violation_kinds=violation_counts(violation),
         worst_excess=float(excess.max()) if len(excess) else 0.0,
-        rejected_claims=int(((violation != 0) & raw_broken & ~broken).sum()),
+        rejected_claims=int(((violation != 0) & raw_is_adv & ~is_adv).sum()),
         robust_accuracy_after=after,
         distances=_distances(verdicts) if spec.kind == "minimum-norm" else None,
-        fooled_after=_fooled_after(stage.calls),
+        broken_after=_broken_after(stage.calls),
         errors=sorted({call.error for call in stage.calls if call.error}),
         warning=spec.warning,
     )
@@ -81,42 +82,45 @@ def _cat(verdicts: list[Verdict], name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _distances(verdicts: list[Verdict]) -> Distances:
-    found = _cat(verdicts, "raw_distance", torch.float64)[_cat(verdicts, "raw_broken", torch.bool)]
-    if not len(found):
+    distances = _cat(verdicts, "raw_distance", torch.float64)[_cat(verdicts, "raw_is_adv", torch.bool)]
+    if not len(distances):
         return Distances(n=0, median=None, mean=None)
-    return Distances(n=len(found), median=float(found.quantile(0.5)), mean=float(found.mean()))
+    return Distances(n=len(distances), median=float(distances.quantile(0.5)), mean=float(distances.mean()))
 
 
-def _fooled_after(calls: Sequence[Call]) -> list[tuple[int, int]]:
-    """Add up (passes a point, points fooled) over calls, as running totals at up to `CURVE_POINTS` passes."""
-    at: dict[int, int] = {}
+def _broken_after(calls: Sequence[Call]) -> list[tuple[int, int]]:
+    """Add up (passes per sample, samples broken) over calls, as running totals at up to `CURVE_POINTS` passes."""
+    counts: Counter[int] = Counter()
     for call in calls:
-        for passes, count in call.fooled_after:
-            at[passes] = at.get(passes, 0) + count
-    totals = list(zip(sorted(at), itertools.accumulate(at[passes] for passes in sorted(at)), strict=True))
+        for passes, count in call.broken_after:
+            counts[passes] += count
+    rising = sorted(counts)
+    totals = list(zip(rising, itertools.accumulate(counts[passes] for passes in rising), strict=True))
     if len(totals) <= CURVE_POINTS:
         return totals
     kept = sorted({round(i * (len(totals) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
     return [totals[i] for i in kept]
 
 
-def min_distance(points: Points, results: Sequence[CascadeResult]) -> Tensor:
-    """Return the smallest distance that was seen to break each point (N,), 0 where the clean image does, inf if none."""
+def min_distance(samples: Samples, results: Sequence[CascadeResult]) -> Tensor:
+    """Return the smallest distance that was seen to break each sample (N,), 0 where the clean image does, inf if none."""
     nearest = torch.stack([result.nearest for result in results]).amin(dim=0)
-    return torch.where(points.clean.broken, 0.0, nearest)
+    return torch.where(samples.clean.is_adv, 0.0, nearest)
 
 
 def distance_summary(nearest: Tensor, eps: float, eps_text: str) -> MinDistance:
     """Return median, mean and the accuracy left over eps: at 20 steps up to twice `eps`, and at `eps` itself."""
-    found = nearest[nearest.isfinite()]
+    finite = nearest[nearest.isfinite()]
     n = max(len(nearest), 1)
     grid = {f"{eps * step / 10:.6g}": eps * step / 10 for step in range(1, 21) if step != 10} | {eps_text: eps}
-    curve = {text: float((nearest > at).sum()) / n for text, at in sorted(grid.items(), key=lambda item: item[1])}
+    curve = {
+        text: float((nearest > radius).sum()) / n for text, radius in sorted(grid.items(), key=lambda item: item[1])
+    }
     return MinDistance(
         n=len(nearest),
-        found=len(found),
-        median=float(nearest.quantile(0.5)) if len(found) > len(nearest) / 2 else None,
-        mean=float(found.mean()) if len(found) else None,
+        n_found=len(finite),
+        median=float(nearest.quantile(0.5)) if len(finite) > len(nearest) / 2 else None,
+        mean=float(finite.mean()) if len(finite) else None,
         curve=curve,
     )
 
@@ -124,35 +128,35 @@ def distance_summary(nearest: Tensor, eps: float, eps_text: str) -> MinDistance:
 def class_results(
     labels: Tensor, names: Sequence[str], num_classes: int, clean: Tensor, robust: Tensor
 ) -> list[ClassResult]:
-    """Return accuracies by class; `clean` and `robust` are shares of correct answers (N,) in [0, 1]."""
-    found = []
+    """Return accuracies per class; `clean` and `robust` are shares of correct answers (N,) in [0, 1]."""
+    classes = []
     for label in range(max(num_classes, len(names))):
-        mine = labels == label
-        n = int(mine.sum())
-        found.append(
+        members = labels == label
+        n = int(members.sum())
+        classes.append(
             ClassResult(
                 label=label,
                 name=names[label] if label < len(names) else str(label),
                 n=n,
-                clean_accuracy=float(clean[mine].mean()) if n else None,
-                robust_accuracy=float(robust[mine].mean()) if n else None,
+                clean_accuracy=float(clean[members].mean()) if n else None,
+                robust_accuracy=float(robust[members].mean()) if n else None,
             )
         )
-    return found
+    return classes
 
 
 def sample_rows(
-    points: Points, hashes: Sequence[str], results: Sequence[CascadeResult], nearest: Tensor | None = None
+    samples: Samples, hashes: Sequence[str], results: Sequence[CascadeResult], nearest: Tensor | None = None
 ) -> dict[str, list[Any]]:
-    """Return the columns of `samples.parquet`: every point on its clean image, then a row a point and stage.
+    """Return the columns of `samples.parquet`: every sample on its clean image, then a row per sample and stage.
 
-    `nearest` (N,) are the smallest distances that broke a point, where they were asked for.
+    `nearest` (N,) are the smallest distances that broke a sample, where they were asked for.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLES_SCHEMA.names}
-    clean, n = points.clean, len(points.labels)
+    clean, n = samples.clean, len(samples.labels)
     everyone = torch.arange(n)
-    _common(columns, points, hashes, everyone, "", "clean", -1)
-    columns["outcome"] += ["misclassified" if wrong else "correct" for wrong in clean.broken.tolist()]
+    _common(columns, samples, hashes, everyone, "", "clean", -1)
+    columns["outcome"] += ["misclassified" if wrong else "correct" for wrong in clean.is_adv.tolist()]
     columns["prediction"] += clean.prediction.tolist()
     columns["margin"] += clean.margin.tolist()
     columns["distance"] += [0.0] * n
@@ -166,14 +170,14 @@ def sample_rows(
             total = Count()
             for call in stage.calls:
                 total = total + call.attack_passes
-                _common(columns, points, hashes, call.rows, result.threat.eps_text, stage.stage.spec.name, number)
+                _common(columns, samples, hashes, call.positions, result.threat.eps_text, stage.stage.spec.name, number)
                 _judged(columns, call, total)
     return columns
 
 
 def _common(
     columns: dict[str, list[Any]],
-    points: Points,
+    samples: Samples,
     hashes: Sequence[str],
     rows: Tensor,
     eps: str,
@@ -181,8 +185,8 @@ def _common(
     stage: int,
 ) -> None:
     columns["position"] += rows.tolist()
-    columns["index"] += points.index[rows].tolist()
-    columns["label"] += points.labels[rows].tolist()
+    columns["index"] += samples.index[rows].tolist()
+    columns["label"] += samples.labels[rows].tolist()
     columns["image_sha256"] += [hashes[row] for row in rows.tolist()]
     columns["eps"] += [eps] * len(rows)
     columns["attack"] += [attack] * len(rows)
@@ -190,17 +194,17 @@ def _common(
 
 
 def _judged(columns: dict[str, list[Any]], call: Call, total: Count) -> None:
-    n, verdict = len(call.rows), call.verdict
+    n, verdict = len(call.positions), call.verdict
     columns["forward_passes"] += [total.forward] * n
     columns["backward_passes"] += [total.backward] * n
     columns["min_distance"] += [None] * n
     if verdict is None:
-        columns["outcome"] += ["undecided"] * n
+        columns["outcome"] += [Outcome.UNDECIDED.word] * n
         columns["violation"] += [""] * n
         for name in ("prediction", "margin", "distance", "correct_share"):
             columns[name] += [None] * n
         return
-    columns["outcome"] += ["broken" if broken else "survived" for broken in verdict.broken.tolist()]
+    columns["outcome"] += [(Outcome.BROKEN if is_adv else Outcome.ROBUST).word for is_adv in verdict.is_adv.tolist()]
     columns["prediction"] += verdict.prediction.tolist()
     columns["margin"] += verdict.margin.tolist()
     columns["distance"] += verdict.distance.tolist()

@@ -1,7 +1,4 @@
-"""Evidence that travels: a folder with adversarial examples, per-sample outcomes and hashes, and its recheck.
-
-Rechecking runs no attack: the referee judges the examples again on the model that the verifier loads.
-"""
+"""Evidence that travels: a folder with adversarial examples, outcomes per sample and hashes, written and read."""
 
 from __future__ import annotations
 
@@ -14,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robustdup.attacks.passes import Passes
 from robustdup.errors import RunError, UserError
-from robustdup.evaluation.referee import judge, judge_images, violation_counts
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, Part, Threat, load_record, load_samples, write_atomic
-from robustdup.threat import ThreatModel
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, Outcome, load_record, load_samples, write_atomic
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
@@ -34,7 +27,10 @@ def write_bundle(run: Path, folder: Path) -> Path:
     """Write the evidence of a finished run into a new folder and return it. Raises UserError where that cannot be done."""
     images = run / "images" / EXAMPLES
     if not images.is_file():
-        raise UserError(f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.")
+        raise UserError(
+            f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.",
+            code="no-images",
+        )
     check_place(folder)
     record = load_record(run)
     try:
@@ -42,7 +38,7 @@ def write_bundle(run: Path, folder: Path) -> Path:
         for source, name in ((run / RECORD_FILE, RECORD_FILE), (run / SAMPLES_FILE, SAMPLES_FILE), (images, EXAMPLES)):
             shutil.copyfile(source, folder / name)
     except OSError as error:
-        raise RunError(f"Cannot write the bundle {str(folder)!r}: {error.strerror}.") from error
+        raise RunError(f"Cannot write the bundle {str(folder)!r}: {error.strerror}.", code="cannot-write") from error
     content = {
         "format": "robustdup.bundle/1",
         "command": record.command,
@@ -57,7 +53,10 @@ def write_bundle(run: Path, folder: Path) -> Path:
 def check_place(folder: Path) -> None:
     """Raise UserError unless a bundle can be written to `folder`: it is empty, or not there yet."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{str(folder)!r} is not an empty folder. Choose another --bundle; nothing is overwritten.")
+        raise UserError(
+            f"{str(folder)!r} is not an empty folder. Choose another --bundle; nothing is overwritten.",
+            code="not-empty",
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -73,28 +72,33 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(content)).hexdigest()
 
 
+def refused(reason: str) -> UserError:
+    """Build the error for a bundle whose content is not what it says."""
+    return UserError(f"The bundle is refused: {reason}", code="refused-bundle")
+
+
 def check_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a bundle whose every byte is as it was written. Raises UserError that names what is not."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.")
+        raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.", code="not-a-bundle")
     content = path.read_bytes()
     try:
         manifest: dict[str, Any] = json.loads(content)
         stated = manifest.pop("sha256")
         files = dict(manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"The bundle is refused: {MANIFEST} is damaged.") from None
+        raise refused(f"{MANIFEST} is damaged.") from None
     if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
-        raise UserError(f"The bundle is refused: {MANIFEST} was changed after it was written.")
+        raise refused(f"{MANIFEST} was changed after it was written.")
     for name in FILES:
         if name not in files or not (folder / name).is_file():
-            raise UserError(f"The bundle is refused: {name} is missing.")
+            raise refused(f"{name} is missing.")
         if _sha256(folder / name) != files[name]:
-            raise UserError(f"The bundle is refused: {name} was changed after it was written (SHA-256 differs).")
+            raise refused(f"{name} was changed after it was written (SHA-256 differs).")
     extra = sorted(p.name for p in folder.iterdir() if p.name not in (*FILES, MANIFEST))
     if extra:
-        raise UserError(f"The bundle is refused: {extra[0]} does not belong to it.")
+        raise refused(f"{extra[0]} does not belong to it.")
     return manifest
 
 
@@ -104,18 +108,22 @@ def read_examples(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
     Names looked for: images, adv_images, x_adv; labels, y; index. A .pt file is read with `weights_only=True`.
     """
     if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}.")
+        raise UserError(f"There is no file {str(path)!r}.", code="missing-file")
     try:
         content = _read(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}") from None
+        raise UserError(f"{str(path)!r} cannot be read: {error}", code="bad-examples") from None
     except Exception as error:  # torch raises pickle.UnpicklingError for what weights_only refuses
-        raise UserError(f"{str(path)!r} is refused: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{str(path)!r} is refused: {str(error).splitlines()[0]}", code="bad-examples") from None
     images = _first(content, ("images", "adv_images", "x_adv", "adv", "x"))
     if images is None:
-        raise UserError(f"{str(path)!r} holds {sorted(content)}, none of which is 'images' or 'adv_images'.")
+        raise UserError(
+            f"{str(path)!r} holds {sorted(content)}, none of which is 'images' or 'adv_images'.", code="bad-examples"
+        )
     if images.ndim != 4:
-        raise UserError(f"The images in {str(path)!r} have shape {tuple(images.shape)}, expected (N, C, H, W).")
+        raise UserError(
+            f"The images in {str(path)!r} have shape {tuple(images.shape)}, expected (N, C, H, W).", code="bad-examples"
+        )
     if images.dtype == torch.uint8:
         images = images.float() / 255
     labels, index = _first(content, ("labels", "y", "label")), _first(content, ("index",))
@@ -138,7 +146,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             if isinstance(content, Tensor)
             else {k: v for k, v in content.items() if isinstance(v, Tensor)}
         )
-    raise UserError(f"{str(path)!r}: examples are read from .safetensors, .npz, .npy and .pt files.")
+    raise UserError(
+        f"{str(path)!r}: examples are read from .safetensors, .npz, .npy and .pt files.", code="bad-examples"
+    )
 
 
 def _first(content: dict[str, Tensor], names: Sequence[str]) -> Tensor | None:
@@ -147,7 +157,7 @@ def _first(content: dict[str, Tensor], names: Sequence[str]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a bundle claims, a row a point of the run: index, label, image hash, and whether an attack broke it."""
+    """What a bundle claims, per sample of the run: index, label, image hash, and whether an attack broke it."""
 
     index: list[int]
     label: list[int]
@@ -162,8 +172,8 @@ def read_claims(folder: Path, eps_text: str) -> Claims:
     table = load_samples(folder)
     rows = table.to_pylist()
     clean = sorted((row for row in rows if row["attack"] == "clean"), key=lambda row: row["position"])
-    broken = {row["position"] for row in rows if row["outcome"] == "broken"}
-    failed = {row["position"] for row in rows if row["outcome"] == "undecided" and row["eps"] == eps_text}
+    broken = {row["position"] for row in rows if row["outcome"] == Outcome.BROKEN.word}
+    failed = {row["position"] for row in rows if row["outcome"] == Outcome.UNDECIDED.word and row["eps"] == eps_text}
     undecided = failed - broken
     return Claims(
         index=[row["index"] for row in clean],
@@ -172,78 +182,4 @@ def read_claims(folder: Path, eps_text: str) -> Claims:
         clean_correct=[row["outcome"] == "correct" for row in clean],
         broken=[row["position"] in broken for row in clean],
         undecided=[row["position"] in undecided for row in clean],
-    )
-
-
-class Verification(Part):
-    """What the referee found: `problems` names what does not fit; `accepted` where nothing is left to say.
-
-    `n_broken` counts claimed or given examples that hold, `violations` those outside the threat model, whose projections
-    were judged. Accuracies are over the n points.
-    """
-
-    accepted: bool
-    n: int
-    threat: Threat
-    clean_accuracy: float
-    robust_accuracy: float
-    n_broken: int
-    n_undecided: int = 0
-    violations: int
-    violation_kinds: dict[str, int] = Field(default_factory=dict)
-    within_rounding: int = 0
-    problems: list[str] = Field(default_factory=list)
-    seconds: float = 0.0
-
-
-def recheck(
-    judged: Passes,
-    clean: Tensor,
-    adv: Tensor,
-    labels: Tensor,
-    threat: ThreatModel,
-    *,
-    claims: Claims | None = None,
-    draws: int = 1,
-    seed: int = 0,
-) -> Verification:
-    """Judge examples `adv` (N, C, H, W) of `clean` by the referee alone; with `claims` also whether they hold.
-
-    A claim that fails by a margin within float32 rounding (another machine adds in another order) is counted apart.
-    For a randomised model (`draws` above 1) the accuracies are expected values, as in the record.
-    """
-    verdict = judge(judged, clean, adv, labels, threat, draws=draws, seed=seed)
-    before = judge_images(judged, clean, labels, draws=draws, seed=seed)
-    close = verdict.margin.abs() <= 1e-4
-    problems, rounding, undecided = [], 0, torch.zeros(len(labels), dtype=torch.bool)
-    if claims is not None:
-        claimed, undecided = torch.tensor(claims.broken), torch.tensor(claims.undecided)
-        if draws == 1:
-            failing = claimed & ~verdict.broken
-            rounding = int((failing & close).sum())
-            for row in (failing & ~close).nonzero()[:3, 0].tolist():
-                problems.append(
-                    f"Point {claims.index[row]} is claimed to be broken, but the model classifies it right."
-                )
-            wrong = (torch.tensor(claims.clean_correct) == before.broken) & (before.margin.abs() > 1e-4)
-            for row in wrong.nonzero()[:3, 0].tolist():
-                problems.append(
-                    f"Point {claims.index[row]}: the clean prediction is not the one that the record states."
-                )
-        for row in (claimed & (verdict.violation != 0)).nonzero()[:3, 0].tolist():
-            problems.append(f"Point {claims.index[row]}: the example lies outside the threat model.")
-    standing = verdict.correct_share if draws > 1 else (~before.broken & ~verdict.broken).double()
-    robust = torch.where(undecided, 0.0, standing)
-    return Verification(
-        accepted=not problems,
-        n=len(labels),
-        threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
-        clean_accuracy=float(before.correct_share.mean()),
-        robust_accuracy=float(robust.mean()),
-        n_broken=int((~before.broken & verdict.broken).sum()),
-        n_undecided=int(undecided.sum()),
-        violations=int((verdict.violation != 0).sum()),
-        violation_kinds=violation_counts(verdict.violation),
-        within_rounding=rounding,
-        problems=problems,
     )

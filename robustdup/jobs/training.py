@@ -19,9 +19,8 @@ from robustdup.attacks.losses import fooled
 from robustdup.attacks.passes import Passes
 from robustdup.config import EvalConfig, TrainConfig, parse_call, rerun_command, validate
 from robustdup.data.batches import Stream, budget_samples
+from robustdup.device import choose_device, count_operations
 from robustdup.errors import UserError
-from robustdup.evaluation.bench import choose_device, operations
-from robustdup.evaluation.record import versions
 from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
@@ -43,6 +42,7 @@ from robustdup.records import (
     load_training_record,
     now,
     save_training_record,
+    versions,
 )
 from robustdup.records import folder as run_folder
 from robustdup.rng import SampleRng
@@ -199,7 +199,7 @@ def _train(
 def usual_threads(model: nn.Module, data: TrainingData, device: torch.device) -> int:
     """Return the CPU threads that suit a model where none are asked for: one for a small one, counted and not timed."""
     image = torch.zeros(data.channels, *data.size, device=device)
-    small = device.type == "cpu" and operations(model, image) * CPU_ROWS < SMALL
+    small = device.type == "cpu" and count_operations(model, image) * CPU_ROWS < SMALL
     return 1 if small else torch.get_num_threads()
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
-from robustdup.records import EvaluationRecord
+from robustdup.records import EvaluationRecord, Outcome
 from robustdup.records.columns import Texts, numbers, texts
 from robustdup.statistics import mcnemar, tango_interval
 
@@ -101,8 +101,8 @@ def outcomes(record: EvaluationRecord, samples: pa.Table) -> Outcomes:
         marked[row[seen & where & outcome.where(lambda text: text == wanted)]] = True
         return marked
 
-    broken = mark(at_eps | below, "broken")
-    undecided = mark(at_eps, "undecided") | ~mark(at_eps, "survived")
+    broken = mark(at_eps | below, Outcome.BROKEN.word)
+    undecided = mark(at_eps, Outcome.UNDECIDED.word) | ~mark(at_eps, Outcome.ROBUST.word)
     robust = np.where(~clean | broken, 0, np.where(undecided, -1, 1))
     images = texts(samples, "image_sha256").at(order)
     return Outcomes(points, numbers(samples, "label")[order], images, clean, robust)

@@ -19,11 +19,10 @@ from robustdup.records.base import (
     read_record,
     schema_of,
     to_json,
+    versions,
     write_atomic,
 )
 from robustdup.records.evaluation import (
-    SAMPLES_FILE,
-    SAMPLES_SCHEMA,
     SCHEMA,
     VERSION,
     AttackResult,
@@ -39,10 +38,9 @@ from robustdup.records.evaluation import (
     PassTotals,
     Progress,
     load_record,
-    load_samples,
     save_record,
-    save_samples,
 )
+from robustdup.records.samples import SAMPLES_FILE, SAMPLES_SCHEMA, Outcome, load_samples, save_samples
 from robustdup.records.training import (
     CheckpointResult,
     DuplicationInfo,
@@ -77,6 +75,7 @@ __all__ = [
     "EvaluationRecord",
     "MinDistance",
     "ModelInfo",
+    "Outcome",
     "Part",
     "PassTotals",
     "Progress",
@@ -100,5 +99,6 @@ __all__ = [
     "save_training_record",
     "schema_of",
     "to_json",
+    "versions",
     "write_atomic",
 ]  # fmt: skip

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
+import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustdup.errors import RunError, UserError
 
 RECORD_FILE = "record.json"
+TOOLKITS = {
+    "torchattacks": ("torchattacks",),
+    "art": ("adversarial-robustness-toolbox",),
+    "foolbox": ("foolbox",),
+    "robustbench": ("pyautoattack", "robustbench"),
+    "pyautoattack": ("pyautoattack",),
+}  # distributions behind the sources of attacks and models
 
 
 class Part(BaseModel):
@@ -25,38 +34,49 @@ class Part(BaseModel):
 
 
 class Threat(Part):
-    """The threat model: `eps` as a float in pixel units of [0, 1], `eps_text` as it was written."""
+    """The threat model."""
 
-    norm: str
-    eps: float
-    eps_text: str
+    norm: str = Field(description="Linf, L2 or L1.")
+    eps: float = Field(description="Radius in pixel units of [0, 1].")
+    eps_text: str = Field(description="The radius as it was written: 8/255.")
 
 
 class Accuracy(Part):
     """A share in [0, 1] with its 95% interval over images."""
 
-    value: float
-    low: float
-    high: float
+    value: float = Field(description="The share; undecided samples are not in it.")
+    low: float = Field(description="Lower end of the 95% interval.")
+    high: float = Field(description="Upper end of the 95% interval, as if undecided samples counted.")
 
 
 class DataInfo(Part):
-    """Which images: `fingerprint` is over images, labels and order of the evaluated points."""
+    """Which images."""
 
-    spec: str
-    split: str
-    config: str | None = None
-    revision: str | None = None
-    n_total: int
-    selection: Literal["all", "first", "sample", "given"]
-    image_shape: list[int]
-    class_names: list[str]
-    fingerprint: str
+    spec: str = Field(description="How the data was named.")
+    split: str = Field(description="Split of the data.")
+    config: str | None = Field(default=None, description="Configuration (subset) of a Hub dataset.")
+    revision: str | None = Field(default=None, description="Revision of a Hub dataset.")
+    n_total: int = Field(description="Samples of the split.")
+    selection: Literal["all", "first", "sample", "given"] = Field(description="Which of them were taken.")
+    image_shape: list[int] = Field(description="Channels, height, width.")
+    class_names: list[str] = Field(description="Names of the classes, by label.")
+    fingerprint: str = Field(description="SHA-256 over images, labels and order of the samples that were taken.")
 
 
 def now() -> str:
     """Return the present time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+def versions(sources: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of robustdup, of what it computes with, and of the toolkits behind the given sources."""
+    names = ["robustdup", "torch", "torchvision", "numpy", "datasets", "scikit-learn"]
+    names += [package for source in sorted(set(sources)) for package in TOOLKITS.get(source, ())]
+    installed = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 @contextlib.contextmanager
@@ -100,7 +120,8 @@ def find_record(place: str | Path) -> Path:
         path = path / RECORD_FILE
     if not path.is_file():
         raise UserError(
-            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself."
+            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself.",
+            code="no-record",
         )
     return path
 
@@ -108,24 +129,34 @@ def find_record(place: str | Path) -> Path:
 R = TypeVar("R", bound=Part)
 
 
-def read_record(place: str | Path, kind: type[R], *, schema: str, version: int, what: str) -> R:
+def read_record(
+    place: str | Path, kind: type[R], *, schema: str, version: int, what: str,
+    upgrade: Callable[[dict[str, Any], int], None] = lambda content, version: None,
+) -> R:  # fmt: skip
     """Read a record of one kind from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
     path = find_record(place)
     content = read_content(path)
     if content.get("schema_name") != schema:
-        raise UserError(f"{str(path)!r} is not {what} (found {content.get('schema_name')!r}, expected {schema!r}).")
+        raise UserError(
+            f"{str(path)!r} is not {what} (found {content.get('schema_name')!r}, expected {schema!r}).",
+            code="other-record",
+        )
     found = content.get("schema_version")
     if not isinstance(found, int) or found > version:
         raise UserError(
-            f"{str(path)!r} has schema version {found}; this robustdup reads up to {version}. Update robustdup to read it."
+            f"{str(path)!r} has schema version {found}; this robustdup reads up to {version}. Update robustdup to read it.",
+            code="newer-record",
         )
-    content["schema_version"] = version  # what older versions lack has defaults
+    upgrade(content, found)  # changes names; what older versions lack has defaults
+    content["schema_version"] = version
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place_in = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{str(path)!r} is damaged: field {place_in!r}: {first['msg']}.") from None
+        raise UserError(
+            f"{str(path)!r} is damaged: field {place_in!r}: {first['msg']}.", code="damaged-record"
+        ) from None
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -134,7 +165,8 @@ def read_content(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{str(path)!r} is not a whole JSON file ({error}). Was the copy cut off? Run with --resume."
+            f"{str(path)!r} is not a whole JSON file ({error}). Was the copy cut off? Run with --resume.",
+            code="damaged-record",
         ) from None
     return content if isinstance(content, dict) else {"schema_name": type(content).__name__}
 

@@ -1,229 +1,239 @@
-"""The record of an evaluation, and its table: a row per point and attack."""
+"""The record of an evaluation. Every field has a description, so that the schema explains itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from robustdup.errors import UserError
 from robustdup.records.base import (
     RECORD_FILE,
     Accuracy,
     DataInfo,
     Part,
     Threat,
-    atomic_path,
     read_record,
     to_json,
     write_atomic,
 )
 
 SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
-VERSION = 2
-
-SAMPLES_FILE = "samples.parquet"
+VERSION = 3
 
 
 class CurvePoint(Accuracy):
-    """Robust accuracy at one eps. `alone` counts attacks run at this eps only; `value` also those at smaller ones."""
+    """Robust accuracy at one eps."""
 
-    eps: float
-    alone: float
+    eps: float = Field(description="Radius in pixel units of [0, 1].")
+    alone: float = Field(
+        description="The same by the attacks that were run at this eps only; `value` counts smaller ones too."
+    )
 
 
 class Distances(Part):
     """Distances to the adversarial examples that a minimum-norm attack found, in the norm of the threat model."""
 
-    n: int
-    median: float | None
-    mean: float | None
+    n: int = Field(description="Samples for which one was found.")
+    median: float | None = Field(description="Median of their distances; null where there are none.")
+    mean: float | None = Field(description="Mean of their distances; null where there are none.")
 
 
 class MinDistance(Part):
-    """The smallest eps at which each point was seen to break: an upper bound of the true one, in the threat's norm.
+    """The smallest eps at which each sample was seen to break: an upper bound of the true one, in the threat's norm."""
 
-    Of the `n` points, misclassified clean images count as 0; `found` have a distance at all. `curve` is the accuracy
-    left at each eps (text -> share of all points), an upper bound of robust accuracy from this one run.
-    """
-
-    n: int
-    found: int
-    median: float | None
-    mean: float | None
-    curve: dict[str, float]
+    n: int = Field(description="Samples; misclassified clean images count as 0.")
+    n_found: int = Field(description="Samples that have a distance at all.")
+    median: float | None = Field(description="Median over all samples; null where half of them have no distance.")
+    mean: float | None = Field(description="Mean over the samples that have a distance.")
+    curve: dict[str, float] = Field(
+        description="Share of all samples left at each eps (its text): an upper bound of robust accuracy from this one run."
+    )
 
 
 class Escalation(Part):
-    """Whether an ensemble went on to its stages for masked models: the signs of masking, and what was measured."""
+    """Whether an ensemble went on to its stages for models that mask gradients, and why."""
 
-    escalated: bool
-    reasons: list[str]
-    seen: dict[str, float]
-    forward_passes: int
-    backward_passes: int
+    escalated: bool = Field(description="Whether it went on.")
+    reasons: list[str] = Field(description="The signs of gradient masking, in words.")
+    signs: dict[str, float] = Field(description="What was measured: shares of the samples looked at.")
+    forward_passes: int = Field(description="Rows that looking cost, forward.")
+    backward_passes: int = Field(description="Rows that looking cost, backward.")
 
 
 class Progress(Part):
-    """Where a run stands: what a live view shows. `done` of `total` points of this stage are judged."""
+    """Where a run stands: what a live view shows."""
 
-    eps_text: str
-    stage: int
-    n_stages: int
-    attack: str
-    done: int
-    total: int
-    survivors: int
-    n: int
-    forward_passes: int
-    seconds: float
-    message: str = ""
+    eps_text: str = Field(description="The eps under attack, as it was written.")
+    stage: int = Field(description="Number of the stage, from 0.")
+    n_stages: int = Field(description="Stages in all.")
+    attack: str = Field(description="Name of the stage's attack.")
+    done: int = Field(description="Samples of this stage that are judged.")
+    total: int = Field(description="Samples of this stage.")
+    survivors: int = Field(description="Samples of the run that nothing has broken.")
+    n: int = Field(description="Samples of the run.")
+    forward_passes: int = Field(description="Rows of the last call, forward.")
+    seconds: float = Field(description="Seconds of the last call.")
+    message: str = Field(default="", description="What the last call had to say.")
 
 
 class AttackResult(Part):
-    """One stage of a cascade. Passes count rows, forward and backward; `padding_rows` were computed besides.
+    """One stage of a cascade. Passes count rows, forward and backward."""
 
-    `violations` counts points for which the attack returned something outside its threat model; `violation_kinds` says
-    what (not_finite, box, ball), `worst_excess` how far the worst lay over eps. `robust_accuracy_after` is what is left
-    after this stage and those before it, and of this stage alone where attacks ran individually. `fooled_after` says how
-    many points the attack had fooled after how many passes a point (forward and backward together), rising, where it
-    drops them at once.
-    """
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    source: str = "native"
-    kind: str = "bounded"
-    knowledge: str = "white-box"
-    n_attacked: int
-    n_broken: int
-    n_undecided: int = 0
-    n_unchanged: int = 0
-    seconds: float
-    forward_passes: int
-    backward_passes: int
-    padding_rows: int = 0
-    violations: int
-    violation_kinds: dict[str, int] = Field(default_factory=dict)
-    worst_excess: float = 0.0
-    rejected_claims: int = 0
-    robust_accuracy_after: float
-    distances: Distances | None = None
-    fooled_after: list[tuple[int, int]] = Field(default_factory=list)
-    errors: list[str] = Field(default_factory=list)
-    warning: str = ""
+    name: str = Field(description="Name of the attack.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Its options, as it ran.")
+    source: str = Field(default="native", description="Where it comes from: native, a toolkit, a plugin.")
+    kind: str = Field(default="bounded", description="bounded, minimum-norm, or unbounded.")
+    knowledge: str = Field(
+        default="white-box", description="What it knows: white-box, score-based, decision-based, transfer."
+    )
+    n_attacked: int = Field(description="Samples that it was run on.")
+    n_broken: int = Field(description="Samples that it broke, by the referee.")
+    n_undecided: int = Field(default=0, description="Samples on which it failed.")
+    n_unchanged: int = Field(default=0, description="Samples whose image came back as it went in.")
+    seconds: float = Field(description="Seconds of its calls.")
+    forward_passes: int = Field(description="Rows forward through the attacked model.")
+    backward_passes: int = Field(description="Rows backward through the attacked model.")
+    padding_rows: int = Field(default=0, description="Rows that were computed besides, to fill micro-batches.")
+    violations: int = Field(description="Samples for which something outside the threat model came back.")
+    violation_kinds: dict[str, int] = Field(
+        default_factory=dict, description="What they violated: not_finite, box, ball, each with its samples."
+    )
+    worst_excess: float = Field(default=0.0, description="How far the worst of them lay over eps.")
+    rejected_claims: int = Field(
+        default=0,
+        description="Samples misclassified outside the threat model that hold inside it: claims that were not earned.",
+    )
+    robust_accuracy_after: float = Field(
+        description="Share of samples left after this stage and those before it; after this one alone where attacks ran "
+        "individually."
+    )
+    distances: Distances | None = Field(default=None, description="Of a minimum-norm attack: how far its examples lie.")
+    broken_after: list[tuple[int, int]] = Field(
+        default_factory=list,
+        description="How many samples it had dropped as broken after how many passes per sample (forward and backward "
+        "together), rising; empty for an attack that drops none.",
+    )
+    errors: list[str] = Field(default_factory=list, description="What its failed calls said.")
+    warning: str = Field(default="", description="What a reader of this attack's results should always know.")
 
 
 class ClassResult(Part):
-    """Accuracy of one class; null where it has no points."""
+    """Accuracy of one class; null where it has no samples."""
 
-    label: int
-    name: str
-    n: int
-    clean_accuracy: float | None
-    robust_accuracy: float | None
+    label: int = Field(description="Number of the class.")
+    name: str = Field(description="Name of the class.")
+    n: int = Field(description="Its samples.")
+    clean_accuracy: float | None = Field(description="Share classified correctly on clean images.")
+    robust_accuracy: float | None = Field(description="Share classified correctly under all attacks.")
 
 
 class Diagnostic(Part):
-    """A sign that the number may not be what it seems: what was seen, and what to do about it."""
+    """A sign that the number may not be what it seems."""
 
-    code: str
-    severity: Literal["info", "warning", "serious"]
-    message: str
-    advice: str
+    code: str = Field(description="Stable word for the sign, such as zero_gradients.")
+    severity: Literal["info", "warning", "serious"] = Field(description="serious: do not believe the number.")
+    message: str = Field(description="What was seen.")
+    advice: str = Field(description="What to do about it.")
 
 
 class PassTotals(Part):
-    """Rows through the judged and the attacked model, by purpose."""
+    """Rows through the original and the attacked model, by purpose."""
 
-    clean: int = 0
-    attacks_forward: int = 0
-    attacks_backward: int = 0
-    referee: int = 0
-    diagnostics_forward: int = 0
-    diagnostics_backward: int = 0
-    padding: int = 0
+    clean: int = Field(default=0, description="On clean images.")
+    attacks_forward: int = Field(default=0, description="Of attacks, forward.")
+    attacks_backward: int = Field(default=0, description="Of attacks, backward.")
+    referee: int = Field(default=0, description="Of the referee on what attacks returned.")
+    diagnostics_forward: int = Field(default=0, description="Of looking for signs of gradient masking, forward.")
+    diagnostics_backward: int = Field(default=0, description="Of looking for signs of gradient masking, backward.")
+    padding: int = Field(default=0, description="Computed besides, to fill micro-batches.")
 
 
 class ModelInfo(Part):
-    """Which model: `fingerprint` is over the names and bytes of weights and buffers."""
+    """Which model."""
 
-    spec: str
-    architecture: str
-    fingerprint: str
-    num_classes: int
-    parameters: int
-    mode: str = "eval"
-    randomized: bool = False
-    judge_draws: int = 1
-    attack_model: str | None = None
-    attack_model_fingerprint: str | None = None
+    spec: str = Field(description="How it was named.")
+    architecture: str = Field(description="Name of its class.")
+    fingerprint: str = Field(description="SHA-256 over the names and bytes of weights and buffers.")
+    num_classes: int = Field(description="Its outputs.")
+    parameters: int = Field(description="Numbers in its parameters.")
+    mode: str = Field(default="eval", description="eval: put in eval mode; as-is: left as it came.")
+    randomized: bool = Field(default=False, description="Whether it answers differently when asked twice.")
+    judge_draws: int = Field(default=1, description="Draws by which the referee judges an example.")
+    attack_model: str | None = Field(default=None, description="How the attacked model was named, where it is another.")
+    attack_model_fingerprint: str | None = Field(default=None, description="Its fingerprint.")
 
 
 class Environment(Part):
-    """Where it ran, and in which precision each part computed.
+    """Where it ran, and in which precision each part computed."""
 
-    `folded` BatchNorm layers were folded into convolutions in the copy that native attacks used.
-    """
-
-    device: str
-    device_name: str
-    threads: int
-    python: str
-    platform: str
-    attack_precision: str = "fp32"
-    judge_precision: str = "fp32"
-    tf32: bool = False
-    micro_batch: int
-    batch_size: int
-    workers: int = 1
-    runner: str = "local"
-    folded: int = 0
-    channels_last: bool = False
-    compiled: str = "off"
+    device: str = Field(description="Device of torch.")
+    device_name: str = Field(description="Name of the hardware.")
+    threads: int = Field(description="CPU threads of a process.")
+    python: str = Field(description="Version of Python.")
+    platform: str = Field(description="Operating system.")
+    attack_precision: str = Field(default="fp32", description="Precision of the copy that native attacks ran on.")
+    judge_precision: str = Field(default="fp32", description="Precision of the referee.")
+    tf32: bool = Field(default=False, description="Whether that copy multiplied in TF32.")
+    micro_batch: int = Field(description="Rows in a padded model call.")
+    batch_size: int = Field(description="Samples in a call of an attack, where its results depend on it.")
+    workers: int = Field(default=1, description="Processes that shared the samples.")
+    runner: str = Field(default="local", description="Where they were: local, or ray.")
+    folded: int = Field(default=0, description="BatchNorm layers folded into convolutions in the attack copy.")
+    channels_last: bool = Field(default=False, description="Whether the attack copy keeps its channels last in memory.")
+    compiled: str = Field(default="off", description="How the attack copy was compiled.")
 
 
 class EvaluationRecord(Part):
-    """The result of `robustdup eval`; `failed` where no attack finished a single call.
+    """The result of `robustdup eval`."""
 
-    `seconds` are those of the session that finished the run, and at least those of all its calls.
-    """
-
-    schema_name: Literal["robustdup.evaluation"] = SCHEMA
-    schema_version: int = VERSION
-    run_id: str
-    created: str
-    status: Literal["complete", "failed"]
-    command: str
-    n: int
-    threat: Threat
-    tolerance: float
-    clean_accuracy: Accuracy
-    robust_accuracy: Accuracy
-    robust_accuracy_8bit: float | None = None
-    n_undecided: int
-    n_not_attacked: int = 0
-    attacks: list[AttackResult]
-    individual: bool = False
-    escalation: Escalation | None = None
-    min_distance: MinDistance | None = None
-    interval_about: str
-    curve: dict[str, CurvePoint] = Field(default_factory=dict)
-    curve_attacks: dict[str, list[AttackResult]] = Field(default_factory=dict)
-    per_class: list[ClassResult] = Field(default_factory=list)
-    diagnostics: list[Diagnostic] = Field(default_factory=list)
-    events: list[str] = Field(default_factory=list)
-    passes: PassTotals
-    seconds: float
-    seed: int
-    config: dict[str, Any]
-    data: DataInfo
-    model: ModelInfo
-    environment: Environment
-    versions: dict[str, str]
+    schema_name: Literal["robustdup.evaluation"] = Field(default=SCHEMA, description="Kind of this record.")
+    schema_version: int = Field(default=VERSION, description="Version of its schema; newer versions read older ones.")
+    run_id: str = Field(description="Name of the run: that of its folder.")
+    created: str = Field(description="When it was finished, in UTC.")
+    status: Literal["complete", "failed"] = Field(description="failed where no attack finished a single call.")
+    command: str = Field(description="What runs it again.")
+    n: int = Field(description="Samples.")
+    threat: Threat = Field(description="The threat model of the result: the largest eps.")
+    tolerance: float = Field(description="How far over eps an example may lie by rounding.")
+    clean_accuracy: Accuracy = Field(description="Share of samples classified correctly as they are.")
+    robust_accuracy: Accuracy = Field(
+        description="Share of samples classified correctly under all attacks; undecided ones only in `high`."
+    )
+    robust_accuracy_8bit: float | None = Field(
+        default=None, description="The same after the adversarial images are rounded to 8 bits."
+    )
+    n_undecided: int = Field(description="Samples on which an attack failed and that no other broke.")
+    n_not_attacked: int = Field(default=0, description="Samples that were left out.")
+    attacks: list[AttackResult] = Field(description="The stages, in order, at the largest eps.")
+    individual: bool = Field(default=False, description="Whether each attack ran on all samples, not on those left.")
+    escalation: Escalation | None = Field(
+        default=None,
+        description="Whether an ensemble went on to its stages for models that mask gradients; null where it has none.",
+    )
+    min_distance: MinDistance | None = Field(
+        default=None, description="The smallest eps of the samples, where asked for."
+    )
+    interval_about: str = Field(description="What the intervals speak of.")
+    curve: dict[str, CurvePoint] = Field(default_factory=dict, description="Robust accuracy at each eps, by its text.")
+    curve_attacks: dict[str, list[AttackResult]] = Field(
+        default_factory=dict, description="The stages at each eps, by its text."
+    )
+    per_class: list[ClassResult] = Field(default_factory=list, description="Accuracies per class.")
+    diagnostics: list[Diagnostic] = Field(
+        default_factory=list, description="Signs that the result should not be believed."
+    )
+    events: list[str] = Field(default_factory=list, description="What happened on the way that a reader should know.")
+    passes: PassTotals = Field(description="Rows through the model, by purpose.")
+    seconds: float = Field(
+        description="Seconds of the session that finished the run, and at least those of all its calls."
+    )
+    seed: int = Field(description="Seed of everything random.")
+    config: dict[str, Any] = Field(description="All settings, by name.")
+    data: DataInfo = Field(description="Which images.")
+    model: ModelInfo = Field(description="Which model.")
+    environment: Environment = Field(description="Where it ran.")
+    versions: dict[str, str] = Field(description="Versions of what it was computed with.")
 
 
 def save_record(record: EvaluationRecord, folder: Path) -> Path:
@@ -235,47 +245,27 @@ def save_record(record: EvaluationRecord, folder: Path) -> Path:
 
 def load_record(place: str | Path) -> EvaluationRecord:
     """Read an evaluation record from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
-    return read_record(place, EvaluationRecord, schema=SCHEMA, version=VERSION, what="an evaluation record")
+    return read_record(
+        place, EvaluationRecord, schema=SCHEMA, version=VERSION, what="an evaluation record", upgrade=_upgrade
+    )
 
 
-# One row per point and attack; the first rows, attack "clean", hold every point on its clean image.
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),  # row in this run, from 0
-        ("index", pa.int64()),  # row in the dataset's split
-        ("label", pa.int64()),
-        ("image_sha256", pa.string()),  # of the clean image, see robustdup.data
-        ("eps", pa.string()),  # eps_text of the stage; empty for "clean"
-        ("attack", pa.string()),  # "clean", or the name of the attack
-        ("stage", pa.int64()),  # -1 for "clean", then 0, 1, …
-        ("outcome", pa.string()),  # clean: correct, misclassified; attacks: broken, survived, undecided
-        ("prediction", pa.int64()),  # of the referee, on what was judged
-        ("margin", pa.float64()),  # true logit minus best other, by the referee
-        ("distance", pa.float64()),  # in the threat model's norm, of what was judged
-        ("violation", pa.string()),  # "", or not_finite, box, ball joined by "+"
-        ("forward_passes", pa.int64()),  # forward rows of this stage when this point was judged
-        ("backward_passes", pa.int64()),
-        ("correct_share", pa.float64()),  # share of the judge's draws that were right (0 or 1 unless randomised)
-        ("min_distance", pa.float64()),  # rows "clean": smallest distance seen to break the point, where asked for
+def _upgrade(content: dict[str, Any], version: int) -> None:
+    """Give the fields of an older record today's names; what it lacks has defaults."""
+    if version >= 3:
+        return
+    curves = content.get("curve_attacks")
+    stages = [content.get("attacks"), *(curves.values() if isinstance(curves, dict) else ())]
+    renamed = [
+        (content.get("escalation"), "seen", "signs"),
+        (content.get("min_distance"), "found", "n_found"),
+        *(
+            (attack, "fooled_after", "broken_after")
+            for attacks in stages
+            if isinstance(attacks, list)
+            for attack in attacks
+        ),
     ]
-)
-
-
-def save_samples(rows: dict[str, list[Any]], folder: Path) -> Path:
-    """Write `samples.parquet` (columns of SAMPLES_SCHEMA) into a run folder and return its path."""
-    path = folder / SAMPLES_FILE
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(rows, schema=SAMPLES_SCHEMA), temporary, compression="zstd")
-    return path
-
-
-def load_samples(folder: str | Path) -> pa.Table:
-    """Read `samples.parquet` of a run folder. Raises UserError where it is missing or damaged."""
-    path = Path(folder) / SAMPLES_FILE if Path(folder).is_dir() else Path(folder).parent / SAMPLES_FILE
-    if not path.is_file():
-        raise UserError(f"There is no {SAMPLES_FILE} in {str(path.parent)!r}.")
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None
+    for part, old, new in renamed:
+        if isinstance(part, dict) and old in part:
+            part[new] = part.pop(old)

@@ -178,7 +178,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         found = record.min_distance
         median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"
         points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(found.curve.items())[1::2])
-        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.found} of {found.n} points.")
+        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.n_found} of {found.n} points.")
         lines.append(f"Robust accuracy over eps, at most: {points}")
     if record.escalation is not None:
         lines.append(_escalation(record.escalation))

@@ -360,7 +360,7 @@ def _against_noise(
 
     def broken(adv: Tensor) -> Tensor:
         verdict = judge(model, images, adv, labels, threat, bounded=not free)
-        return verdict.raw_broken if free else verdict.broken
+        return verdict.raw_is_adv if free else verdict.is_adv
 
     by_noise = torch.stack([broken(drawn(draw)) for draw in range(NOISE_DRAWS)]).any(dim=0)
     return int(broken(adv_images).sum()), int(by_noise.sum())

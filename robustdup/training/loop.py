@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from robustdup.config import TrainConfig
+from robustdup.device import out_of_memory
 from robustdup.errors import RunError
 from robustdup.training.parts import Outcome, Parts, ShowProgress, TrainBatch, Validate
 from robustdup.training.processes import whole_batch_norm
@@ -91,7 +92,7 @@ def _device_failure(error: RuntimeError, run: Run) -> RunError | None:
     """Return the error to show where the device failed, None for any other error."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     kept = "The last checkpoint is kept: go on with --resume." if run.folder is not None else ""
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return RunError(f"Out of memory at step {run.step}: {text} Take a smaller batch_size. {kept}".rstrip())
     if run.device.type != "cpu" and any(word in text for word in ("CUDA error", "device-side", "MPS", "HIP error")):
         return RunError(f"The device failed at step {run.step}: {text} {kept}".rstrip())

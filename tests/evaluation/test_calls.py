@@ -14,12 +14,13 @@ from robustdup.attacks.losses import ce
 from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.errors import AttackWarning
 from robustdup.evaluation import cascade
-from robustdup.evaluation.bench import Bench
 from robustdup.evaluation.calls import Call, PlannedStage, call_here, dropped, load_call, save_call
-from robustdup.evaluation.cascade import BROKEN, CallSize, Points, run_cascade
+from robustdup.evaluation.cascade import CallSize, Samples, run_cascade
+from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.prepare import Prepared
 from robustdup.plugins import AttackSpec
+from robustdup.records import Outcome
 from robustdup.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", "0.1")
@@ -43,12 +44,12 @@ def planned(function, *, kind="bounded", when="always", source="native", batchin
 
 def setting(model, points, **changes):
     images, labels = points
-    judged = Passes(model, 4)
-    clean = judge_images(judged, images, labels)
-    bench = Bench(judged, model, torch.device("cpu"), batch_size=8, micro_batch=4, draws=1, seed=0)
+    original = Passes(model, 4)
+    clean = judge_images(original, images, labels)
+    context = Context(original, model, torch.device("cpu"), batch_size=8, micro_batch=4, draws=1, seed=0)
     for name, value in changes.items():
-        setattr(bench, name, value)
-    return Points(images, labels, torch.arange(len(labels)), clean), bench
+        setattr(context, name, value)
+    return Samples(images, labels, torch.arange(len(labels)), clean), context
 
 
 def prepared(model: nn.Module) -> Prepared:
@@ -63,9 +64,9 @@ def test_native_attacks_get_the_prepared_copy_and_others_a_fresh_one_each(linear
         return images
 
     ready = copy.deepcopy(linear)
-    at, bench = setting(linear, points, prepared=prepared(ready))
+    samples, context = setting(linear, points, attack_copy=prepared(ready))
     stages = [planned(looks), planned(looks, source="mine"), planned(looks, batching="batch")]
-    run_cascade(stages, at, THREAT, bench)
+    run_cascade(stages, samples, THREAT, context)
     native, others = seen[:5], seen[5:]
     assert all(model is ready for model in native)
     assert len({id(model) for model in others}) == 10
@@ -77,7 +78,7 @@ def test_a_point_that_only_the_prepared_copy_gives_up_is_attacked_again_on_the_o
     off = copy.deepcopy(linear)
     off.scale.requires_grad_(False)
     shifted = nn.Sequential(off, Shift(2e-3))
-    at, bench = setting(linear, points, prepared=prepared(shifted), usual_margin=2.0)
+    samples, context = setting(linear, points, attack_copy=prepared(shifted), usual_margin=2.0)
 
     def creep(model, images, labels, threat, *, rng):
         """Small steps that stop at the first success, as AutoAttack's do."""
@@ -89,13 +90,13 @@ def test_a_point_that_only_the_prepared_copy_gives_up_is_attacked_again_on_the_o
             point[active] = threat.project(images[active], point[active] + towards)
         return point
 
-    result = run_cascade([planned(creep)], at, THREAT, bench)
+    result = run_cascade([planned(creep)], samples, THREAT, context)
     gap = (points[0][:, 0, 0, 0] - 0.5).abs()
     assert torch.equal(result.broken, gap < 0.1)
     notes = [note for call in result.stages[0].calls for note in call.notes]
     assert any("attacked again on the original model" in note for note in notes)
-    bench.stand_in = True  # an attack on another model may well be fooled alone: that is no rounding
-    alone = run_cascade([planned(creep)], at, THREAT, bench)
+    context.stand_in = True  # an attack on another model may well be fooled alone: that is no rounding
+    alone = run_cascade([planned(creep)], samples, THREAT, context)
     assert int(alone.broken.sum()) < int(result.broken.sum())
 
 
@@ -114,19 +115,19 @@ def test_what_an_attack_warns_of_is_kept_and_other_warnings_are_not(linear, poin
         warnings.warn("something else", UserWarning, stacklevel=2)
         return images
 
-    at, bench = setting(linear, points)
-    result = run_cascade([planned(warns)], at, THREAT, bench)
+    samples, context = setting(linear, points)
+    result = run_cascade([planned(warns)], samples, THREAT, context)
     assert {note for call in result.stages[0].calls for note in call.notes} == {"push: three classes are too few"}
 
 
-def test_looks_say_how_many_points_were_fooled_after_how_many_passes(linear, points):
-    at, bench = setting(linear, points, batch_size=40)
-    result = run_cascade([planned(push, size=0.05)], at, THREAT, bench)
+def test_looks_say_how_many_points_were_broken_after_how_many_passes(linear, points):
+    samples, context = setting(linear, points, batch_size=40)
+    result = run_cascade([planned(push, size=0.05)], samples, THREAT, context)
     (call,) = result.stages[0].calls
     gap = (points[0][:, 0, 0, 0] - 0.5).abs()
     # Two looks of one pass: the second finds what the first push of 0.05 broke; the push after it is seen by the referee.
     first, second = int((gap < 0.05).sum()), int(((gap >= 0.05) & (gap < 0.1)).sum())
-    assert call.fooled_after == [(2, first + second)]
+    assert call.broken_after == [(2, first + second)]
 
 
 def test_looks_count_forward_and_backward_passes_and_say_nothing_where_rows_come_back(linear, points):
@@ -144,73 +145,73 @@ def test_results_do_not_depend_on_the_size_of_calls_and_mixed_sizes_are_resumed(
     def noisy(model, images, labels, threat, *, rng):
         return threat.project(images, images + rng.uniform(images.shape[1:], low=-0.1, high=0.1))
 
-    at, bench = setting(linear, points, batch_size=40)
-    whole = run_cascade([planned(noisy), planned(push)], at, THREAT, bench)
+    samples, context = setting(linear, points, batch_size=40)
+    whole = run_cascade([planned(noisy), planned(push)], samples, THREAT, context)
     for size in (3, 7):
-        bench.batch_size = size
-        parts = run_cascade([planned(noisy), planned(push)], at, THREAT, bench, folder=tmp_path)
-        assert torch.equal(parts.worst, whole.worst)
+        context.batch_size = size
+        parts = run_cascade([planned(noisy), planned(push)], samples, THREAT, context, folder=tmp_path)
+        assert torch.equal(parts.adv_images, whole.adv_images)
         files = sorted(tmp_path.rglob("*.safetensors"))
         for file in files[1::3]:
             file.unlink()  # the next round has other sizes around the calls that are left
     made = []
     again = run_cascade(
-        [planned(noisy), planned(push)], at, THREAT, bench, folder=tmp_path,
-        caller=lambda works: call_here([planned(noisy), planned(push)], bench)(made.append(w) or w for w in works),
+        [planned(noisy), planned(push)], samples, THREAT, context, folder=tmp_path,
+        caller=lambda works: call_here([planned(noisy), planned(push)], context)(made.append(w) or w for w in works),
     )  # fmt: skip
-    assert torch.equal(again.worst, whole.worst)
-    assert 0 < sum(len(work.rows) for work in made) < 40
-    rows = torch.cat([call.rows for call in again.stages[0].calls])
+    assert torch.equal(again.adv_images, whole.adv_images)
+    assert 0 < sum(len(work.positions) for work in made) < 40
+    rows = torch.cat([call.positions for call in again.stages[0].calls])
     assert rows.tolist() == list(range(40))
 
 
 def test_calls_may_come_from_elsewhere(linear, points):
-    at, bench = setting(linear, points)
+    samples, context = setting(linear, points)
     stages = [planned(push, size=0.05), planned(push)]
     numbers = []
 
     def elsewhere(works):
-        for call, work in ((call_here(stages, bench)(iter([work])), work) for work in works):
+        for call, work in ((call_here(stages, context)(iter([work])), work) for work in works):
             numbers.append(work.number)
             yield from call
 
-    one = run_cascade(stages, at, THREAT, bench, caller=elsewhere)
-    assert torch.equal(one.worst, run_cascade(stages, at, THREAT, bench).worst)
+    one = run_cascade(stages, samples, THREAT, context, caller=elsewhere)
+    assert torch.equal(one.adv_images, run_cascade(stages, samples, THREAT, context).adv_images)
     assert [number for number, _ in itertools.groupby(numbers)] == [0, 1]
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.1, 32), (60.0, 8), (480.0, 4)])
 def test_the_next_call_is_as_large_as_a_minute_allows(linear, points, seconds, expected):
-    _, bench = setting(linear, points, batch_size_given=False)
-    size = CallSize(planned(push), bench, pixels=16, points=4000)
+    _, context = setting(linear, points, batch_size_given=False)
+    size = CallSize(planned(push), context, pixels=16, n=4000)
     assert size.now == 8
     size.learn(Call(torch.arange(8), None, seconds, Count(), Count()))
     assert size.now == expected
 
 
 def test_call_sizes_are_bounded_by_cost_memory_and_workers(linear, points):
-    _, bench = setting(linear, points, batch_size_given=False, seconds=(0.001, 0.004))
+    _, context = setting(linear, points, batch_size_given=False, seconds=(0.001, 0.004))
     expensive = planned(push, cost=(10_000, 10_000))
-    assert CallSize(expensive, bench, pixels=16, points=4000).now == 7  # 300 s over 40 s a point
-    assert CallSize(planned(push), bench, pixels=cascade.CALL_MEMORY // 5, points=4000).now == 5
-    grown = CallSize(planned(push), bench, pixels=16, points=4000)
+    assert CallSize(expensive, context, pixels=16, n=4000).now == 7  # 300 s over 40 s a point
+    assert CallSize(planned(push), context, pixels=cascade.CALL_MEMORY // 5, n=4000).now == 5
+    grown = CallSize(planned(push), context, pixels=16, n=4000)
     grown.now = 500
     grown.learn(Call(torch.arange(8), None, 1e-6, Count(), Count()))  # as quick as can be
     assert grown.now == cascade.LARGEST_CALL["cpu"]
-    bench.workers = 4
-    assert CallSize(planned(push), bench, pixels=16, points=20).now == 5
-    bench.batch_size_given = True
-    assert CallSize(expensive, bench, pixels=16, points=20).now == 8
+    context.workers = 4
+    assert CallSize(planned(push), context, pixels=16, n=20).now == 5
+    context.batch_size_given = True
+    assert CallSize(expensive, context, pixels=16, n=20).now == 8
 
 
 def test_stages_for_masked_models_run_only_on_signs_and_the_result_says_which(linear, points):
-    at, bench = setting(linear, points)
+    samples, context = setting(linear, points)
     weak, strong = planned(push, size=0.02), planned(push, when="masked")
-    honest = run_cascade([weak, strong], at, THREAT, bench)
+    honest = run_cascade([weak, strong], samples, THREAT, context)
     assert len(honest.stages) == 1
-    assert honest.suspicion is not None
-    assert honest.suspicion.reasons == ()
-    assert honest.suspicion.passes.backward > 0
+    assert honest.masking is not None
+    assert honest.masking.reasons == ()
+    assert honest.masking.passes.backward > 0
 
     class Rounded(nn.Module):
         def __init__(self):
@@ -220,12 +221,12 @@ def test_stages_for_masked_models_run_only_on_signs_and_the_result_says_which(li
         def forward(self, images):
             return self.inner((images * 255).round() / 255)
 
-    at, bench = setting(Rounded(), points)
-    masked = run_cascade([weak, strong], at, THREAT, bench)
+    samples, context = setting(Rounded(), points)
+    masked = run_cascade([weak, strong], samples, THREAT, context)
     assert len(masked.stages) == 2
-    assert masked.suspicion is not None
-    assert "the gradient is zero for 100%" in masked.suspicion.reasons[0]
-    assert int((masked.stages[1].outcome == BROKEN).sum()) > 0
+    assert masked.masking is not None
+    assert "the gradient is zero for 100%" in masked.masking.reasons[0]
+    assert int((masked.stages[1].outcome == Outcome.BROKEN).sum()) > 0
 
 
 def test_the_nearest_adversarial_image_is_remembered_inside_the_ball_and_out(linear, points):
@@ -233,23 +234,23 @@ def test_the_nearest_adversarial_image_is_remembered_inside_the_ball_and_out(lin
         gap = (images[:, :1, :1, :1] - 0.5).abs() + 1e-3
         return images + torch.where(labels == 1, -1.0, 1.0).view(-1, 1, 1, 1) * gap
 
-    at, bench = setting(linear, points)
+    samples, context = setting(linear, points)
     stages = [planned(push), planned(to_boundary, kind="minimum-norm")]
     gap = (points[0][:, 0, 0, 0] - 0.5).abs().double()
-    result = run_cascade(stages, at, THREAT, bench, minimise=True)
+    result = run_cascade(stages, samples, THREAT, context, min_distance=True)
     assert ((result.nearest - gap > -1e-6) & (result.nearest - gap < 1.01e-3)).all()
-    survivors_only = run_cascade(stages, at, THREAT, bench)
+    survivors_only = run_cascade(stages, samples, THREAT, context)
     assert (survivors_only.nearest[gap < 0.05] > 0.09).all()  # broken by the first: nobody looked for the nearest
 
 
 def test_a_call_is_saved_whole_and_a_failed_one_is_not_taken(linear, points, tmp_path):
-    at, bench = setting(linear, points, batch_size=40)
-    (call,) = run_cascade([planned(push, size=0.05)], at, THREAT, bench).stages[0].calls
+    samples, context = setting(linear, points, batch_size=40)
+    (call,) = run_cascade([planned(push, size=0.05)], samples, THREAT, context).stages[0].calls
     save_call(tmp_path / "0.safetensors", call)
     loaded = load_call(tmp_path / "0.safetensors")
     assert loaded is not None
-    assert loaded.fooled_after == call.fooled_after
-    assert torch.equal(loaded.rows, call.rows)
+    assert loaded.broken_after == call.broken_after
+    assert torch.equal(loaded.positions, call.positions)
     call.error = "boom"
     save_call(tmp_path / "1.safetensors", call)
     assert load_call(tmp_path / "1.safetensors") is None

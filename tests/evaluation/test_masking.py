@@ -8,8 +8,8 @@ from benchmarks.masked import masked
 from robustdup import Passes, ThreatModel
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.evaluation.bench import Bench
-from robustdup.evaluation.masking import LOOKED_AT, black_box_won, gradient_signs, suspicion
+from robustdup.evaluation.context import Context
+from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, gradient_signs, masking_signs
 from robustdup.models.load import ModelOptions, load_builtin
 
 EPS = {"Linf": "0.15", "L2": "0.8", "L1": "2"}
@@ -32,13 +32,13 @@ def correct_points(name="digits-robust", n=N):
     return model, images[right][:n], labels[right][:n]
 
 
-def bench_of(model):
-    return Bench(Passes(model, 32), model, torch.device("cpu"), 32, 32, draws=1, seed=0)
+def context_of(model):
+    return Context(Passes(model, 32), model, torch.device("cpu"), 32, 32, draws=1, seed=0)
 
 
 def look(model, images, labels, threat, stages=(), standing=None):
     standing = torch.ones(len(labels), dtype=torch.bool) if standing is None else standing
-    return suspicion(bench_of(model), images, labels, images, standing, threat, stages)
+    return masking_signs(context_of(model), images, labels, images, standing, threat, stages)
 
 
 @pytest.mark.parametrize("norm", EPS)
@@ -47,7 +47,7 @@ def test_honest_models_raise_no_suspicion(name, norm):
     model, images, labels = correct_points(name)
     found = look(model, images, labels, ThreatModel(norm, EPS[norm]))
     assert found.reasons == ()
-    assert found.seen["zero_gradients"] == found.seen["erratic"] == 0.0
+    assert found.signs["zero_gradients"] == found.signs["erratic"] == 0.0
 
 
 @pytest.mark.parametrize(("mask", "reason"), [("scaled", "the gradient is zero"), ("shattered", "does not follow")])
@@ -77,7 +77,7 @@ def test_zero_gradients_count_from_more_than_a_twentieth_of_the_points_on(flat, 
     images[:flat, :, 0, 0] = 1.0
     judged = Flat(model)
     found = look(judged, images, labels, ThreatModel("Linf", "0.1"))
-    assert found.seen["zero_gradients"] == pytest.approx(flat / len(labels))
+    assert found.signs["zero_gradients"] == pytest.approx(flat / len(labels))
     assert bool(found.reasons) is suspected
 
 
@@ -102,6 +102,10 @@ def test_a_gradient_that_holds_over_small_steps_alone_is_erratic(ramp, erratic):
     threat = ThreatModel("Linf", "0.02")  # half of it reaches over the ramp of 0.05 / 20, a sixteenth stays inside
     seen = gradient_signs(Stairs(ramp), images, images, labels, threat)
     assert seen == {"zero_gradients": 0.0, "erratic": erratic}
+
+
+def black_box_won(stages):
+    return max((share for _, _, share in black_box_wins(stages)), default=0)
 
 
 def outcomes(*rows):

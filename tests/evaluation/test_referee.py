@@ -18,7 +18,7 @@ def test_an_honest_example_within_the_ball_counts_exactly_where_the_optimum_says
     images, labels = points
     verdict = judge(Passes(linear, 8), images, shifted(images, labels, 0.1), labels, THREAT)
     expected = (images[:, 0, 0, 0] - 0.5).abs() < 0.1
-    assert torch.equal(verdict.broken, expected)
+    assert torch.equal(verdict.is_adv, expected)
     assert 0 < int(expected.sum()) < len(labels)
     assert not verdict.violation.any()
 
@@ -27,10 +27,10 @@ def test_outside_the_ball_gains_nothing_and_is_reported(linear, points):
     images, labels = points
     honest = judge(Passes(linear, 8), images, shifted(images, labels, 0.1), labels, THREAT)
     cheat = judge(Passes(linear, 8), images, shifted(images, labels, 0.101), labels, THREAT)
-    assert torch.equal(cheat.broken, honest.broken)
+    assert torch.equal(cheat.is_adv, honest.is_adv)
     assert (cheat.violation == BALL).all()
     assert cheat.excess == pytest.approx(torch.full((40,), 0.001, dtype=torch.float64), abs=1e-6)
-    assert THREAT.distance(images, cheat.images).max() <= 0.1 + THREAT.tolerance
+    assert THREAT.distance(images, cheat.adv_images).max() <= 0.1 + THREAT.tolerance
 
 
 def test_a_different_image_of_the_wrong_class_is_projected(linear, points):
@@ -38,19 +38,19 @@ def test_a_different_image_of_the_wrong_class_is_projected(linear, points):
     other = torch.where(labels == 1, 0.0, 1.0).view(-1, 1, 1, 1).expand_as(images)
     verdict = judge(Passes(linear, 8), images, other, labels, THREAT)
     honest = judge(Passes(linear, 8), images, shifted(images, labels, 0.1), labels, THREAT)
-    assert torch.equal(verdict.broken, honest.broken)
-    assert verdict.raw_broken.all()
+    assert torch.equal(verdict.is_adv, honest.is_adv)
+    assert verdict.raw_is_adv.all()
 
 
 def test_nan_and_box_are_violations_and_nan_pixels_count_as_unchanged(linear, points):
     images, labels = points
     nan = judge(Passes(linear, 8), images, torch.full_like(images, float("nan")), labels, THREAT)
-    assert not nan.broken.any()
+    assert not nan.is_adv.any()
     assert (nan.violation == NOT_FINITE).all()
     edge = torch.full((2, 1, 4, 4), 0.95)
     out = judge(Passes(linear, 8), edge, edge + 0.1, torch.ones(2, dtype=torch.int64), THREAT)
     assert (out.violation == BOX).all()
-    assert float(out.images.max()) <= 1.0
+    assert float(out.adv_images.max()) <= 1.0
 
 
 def test_tolerance_is_not_a_violation(linear, points):
@@ -65,8 +65,8 @@ def test_minimum_norm_results_outside_eps_are_no_violation_and_do_not_count(line
     nearest = images + torch.where(labels.view(-1, 1, 1, 1) == 1, -size, size)
     verdict = judge(Passes(linear, 8), images, nearest, labels, THREAT, bounded=False)
     assert not verdict.violation.any()
-    assert verdict.raw_broken.all()
-    assert torch.equal(verdict.broken, (images[:, 0, 0, 0] - 0.5).abs() + 0.001 <= 0.1 + 1e-6)
+    assert verdict.raw_is_adv.all()
+    assert torch.equal(verdict.is_adv, (images[:, 0, 0, 0] - 0.5).abs() + 0.001 <= 0.1 + 1e-6)
 
 
 def test_company_and_order_do_not_change_a_bit(points):
@@ -87,7 +87,7 @@ def test_logits_that_are_not_finite_are_wrong_answers(points):
             return torch.full((len(images), 2), float("nan"))
 
     images, labels = points
-    assert judge_images(Passes(Nan(), 8), images, labels).broken.all()
+    assert judge_images(Passes(Nan(), 8), images, labels).is_adv.all()
 
 
 def test_a_randomised_model_is_judged_by_its_share_of_correct_draws_and_leaves_global_state_alone(points):
@@ -99,12 +99,12 @@ def test_a_randomised_model_is_judged_by_its_share_of_correct_draws_and_leaves_g
     images, _ = points
     labels = torch.zeros(len(images), dtype=torch.int64)
     state = torch.get_rng_state()
-    judged = judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3)
+    answers = judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert float(judged.correct_share.mean()) == pytest.approx(0.75, abs=0.02)
-    assert not judged.broken.any()
+    assert float(answers.correct_share.mean()) == pytest.approx(0.75, abs=0.02)
+    assert not answers.is_adv.any()
     assert torch.equal(
-        judged.correct_share, judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3).correct_share
+        answers.correct_share, judge_images(Passes(Coin(), None), images, labels, draws=200, seed=3).correct_share
     )
 
 
@@ -118,10 +118,10 @@ def test_join_keeps_rows_in_order(linear, points):
 
 
 def test_half_of_the_draws_wrong_is_broken():
-    from robustdup.evaluation.referee import Judged
+    from robustdup.evaluation.referee import Answers
 
     shares = torch.tensor([0.0, 0.5, 0.55, 1.0], dtype=torch.float64)
-    assert Judged(torch.zeros(4), shares, shares).broken.tolist() == [True, True, False, False]
+    assert Answers(torch.zeros(4), shares, shares).is_adv.tolist() == [True, True, False, False]
 
 
 def test_isolated_gives_back_the_gradients_that_were_there():

@@ -44,7 +44,7 @@ def table(clean, broken_by, *, attacks=AUTOATTACK, eps="8/255", index=None, labe
             if 0 <= broken_by[i] < stage:
                 continue
             last = stage == len(attacks) - 1
-            outcome = "broken" if broken_by[i] == stage else "undecided" if last and i in undecided else "survived"
+            outcome = "broken" if broken_by[i] == stage else "undecided" if last and i in undecided else "robust"
             rows.append((i, attack, stage, outcome, eps))
     at = [row[0] for row in rows]
     columns = {

@@ -131,7 +131,7 @@ def _rows(labels, right, broken_by, attacks, eps, k):
         for i in np.flatnonzero(right & ((broken_by < 0) | (broken_by >= stage))):
             hit = broken_by[i] == stage
             taken = (labels[i] + 1) % max(k, 2) if hit else labels[i]
-            add(int(i), attack, stage, "broken" if hit else "survived", taken, -0.5 if hit else 0.4, eps)
+            add(int(i), attack, stage, "broken" if hit else "robust", taken, -0.5 if hit else 0.4, eps)
     return columns
 
 

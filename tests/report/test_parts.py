@@ -76,7 +76,7 @@ def test_numbers_in_words(found, expected):
 
 rows_of_a_point = st.lists(
     st.tuples(
-        st.sampled_from(["0.05", "0.1"]), st.sampled_from(["broken", "survived", "undecided"]),
+        st.sampled_from(["0.05", "0.1"]), st.sampled_from(["broken", "robust", "undecided"]),
         st.floats(-2, 2), st.integers(0, 9),
     ),
     max_size=6,

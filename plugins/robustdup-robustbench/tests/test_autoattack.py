@@ -111,7 +111,7 @@ def evaluated(model, images, labels, norm, attacks, batch_size, seed):
     run = jobs.run_evaluation(config, model=model, data=from_tensors(images, labels))
     rows = zip(run.samples["position"], run.samples["outcome"], strict=True)
     lost = {position for position, outcome in rows if outcome in ("broken", "misclassified")}
-    return torch.tensor([row not in lost for row in range(len(labels))]), run.worst, run.record
+    return torch.tensor([row not in lost for row in range(len(labels))]), run.adv_images, run.record
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

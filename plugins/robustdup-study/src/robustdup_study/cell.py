@@ -15,8 +15,8 @@ from robustdup.config import TrainConfig, validate
 from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.cache import DatasetCache, caching
 from robustdup.data.sources import load_images, open_samples, select
+from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
-from robustdup.evaluation.bench import choose_device
 from robustdup.jobs.training import check, point_by_point, run_training
 from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, prepare_data
 from robustdup.models.load import load_model

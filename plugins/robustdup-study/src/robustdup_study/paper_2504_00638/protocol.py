@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from robustdup.config import Config, DataOptions, validate
 from robustdup.data.cache import load_pixels
 from robustdup.data.sources import open_samples, select
+from robustdup.device import choose_device
 from robustdup.errors import UserError, unknown
-from robustdup.evaluation.bench import choose_device
 from robustdup.plugins import load_plugins
 from robustdup.records import now
 from robustdup_study.grid import Cell, Grid, Line, combinations, hash_of

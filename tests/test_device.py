@@ -3,20 +3,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from robustdup.config import EvalConfig
-from robustdup.evaluation.bench import cpu_threads, make_bench, operations
+from robustdup.device import count_operations, cpu_threads
 
 
 def test_operations_are_counted_and_no_hook_is_left():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
-    assert operations(model, torch.rand(3, 4, 4)) == 16 * 8 * 27 + 8 * 16 * 10
+    assert count_operations(model, torch.rand(3, 4, 4)) == 16 * 8 * 27 + 8 * 16 * 10
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def threads_for(model: nn.Module, size: int) -> int:
-    config = EvalConfig.model_validate({})
-    bench = make_bench(config, model, None, torch.device("cpu"))
-    with cpu_threads(config, bench, torch.rand(3, size, size)):
+    with cpu_threads(None, model, torch.rand(3, size, size), rows=32, device=torch.device("cpu")):
         return torch.get_num_threads()
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.evaluation import sizing
-from robustdup.evaluation.sizing import Measured, choose_micro_batch
+from robustdup.evaluation import micro_batch
+from robustdup.evaluation.micro_batch import Measured, choose_micro_batch
 from robustdup.models.small import SmallCNN
 
 IMAGE = torch.rand(1, 8, 8)
@@ -20,7 +20,7 @@ def clock(monkeypatch):
             table = later if later is not None and measured.count(rows) > 1 else seconds
             return Measured(rows, table[rows], table[rows])
 
-        monkeypatch.setattr(sizing, "measure", fake)
+        monkeypatch.setattr(micro_batch, "measure", fake)
         return measured
 
     return set_seconds
@@ -98,7 +98,7 @@ def test_a_long_call_is_made_once(monkeypatch):
             calls.append(len(images))
             return images.flatten(1)
 
-    monkeypatch.setattr(sizing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(micro_batch.time, "perf_counter", lambda: now[0])
     chosen, measured = choose_micro_batch(Slow(), IMAGE, "cpu")
     assert (chosen, calls) == (32, [32, 32])
     assert measured == [Measured(32, 60 / 32, 60 / 32)]

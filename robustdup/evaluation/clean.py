@@ -1,0 +1,193 @@
+"""The clean images: whether the model can take them at all, what it says of them, and whether it says so every time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Count, Passes
+from robustdup.data.dataset import ImageDataset
+from robustdup.device import out_of_memory
+from robustdup.errors import RunError, UserError
+from robustdup.evaluation.context import Context
+from robustdup.evaluation.referee import Answers, judge_images
+from robustdup.models.load import fingerprint
+from robustdup.records import write_atomic
+
+CLEAN_FILE = "clean.safetensors"  # in the state of a run
+
+
+@dataclass(frozen=True)
+class CleanAnswers:
+    """What the model says of the clean images, how many classes it knows, and whether it answers at random."""
+
+    answers: Answers
+    num_classes: int
+    randomized: bool
+
+
+def clean_answers(
+    context: Context, data: ImageDataset, weights: str, *, draws: int, plugins: Sequence[str] = (),
+    state: Path | None = None,
+) -> CleanAnswers:  # fmt: skip
+    """Judge the clean images, or take the saved answers of the run that goes on.
+
+    Args:
+        context: what the evaluation runs on.
+        data: images (N, C, H, W) in [0, 1] with labels (N,).
+        weights: fingerprint of the original.
+        draws: fresh draws by which a randomised model is judged.
+        plugins: plugin files; a run goes on only with the same content.
+        state: folder in which the answers are kept; None keeps nothing.
+
+    Raises:
+        UserError: where the model cannot take the images, or where the data, the weights or the plugin files are no
+            longer those that the run was started with.
+    """
+    path = None if state is None else state / CLEAN_FILE
+    inputs = {
+        "data": data.fingerprint,
+        "weights": weights,
+        "weights of the attacked model": fingerprint(context.attacked),
+        "plugin files": " ".join(
+            hashlib.sha256(file.read_bytes()).hexdigest() for file in map(Path, plugins) if file.is_file()
+        ),
+    }
+    if path is not None and path.is_file():
+        return _saved_answers(path, inputs)
+    clean = _judge_clean(context, data, draws)
+    if path is not None:
+        head = {**inputs, "num_classes": str(clean.num_classes), "randomized": str(clean.randomized)}
+        write_atomic(path, save({**vars(clean.answers)}, metadata=head))
+    return clean
+
+
+def _saved_answers(path: Path, inputs: dict[str, str]) -> CleanAnswers:
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata()
+            answers = Answers(*(file.get_tensor(name) for name in ("prediction", "margin", "correct_share")))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error}). Start the run again in another --out.", code="damaged-run"
+        ) from None
+    for name, value in inputs.items():
+        if head.get(name) != value:
+            raise UserError(
+                f"The {name} are not those that the run in {str(path.parent.parent)!r} was started with.",
+                code="other-run",
+            )
+    return CleanAnswers(answers, int(head["num_classes"]), head["randomized"] == "True")
+
+
+def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswers:
+    images, labels = data.images.to(context.device), data.labels.to(context.device)
+    few = slice(0, context.micro_batch)
+    num_classes = _check_model(context, images[few], labels)
+    if context.attacked is not context.original.model:
+        _check_stand_in(context, images[few], labels)
+    randomized = is_randomized(context.original, images[few], labels[few])
+    context.original.count = Count()
+    answers = _judge_in_memory(context, images, labels, draws if randomized else 1)
+    if not bool(answers.margin.isfinite().all()):
+        raise _not_finite()
+    return CleanAnswers(answers, num_classes, randomized)
+
+
+def _judge_in_memory(context: Context, images: Tensor, labels: Tensor, draws: int) -> Answers:
+    """Judge the images with half of the rows at once for as long as memory runs out."""
+    original = context.original
+    while True:
+        try:
+            return judge_images(original, images, labels, draws=draws, seed=context.seed)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if not original.micro_batch or original.micro_batch == 1:
+                raise RunError("Out of memory with a single image in a batch.", code="out-of-memory") from None
+            original.micro_batch //= 2
+
+
+def _check_model(context: Context, images: Tensor, labels: Tensor) -> int:
+    """Return the number of classes. Raises UserError where the model cannot take the images or know all labels."""
+    try:
+        with isolated(context.original.model), torch.no_grad():
+            logits = context.original(images)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The model cannot take images of shape {tuple(images.shape[1:])}: {error}. "
+            "Check channels (--grey) and size (--resize, --crop).",
+            code="model-and-data",
+        ) from error
+    context.original.count = Count()
+    if logits.shape[1] < 2:
+        raise UserError(
+            "The model has one output. A classifier of two classes needs two: torch.cat([-logit, logit], 1).",
+            code="model-and-data",
+        )
+    if not bool(logits.isfinite().all()):
+        raise _not_finite()
+    if int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"The labels go up to {int(labels.max())}, but the model has {logits.shape[1]} outputs. "
+            "Do model and data belong together?",
+            code="model-and-data",
+        )
+    return int(logits.shape[1])
+
+
+def _not_finite() -> UserError:
+    return UserError(
+        "The model returns NaN or infinite logits on clean images. Check its weights and normalisation.",
+        code="not-finite",
+    )
+
+
+def _check_stand_in(context: Context, images: Tensor, labels: Tensor) -> None:
+    """Raise UserError where the model under attack cannot take the images or does not know the labels."""
+    try:
+        with isolated(context.attacked), torch.no_grad():
+            logits = Passes(context.attacked, context.micro_batch)(images)
+    except Exception as error:
+        shape = tuple(images.shape[1:])
+        raise UserError(
+            f"The attacked model (--attack-model) cannot take images of shape {shape}: {error}", code="model-and-data"
+        ) from error
+    if int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"The attacked model (--attack-model) has {logits.shape[1]} outputs, but the labels go up to "
+            f"{int(labels.max())}. It must know the classes of the judged model.",
+            code="model-and-data",
+        )
+
+
+def is_randomized(model: Passes, images: Tensor, labels: Tensor) -> bool:
+    """Tell whether two calls under different seeds differ on the same images (N, C, H, W) by more than rounding."""
+    first = judge_images(model, images, labels, seed=1).margin
+    second = judge_images(model, images, labels, seed=2).margin
+    scale = first[first.isfinite()].abs().max().clamp(min=1.0) if first.isfinite().any() else torch.tensor(1.0)
+    return bool(((first - second).abs().nan_to_num() > 1e-5 * scale).any())
+
+
+def check_unchanged(context: Context, images: Tensor, clean: CleanAnswers, weights: str) -> None:
+    """Raise RunError where the original's weights or its answers on clean images (N, C, H, W) are not as before."""
+    changed = fingerprint(context.original.model) != weights
+    if not context.copied and not clean.randomized:
+        images = images.to(context.device)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=context.device)
+        changed |= not torch.equal(judge_images(context.original, images, labels).prediction, clean.answers.prediction)
+    if changed:
+        raise RunError(
+            "The judged model's weights or answers changed during the run: its results cannot be trusted.",
+            code="model-changed",
+        )

@@ -1,0 +1,166 @@
+"""An evaluation from its parts: a model, images, stages and options go in; a record and adversarial images come out.
+
+Nothing here knows a configuration: `robustdup.jobs` turns one into these parts, and a library user may call this alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Count
+from robustdup.data.dataset import ImageDataset
+from robustdup.device import cpu_threads
+from robustdup.evaluation.calls import Caller, PlannedStage
+from robustdup.evaluation.cascade import CascadeResult, Samples, run_cascade
+from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers
+from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
+from robustdup.evaluation.diagnostics import diagnose
+from robustdup.evaluation.micro_batch import choose_packing
+from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
+from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
+from robustdup.models.load import fingerprint
+from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
+from robustdup.threat import ThreatModel
+
+ADVERSARIAL_FILE = "images/adversarial.safetensors"
+CLEAN_FILE = "images/clean.safetensors"
+
+# What opens the workers of a run: it gets what they need to know, and gives a caller, or None to make all calls here.
+Workers = Callable[[Context, Samples, CleanAnswers, str], contextlib.AbstractContextManager[Caller | None]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation leaves.
+
+    Args:
+        record: the record.
+        samples: the columns of samples.parquet.
+        adv_images: the worst image of each sample (N, C, H, W), the clean one where no attack ran.
+        outcomes: what became of each sample at the largest eps, an Outcome each (N,).
+        folder: the run folder, where there is one.
+    """
+
+    record: EvaluationRecord
+    samples: dict[str, list[Any]]
+    adv_images: Tensor
+    outcomes: Tensor
+    folder: Path | None = None
+
+
+def evaluate_model(
+    model: nn.Module,
+    data: ImageDataset,
+    stages: list[PlannedStage],
+    threats: Sequence[ThreatModel],
+    options: EngineOptions | None = None,
+    *,
+    attack_model: nn.Module | None = None,
+    device: torch.device | None = None,
+    about: RunInfo | None = None,
+    workers: Workers = lambda *_: contextlib.nullcontext(),
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate a model and return record, samples and adversarial images.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+        data: the images, with labels (N,).
+        stages: attacks with their options, in order.
+        threats: threat models of one norm, eps rising; the last is the one of the result.
+        options: how to compute; the usual ones if not given.
+        attack_model: what is attacked in place of the model (BPDA, a surrogate).
+        device: where to compute; the CPU if not given.
+        about: what the record says of the run, and where its calls are saved.
+        workers: opens the processes that share the samples.
+        progress: is told of each call.
+
+    Raises:
+        UserError: for a mistake.
+        RunError: where no result can come out.
+    """
+    started = time.perf_counter()
+    options, about, device = options or EngineOptions(), about or RunInfo(), device or torch.device("cpu")
+    check_modules(model, attack_model)
+    was_training = any(module.training for module in model.modules())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(isolated(model))
+        stack.enter_context(isolated(attack_model))
+        context = make_context(model, attack_model, device, options)
+        original = context.original.model
+        stack.enter_context(
+            cpu_threads(options.threads, original, data.images[0], rows=context.micro_batch, device=device)
+        )
+        weights = fingerprint(original)
+        clean = clean_answers(context, data, weights, draws=options.draws, plugins=about.plugins, state=about.state)
+        context.draws = options.draws if clean.randomized else 1
+        notes = remarks(model, context) + choose_packing(context, options, data.images, clean, stages, about.state)
+        samples = Samples(data.images, data.labels, data.index, clean.answers)
+        caller = stack.enter_context(workers(context, samples, clean, weights))
+        results: list[CascadeResult] = []
+        for threat in threats:
+            folder = None if about.state is None else about.state / f"eps-{threat.eps_text.replace('/', '_')}"
+            results.append(
+                run_cascade(
+                    stages,
+                    samples,
+                    threat,
+                    context,
+                    individual=options.individual,
+                    min_distance=options.min_distance,
+                    folder=folder,
+                    progress=progress,
+                    caller=caller,
+                )
+            )
+        signs: list[Diagnostic] = []
+        probe_passes = Count()
+        if options.diagnostics:
+            signs, probe_passes = diagnose(context, samples, clean, results, options, was_training=was_training)
+        check_unchanged(context, data.images, clean, weights)
+        run = FinishedRun(
+            options,
+            about,
+            data,
+            model,
+            attack_model,
+            weights,
+            context,
+            samples,
+            clean,
+            results,
+            signs,
+            probe_passes,
+            notes,
+        )
+        record = make_record(run, seconds=time.perf_counter() - started)
+        nearest = min_distance(samples, results) if options.min_distance else None
+        rows = sample_rows(samples, data.hashes, results, nearest)
+    return Evaluation(record, rows, results[-1].adv_images, outcomes(samples, results[-1]))
+
+
+def save_result(folder: Path, result: Evaluation, data: ImageDataset, *, images: bool = True) -> None:
+    """Write images, samples and, last, the record of an evaluation into its run folder."""
+    if images:
+        tensors = {"images": result.adv_images.contiguous(), "labels": data.labels, "index": data.index}
+        write_atomic(folder / ADVERSARIAL_FILE, save(tensors))
+        write_atomic(folder / CLEAN_FILE, save({"images": _as_bytes(data.images)}))
+    save_samples(result.samples, folder)
+    save_record(result.record, folder)
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in [0, 1] as bytes where they lie on the 8-bit grid, as they are otherwise."""
+    levels = (images * 255).round()
+    on_grid = bool(((images * 255 - levels).abs() <= 1e-4).all())
+    return (levels.to(torch.uint8) if on_grid else images).contiguous()

@@ -1,0 +1,271 @@
+"""How many rows a model is handed at once: measured at the start of a run, at a few sizes, within a small time budget.
+
+`choose_packing` decides for a run, `choose_micro_batch` for a model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.passes import Passes, input_gradient
+from robustdup.device import out_of_memory
+from robustdup.evaluation.calls import PlannedStage
+from robustdup.evaluation.clean import CleanAnswers
+from robustdup.evaluation.context import Context, EngineOptions, make_attack_copy
+from robustdup.records import write_atomic
+
+MICRO_BATCH_FILE = "micro_batch.json"  # in the state of a run
+GLANCE, LOOK = 0.2, 1.0  # seconds to spend on timing the usual micro-batch, and on timing others
+SHARE = 0.02  # of the time that a run may take, to spend on timing others
+WORTH_MEASURING = 5.0  # seconds that a run may take before it is worth looking for a better micro-batch
+DEFAULTS = {"cpu": 32, "cuda": 256}
+CANDIDATES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024)}
+# A surviving sample of AutoAttack costs 7,857 forward rows, 1,910 of them with a backward pass (Croce & Hein 2020,
+# https://arxiv.org/abs/2003.01690, the standard version).
+BACKWARD_SHARE = 1910 / 7857
+GAIN = 1.15  # another size must be this much faster than the default: noise must not choose
+REPEATS = 5
+PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
+# Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
+CPU_FLOATS = 2**22
+
+
+def choose_packing(
+    context: Context, options: EngineOptions, images: Tensor, clean: CleanAnswers, stages: Sequence[PlannedStage],
+    state: Path | None = None,
+) -> list[str]:  # fmt: skip
+    """Make the attack copy for the `pool` stages and choose the micro-batch; return what a reader should know of it.
+
+    A run that goes on keeps the micro-batch that it was started with, since the bits of its results hold for one shape.
+
+    Args:
+        context: what the evaluation runs on; its attack copy, micro-batch and timings are set.
+        options: what is asked for.
+        images: the clean images (N, C, H, W).
+        clean: what the model says of them.
+        stages: those to come.
+        state: folder in which the choice is kept; None keeps nothing.
+    """
+    pool = [stage for stage in stages if stage.spec.batching == "pool"]
+    correct = ~clean.answers.is_adv
+    margins = clean.answers.margin[correct]
+    context.usual_margin = float(margins.median()) if len(margins) else 0.0
+    if not pool or not bool(correct.any()):
+        return []
+    path = None if state is None else state / MICRO_BATCH_FILE
+    examples = images[correct.nonzero()[: context.micro_batch, 0]].to(context.device)
+    make_attack_copy(
+        context, options, examples, clean.randomized, compiled=False
+    )  # compiling waits for the micro-batch
+    if path is not None and path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
+    else:
+        _measure(context, options, examples, int(correct.sum()), pool)
+    if path is not None:
+        write_atomic(path, json.dumps({"micro_batch": context.micro_batch, "smaller": context.smaller}).encode())
+    notes = make_attack_copy(context, options, examples, clean.randomized)
+    if context.attack_copy is not None and context.attack_copy.compiled != "off":
+        context.smaller = ()  # it is compiled for one shape
+    return list(notes)
+
+
+def _measure(
+    context: Context, options: EngineOptions, examples: Tensor, count: int, pool: Sequence[PlannedStage]
+) -> None:
+    """Time the usual micro-batch and keep the seconds of a row; where the run would be long, look for better shapes.
+
+    A micro-batch that is given stays as it is; where the samples in a call are given too, there is nothing to choose.
+    """
+    if options.micro_batch is not None and options.batch_size is not None:
+        return
+    model = context.attacked if context.attack_copy is None else context.attack_copy.model
+    costs = _costs(pool)
+    usual = context.micro_batch
+    try:
+        with isolated(model):
+            rows, measured = choose_micro_batch(
+                model, examples[0], context.device, candidates=[], default=usual, seconds=GLANCE
+            )
+            longest = _longest(measured[0], count, costs)
+            long = longest >= WORTH_MEASURING
+            if long and options.micro_batch is None:
+                sizes = [size for size in CANDIDATES.get(context.device.type, CANDIDATES["cpu"]) if size <= count]
+                rows, measured = choose_micro_batch(
+                    model,
+                    examples[0],
+                    context.device,
+                    candidates=sizes,
+                    default=usual,
+                    seconds=min(LOOK, SHARE * longest),
+                )
+            if options.micro_batch is None:
+                context.micro_batch = rows
+            if long:
+                context.smaller = same_bits(model, examples, context.micro_batch)
+    except RuntimeError:  # a model without gradients, say: the attacks will report it, sample by sample
+        return
+    chosen = next(timing for timing in measured if timing.rows == rows)
+    context.seconds = (chosen.forward, chosen.both)
+    context.longest = _longest(chosen, count, costs)
+
+
+def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float]]:
+    """Return the (forward, backward) passes of a surviving sample in each stage, times the share of samples that it takes.
+
+    Stages that run only on signs of gradient masking are left out: most runs never come to them.
+    """
+    known = [(stage.take, stage.spec.passes(stage.options)) for stage in pool if stage.when == "always"]
+    return [(take * cost[0], take * cost[1]) for take, cost in known if cost is not None]
+
+
+def _longest(timing: Measured, count: int, costs: Sequence[tuple[float, float]]) -> float:
+    """Return the seconds that the stages would take if every sample survived: `costs` are (forward, backward) passes."""
+    return count * sum((f - b) * timing.forward + b * timing.both for f, b in costs)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds a row at one size: a forward pass alone, and a forward pass with the backward pass for one gradient."""
+
+    rows: int
+    forward: float
+    both: float
+
+    @property
+    def weighted(self) -> float:
+        """Seconds an average row of AutoAttack takes: one in four has a backward pass."""
+        return self.forward * (1 - BACKWARD_SHARE) + self.both * BACKWARD_SHARE
+
+
+def choose_micro_batch(
+    model: nn.Module, image: Tensor, device: torch.device | str, *, candidates: Sequence[int] | None = None,
+    default: int | None = None, seconds: float = 2.0,
+) -> tuple[int, list[Measured]]:  # fmt: skip
+    """Return (rows a call, what was measured): the default unless another size is over 15 % faster a row, twice.
+
+    `image` (C, H, W) or (1, C, H, W) in [0, 1]. `candidates` are sizes to measure besides the default (32 on CPU, 256
+    on CUDA), which is always measured, first. A size that would likely take longer than what is left of `seconds` is
+    not begun; running out of memory ends the larger ones. Where the default does not fit, half of it, a quarter, … is
+    tried. A model in training mode or a random one changes its buffers and the global random state as in any call;
+    threads stay as they are. Raises what the model raises.
+    """
+    kind = torch.device(device).type
+    default = default or DEFAULTS.get(kind, DEFAULTS["cpu"])
+    image = image.detach().to(device).reshape(-1, *image.shape[-3:])[:1]
+    end = time.perf_counter() + seconds
+    measured = [_first(model, image, default, seconds)]
+    default = measured[0].rows
+    # The nearest sizes first, so that what is left out where time is short is what matters least.
+    sizes = set(CANDIDATES.get(kind, CANDIDATES["cpu"]) if candidates is None else candidates) - {default}
+    limit: float = CPU_FLOATS // image.numel() if kind == "cpu" else float("inf")
+    for size in sorted(sizes, key=lambda size: (max(size, default) / min(size, default), size)):
+        if size > max(limit, default) or not _in_time(measured[0], size, end):
+            continue
+        try:
+            measured.append(measure(model, image, size, seconds))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            limit = min(limit, size - 1)
+    chosen = _fastest(measured, default)
+    if chosen != default and _in_time(measured[0], default + chosen, end + seconds):
+        again = [measure(model, image, size, seconds) for size in (default, chosen)]
+        chosen = _fastest(again, default)
+    return chosen, sorted(measured, key=lambda entry: entry.rows)
+
+
+def measure(model: nn.Module, image: Tensor, rows: int, seconds: float) -> Measured:
+    """Time `model` on `rows` copies of `image` (1, C, H, W): medians of a few calls after one to warm up."""
+    images = image.expand(rows, *image.shape[1:]).contiguous()
+
+    def both() -> None:
+        with torch.enable_grad():
+            inputs = images.clone().requires_grad_(True)
+            torch.autograd.grad(model(inputs).logsumexp(dim=1).sum(), inputs)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images)
+
+    return Measured(rows, _median_time(forward, images, seconds) / rows, _median_time(both, images, seconds) / rows)
+
+
+def _first(model: nn.Module, image: Tensor, rows: int, seconds: float) -> Measured:
+    """Measure the default size, or the largest of its halves that fits into memory."""
+    while True:
+        try:
+            return measure(model, image, rows, seconds)
+        except (RuntimeError, MemoryError) as error:
+            if rows == 1 or not out_of_memory(error):
+                raise
+        rows //= 2
+
+
+def _median_time(call: Callable[[], None], images: Tensor, seconds: float) -> float:
+    """Return the median seconds of up to REPEATS calls; a call that takes long is its own measurement."""
+    times = [_timed(call, images)]
+    if times[0] > seconds / PARTS:
+        return times[0]
+    times = []
+    while len(times) < REPEATS and sum(times) < seconds / PARTS:
+        times.append(_timed(call, images))
+    return median(times)
+
+
+def _timed(call: Callable[[], None], images: Tensor) -> float:
+    _wait(images)
+    started = time.perf_counter()
+    call()
+    _wait(images)
+    return time.perf_counter() - started
+
+
+def _wait(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+def _in_time(known: Measured, rows: int, end: float) -> bool:
+    """Say whether measuring `rows` would end before `end`, judged by the seconds a row at the default size."""
+    return time.perf_counter() + rows * (REPEATS + 1) * (known.forward + known.both) < end
+
+
+def _fastest(measured: Sequence[Measured], default: int) -> int:
+    """Return the size with the least weighted time a row where it beats the default clearly, else the default."""
+    kept = next(entry for entry in measured if entry.rows == default)
+    best = min(measured, key=lambda entry: entry.weighted)
+    return best.rows if kept.weighted > GAIN * best.weighted else default
+
+
+def same_bits(model: nn.Module, examples: Tensor, micro_batch: int) -> tuple[int, ...]:
+    """Return the smaller numbers of rows (powers of two from 8) at which logits and gradients have the same bits.
+
+    Compared on `micro_batch` rows made from `examples` (n, C, H, W), each with its own noise. Which kernels compute a
+    batch follows from its shape and not from its values, so that what holds for these rows holds for others.
+    """
+    copies = -(-micro_batch // len(examples))
+    rows = examples.repeat(copies, 1, 1, 1)[:micro_batch]
+    noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    rows = (0.9 * rows + 0.1 * noise).clamp(0, 1)
+    whole = _answers(model, rows, micro_batch)
+    sizes = [2**power for power in range(3, 20) if 2**power < micro_batch]
+    return tuple(size for size in sizes if all(map(torch.equal, _answers(model, rows, size), whole)))
+
+
+def _answers(model: nn.Module, images: Tensor, size: int) -> list[Tensor]:
+    """Return logits without and with a graph, and the gradients of their largest, computed `size` rows at a time."""
+    packed = Passes(model, size)
+    with torch.no_grad():
+        plain = packed(images)
+    gradient, _, logits = input_gradient(packed, images, lambda out, rows: out.amax(dim=1))
+    return [plain, logits, gradient]

@@ -1,0 +1,125 @@
+"""From the names of attacks to stages: found in the registry, their options checked, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from robustdup.errors import UserError, unknown
+from robustdup.evaluation.calls import PlannedStage
+from robustdup.plugins import AttackSpec, Registry, Stage
+from robustdup.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class NativeOptions:
+    """Options of every native attack that takes them, unless they were written with the attack itself."""
+
+    loss: str | None = None
+    eot: int = 1
+
+
+def plan_stages(
+    attacks: Iterable[tuple[str, Mapping[str, Any]]], registry: Registry, threat: ThreatModel, *,
+    native: NativeOptions = NativeOptions(), precision: str = "fp32", min_distance: bool = False,
+) -> tuple[list[PlannedStage], list[str]]:  # fmt: skip
+    """Return the stages of attacks and ensembles, in order, and what a reader should know of the choice.
+
+    Args:
+        attacks: names with the options that were written with them.
+        registry: where attacks, ensembles and losses are found.
+        threat: the threat model; stages that do not know its norm are left out of an ensemble.
+        native: the loss and the EOT draws for native attacks.
+        precision: of the attack copy.
+        min_distance: whether minimum-norm attacks search to the end.
+
+    Raises:
+        UserError: for what is unknown, and for what does not work together.
+    """
+    attacks = list(attacks)
+    stages: list[PlannedStage] = []
+    notes: list[str] = []
+    for name, written in attacks:
+        if name.startswith("autoattack") and precision != "fp32":
+            raise UserError(
+                f"{name!r} means fp32, not {precision}: low precision changes which steps are taken. "
+                "Use --attacks fast, or --precision fp32.",
+                code="bad-option",
+            )
+        members = registry.stages(name, dict(written))
+        for stage in members:
+            spec = registry.get_attack(stage.attack)
+            if stage.norms and threat.norm not in stage.norms:
+                continue
+            if threat.norm in spec.norms or spec.kind == "unbounded":
+                stages.append(_planned(stage, spec, registry, native, written))
+            elif len(members) > 1:
+                notes.append(f"{stage.attack} of {name} does not know {threat.norm} and was left out.")
+            else:
+                raise _other_norm(spec, registry, threat.norm)
+    named = ",".join(name for name, _ in attacks)
+    if not stages:
+        raise UserError(f"No stage of {named!r} works in {threat.norm}.", code="no-stage")
+    if min_distance:
+        stages = _minimising(stages, registry, native, notes)
+    _check_native(stages, native, named)
+    return stages, notes
+
+
+def _other_norm(spec: AttackSpec, registry: Registry, norm: str) -> UserError:
+    able = sorted(other.name for other in registry.attacks.values() if norm in other.norms and other.available)
+    return UserError(
+        f"Attack {spec.name!r} works in {', '.join(spec.norms)}, not in {norm}. "
+        f"Attacks for {norm}: {', '.join(able[:8])}, … (robustdup attacks list --norm {norm}).",
+        code="other-norm",
+    )
+
+
+def _planned(
+    stage: Stage, spec: AttackSpec, registry: Registry, native: NativeOptions, written: Mapping[str, Any]
+) -> PlannedStage:
+    """Check the options of a stage; general ones go to native attacks, where none were written with them."""
+    options = dict(stage.options)
+    if spec.source == "native":
+        general = {"loss": native.loss, "eot": native.eot if native.eot > 1 else None}
+        options |= {
+            name: value
+            for name, value in general.items()
+            if value is not None and name in spec.parameters and name not in written
+        }
+    options = spec.check_options(options)
+    call_options = dict(options)
+    if spec.source == "native" and isinstance(options.get("loss"), str):
+        if options["loss"] not in registry.losses:
+            raise unknown("loss", options["loss"], registry.losses)
+        call_options["loss"] = registry.losses[options["loss"]].function
+    return PlannedStage(spec, options, call_options, stage.take, stage.when)
+
+
+def _minimising(
+    stages: Sequence[PlannedStage], registry: Registry, native: NativeOptions, notes: list[str]
+) -> list[PlannedStage]:
+    """Let minimum-norm attacks search to the end; where there is none, add the native one of published strength."""
+    stages = list(stages)
+    if not any(stage.spec.kind == "minimum-norm" for stage in stages):
+        notes.append(
+            "min_distance: fab-t was added, since none of the attacks looks for the nearest adversarial image."
+        )
+        stages.append(_planned(Stage("fab-t"), registry.get_attack("fab-t"), registry, native, {}))
+    switch = {"stop_within_eps": False}
+    return [
+        replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
+        if "stop_within_eps" in stage.spec.parameters
+        else stage
+        for stage in stages
+    ]
+
+
+def _check_native(stages: Sequence[PlannedStage], native: NativeOptions, named: str) -> None:
+    """Raise UserError where an option for native attacks finds none that takes it."""
+    for flag, given in (("loss", native.loss is not None), ("eot", native.eot > 1)):
+        if given and not any(flag in stage.options for stage in stages):
+            raise UserError(
+                f"--{flag} is for native gradient attacks such as pgd; none of {named!r} takes it.", code="bad-option"
+            )
