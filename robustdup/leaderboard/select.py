@@ -45,27 +45,30 @@ def select(
     if sort not in SORTS:
         raise unknown("sort order", sort, SORTS)
     if top is not None and top < 1:
-        raise UserError(f"--top must be at least 1, got {top}.")
-    if dataset is not None and threat is not None:
-        entries = list(table.board(dataset, threat))
-    else:
-        entries = list(table.entries)
-        if dataset is not None:
-            name = choose("dataset", dataset, table.datasets)
-            entries = [entry for entry in entries if entry.dataset == name]
-        if threat is not None:
-            wanted = choose("threat model", threat, sorted({entry.threat_model for entry in entries}))
-            entries = [entry for entry in entries if entry.threat_model == wanted]
-    kept = [
-        entry
-        for entry in entries
-        if _contains(search, entry.model_id, entry.paper_title, entry.venue)
-        and _contains(architecture, entry.architecture)
-        and (extra_data is None or entry.extra_data == extra_data)
-        and (unreliable is None or entry.unreliable == unreliable)
-        and (eps is None or (entry.eps is not None and same_eps(entry.eps, eps)))
+        raise UserError(f"--top must be at least 1, got {top}.", code="bad-option")
+    wanted: list[Callable[[Entry], bool]] = [
+        lambda e: _contains(search, e.model_id, e.paper_title, e.venue),
+        lambda e: _contains(architecture, e.architecture),
+        lambda e: extra_data is None or e.extra_data == extra_data,
+        lambda e: unreliable is None or e.unreliable == unreliable,
+        lambda e: eps is None or (e.eps is not None and same_eps(e.eps, eps)),
     ]
+    kept = [entry for entry in _of_boards(table, dataset, threat) if all(fits(entry) for fits in wanted)]
     return ordered(kept, sort)[:top]
+
+
+def _of_boards(table: Leaderboard, dataset: str | None, threat: str | None) -> list[Entry]:
+    """Return the entries of one leaderboard, or of all those of a dataset or a threat model."""
+    if dataset is not None and threat is not None:
+        return list(table.board(dataset, threat))
+    entries = list(table.entries)
+    if dataset is not None:
+        name = choose("dataset", dataset, table.datasets)
+        entries = [entry for entry in entries if entry.dataset == name]
+    if threat is not None:
+        name = choose("threat model", threat, sorted({entry.threat_model for entry in entries}))
+        entries = [entry for entry in entries if entry.threat_model == name]
+    return entries
 
 
 def ordered(entries: list[Entry], sort: str = "robust") -> list[Entry]:

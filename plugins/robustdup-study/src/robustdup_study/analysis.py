@@ -17,6 +17,7 @@ from robustdup.statistics import bootstrap_interval, holm, mean_estimate, tost
 from robustdup_study import planning
 from robustdup_study.anova import anova
 from robustdup_study.metrics import metric, to_unit
+from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
 from robustdup_study.sentences import sentence, verdict
@@ -43,7 +44,7 @@ def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
     factors = config.contrasts or (varying if bare else [])
     contrasts = [one for name in factors for one in _contrasts(table, name, config, bare=bare)]
-    _mark_primary(plain + contrasts, config, found, bare=bare)
+    _mark_primary(plain + contrasts, config, found.remarks, bare=bare)
     for draft in plain + contrasts:
         draft.word(config, varying)
     found.comparisons = [draft.comparison for draft in plain + contrasts]
@@ -132,26 +133,30 @@ def _compare(
     return Draft(comparison, differences, tested=name in config.metrics)
 
 
-def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, found: Analysis, *, bare: bool) -> None:
+def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, remarks: list[str], *, bare: bool) -> None:
     """Mark the primary comparisons and correct their p values together: differences and equivalences each by Holm."""
-    for draft in drafts:
-        one = draft.comparison
-        draft.comparison.primary = (
-            any(_matches(one, wanted, config.dose) for wanted in config.primary)
-            if config.primary
-            else one.kind == ("contrast" if bare else "dose") and one.metric in config.metrics
-        )
-    for wanted in config.primary:
-        if not any(_matches(draft.comparison, wanted, config.dose) for draft in drafts):
-            text = ", ".join(f"{key} {value}" for key, value in wanted.items())
-            found.remarks.append(f"A primary comparison has no results yet, or names what is not there: {text}.")
-    primary = [draft.comparison for draft in drafts if draft.comparison.primary]
-    differing = [one for one in primary if one.p is not None]
-    for one, p in zip(differing, holm([one.p for one in differing if one.p is not None]), strict=True):
-        one.p_holm = p
-    equal = [one for one in primary if one.tost_p is not None]
-    for one, p in zip(equal, holm([one.tost_p for one in equal if one.tost_p is not None]), strict=True):
-        one.tost_p_holm = p
+    comparisons = [draft.comparison for draft in drafts]
+    for comparison in comparisons:
+        if config.primary:
+            comparison.primary = any(_matches(comparison, selector, config.dose) for selector in config.primary)
+        else:
+            kind = "contrast" if bare else "dose"
+            comparison.primary = comparison.kind == kind and comparison.metric in config.metrics
+    for selector in config.primary:
+        if not any(_matches(comparison, selector, config.dose) for comparison in comparisons):
+            text = ", ".join(f"{key} {value}" for key, value in selector.items())
+            remarks.append(f"A primary comparison has no results yet, or names what is not there: {text}.")
+    primary = [comparison for comparison in comparisons if comparison.primary]
+    _correct(primary, "p", "p_holm")
+    _correct(primary, "tost_p", "tost_p_holm")
+
+
+def _correct(comparisons: Sequence[Comparison], plain: str, corrected: str) -> None:
+    """Set the corrected p value of each comparison that has a plain one."""
+    tested = [comparison for comparison in comparisons if getattr(comparison, plain) is not None]
+    p_values = holm([getattr(comparison, plain) for comparison in tested])
+    for comparison, p in zip(tested, p_values, strict=True):
+        setattr(comparison, corrected, p)
 
 
 def _matches(one: Comparison, wanted: Mapping[str, Any], dose: str) -> bool:
@@ -210,28 +215,12 @@ def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseRead
     """Return every dose in all readings that the literature uses."""
     modes = {str(row.factors.get("mode", "append")) for row in rows}
     doses = sorted({split(row.factors, config.dose)[1] for row in rows})
-    if config.dose == "percent":
-        return [reading_of_percent(percent, arm) for arm in ("standard", "adversarial") for percent in doses]
+    published = dose_factors()
+    if config.dose in published:
+        return list(published[config.dose].rates(doses))
     if config.dose != "dose":
         return []
     return [reading(dose, mode) for mode in sorted(modes) for dose in doses if 0 <= dose < 1]
-
-
-def reading_of_percent(percent: float, arm: str) -> DoseReading:
-    """Return what a percentage of arXiv 2504.00638 means in one of its arms: whole copies of the set, or a share of it."""
-    added = percent // 10 if arm == "standard" else percent / 100
-    share = added / (1 + added)
-    text = f"in the {arm} arm {_copies_added(arm, added)}: {100 * share:.4g}% of the entries are copies"
-    return DoseReading(
-        dose=percent, mode=f"{arm} arm", share_of_copies=share, copies_percent_of_originals=100 * added,
-        entries_per_original=1 + added, unique_percent_of_originals=100.0, text=text,
-    )  # fmt: skip
-
-
-def _copies_added(arm: str, added: float) -> str:
-    if arm == "adversarial":
-        return f"{100 * added:.4g}% of the images are added once more"
-    return f"{added:.4g} further cop{'y' if added == 1 else 'ies'} of every image {'is' if added == 1 else 'are'} added"
 
 
 def reading(dose: float, mode: str = "append") -> DoseReading:

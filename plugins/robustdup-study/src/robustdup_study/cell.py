@@ -24,6 +24,8 @@ from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
+from robustdup_study.grid import Grid, build_grid
+from robustdup_study.recipe import StudyConfig
 from robustdup_study.records import CellOrder, CellResult, Measured
 
 TRAIN = "train"
@@ -240,6 +242,21 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
         digest.update(f"{len(rows)} {list(rows.class_names)} {tuple(images.shape)}\n".encode())
         digest.update(images.float().contiguous().numpy().tobytes() + labels.long().numpy().tobytes())
     return digest.hexdigest()
+
+
+def training_grid(config: StudyConfig) -> Grid:
+    """Return the grid of a recipe for robustdup's own training, checked against what it takes and the data there is.
+
+    Raises:
+        UserError: A cell cannot be trained; the message names it.
+    """
+    registry = load_plugins(config.plugin)
+    return build_grid(
+        config,
+        registry,
+        lambda train: data_fingerprint(train, registry, config.shifted),
+        lambda train: check(train, registry),
+    )
 
 
 def _drop_heavy(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from robustdup.cli.flags import split_words
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import RunError, UserError
 from robustdup.records import to_json, write_atomic
 from robustdup_study.records import StudyRecord, save_study_record
@@ -19,7 +20,7 @@ from robustdup_study.records import StudyRecord, save_study_record
 if TYPE_CHECKING:
     from robustdup_study.recipe import StudyConfig
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(cls=PluggedGroup, rich_markup_mode=None, add_completion=False)
 
 REPORT_FILE = "report.md"
 WORDS = typer.Argument(None, metavar="CONFIG [KEY=VALUE ...]", help="A recipe (YAML), and any setting as KEY=VALUE.")
@@ -45,7 +46,7 @@ def run_command(
     """Run the cells that are missing, then analyse: stopped or killed, the same command goes on."""
     config = _recipe(words, out=out, workers=workers, runner=runner)
     from robustdup_study.grid import MANY, count_lines
-    from robustdup_study.record import prepare, save_plan
+    from robustdup_study.plan import prepare, save_plan
     from robustdup_study.report import LiveStudy
     from robustdup_study.run import choose_where, run_cells, study_folder
 
@@ -87,7 +88,7 @@ def report_command(words: list[str] = WORDS, out: str | None = OUT, json: bool =
 def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
     """Say which cells are done, failed and missing."""
     config = _recipe(words, out=out)
-    from robustdup_study.record import saved_lines
+    from robustdup_study.plan import saved_lines
     from robustdup_study.run import results
 
     keys = list(dict.fromkeys(line.key for line in saved_lines(config)))
@@ -112,24 +113,6 @@ def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool =
     return 0
 
 
-@app.command("gaussian")
-def gaussian_command(
-    seeds: int = typer.Option(10, "--seeds", help="Number of seeds.", min=1),
-    out: str = typer.Option("gaussian.png", "--out", help="Where the picture goes: .png, .pdf or .svg."),
-) -> int:
-    """The Gaussian illustration of arXiv 2504.00638: an SVM on the plane with duplicates, over several seeds, and its picture."""
-    from robustdup_study.paper_2504_00638.gaussian import picture, run, sentences
-
-    if Path(out).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out must end in .png, .pdf or .svg, got {out!r}.")
-    lines = run(range(seeds))
-    picture(lines, 0, Path(out))
-    for sentence in sentences(lines):
-        print(sentence)
-    print(f"Picture: {out}")
-    return 0
-
-
 def _recipe(words: list[str], **values: object) -> StudyConfig:
     """Read the recipe; values that were not given are left to it."""
     from robustdup_study.recipe import load_recipe
@@ -142,7 +125,8 @@ def _recipe(words: list[str], **values: object) -> StudyConfig:
 
 def _record(config: StudyConfig, words: list[str]) -> StudyRecord:
     """Make the record of the cells that are there, and write record, table and report into the study's folder."""
-    from robustdup_study.record import make_record, saved_lines, versions
+    from robustdup_study.plan import saved_lines
+    from robustdup_study.record import make_record, versions
     from robustdup_study.report import markdown
 
     command = shlex.join(["robustdup", "study", "run", *words])

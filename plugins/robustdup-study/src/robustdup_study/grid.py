@@ -19,14 +19,14 @@ from robustdup.errors import UserError, nearest, unknown
 from robustdup.plugins import Registry
 from robustdup.plugins.options import keywords
 from robustdup_study.arms import ARMS, apply_arm
+from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import Level, StudyConfig, label, settings
 
 SEMANTICS = 1  # rises when the same configuration comes to mean another computation
 MANY = 10_000  # cells that a person has probably not meant
 
 PLAN_FACTORS = ("scheme", "dose", "mode", "near")
-SPECIAL = (*PLAN_FACTORS, "percent", "budget", "arm")
-BASELINES = ("dose", "percent")  # factors whose level 0 means no copies
+SPECIAL = (*PLAN_FACTORS, "budget", "arm")
 # What does not change what is computed, or is told by the fingerprint of the data.
 _ELSEWHERE = {
     "out", "plugin", "device", "loader_workers", "track", "checkpoint_every", "threads", "in_memory", "allow_pickle",
@@ -128,10 +128,11 @@ def build_grid(
 
 def check_factors(config: StudyConfig, registry: Registry) -> None:
     """Refuse factors that nothing takes, arms and objectives that there are not, with the nearest right spelling."""
+    special = (*SPECIAL, *dose_factors())
     fields = set(TrainConfig.model_fields) - {"duplicate", "seed"}
     plan = {f"duplicate.{name}" for name in DuplicationOptions.model_fields}
     for name, levels in config.factors.items():
-        if name in SPECIAL or name in fields or name in plan or all(isinstance(level, dict) for level in levels):
+        if name in special or name in fields or name in plan or all(isinstance(level, dict) for level in levels):
             continue
         if name == "seed":
             raise UserError("Seeds are no factor: write seeds: 5, or seeds: [0, 1, 2].")
@@ -141,11 +142,11 @@ def check_factors(config: StudyConfig, registry: Registry) -> None:
                 f"{name!r} is an option of the objective {takes[0]}, not a setting of its own: write it in the levels of "
                 f"objective, as in objective: [{', '.join(f'{takes[0]}({name}={label(level)})' for level in levels[:2])}]."
             )
-        near = nearest(name, [*SPECIAL, *fields, *plan])
+        near = nearest(name, [*special, *fields, *plan])
         raise UserError(
             f"Nothing takes the factor {name!r}: it is neither a setting of training nor an option of any objective."
             + (f" Did you mean {near!r}?" if near else "")
-            + f" Factors: {', '.join(SPECIAL)}, objective, model, data, and any setting of robustdup train."
+            + f" Factors: {', '.join(special)}, objective, model, data, and any setting of robustdup train."
         )
     for level in config.factors.get("arm", []):
         if label(level) not in ARMS:
@@ -197,8 +198,8 @@ def _set(name: str, level: Level, content: dict[str, Any], plan: dict[str, Any])
                 content[key] = value
         if name == "scheme" and "scheme" not in level and "duplicate.scheme" not in level:
             plan["scheme"] = level["name"]
-    elif name == "percent":
-        plan["percent"] = level
+    elif name in dose_factors():
+        plan[name] = level
     elif name in PLAN_FACTORS or name.startswith("duplicate."):
         key = name.removeprefix("duplicate.")
         if key == "near" and level in ("none", "exact", False):
@@ -212,16 +213,13 @@ def _set(name: str, level: Level, content: dict[str, Any], plan: dict[str, Any])
 def _dose(combination: Mapping[str, Level], plan: dict[str, Any]) -> float | None:
     """Return the dose of a combination, 0 for none; None where the plan states it in another way.
 
-    `percent` is the published protocol's number: p // 10 whole copies under whole_set, else that share once more.
+    The factor of a publication is turned into what the plan takes.
     """
-    if "percent" in plan:
-        percent = plan.pop("percent")
-        if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
-            raise UserError(f"percent goes from 0 to 100, as in arXiv 2504.00638; got {percent!r}.")
-        whole = plan.get("scheme") == "whole_set"
-        plan["paper_p" if whole else "paper_r"] = int(percent) if whole else percent / 100
-        copies = percent // 10 if whole else percent / 100
-        return copies / (1 + copies)
+    for name, factor in dose_factors().items():
+        if name in plan:
+            settings, share = factor.plan(plan.pop(name), plan)
+            plan.update(settings)
+            return float(share)
     scheme = plan.get("scheme", "none")
     if scheme == "none":
         if plan.get("dose"):

@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
-Unit = Literal["share", "count", "seconds", "nats", ""]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's words in a sentence, and its unit. Differences of shares are told in points (hundredths)."""
-
-    text: str
-    unit: Unit = "share"
-
+from robustdup_study.publications import Metric, publications
 
 METRICS = {
     "clean_accuracy": Metric("clean accuracy"),
@@ -41,14 +30,6 @@ METRICS = {
     "single_robust": Metric("robust accuracy on training images without copies"),
     "shifted_accuracy": Metric("accuracy on the shifted test set"),
     "clean_accuracy_without_near": Metric("clean accuracy without test images that are near a training image"),
-    "test_clean_acc": Metric("clean accuracy (published protocol)"),
-    "test_adv_acc": Metric("accuracy under the published attack"),
-    "train_clean_acc": Metric("accuracy on the repeated training set (published protocol)"),
-    "train_adv_acc": Metric("accuracy on the repeated training set under the published attack"),
-    "original_clean_acc": Metric("accuracy on the original training set (published protocol)"),
-    "original_adv_acc": Metric("accuracy on the original training set under the published attack"),
-    "clean_accuracy_plain_test": Metric("clean accuracy on test images without augmentation"),
-    "clamped_accuracy": Metric("accuracy on test images clamped to [0, 1] without attack"),
     "steps": Metric("optimizer steps", "count"),
     "samples": Metric("training entries seen", "count"),
     "unique_samples": Metric("different training images seen", "count"),
@@ -59,9 +40,12 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-    """Return what is known of a metric; `samples_to_clean_50` and its kin are made of their parts."""
+    """Return what is known of a metric, by a publication too; `samples_to_clean_50` and its kin are made of their parts."""
     if name in METRICS:
         return METRICS[name]
+    for publication in publications():
+        if name in publication.metrics:
+            return publication.metrics[name]
     found = re.fullmatch(r"(steps|samples)_to_(clean|robust)_(\d+)", name)
     if found:
         what = {"steps": "optimizer steps", "samples": "training entries"}[found[1]]

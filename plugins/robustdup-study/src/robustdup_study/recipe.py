@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from robustdup.config import Config, build
 from robustdup.errors import UserError, unknown
+from robustdup_study.publications import TRAIN, protocols
 
 Level = str | int | float | bool | dict[str, Any]
 
@@ -55,10 +56,10 @@ class StudyConfig(Config):
     recipes_of: ClassVar[str] = "study"
 
     name: str = Field("study", description="Name of the study.")
-    protocol: Literal["train", "as-published"] = Field(
-        "train",
-        description="What a cell does: robustdup's own training and evaluation, or the published protocol of arXiv "
-        "2504.00638, flaws included.",
+    protocol: str = Field(
+        TRAIN,
+        description="What a cell does: train (robustdup's own training and evaluation), or the protocol of a publication, "
+        "such as as-published (arXiv 2504.00638, flaws included).",
     )
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of `robustdup train` for every cell.")
     factors: dict[str, list[Level]] = Field(
@@ -92,7 +93,9 @@ class StudyConfig(Config):
     )
     shifted: str | None = Field(None, description="A shifted test set (DATA or DATA@SPLIT), for effective robustness.")
     analysis: AnalysisConfig = Field(default_factory=lambda: AnalysisConfig.model_validate({}))
-    published: bool = Field(False, description="Set the figures of arXiv 2504.00638 beside, and judge its claims.")
+    published: bool = Field(
+        False, description="Set published figures beside (arXiv 2504.00638), and judge published claims."
+    )
     beside: list[str] = Field(
         default_factory=list,
         description="Folders of other studies of that paper (as published, repaired), whose figures are set beside too.",
@@ -146,6 +149,8 @@ def load_recipe(file: str | Path | None, overrides: list[str], values: dict[str,
         config = config.model_copy(update={"name": Path(file).stem})
     if not config.name.strip() or Path(config.name).name != config.name:
         raise UserError(f"The study's name must be a plain word, since its folder is called so; got {config.name!r}.")
+    if config.protocol not in protocols():
+        raise unknown("protocol", config.protocol, protocols())
     for name, levels in config.factors.items():
         if not levels:
             raise UserError(f"Factor {name!r} has no levels.")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from robustdup.statistics import holm
-from robustdup_study.paper_2504_00638.published import FIGURES
+from robustdup_study.paper_2504_00638.published import FIGURES, Figure
 from robustdup_study.records import Claim, Comparison, DoseMean, PublishedFigure, StudyRecord
 
 CLEAN = ("clean_accuracy", "test_clean_acc")
@@ -26,33 +27,45 @@ def set_beside(record: StudyRecord, others: Sequence[StudyRecord] = ()) -> list[
 
     `record` and `others` (of other recipes) are searched for the protocol as it was published, and for what is repaired.
     """
-    of_paper = [one for one in (record, *others) if one.recipe.get("analysis", {}).get("dose") == "percent"]
+    of_paper = [study for study in (record, *others) if study.recipe.get("analysis", {}).get("dose") == "percent"]
     if not of_paper:
         return []
-    beside, means = [], [(one, mean) for one in of_paper for mean in one.means]
-    for figure in FIGURES:
-        for name, value, names in (("clean", figure.clean, CLEAN), ("robust", figure.adversarial, ROBUST)):
-            if value is None:
-                continue
-            found: dict[str, DoseMean] = {}
-            for study, mean in means:
-                if (
-                    mean.metric in names
-                    and mean.dose == figure.percent
-                    and figure.arm in map(str, mean.factors.values())
-                ):
-                    found.setdefault(_mended(study, mean), mean)
-            mended = next((key for key in ("all", "clamp") if key in found), "")
-            here, low, high, seeds = _in_percent(found.get(""))
-            repaired, repaired_low, repaired_high, repaired_seeds = _in_percent(found.get(mended) if mended else None)
-            beside.append(
-                PublishedFigure(
-                    arm=figure.arm, percent=figure.percent, metric=name, published=value, source=figure.source, here=here,
-                    low=low, high=high, seeds=seeds, repaired=repaired, repaired_low=repaired_low,
-                    repaired_high=repaired_high, repaired_seeds=repaired_seeds, mended=mended,
-                )
-            )  # fmt: skip
-    return beside
+    means = [(study, mean) for study in of_paper for mean in study.means]
+    return [
+        _beside(figure, name, value, [(study, mean) for study, mean in means if mean.metric in names])
+        for figure in FIGURES
+        for name, value, names in (("clean", figure.clean, CLEAN), ("robust", figure.adversarial, ROBUST))
+        if value is not None
+    ]
+
+
+def _beside(
+    figure: Figure, metric: str, published: float, means: Sequence[tuple[StudyRecord, DoseMean]]
+) -> PublishedFigure:
+    """Return a published figure with the first means seen of it: as published, and with the most repaired."""
+    seen: dict[str, DoseMean] = {}
+    for study, mean in means:
+        if mean.dose == figure.percent and figure.arm in map(str, mean.factors.values()):
+            seen.setdefault(_mended(study, mean), mean)
+    mended = next((key for key in ("all", "clamp") if key in seen), "")
+    here, low, high, seeds = _in_percent(seen.get(""))
+    repaired, repaired_low, repaired_high, repaired_seeds = _in_percent(seen.get(mended) if mended else None)
+    return PublishedFigure(
+        arm=figure.arm,
+        percent=figure.percent,
+        metric=metric,
+        published=published,
+        source=figure.source,
+        here=here,
+        low=low,
+        high=high,
+        seeds=seeds,
+        repaired=repaired,
+        repaired_low=repaired_low,
+        repaired_high=repaired_high,
+        repaired_seeds=repaired_seeds,
+        mended=mended,
+    )
 
 
 def _mended(study: StudyRecord, mean: DoseMean) -> str:
@@ -70,51 +83,89 @@ def _in_percent(mean: DoseMean | None) -> tuple[float | None, float | None, floa
     return value, low, high, mean.n
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The comparisons of a study that speak of the claims: of doses, of class-skewed schemes, of class shares without copies.
+
+    Control conditions without copies are no evidence of what copies do; that of class shares alone is told beside.
+    """
+
+    doses: list[Comparison]
+    skewed: list[Comparison]
+    class_shares: list[Comparison]
+
+    @classmethod
+    def of(cls, record: StudyRecord) -> Evidence:
+        """Return the evidence of a study."""
+        known = [one for one in record.comparisons if one.metric in CLEAN + ROBUST]
+        doses = [one for one in known if one.kind == "dose" and _has_copies(one)]
+        contrasts = [one for one in known if one.kind == "contrast"]
+        skewed = [one for one in contrasts if "class" in one.level and one.against in EVEN and _has_copies(one)]
+        return cls(doses, skewed, [one for one in contrasts if one.level == "prior-matched"])
+
+    def under(self, budget: str) -> Evidence:
+        """Return the evidence under one budget; that of class shares is of all budgets together."""
+        return replace(
+            self,
+            doses=[one for one in self.doses if _budget(one) == budget],
+            skewed=[one for one in self.skewed if _budget(one) == budget],
+        )
+
+
+def _has_copies(one: Comparison) -> bool:
+    return one.factors.get("arm") not in WITHOUT_COPIES
+
+
+def _budget(one: Comparison) -> str:
+    return str(one.factors.get("budget", ""))
+
+
 def judge_claims(record: StudyRecord) -> list[Claim]:
     """Return a verdict for each of the five claims, with the sentences that it rests on; for each budget where there are several.
 
     Differences are corrected by Holm within each claim. Equivalence has to be shown in all its comparisons at once, which
-    needs no correction. Arms without copies are no evidence; that of class shares without copies is told beside.
+    needs no correction.
     """
     alpha = float(record.recipe.get("analysis", {}).get("alpha", 0.05))
-    known = [one for one in record.comparisons if one.metric in CLEAN + ROBUST]
-    doses = [one for one in known if one.kind == "dose" and one.factors.get("arm") not in WITHOUT_COPIES]
-    skew = [
-        one
-        for one in known
-        if one.kind == "contrast" and "class" in one.level and one.against in EVEN
-        and one.factors.get("arm") not in WITHOUT_COPIES
-    ]  # fmt: skip
-    shares = [one for one in known if one.kind == "contrast" and one.level == "prior-matched"]
-    steps = [one for one in doses if one.metric in CLEAN and "step" in str(one.factors.get("budget", ""))]
+    evidence = Evidence.of(record)
+    steps = [one for one in evidence.doses if one.metric in CLEAN and "step" in _budget(one)]
     claims = [
         _harm("Duplicates make training less efficient (clean accuracy at equal optimizer steps)", judged(steps, alpha))
     ]
-    budgets = list(dict.fromkeys(str(one.factors.get("budget", "")) for one in doses)) or [""]
+    budgets = list(dict.fromkeys(map(_budget, evidence.doses))) or [""]
     for budget in budgets:
-        there = f" (budget {budget})" if len(budgets) > 1 else ""
-        here = [one for one in doses if str(one.factors.get("budget", "")) == budget]
-        skewed = [one for one in skew if str(one.factors.get("budget", "")) == budget]
-        clean = [one for one in here if one.metric in CLEAN]
-        even = [one for one in clean if str(one.factors.get("scheme", "uniform")) in EVEN]
-        adversarial = [one for one in here if _is_adversarial(one)]
-        uneven = _harm(
-            f"The harm shows most when duplication is non-uniform over classes{there}", judged(skewed, alpha)
-        )
-        if skewed and shares:
-            more = sum(verdict == "higher" for verdict, _ in judged(shares, alpha))  # prior-matched, above copies
-            uneven.sentence += (
-                f" Beside the same class shares without copies (prior-matched), copies harmed more in {more} of {len(shares)} "
-                "comparisons."
-            )
-            uneven.evidence += [one.sentence for one in shares]
-        claims += [
-            _may_harm(f"Duplicates may lower accuracy{there}", judged(clean, alpha)),
-            uneven,
-            _any_harms(f"Any duplication harms adversarially trained models{there}", judged(adversarial, alpha)),
-            _no_gain(f"Even uniform duplication brings no significant gain in accuracy{there}", judged(even, alpha)),
-        ]
+        suffix = f" (budget {budget})" if len(budgets) > 1 else ""
+        claims += _claims_of_budget(evidence.under(budget), suffix, alpha)
     return claims
+
+
+def _claims_of_budget(evidence: Evidence, suffix: str, alpha: float) -> list[Claim]:
+    """Judge the four claims that are not about steps."""
+    clean = [one for one in evidence.doses if one.metric in CLEAN]
+    even = [one for one in clean if str(one.factors.get("scheme", "uniform")) in EVEN]
+    adversarial = [one for one in evidence.doses if _is_adversarial(one)]
+    return [
+        _may_harm(f"Duplicates may lower accuracy{suffix}", judged(clean, alpha)),
+        _uneven(evidence, suffix, alpha),
+        _any_harms(f"Any duplication harms adversarially trained models{suffix}", judged(adversarial, alpha)),
+        _no_gain(f"Even uniform duplication brings no significant gain in accuracy{suffix}", judged(even, alpha)),
+    ]
+
+
+def _uneven(evidence: Evidence, suffix: str, alpha: float) -> Claim:
+    """Judge that the harm shows most where classes are unequal, and tell what class shares without copies do beside it."""
+    claim = _harm(
+        f"The harm shows most when duplication is non-uniform over classes{suffix}", judged(evidence.skewed, alpha)
+    )
+    shares = evidence.class_shares
+    if evidence.skewed and shares:
+        more = sum(verdict == "higher" for verdict, _ in judged(shares, alpha))  # prior-matched, above copies
+        claim.sentence += (
+            f" Beside the same class shares without copies (prior-matched), copies harmed more in {more} of {len(shares)} "
+            "comparisons."
+        )
+        claim.evidence += [one.sentence for one in shares]
+    return claim
 
 
 def judged(found: Sequence[Comparison], alpha: float) -> list[tuple[str, Comparison]]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
+from robustdup.errors import UserError
 from robustdup.records import atomic_path
 from robustdup.statistics import MeanEstimate, mean_estimate
 
@@ -36,6 +38,21 @@ class Line:
     duplicated: float
     fresh: float
     difference: MeanEstimate
+
+
+def command(
+    seeds: int = typer.Option(10, "--seeds", help="Number of seeds.", min=1),
+    out: str = typer.Option("gaussian.png", "--out", help="Where the picture goes: .png, .pdf or .svg."),
+) -> int:
+    """The Gaussian illustration of arXiv 2504.00638: an SVM on the plane with duplicates, over several seeds, and its picture."""
+    if Path(out).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out must end in .png, .pdf or .svg, got {out!r}.", code="bad-option")
+    lines = run(range(seeds))
+    picture(lines, 0, Path(out))
+    for sentence in sentences(lines):
+        print(sentence)
+    print(f"Picture: {out}")
+    return 0
 
 
 def draw(rng: np.random.Generator, each: int) -> tuple[Points, Labels]:

@@ -1,0 +1,93 @@
+"""What a study is about to run: the cells of its recipe, kept beside them with the date on which the analysis was fixed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustdup.errors import UserError
+from robustdup.plugins.options import resolved
+from robustdup.records import now, write_atomic
+from robustdup_study.grid import Grid, Line, check_size
+from robustdup_study.publications import protocols
+from robustdup_study.recipe import ELSEWHERE, StudyConfig
+from robustdup_study.records import GRID_FILE, CellOrder
+from robustdup_study.run import RunCell, cell_folder, results
+
+ANALYSIS_FILE = "analysis.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that is ready to run: its grid, its orders by key, and the function that runs a cell."""
+
+    grid: Grid
+    orders: dict[str, CellOrder]
+    run_cell: RunCell
+
+
+def prepare(config: StudyConfig, *, yes: bool = False) -> Prepared:
+    """Check the recipe against what its protocol takes and the data that there is, and return the cells.
+
+    Raises:
+        UserError: A cell cannot be run, or there are very many and `yes` was not said.
+    """
+    check_size(config, yes=yes)
+    protocol = protocols()[config.protocol]
+    grid = protocol.grid(config)
+    orders = {
+        key: CellOrder(
+            key=key, settings={**cell.settings, "plugin": config.plugin} if config.plugin else cell.settings,
+            folder=str(cell_folder(config.folder, key).absolute()), measure=config.measure, keep_weights=config.keep_weights,
+            device=config.device,
+        )
+        for key, cell in grid.cells.items()
+    }  # fmt: skip
+    return Prepared(grid, orders, resolved(protocol.run_cell))
+
+
+def recipe_of(config: StudyConfig) -> dict[str, Any]:
+    """Return the recipe without what says only how and where it is run."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in ELSEWHERE}
+
+
+def save_plan(config: StudyConfig, grid: Grid) -> None:
+    """Keep the grid, so that status and report need no data; and the analysis, with the date on which it was fixed."""
+    lines = [{"factors": line.factors, "seed": line.seed, "key": line.key} for line in grid.lines]
+    folder = config.folder
+    write_atomic(folder / GRID_FILE, _json({"recipe": recipe_of(config), "lines": lines}))
+    history = analysis_history(folder)
+    analysis = config.analysis.model_dump(mode="json")
+    if not history or history[-1]["analysis"] != analysis:
+        finished = len(results(folder, list(grid.cells)))
+        history.append({"since": now(), "finished": finished, "analysis": analysis})
+        write_atomic(folder / ANALYSIS_FILE, _json(history))
+
+
+def saved_lines(config: StudyConfig) -> list[Line]:
+    """Return the lines of the grid that was last run. Raises UserError where nothing was, or another recipe."""
+    path = config.folder / GRID_FILE
+    if not path.is_file():
+        raise UserError(f"There is no study in {str(config.folder)!r} yet: robustdup study run first.")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    mine, theirs = recipe_of(config), content["recipe"]
+    free = ("analysis", "published", "checkpoint")  # may change without changing the cells
+    different = [key for key in mine if key not in free and mine[key] != theirs.get(key)]
+    if different:
+        raise UserError(
+            f"{different[0]!r} in the recipe is not what was run in {str(config.folder)!r}. "
+            "Run the study again with it (cells that are there are not run twice), or name another --out."
+        )
+    return [Line(line["factors"], line["seed"], line["key"]) for line in content["lines"]]
+
+
+def analysis_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the analyses that were ever fixed for a folder, the first one first."""
+    path = folder / ANALYSIS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
