@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.passes import Passes
 from robustdup.errors import UserError
-from robustdup.models.prepare import Prepared, prepare
+from robustdup.models.attack_copy.prepare import Prepared, prepare
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from robustdup.errors import UserError
 from robustdup.jobs.evaluation import run_evaluation
 from robustdup.jobs.training_data import HeldOut, TrainingData, prepare_data
 from robustdup.models.architectures import build_network
+from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.models.load import count_parameters, fingerprint, load_model
-from robustdup.models.prepare import fits_channels_last
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.plugins import AttackSpec, ObjectiveSpec, Registry, load_plugins
 from robustdup.records import (

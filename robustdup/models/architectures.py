@@ -9,7 +9,7 @@ from torch import nn
 
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
-from robustdup.models.answers import undisturbed
+from robustdup.models.attack_copy.agreement import undisturbed
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.models.timm_source import PREFIX, timm_network
 from robustdup.plugins import Registry

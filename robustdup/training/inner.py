@@ -19,13 +19,13 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.config import parse_call
 from robustdup.errors import RunError, UserError, unknown
+from robustdup.models.attack_copy.following import FollowingCopy, make_following_copy
 from robustdup.plugins import AttackSpec, Registry
 from robustdup.plugins.options import check_keywords, keywords
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import inner_mode
 from robustdup.training.pgd import RowLoss, check_training_pgd, row_gradient, slices, training_pgd
-from robustdup.training.twin import Twin, make_twin
 
 BATCH_NORM = ("eval", "train")
 CPU_ROWS = 64  # rows of an inner pass for each CPU thread: what stays in cache beats what fills all lanes
@@ -92,7 +92,7 @@ class Inner:
     count: Count = field(default_factory=Count)
     notes: list[str] = field(default_factory=list)
     _model: nn.Module | None = None
-    _twin: Twin | None = None
+    _twin: FollowingCopy | None = None
     _stale: bool = True
 
     def attach(
@@ -111,7 +111,7 @@ class Inner:
             self.micro_batch = None  # the statistics are those of the whole batch
         elif fold:
             with inner_mode(model):
-                self._twin, note = make_twin(model, images, compile=compile)
+                self._twin, note = make_following_copy(model, images, compile=compile)
             self.notes += [note] if note else []
 
     @property

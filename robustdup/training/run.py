@@ -14,11 +14,11 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from robustdup.attacks.isolation import isolated
 from robustdup.config import TrainConfig
 from robustdup.errors import UserError
-from robustdup.models.prepare import fits_channels_last
+from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
+from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
 from robustdup.training.averages import Averages
 from robustdup.training.checkpoint import Checkpoints, identity_of
-from robustdup.training.forward import TrainedModel, compile_mode, compiler
 from robustdup.training.meter import NEVER, Clock, Meter, peak_memory
 from robustdup.training.parts import Outcome, Parts, ShowProgress, TrainBatch, Validate
 from robustdup.training.processes import Processes

@@ -18,7 +18,7 @@ from robustdup.evaluation.calls import Call, PlannedStage, call_here, dropped, l
 from robustdup.evaluation.cascade import CallSize, Samples, run_cascade
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import judge, judge_images
-from robustdup.models.prepare import Prepared
+from robustdup.models.attack_copy.prepare import Prepared
 from robustdup.plugins import AttackSpec
 from robustdup.records import Outcome
 from robustdup.threat import ThreatModel

@@ -108,7 +108,7 @@ def test_weights_of_another_network_name_the_first_tensor(tmp_path, registry):
         UserError, match=r"'body\.0\.weight' has the shape \(6, 3, 5, 5\) in the file and \(4, 3, 5, 5\)"
     ):
         load_trained(str(tmp_path), registry)
-    trained(tmp_path / "third", registry, spec="paper-robust")
+    trained(tmp_path / "third", registry, spec="wide-resnet(depth=10,width=1)")
     (tmp_path / "third" / "best.safetensors").rename(tmp_path / "best.safetensors")
     with pytest.raises(UserError, match=r"keys are missing from it, the first is '.*'.*Is it another architecture"):
         load_trained(str(tmp_path), registry)

@@ -1,6 +1,6 @@
-"""A twin of the network that is trained, with BatchNorm folded into the layer before it, for inner passes in eval mode.
+"""An attack copy of a network in training: BatchNorm folded for inner passes in eval mode, the weights always the model's.
 
-The twin is traced with torch.fx and shares every other layer with the model, so that it follows training by itself; only
+The copy is traced with torch.fx and shares every other layer with the model, so that it follows training by itself; only
 folded weights have to be renewed after the model's have moved, by a few vector operations.
 """
 
@@ -14,22 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from robustdup.models.answers import answers, differences, probes_of
-from robustdup.models.fold import has_own_backward
-from robustdup.models.unstrided import Unstrided, can_go_unstrided
+from robustdup.models.attack_copy.agreement import TOLERANCE, answers, differences, probes_of, reason_of, within
+from robustdup.models.attack_copy.fold import has_own_backward, replace_pairs
 from robustdup.projections import per_sample
 
-PAIRS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
-TOLERANCE = (1e-4, 0.045)  # of the logits' scale, and of the length of a row's gradient: a cosine of 0.999
 PROBE_ROWS = 8
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+FEW = 4  # channels: an image's
 
 
 @dataclass
 class Fold:
-    """A layer and the BatchNorm after it, both the model's own, and the layer that stands for both in the twin.
+    """A layer and the BatchNorm after it, both the model's own, and the layer that stands for both in the copy.
 
     `divisor` (1, C, 1, 1) is what its input is divided by in the model; `fused` does that too.
     """
@@ -40,10 +38,10 @@ class Fold:
     divisor: Tensor | None = None
 
 
-class Twin:
+class FollowingCopy:
     """`network` answers as the model does in eval mode, once `refresh` was called after the model's last change.
 
-    It holds the model's own layers: put the model, not the twin, in eval mode, and freeze the model's parameters.
+    It holds the model's own layers: put the model, not the copy, in eval mode, and freeze the model's parameters.
     """
 
     def __init__(self, graph: fx.GraphModule, folds: list[Fold]) -> None:
@@ -54,7 +52,7 @@ class Twin:
 
     @property
     def folded(self) -> int:
-        """BatchNorm layers that the twin does without."""
+        """BatchNorm layers that the copy does without."""
         return len(self.folds)
 
     @torch.no_grad()
@@ -89,12 +87,18 @@ class Twin:
                 fold.fused.to(dtype)
 
 
-def make_twin(
+def make_following_copy(
     model: nn.Module, images: Tensor, *, compile: Callable[[nn.Module], nn.Module] | None = None
-) -> tuple[Twin | None, str]:
-    """Return a twin of a model in eval mode with frozen parameters, or None and why there is none ("": nothing to fold).
+) -> tuple[FollowingCopy | None, str]:
+    """Make the copy of a model that is in eval mode with frozen parameters.
 
-    `images` (n, C, H, W): a few examples, on which the twin must give the same logits and input gradients.
+    Args:
+        model: the model that is trained.
+        images: a few examples (n, C, H, W), on which the copy must give the same logits and input gradients.
+        compile: what compiles the copy; None leaves it as it is.
+
+    Returns:
+        The copy, or None and why there is none ("": nothing to fold).
     """
     probes = probes_of(images.detach(), PROBE_ROWS)
     try:
@@ -106,41 +110,27 @@ def make_twin(
                 return None, ""
             if has_own_backward(model, probes[0].images):
                 raise ValueError("the model has a backward pass of its own, which tracing would drop")
-            twin = Twin(graph, folds)
-            twin.refresh()
+            following = FollowingCopy(graph, folds)
+            following.refresh()
             gaps = differences(answers(model, probes), answers(graph, probes))
-    except Exception as error:  # a model may do anything; training goes on without a twin
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        return (
-            None,
-            f"The inner attack runs on the model itself: it could not be folded ({type(error).__name__}: {first}).",
-        )
-    if any(found > allowed for found, allowed in zip(gaps, TOLERANCE, strict=True)):
+    except Exception as error:  # a model may do anything; training goes on without a copy
+        return None, f"The inner attack runs on the model itself: it could not be folded ({reason_of(error)})."
+    if not within(gaps, TOLERANCE["fp32"]):
         return None, "The inner attack runs on the model itself: folded, it answers differently."
     if compile is not None:
-        twin.network = compile(graph)
-    return twin, ""
+        following.network = compile(graph)
+    return following, ""
 
 
 def _fold(graph: fx.GraphModule) -> list[Fold]:
-    """Replace each layer with BatchNorm behind it, and nothing else, by one layer; return what was replaced."""
+    """Fold BatchNorm in a traced model, in place; return what was replaced, with weights still to be filled in."""
     folds: list[Fold] = []
-    for node in list(graph.graph.nodes):
-        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
-            continue
-        layer, norm = graph.get_submodule(str(before.target)), graph.get_submodule(str(node.target))
-        if len(before.users) > 1 or not _foldable(layer, norm):
-            continue
-        name = f"folded_{len(folds)}"  # a name of its own: the layer may be called elsewhere too
-        folds.append(Fold(layer, norm, _blank(layer), _take_division(graph, before, layer)))
-        graph.add_submodule(name, folds[-1].fused)
-        before.target = name
-        node.replace_all_uses_with(before)
-        graph.graph.erase_node(node)
-    graph.graph.lint()
-    graph.delete_all_unused_submodules()
-    graph.recompile()
+
+    def fuse(node: fx.Node, layer: Any, norm: Any) -> nn.Module:
+        folds.append(Fold(layer, norm, _blank(layer), _take_division(graph, node, layer)))
+        return folds[-1].fused  # type: ignore[no-any-return]
+
+    replace_pairs(graph, fuse)
     return folds
 
 
@@ -165,14 +155,6 @@ def _take_division(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> Te
     return divisor
 
 
-def _foldable(layer: Any, norm: Any) -> bool:
-    if PAIRS.get(type(layer)) is not type(norm) or norm.running_mean is None:
-        return False
-    if any(getattr(module, kind) for module in (layer, norm) for kind in HOOKS):
-        return False  # spectral normalisation, for one, makes the weights anew in a hook
-    return bool(layer.weight.shape[0] == norm.num_features)
-
-
 def _blank(layer: Any) -> nn.Module:
     """Return a layer of the same shape and layout with a bias and weights that are still to be filled in."""
     weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
@@ -181,9 +163,16 @@ def _blank(layer: Any) -> nn.Module:
     else:
         kind = Unstrided if weight.device.type == "cpu" and can_go_unstrided(layer) else type(layer)
         fused = kind(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            layer.groups, padding_mode=layer.padding_mode, device="meta",
-        )  # fmt: skip
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            padding_mode=layer.padding_mode,
+            device="meta",
+        )
     fused.weight = weight
     fused.bias = nn.Parameter(torch.zeros_like(weight.detach().flatten(1)[:, 0]), requires_grad=False)
     return fused.eval()  # type: ignore[no-any-return]
@@ -191,3 +180,45 @@ def _blank(layer: Any) -> nn.Module:
 
 def _or(values: Tensor | None, like: Tensor, default: float) -> Tensor:
     return torch.full_like(like, default) if values is None else values
+
+
+def can_go_unstrided(layer: nn.Module) -> bool:
+    """Tell whether `Unstrided` can stand for a layer: few channels, a stride, and as many places with whole blocks."""
+    if not isinstance(layer, nn.Conv2d) or layer.in_channels > FEW or layer.groups != 1 or layer.dilation != (1, 1):
+        return False
+    stride, side, padding = layer.stride[0], layer.kernel_size[0], layer.padding[0]
+    square = (layer.stride, layer.kernel_size, layer.padding) == ((stride,) * 2, (side,) * 2, (padding,) * 2)
+    if not square or stride < 2 or layer.padding_mode != "zeros":
+        return False
+    blocks, _, taps = _in_blocks(layer)
+    return 2 * blocks - taps == (2 * int(padding) - side) // stride
+
+
+class Unstrided(nn.Conv2d):
+    """A convolution of `can_go_unstrided`, with its parameters: (N, C, H, W) -> what nn.Conv2d gives, to rounding.
+
+    oneDNN's input gradient of a strided convolution of three channels takes five times as long on a CPU as the same sums
+    as a convolution with stride 1 of the blocks of pixels that one step of the stride covers.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the convolution of images (N, C, H, W); sides that are no multiple of the stride keep the stride."""
+        stride = self.stride[0]
+        n, channels, height, width = images.shape
+        if height % stride or width % stride:
+            return super().forward(images)
+        blocks, shift, taps = _in_blocks(self)
+        after = taps * stride - shift - self.kernel_size[0]
+        kernel = F.pad(self.weight, (shift, after, shift, after))
+        kernel = kernel.view(-1, channels, taps, stride, taps, stride).permute(0, 3, 5, 1, 2, 4)
+        tiles = images.permute(0, 2, 3, 1).reshape(n, height // stride, stride, width // stride, stride, channels)
+        tiles = tiles.transpose(2, 3).reshape(n, height // stride, width // stride, -1).permute(0, 3, 1, 2)
+        return F.conv2d(tiles, kernel.reshape(len(kernel), -1, taps, taps), self.bias, padding=blocks)
+
+
+def _in_blocks(layer: nn.Conv2d) -> tuple[int, int, int]:
+    """Return the padding in blocks, the places by which the kernel moves for it, and the blocks per side that it covers."""
+    stride, padding = layer.stride[0], int(layer.padding[0])
+    blocks = -(-padding // stride)
+    shift = stride * blocks - padding
+    return blocks, shift, -(-(layer.kernel_size[0] + shift) // stride)

@@ -1,4 +1,4 @@
-"""The twin says what the model says in eval mode, whatever happened to the model's weights and statistics."""
+"""The copy that follows training agrees with the model in eval mode, whatever happened to its weights and statistics."""
 
 import pytest
 import torch
@@ -7,12 +7,11 @@ from torch import nn
 
 from benchmarks.networks import cnn, resnet
 from robustdup import SampleRng, ThreatModel
+from robustdup.models.attack_copy.following import Unstrided, make_following_copy
 from robustdup.models.small_resnet import small_resnet
-from robustdup.models.unstrided import Unstrided
 from robustdup.plugins import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode
-from robustdup.training.twin import make_twin
 
 
 class PreAct(nn.Module):
@@ -53,23 +52,23 @@ def train_a_little(model, seed):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_twin_follows_weights_and_statistics(name, layout):
+def test_the_copy_follows_weights_and_statistics(name, layout):
     torch.manual_seed(0)
     build, folded = MODELS[name]
     model = build().to(memory_format=layout)
     images = torch.rand(6, 3, 32, 32).to(memory_format=layout)
     with inner_mode(model):
-        twin, note = make_twin(model, images)
-    assert (note, twin.folded) == ("", folded)
+        following, note = make_following_copy(model, images)
+    assert (note, following.folded) == ("", folded)
     for seed in range(2):
         train_a_little(model, seed)
         with inner_mode(model):
-            behind = (twin.network(images) - model(images)).abs().max()
-            twin.refresh()
+            behind = (following.network(images) - model(images)).abs().max()
+            following.refresh()
             assert behind > 1e-3  # it was not up to date before
-            torch.testing.assert_close(twin.network(images), model(images), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(following.network(images), model(images), rtol=1e-5, atol=1e-5)
             leaf = images.clone().requires_grad_()
-            ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (twin.network, model))
+            ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (following.network, model))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -81,19 +80,19 @@ def test_the_stem_takes_the_division_in_and_goes_without_its_stride():
     for seed in range(2):
         train_a_little(model, seed)
         with inner_mode(model):
-            twin, note = make_twin(model, images)
-            assert (note, twin.folded) == ("", 7)
-            assert torch.equal(twin.folds[0].divisor, model.normalise.std)
-            assert [fold.divisor for fold in twin.folds[1:]] == [None] * 6
-            assert isinstance(twin.folds[0].fused, Unstrided)
-            assert "truediv" not in twin.graph.code
-            torch.testing.assert_close(twin.network(images), model(images), rtol=1e-5, atol=1e-5)
+            following, note = make_following_copy(model, images)
+            assert (note, following.folded) == ("", 7)
+            assert torch.equal(following.folds[0].divisor, model.normalise.std)
+            assert [fold.divisor for fold in following.folds[1:]] == [None] * 6
+            assert isinstance(following.folds[0].fused, Unstrided)
+            assert "truediv" not in following.graph.code
+            torch.testing.assert_close(following.network(images), model(images), rtol=1e-5, atol=1e-5)
             leaf = images.clone().requires_grad_()
-            ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (twin.network, model))
+            ours, theirs = (torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0] for net in (following.network, model))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_inner_attack_renews_its_twin_for_each_batch():
+def test_the_inner_attack_renews_its_copy_for_each_batch():
     torch.manual_seed(0)
     model, images = resnet(4), torch.rand(6, 3, 32, 32)
     inner = prepare_inner("pgd(steps=2)", Registry(), ThreatModel("Linf", "8/255"))
@@ -139,7 +138,7 @@ def test_a_layer_whose_weights_a_hook_makes_is_not_folded():
     assert inner.folded == 0
 
 
-def test_a_model_without_batch_norm_has_no_twin_and_no_note():
+def test_a_model_without_batch_norm_has_no_copy_and_no_note():
     inner = prepare_inner("pgd", Registry(), ThreatModel("Linf", "8/255"))
     inner.attach(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2))
     assert (inner.folded, inner.notes) == (0, [])
@@ -150,10 +149,10 @@ def test_under_autocast_the_folded_weights_are_kept_in_its_precision():
     model, images = resnet(4), torch.rand(6, 3, 32, 32)
     train_a_little(model, 0)
     with inner_mode(model):
-        twin, _ = make_twin(model, images)
+        following, _ = make_following_copy(model, images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            twin.refresh()
-            assert {fold.fused.weight.dtype for fold in twin.folds} == {torch.bfloat16}
-            torch.testing.assert_close(twin.network(images).float(), model(images).float(), rtol=0.1, atol=0.1)
-        twin.refresh()
-        torch.testing.assert_close(twin.network(images), model(images), rtol=1e-5, atol=1e-5)
+            following.refresh()
+            assert {fold.fused.weight.dtype for fold in following.folds} == {torch.bfloat16}
+            torch.testing.assert_close(following.network(images).float(), model(images).float(), rtol=0.1, atol=0.1)
+        following.refresh()
+        torch.testing.assert_close(following.network(images), model(images), rtol=1e-5, atol=1e-5)

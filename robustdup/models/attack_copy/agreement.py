@@ -1,4 +1,4 @@
-"""Do two models say the same? Logits and input gradients on example images, compared step by step."""
+"""Do two models agree? Logits and input gradients on example images, compared step by step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# Largest difference that a copy may make, by precision: (logits relative to their scale, a row's input gradient
+# relative to its length). 0.045 is a cosine of 0.999, and sees a changed length besides.
+TOLERANCE = {"fp32": (1e-4, 0.045), "tf32": (2e-2, 0.3), "bf16": (1e-1, 0.7)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,12 @@ class Answer:
 
 
 def probes_of(images: Tensor, rows: int) -> list[Probe]:
-    """Two sets of images, two seeds, two batch sizes: what tracing bakes in shows as a difference."""
+    """Make two sets of images, two seeds, two batch sizes: what tracing bakes in shows as a difference.
+
+    Args:
+        images: examples (n, C, H, W) in [0, 1].
+        rows: images per call.
+    """
     images = images.detach()[:rows]
     images = images.repeat(-(-rows // max(len(images), 1)), 1, 1, 1)[:rows]
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
@@ -41,8 +50,12 @@ def probes_of(images: Tensor, rows: int) -> list[Probe]:
 
 
 def answers(model: nn.Module, probes: list[Probe]) -> list[Answer]:
-    """Ask a model about each probe; its buffers and the global random state stay as they are."""
-    found = []
+    """Ask a model about each probe; its buffers and the global random state stay as they are.
+
+    Raises:
+        ValueError: the model returns no logits (N, K).
+    """
+    results = []
     for probe in probes:
         images = probe.images.clone().requires_grad_(probe.gradient)
         gradient = None
@@ -53,34 +66,45 @@ def answers(model: nn.Module, probes: list[Probe]) -> list[Answer]:
             if probe.gradient:
                 weights = torch.arange(logits.shape[1], device=logits.device).add(1).cos()
                 (gradient,) = torch.autograd.grad((logits * weights).sum(), images)
-        found.append(Answer(logits.detach(), gradient))
-    return found
+        results.append(Answer(logits.detach(), gradient))
+    return results
 
 
-def differences(truth: list[Answer], ours: list[Answer]) -> tuple[float, float]:
+def differences(expected: list[Answer], actual: list[Answer]) -> tuple[float, float]:
     """Return the largest (logit difference by the logits' scale, gradient difference by its row's length)."""
-    worst = [0.0, 0.0]
-    for one, two in zip(truth, ours, strict=True):
-        finite = one.logits.isfinite()
-        if one.logits.shape != two.logits.shape or not torch.equal(finite, two.logits.isfinite()):
+    largest = [0.0, 0.0]
+    for first, second in zip(expected, actual, strict=True):
+        finite = first.logits.isfinite()
+        if first.logits.shape != second.logits.shape or not torch.equal(finite, second.logits.isfinite()):
             return float("inf"), float("inf")
-        scale = one.logits[finite].abs().max().clamp(min=1) if finite.any() else torch.tensor(1.0)
-        gap = (one.logits - two.logits)[finite].abs()
-        worst[0] = max(worst[0], float(gap.max() / scale) if len(gap) else 0.0)
+        scale = first.logits[finite].abs().max().clamp(min=1) if finite.any() else torch.tensor(1.0)
+        gap = (first.logits - second.logits)[finite].abs()
+        largest[0] = max(largest[0], float(gap.max() / scale) if len(gap) else 0.0)
         rows = finite.all(dim=1)
-        if one.gradient is not None and two.gradient is not None and rows.any():
-            first, second = (grad[rows].double().flatten(1) for grad in (one.gradient, two.gradient))
-            worst[1] = max(worst[1], _gradient_difference(first, second))
-    return worst[0], worst[1]
+        if first.gradient is not None and second.gradient is not None and rows.any():
+            gradients = (answer[rows].double().flatten(1) for answer in (first.gradient, second.gradient))
+            largest[1] = max(largest[1], _gradient_difference(*gradients))
+    return largest[0], largest[1]
 
 
-def _gradient_difference(one: Tensor, two: Tensor) -> float:
-    if not torch.equal(one.isfinite(), two.isfinite()):
+def within(differences: tuple[float, float], allowed: tuple[float, float]) -> bool:
+    """Tell whether differences are no larger than allowed: then predictions are equal too, but for ties at that level."""
+    return all(difference <= limit for difference, limit in zip(differences, allowed, strict=True))
+
+
+def reason_of(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _gradient_difference(first: Tensor, second: Tensor) -> float:
+    if not torch.equal(first.isfinite(), second.isfinite()):
         return float("inf")
-    one, two = one.nan_to_num(0, 0, 0), two.nan_to_num(0, 0, 0)
-    length = one.norm(dim=1)
+    first, second = first.nan_to_num(0, 0, 0), second.nan_to_num(0, 0, 0)
+    length = first.norm(dim=1)
     floor = 1e-6 * length.max().clamp(min=1e-12)  # rows without a gradient: rounding is no difference
-    return float(((one - two).norm(dim=1) / length.clamp(min=float(floor))).max())
+    return float(((first - second).norm(dim=1) / length.clamp(min=float(floor))).max())
 
 
 @contextmanager

@@ -15,15 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import unknown
-from robustdup.models.answers import Answer, Probe, answers, differences, probes_of, undisturbed
-from robustdup.models.attack_copy import AttackCopy
-from robustdup.models.fold import fold_batchnorm, has_own_backward
+from robustdup.models.attack_copy.agreement import (
+    TOLERANCE,
+    Answer,
+    Probe,
+    answers,
+    differences,
+    probes_of,
+    reason_of,
+    undisturbed,
+    within,
+)
+from robustdup.models.attack_copy.compile import OPTIONS, compile_mode
+from robustdup.models.attack_copy.fold import fold_batchnorm, has_own_backward
+from robustdup.models.attack_copy.layout import AttackCopy, fits_channels_last
 
 PROBE_ROWS = 16  # rows of a call that compares answers: a few are enough, and a large model takes long for more
-COMPILE = ("auto", "off", "on", "cudagraphs")
-# Largest difference that a step may make, by precision: (logits relative to their scale, a row's input gradient
-# relative to its length). 0.045 is a cosine of 0.999, and sees a changed length besides.
-TOLERANCE = {"fp32": (1e-4, 0.045), "tf32": (2e-2, 0.3), "bf16": (1e-1, 0.7)}
 
 
 @dataclass(frozen=True)
@@ -48,51 +55,49 @@ def prepare(
     model: nn.Module, images: Tensor, *, micro_batch: int, fold: bool = True, channels_last: bool = True,
     compile: str = "auto", precision: str = "fp32", randomized: bool = False,
 ) -> Prepared:  # fmt: skip
-    """Return a copy of `model` for attacking that answers as the original does on `images`, only faster.
+    """Return a copy of a model for attacking that answers as the model does on `images`, only faster.
 
-    `images` (n, C, H, W), n <= `micro_batch`: clean examples in [0, 1] on the model's device. The copy takes any number
-    of rows; compiled code serves calls of exactly `micro_batch` rows. `compile`: "auto" is off on CPU and on for CUDA
-    (where its gain has not been measured), "cudagraphs" is torch's mode "reduce-overhead". A `randomized` model is
-    neither folded nor compiled: both could freeze a random draw. A step that fails or changes the answers is undone
-    and noted. Raises UserError for an unknown `compile` or `precision`.
-    https://docs.pytorch.org/docs/stable/fx.html https://docs.pytorch.org/docs/stable/generated/torch.compile.html
+    A step that fails or changes the answers is undone and noted. https://docs.pytorch.org/docs/stable/fx.html
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, K), in the mode in which it is attacked.
+        images: clean examples (n, C, H, W) in [0, 1] on the model's device, n <= `micro_batch`.
+        micro_batch: rows for which compiled code is made; the copy itself takes any number.
+        fold: whether to fold BatchNorm into the layer before it.
+        channels_last: whether to use that memory layout where there are convolutions.
+        compile: "off", "on", "auto" (off on a CPU, on with CUDA) or "cudagraphs".
+        precision: "fp32", "tf32" or "bf16".
+        randomized: whether the model draws at random: it is neither folded nor compiled, which could freeze a draw.
+
+    Raises:
+        UserError: an unknown `compile` or `precision`.
     """
-    if compile not in COMPILE:
-        raise unknown("value of compile", compile, COMPILE)
+    if compile not in OPTIONS:
+        raise unknown("value of compile", compile, OPTIONS)
     if precision not in TOLERANCE:
         raise unknown("precision", precision, TOLERANCE)
-    bench = _Bench(model, probes_of(images, min(micro_batch, PROBE_ROWS)))
-    if bench.truth is not None:
+    trial = _Trial(model, probes_of(images, min(micro_batch, PROBE_ROWS)))
+    if trial.expected is not None:
         if fold and not randomized:
-            bench.try_fold()
-        if channels_last and fits_channels_last(bench.best, images.device):
-            bench.attempt("channels_last", _to_channels_last)
+            trial.try_fold()
+        if channels_last and fits_channels_last(trial.best, images.device):
+            trial.attempt("channels_last", _to_channels_last)
     if precision == "tf32" and not images.is_cuda:
-        bench.notes.append("TF32 is for CUDA: the copy computes in fp32.")
+        trial.notes.append("TF32 is for CUDA: the copy computes in fp32.")
     elif precision != "fp32":
-        bench.attempt(precision, lambda best: best.changed(precision=precision))
-    mode = _compile_mode(compile, images.is_cuda, randomized, bench.notes)
-    if mode != "off" and bench.truth is not None:
+        trial.attempt(precision, lambda best: best.changed(precision=precision))
+    mode = compile_mode(compile, images.device, trial.notes, subject="copy", randomized=randomized)
+    if mode != "off" and trial.expected is not None:
 
         def compiled(best: AttackCopy) -> AttackCopy:  # its code serves one shape, which the answers must have too
-            bench.probes = probes_of(images, micro_batch)
-            bench.truth = answers(AttackCopy(model), bench.probes)
+            trial.probes = probes_of(images, micro_batch)
+            trial.expected = answers(AttackCopy(model), trial.probes)
             return best.changed(compiled=mode, shape=(micro_batch, *images.shape[1:]))
 
-        bench.attempt("torch.compile", compiled)
-    best = bench.best
-    return Prepared(best, bench.folded, best.channels_last, best.compiled, best.precision, bench.error,
-                    tuple(bench.notes))  # fmt: skip
-
-
-def fits_channels_last(model: nn.Module, device: torch.device) -> bool:
-    """Tell whether a model has convolutions, and none whose backward pass in that layout brings the process down.
-
-    On a CPU oneDNN was seen to corrupt memory in the backward pass of a 1x1 convolution with stride and 4 input channels.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    risky = [c for c in layers if c.in_channels // c.groups < 8 and c.kernel_size == (1, 1) and c.stride != (1, 1)]
-    return bool(layers) and not (device.type == "cpu" and risky)
+        trial.attempt("torch.compile", compiled)
+    best = trial.best
+    return Prepared(best, trial.folded, best.channels_last, best.compiled, best.precision, trial.error,
+                    tuple(trial.notes))  # fmt: skip
 
 
 def _to_channels_last(best: AttackCopy) -> AttackCopy:
@@ -100,19 +105,7 @@ def _to_channels_last(best: AttackCopy) -> AttackCopy:
     return best.changed(net=net, channels_last=True)
 
 
-def _compile_mode(asked: str, cuda: bool, randomized: bool, notes: list[str]) -> str:
-    if asked == "off" or (asked == "auto" and not cuda):
-        return "off"
-    if randomized:
-        notes.append("A randomised model is not compiled: compiling could freeze a random draw.")
-        return "off"
-    if asked == "cudagraphs" and not cuda:
-        notes.append("CUDA graphs are for CUDA: the copy is not compiled.")
-        return "off"
-    return "cudagraphs" if asked == "cudagraphs" else "default"
-
-
-class _Bench:
+class _Trial:
     """The best copy so far, and the original's answers that the next one is held against (None: no answers)."""
 
     def __init__(self, model: nn.Module, probes: list[Probe]) -> None:
@@ -121,37 +114,37 @@ class _Bench:
         self.folded = 0
         self.error = float("nan")
         self.best = self._copied(model)
-        self.truth = self._truth(model)
+        self.expected = self._ask(model)
 
     def _copied(self, model: nn.Module) -> AttackCopy:
         try:
             net = _copy(model).requires_grad_(False)
         except Exception as error:
-            self.notes.append(f"The model could not be copied ({_reason(error)}): the original itself is attacked.")
+            self.notes.append(f"The model could not be copied ({reason_of(error)}): the original itself is attacked.")
             net = model
         return AttackCopy(net)
 
-    def _truth(self, model: nn.Module) -> list[Answer] | None:
+    def _ask(self, model: nn.Module) -> list[Answer] | None:
         """Ask the original; None, with a note, where it fails, does not repeat itself, or its copy disagrees."""
         try:
-            truth = answers(AttackCopy(model), self.probes)
-            again = answers(AttackCopy(model), self.probes[:1])
-            ours = answers(self.best, self.probes[:2])
+            expected = answers(AttackCopy(model), self.probes)
+            repeated = answers(AttackCopy(model), self.probes[:1])
+            copied = answers(self.best, self.probes[:2])
         except Exception as error:
-            self.notes.append(f"The model failed on the example images ({_reason(error)}): it was only copied.")
+            self.notes.append(f"The model failed on the example images ({reason_of(error)}): it was only copied.")
             return None
-        if not _within(differences(truth[:1], again), "fp32"):
+        if not within(differences(expected[:1], repeated), TOLERANCE["fp32"]):
             self.notes.append(
                 "The model does not repeat itself under one seed, so nothing could be compared: only copied."
             )
             return None
-        found = differences(truth[:2], ours)
-        if not _within(found, "fp32"):
+        gaps = differences(expected[:2], copied)
+        if not within(gaps, TOLERANCE["fp32"]):
             self.notes.append("A copy of the model answers differently: the original itself is attacked.")
             self.best = AttackCopy(model)
             return None
-        self.error = found[0]
-        return truth
+        self.error = gaps[0]
+        return expected
 
     def try_fold(self) -> None:
         """Fold BatchNorm where there is any."""
@@ -180,13 +173,13 @@ class _Bench:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 candidate = build(self.best)
-                found = answers(candidate, self.probes) if self.truth is not None else []
+                actual = answers(candidate, self.probes) if self.expected is not None else []
         except Exception as error:
-            self.notes.append(f"{step} was left out: {_reason(error)}.")
+            self.notes.append(f"{step} was left out: {reason_of(error)}.")
             return False
-        if self.truth is not None:
-            gaps = differences(self.truth, found)
-            if not _within(gaps, candidate.precision):
+        if self.expected is not None:
+            gaps = differences(self.expected, actual)
+            if not within(gaps, TOLERANCE[candidate.precision]):
                 self.notes.append(
                     f"{step} was left out: it changes the answers (logits by {gaps[0]:.1e} of their scale, "
                     f"input gradients by {gaps[1]:.1e} of their length)."
@@ -201,13 +194,3 @@ def _copy(model: nn.Module) -> nn.Module:
     # Old-style weight and spectral normalisation keep computed tensors, which deepcopy refuses and a hook renews.
     values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if value.grad_fn is not None})
-
-
-def _within(differences: tuple[float, float], precision: str) -> bool:
-    # Within the tolerance the predicted classes are equal too, but for ties at that level.
-    return all(found <= allowed for found, allowed in zip(differences, TOLERANCE[precision], strict=True))
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

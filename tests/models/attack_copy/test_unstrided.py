@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.models.unstrided import Unstrided, can_go_unstrided
+from robustdup.models.attack_copy.following import Unstrided, can_go_unstrided
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

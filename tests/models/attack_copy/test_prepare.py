@@ -6,9 +6,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from robustdup.errors import UserError
-from robustdup.models import prepare as prepare_module
-from robustdup.models.fold import fold_batchnorm
-from robustdup.models.prepare import prepare
+from robustdup.models.attack_copy import prepare as prepare_module
+from robustdup.models.attack_copy.fold import fold_batchnorm
+from robustdup.models.attack_copy.prepare import prepare
 from robustdup.models.small import Normalise, SmallCNN
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

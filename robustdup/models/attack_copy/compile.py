@@ -1,0 +1,110 @@
+"""torch.compile, for attack copies and for the model that is trained: which mode, and what happens where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[Tensor], Any]
+OPTIONS = ("auto", "off", "on", "cudagraphs")
+
+
+def compile_mode(
+    asked: str, device: torch.device, notes: list[str], *, subject: str = "model", randomized: bool = False
+) -> str:
+    """Return the mode for the option `compile`: auto is off on a CPU and on with CUDA.
+
+    Args:
+        asked: one of `OPTIONS`.
+        device: where the model computes.
+        notes: gets a sentence where what was asked for cannot be.
+        subject: what that sentence calls the model.
+        randomized: whether the model draws at random: it is not compiled, which could freeze a draw.
+
+    Returns:
+        "off", "default" or "cudagraphs" (torch's mode "reduce-overhead").
+    """
+    cuda = device.type == "cuda"
+    if asked == "off" or (asked == "auto" and not cuda):
+        return "off"
+    if randomized:
+        notes.append("A randomised model is not compiled: compiling could freeze a random draw.")
+        return "off"
+    if asked == "cudagraphs" and not cuda:
+        notes.append(f"CUDA graphs are for CUDA: the {subject} is not compiled.")
+        return "off"
+    return "cudagraphs" if asked == "cudagraphs" else "default"
+
+
+def compiled(net: nn.Module, mode: str) -> nn.Module:
+    """Return a network compiled for one shape, in the mode "default" or "cudagraphs".
+
+    https://docs.pytorch.org/docs/stable/generated/torch.compile.html
+    """
+    options = {"mode": "reduce-overhead"} if mode == "cudagraphs" else {}
+    network: nn.Module = torch.compile(net, dynamic=False, **options)  # type: ignore[call-overload]
+    return network
+
+
+def compiled_call(net: nn.Module, mode: str) -> Call:
+    """Return a call of the compiled network that is hidden from nn.Module, which would list the layers twice."""
+    network = compiled(net, mode)
+    return lambda images: network(images)
+
+
+def compiler(mode: str) -> Callable[[nn.Module], nn.Module] | None:
+    """Return what compiles a network in a mode of `compile_mode`; None for "off"."""
+    return None if mode == "off" else lambda net: compiled(net, mode)
+
+
+class TrainedModel(nn.Module):
+    """The model that is trained, as an objective sees it: images (n, C, H, W) -> logits (n, K); the rest is the model's own.
+
+    Counts rows forward, and rows backward for passes that keep a graph. Compiled code serves batches of a multiple of
+    `rows` images, so that a last, smaller one is not compiled for; `compiled` is "off", "default" or "cudagraphs". Where
+    compiling fails the model goes on as it is, and `notes` says why.
+    """
+
+    def __init__(self, net: nn.Module, *, compiled: str = "off", rows: int = 1) -> None:
+        super().__init__()
+        self.net = net
+        self.compiled, self.rows = compiled, rows
+        self.forward_rows = self.backward_rows = 0
+        self.notes: list[str] = []
+        self._fast: Call | None = None
+        if compiled != "off":
+            self._fast = compiled_call(net, compiled)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the logits of `images`."""
+        self._count(images)
+        if self._fast is None or images.shape[0] % self.rows or images.shape[0] == 0:
+            return self.net(images)
+        try:
+            logits = self._fast(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self._fast, self.compiled = None, "off"
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.notes.append(f"The model was trained without torch.compile, which failed: {first[:200]}.")
+            return self.net(images)
+        # A CUDA graph's own memory is written again by the next call.
+        return logits.clone() if self.compiled == "cudagraphs" else logits
+
+    def features(self, images: Tensor) -> Any:
+        """Return the features (n, D) before the model's last layer."""
+        self._count(images)
+        return self.net.features(images)  # type: ignore[operator]
+
+    def _count(self, images: Tensor) -> None:
+        self.forward_rows += images.shape[0]
+        if torch.is_grad_enabled():
+            self.backward_rows += images.shape[0]
