@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import BASELINES
-from benchmarks.options import BenchConfig
+from benchmarks.options import TimingConfig
 from robustdup import jobs
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Passes
@@ -70,7 +70,7 @@ class Counted(nn.Module):
 class Task:
     """What every contender is given: the frozen model, the points on its device, and the threat."""
 
-    config: BenchConfig
+    config: TimingConfig
     registry: Registry
     model: nn.Module
     data: ImageDataset
@@ -79,7 +79,7 @@ class Task:
     threads: int
 
 
-def load(config: BenchConfig, n: int, threads: int) -> Task:
+def load(config: TimingConfig, n: int, threads: int) -> Task:
     """Load model and data and freeze the weights. Raises UserError for what the configuration gets wrong."""
     torch.set_num_threads(threads)
     registry = load_plugins(config.plugin)
@@ -87,7 +87,7 @@ def load(config: BenchConfig, n: int, threads: int) -> Task:
     evaluation = config.evaluation()
     threats = jobs.parse_threats(evaluation)
     if len(threats) > 1:
-        raise UserError(f"A bench compares at one eps; got {config.eps!r}.")
+        raise UserError(f"A benchmark compares at one eps; got {config.eps!r}.")
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle).to(device)
     model.requires_grad_(False)
     data = load_images(config.data, config.data_options(), n=n, registry=registry)
@@ -113,7 +113,11 @@ def run_baseline(task: Task, name: str, batch_size: int | None, started: Callabl
     if not isinstance(adv, Tensor) or adv.shape != images.shape:
         got = f"shape {tuple(adv.shape)}" if isinstance(adv, Tensor) else f"a {type(adv).__name__}"
         raise UserError(f"Baseline {name!r} must return images of shape {tuple(images.shape)}; it returned {got}.")
-    passes = {"forward_passes": counted.forward_rows, "backward_passes": counted.backward_rows, "counted_by": "bench"}
+    passes = {
+        "forward_passes": counted.forward_rows,
+        "backward_passes": counted.backward_rows,
+        "counted_by": "benchmark",
+    }
     return {**cost, **passes, **verdict(task, adv)}
 
 
@@ -249,7 +253,7 @@ def cpu_name() -> str:
 def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
     """Load, call and report: `order` holds config, contender, batch_size, n and threads."""
     try:
-        task = load(validate(BenchConfig, order["config"]), order["n"], order["threads"])
+        task = load(validate(TimingConfig, order["config"]), order["n"], order["threads"])
     except Exception as error:
         say({"event": "not loaded", "reason": str(error) or type(error).__name__, "user": isinstance(error, UserError)})
         return
@@ -274,7 +278,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1):
             pass
-        if os.getpgrp() == os.getpid():  # a session of its own, as the bench starts it
+        if os.getpgrp() == os.getpid():  # a session of its own, as the benchmark starts it
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 

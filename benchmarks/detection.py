@@ -167,7 +167,7 @@ def ours(pixels: Tensor) -> tuple[Any, float]:
 
 
 @dataclass(frozen=True)
-class Bench:
+class PlantedBenchmark:
     """What the tools are given: the set and its files, the pairs that were alike before, processes, and the network of a CNN."""
 
     case: Planted
@@ -302,9 +302,9 @@ def run(
     say(result)
     with tempfile.TemporaryDirectory() as folder:
         files = detectors.write_images(case.pixels, Path(folder) / "near") if contenders else []
-        bench = Bench(case, Path(folder) / "near", files, known, workers, network, sizes)
+        benchmark = PlantedBenchmark(case, Path(folder) / "near", files, known, workers, network, sizes)
         for name in contenders:
-            result["contenders"][name] = bench.measure(name)
+            result["contenders"][name] = benchmark.measure(name)
             say(result)
         if contenders and "exact" not in result:
             result["exact"] = exact(plant_identical(pixels, planted, seed), Path(folder) / "exact", workers)
@@ -336,7 +336,7 @@ def main() -> None:
     rows = open_samples(given.data, DataOptions(split=given.split), load_plugins())
     pixels, _ = load_pixels(rows, range(min(given.n or len(rows), len(rows))))
     if pixels.dtype != torch.uint8 or pixels.shape[1] != 3:
-        raise UserError("This bench needs colour images of 8 bits.")
+        raise UserError("This benchmark needs colour images of 8 bits.")
     if not 0 < 2 * given.planted <= len(pixels):
         raise UserError(f"planted = {given.planted}: it must be at most half of {len(pixels)}.")
     names = [name for name in given.contenders.split(",") if name and name != "none"]

@@ -5,49 +5,36 @@ each keeps the predictions on clean images, or nearly. Attacks and diagnostics w
 of `builtin:digits-robust`; that mask, and other networks, are held out, for the tests of what was tuned.
 
 `masked(name, model)` wraps any classifier; `stand_in(name, model)` is the same network for an attacker who knows the mask.
-As a model spec: `robustdup/bench/masked.py:cnn_a_shattered@nets/cnn-a.safetensors`, that is NETWORK_MASK for the networks
-of `benchmarks.networks`, with the weights of the network itself; or `digits_robust_shattered`, without weights.
+This file is a plugin that offers both as model specs:
+
+    robustdup eval --plugin benchmarks/masked.py --model masked:quantised/builtin:digits-robust --attacks fast
+    … --attack-model unmasked:quantised/builtin:digits-robust
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import RECIPES
-from robustdup.errors import unknown
-from robustdup.models.digits import TRAIN_EPS
-from robustdup.models.load import load_model
-from robustdup.plugins import load_plugins
+from robustdup.errors import UserError, unknown
+from robustdup.models.load import ModelOptions, load_model
+from robustdup.plugins import Registry
 
 
 class Masked(nn.Module):
-    """A classifier between a mask of its images and one of its logits; its state dict is that of the classifier."""
+    """A classifier between a mask of its images and one of its logits."""
 
     def __init__(self, model: nn.Module, before: nn.Module, after: nn.Module) -> None:
         super().__init__()
         self.before, self.model, self.after = before, model, after
-        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> logits (N, K)."""
         return self.after(self.model(self.before(images)))  # type: ignore[no-any-return]
-
-
-def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    inner = f"{prefix}model."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
-
-
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 class Scaled(nn.Module):
@@ -171,12 +158,14 @@ def stand_in(name: str, model: nn.Module) -> nn.Module:
     return model if name in AFTER else masked(name, model)
 
 
-def __getattr__(name: str) -> Callable[[], nn.Module]:
-    """Offer NETWORK_MASK as a factory for each network and mask, such as `cnn_a_shattered` (see the module's docstring)."""
-    network, _, mask = name.rpartition("_")
-    network = network.replace("_", "-")
-    if mask in MASKS and network in RECIPES:
-        return lambda: masked(mask, RECIPES[network].factory())
-    if mask in MASKS and network in TRAIN_EPS:
-        return lambda: masked(mask, load_model(f"builtin:{network}", registry=load_plugins()))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def register(registry: Registry) -> None:
+    """Register `masked:MASK/SPEC` and, for attackers who know the mask, `unmasked:MASK/SPEC`."""
+
+    def load(wrap: Callable[[str, nn.Module], nn.Module], rest: str, options: ModelOptions) -> nn.Module:
+        mask, slash, spec = rest.partition("/")
+        if not slash:
+            raise UserError(f"Write masked:MASK/MODEL, such as masked:quantised/builtin:digits-robust, not {rest!r}.")
+        return wrap(mask, load_model(spec, registry=registry, allow_pickle=options.allow_pickle).eval())
+
+    registry.add_model_source("masked", partial(load, masked), description="A classifier behind a mask of gradients.")
+    registry.add_model_source("unmasked", partial(load, stand_in), description="The same for who knows the mask.")

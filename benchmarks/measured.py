@@ -1,4 +1,4 @@
-"""What a bench of evaluations leaves: measurements, and the medians, spreads and ratios made from them. No torch."""
+"""What a benchmark of evaluations leaves: measurements, and the medians, spreads and ratios made from them. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Measurement(Part):
     """One attack call in a fresh process on `n` points.
 
     `seconds` are those of the call alone; where it was stopped (`timeout`) a lower bound. Passes count rows:
-    `counted_by` says whether the bench's module around the model did, or robustdup itself. `memory_bytes` is how far the
+    `counted_by` says whether the benchmark's module around the model did, or robustdup itself. `memory_bytes` is how far the
     call raised the high-water mark of what the process (on CUDA: the allocator) holds, with all that processes started
     by the call held at one time.
     """
@@ -31,7 +31,7 @@ class Measurement(Part):
     forward_passes: int | None = None
     backward_passes: int | None = None
     padding_rows: int = 0
-    counted_by: Literal["bench", "robustdup"] | None = None
+    counted_by: Literal["benchmark", "robustdup"] | None = None
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     violations: int | None = None
@@ -81,8 +81,8 @@ class Summary(Part):
     notes: list[str] = Field(default_factory=list)
 
 
-class BenchResult(Part):
-    """The result of `robustdup bench eval`: how it was made, a summary for each contender, and every measurement."""
+class TimingResult(Part):
+    """The result of `python -m benchmarks.timing eval`: how it was made, a summary for each contender, and every measurement."""
 
     schema_name: Literal["benchmarks-eval"] = "benchmarks-eval"
     schema_version: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""What `robustdup bench eval` is told: the model, the points and the threat as for `robustdup eval`, and what to compare."""
+"""What `python -m benchmarks.timing eval` is told: model, samples and threat as for `robustdup eval`, and what to compare."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _shared(name: str) -> Any:
     return EvalConfig.model_fields[name]
 
 
-class BenchConfig(DataFields, ModelFields):
-    """What `robustdup bench eval` needs. Field descriptions are the help texts of the flags."""
+class TimingConfig(DataFields, ModelFields):
+    """What `python -m benchmarks.timing eval` needs. Field descriptions are the help texts of the flags."""
 
     n: int = Field(64, description="Take the first N points; every contender gets all of them.", ge=1)
     norm: str = _shared("norm")

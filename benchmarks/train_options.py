@@ -1,4 +1,4 @@
-"""What `robustdup bench train` is told. Torch is not imported here."""
+"""What `python -m benchmarks.timing train` is told. Torch is not imported here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import Field
 from robustdup.config import Config, TrainConfig
 
 
-class TrainBenchConfig(Config):
-    """What `robustdup bench train` needs. Field descriptions are the help texts of the flags."""
+class TrainTimingConfig(Config):
+    """What `python -m benchmarks.timing train` needs. Field descriptions are the help texts of the flags."""
 
     model: str = Field("small-resnet", description="Architecture to train.")
     data: str = Field("builtin:digits", description="Data: builtin:digits, a Hub dataset id, or a local folder.")

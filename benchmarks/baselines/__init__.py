@@ -6,6 +6,8 @@ called with no images first, untimed: import there what is needed, and return th
 
 A trainer is `trainer(model, images, labels, threat, *, steps, step_size, batch_size, lr, seed) -> None`: it trains `model` in
 place for one epoch on images (N, C, H, W) in [0, 1] with PGD. It too is called with no images first, untimed.
+
+A file given with `--plugin` may add its own to BASELINES in its `register(registry)`.
 """
 
 from __future__ import annotations

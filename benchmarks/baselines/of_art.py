@@ -1,4 +1,4 @@
-"""ART as its user calls it, for `robustdup bench`: its AutoAttack, and its trainer of Madry's PGD training."""
+"""ART as its user calls it, for `benchmarks.timing`: its AutoAttack, and its trainer of Madry's PGD training."""
 
 from __future__ import annotations
 

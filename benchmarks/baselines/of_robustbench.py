@@ -1,4 +1,4 @@
-"""The reference AutoAttack as its user calls it, for `robustdup bench`: https://github.com/fra31/auto-attack."""
+"""The reference AutoAttack as its user calls it, for `benchmarks.timing`: https://github.com/fra31/auto-attack."""
 
 from __future__ import annotations
 

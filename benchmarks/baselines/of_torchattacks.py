@@ -1,4 +1,4 @@
-"""torchattacks as its user calls it, for `robustdup bench`: its AutoAttack, and adversarial training with its PGD."""
+"""torchattacks as its user calls it, for `benchmarks.timing`: its AutoAttack, and adversarial training with its PGD."""
 
 from __future__ import annotations
 

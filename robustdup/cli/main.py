@@ -63,10 +63,15 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; errors are one message on standard error, without a traceback."""
+    """Run the command line and return the exit code."""
+    return run_app(app, arguments, "robustdup")
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int:
+    """Run a command line and return its exit code; errors are one message on standard error, without a traceback."""
     words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        result = app(words, prog_name="robustdup", standalone_mode=False)
+        result = app(words, prog_name=name, standalone_mode=False)
     except USAGE_ERRORS as error:
         error.show()
         return 2

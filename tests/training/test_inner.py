@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.networks import resnet
 from robustdup import RunError, SampleRng, ThreatModel, UserError
 from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
 from robustdup.training.pgd import into_ball, training_pgd
+from tests.networks import resnet
 
 NORMS = (("Linf", "8/255"), ("L2", "0.5"), ("L1", "4"))
 

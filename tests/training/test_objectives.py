@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.networks import resnet
 from robustdup import SampleRng, ThreatModel, UserError
 from robustdup.plugins import ObjectiveSpec, Registry
 from robustdup.training import register
@@ -16,6 +15,7 @@ from robustdup.training.objectives import check_model, find_objective
 from robustdup.training.objectives.mart import mart_loss
 from robustdup.training.objectives.morel import Embedding, multi_positive_contrast
 from robustdup.training.objectives.terms import divergence
+from tests.networks import resnet
 
 EPS = 0.1
 NAMES = ["standard", "pgd_at", "trades", "mart", "free", "n_fgsm", "morel"]

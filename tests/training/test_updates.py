@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.networks import resnet
 from robustdup import SampleRng, ThreatModel, UserError
 from robustdup.plugins import Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import find_objective
 from robustdup.training.updates import Awp, Batch, Free, Plain, make_update
+from tests.networks import resnet
 
 LINF = ThreatModel("Linf", "0.1")
 

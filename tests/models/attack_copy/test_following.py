@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.networks import cnn, resnet
 from robustdup import SampleRng, ThreatModel
 from robustdup.models.attack_copy.following import Unstrided, make_following_copy
 from robustdup.models.small_resnet import small_resnet
 from robustdup.plugins import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode
+from tests.networks import cnn, resnet
 
 
 class PreAct(nn.Module):

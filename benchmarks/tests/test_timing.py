@@ -1,12 +1,12 @@
-"""`robustdup bench eval`: real processes, what is printed, and exit codes."""
+"""`python -m benchmarks.timing eval`: real processes, what is printed, and exit codes."""
 
 import json
 import textwrap
 
 import pytest
 
-from benchmarks.measured import BenchResult, Measurement
-from robustdup.cli.main import main
+from benchmarks.measured import Measurement, TimingResult
+from benchmarks.timing import main
 
 PLUGIN = """
     import torch
@@ -22,8 +22,11 @@ PLUGIN = """
         raise RuntimeError("a flat tyre [sic]")
 
     def register(registry):
-        registry.add_baseline("lab-sign", gradient_sign, description="One step")
-        registry.add_baseline("lab-flat", flat)
+        from benchmarks.baselines import BASELINES
+        from robustdup.plugins import Named
+
+        BASELINES["lab-sign"] = Named("lab-sign", gradient_sign, "One step")
+        BASELINES["lab-flat"] = Named("lab-flat", flat)
 """
 
 
@@ -36,17 +39,17 @@ def plugin(tmp_path):
 
 def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
     out = tmp_path / "bench.json"
-    words = ["bench", "eval", "--n", "8", "--threads", "1", "--repeats", "1", "--plugin", plugin, "--out", str(out)]
+    words = ["eval", "--n", "8", "--threads", "1", "--repeats", "1", "--plugin", plugin, "--out", str(out)]
     code = main([*words, "--contenders", "fgsm,lab-sign,lab-flat", "--json"])
     printed = capfd.readouterr()
     assert code == 0
     assert printed.err == ""
-    result = BenchResult.model_validate(json.loads(printed.out))
-    assert result.measurements == BenchResult.model_validate_json(out.read_text()).measurements
+    result = TimingResult.model_validate(json.loads(printed.out))
+    assert result.measurements == TimingResult.model_validate_json(out.read_text()).measurements
     fgsm, sign, flat = result.contenders
     assert sign.seconds.median > 0
     assert (sign.forward_passes, sign.backward_passes, sign.passes_a_point) == (8, 8, 2)
-    assert (sign.counted_by, fgsm.counted_by) == ("bench", "robustdup")
+    assert (sign.counted_by, fgsm.counted_by) == ("benchmark", "robustdup")
     assert sign.robust_accuracy == fgsm.robust_accuracy < result.clean_accuracy  # the same step
     assert sign.ratios[0].to == "fgsm"
     assert sign.ratios[0].median == pytest.approx(sign.seconds.median / fgsm.seconds.median)
@@ -54,7 +57,7 @@ def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
     assert result.environment["threads"] == "1"
     assert all(each.threads == 1 for each in result.measurements)
 
-    from benchmarks.command import show
+    from benchmarks.timing import show
     from robustdup.cli.leaderboard import console
 
     show(result, console())
@@ -66,11 +69,11 @@ def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
 
 
 def test_a_users_mistakes_are_messages(capsys):
-    assert main(["bench", "eval", "--contenders", "autoatack"]) == 2
+    assert main(["eval", "--contenders", "autoatack"]) == 2
     assert "Did you mean 'autoattack'?" in capsys.readouterr().err
-    assert main(["bench", "eval", "--repeats", "0"]) == 2
+    assert main(["eval", "--repeats", "0"]) == 2
     assert "'repeats'" in capsys.readouterr().err
-    assert main(["bench", "eval", "--contenders", "fgsm", "--model", "builtin:digits-robus"]) == 2
+    assert main(["eval", "--contenders", "fgsm", "--model", "builtin:digits-robus"]) == 2
     assert "builtin:digits-robust" in capsys.readouterr().err
 
 
@@ -80,6 +83,6 @@ def test_all_failed_is_a_failed_run(capsys, monkeypatch):
             contender=contender.name, repeat=repeat, batch_size=None, n=n, status="failed", reason="a flat tyre"
         )
 
-    monkeypatch.setattr("benchmarks.evaluation.in_fresh_process", flat)
-    assert main(["bench", "eval", "--contenders", "fgsm,pgd"]) == 1
+    monkeypatch.setattr("benchmarks.timing_evaluation.in_fresh_process", flat)
+    assert main(["eval", "--contenders", "fgsm,pgd"]) == 1
     assert "pgd: a flat tyre" in capsys.readouterr().out

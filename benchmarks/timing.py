@@ -1,10 +1,10 @@
-"""`robustdup bench`: robustdup and what people use today, side by side on this machine."""
+"""`benchmarks.timing`: robustdup and what people use today, side by side on this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,32 +13,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.measured import BenchResult, Ratio, Spread, Summary
-from benchmarks.options import BenchConfig
-from benchmarks.train_options import TrainBenchConfig
+from benchmarks.measured import Ratio, Spread, Summary, TimingResult
+from benchmarks.options import TimingConfig
+from benchmarks.train_options import TrainTimingConfig
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.leaderboard import console
+from robustdup.cli.main import run_app
 from robustdup.config import build
 
 if TYPE_CHECKING:
-    from benchmarks.training import TrainBenchResult
+    from benchmarks.timing_training import TrainTimingResult
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _bench_eval(
+def _time_evaluations(
     words: list[str],
     flags: dict[str, Any],
     json: bool = typer.Option(False, "--json", help="Print the result, and nothing else, on standard output."),
 ) -> int:
     """Time robustdup's AutoAttack and `fast` beside the toolkits': same model, points and threads, fresh processes."""
     file, overrides = split_words(words)
-    config = build(BenchConfig, file, overrides, flags)
+    config = build(TimingConfig, file, overrides, flags)
 
-    from benchmarks.evaluation import run_bench
+    from benchmarks.timing_evaluation import run_timing
 
     with _status() as say:
-        result = run_bench(config, say=say)
+        result = run_timing(config, say=say)
     if json:
         print(result.model_dump_json(indent=2))
     else:
@@ -56,7 +57,7 @@ def _status() -> Iterator[Any]:
         yield lambda text: status.update(escape(text))
 
 
-def show(result: BenchResult, out: Console) -> None:
+def show(result: TimingResult, out: Console) -> None:
     """Print the result as a table, with what it depends on below."""
     where = result.environment
     out.print(
@@ -83,7 +84,7 @@ def show(result: BenchResult, out: Console) -> None:
     out.print(escape(result.command), style="dim", highlight=False, soft_wrap=True)
 
 
-def table(result: BenchResult) -> Table:
+def table(result: TimingResult) -> Table:
     """Return a row for each contender; a column of ratios for each of robustdup's own."""
     ours = [each.contender for each in result.contenders if each.ours and each.status == "done"]
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -102,13 +103,13 @@ def table(result: BenchResult) -> Table:
     return made
 
 
-def remarks(result: BenchResult) -> list[str]:
+def remarks(result: TimingResult) -> list[str]:
     """Return what a reader of the table should know."""
     many = max((each.repeats for each in result.contenders), default=0)
     lines = [
         f"Seconds of the attack call alone, median (least–most) of {many} fresh processes; × is seconds over "
         "robustdup's in the same repeat.",
-        "Passes are rows: counted by the bench around the model for baselines, by robustdup itself for its own "
+        "Passes are rows: counted by the benchmark around the model for baselines, by robustdup itself for its own "
         "(with its clean and judging passes; rows of padding are in --json).",
     ]
     for each in result.contenders:
@@ -142,19 +143,19 @@ def _count(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def _bench_train(
+def _time_trainings(
     words: list[str],
     flags: dict[str, Any],
     json: bool = typer.Option(False, "--json", help="Print the result, and nothing else, on standard output."),
 ) -> int:
     """Time adversarial training beside a plain loop, torchattacks and ART: same network, images, PGD and threads."""
     file, overrides = split_words(words)
-    config = build(TrainBenchConfig, file, overrides, flags)
+    config = build(TrainTimingConfig, file, overrides, flags)
 
-    from benchmarks.training import run_train_bench
+    from benchmarks.timing_training import run_train_timing
 
     with _status() as say, contextlib.redirect_stdout(sys.stderr):
-        result = run_train_bench(config, say=say)
+        result = run_train_timing(config, say=say)
     if json:
         print(result.model_dump_json(indent=2))
     else:
@@ -162,7 +163,7 @@ def _bench_train(
     return 0 if all(each.status == "done" for each in result.contenders) else 1
 
 
-def show_trainers(result: TrainBenchResult, out: Console) -> None:
+def show_trainers(result: TrainTimingResult, out: Console) -> None:
     """Print images a second of each contender, and how many times quicker robustdup was."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("contender", no_wrap=True)
@@ -186,10 +187,19 @@ def show_trainers(result: TrainBenchResult, out: Console) -> None:
         )
 
 
-app.command("eval")(with_flags(BenchConfig, _bench_eval))
-app.command("train")(with_flags(TrainBenchConfig, _bench_train))
+app.command("eval")(with_flags(TimingConfig, _time_evaluations))
+app.command("train")(with_flags(TrainTimingConfig, _time_trainings))
 
 
 @app.callback()
 def _group() -> None:
-    """Benches; `eval` compares evaluations, `train` adversarial training."""
+    """Time robustdup beside other toolkits: `eval` compares evaluations, `train` adversarial training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code, as `robustdup` does: 2 for a user's mistake."""
+    return run_app(app, arguments, "benchmarks.timing")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

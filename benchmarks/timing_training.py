@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import TRAINERS
 from benchmarks.measured import Ratio, Spread, spread
-from benchmarks.train_options import TrainBenchConfig
+from benchmarks.train_options import TrainTimingConfig
 from robustdup.attacks.isolation import isolated
 from robustdup.config import DataOptions, TrainConfig, validate
 from robustdup.data.sources import load_images
@@ -49,8 +49,8 @@ class Trainer(Part):
     reason: str = ""
 
 
-class TrainBenchResult(Part):
-    """The result of `robustdup bench train`."""
+class TrainTimingResult(Part):
+    """The result of `python -m benchmarks.timing train`."""
 
     schema_name: Literal["benchmarks-train"] = "benchmarks-train"
     schema_version: Literal[1] = 1
@@ -64,7 +64,7 @@ class TrainBenchResult(Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-def run_train_bench(config: TrainBenchConfig, *, say: Say = lambda _: None) -> TrainBenchResult:
+def run_train_timing(config: TrainTimingConfig, *, say: Say = lambda _: None) -> TrainTimingResult:
     """Time every contender `repeats` times, in turn, and return images a second and ratios.
 
     Raises UserError for a mistake; a contender that fails is listed with its reason.
@@ -93,7 +93,7 @@ def run_train_bench(config: TrainBenchConfig, *, say: Say = lambda _: None) -> T
                         seconds[name].append(contenders[name][1]())
                     except RobustdupError as error:
                         failed[name] = str(error)
-    return TrainBenchResult(
+    return TrainTimingResult(
         created=now(), config=config.model_dump(mode="json"), parameters=sum(p.numel() for p in network.parameters()),
         image_shape=list(images.shape[1:]), device=str(device), threads=threads,
         contenders=[
@@ -105,7 +105,7 @@ def run_train_bench(config: TrainBenchConfig, *, say: Say = lambda _: None) -> T
 
 
 def _contenders(
-    config: TrainBenchConfig,
+    config: TrainTimingConfig,
     registry: Registry,
     network: nn.Module,
     images: Tensor,
@@ -144,7 +144,7 @@ def _contenders(
     return {name: found[name] for name in wanted}
 
 
-def _own_epoch(config: TrainBenchConfig) -> float:
+def _own_epoch(config: TrainTimingConfig) -> float:
     """Run `robustdup train` for one epoch without validation, evaluation or augmentation; return its seconds of training."""
     settings = {
         "model": config.model, "data": config.data, "split": config.split, "n": config.n, "objective": "pgd_at",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.baselines import BASELINES
-from benchmarks.measured import BenchResult, Measurement, summarise
-from benchmarks.options import BenchConfig
+from benchmarks.measured import Measurement, TimingResult, summarise
+from benchmarks.options import TimingConfig
 from robustdup.config import parse_attacks, parse_value
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.plugins import Registry, load_plugins
@@ -51,10 +51,10 @@ class Contender:
 
 
 Say = Callable[[str], None]
-Measure = Callable[[BenchConfig, Contender, int, int, int], Measurement]
+Measure = Callable[[TimingConfig, Contender, int, int, int], Measurement]
 
 
-def run_bench(config: BenchConfig, *, say: Say = lambda _: None, measure: Measure | None = None) -> BenchResult:
+def run_timing(config: TimingConfig, *, say: Say = lambda _: None, measure: Measure | None = None) -> TimingResult:
     """Measure every contender `repeats` times and return the result; with `out` it is written after each measurement.
 
     `say` is told what is going on; `measure` stands in for a fresh process. Raises UserError for a mistake and RunError
@@ -68,8 +68,8 @@ def run_bench(config: BenchConfig, *, say: Say = lambda _: None, measure: Measur
     sweep: list[Measurement] = []
     done: list[Measurement] = []
 
-    def result() -> BenchResult:
-        return BenchResult(
+    def result() -> TimingResult:
+        return TimingResult(
             created=now(), command=command(config), config=config.model_dump(mode="json"), n=config.n, norm=config.norm,
             eps=config.eps, threads=threads, sweep=sweep, measurements=done, notes=notes,
             clean_accuracy=next((each.clean_accuracy for each in done if each.clean_accuracy is not None), None),
@@ -96,7 +96,7 @@ def run_bench(config: BenchConfig, *, say: Say = lambda _: None, measure: Measur
     return result()
 
 
-def parse_contenders(config: BenchConfig, registry: Registry, notes: list[str]) -> list[Contender]:
+def parse_contenders(config: TimingConfig, registry: Registry, notes: list[str]) -> list[Contender]:
     """Return the contenders that are named, or the usual ones that are there. Raises UserError for an unknown one."""
     if config.contenders is None:
         found = []
@@ -140,7 +140,7 @@ def _contender(text: str, options: dict[str, Any], registry: Registry) -> Conten
 
 
 def swept(
-    config: BenchConfig, contender: Contender, sizes: Sequence[int], threads: int, measure: Measure,
+    config: TimingConfig, contender: Contender, sizes: Sequence[int], threads: int, measure: Measure,
     sweep: list[Measurement], notes: list[str], say: Say,
 ) -> Contender:  # fmt: skip
     """Return the contender at the batch size that was quickest on the first `sweep_n` points."""
@@ -168,7 +168,7 @@ def swept(
 
 
 def in_fresh_process(
-    config: BenchConfig, contender: Contender, n: int, threads: int, repeat: int, python: Sequence[str] = ()
+    config: TimingConfig, contender: Contender, n: int, threads: int, repeat: int, python: Sequence[str] = ()
 ) -> Measurement:
     """Measure once in a process of its own; errors and overtime become part of the measurement.
 
@@ -256,10 +256,10 @@ def end(child: subprocess.Popen[bytes]) -> None:
         child.stdout.close()
 
 
-def command(config: BenchConfig) -> str:
-    """Return the command line that runs this bench again."""
-    words = ["robustdup", "bench", "eval"]
-    defaults = BenchConfig.model_validate({})
+def command(config: TimingConfig) -> str:
+    """Return the command line that runs this benchmark again."""
+    words = ["python", "-m", "benchmarks.timing", "eval"]
+    defaults = TimingConfig.model_validate({})
     for name, value in config.model_dump(mode="json").items():
         if name == "eps" or value != getattr(defaults, name):
             plain = isinstance(value, str) and parse_value(value) == value

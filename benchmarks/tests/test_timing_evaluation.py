@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,13 +17,13 @@ from torch import nn
 
 from benchmarks import contender as process
 from benchmarks.baselines import BASELINES
-from benchmarks.evaluation import Contender, command, in_fresh_process, parse_contenders, run_bench, swept
-from benchmarks.measured import BenchResult, Measurement, ratio, spread, summarise
-from benchmarks.options import BenchConfig
+from benchmarks.measured import Measurement, TimingResult, ratio, spread, summarise
+from benchmarks.options import TimingConfig
+from benchmarks.timing_evaluation import Contender, command, in_fresh_process, parse_contenders, run_timing, swept
 from robustdup import jobs
 from robustdup.config import build, validate
 from robustdup.errors import RunError, UserError
-from robustdup.plugins import Registry, load_plugins
+from robustdup.plugins import Named, Registry, load_plugins
 
 PLUGIN = """
     import torch
@@ -53,9 +54,19 @@ PLUGIN = """
         return 3
 
     def register(registry):
+        from benchmarks.baselines import BASELINES
+        from robustdup.plugins import Named
+
         for function in (idle, ascent, beyond, wrong, number):
-            registry.add_baseline("lab-" + function.__name__, function, description=f"The {function.__name__} one")
+            name = "lab-" + function.__name__
+            BASELINES[name] = Named(name, function, f"The {function.__name__} one")
 """
+
+
+@pytest.fixture(autouse=True)
+def _same_baselines():
+    with mock.patch.dict(BASELINES):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +84,7 @@ def plugin(tmp_path):
 
 
 def config(**changes):
-    return validate(BenchConfig, {"n": 6, "threads": 1, **changes})
+    return validate(TimingConfig, {"n": 6, "threads": 1, **changes})
 
 
 def measured(name="a", repeat=0, seconds=1.0, status="done", **more):
@@ -107,7 +118,7 @@ def test_a_baseline_is_counted_frozen_and_judged(plugin):
     started, done = here("lab-ascent", plugin)
     assert started == {"event": "started"}
     assert done["event"] == "done"
-    assert (done["forward_passes"], done["backward_passes"], done["counted_by"]) == (6 + 6, 6, "bench")
+    assert (done["forward_passes"], done["backward_passes"], done["counted_by"]) == (6 + 6, 6, "benchmark")
     assert done["robust_accuracy"] < done["clean_accuracy"]  # a step of 0.15 breaks digits
     assert done["violations"] == 0
     assert done["seconds"] > 0
@@ -198,7 +209,7 @@ def test_passes_a_point_and_changing_accuracy_are_said():
 
 def test_contenders_are_read():
     registry = load_plugins()
-    registry.add_baseline("lab", print, description="A lab")
+    BASELINES["lab"] = Named("lab", print, "A lab")
     read = parse_contenders(config(contenders="pgd(steps=3,loss=ce), lab,lab@64,lab@best"), registry, [])
     assert read == [
         Contender("pgd(steps=3, loss=ce)", "pgd(steps=3, loss=ce)", True, about=registry.attacks["pgd"].description),
@@ -221,7 +232,8 @@ def test_contenders_are_read():
 
 def test_without_names_what_is_there_is_taken():
     registry, notes = Registry(), []
-    registry.add_baseline("pyautoattack", print)
+    BASELINES.clear()
+    BASELINES["pyautoattack"] = Named("pyautoattack", print)
     names = [each.name for each in parse_contenders(config(), registry, notes)]
     assert names == ["pyautoattack", "pyautoattack@best"]
     assert "autoattack is not registered here and was left out." in notes
@@ -254,7 +266,7 @@ def test_contenders_take_turns_and_one_that_was_stopped_is_not_repeated(plugin, 
         return measured(contender.name, repeat, 9.0 if slow else 1.0 + repeat, "timeout" if slow else "done")
 
     made = config(contenders="pgd,lab-idle,lab-wrong", plugin=[plugin], out=str(tmp_path / "bench.json"))
-    result = run_bench(made, measure=measure)
+    result = run_timing(made, measure=measure)
     both = ["pgd", "lab-idle"]
     assert order == [
         *((0, name) for name in [*both, "lab-wrong"]),
@@ -264,15 +276,15 @@ def test_contenders_take_turns_and_one_that_was_stopped_is_not_repeated(plugin, 
     assert [each.status for each in result.contenders] == ["done", "done", "timeout"]
     assert [each.ratios[0].median for each in result.contenders[1:]] == [1.0, 9.0]
     assert result.contenders[0].ratios == []
-    kept = BenchResult.model_validate_json((tmp_path / "bench.json").read_text())
+    kept = TimingResult.model_validate_json((tmp_path / "bench.json").read_text())
     assert kept.measurements == result.measurements
 
 
 def test_the_command_says_how_to_run_it_again():
     made = config(norm="L2", contenders="pgd(steps=3),fgsm", timeout=20)
     words = command(made).split()
-    assert words[:3] == ["robustdup", "bench", "eval"]
-    assert build(BenchConfig, overrides=[word.strip("'") for word in words[3:]]) == made
+    assert words[:4] == ["python", "-m", "benchmarks.timing", "eval"]
+    assert build(TimingConfig, overrides=[word.strip("'") for word in words[4:]]) == made
 
 
 def child(text):
