@@ -30,7 +30,7 @@ def test_a_run_leaves_a_record_two_checkpoints_and_their_evaluations(tmp_path):
     record = train(folder)
     assert record.status == "complete"
     # 1,297 images less 97 of validation and their exact duplicates; two epochs of what is left, in batches of 64.
-    entries = 1200 - record.n_kept_out
+    entries = 1200 - record.n_excluded
     assert (record.samples_seen, record.unique_samples_seen) == (2 * entries, entries)
     assert record.steps == -(-2 * entries // 64)
     assert record.n_validation == 97
@@ -93,7 +93,7 @@ def test_images_of_the_test_split_can_leak_in(tmp_path):
     record = train(
         tmp_path / "run", "epochs=1", "evaluate=null", "duplicate.scheme=leak", "duplicate.fraction=0.2"
     )  # fmt: skip
-    entries = 1200 - record.n_kept_out
+    entries = 1200 - record.n_excluded
     assert record.duplication.entries == entries + 100  # a fifth of 500
     assert record.unique_samples_seen == entries + 100
 
@@ -132,7 +132,7 @@ def test_validation_images_are_no_training_images():
     train_rows, held = set(data.entries.source.tolist()), set(data.held_out.index.tolist())
     assert len(held) == 97
     assert not train_rows & held
-    assert len(train_rows) + len(held) + data.n_kept_out == 1297
+    assert len(train_rows) + len(held) + data.n_excluded == 1297
     images = load_images("builtin:digits", DataOptions(split="train"), registry=load_plugins()).images
     torch.testing.assert_close(images[data.held_out.index], data.held_out.images)
     mean = images[sorted(train_rows)].mean()

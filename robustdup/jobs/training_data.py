@@ -21,6 +21,7 @@ from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo
 from robustdup.rng import SampleRng
+from robustdup.training.validation import ValidationSet
 
 IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
 FOR_STATISTICS = 5_000  # images on disk from which mean and deviation are taken
@@ -32,24 +33,15 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The validation images: float32 (V, C, H, W) in [0, 1], labels (V,), and their rows in the split (V,)."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-
-
-@dataclass(frozen=True)
 class TrainingData:
     """The training entries and the validation images, with what the network must fit and the record must say."""
 
     entries: TrainingSet | LoadedSet
-    held_out: HeldOut | None
+    held_out: ValidationSet | None
     plan: DuplicationPlan
     duplication: DuplicationInfo | None
     info: DataInfo
-    n_kept_out: int
+    n_excluded: int
     channels: int
     size: tuple[int, int]
     classes: int
@@ -76,15 +68,15 @@ def prepare_data(
     held = held_out_places(index, count, config.seed)
     kept = torch.ones(len(index), dtype=torch.bool)
     kept[held] = False
-    n_kept_out = 0
+    n_excluded = 0
     if count and not config.keep_near_duplicates:
         say(f"looking for near-duplicates of {count:,} validation images")
         near = _duplicates_of(every, held, kept, registry, events)
         kept[near] = False
-        n_kept_out = len(near)
+        n_excluded = len(near)
     if not kept.any():
         raise UserError(
-            f"No image of {place} is left to train on: {count} are held out and {n_kept_out} are near them."
+            f"No image of {place} is left to train on: {count} are held out and {n_excluded} are near them."
         )
     class_names = list(rows.class_names)
     classes = len(class_names) or int(every.labels.max()) + 1
@@ -97,10 +89,10 @@ def prepare_data(
         revision=getattr(rows, "revision", None) or config.revision, n_total=len(rows), selection=selection,
         image_shape=list(some.shape[1:]), class_names=class_names, fingerprint=_fingerprint(every),
     )  # fmt: skip
-    held_out = HeldOut(_floats(every.take(held)), every.labels[held], index[held]) if count else None
+    held_out = ValidationSet(_floats(every.take(held)), every.labels[held], index[held]) if count else None
     return TrainingData(
         entries=_entries(config, source, classes, plan, other, device), held_out=held_out, plan=plan,
-        duplication=_duplication_info(plan, config), info=info, n_kept_out=n_kept_out, channels=some.shape[1],
+        duplication=_duplication_info(plan, config), info=info, n_excluded=n_excluded, channels=some.shape[1],
         size=(some.shape[2], some.shape[3]), classes=classes, mean=mean, std=std, events=events,
     )  # fmt: skip
 
@@ -278,9 +270,9 @@ def _fingerprint(images: _Images) -> str:
 def _duplication_info(plan: DuplicationPlan, config: TrainConfig) -> DuplicationInfo | None:
     if config.duplicate.scheme == "none":
         return None
-    readings = plan.readings()
+    rates = plan.readings()
     return DuplicationInfo(
-        scheme=plan.scheme, mode=plan.mode, dose=plan.dose, hash=plan.hash, entries=len(plan), unique=readings.unique,
+        scheme=plan.scheme, mode=plan.mode, dose=plan.dose, hash=plan.hash, entries=len(plan), unique=rates.unique,
         near=None if plan.near is None else plan.near.text, as_weights=config.as_weights, options=plan.options,
-        readings=asdict(readings),
+        rates=asdict(rates),
     )  # fmt: skip

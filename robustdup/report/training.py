@@ -117,11 +117,11 @@ def _summary(record: TrainingRecord) -> Panel:
 
 
 def _data(record: TrainingRecord) -> str:
-    kept_out = f", {record.n_kept_out} near-duplicates of them kept out" if record.n_kept_out else ""
+    excluded = f", {record.n_excluded} near-duplicates of them excluded" if record.n_excluded else ""
     entries = (
         record.duplication.entries if record.duplication is not None else record.data.n_total - record.n_validation
     )
-    return f"{record.data.spec}, {record.data.split}: {entries:,} entries; {record.n_validation:,} images validate{kept_out}"
+    return f"{record.data.spec}, {record.data.split}: {entries:,} entries; {record.n_validation:,} images validate{excluded}"
 
 
 def _objective(record: TrainingRecord) -> str:

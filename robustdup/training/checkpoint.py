@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from robustdup.config import TrainConfig
 from robustdup.errors import RunError, UserError
 from robustdup.records import write_atomic
 from robustdup.records.folder import STATE
+from robustdup.training.options import TrainerOptions
+from robustdup.training.parts import Parts
 
 CHECKPOINT_FILE = "checkpoint.pt"
 VERSION = 1
 # Settings under which a run may go on though they differ: they do not change the weights that come out.
 FREE_TO_CHANGE = (
-    "out", "plugin", "device", "threads", "loader_workers", "in_memory", "track", "checkpoint_every", "allow_pickle",
-    "evaluate", "test_split", "test_data", "test_n", "targets",
-)  # fmt: skip
+    "out",
+    "plugin",
+    "device",
+    "threads",
+    "loader_workers",
+    "in_memory",
+    "track",
+    "checkpoint_every",
+    "allow_pickle",
+    "evaluate",
+    "test_split",
+    "test_data",
+    "test_n",
+    "targets",
+)
 
 
 class Checkpoints:
@@ -81,8 +95,12 @@ class Checkpoints:
                     )
 
 
-def identity_of(model: nn.Module, config: TrainConfig, kept: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def identity_of(model: nn.Module, parts: Parts, options: TrainerOptions) -> dict[str, dict[str, Any]]:
     """Return what two runs must share for one to go on from the other's checkpoint."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_TO_CHANGE}
-    return {"architecture": shapes, "configuration": settings, "data": dict(kept)}
+    settings = {**asdict(options), **parts.settings}
+    return {
+        "architecture": shapes,
+        "configuration": {key: value for key, value in settings.items() if key not in FREE_TO_CHANGE},
+        "data": {"entries": parts.entries, **parts.data},
+    }

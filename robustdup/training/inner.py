@@ -34,9 +34,14 @@ T = TypeVar("T")
 
 
 def prepare_inner(
-    text: str, registry: Registry, threat: ThreatModel, *, bn: str = "eval", smoothing: float = 0.0,
+    text: str,
+    registry: Registry,
+    threat: ThreatModel,
+    *,
+    bn: str = "eval",
+    smoothing: float = 0.0,
     micro_batch: int | None = None,
-) -> Inner:  # fmt: skip
+) -> Inner:
     """Return the inner attack that 'pgd(steps=10,step_size=2/255)' or 'torchattacks:PGD(steps=7)' names, checked.
 
     'pgd' is PGD made for training, with the options steps, step_size and random_start; every other registered attack that
@@ -63,9 +68,10 @@ def _bounded(name: str, registry: Registry, threat: ThreatModel) -> AttackSpec:
     spec = registry.get_attack(name)
     if spec.kind != "bounded":
         why = (
-            "looks for the nearest adversarial image, at any distance" if spec.kind == "minimum-norm"
+            "looks for the nearest adversarial image, at any distance"
+            if spec.kind == "minimum-norm"
             else "keeps to no bound"
-        )  # fmt: skip
+        )
         raise UserError(
             f"Attack {name!r} {why}: training needs images within {threat}. Name a bounded attack, such as pgd "
             "('robustdup attacks list' shows the kind of each)."
@@ -96,9 +102,13 @@ class Inner:
     _stale: bool = True
 
     def attach(
-        self, model: nn.Module, images: Tensor, *, fold: bool = True,
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        fold: bool = True,
         compile: Callable[[nn.Module], nn.Module] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Attack this model from now on: the very module that is trained, not one that wraps or compiles it.
 
         `images` (n, C, H, W): a few examples, on the model's device. With `fold`, attacks of robustdup's own run on a
@@ -201,9 +211,15 @@ class InnerAttack:
         self.inner.count += Count(passes, passes)
         with self.inner.network() as network:
             return training_pgd(
-                network, images.detach(), labels, self.threat, rng=self.rng, loss=loss,
-                micro_batch=self.inner.micro_batch, **options,
-            )  # fmt: skip
+                network,
+                images.detach(),
+                labels,
+                self.threat,
+                rng=self.rng,
+                loss=loss,
+                micro_batch=self.inner.micro_batch,
+                **options,
+            )
 
     def _registered(self, images: Tensor, labels: Tensor, loss: RowLoss | None) -> Tensor:
         spec, rng = self.inner.spec, self.rng

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,44 +63,6 @@ class Meter:
         self.rows = state["rows"]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.bad = torch.full((), NEVER, device=self.device)
-
-
-class Clock:
-    """Seconds of training and of validation, over all sessions of a run."""
-
-    def __init__(self) -> None:
-        self.before = self.validation = 0.0
-        self.started = time.perf_counter()
-
-    def start(self) -> None:
-        """Begin to count this session."""
-        self.started = time.perf_counter()
-
-    def load(self, training: float, validation: float) -> None:
-        """Go on from the seconds of earlier sessions."""
-        self.before, self.validation = training, validation
-        self.start()
-
-    @property
-    def session(self) -> float:
-        """Seconds of training in this session."""
-        return time.perf_counter() - self.started
-
-    @property
-    def training(self) -> float:
-        """Seconds of training in all sessions."""
-        return self.before + self.session
-
-    @contextmanager
-    def validating(self) -> Iterator[None]:
-        """Count what happens inside as validation."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            self.validation += spent
-            self.started += spent
 
 
 def peak_memory(device: torch.device) -> int | None:

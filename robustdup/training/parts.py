@@ -1,8 +1,8 @@
-"""What the loop is given, and what it leaves: the parts of a training run, assembled elsewhere, and its outcome."""
+"""What a run of training is given, and what it leaves: its parts, assembled elsewhere, and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,13 +12,11 @@ from robustdup.records import TrainPasses, TrainPoint, TrainProgress, Validation
 from robustdup.rng import SampleRng
 from robustdup.training.inner import Inner
 from robustdup.training.processes import Processes
-from robustdup.training.updates import UpdateRule
-
-Loss = tuple[Tensor, dict[str, Tensor]]  # of a batch: the loss of each sample (n,), and metrics (n,) by name
+from robustdup.training.updates import LossAndMetrics, UpdateRule
 
 
 class TrainBatch(Protocol):
-    """What the loop reads of a batch (`robustdup.data.batches.Batch` is one): n rows, this process' share.
+    """What is read of a batch (`robustdup.data.batches.Batch` is one): n batch rows, this process' share.
 
     `images` (n, C, H, W) float in [0, 1], `labels` (n,), `weights` (n,) or None, `rng` with the keys of the samples.
     """
@@ -32,7 +30,7 @@ class TrainBatch(Protocol):
 class TrainStream(Protocol):
     """Makes the batches of a run: `stream(batch_size, total_samples, start_step, rank=..., processes=...)`.
 
-    Yields (number of the batch, batch) from batch `start_step` on. Batch t holds entries [t * batch_size,
+    Yields (number of the batch, batch) from batch `start_step` on. Batch t holds samples [t * batch_size,
     (t + 1) * batch_size) of the run, the very last one what is left of `total_samples`; of each a process gets its share.
     """
 
@@ -41,43 +39,42 @@ class TrainStream(Protocol):
     ) -> Iterable[tuple[int, TrainBatch]]: ...
 
 
-# A model in eval mode -> (clean accuracy, robust accuracy, rows forward, rows backward), accuracies in [0, 1].
-Validate = Callable[[nn.Module], tuple[float, float, int, int]]
 ShowProgress = Callable[[TrainProgress], None]
 
 
 @dataclass
 class Parts:
-    """What a run is made of. Everything is on the device; the loop changes `model` in place.
+    """What a run is made of. Everything is on the device; `model` is changed in place.
 
     `objective(model, images, labels, *, attack, rng) -> (loss (n,), metrics)` has its options bound, `module` are weights
     that it has of its own and that are trained with the model. `update` makes the optimizer steps of a batch, `inner` its
-    attack (not yet attached: the loop does that). `entries` is the number M of training entries in an epoch. `kept` lists
-    what a checkpoint must share with the run besides its configuration (a data fingerprint, say). `on_best` is
-    given the weights of each new best candidate, in the first process only.
+    attack (not yet attached). `entries` is the number M of training entries in an epoch. A checkpoint must share with the
+    run what `data` lists (a fingerprint, say) and the `settings` of the whole run, but those free to change; trackers are
+    told the settings. `on_best` is given the weights of each new best candidate, in the first process only.
     """
 
     model: nn.Module
-    objective: Callable[..., Loss]
+    objective: Callable[..., LossAndMetrics]
     update: UpdateRule
     inner: Inner
     stream: TrainStream
     entries: int
     module: nn.Module | None = None
     processes: Processes = field(default_factory=Processes)
-    kept: dict[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     on_best: Callable[[dict[str, Tensor]], object] = lambda weights: None
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """What a run leaves.
 
     `status` is "stopped" where the loss or the weights were not finite: `reason` then says where and what to try, and
     `last` holds the weights of the last good checkpoint. `best` and `last` are state dicts on the CPU, of the averaged
     weights where there are any (after `best_step` and `last_step` optimizer steps); without validation they are the
-    same. `samples` entries were seen in `steps` optimizer steps; `seconds` are those of training, `validation_seconds`
-    those of choosing, both over all sessions; `images_per_second` is that of this session. `peak_memory` is in bytes.
+    same. `samples` were seen in `steps` optimizer steps; `seconds` are those of training, `validation_seconds` those of
+    choosing, both over all sessions; `images_per_second` is that of this session. `peak_memory` is in bytes.
     """
 
     status: Literal["complete", "stopped"]

@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.config import BUDGETS, TrainConfig
+from robustdup.config import BUDGETS
 from robustdup.errors import UserError
 from robustdup.training.muon import Muon
+from robustdup.training.options import TrainerOptions
 
 RELATIVE = "relative_lr"  # of a parameter group: its learning rate over the run's
-ONE_CYCLE = (
-    0.3,
-    25.0,
-    1e4,
-)  # torch's OneCycleLR: share in which the rate rises, lr / first rate, first rate / last rate
+# torch's OneCycleLR: share in which the rate rises, lr / first rate, first rate / last rate
+ONE_CYCLE = (0.3, 25.0, 1e4)
 
 
 @dataclass(frozen=True)
@@ -48,54 +46,57 @@ class Budget:
         return min(self.replays, self.steps - batch * self.replays)
 
 
-def make_budget(config: TrainConfig, entries: int, replays: int = 1) -> Budget:
+def make_budget(options: TrainerOptions, entries: int, replays: int = 1) -> Budget:
     """Return the budget of a run over `entries` training entries. Raises UserError unless exactly one is given, above zero.
 
     `epochs` and `samples` count training entries as they are drawn (a replay draws none), `steps` optimizer steps.
     """
-    given = config.budget()
+    given = options.budget()
     if len(given) != 1:
         both = " and ".join(f"{name}={value}" for name, value in given.items())
-        raise UserError(f"Give one budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}; got {both or 'none'}.")
+        raise UserError(
+            f"Give one budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}; got {both or 'none'}.", code="bad-budget"
+        )
     if entries < 1:
-        raise UserError("There are no training entries left to train on.")
+        raise UserError("There are no training entries left to train on.", code="no-data")
     name, value = next(iter(given.items()))
     if name == "steps":
-        steps, samples = int(value), -(-int(value) // replays) * config.batch_size
+        steps, samples = int(value), -(-int(value) // replays) * options.batch_size
     else:
         samples = round(value * entries) if name == "epochs" else int(value)
-        steps = -(-samples // config.batch_size) * replays
+        steps = -(-samples // options.batch_size) * replays
     if samples < 1:
-        raise UserError(f"A budget of {name}={value} trains on nothing: it must be at least one step.")
-    return Budget(samples, steps, config.batch_size, replays)
+        message = f"A budget of {name}={value} trains on nothing: it must be at least one step."
+        raise UserError(message, code="bad-budget")
+    return Budget(samples, steps, options.batch_size, replays)
 
 
-def rate_over(config: TrainConfig, steps: int) -> Callable[[int], float]:
+def rate_over(options: TrainerOptions, steps: int) -> Callable[[int], float]:
     """Return the learning rate as a pure function of the optimizer steps already made, for a budget of `steps`.
 
     After warm-up (linear, up to `lr` at its last step), cosine and linear fall to 0 as torch's CosineAnnealingLR and
     LinearLR do, piecewise divides by ten at the milestones (MultiStepLR); one-cycle is torch's OneCycleLR, whose rise is
     the warm-up. Past the end of a schedule the last rate stays. https://docs.pytorch.org/docs/stable/optim.html
     """
-    total = steps if config.schedule_steps is None else config.schedule_steps
+    total = steps if options.schedule_steps is None else options.schedule_steps
     if total < 1:
-        raise UserError(f"schedule_steps must be at least 1, got {total}.")
-    if config.schedule == "one-cycle":
-        return lambda step: config.lr * _one_cycle(min(step, total - 1), total, config.warmup or ONE_CYCLE[0])
-    warm = round(config.warmup * total)
+        raise UserError(f"schedule_steps must be at least 1, got {total}.", code="bad-value")
+    if options.schedule == "one-cycle":
+        return lambda step: options.lr * _one_cycle(min(step, total - 1), total, options.warmup or ONE_CYCLE[0])
+    warm = round(options.warmup * total)
 
     def rate(step: int) -> float:
         step = min(step, total - 1)
         if step < warm:
-            return config.lr * (step + 1) / warm
+            return options.lr * (step + 1) / warm
         share = (step - warm) / (total - warm)
-        if config.schedule == "cosine":
-            return config.lr * (1 + math.cos(math.pi * share)) / 2
-        if config.schedule == "linear":
-            return config.lr * (1 - share)
-        if config.schedule == "piecewise":
-            return config.lr * 0.1 ** sum(step >= round(at * total) for at in config.milestones)
-        return config.lr
+        if options.schedule == "cosine":
+            return options.lr * (1 + math.cos(math.pi * share)) / 2
+        if options.schedule == "linear":
+            return options.lr * (1 - share)
+        if options.schedule == "piecewise":
+            return options.lr * 0.1 ** sum(step >= round(milestone * total) for milestone in options.milestones)
+        return options.lr
 
     return rate
 
@@ -111,7 +112,7 @@ def _one_cycle(step: int, total: int, rise: float) -> float:
     return high + (low - high) * (1 + math.cos(math.pi * share)) / 2
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, options: TrainerOptions) -> torch.optim.Optimizer:
     """Return SGD (Nesterov where there is momentum), AdamW or Muon over the model's parameters that are trained.
 
     Muon takes the weights of layers without a bias, which a normalisation follows, at `muon_lr`; SGD the rest. Without
@@ -119,35 +120,36 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise UserError("The model has no parameters to train.")
-    orthogonal = _before_normalisation(model) if config.optimizer == "muon" else []
+        raise UserError("The model has no parameters to train.", code="bad-model")
+    orthogonal = _before_normalisation(model) if options.optimizer == "muon" else []
     rest = [p for p in trained if all(p is not other for other in orthogonal)]
-    decayed = [p for p in rest if config.decay_all or p.ndim > 1]
-    kept = [p for p in rest if not (config.decay_all or p.ndim > 1)]
+    decayed = [p for p in rest if options.decay_all or p.ndim > 1]
+    kept = [p for p in rest if not (options.decay_all or p.ndim > 1)]
     groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, config.weight_decay), (kept, 0.0))
+        for params, decay in ((decayed, options.weight_decay), (kept, 0.0))
         if params
     ]
-    if config.optimizer == "muon":
-        share = config.muon_lr / config.lr
-        groups.append({"params": orthogonal, "orthogonal": True, RELATIVE: share, "lr": config.muon_lr})
-        return Muon(groups, lr=config.lr, momentum=config.momentum)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    if options.optimizer == "muon":
+        share = options.muon_lr / options.lr
+        groups.append({"params": orthogonal, "orthogonal": True, RELATIVE: share, "lr": options.muon_lr})
+        return Muon(groups, lr=options.lr, momentum=options.momentum)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
 
 
 def _before_normalisation(model: nn.Module) -> list[Tensor]:
     """Return the weights of convolutions and linear layers without a bias. Raises UserError where there are none."""
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is None]
-    found = [layer.weight for layer in layers if layer.weight.requires_grad]
-    if not found:
+    weights = [layer.weight for layer in layers if layer.weight.requires_grad]
+    if not weights:
         raise UserError(
             "optimizer = muon is for layers that a normalisation follows (those without a bias); this model has none. "
-            "Use sgd or adamw."
+            "Use sgd or adamw.",
+            code="bad-model",
         )
-    return found
+    return weights
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,32 +13,37 @@ from typing import Any
 import torch
 
 from robustdup.attacks.isolation import isolated
-from robustdup.config import TrainConfig
 from robustdup.errors import Unavailable, unknown
+from robustdup.training.options import TrainerOptions
 from robustdup.training.processes import Processes
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name: package
 Log = Callable[[Mapping[str, float], int], None]
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
 class Session:
     """`autocast()` is the precision in which an objective computes, `log(values, step)` goes to the trackers."""
 
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    autocast: Autocast = contextlib.nullcontext
     log: Log = lambda values, step: None
 
 
 @contextlib.contextmanager
 def open_session(
-    config: TrainConfig, device: torch.device, folder: Path | None, processes: Processes
+    options: TrainerOptions,
+    device: torch.device,
+    folder: Path | None,
+    processes: Processes,
+    settings: Mapping[str, Any],
 ) -> Iterator[Session]:
     """Set precision, threads and trackers for a run; whatever happens in it, everything global is as before at its end.
 
-    Raises UserError for a tracker that is unknown or not installed.
-    https://huggingface.co/docs/accelerate/package_reference/accelerator
+    Trackers are told the `settings` of the whole run, and write into `folder`. Raises UserError for a tracker that is
+    unknown or not installed.
     """
-    trackers = check_trackers(config.track)
+    trackers = check_trackers(options.track)
     threads = torch.get_num_threads()
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with contextlib.ExitStack() as stack:
@@ -45,37 +51,40 @@ def open_session(
         stack.callback(torch.set_num_threads, threads)
         stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
         stack.callback(torch.set_float32_matmul_precision, matmul)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
         torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have one shape; `isolated` puts it back
-        if config.precision != "bf16" and not trackers:
-            yield Session()
+        autocast: Autocast = contextlib.nullcontext
+        if options.precision == "bf16":
+            autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
+        if not trackers:
+            yield Session(autocast)
             return
-        yield stack.enter_context(_accelerated(config, device, folder, processes, trackers))
+        place = (folder or Path(".")) / "tracking"
+        yield Session(autocast, stack.enter_context(_tracked(trackers, device, place, processes, settings)))
 
 
 @contextlib.contextmanager
-def _accelerated(
-    config: TrainConfig, device: torch.device, folder: Path | None, processes: Processes, trackers: list[str]
-) -> Iterator[Session]:
+def _tracked(
+    trackers: list[str], device: torch.device, place: Path, processes: Processes, settings: Mapping[str, Any]
+) -> Iterator[Log]:
+    """Open the trackers, and give the function that logs to all of them.
+
+    https://huggingface.co/docs/accelerate/usage_guides/tracking
+    """
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 
     alone = not PartialState._shared_state  # accelerate's state is global: ours must not decide for a caller's
-    place = str((folder or Path(".")) / "tracking")
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=device.type == "cpu",
-        log_with=trackers or None, project_dir=place if trackers else None,
-    )  # fmt: skip
+    accelerator = Accelerator(cpu=device.type == "cpu", log_with=trackers, project_dir=str(place))
     try:
-        if trackers:
-            accelerator.init_trackers("robustdup", config=_flat(config))
-        yield Session(accelerator.autocast, lambda values, step: accelerator.log(dict(values), step=step))
-        if trackers:
-            for tracker in accelerator.trackers:
-                tracker.finish()
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()}
+        accelerator.init_trackers("robustdup", config=plain)
+        yield lambda values, step: accelerator.log(dict(values), step=step)
+        for tracker in accelerator.trackers:
+            tracker.finish()
     finally:
         AcceleratorState._reset_state(reset_partial_state=alone and processes.count == 1)
 
@@ -89,9 +98,3 @@ def check_trackers(text: str) -> list[str]:
         if importlib.util.find_spec(TRACKERS[name]) is None:
             raise Unavailable(f"The tracker {name!r} is not installed: pip install {TRACKERS[name]}.")
     return names
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as trackers take it: numbers and texts."""
-    content = config.model_dump(mode="json")
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in content.items()}

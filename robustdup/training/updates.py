@@ -21,10 +21,11 @@ from robustdup.plugins import ObjectiveSpec
 from robustdup.plugins.options import check_keywords
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import frozen_statistics
-from robustdup.training.objectives.terms import Metrics
 from robustdup.training.pgd import into_ball
 
 Parameters = Sequence[nn.Parameter]
+Metrics = dict[str, Tensor]
+LossAndMetrics = tuple[Tensor, Metrics]
 
 
 def _nothing(*_: Any) -> None:
@@ -36,7 +37,7 @@ def _same(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
+class UpdateTask:
     """What an update rule works with: one batch, and the loop's hooks.
 
     `loss_of(shift)` puts the model through the objective at the images, moved by `shift` (n, C, H, W) inside the box where
@@ -44,12 +45,13 @@ class Batch:
     (n,)). `reduce` sums the gradients (`.grad`) of parameters over processes, in place. `clip` limits gradients before an
     optimizer step. `stepped` is called after each optimizer step, when the weights are final: schedule, averages, counts.
     `first` is the place of this process's first image among the `rows` of the whole batch (0: as many as here), and
-    `whole` makes of values (n, ...) of its images those of all (rows, ...).
+    `whole` makes of values (n, ...) of its images those of all (rows, ...). `replays` limits the steps of a rule that
+    makes several: the last batch of a budget in steps may have fewer (0: as many as the rule makes).
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    loss_of: Callable[[Tensor | None], tuple[Tensor, Metrics]]
+    loss_of: Callable[[Tensor | None], LossAndMetrics]
     images: Tensor
     reduce: Callable[[Parameters], None] = _nothing
     clip: Callable[[Parameters], None] = _nothing
@@ -57,13 +59,14 @@ class Batch:
     first: int = 0
     rows: int = 0
     whole: Callable[[Tensor], Tensor] = _same
+    replays: int = 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that the optimizer moves."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def gradients(self, shift: Tensor | None = None) -> tuple[Tensor, Metrics]:
+    def gradients(self, shift: Tensor | None = None) -> LossAndMetrics:
         """Fill `.grad` with the gradient of the loss over all processes; return the (loss, metrics) of this one, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self.loss_of(shift)
@@ -83,7 +86,7 @@ class UpdateRule(Protocol):
 
     steps: int
 
-    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def step(self, task: UpdateTask) -> LossAndMetrics:
         """Train on one batch."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,11 +101,11 @@ class Plain:
 
     steps = 1
 
-    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def step(self, task: UpdateTask) -> LossAndMetrics:
         """Step once along the gradient of the objective."""
-        found = batch.gradients()
-        batch.apply()
-        return found
+        loss, metrics = task.gradients()
+        task.apply()
+        return loss, metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept."""
@@ -125,23 +128,26 @@ class Awp:
 
     def __init__(self, gamma: float = 0.005, warmup: int = 0) -> None:
         if gamma <= 0 or warmup < 0:
-            raise UserError(f"awp: gamma must be above 0 and warmup 0 or more, got gamma={gamma}, warmup={warmup}.")
+            raise UserError(
+                f"awp: gamma must be above 0 and warmup 0 or more, got gamma={gamma}, warmup={warmup}.",
+                code="bad-value",
+            )
         self.gamma = gamma
         self.warmup = warmup
         self.taken = 0
 
-    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def step(self, task: UpdateTask) -> LossAndMetrics:
         """Climb in weight space, take the gradient there, go back and step."""
         if self.taken < self.warmup:
-            found = batch.gradients()
+            loss, metrics = task.gradients()
         else:
-            with frozen_statistics(batch.model):
-                batch.gradients()
-            with self._perturbed(batch.model):
-                found = batch.gradients()
+            with frozen_statistics(task.model):
+                task.gradients()
+            with self._perturbed(task.model):
+                loss, metrics = task.gradients()
         self.taken += 1
-        batch.apply()
-        return found
+        task.apply()
+        return loss, metrics
 
     @contextmanager
     def _perturbed(self, model: nn.Module) -> Iterator[None]:
@@ -175,30 +181,31 @@ class Free:
 
     def __init__(self, threat: ThreatModel, replays: int = 8) -> None:
         if replays < 1:
-            raise UserError(f"free: replays must be at least 1, got {replays}.")
+            raise UserError(f"free: replays must be at least 1, got {replays}.", code="bad-value")
         self.steps = replays
         self.threat = threat
         self.shift: Tensor | None = None
 
-    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def step(self, task: UpdateTask) -> LossAndMetrics:
         """Step on the batch again and again, each time at images moved further; metrics are means over the replays."""
-        rows = batch.rows or len(batch.images)
-        carried = self._carried(batch.images, rows)
-        mine = carried[batch.first : batch.first + len(batch.images)].clone()
+        rows = task.rows or len(task.images)
+        carried = self._carried(task.images, rows)
+        moved = carried[task.first : task.first + len(task.images)].clone()
         losses, sums = [], dict[str, Tensor]()
-        for _ in range(self.steps):
-            shift = mine.clone().requires_grad_(True)
-            loss, metrics = batch.gradients(shift)
+        replays = task.replays or self.steps
+        for _ in range(replays):
+            shift = moved.clone().requires_grad_(True)
+            loss, metrics = task.gradients(shift)
             losses.append(loss)
             for name, values in metrics.items():
                 sums[name] = sums[name] + values if name in sums else values
             with torch.no_grad():
-                up = ascent(batch.images, _gradient_of(shift), self.threat)
-                mine = into_ball(shift + self.threat.radius * up, self.threat)
-            batch.apply()
-        carried[:rows] = batch.whole(mine)
+                up = ascent(task.images, _gradient_of(shift), self.threat)
+                moved = into_ball(shift + self.threat.radius * up, self.threat)
+            task.apply()
+        carried[:rows] = task.whole(moved)
         self.shift = carried
-        return torch.stack(losses).mean(), {name: values / self.steps for name, values in sums.items()}
+        return torch.stack(losses).mean(), {name: values / replays for name, values in sums.items()}
 
     def _carried(self, images: Tensor, rows: int) -> Tensor:
         """Return the perturbations so far, zeros where a batch of `rows` has more places than those before."""
@@ -229,9 +236,15 @@ def make_update(text: str, objective: ObjectiveSpec, options: Mapping[str, Any],
         raise unknown("update rule", name, RULES)
     needed = objective.update
     if needed and name not in ("plain", needed):
-        raise UserError(f"The objective {objective.name!r} brings its own update rule and does not go with {name!r}.")
+        raise UserError(
+            f"The objective {objective.name!r} brings its own update rule and does not go with {name!r}.",
+            code="options-conflict",
+        )
     if name == "free" and needed != "free":
-        raise UserError(f"The update rule 'free' goes with the objective 'free' alone, not with {objective.name!r}.")
+        raise UserError(
+            f"The update rule 'free' goes with the objective 'free' alone, not with {objective.name!r}.",
+            code="options-conflict",
+        )
     rule = RULES[needed or name]
     known = {option: p for option, p in signature(rule).parameters.items() if option != "threat"}
     brought = {option: value for option, value in options.items() if needed and option in known}

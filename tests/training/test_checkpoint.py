@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, UserError
 from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, Checkpoints
 from robustdup.training.inner import prepare_inner
-from robustdup.training.loop import run_training
-from robustdup.training.objectives.pgd_at import pgd_at
+from robustdup.training.loop import fit
+from robustdup.training.objectives.adversarial import pgd_at
+from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
 
@@ -55,7 +55,7 @@ def make_parts(update="plain", width=4):
 
 def config(**options):
     usual = {"steps": 40, "batch_size": 16, "checkpoint_every": 4, "validate_every": 9, "ema": 0.9, "swa": 0.5}
-    return TrainConfig(**({"data": "given"} | usual | options))
+    return TrainerOptions(**(usual | options))
 
 
 def validate(model):
@@ -65,7 +65,7 @@ def validate(model):
 
 
 def train(parts, options=None, **more):
-    return run_training(parts, options or config(), device=torch.device("cpu"), validate=validate, **more)
+    return fit(parts, options or config(), device=torch.device("cpu"), validate=validate, **more)
 
 
 def cut_at(step):
@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(update, optimizer, tmp_pat
     whole = train(make_parts(update), options)
     for step in (1, 6, 17, 18, 33, 39):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("robustdup.training.run.SHOWN", 0.0)
+            patch.setattr("robustdup.training.events.SHOWN", 0.0)
             with pytest.raises(Cut):
                 train(make_parts(update), options, folder=tmp_path, resume=True, progress=cut_at(step))
     out = train(make_parts(update), options, folder=tmp_path, resume=True)
@@ -108,7 +108,7 @@ def test_a_run_goes_on_where_checkpoints_come_by_the_clock(tmp_path, monkeypatch
     """The first checkpoint, then one at each candidate, and none for a while after the run went on."""
     options = config(checkpoint_every=None)
     whole = train(make_parts(), options)
-    monkeypatch.setattr("robustdup.training.run.SHOWN", 0.0)
+    monkeypatch.setattr("robustdup.training.events.SHOWN", 0.0)
     for step in (3, 12, 30):
         with pytest.raises(Cut):
             train(make_parts(), options, folder=tmp_path, resume=True, progress=cut_at(step))
@@ -187,14 +187,20 @@ def test_the_checkpoint_of_another_configuration(options, message, tmp_path):
 def test_the_checkpoint_of_other_data(tmp_path):
     train(make_parts(), config(steps=2), folder=tmp_path)
     parts = make_parts()
-    parts.kept = {"plan": "abc"}
+    parts.data = {"plan": "abc"}
     with pytest.raises(UserError, match="another data: plan is missing there and abc here"):
         train(parts, config(steps=2), folder=tmp_path, resume=True)
 
 
 def test_what_does_not_change_the_weights_may_change(tmp_path):
     train(make_parts(), config(steps=2), folder=tmp_path)
-    assert start_again(tmp_path, config(steps=2, checkpoint_every=1, threads=1, out="elsewhere")).status == "complete"
+    parts = make_parts()
+    parts.settings = {"out": "elsewhere", "evaluate": "fgsm"}
+    result = train(parts, config(steps=2, checkpoint_every=1, threads=1), folder=tmp_path, resume=True)
+    assert result.status == "complete"
+    parts.settings = {"padding": 1}
+    with pytest.raises(UserError, match="another configuration: padding is missing there and 1 here"):
+        train(parts, config(steps=2), folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file"])
@@ -240,7 +246,7 @@ def test_checkpoints_come_after_a_minute_of_work(monkeypatch, tmp_path):
     parts.objective = slow
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Checkpoints, "save", lambda self, state: saves.append(state["step"]))
-    run_training(parts, config(checkpoint_every=None), device=torch.device("cpu"), folder=tmp_path)
+    fit(parts, config(checkpoint_every=None), device=torch.device("cpu"), folder=tmp_path)
     assert saves == [0, 9, 18, 27, 36, 40]
 
 

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
 from robustdup.plugins import AttackSpec, Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
-from robustdup.training.loop import run_training
-from robustdup.training.objectives.pgd_at import pgd_at
-from robustdup.training.objectives.standard import standard
+from robustdup.training.loop import fit
+from robustdup.training.objectives.adversarial import pgd_at, standard
+from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
-from robustdup.training.run import Run
 from robustdup.training.schedule import rate_over
+from robustdup.training.trainer import Trainer
 from robustdup.training.updates import Free, Plain
 
 CPU = torch.device("cpu")
@@ -46,13 +45,11 @@ def make_parts(model=None, objective=standard, update=None, n=48, **options):
 
 def config(**options):
     usual = {"batch_size": 16, "lr": 0.05, "compile": "off", "weight_decay": 0.0}
-    return TrainConfig(
-        **({"data": "given"} | usual | ({} if {"epochs", "samples"} & set(options) else {"steps": 12}) | options)
-    )
+    return TrainerOptions(**(usual | ({} if {"epochs", "samples"} & set(options) else {"steps": 12}) | options))
 
 
 def train(parts, options=None, **more):
-    return run_training(parts, options or config(), device=CPU, **more)
+    return fit(parts, options or config(), device=CPU, **more)
 
 
 def linear():
@@ -273,23 +270,22 @@ def test_a_device_that_is_gone_leaves_the_last_checkpoint(device, error, message
     def objective(model, images, labels, *, attack, rng):
         calls.append(1)
         if len(calls) == 4:
-            run.device = torch.device(device)  # no GPU is needed to see what is said of one
+            started[0].device = torch.device(device)  # no GPU is needed to see what is said of one
             raise RuntimeError(f"{error}\nCUDA kernel errors might be reported asynchronously")
         return standard(model, images, labels, attack=attack, rng=rng)
 
-    def remember(self, *arguments):
-        nonlocal run
-        run = self
-        begin(self, *arguments)
+    def remember(trainer):
+        started.append(trainer)
+        start(trainer)
 
-    run, begin = None, Run.begin
-    monkeypatch.setattr(Run, "begin", remember)
+    started, start = [], Trainer.start
+    monkeypatch.setattr(Trainer, "start", remember)
     with pytest.raises(RunError) as caught:
         train(make_parts(objective=objective), config(checkpoint_every=2), folder=tmp_path)
     assert str(caught.value).startswith(message)
     assert str(caught.value).endswith("The last checkpoint is kept: go on with --resume.")
     assert "asynchronously" not in str(caught.value)
-    monkeypatch.setattr(Run, "begin", begin)
+    monkeypatch.setattr(Trainer, "start", start)
     out = train(make_parts(), config(checkpoint_every=2), folder=tmp_path, resume=True)
     assert "Resumed after step 2." in out.events
     whole = train(make_parts(), config()).last

@@ -6,6 +6,7 @@ from torch import nn
 
 from robustdup.config import TrainConfig, build
 from robustdup.errors import UserError
+from robustdup.jobs.training import trainer_options
 from robustdup.training.muon import Muon, orthogonalised
 from robustdup.training.schedule import make_optimizer, set_rate
 
@@ -66,8 +67,9 @@ def test_the_configuration_gives_muon_to_layers_without_a_bias():
     config = build(
         TrainConfig, overrides=["data=given", "optimizer=muon", "lr=0.2", "muon_lr=0.04", "weight_decay=0.01"]
     )
+    options = trainer_options(config, threads=1)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, options)
     set_rate(optimizer, 0.1)
     groups = {
         tuple(p.shape): (group["lr"], group["weight_decay"])
@@ -78,4 +80,4 @@ def test_the_configuration_gives_muon_to_layers_without_a_bias():
     assert groups[2, 4] == (pytest.approx(0.1), 0.01)
     assert len([p for group in optimizer.param_groups for p in group["params"]]) == len(list(model.parameters()))
     with pytest.raises(UserError, match="this model has none. Use sgd"):
-        make_optimizer(nn.Linear(2, 2), config)
+        make_optimizer(nn.Linear(2, 2), options)

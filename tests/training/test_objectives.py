@@ -12,9 +12,8 @@ from robustdup.plugins import ObjectiveSpec, Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import check_model, find_objective
-from robustdup.training.objectives.mart import mart_loss
+from robustdup.training.objectives.adversarial import divergence, mart_loss
 from robustdup.training.objectives.morel import Embedding, multi_positive_contrast
-from robustdup.training.objectives.terms import divergence
 from tests.networks import resnet
 
 EPS = 0.1

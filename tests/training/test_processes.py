@@ -12,16 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from robustdup.config import TrainConfig
 from robustdup.data.batches import Stream, TrainingSet
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
 from robustdup.training.inner import prepare_inner
-from robustdup.training.loop import run_training
-from robustdup.training.objectives.free import free
-from robustdup.training.objectives.pgd_at import pgd_at
-from robustdup.training.objectives.trades import trades
+from robustdup.training.loop import fit
+from robustdup.training.objectives.adversarial import free, pgd_at, trades
+from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.processes import Processes, open_processes, whole_batch_norm
 from robustdup.training.updates import Awp, Free, Plain
@@ -75,9 +73,7 @@ def train(processes, *, norm, objective=pgd_at, update=Plain, folder=None, broke
         assert processes.first
         return 0.5, float(next(model.parameters()).detach().double().sum()), 3, 2
 
-    out = run_training(
-        parts, TrainConfig(**({"data": "given"} | options)), device=CPU, validate=validate, folder=folder
-    )
+    out = fit(parts, TrainerOptions(**(options)), device=CPU, validate=validate, folder=folder)
     return {
         "losses": [point.loss for point in out.curve], "accuracies": [point.accuracy for point in out.curve],
         "robust": [point.robust_accuracy for point in out.validation], "last": out.last, "best": out.best,

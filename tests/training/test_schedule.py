@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_rates
 
-from robustdup.config import TrainConfig
 from robustdup.errors import UserError
+from robustdup.training.options import TrainerOptions
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over
 
 
 def budget(entries, replays=1, **options):
-    return make_budget(TrainConfig(data="given", **options), entries, replays)
+    return make_budget(TrainerOptions(**options), entries, replays)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_batches_add_up_to_the_budget(entries, replays, batch_size, name, value)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 1, "steps": 5}, "Give one budget: epochs, steps or samples; got epochs=1.0 and steps=5."),
+        ({"epochs": 1.0, "steps": 5}, "Give one budget: epochs, steps or samples; got epochs=1.0 and steps=5."),
         ({"steps": 0}, "A budget of steps=0 trains on nothing"),
         ({"samples": -3}, "A budget of samples=-3 trains on nothing"),
         ({"epochs": 0.0001}, "A budget of epochs=0.0001 trains on nothing"),
@@ -108,39 +108,39 @@ def warm_cosine(optimizer):
 )
 def test_rates_are_those_of_torch(options, make):
     steps = 41 if options["schedule"] == "one-cycle" else 40
-    rate = rate_over(TrainConfig(data="given", lr=0.2, **options), steps)
+    rate = rate_over(TrainerOptions(lr=0.2, **options), steps)
     assert [rate(step) for step in range(steps)] == pytest.approx(rates_of_torch(make, steps, 0.2), rel=1e-6, abs=1e-12)
 
 
 def test_a_schedule_of_its_own_length():
-    longer = rate_over(TrainConfig(data="given", schedule="cosine", schedule_steps=100), 50)
+    longer = rate_over(TrainerOptions(schedule="cosine", schedule_steps=100), 50)
     assert longer(50) == pytest.approx(0.05)
-    shorter = rate_over(TrainConfig(data="given", schedule="linear", schedule_steps=10), 50)
+    shorter = rate_over(TrainerOptions(schedule="linear", schedule_steps=10), 50)
     assert shorter(9) == shorter(49) == pytest.approx(0.01)
     with pytest.raises(UserError, match="schedule_steps must be at least 1, got 0"):
-        rate_over(TrainConfig(data="given", schedule_steps=0), 50)
+        rate_over(TrainerOptions(schedule_steps=0), 50)
 
 
 @given(
     st.sampled_from(["cosine", "one-cycle", "linear", "piecewise", "constant"]), st.integers(1, 60), st.floats(0, 0.99)
 )
 def test_rates_stay_between_zero_and_the_largest(schedule, steps, warmup):
-    rate = rate_over(TrainConfig(data="given", schedule=schedule, warmup=warmup, lr=0.3), steps)
+    rate = rate_over(TrainerOptions(schedule=schedule, warmup=warmup, lr=0.3), steps)
     assert all(0 <= rate(step) <= 0.3 + 1e-9 for step in range(steps + 1))
 
 
 def test_biases_and_norms_do_not_decay_where_asked():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten())
-    optimizer = make_optimizer(model, TrainConfig(data="given", decay_all=False, weight_decay=0.01, momentum=0.8))
+    optimizer = make_optimizer(model, TrainerOptions(decay_all=False, weight_decay=0.01, momentum=0.8))
     decayed, kept = optimizer.param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 1, 3, 3)]
     assert len(kept["params"]) == 3
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
     assert (decayed["nesterov"], decayed["momentum"]) == (True, 0.8)
-    assert len(make_optimizer(model, TrainConfig(data="given")).param_groups) == 1
-    assert isinstance(make_optimizer(model, TrainConfig(data="given", optimizer="adamw")), torch.optim.AdamW)
+    assert len(make_optimizer(model, TrainerOptions()).param_groups) == 1
+    assert isinstance(make_optimizer(model, TrainerOptions(optimizer="adamw")), torch.optim.AdamW)
 
 
 def test_nothing_to_train():
     with pytest.raises(UserError, match="no parameters to train"):
-        make_optimizer(torch.nn.Flatten(), TrainConfig(data="given"))
+        make_optimizer(torch.nn.Flatten(), TrainerOptions())

@@ -10,7 +10,7 @@ from robustdup.plugins import Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import find_objective
-from robustdup.training.updates import Awp, Batch, Free, Plain, make_update
+from robustdup.training.updates import Awp, Free, Plain, UpdateTask, make_update
 from tests.networks import resnet
 
 LINF = ThreatModel("Linf", "0.1")
@@ -41,7 +41,7 @@ def make_batch(model, optimizer, images, loss, **hooks):
         each = loss(moved)
         return each.mean(), {"correct": (each.detach() > 0).float()}
 
-    return Batch(model, optimizer, loss_of, images, **hooks)
+    return UpdateTask(model, optimizer, loss_of, images, **hooks)
 
 
 def test_plain_is_one_gradient_step():
@@ -124,7 +124,7 @@ def test_awp_updates_running_statistics_once_and_attacks_once():
 
     norm = model.body[1]
     assert int(norm.num_batches_tracked) == 0
-    Awp().step(Batch(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_of, images))
+    Awp().step(UpdateTask(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_of, images))
     assert int(norm.num_batches_tracked) == 1
     assert len(seen) == 2
     assert seen[0] is seen[1]
@@ -242,7 +242,7 @@ def test_two_halves_that_are_summed_equal_the_whole():
         return each.sum() / 6, {"correct": each.detach()}
 
     optimizer = torch.optim.SGD(half.parameters(), lr=0.2)
-    Awp(gamma=0.1).step(Batch(half, optimizer, loss_of, images[:3], reduce=add_other_half))
+    Awp(gamma=0.1).step(UpdateTask(half, optimizer, loss_of, images[:3], reduce=add_other_half))
     torch.testing.assert_close(half.weight, whole.weight)
 
 

@@ -307,7 +307,7 @@ def _duplication(record: TrainingRecord) -> Section | None:
         "Entries": f"{whole(found.entries)}, of {plural(found.unique, 'different image')}",
         "Plan": found.hash,
     }
-    facts |= {key.replace("_", " "): str(value) for key, value in {**found.options, **found.readings}.items()}
+    facts |= {key.replace("_", " "): str(value) for key, value in {**found.options, **found.rates}.items()}
     return Section("duplication", "Duplication", "sections/facts.html.j2", lead, facts)
 
 

@@ -19,34 +19,56 @@ def register_objectives(registry: Registry) -> None:
     """Register the objectives that come with robustdup; none of them is imported."""
     here = "robustdup.training.objectives"
     registry.add_objective(
-        "standard", f"{here}.standard:standard", attacks=False, description="Cross-entropy on the images as they are."
+        "standard",
+        f"{here}.adversarial:standard",
+        attacks=False,
+        description="Cross-entropy on the images as they are.",
     )
     registry.add_objective(
-        "pgd_at", f"{here}.pgd_at:pgd_at", description="Cross-entropy on adversarial images.",
+        "pgd_at",
+        f"{here}.adversarial:pgd_at",
+        description="Cross-entropy on adversarial images.",
         url="https://arxiv.org/abs/1706.06083",
-    )  # fmt: skip
+    )
     registry.add_objective(
-        "trades", f"{here}.trades:trades", check=f"{here}.terms:check_beta", url="https://arxiv.org/abs/1901.08573",
+        "trades",
+        f"{here}.adversarial:trades",
+        check=f"{here}.adversarial:check_beta",
+        url="https://arxiv.org/abs/1901.08573",
         description="Cross-entropy on clean images, and how far adversarial answers drift from clean ones.",
-    )  # fmt: skip
+    )
     registry.add_objective(
-        "mart", f"{here}.mart:mart", check=f"{here}.terms:check_beta", url="https://openreview.net/forum?id=rklOg6EFwS",
+        "mart",
+        f"{here}.adversarial:mart",
+        check=f"{here}.adversarial:check_beta",
+        url="https://openreview.net/forum?id=rklOg6EFwS",
         description="Boosted cross-entropy on adversarial images, and drift weighed by how unsure the clean answer is.",
-    )  # fmt: skip
+    )
     registry.add_objective(
-        "free", f"{here}.free:free", update="free", attacks=False, url="https://arxiv.org/abs/1904.12843",
+        "free",
+        f"{here}.adversarial:free",
+        update="free",
+        attacks=False,
+        url="https://arxiv.org/abs/1904.12843",
         description="Several steps on each batch, whose backward passes also move the images.",
-    )  # fmt: skip
+    )
     registry.add_objective(
-        "n_fgsm", f"{here}.n_fgsm:n_fgsm", attacks=False, check=f"{here}.n_fgsm:check_n_fgsm",
+        "n_fgsm",
+        f"{here}.adversarial:n_fgsm",
+        attacks=False,
+        check=f"{here}.adversarial:check_n_fgsm",
         url="https://arxiv.org/abs/2202.01181",
         description="Cross-entropy on images moved by strong noise and one gradient step.",
-    )  # fmt: skip
+    )
     registry.add_objective(
-        "morel", f"{here}.morel:morel", features=True, module=f"{here}.morel:morel_module",
-        check=f"{here}.morel:check_morel", url="https://arxiv.org/abs/2410.01697",
+        "morel",
+        f"{here}.morel:morel",
+        features=True,
+        module=f"{here}.morel:morel_module",
+        check=f"{here}.morel:check_morel",
+        url="https://arxiv.org/abs/2410.01697",
         description="MART or TRADES, with clean, adversarial and same-class features drawn together.",
-    )  # fmt: skip
+    )
 
 
 def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[str, Any]]:

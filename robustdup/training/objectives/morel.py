@@ -23,9 +23,8 @@ from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from robustdup.training.inner import InnerAttack
 from robustdup.training.modes import inner_mode
-from robustdup.training.objectives.mart import mart_loss
-from robustdup.training.objectives.terms import Outcome, check_beta, correct
-from robustdup.training.objectives.trades import drift_from, trades_loss
+from robustdup.training.objectives.adversarial import check_beta, correct, divergence_from_clean, mart_loss, trades_loss
+from robustdup.training.updates import LossAndMetrics
 
 CONE = 2e-5  # the augmentation of the paper's conic scalarisation
 
@@ -57,31 +56,48 @@ def morel_module(model: nn.Module, images: Tensor, *, width: int = 128, heads: i
 
 def check_morel(
     *, beta: float, preference: float, alpha: float, temperature: float, width: int, heads: int, **_: Any
-) -> None:  # fmt: skip
+) -> None:
     """Raise UserError for values that cannot be."""
     check_beta(beta=beta)
     if not 0 <= preference <= 1:
-        raise UserError(f"morel: preference, the share of the features, lies between 0 and 1; got {preference:g}.")
+        raise UserError(
+            f"morel: preference, the share of the features, lies between 0 and 1; got {preference:g}.", code="bad-value"
+        )
     if alpha < 0 or temperature <= 0:
         raise UserError(
-            f"morel: alpha must be 0 or more and temperature above 0; got alpha={alpha:g}, temperature={temperature:g}."
+            f"morel: alpha must be 0 or more and temperature above 0; got alpha={alpha:g}, temperature={temperature:g}.",
+            code="bad-value",
         )
     if heads < 1 or width < 1 or width % heads:
-        raise UserError(f"morel: width must be a multiple of heads, both from 1; got width={width}, heads={heads}.")
+        raise UserError(
+            f"morel: width must be a multiple of heads, both from 1; got width={width}, heads={heads}.",
+            code="bad-value",
+        )
 
 
 def morel(
-    model: nn.Module, images: Tensor, labels: Tensor, *, attack: InnerAttack, rng: SampleRng, module: Embedding,
-    accuracy: Literal["mart", "trades"] = "mart", beta: float = 6.0, preference: float = 0.1, alpha: float = 1e-5,
-    temperature: float = 0.1, width: int = 128, heads: int = 2,
-) -> Outcome:  # fmt: skip
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: InnerAttack,
+    rng: SampleRng,
+    module: Embedding,
+    accuracy: Literal["mart", "trades"] = "mart",
+    beta: float = 6.0,
+    preference: float = 0.1,
+    alpha: float = 1e-5,
+    temperature: float = 0.1,
+    width: int = 128,
+    heads: int = 2,
+) -> LossAndMetrics:
     """Return preference * features + (1 - preference) * accuracy, both (N,).
 
     Features: 1 - cosine(clean, adversarial embedding) + alpha * the multi-positive contrastive loss. `beta` is that of
     the accuracy loss, `width` and `heads` are of the embedding. "correct" is of the adversarial images, "correct_clean"
     of the clean ones.
     """
-    adv_images = attack(images, labels, drift_from(attack, images) if accuracy == "trades" else None)
+    adv_images = attack(images, labels, divergence_from_clean(attack, images) if accuracy == "trades" else None)
     clean_features, adv_features = model.features(images), model.features(adv_images)  # type: ignore[operator]
     clean, adv = model.head(clean_features), model.head(adv_features)  # type: ignore[operator]
     answers = (trades_loss if accuracy == "trades" else mart_loss)(clean, adv, labels, beta, attack.label_smoothing)

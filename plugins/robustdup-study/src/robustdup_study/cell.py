@@ -17,13 +17,14 @@ from robustdup.data.cache import DatasetCache, caching
 from robustdup.data.sources import load_images, open_samples, select
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
-from robustdup.jobs.training import check, point_by_point, run_training
-from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, HeldOut, TrainingData, prepare_data
+from robustdup.jobs.training import check, run_training
+from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, TrainingData, prepare_data
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
+from robustdup.training.validation import ValidationSet, correct_per_sample
 from robustdup_study.grid import Grid, build_grid
 from robustdup_study.recipe import StudyConfig
 from robustdup_study.records import CellOrder, CellResult, Measured
@@ -68,7 +69,7 @@ def _run_cell(order: CellOrder) -> CellResult:
         _drop_heavy(folder)
     return CellResult(
         key=order.key, created=now(), status="complete", measured=[Measured(metrics=metrics)], config=order.settings,
-        readings={} if record.duplication is None else record.duplication.readings,
+        readings={} if record.duplication is None else record.duplication.rates,
         points=points, run=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
 
@@ -177,8 +178,9 @@ def of_training_images(
     chosen = originals[looked_at]
     pixels = entries.pixels[entries.place[chosen]]
     images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    points = HeldOut(images, entries.labels[chosen], entries.source[chosen])
-    right, held, _ = point_by_point(points, check(config, registry), config, device)(model)
+    points = ValidationSet(images, entries.labels[chosen], entries.source[chosen])
+    attack = check(config, registry).validation_attack
+    right, held, _ = correct_per_sample(points, attack, seed=config.seed, device=device)(model)
     found: Metrics = {}
     for name, members in first.items():
         mine = torch.isin(looked_at, members)

@@ -1,0 +1,191 @@
+"""The trainer: the optimizer steps of a batch, and the state that they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
+from robustdup.models.attack_copy.layout import fits_channels_last
+from robustdup.training.averages import Averages
+from robustdup.training.meter import NEVER
+from robustdup.training.options import TrainerOptions
+from robustdup.training.parts import Parts, TrainBatch
+from robustdup.training.processes import Processes
+from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate
+from robustdup.training.state import State
+from robustdup.training.tracking import Session
+from robustdup.training.updates import LossAndMetrics, UpdateTask
+
+STATISTICS_SAMPLES = 10_000  # on which the BatchNorm statistics of averaged (SWA) weights are measured
+
+
+class Stopped(Exception):
+    """The loss or the weights are not finite: says where, and what to try."""
+
+
+class Trainer:
+    """Trains the model of `parts`, in place, batch by batch.
+
+    `model` is the model as the objective sees it, `trained` everything that is trained (an objective may have weights of
+    its own), `state` where the run stands, `budget` where it ends, `rate` the learning rate after so many steps.
+    """
+
+    def __init__(self, parts: Parts, options: TrainerOptions, device: torch.device, session: Session) -> None:
+        self.parts, self.options, self.device, self.session = parts, options, device, session
+        module = parts.module
+        self.trained = parts.model if module is None else nn.ModuleDict({"model": parts.model, "objective": module})
+        self.budget = make_budget(options, parts.entries, parts.update.steps)
+        self.rate = rate_over(options, self.budget.steps)
+        if options.channels_last and fits_channels_last(parts.model, device):
+            parts.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts.processes.share_model(self.trained)
+        swa_start = round(options.swa * self.budget.steps) if options.swa else None
+        averages = Averages(parts.model, ema=options.ema, swa_start=swa_start)
+        self.state = State(self.trained, make_optimizer(self.trained, options), averages, parts.update, device)
+        self._mode = compile_mode(options.compile, device, self.state.events)
+        rows = max(1, options.batch_size // parts.processes.count)
+        self.model = TrainedModel(parts.model, compiled=self._mode, rows=rows)
+        self._counted = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def start(self) -> None:
+        """Make ready for the first step of this session."""
+        _, example = next(iter(self.stream(0)))
+        self.parts.inner.attach(self.parts.model, example.images[:16], compile=compiler(self._mode))
+        self.trained.train()
+        set_rate(self.state.optimizer, self.rate(self.state.step))
+        self.batch_began = self.state.batch
+        self.state.clock.start()
+
+    def stream(self, start: int, *, rank: int = 0, processes: int = 1) -> Iterable[tuple[int, TrainBatch]]:
+        """Return the batches of the run from number `start` on."""
+        return self.parts.stream(self.options.batch_size, self.budget.samples, start, rank=rank, processes=processes)
+
+    def batches(self) -> Iterator[tuple[int, TrainBatch, float]]:
+        """Yield (number, this process' share of the batch, weight of each of its samples) for the rest of the budget.
+
+        Of a last batch that is too small to be shared out every process sees the whole, which then counts in parts.
+        """
+        ours, budget, start = self.parts.processes, self.budget, self.state.batch
+        too_small = next((n for n in range(start, budget.batches)[-1:] if budget.rows(n) < ours.count), None)
+        for number, batch in self.stream(start, rank=ours.rank, processes=ours.count):
+            if number == too_small:
+                yield number, next(iter(self.stream(number)))[1], 1 / ours.count
+            else:
+                yield number, batch, 1.0
+
+    def train_on(self, number: int, batch: TrainBatch, share: float) -> None:
+        """Make the optimizer steps of a batch, each of whose samples here counts with `share`."""
+        parts, state, rows = self.parts, self.state, self.budget.rows(number)
+        attack = parts.inner.batch(batch.rng)
+
+        def loss_of(shift: Tensor | None) -> LossAndMetrics:
+            images = batch.images if shift is None else (batch.images + shift).clamp(0, 1)
+            with self.session.autocast():
+                loss, metrics = parts.objective(self.model, images, batch.labels, attack=attack, rng=batch.rng)
+            loss = loss.float() if batch.weights is None else loss.float() * batch.weights
+            return loss.sum() * (share / rows), metrics
+
+        ours = parts.processes if share == 1.0 else Processes()  # else every process has the whole batch
+        task = UpdateTask(
+            self.model,
+            state.optimizer,
+            loss_of,
+            batch.images,
+            reduce=parts.processes.sum_gradients,
+            clip=self._clip,
+            stepped=self._stepped,
+            first=ours.first_of(rows),
+            rows=rows,
+            whole=lambda values: ours.whole(values, rows),
+            replays=self.budget.replays_of(number),
+        )
+        state.step_before = state.step
+        loss, metrics = parts.update.step(task)
+        sums = {name: values.sum() * share for name, values in metrics.items()}
+        state.meter.add(state.step, loss * rows, sums, rows=share * batch.labels.shape[0])
+        state.batch = number + 1
+
+    def _stepped(self) -> None:
+        self.state.step += 1
+        self.state.averages.update(self.parts.model, self.state.step)
+        set_rate(self.state.optimizer, self.rate(self.state.step))
+
+    def _clip(self, parameters: Iterable[nn.Parameter]) -> None:
+        if self.options.clip is not None:
+            clip_grad_norm_(parameters, self.options.clip)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used up."""
+        return self.state.batch == self.budget.batches
+
+    @property
+    def samples(self) -> int:
+        """Samples drawn so far."""
+        return min(self.state.batch * self.options.batch_size, self.budget.samples)
+
+    @property
+    def images_per_second(self) -> float:
+        """Samples a second in this session."""
+        seen, seconds = self.samples - self.batch_began * self.options.batch_size, self.state.clock.session
+        return max(seen, 0) / seconds if seconds else 0.0
+
+    def passed(self, every: int) -> bool:
+        """Whether the last batch passed a multiple of `every` steps, or ended the run."""
+        return self.state.step // every > self.state.step_before // every or self.done
+
+    def position(self) -> dict[str, Any]:
+        """Return where the run stands, as points of curves say it."""
+        epoch = self.samples / self.parts.entries
+        return {
+            "step": self.state.step,
+            "samples": self.samples,
+            "epoch": epoch,
+            "seconds": self.state.clock.training,
+        }
+
+    def candidate(self) -> nn.Module:
+        """Return the model to validate and save: the averaged one where there is one."""
+        samples = min(self.parts.entries, STATISTICS_SAMPLES, self.budget.samples)
+        batches = self.parts.stream(self.options.batch_size, samples)
+        return self.state.averages.chosen(self.parts.model, (batch.images for _, batch in batches))
+
+    def gather(self) -> None:
+        """Bring together what all processes counted: losses and metrics, and the rows of passes."""
+        self.state.meter.gather(self.parts.processes)
+        inner, model = self.parts.inner.count, self.model
+        rows = [inner.forward, inner.backward, model.forward_rows, model.backward_rows]
+        counted = torch.tensor(rows, device=self.device)
+        new = self.parts.processes.sum(counted - self._counted).tolist()
+        self._counted = counted
+        passes = self.state.passes
+        names = ("attack_forward", "attack_backward", "train_forward", "train_backward")
+        sums = {name: getattr(passes, name) + more for name, more in zip(names, new, strict=True)}
+        self.state.passes = passes.model_copy(update=sums)
+
+    def check_loss(self) -> None:
+        """Raise Stopped where a loss was not finite; waits for the device."""
+        bad = int(self.parts.processes.least(self.state.meter.bad))
+        if bad < NEVER:
+            raise Stopped(self._reason("The loss was not finite at", bad))
+
+    def check(self) -> None:
+        """Raise Stopped where a loss or a weight is not finite; waits for the device."""
+        self.check_loss()
+        values = [value for value in self.trained.state_dict().values() if value.is_floating_point()]
+        if not bool(get_total_norm(values, float("inf")).isfinite()):
+            raise Stopped(self._reason("The weights were not finite after", self.state.step))
+
+    def _reason(self, what: str, step: int) -> str:
+        options, rate = self.options, self.rate(max(step - 1, 0))
+        tries = [f"a lower lr (now {options.lr:g})"]
+        tries += ["warmup=0.1"] if not options.warmup and options.schedule != "one-cycle" else []
+        tries += ["clip=1"] if options.clip is None else [f"a smaller clip (now {options.clip:g})"]
+        tries += ["precision=fp32"] if options.precision != "fp32" else []
+        where = f"{what} step {step} of {self.budget.steps} (learning rate {rate:.3g})"
+        return f"{where}. Try {', '.join(tries[:-1])} or {tries[-1]}."
