@@ -160,6 +160,9 @@ def test_validation_images_are_no_training_images():
         (["objective=n_fgsm(k=-1)"], "k, the noise in units of eps, must be 0 or more; got -1"),
         (["objective=free(replays=0)"], "replays must be at least 1, got 0"),
         (["attack=torchattacks:CW", "norm=L2", "eps=0.5"], "Name a bounded attack, such as pgd"),
+        (["evaluate=fats"], "Unknown attack 'fats'. Did you mean 'fast'"),
+        (["evaluate=pgd(stepz=3)"], "stepz.*steps"),
+        (["evaluate=fgsm,none"], "none"),
         (["device=cuda:7"], "Device 'cuda:7' is not there: .*Use --device auto"),
     ],
 )
@@ -167,6 +170,13 @@ def test_what_cannot_be_is_refused_in_one_message(tmp_path, words, message):
     with pytest.raises(UserError, match=f"(?s){message}"):
         train(tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()  # the corrected command may use it
+
+
+def test_none_is_no_evaluation(tmp_path):
+    record = train(tmp_path / "run", "epochs=null", "steps=1", "evaluate=none")
+    assert record.config["evaluate"] is None
+    assert [result.clean_accuracy for result in record.checkpoints] == [None, None]
+    assert not list((tmp_path / "run").glob("evaluation-*"))
 
 
 def test_a_misspelt_key_is_told_the_right_one():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robustdup.config.duplication import DuplicationOptions
 from robustdup.config.fields import DIGITS, DataFields, ModelFields, usual_eps
@@ -157,6 +157,11 @@ class TrainConfig(DataFields, ModelFields):
     allow_pickle: bool = Field(False, description="Load weights that are pickles. They can run any code.")
     plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
     out: str | None = Field(None, description="Run folder; runs/<time>-train-<model> if not given.")
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _none_is_no_evaluation(cls, value: Any) -> Any:
+        return None if value in ("none", "") else value
 
     def budget(self) -> dict[str, Any]:
         """Return the one budget that is given: {name: value}."""
