@@ -60,7 +60,8 @@ class SampleRng:
     def __init__(self, seed: int, index: Tensor, *, _key: int | None = None) -> None:
         if index.ndim != 1 or index.dtype != torch.int64:
             raise UserError(
-                f"SampleRng needs a 1-d int64 tensor of sample numbers, got {tuple(index.shape)} {index.dtype}."
+                f"SampleRng needs a 1-d int64 tensor of sample numbers, got {tuple(index.shape)} {index.dtype}.",
+                code="bad-value",
             )
         self.seed = int(seed)
         self.index = index
@@ -111,7 +112,9 @@ class SampleRng:
         """Return int64 values uniform in [low, high), at most 2^31 of them; bit-equal on every device."""
         count = high - low
         if not 0 < count <= 2**31:
-            raise UserError(f"integers({low}, {high}): the range must hold between 1 and 2^31 values.")
+            raise UserError(
+                f"integers({low}, {high}): the range must hold between 1 and 2^31 values.", code="bad-value"
+            )
         return low + ((self.bits(shape, draw=draw) * count) >> 32)
 
     def signs(self, shape: Sequence[int] = (), *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

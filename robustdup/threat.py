@@ -23,12 +23,14 @@ def parse_eps(eps: Eps) -> Fraction:
         value = Fraction(str(eps).replace(" ", "")) if not isinstance(eps, Fraction) else eps
     except (ValueError, ZeroDivisionError):
         raise UserError(
-            f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5."
+            f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5.", code="bad-eps"
         ) from None
     if value > 10**9:
-        raise UserError(f"eps = {eps} is larger than any image of pixels in [0, 1].")
+        raise UserError(f"eps = {eps} is larger than any image of pixels in [0, 1].", code="bad-eps")
     if value <= 0:
-        raise UserError(f"eps must be above 0, got {eps}. (The accuracy at eps = 0 is the clean accuracy.)")
+        raise UserError(
+            f"eps must be above 0, got {eps}. (The accuracy at eps = 0 is the clean accuracy.)", code="bad-eps"
+        )
     return value
 
 
@@ -67,7 +69,8 @@ class ThreatModel:
         if name == "Linf" and value > 1:
             raise UserError(
                 f"eps = {eps} in Linf is larger than the whole range of pixels: images are in [0, 1]. "
-                f"Did you mean '{eps}/255'?"
+                f"Did you mean '{eps}/255'?",
+                code="bad-eps",
             )
         object.__setattr__(self, "norm", name)
         object.__setattr__(self, "eps", value)

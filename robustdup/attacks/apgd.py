@@ -142,13 +142,17 @@ def _check(
 ) -> None:
     for option, count in (("steps", steps), ("restarts", restarts), ("eot", eot)):
         if count < 1:
-            raise UserError(f"{name}: {option} must be at least 1, got {count}.")
+            raise UserError(f"{name}: {option} must be at least 1, got {count}.", code="bad-option")
     if not 0 <= rho <= 1:
-        raise UserError(f"{name}: rho is a share of steps between 0 and 1, got {rho}.")
+        raise UserError(f"{name}: rho is a share of steps between 0 and 1, got {rho}.", code="bad-option")
     if larger_eps and threat.norm != "L1":
-        raise UserError(f"{name}: larger_eps works in L1 only, the threat model is {threat}. Leave it out.")
+        raise UserError(
+            f"{name}: larger_eps works in L1 only, the threat model is {threat}. Leave it out.", code="other-norm"
+        )
     if larger_eps and steps < 5:
-        raise UserError(f"{name}: larger_eps needs at least 5 steps for its three radii, got {steps}.")
+        raise UserError(
+            f"{name}: larger_eps needs at least 5 steps for its three radii, got {steps}.", code="bad-option"
+        )
 
 
 def _phases(threat: ThreatModel, steps: int, larger_eps: bool) -> list[tuple[ThreatModel, int]]:

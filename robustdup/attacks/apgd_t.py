@@ -57,7 +57,7 @@ def targeted_losses(
     classes. Raises UserError for fewer than one target.
     """
     if targets < 1:
-        raise UserError(f"{name}: targets must be at least 1, got {targets}.")
+        raise UserError(f"{name}: targets must be at least 1, got {targets}.", code="bad-option")
     if len(images) == 0:
         return labels.new_empty(0), []
     with torch.no_grad():

@@ -45,9 +45,9 @@ def boundary_walk(
     """
     for name, count in {"steps": steps, "probes": probes, "restarts": restarts}.items():
         if count < 1:
-            raise UserError(f"boundary-walk: {name} must be at least 1, got {count}.")
+            raise UserError(f"boundary-walk: {name} must be at least 1, got {count}.", code="bad-option")
     if not 0 < reach < float("inf"):
-        raise UserError(f"boundary-walk: reach is a share of eps and must be above 0, got {reach}.")
+        raise UserError(f"boundary-walk: reach is a share of eps and must be above 0, got {reach}.", code="bad-option")
     walk = _Walk(model, images, labels, threat)
     for restart in range(restarts):
         streams = rng.fold("restart").fold(restart)

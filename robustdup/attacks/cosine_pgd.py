@@ -96,7 +96,7 @@ def _worst_of_runs(
     """Run once on each of `losses`, on the rows still correct, and return each row's iterate of smallest margin."""
     for option, count in (("steps", steps), ("restarts", restarts), ("eot", eot)):
         if count < 1:
-            raise UserError(f"{name}: {option} must be at least 1, got {count}.")
+            raise UserError(f"{name}: {option} must be at least 1, got {count}.", code="bad-option")
     adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining, rng = torch.arange(len(images), device=images.device), rng.fold("start")
     for draw, loss in enumerate(losses):

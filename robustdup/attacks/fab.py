@@ -230,7 +230,10 @@ def random_start(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: i
 def check_classes(attack: str, logits: Tensor) -> int:
     """Return the number of classes. Raises UserError where there is no other class to go to."""
     if logits.shape[1] < 2:
-        raise UserError(f"{attack} needs a model with at least 2 classes; this one returns {logits.shape[1]} logit(s).")
+        raise UserError(
+            f"{attack} needs a model with at least 2 classes; this one returns {logits.shape[1]} logit(s).",
+            code="too-few-classes",
+        )
     return logits.shape[1]
 
 
@@ -238,12 +241,15 @@ def check_settings(attack: str, *, alpha_max: float, eta: float, beta: float, **
     """Raise UserError for a setting that cannot work."""
     for name, count in counts.items():
         if count < 1:
-            raise UserError(f"{attack}: {name} must be at least 1, got {count}.")
+            raise UserError(f"{attack}: {name} must be at least 1, got {count}.", code="bad-option")
     for name, value in (("alpha_max", alpha_max), ("beta", beta)):
         if not 0 <= value <= 1:
-            raise UserError(f"{attack}: {name} must be between 0 and 1, got {value}.")
+            raise UserError(f"{attack}: {name} must be between 0 and 1, got {value}.", code="bad-option")
     if not 0 < eta < float("inf"):
-        raise UserError(f"{attack}: eta must be above 0 (1 steps onto the hyperplane, 1.05 a little over), got {eta}.")
+        raise UserError(
+            f"{attack}: eta must be above 0 (1 steps onto the hyperplane, 1.05 a little over), got {eta}.",
+            code="bad-option",
+        )
 
 
 def _rows(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

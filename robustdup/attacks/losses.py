@@ -42,7 +42,10 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     classes. Follows https://arxiv.org/abs/2003.01690, equation 6.
     """
     if logits.shape[1] < 3:
-        raise UserError(f"The loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}. Use loss='margin'.")
+        raise UserError(
+            f"The loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}. Use loss='margin'.",
+            code="too-few-classes",
+        )
     top = logits.topk(3, dim=1).values
     return cw(logits, labels) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
 
@@ -59,7 +62,9 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     equation 7.
     """
     if logits.shape[1] < 4:
-        raise UserError(f"The targeted DLR loss needs at least 4 classes, the model has {logits.shape[1]}.")
+        raise UserError(
+            f"The targeted DLR loss needs at least 4 classes, the model has {logits.shape[1]}.", code="too-few-classes"
+        )
     top = logits.topk(4, dim=1).values
     return cw_targeted(logits, labels, targets) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 

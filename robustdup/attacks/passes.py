@@ -107,7 +107,8 @@ class Passes(nn.Module):
             )
             raise UserError(
                 f"The model returned {got} for {rows} images; a classifier returns logits of shape ({rows}, classes). "
-                "Wrap it so that its forward returns the logits tensor alone."
+                "Wrap it so that its forward returns the logits tensor alone.",
+                code="no-logits",
             )
         return logits
 

@@ -41,7 +41,9 @@ def pgd(
     """
     _check(steps=steps, restarts=restarts, eot=eot)
     if restarts > 1 and not random_start:
-        raise UserError("pgd: restarts above 1 need random_start=True; without it each repeats the first.")
+        raise UserError(
+            "pgd: restarts above 1 need random_start=True; without it each repeats the first.", code="bad-option"
+        )
     step = PATH[threat.norm] * threat.radius / steps if step_size is None else float(parse_eps(step_size))
     function = find_loss(loss)
     adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
@@ -123,4 +125,4 @@ def _look(
 def _check(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise UserError(f"pgd: {name} must be at least 1, got {count}.")
+            raise UserError(f"pgd: {name} must be at least 1, got {count}.", code="bad-option")

@@ -114,11 +114,13 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 def _check(steps: int, probes: int, restarts: int, reach: float, first_step: float, momentum: float) -> None:
     for name, count, least in (("steps", steps, 1), ("probes", probes, 2), ("restarts", restarts, 1)):
         if count < least:
-            raise UserError(f"spsa: {name} must be at least {least}, got {count}.")
+            raise UserError(f"spsa: {name} must be at least {least}, got {count}.", code="bad-option")
     if probes % 2:
-        raise UserError(f"spsa: probes come in pairs, so that their number must be even; got {probes}.")
+        raise UserError(
+            f"spsa: probes come in pairs, so that their number must be even; got {probes}.", code="bad-option"
+        )
     for name, share in (("reach", reach), ("first_step", first_step)):
         if not 0 < share < math.inf:
-            raise UserError(f"spsa: {name} is a share of eps and must be above 0, got {share}.")
+            raise UserError(f"spsa: {name} is a share of eps and must be above 0, got {share}.", code="bad-option")
     if not 0 <= momentum < 1:
-        raise UserError(f"spsa: momentum must be at least 0 and below 1, got {momentum}.")
+        raise UserError(f"spsa: momentum must be at least 0 and below 1, got {momentum}.", code="bad-option")

@@ -347,8 +347,10 @@ def _sizes(delta: Tensor, norm: str) -> Tensor:
 def _check(queries: int, restarts: int, p_init: float, loss: str) -> None:
     for name, count in {"queries": queries, "restarts": restarts}.items():
         if count < 1:
-            raise UserError(f"square: {name} must be at least 1, got {count}.")
+            raise UserError(f"square: {name} must be at least 1, got {count}.", code="bad-option")
     if not 0 < p_init <= 1:
-        raise UserError(f"square: p_init is a share of the image, above 0 and at most 1, got {p_init}.")
+        raise UserError(
+            f"square: p_init is a share of the image, above 0 and at most 1, got {p_init}.", code="bad-option"
+        )
     if loss not in ("margin", "ce"):
         raise unknown("loss of square:", str(loss), ("margin", "ce"))

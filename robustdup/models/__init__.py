@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from robustdup.models.load import ModelOptions
 
-RESNET = "robustdup.models.resnet"
+RESNET = "robustdup.models.resnets"
 
 
 def register(registry: Registry) -> None:
     """Register the built-in model sources and the architectures to train; none of them is imported."""
     for name, build, description, url in (
-        ("small-cnn", "robustdup.models.small:small_cnn", "Three convolutions: the built-in digits classifiers.", ""),
-        ("small-resnet", "robustdup.models.small_resnet:small_resnet", "A small residual network for CPUs.", ""),
+        ("small-cnn", "robustdup.models.networks:small_cnn", "Three convolutions: the built-in digits classifiers.", ""),
+        ("small-resnet", "robustdup.models.resnets:small_resnet", "A small residual network for CPUs.", ""),
         ("resnet18", f"{RESNET}:resnet18", "ResNet-18, with a 3x3 stem up to 64 pixels.", "https://arxiv.org/abs/1512.03385"),
         ("preact-resnet18", f"{RESNET}:preact_resnet18", "PreActResNet-18.", "https://arxiv.org/abs/1603.05027"),
         (

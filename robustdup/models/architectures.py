@@ -29,7 +29,8 @@ def build_network(
     if min(channels, height, width) < 1 or classes < 2:
         raise UserError(
             f"A classifier needs images and at least two classes; got {channels} channels of {height}x{width} pixels and "
-            f"{classes} classes."
+            f"{classes} classes.",
+            code="bad-data",
         )
     mean, std = (_per_channel(what, values, channels) for what, values in (("mean", mean), ("std", std)))
     with undisturbed(nn.Identity(), seed):
@@ -51,7 +52,9 @@ def _build(
         options = known.check_options(options)
         built = known.build(channels=channels, size=size, classes=classes, mean=mean, std=std, **options)
         if not isinstance(built, nn.Module):
-            raise UserError(f"The architecture {name!r} built a {type(built).__name__}, not a torch.nn.Module.")
+            raise UserError(
+                f"The architecture {name!r} built a {type(built).__name__}, not a torch.nn.Module.", code="not-a-module"
+            )
         return built
     if name.startswith(PREFIX):
         return timm_network(
@@ -63,7 +66,7 @@ def _build(
 def _per_channel(what: str, values: Sequence[float], channels: int) -> list[float]:
     if len(values) not in (1, channels) or (what == "std" and min(values) <= 0):
         kind = "positive value" if what == "std" else "value"
-        raise UserError(f"{what} must have one {kind} a channel ({channels}), got {list(values)}.")
+        raise UserError(f"{what} must have one {kind} a channel ({channels}), got {list(values)}.", code="bad-value")
     return [float(value) for value in values] * (channels if len(values) == 1 else 1)
 
 
@@ -75,12 +78,14 @@ def _check(spec: str, network: nn.Module, channels: int, size: tuple[int, int], 
             logits = network.eval()(torch.zeros(2, channels, *size))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"{spec} fails on images of {channels}x{size[0]}x{size[1]}: {type(error).__name__}: {error}"
+            f"{spec} fails on images of {channels}x{size[0]}x{size[1]}: {type(error).__name__}: {error}",
+            code="model-and-data",
         ) from error
     finally:
         for module, training in modes:
             module.training = training
     if getattr(logits, "shape", None) != (2, classes):
         raise UserError(
-            f"{spec} must return logits of {classes} classes, got {getattr(logits, 'shape', type(logits))}."
+            f"{spec} must return logits of {classes} classes, got {getattr(logits, 'shape', type(logits))}.",
+            code="model-and-data",
         )

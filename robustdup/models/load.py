@@ -36,7 +36,9 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
     else:
         raise unknown("model", spec, _examples(registry), see=_how(registry))
     if not isinstance(model, nn.Module):
-        raise UserError(f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+        raise UserError(
+            f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.", code="not-a-module"
+        )
     return model.to(device="cpu", dtype=torch.float32).eval()
 
 
@@ -53,7 +55,7 @@ def load_builtin(rest: str, options: ModelOptions) -> nn.Module:
     """Return a classifier that comes with robustdup. Raises UserError for another name."""
     from safetensors.torch import load_file
 
-    from robustdup.models.digits import TRAIN_EPS, digits_classifier
+    from robustdup.models.networks import TRAIN_EPS, digits_classifier
 
     if rest not in TRAIN_EPS:
         raise unknown("built-in model", f"builtin:{rest}", [f"builtin:{name}" for name in TRAIN_EPS])
@@ -83,5 +85,5 @@ def classes_of(logits: Any) -> int:
     """Return the number of classes K of logits (N, K). Raises UserError for anything else."""
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"A classifier returns logits of shape (N, classes); got {got}.")
+        raise UserError(f"A classifier returns logits of shape (N, classes); got {got}.", code="no-logits")
     return logits.shape[1]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustdup.errors import Unavailable, UserError
-from robustdup.models.small import Normalise
+from robustdup.models.networks import Normalise
 
 PREFIX = "timm:"
 
@@ -56,18 +56,22 @@ def timm_network(
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         hint = f" Did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
         raise UserError(
-            f"timm {timm.__version__} has no network {name!r} of {len(known)}.{hint} See timm.list_models()."
+            f"timm {timm.__version__} has no network {name!r} of {len(known)}.{hint} See timm.list_models().",
+            code="unknown-network",
         )
     for option in ("pretrained", "num_classes", "in_chans", "img_size"):
         if option in options:
             raise UserError(
-                f"{PREFIX}{name}: {option} cannot be given: the data decide it, and weights come with init=…."
+                f"{PREFIX}{name}: {option} cannot be given: the data decide it, and weights come with init=….",
+                code="bad-option",
             )
     common = {"pretrained": False, "num_classes": classes, "in_chans": channels, **options}
     try:
         net = _create(timm.create_model, name, common, size)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        raise UserError(f"{PREFIX}{name} cannot be built for {size[0]}x{size[1]} images: {error}") from error
+        raise UserError(
+            f"{PREFIX}{name} cannot be built for {size[0]}x{size[1]} images: {error}", code="bad-option"
+        ) from error
     return TimmNetwork(net, mean, std)
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
 from robustdup.models.architectures import build_network
-from robustdup.models.files import is_file_spec
-from robustdup.models.weights_file import load_weights
+from robustdup.models.files import is_file_spec, load_weights
 from robustdup.plugins import Registry
 from robustdup.records.base import Part, to_json, write_atomic
 
@@ -81,7 +80,8 @@ def load_trained(rest: str, registry: Registry) -> nn.Module:
     if not weights.is_file():
         found = [f"@{other}" for other in CHECKPOINTS if (folder / f"{other}.safetensors").is_file()]
         raise UserError(
-            f"{str(folder)!r} has no {weights.name}{f'; it has {found[0]}' if found else ': its training saved no network yet'}."
+            f"{str(folder)!r} has no {weights.name}{f'; it has {found[0]}' if found else ': its training saved no network yet'}.",
+            code="missing-file",
         )
     network = build_network(
         description.spec, channels=description.channels, size=description.size, classes=description.classes,
@@ -96,13 +96,15 @@ def read_description(folder: Path) -> NetworkDescription:
     file = folder / NETWORK_FILE
     if not file.is_file():
         what = "There is no folder" if not folder.is_dir() else f"There is no {NETWORK_FILE} in"
-        raise UserError(f"{what} {str(folder)!r}: give the run folder of 'robustdup train'.")
+        raise UserError(f"{what} {str(folder)!r}: give the run folder of 'robustdup train'.", code="missing-file")
     try:
         description = NetworkDescription.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{str(file)!r} is not a network description: {place} {first['msg'].lower()}.") from None
+        raise UserError(
+            f"{str(file)!r} is not a network description: {place} {first['msg'].lower()}.", code="damaged-record"
+        ) from None
     if is_file_spec(description.spec):
         _check_code(file, description.spec)
     return description
@@ -117,7 +119,9 @@ def _place(rest: str) -> tuple[Path, str]:
     if at and not path.exists():
         raise unknown("checkpoint", f"run:{rest}", [f"run:{folder}@{name}" for name in CHECKPOINTS])
     if not rest:
-        raise UserError("run: needs a run folder, for instance run:runs/my-training or run:runs/my-training@last.")
+        raise UserError(
+            "run: needs a run folder, for instance run:runs/my-training or run:runs/my-training@last.", code="bad-spec"
+        )
     only_last = (path / "last.safetensors").is_file() and not (path / "best.safetensors").is_file()
     return path, "last" if only_last else "best"
 
@@ -127,10 +131,12 @@ def _check_code(description: Path, spec: str) -> None:
     if not code.is_absolute() or code.resolve().is_relative_to(description.parent.resolve()):
         raise UserError(
             f"{str(description)!r} asks to run {str(code)!r}, which came with the run folder. If you trust it, load it "
-            f"yourself: path/to/model.py:factory@{description.parent / 'best.safetensors'}"
+            f"yourself: path/to/model.py:factory@{description.parent / 'best.safetensors'}",
+            code="refused-code",
         )
     if not code.is_file():
         raise UserError(
             f"The network was built by {str(code)!r}, which is not there any more. Give it and the weights yourself: "
-            f"path/to/model.py:factory@{description.parent / 'best.safetensors'}"
+            f"path/to/model.py:factory@{description.parent / 'best.safetensors'}",
+            code="missing-file",
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustdup.errors import Unavailable, UserError
-from robustdup.models.small import Normalise
+from robustdup.models.networks import Normalise
 
 
 class ImageClassifier(nn.Module):
@@ -65,7 +65,8 @@ def load_hf(name: str) -> nn.Module:
     model, processor, missing = _from_pretrained(name, "AutoModelForImageClassification")
     if missing:  # transformers only warns, and fills them at random
         raise UserError(
-            f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}."
+            f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}.",
+            code="missing-weights",
         )
     return ImageClassifier(model, *_statistics(processor, _channels(model)), size=input_size(processor))
 
@@ -81,10 +82,14 @@ def load_hf_features(name: str) -> tuple[nn.Module, int]:
     if untrained:
         raise UserError(
             f"hf:{name} is not trained as it is loaded here: its files lack {len(untrained)} weights, such as "
-            f"{untrained[0]!r}."
+            f"{untrained[0]!r}.",
+            code="missing-weights",
         )
     if (channels := _channels(model)) != 3:
-        raise UserError(f"hf:{name} takes images of {channels} channels; an embedding must take colour images.")
+        raise UserError(
+            f"hf:{name} takes images of {channels} channels; an embedding must take colour images.",
+            code="model-and-data",
+        )
     height, width = input_size(processor) or (224, 224)
     return ImageFeatures(model, *_statistics(processor, 3), pooled=not missing), max(height, width)
 
@@ -95,13 +100,13 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
         import transformers
     except ImportError as error:
         raise Unavailable(
-            f"hf:{name} needs transformers, which cannot be imported here ({error}). Install it: pip install transformers"
+            f"hf:{name} needs transformers, which cannot be imported here ({error}). Install it: pip install 'robustdup[hf]'"
         ) from None
     if not name:
-        raise UserError("hf: needs a model id or a folder, for instance hf:microsoft/resnet-50.")
+        raise UserError("hf: needs a model id or a folder, for instance hf:microsoft/resnet-50.", code="bad-spec")
     place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
     if place == name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"There is no folder {name!r}; model ids of the Hub look like owner/name.")
+        raise UserError(f"There is no folder {name!r}; model ids of the Hub look like owner/name.", code="missing-file")
     try:
         model, found = getattr(transformers, kind).from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
@@ -109,7 +114,9 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
         processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:
         text = " ".join(str(error).split())
-        raise UserError(f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}") from error
+        raise UserError(
+            f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}", code="bad-model"
+        ) from error
     return model, processor, sorted(found.get("missing_keys") or ())
 
 

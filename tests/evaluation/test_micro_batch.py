@@ -4,7 +4,7 @@ from torch import nn
 
 from robustdup.evaluation import micro_batch
 from robustdup.evaluation.micro_batch import Measured, choose_micro_batch
-from robustdup.models.small import SmallCNN
+from robustdup.models.networks import SmallCNN
 
 IMAGE = torch.rand(1, 8, 8)
 

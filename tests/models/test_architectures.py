@@ -13,8 +13,8 @@ import robustdup.models
 from robustdup.errors import Unavailable, UserError
 from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.fold import fold_batchnorm
-from robustdup.models.digits import digits_classifier
 from robustdup.models.load import count_parameters
+from robustdup.models.networks import digits_classifier
 from robustdup.plugins import Registry
 
 NATIVE = Registry()

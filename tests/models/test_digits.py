@@ -13,8 +13,8 @@ import robustdup.models
 from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.digits import TRAIN_ROWS, load_builtin
 from robustdup.jobs import run_training
-from robustdup.models.digits import MEAN, STD, TRAIN_EPS
 from robustdup.models.load import load_model
+from robustdup.models.networks import MEAN, STD, TRAIN_EPS
 from robustdup.plugins import load_plugins
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"

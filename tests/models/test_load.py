@@ -277,5 +277,5 @@ def test_transformers_rescaling_to_plus_minus_one(registry, transformers):
 
 def test_transformers_not_installed(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(Unavailable, match="pip install transformers"):
+    with pytest.raises(Unavailable, match=r"pip install 'robustdup\[hf\]'"):
         load_model("hf:some/model", registry=registry)

@@ -7,7 +7,7 @@ from torch import nn
 
 from robustdup import SampleRng, ThreatModel
 from robustdup.models.attack_copy.following import Unstrided, make_following_copy
-from robustdup.models.small_resnet import small_resnet
+from robustdup.models.resnets import small_resnet
 from robustdup.plugins import Registry
 from robustdup.training.inner import prepare_inner
 from robustdup.training.modes import inner_mode

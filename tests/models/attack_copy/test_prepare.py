@@ -9,7 +9,7 @@ from robustdup.errors import UserError
 from robustdup.models.attack_copy import prepare as prepare_module
 from robustdup.models.attack_copy.fold import fold_batchnorm
 from robustdup.models.attack_copy.prepare import prepare
-from robustdup.models.small import Normalise, SmallCNN
+from robustdup.models.networks import Normalise, SmallCNN
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

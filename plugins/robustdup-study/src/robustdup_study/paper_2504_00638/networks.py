@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from robustdup.errors import UserError
-from robustdup.models.network import Network
+from robustdup.models.networks import Network
 
 _PLACES = 8  # the feature map before the linear layers is at most this wide: that of 32-pixel images
 
