@@ -223,7 +223,7 @@ def verdict(task: Task, adv: Tensor) -> dict[str, Any]:
     model = Passes(task.model, 256)
     clean = judge_images(model, images, labels)
     found = judge(model, images, adv.to(images), labels, task.threat)
-    right, robust = ~clean.broken, ~(clean.broken | found.broken)
+    right, robust = ~clean.is_adv, ~(clean.is_adv | found.is_adv)
     return {
         "clean_accuracy": float(right.double().mean()),
         "robust_accuracy": float(robust.double().mean()),

@@ -39,7 +39,7 @@ def torchattacks_autoattack(
             classes = model(images[:1]).shape[1]
         attack = toolkit.AutoAttack(model, norm=threat.norm, eps=threat.radius, n_classes=classes, seed=seed)
         size = batch_size or BATCH_SIZE
-        parts = zip(images.split(size), labels.split(size), strict=True)
+        parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
         return torch.cat([attack(part, truth).detach() for part, truth in parts])
 
 
@@ -67,7 +67,7 @@ def torchattacks_trainer(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     with isolated(seed=seed):
         model.train()
-        for rows in torch.randperm(len(images)).split(batch_size):
+        for rows in torch.split(torch.randperm(len(images)), batch_size):
             part, truth = images[rows], labels[rows]
             adv_images = attack(part, truth)
             optimizer.zero_grad()

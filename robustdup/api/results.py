@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,17 +102,7 @@ class EvaluationResult:
 
         from robustdup.report.terminal import verdict_and_attacks
 
-        console = Console(record=True, width=100, file=_Nowhere(), force_jupyter=False)
+        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
         for part in verdict_and_attacks(self.record):
             console.print(part)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
-
-
-class _Nowhere:
-    """A file that keeps nothing: rich records what it prints."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing."""
