@@ -43,19 +43,22 @@ class FreshSource(importlib.machinery.SourceFileLoader):
 def _load_file(path: Path) -> Callable[[Registry], None]:
     """Import a plugin file; what it registers is its `register(registry)` and every function marked as an attack."""
     if not path.is_file():
-        raise UserError(f"there is no file {str(path)!r}")
+        raise UserError(f"there is no file {str(path)!r}", code="missing-file")
     name = f"robustdup_plugin_{path.stem}"
     loader = FreshSource(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None:
-        raise UserError(f"{str(path)!r} is not a Python file")
+        raise UserError(f"{str(path)!r} is not a Python file", code="bad-plugin")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader.exec_module(module)
     marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
     register = getattr(module, "register", None)
     if not marked and register is None:
-        raise UserError(f"{path.name} has neither a function register(registry) nor one marked with @robustdup.attack")
+        raise UserError(
+            f"{path.name} has neither a function register(registry) nor one marked with @robustdup.attack",
+            code="bad-plugin",
+        )
 
     def run(registry: Registry) -> None:
         if register is not None:

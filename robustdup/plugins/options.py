@@ -24,7 +24,7 @@ class Deferred:
     def __post_init__(self) -> None:
         module, colon, name = self.target.partition(":")
         if not (colon and module and name):
-            raise UserError(f"{self.target!r} names no function: write 'module:function'.")
+            raise UserError(f"{self.target!r} names no function: write 'module:function'.", code="bad-spec")
 
     @cached_property
     def function(self) -> Callable[..., Any]:
@@ -84,7 +84,10 @@ def check_keywords(
         checked[option] = _check_value(what, known[option], value)
     missing = [option for option, p in known.items() if p.default is p.empty and option not in checked]
     if missing:
-        raise UserError(f"{what[0].upper()}{what[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).")
+        raise UserError(
+            f"{what[0].upper()}{what[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).",
+            code="missing-option",
+        )
     return checked
 
 
@@ -99,15 +102,15 @@ def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
             raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise UserError(f"{place} must be true or false, got {value!r}.")
+            raise UserError(f"{place} must be true or false, got {value!r}.", code="bad-option")
     elif isinstance(default, int):
         if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
-            raise UserError(f"{place} must be a whole number such as {default}, got {value!r}.")
+            raise UserError(f"{place} must be a whole number such as {default}, got {value!r}.", code="bad-option")
         return int(value)
     elif isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{place} must be a number such as {default}, got {value!r}.")
+            raise UserError(f"{place} must be a number such as {default}, got {value!r}.", code="bad-option")
         return float(value)
     elif isinstance(default, str) and not (isinstance(value, str) or callable(value)):
-        raise UserError(f"{place} must be a word such as {default!r}, got {value!r}.")
+        raise UserError(f"{place} must be a word such as {default!r}, got {value!r}.", code="bad-option")
     return value

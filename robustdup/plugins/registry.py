@@ -19,7 +19,6 @@ from robustdup.plugins.specs import (
     AttackSpec,
     CommandSpec,
     Ensemble,
-    FigureSpec,
     FinderSpec,
     Named,
     ObjectiveSpec,
@@ -53,7 +52,8 @@ class Registry:
             marked = getattr(spec, "__robustdup_attack__", None)
             if not isinstance(marked, AttackSpec):
                 raise UserError(
-                    f"{spec!r} is not an attack: decorate it with @robustdup.register_attack(name, norms=[…])."
+                    f"{spec!r} is not an attack: decorate it with @robustdup.register_attack(name, norms=[…]).",
+                    code="bad-spec",
                 )
             spec = marked
         prefix, colon, _ = spec.name.partition(":")
@@ -103,19 +103,9 @@ class Registry:
         names = tuple(words.split())
         self._put("command", self.commands, names, CommandSpec(names, deferred(command), help))
 
-    def add_record_kind(
-        self, schema: str, load: Callable[..., Any] | str, *, title: Callable[..., str] | str,
-        page: Callable[..., Any] | str | None = None, sections: Callable[..., Any] | str | None = None,
-        markdown: Callable[..., str] | str | None = None, figures: Mapping[str, FigureSpec] | None = None,
-        unfinished: Callable[..., Any] | str | None = None, templates: str = "", description: str = "",
-    ) -> None:  # fmt: skip
-        """Register a kind of record: see `RecordKind`."""
-        kind = RecordKind(
-            schema=schema, load=deferred(load), title=deferred(title), page=deferred(page), sections=deferred(sections),
-            markdown=deferred(markdown), unfinished=deferred(unfinished), templates=templates, description=description,
-            figures=figures or {},
-        )  # fmt: skip
-        self._put("kind of record", self.record_kinds, schema, kind)
+    def add_record_kind(self, kind: RecordKind) -> None:
+        """Register a kind of record, under its schema."""
+        self._put("kind of record", self.record_kinds, kind.schema, kind)
 
     def add_duplicate_finder(self, name: str, find: Callable[..., Any] | str, *, description: str = "") -> None:
         """Register a search for duplicates: see `FinderSpec`. The first that is registered is the usual one."""
@@ -126,7 +116,10 @@ class Registry:
     ) -> None:
         if name in table or name in (also or {}):
             text = name if isinstance(name, str) else " ".join(name)
-            raise UserError(f"The {what} name {text!r} is already taken. Choose another, for instance 'mine:{text}'.")
+            raise UserError(
+                f"The {what} name {text!r} is already taken. Choose another, for instance 'mine:{text}'.",
+                code="taken-name",
+            )
         table[name] = value
 
     def get_attack(self, name: str) -> AttackSpec:
@@ -156,7 +149,8 @@ class Registry:
             raise self._unknown_attack(name)
         if options:
             raise UserError(
-                f"{name!r} is an ensemble and takes no options; list its attacks with 'attacks show {name}'."
+                f"{name!r} is an ensemble and takes no options; list its attacks with 'attacks show {name}'.",
+                code="bad-option",
             )
         return self.ensembles[name].stages
 
@@ -180,18 +174,7 @@ class Registry:
 
         `source` is what its attacks with bare names are listed under; the plugin's name if not given.
         """
-        tables = (
-            "attacks",
-            "ensembles",
-            "losses",
-            "models",
-            "architectures",
-            "data",
-            "objectives",
-            "commands",
-            "record_kinds",
-            "duplicate_finders",
-        )
+        tables = [name for name, table in vars(self).items() if isinstance(table, dict)]
         before = {table: copy.copy(getattr(self, table)) for table in tables}
         self._owner = source or name
         try:

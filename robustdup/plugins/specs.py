@@ -15,6 +15,7 @@ from typing import Any, Literal
 from robustdup.errors import UserError, unknown
 from robustdup.plugins.options import Deferred, check_keywords, deferred, keywords
 
+Function = Any  # a function, or its name as "module:function"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
 Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Batching = Literal["pool", "batch", "whole"]
@@ -58,13 +59,16 @@ class AttackSpec:
                 raise unknown(what, str(value), allowed)
         if isinstance(self.norms, str) or not set(self.norms) <= {"Linf", "L2", "L1", "L0"}:
             raise UserError(
-                f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}."
+                f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}.",
+                code="bad-spec",
             )
         object.__setattr__(self, "norms", tuple(self.norms))
         if self.available and self.function is None:
-            raise UserError(f"Attack {self.name!r} has no function. Give one, or available=False with a reason.")
+            raise UserError(
+                f"Attack {self.name!r} has no function. Give one, or available=False with a reason.", code="bad-spec"
+            )
         if not self.available and not self.reason:
-            raise UserError(f"Attack {self.name!r} is unavailable without a reason.")
+            raise UserError(f"Attack {self.name!r} is unavailable without a reason.", code="bad-spec")
         object.__setattr__(self, "function", deferred(self.function))
         object.__setattr__(self, "cost", deferred(self.cost))
         if isinstance(self.function, Deferred):
@@ -72,7 +76,8 @@ class AttackSpec:
         if self.function is not None and "rng" not in inspect.signature(self.function).parameters:
             raise UserError(
                 f"Attack {self.name!r} does not take 'rng'. Its signature must be "
-                "(model, images, labels, threat, *, rng, **options)."
+                "(model, images, labels, threat, *, rng, **options).",
+                code="bad-spec",
             )
 
     @property
@@ -144,7 +149,9 @@ class Stage:
         if self.when not in typing.get_args(When):
             raise unknown("condition of a stage:", str(self.when), typing.get_args(When))
         if not 0 < self.take <= 1:
-            raise UserError(f"Stage {self.attack!r}: take must be above 0 and at most 1, got {self.take}.")
+            raise UserError(
+                f"Stage {self.attack!r}: take must be above 0 and at most 1, got {self.take}.", code="bad-spec"
+            )
         object.__setattr__(self, "norms", tuple(self.norms))
 
 
@@ -246,9 +253,13 @@ class FigureSpec:
     """
 
     about: str
-    draw: Callable[..., Any]
-    height: Callable[..., float]
+    draw: Function
+    height: Function
     one_run: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draw", deferred(self.draw))
+        object.__setattr__(self, "height", deferred(self.height))
 
 
 @dataclass(frozen=True)
@@ -269,15 +280,19 @@ class RecordKind:
     """
 
     schema: str
-    load: Callable[..., Any]
-    title: Callable[..., str]
-    page: Callable[..., Any] | None = None
-    sections: Callable[..., Any] | None = None
-    markdown: Callable[..., str] | None = None
+    load: Function
+    title: Function
+    page: Function | None = None
+    sections: Function | None = None
+    markdown: Function | None = None
     figures: Mapping[str, FigureSpec] = field(default_factory=dict)
-    unfinished: Callable[..., Any] | None = None
+    unfinished: Function | None = None
     templates: str = ""
     description: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("load", "title", "page", "sections", "markdown", "unfinished"):
+            object.__setattr__(self, name, deferred(getattr(self, name)))
 
 
 @dataclass(frozen=True)

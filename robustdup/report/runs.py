@@ -89,7 +89,7 @@ class PluggedRun:
     @property
     def name(self) -> str:
         """What to call the run."""
-        return self.kind.title(self.record)
+        return str(self.kind.title(self.record))
 
 
 @dataclass(frozen=True)

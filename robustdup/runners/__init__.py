@@ -48,9 +48,9 @@ def open_runner(
         raise unknown("runner", kind, KINDS)
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
-            raise UserError(f"{name} = {value}: it must be at least 1.")
+            raise UserError(f"{name} = {value}: it must be at least 1.", code="bad-value")
     if retries < 0:
-        raise UserError(f"retries = {retries}: it must be at least 0.")
+        raise UserError(f"retries = {retries}: it must be at least 0.", code="bad-value")
     options = PoolOptions(retries, describe, seconds, lost)
     if kind == "ray":
         from robustdup.runners.ray import open_ray

@@ -34,12 +34,13 @@ class WorkerPlace:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a payload: its result, or the error (`kind`: a class of `errors`, or None for a foreign one)."""
+    """What came of a payload: its result, or the error (`kind`: a class of `errors`, or None for a foreign one; `code`)."""
 
     result: Any = None
     failed: bool = False
     kind: type[RobustdupError] | None = None
     text: str = ""
+    code: str = ""
     trace: str = ""
 
 
@@ -62,7 +63,7 @@ def to_bytes(what: str, value: object, dumps: Callable[..., bytes] = pickle.dump
     try:
         return dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever a stranger's __reduce__ raises
-        raise UserError(f"Cannot send {what} ({error_text(error)}): {WHAT_TO_DO}") from error
+        raise UserError(f"Cannot send {what} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
 
 
 def from_bytes(what: str, data: bytes) -> Any:
@@ -70,7 +71,7 @@ def from_bytes(what: str, data: bytes) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
-        raise UserError(f"Cannot load {what} ({error_text(error)}): {WHAT_TO_DO}") from error
+        raise UserError(f"Cannot load {what} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
 
 
 def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None, bytes]:
@@ -101,12 +102,12 @@ def failure(error: BaseException) -> bytes:
     kind = next((kind for kind in kinds if isinstance(error, kind)), None)
     text = str(error) if kind is not None else error_text(error)
     trace = "".join(traceback.format_exception(error))
-    return pickle.dumps(Reply(failed=True, kind=kind, text=text, trace=trace))
+    return pickle.dumps(Reply(failed=True, kind=kind, text=text, code=error.code if isinstance(error, RobustdupError) else "", trace=trace))
 
 
 def error_of(reply: Reply, where: str) -> RobustdupError:
     """Build the exception of a failed reply: of its own kind, or a RunError that says where it happened."""
-    error = reply.kind(reply.text) if reply.kind is not None else RunError(f"{where}: {reply.text}")
+    error = RunError(f"{where}: {reply.text}") if reply.kind is None else reply.kind(reply.text, code=reply.code)
     error.__cause__ = WorkerTraceback(reply.trace)
     return error
 

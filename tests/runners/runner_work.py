@@ -50,7 +50,7 @@ def torch_threads(_, place):
 def refuse(place):
     def work(kind):
         if kind == "user":
-            raise UserError("eps must be positive, got -1.")
+            raise UserError("eps must be positive, got -1.", code="bad-eps")
         if kind == "unavailable":
             raise Unavailable("no such thing here")
         if kind == "exit":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustdup import Registry
+from robustdup.plugins import RecordKind
 
 HERE = "robustdup_detect"
 
@@ -15,10 +16,15 @@ def register(registry: Registry) -> None:
         help="Find exact and near duplicates within a split, or between two.",
     )
     registry.add_record_kind(
-        "robustdup.duplicates", f"{HERE}.page:load_content", title=f"{HERE}.page:title",
-        page=f"{HERE}.page:duplicates_page", unfinished=f"{HERE}.page:unfinished",
-        description="A search for duplicates.",
-    )  # fmt: skip
+        RecordKind(
+            "robustdup.duplicates",
+            load=f"{HERE}.page:load_content",
+            title=f"{HERE}.page:title",
+            page=f"{HERE}.page:duplicates_page",
+            unfinished=f"{HERE}.page:unfinished",
+            description="A search for duplicates.",
+        )
+    )
     registry.add_duplicate_finder(
         "near", f"{HERE}.pairs:near_duplicates", description="Small changes, crops, mirrored and recompressed copies."
     )

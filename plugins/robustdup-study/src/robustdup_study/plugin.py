@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from robustdup import Registry
-from robustdup.plugins import FigureSpec
-from robustdup.plugins.options import Deferred
+from robustdup.plugins import FigureSpec, RecordKind
 
 HERE = "robustdup_study"
 
@@ -13,17 +12,27 @@ def register(registry: Registry) -> None:
     """Register studies; nothing of them is imported."""
     registry.add_command("study", f"{HERE}.command:app", help="What duplication does, with error bars.")
     registry.add_record_kind(
-        "robustdup.study", f"{HERE}.records:load_study_record", title=f"{HERE}.records:title",
-        page=f"{HERE}.page:study_page", markdown=f"{HERE}.report:markdown", unfinished=f"{HERE}.page:unfinished",
-        description="A study: many cells of training and evaluation.",
-        figures={
-            "dose": FigureSpec(
-                "a study's means over doses, with 95% intervals", Deferred(f"{HERE}.figures:doses"),
-                Deferred(f"{HERE}.figures:doses_height"), one_run=True,
-            ),
-            "effects": FigureSpec(
-                "a study's effects of copies, with 95% intervals and margins", Deferred(f"{HERE}.figures:effects"),
-                Deferred(f"{HERE}.figures:effects_height"), one_run=True,
-            ),
-        },
-    )  # fmt: skip
+        RecordKind(
+            "robustdup.study",
+            load=f"{HERE}.records:load_study_record",
+            title=f"{HERE}.records:title",
+            page=f"{HERE}.page:study_page",
+            markdown=f"{HERE}.report:markdown",
+            unfinished=f"{HERE}.page:unfinished",
+            description="A study: many cells of training and evaluation.",
+            figures={
+                "dose": FigureSpec(
+                    "a study's means over doses, with 95% intervals",
+                    draw=f"{HERE}.figures:doses",
+                    height=f"{HERE}.figures:doses_height",
+                    one_run=True,
+                ),
+                "effects": FigureSpec(
+                    "a study's effects of copies, with 95% intervals and margins",
+                    draw=f"{HERE}.figures:effects",
+                    height=f"{HERE}.figures:effects_height",
+                    one_run=True,
+                ),
+            },
+        )
+    )
