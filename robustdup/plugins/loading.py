@@ -56,7 +56,7 @@ def _load_file(path: Path) -> Callable[[Registry], None]:
     register = getattr(module, "register", None)
     if not marked and register is None:
         raise UserError(
-            f"{path.name} has neither a function register(registry) nor one marked with @robustdup.attack",
+            f"{path.name} has neither a function register(registry) nor one marked with @robustdup.register_attack",
             code="bad-plugin",
         )
 

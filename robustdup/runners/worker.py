@@ -102,7 +102,11 @@ def failure(error: BaseException) -> bytes:
     kind = next((kind for kind in kinds if isinstance(error, kind)), None)
     text = str(error) if kind is not None else error_text(error)
     trace = "".join(traceback.format_exception(error))
-    return pickle.dumps(Reply(failed=True, kind=kind, text=text, code=error.code if isinstance(error, RobustdupError) else "", trace=trace))
+    return pickle.dumps(
+        Reply(
+            failed=True, kind=kind, text=text, code=error.code if isinstance(error, RobustdupError) else "", trace=trace
+        )
+    )
 
 
 def error_of(reply: Reply, where: str) -> RobustdupError:
