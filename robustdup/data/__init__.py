@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustdup.plugins import Registry
+from robustdup.plugins import RecordKind, Registry
 
 
 def register(registry: Registry) -> None:
@@ -12,9 +12,11 @@ def register(registry: Registry) -> None:
         examples=("builtin:digits",),
     )  # fmt: skip
     registry.add_record_kind(
-        "robustdup.description",
-        "robustdup.records.description:load_description",
-        title="robustdup.records.description:title",
-        page="robustdup.report.html.description:description_page",
-        description="What a dataset holds.",
+        RecordKind(
+            "robustdup.description",
+            load="robustdup.records.description:load_description",
+            title="robustdup.records.description:title",
+            page="robustdup.report.html.description:description_page",
+            description="What a dataset holds.",
+        )
     )
