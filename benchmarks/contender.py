@@ -254,7 +254,7 @@ def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
     """Load, call and report: `order` holds config, contender, batch_size, n and threads."""
     try:
         task = load(validate(TimingConfig, order["config"]), order["n"], order["threads"])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         say({"event": "not loaded", "reason": str(error) or type(error).__name__, "user": isinstance(error, UserError)})
         return
     name, batch_size = order["contender"], order["batch_size"]
@@ -264,7 +264,7 @@ def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
 
     try:
         found = run_baseline(task, name, batch_size, started) if name in BASELINES else run_ours(task, name, started)
-    except Exception as error:  # a toolkit may fail in any way: its row says how
+    except Exception as error:  # a toolkit may fail in any way: its row says how  # noqa: BLE001
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         say({"event": "failed", "reason": reason, "place": f"{Path(place.filename).name}:{place.lineno}"})

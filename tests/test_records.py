@@ -74,7 +74,7 @@ def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path):
     with pytest.raises(ZeroDivisionError):
         crash()
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]  # no temporary file stays
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # no temporary file stays
 
 
 def test_a_full_disk_is_a_message_and_loses_nothing(tmp_path, monkeypatch):

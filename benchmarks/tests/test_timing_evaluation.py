@@ -312,7 +312,7 @@ SLEEPER = """
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks into /proc")
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     path = tmp_path / "pids"
     started = time.perf_counter()
@@ -326,7 +326,7 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     assert all(gone(pid) for pid in pids)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks into /proc")
 def test_an_interrupt_ends_the_child(tmp_path):
     path = tmp_path / "pids"
 

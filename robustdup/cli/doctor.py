@@ -48,7 +48,7 @@ def _checks() -> list[dict[str, Any]]:
     for point in importlib.metadata.entry_points(group=CHECKS):
         try:
             rows = list(point.load()())
-        except Exception as error:  # a check that fails is a finding, not the end
+        except Exception as error:  # a check that fails is a finding, not the end  # noqa: BLE001
             rows = [(False, f"The check {point.name} failed: {type(error).__name__}: {error}", "")]
         results += [
             {"name": point.name, "ok": bool(ok), "message": text, "command": command} for ok, text, command in rows

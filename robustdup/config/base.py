@@ -59,8 +59,7 @@ def build(
         if not equals:
             raise UserError(f"{override!r} is neither a configuration file nor KEY=VALUE.", code="bad-option")
         _set(content, key.strip().split("."), parse_value(text))
-    for key, value in (values or {}).items():
-        content[key] = value
+    content.update(values or {})
     return validate(kind, content)
 
 

@@ -198,6 +198,6 @@ def _broken_files(path: Path) -> str:
                     return f"{str(file)!r} has no rows: give it some, or take it away."
                 for group in range(parquet.num_row_groups):
                     parquet.read_row_group(group)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return f"{str(file)!r} is not a whole parquet file: {str(error).rstrip('.')}. Download or write it again."
     return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +57,7 @@ def write_folder(
             _write_data(temporary / "data", splits, progress)
             (temporary / CARD_FILE).write_text(card, encoding="utf-8")
             extra(temporary)
-            os.chmod(temporary, 0o755)
+            temporary.chmod(0o755)
             if folder.exists():
                 old = temporary.with_suffix(".old")
                 folder.rename(old)

@@ -96,7 +96,7 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context) -> Call:
         warnings.simplefilter("always", AttackWarning)
         try:
             verdict = _attack_in_memory(attempt, work, torch.arange(len(work.positions)))
-        except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so
+        except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so  # noqa: BLE001
             frame = traceback.extract_tb(failure.__traceback__)[-1]
             error = f"{type(failure).__name__}: {failure} ({Path(frame.filename).name}:{frame.lineno})"
     notes = attempt.notes

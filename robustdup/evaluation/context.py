@@ -151,7 +151,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model with frozen weights for attacking; the model itself where it cannot be copied."""
     try:
         copied = copy.deepcopy(model)
-    except Exception:  # see _placed
+    except Exception:  # see _placed  # noqa: BLE001
         return model
     return copied.requires_grad_(False)
 

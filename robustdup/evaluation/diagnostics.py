@@ -51,7 +51,7 @@ def diagnose(
         try:
             with isolated(attacked.model, seed=context.seed):
                 seen = probe(original, attacked, images, labels, index, results[-1].threat.norm, context.seed)
-        except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it
+        except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it  # noqa: BLE001
             signs.append(_failed_probe(error))
         spent = original.count + attacked.count
         signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, options.mode) + of_probe(seen)

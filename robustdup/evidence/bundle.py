@@ -113,7 +113,7 @@ def read_examples(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
         content = _read(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}", code="bad-examples") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for what weights_only refuses
+    except Exception as error:  # torch raises pickle.UnpicklingError for what weights_only refuses  # noqa: BLE001
         raise UserError(f"{str(path)!r} is refused: {str(error).splitlines()[0]}", code="bad-examples") from None
     images = _first(content, ("images", "adv_images", "x_adv", "adv", "x"))
     if images is None:

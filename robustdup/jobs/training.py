@@ -145,7 +145,7 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     threat = ThreatModel(config.norm, config.eps)
     objective, options = find_objective(config.objective, registry)
     if config.evaluate:  # a typo here would come out when training is over
-        evaluation = _evaluation(config, Path("."), LAST)
+        evaluation = _evaluation(config, Path(), LAST)
         plan(evaluation, registry, parse_threats(evaluation)[-1])
     return Orders(
         threat=threat,

@@ -181,7 +181,7 @@ class Registry:
             load()(self)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a plugin may fail in any way; the rest must go on
+        except BaseException as error:  # a plugin may fail in any way; the rest must go on  # noqa: BLE001
             for table, content in before.items():
                 setattr(self, table, content)
             reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)

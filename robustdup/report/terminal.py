@@ -220,10 +220,10 @@ def _position(record: EvaluationRecord, folder: Path | None) -> str:
 
 def _rows(record: EvaluationRecord) -> list[tuple[str, str, str, str]]:
     rows = [("clean", str(record.n), "", percent(record.clean_accuracy.value))]
-    for attack in record.attacks:
-        rows.append(
-            (label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after))
-        )
+    rows.extend(
+        (label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after))
+        for attack in record.attacks
+    )
     rows.append(("robust", str(record.n), "", _interval(record.robust_accuracy)))
     return rows
 

@@ -192,9 +192,9 @@ class Pool:
                     continue  # of a map that was left early
                 try:
                     task.future.set_result(self._done(number, task))
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001
                     task.future.set_exception(error)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             with contextlib.suppress(InvalidStateError):  # another worker failed before
                 self._failure.set_exception(error)
         finally:

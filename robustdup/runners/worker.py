@@ -82,7 +82,7 @@ def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None
             place.threads
         )  # again: loading it may have imported torch, which takes no more threads than cores
         return function(place), pickle.dumps(Reply())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return None, failure(error)
 
 
@@ -92,7 +92,7 @@ def answer(function: Callable[[Any], Any] | None, payload: bytes, dumps: Callabl
         assert function is not None, "a worker whose setup failed is given no payload"
         result = function(from_bytes("the payload in a worker", payload))
         return to_bytes("the result back", Reply(result), dumps)
-    except BaseException as error:  # SystemExit of a payload must not end the worker
+    except BaseException as error:  # SystemExit of a payload must not end the worker  # noqa: BLE001
         return failure(error)
 
 

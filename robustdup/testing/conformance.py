@@ -207,7 +207,7 @@ def _run(
         try:
             assert spec.function is not None
             adv_images = spec.function(passes, handed[0], handed[1], threat, rng=handed[2], **options)
-        except Exception as failure:  # an attack may fail in any way: that is the finding
+        except Exception as failure:  # an attack may fail in any way: that is the finding  # noqa: BLE001
             error = f"{type(failure).__name__}: {failure}"
         seconds = time.perf_counter() - started
         after = _state(model)

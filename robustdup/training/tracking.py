@@ -62,7 +62,7 @@ def open_session(
         if not trackers:
             yield Session(autocast)
             return
-        place = (folder or Path(".")) / "tracking"
+        place = (folder or Path()) / "tracking"
         yield Session(autocast, stack.enter_context(_tracked(trackers, device, place, processes, settings)))
 
 

@@ -30,8 +30,9 @@ def _cases(slow: bool) -> list[object]:
     cases = []
     for entry in ENTRIES:
         marks = [pytest.mark.slow] if slow and entry.name not in FAST else []
-        for norm in entry.norms or (None,):
-            cases.append(pytest.param(entry.name, norm, marks=marks, id=f"{entry.name}-{norm}"))
+        cases.extend(
+            pytest.param(entry.name, norm, marks=marks, id=f"{entry.name}-{norm}") for norm in entry.norms or (None,)
+        )
     return cases
 
 

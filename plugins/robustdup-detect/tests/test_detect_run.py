@@ -350,7 +350,7 @@ def test_a_full_disk_is_one_message(tmp_path):
     store.create()
     path = tmp_path / "store" / "hashes.bin"
     path.unlink()
-    os.symlink("/dev/full", path)
+    path.symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"No space left on device.*--resume"):
         store.write("hashes", 0, np.zeros((10, 16)))
 

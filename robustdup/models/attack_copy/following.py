@@ -113,7 +113,7 @@ def make_following_copy(
             following = FollowingCopy(graph, folds)
             following.refresh()
             gaps = differences(answers(model, probes), answers(graph, probes))
-    except Exception as error:  # a model may do anything; training goes on without a copy
+    except Exception as error:  # a model may do anything; training goes on without a copy  # noqa: BLE001
         return None, f"The inner attack runs on the model itself: it could not be folded ({reason_of(error)})."
     if not within(gaps, TOLERANCE["fp32"]):
         return None, "The inner attack runs on the model itself: folded, it answers differently."

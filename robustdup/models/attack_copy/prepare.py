@@ -119,7 +119,7 @@ class _Trial:
     def _copied(self, model: nn.Module) -> AttackCopy:
         try:
             net = _copy(model).requires_grad_(False)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.notes.append(f"The model could not be copied ({reason_of(error)}): the original itself is attacked.")
             net = model
         return AttackCopy(net)
@@ -130,7 +130,7 @@ class _Trial:
             expected = answers(AttackCopy(model), self.probes)
             repeated = answers(AttackCopy(model), self.probes[:1])
             copied = answers(self.best, self.probes[:2])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.notes.append(f"The model failed on the example images ({reason_of(error)}): it was only copied.")
             return None
         if not within(differences(expected[:1], repeated), TOLERANCE["fp32"]):
@@ -174,7 +174,7 @@ class _Trial:
                 warnings.simplefilter("ignore")
                 candidate = build(self.best)
                 actual = answers(candidate, self.probes) if self.expected is not None else []
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.notes.append(f"{step} was left out: {reason_of(error)}.")
             return False
         if self.expected is not None:

@@ -157,7 +157,7 @@ def _download(utils: Any, path: Path, address: str, files: list[tuple[Path, str]
         with contextlib.redirect_stdout(sys.stderr):
             utils.gdown.download(id=address.removeprefix(WEB), output=str(part))
         _refuse_web_page(part, address)
-        os.replace(part, path)
+        part.replace(path)
     except UserError:
         raise
     except Exception as error:  # gdown has its own errors, requests others, and a full disk is a third

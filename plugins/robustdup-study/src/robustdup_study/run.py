@@ -194,7 +194,7 @@ def run_once(run_cell: RunCell, place: WorkerPlace, order: CellOrder) -> CellRes
         started = time.perf_counter()
         try:
             result = run_cell(order)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             text = str(error) if isinstance(error, RobustdupError) else f"{type(error).__name__}: {error}"
             result = CellResult(key=order.key, created=now(), status="failed", error=text, config=order.settings)
         result.seconds, result.host = time.perf_counter() - started, socket.gethostname()
