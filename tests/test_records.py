@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -169,6 +170,53 @@ def test_samples_come_back_and_a_truncated_file_is_refused(tmp_path):
 def type_of(name):
     kind = str(records.SAMPLES_SCHEMA.field(name).type)
     return {"int64": int, "double": float, "string": str}[kind]
+
+
+def parts_of(kind, known=()):
+    """The models that a record is made of, itself included."""
+    kinds = {kind, *known}
+    for field in kind.model_fields.values():
+        for inner in re.findall(r"records\.\w+\.(\w+)", str(field.annotation)):
+            part = getattr(records, inner)
+            if part not in kinds:
+                kinds |= parts_of(part, kinds)
+    return kinds
+
+
+def test_every_field_of_the_record_is_described():
+    parts = parts_of(EvaluationRecord)
+    assert {Accuracy, AttackResult, records.Escalation, records.MinDistance, records.CurvePoint, Threat} < parts
+    for part in {*parts, records.Progress}:
+        for name, field in part.model_fields.items():
+            assert field.description, f"{part.__name__}.{name} has no description"
+    schema = EvaluationRecord.model_json_schema()
+    assert all("description" in field for field in schema["properties"].values())
+
+
+def test_names_of_the_second_version_are_read_as_those_of_today():
+    old = json.loads((Path(__file__).parent / "fixtures" / "record-2.json").read_text())
+    record = load_record(Path(__file__).parent / "fixtures" / "record-2.json")
+    assert (old["schema_version"], record.schema_version) == (2, records.VERSION)
+    assert record.escalation.signs == old["escalation"]["seen"]
+    assert record.min_distance.n_found == old["min_distance"]["found"]
+    for attacks, before in (
+        (record.attacks, old["attacks"]),
+        *zip(record.curve_attacks.values(), old["curve_attacks"].values(), strict=True),
+    ):
+        assert [attack.broken_after for attack in attacks] == [[*map(tuple, a["fooled_after"])] for a in before]
+    assert any(attack.broken_after for attack in record.attacks)
+
+
+def test_outcomes_of_older_tables_are_read_in_the_words_of_today(tmp_path):
+    rows = {name: [0, 0, 0] for name in records.SAMPLES_SCHEMA.names}
+    for name in ("image_sha256", "eps", "attack", "violation"):
+        rows[name] = ["x"] * 3
+    rows["outcome"] = ["survived", "broken", None]
+    save_samples(rows, tmp_path)
+    assert load_samples(tmp_path)["outcome"].to_pylist() == ["robust", "broken", None]
+    assert [outcome.word for outcome in records.Outcome] == [
+        "robust", "broken", "undecided", "not-attacked", "certified",
+    ]  # fmt: skip
 
 
 def test_the_released_schema_is_still_read():

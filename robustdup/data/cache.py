@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustdup.data.dataset import Samples
+from robustdup.data.dataset import Samples, on_8bit_grid
 from robustdup.errors import UserError
 
 CHUNK = 512  # samples that one thread decodes at a time
 THREADS = 4
-GRID = 1e-4  # how far 255 times a value on the 8-bit grid may be from a whole number
 LIMIT = 2**30  # bytes of pixels that are kept, before another split is opened
 
 ImagesAndLabels = tuple[Tensor, Tensor]
@@ -53,7 +52,7 @@ def load_pixels(
     done = 0
     for images, chunk_labels in _decoded(samples, chunks):
         levels = (images * 255).round()
-        on_grid = bool(((images * 255 - levels).abs() <= GRID).all())
+        on_grid = on_8bit_grid(images)
         if pixels is None:
             pixels = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8 if on_grid else torch.float32)
         if images.shape[1:] != pixels.shape[1:]:

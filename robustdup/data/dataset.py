@@ -13,6 +13,8 @@ from torch import Tensor
 from robustdup.errors import UserError
 
 Selection = Literal["all", "first", "sample", "given"]
+GRID = 1e-4  # how far 255 times a value on the 8-bit grid may be from a whole number
+IMAGES_AT_ONCE = 256  # whose distances to the grid are held in memory
 
 
 class Samples(Protocol):
@@ -57,6 +59,16 @@ class ImageDataset:
         return self.images.shape[0]
 
 
+def on_8bit_grid(images: Tensor) -> bool:
+    """Tell whether images (..., C, H, W) are bytes divided by 255: each value within 1e-4 / 255 of one, in [0, 1]."""
+    for part in images.split(IMAGES_AT_ONCE) if images.ndim > 3 else [images]:
+        values = part.double() * 255
+        levels = values.round()
+        if not bool((((values - levels).abs() <= GRID) & (levels >= 0) & (levels <= 255)).all()):
+            return False
+    return True
+
+
 def image_hashes(images: Tensor) -> list[str]:
     """Return the SHA-256 (hex) of each image of (N, C, H, W) in [0, 1].
 
@@ -67,11 +79,9 @@ def image_hashes(images: Tensor) -> list[str]:
     for image in images.detach().cpu().float():
         channels, height, width = image.shape
         pixels = image.permute(1, 2, 0).contiguous()
-        levels = (pixels.double() * 255).round()
-        if bool(((pixels.double() * 255 - levels).abs() <= 1e-4).all()) and bool(
-            ((levels >= 0) & (levels <= 255)).all()
-        ):
-            content = f"{height}x{width}x{channels}".encode() + levels.to(torch.uint8).numpy().tobytes()
+        if on_8bit_grid(pixels):
+            levels = (pixels.double() * 255).round().to(torch.uint8)
+            content = f"{height}x{width}x{channels}".encode() + levels.numpy().tobytes()
         else:
             content = f"{height}x{width}x{channels}:float32".encode() + pixels.numpy().astype("<f4").tobytes()
         hashes.append(hashlib.sha256(content).hexdigest())

@@ -31,7 +31,7 @@ CALL_MEMORY = 2**28  # pixels of all samples in a call; an attack keeps some ten
 
 
 @dataclass(frozen=True)
-class Samples:
+class CleanSamples:
     """The samples under attack, on CPU: `images` (N, C, H, W) float32, `labels` (N,), `index` (N,), clean answers."""
 
     images: Tensor
@@ -90,7 +90,7 @@ class CascadeResult:
 
 def run_cascade(
     stages: list[PlannedStage],
-    samples: Samples,
+    samples: CleanSamples,
     threat: ThreatModel,
     context: Context,
     *,
@@ -158,7 +158,7 @@ def run_cascade(
     return result
 
 
-def _masks_gradients(result: CascadeResult, samples: Samples, context: Context) -> bool:
+def _masks_gradients(result: CascadeResult, samples: CleanSamples, context: Context) -> bool:
     """Look for signs of gradient masking once, on what the stages so far have left."""
     if result.masking is None:
         stages = [(stage.stage.spec.knowledge, stage.outcome) for stage in result.stages]
@@ -173,7 +173,7 @@ def _run_stage(
     stage: PlannedStage,
     number: int,
     rows: Tensor,
-    samples: Samples,
+    samples: CleanSamples,
     size: CallSize,
     result: CascadeResult,
     folder: Path | None,

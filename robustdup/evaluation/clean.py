@@ -22,7 +22,7 @@ from robustdup.evaluation.referee import Answers, judge_images
 from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
 
-CLEAN_FILE = "clean.safetensors"  # in the state of a run
+ANSWERS_FILE = "clean.safetensors"  # in the state of a run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def clean_answers(
         UserError: where the model cannot take the images, or where the data, the weights or the plugin files are no
             longer those that the run was started with.
     """
-    path = None if state is None else state / CLEAN_FILE
+    path = None if state is None else state / ANSWERS_FILE
     inputs = {
         "data": data.fingerprint,
         "weights": weights,

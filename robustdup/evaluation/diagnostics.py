@@ -13,20 +13,20 @@ from typing import Literal
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
-from robustdup.evaluation.cascade import CascadeResult, Samples
+from robustdup.evaluation.cascade import CascadeResult, CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
-from robustdup.evaluation.context import Context, EngineOptions, fresh_copy
+from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, Probe, black_box_wins, probe
 from robustdup.records import Diagnostic, Outcome
 
 
 def diagnose(
     context: Context,
-    samples: Samples,
+    samples: CleanSamples,
     clean: CleanAnswers,
     results: list[CascadeResult],
-    options: EngineOptions,
     *,
+    mode: str,
     was_training: bool,
 ) -> tuple[list[Diagnostic], Count]:
     """Look at the model and at what the attacks did, before any union; return signs and the passes that looking cost.
@@ -36,7 +36,7 @@ def diagnose(
         samples: the samples of the run.
         clean: what the model says of their clean images.
         results: a cascade for each eps, rising.
-        options: the mode, and whether attacks ran individually.
+        mode: whether the model was put in eval mode or left as it came.
         was_training: whether the model came in training mode.
     """
     correct = (~samples.clean.is_adv).nonzero()[:LOOKED_AT, 0]
@@ -54,9 +54,9 @@ def diagnose(
         except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it  # noqa: BLE001
             signs.append(_failed_probe(error))
         spent = original.count + attacked.count
-        signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, options.mode) + of_probe(seen)
+        signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, mode) + of_probe(seen)
     for result in results:
-        signs += of_cascade(result, individual=options.individual)
+        signs += of_cascade(result)
     n = len(samples.labels)
     decided = [r for r in results if not r.undecided.any()]  # an attack that failed says nothing of its eps
     alone = {r.threat.eps_text: float((~samples.clean.is_adv & ~r.broken).sum()) / n for r in decided}
@@ -165,9 +165,9 @@ def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
     ]
 
 
-def of_cascade(result: CascadeResult, *, individual: bool = False) -> list[Diagnostic]:
+def of_cascade(result: CascadeResult) -> list[Diagnostic]:
     """Return what the stages show: black-box attacks that beat white-box ones, stages that failed or did nothing."""
-    return [*_idle_stages(result), *_black_box_signs(result, individual), *_failed_stages(result)]
+    return [*_idle_stages(result), *_black_box_signs(result), *_failed_stages(result)]
 
 
 def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
@@ -188,12 +188,11 @@ def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
     return signs
 
 
-def _black_box_signs(result: CascadeResult, individual: bool) -> list[Diagnostic]:
+def _black_box_signs(result: CascadeResult) -> list[Diagnostic]:
     ran = [stage for stage in result.stages if any(call.verdict is not None for call in stage.calls)]
-    if individual:  # then the order says nothing: every attack saw all samples
-        ran.sort(key=lambda stage: stage.stage.spec.knowledge != "white-box")
+    tried = [(stage.stage.spec.knowledge, stage.outcome) for stage in ran]
     signs = []
-    for number, won, share in black_box_wins([(stage.stage.spec.knowledge, stage.outcome) for stage in ran]):
+    for number, won, share in black_box_wins(tried, finished=True):
         spec = ran[number].stage.spec
         if share > THRESHOLDS["black_box_won"]:
             signs.append(

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
-from robustdup.data.dataset import ImageDataset
+from robustdup.data.dataset import ImageDataset, on_8bit_grid
 from robustdup.device import cpu_threads
 from robustdup.evaluation.calls import Caller, PlannedStage
-from robustdup.evaluation.cascade import CascadeResult, Samples, run_cascade
+from robustdup.evaluation.cascade import CascadeResult, CleanSamples, run_cascade
 from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
@@ -36,7 +36,7 @@ ADVERSARIAL_FILE = "images/adversarial.safetensors"
 CLEAN_FILE = "images/clean.safetensors"
 
 # What opens the workers of a run: it gets what they need to know, and gives a caller, or None to make all calls here.
-Workers = Callable[[Context, Samples, CleanAnswers, str], contextlib.AbstractContextManager[Caller | None]]
+Workers = Callable[[Context, CleanSamples, CleanAnswers, str], contextlib.AbstractContextManager[Caller | None]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def evaluate_model(
         clean = clean_answers(context, data, weights, draws=options.draws, plugins=about.plugins, state=about.state)
         context.draws = options.draws if clean.randomized else 1
         notes = remarks(model, context) + choose_packing(context, options, data.images, clean, stages, about.state)
-        samples = Samples(data.images, data.labels, data.index, clean.answers)
+        samples = CleanSamples(data.images, data.labels, data.index, clean.answers)
         caller = stack.enter_context(workers(context, samples, clean, weights))
         results: list[CascadeResult] = []
         for threat in threats:
@@ -126,7 +126,9 @@ def evaluate_model(
         signs: list[Diagnostic] = []
         probe_passes = Count()
         if options.diagnostics:
-            signs, probe_passes = diagnose(context, samples, clean, results, options, was_training=was_training)
+            signs, probe_passes = diagnose(
+                context, samples, clean, results, mode=options.mode, was_training=was_training
+            )
         check_unchanged(context, data.images, clean, weights)
         run = FinishedRun(
             options,
@@ -161,6 +163,4 @@ def save_result(folder: Path, result: Evaluation, data: ImageDataset, *, images:
 
 def _as_bytes(images: Tensor) -> Tensor:
     """Return images (N, C, H, W) in [0, 1] as bytes where they lie on the 8-bit grid, as they are otherwise."""
-    levels = (images * 255).round()
-    on_grid = bool(((images * 255 - levels).abs() <= 1e-4).all())
-    return (levels.to(torch.uint8) if on_grid else images).contiguous()
+    return ((images * 255).round().to(torch.uint8) if on_8bit_grid(images) else images).contiguous()

@@ -108,23 +108,32 @@ def masking_signs(
     return MaskingSigns(tuple(reasons), signs, model.count)
 
 
-def black_box_wins(stages: Sequence[Tried]) -> list[tuple[int, int, float]]:
+def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[tuple[int, int, float]]:
     """Return (number of the stage, samples won, share) for each black-box stage that won what white-box ones had left.
 
-    The share is of the samples that all white-box stages before it had left and that it tried. A single sample is no
-    sign: a stage is named from the second on.
+    The share is of the samples that white-box stages left and that it tried. A single sample is no sign: a stage is named
+    from the second on.
+
+    Args:
+        stages: what each stage knew of the model, and the outcome of each sample (N,).
+        finished: while a run goes on, the white-box stages before a black-box one count, and what they did not take counts
+            as left; of a finished run all count, and only the samples that each of them tried.
     """
     wins: list[tuple[int, int, float]] = []
-    white: list[Tensor] = []
+    white = [outcome for knowledge, outcome in stages if knowledge == "white-box"] if finished else []
     for number, (knowledge, outcome) in enumerate(stages):
-        if knowledge == "white-box":
+        if knowledge == "white-box" and not finished:
             white.append(outcome)
-        elif knowledge in BLACK_BOX and white:
-            left = torch.stack([tried != Outcome.BROKEN for tried in white]).all(dim=0)
-            left &= (outcome == Outcome.ROBUST) | (outcome == Outcome.BROKEN)
-            won = int((left & (outcome == Outcome.BROKEN)).sum())
-            if won > 1:
-                wins.append((number, won, won / int(left.sum())))
+        if knowledge not in BLACK_BOX or not white:
+            continue
+        left = torch.stack(
+            [white_box == Outcome.ROBUST if finished else white_box != Outcome.BROKEN for white_box in white]
+        )
+        tried = (outcome == Outcome.ROBUST) | (outcome == Outcome.BROKEN)
+        looked_at = left.all(dim=0) & tried
+        won = int((looked_at & (outcome == Outcome.BROKEN)).sum())
+        if won > 1:
+            wins.append((number, won, won / int(looked_at.sum())))
     return wins
 
 

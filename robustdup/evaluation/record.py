@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.passes import Count
 from robustdup.data.dataset import ImageDataset
-from robustdup.evaluation.cascade import CascadeResult, Samples
+from robustdup.evaluation.cascade import CascadeResult, CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.metrics import accuracy
@@ -76,7 +76,7 @@ class FinishedRun:
     attack_model: nn.Module | None
     weights: str
     context: Context
-    samples: Samples
+    samples: CleanSamples
     clean: CleanAnswers
     results: list[CascadeResult]
     diagnostics: list[Diagnostic]
@@ -166,7 +166,7 @@ def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
     return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, rounded)
 
 
-def _curve(results: list[CascadeResult], samples: Samples, population: int | None) -> dict[str, CurvePoint]:
+def _curve(results: list[CascadeResult], samples: CleanSamples, population: int | None) -> dict[str, CurvePoint]:
     right = ~samples.clean.is_adv
     broken = torch.zeros_like(right)
     curve = {}

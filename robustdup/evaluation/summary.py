@@ -12,14 +12,14 @@ from torch import Tensor
 
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.calls import Call
-from robustdup.evaluation.cascade import CascadeResult, Samples, StageResult
+from robustdup.evaluation.cascade import CascadeResult, CleanSamples, StageResult
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
 from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome
 
 CURVE_POINTS = 64
 
 
-def outcomes(samples: Samples, result: CascadeResult) -> Tensor:
+def outcomes(samples: CleanSamples, result: CascadeResult) -> Tensor:
     """Return what became of each sample in a cascade: an Outcome (N,) uint8, NOT_ATTACKED where the clean image is wrong."""
     outcome = torch.full((len(samples.labels),), Outcome.ROBUST, dtype=torch.uint8)
     outcome[result.undecided] = Outcome.UNDECIDED
@@ -28,7 +28,7 @@ def outcomes(samples: Samples, result: CascadeResult) -> Tensor:
     return outcome
 
 
-def attack_results(result: CascadeResult, samples: Samples, *, individual: bool = False) -> list[AttackResult]:
+def attack_results(result: CascadeResult, samples: CleanSamples, *, individual: bool = False) -> list[AttackResult]:
     """Return one result a stage, in order; accuracies are after all stages so far, or of each alone if `individual`."""
     correct = ~samples.clean.is_adv
     broken = torch.zeros_like(correct)
@@ -102,7 +102,7 @@ def _broken_after(calls: Sequence[Call]) -> list[tuple[int, int]]:
     return [totals[i] for i in kept]
 
 
-def min_distance(samples: Samples, results: Sequence[CascadeResult]) -> Tensor:
+def min_distance(samples: CleanSamples, results: Sequence[CascadeResult]) -> Tensor:
     """Return the smallest distance that was seen to break each sample (N,), 0 where the clean image does, inf if none."""
     nearest = torch.stack([result.nearest for result in results]).amin(dim=0)
     return torch.where(samples.clean.is_adv, 0.0, nearest)
@@ -146,7 +146,7 @@ def class_results(
 
 
 def sample_rows(
-    samples: Samples, hashes: Sequence[str], results: Sequence[CascadeResult], nearest: Tensor | None = None
+    samples: CleanSamples, hashes: Sequence[str], results: Sequence[CascadeResult], nearest: Tensor | None = None
 ) -> dict[str, list[Any]]:
     """Return the columns of `samples.parquet`: every sample on its clean image, then a row per sample and stage.
 
@@ -177,7 +177,7 @@ def sample_rows(
 
 def _common(
     columns: dict[str, list[Any]],
-    samples: Samples,
+    samples: CleanSamples,
     hashes: Sequence[str],
     rows: Tensor,
     eps: str,

@@ -21,7 +21,7 @@ from robustdup.data.sources import load_images
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, make_call
-from robustdup.evaluation.cascade import Samples
+from robustdup.evaluation.cascade import CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
@@ -213,7 +213,7 @@ class WorkerOrder:
 @contextlib.contextmanager
 def _workers(
     config: EvalConfig, model: nn.Module | None, attack_model: nn.Module | None, spread: bool, context: Context,
-    samples: Samples, clean: CleanAnswers, weights: str,
+    samples: CleanSamples, clean: CleanAnswers, weights: str,
 ) -> Iterator[Caller | None]:  # fmt: skip
     """Open the workers that the configuration asks for; None where this process makes the calls itself."""
     context.workers = config.workers or _usual_workers(config, model, context, spread)

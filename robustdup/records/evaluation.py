@@ -230,8 +230,8 @@ class EvaluationRecord(Part):
     )
     seed: int = Field(description="Seed of everything random.")
     config: dict[str, Any] = Field(description="All settings, by name.")
-    data: DataInfo = Field(description="Which images.")
-    model: ModelInfo = Field(description="Which model.")
+    data: DataInfo = Field(description="The images that were evaluated on.")
+    model: ModelInfo = Field(description="The model that was judged.")
     environment: Environment = Field(description="Where it ran.")
     versions: dict[str, str] = Field(description="Versions of what it was computed with.")
 

@@ -15,7 +15,7 @@ from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.errors import AttackWarning
 from robustdup.evaluation import cascade
 from robustdup.evaluation.calls import Call, PlannedStage, call_here, dropped, load_call, save_call
-from robustdup.evaluation.cascade import CallSize, Samples, run_cascade
+from robustdup.evaluation.cascade import CallSize, CleanSamples, run_cascade
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import judge, judge_images
 from robustdup.models.attack_copy.prepare import Prepared
@@ -49,7 +49,7 @@ def setting(model, points, **changes):
     context = Context(original, model, torch.device("cpu"), batch_size=8, micro_batch=4, draws=1, seed=0)
     for name, value in changes.items():
         setattr(context, name, value)
-    return Samples(images, labels, torch.arange(len(labels)), clean), context
+    return CleanSamples(images, labels, torch.arange(len(labels)), clean), context
 
 
 def prepared(model: nn.Module) -> Prepared:

@@ -7,7 +7,7 @@ import torch
 
 from robustdup.attacks.passes import Passes
 from robustdup.evaluation.calls import PlannedStage
-from robustdup.evaluation.cascade import Samples, run_cascade
+from robustdup.evaluation.cascade import CleanSamples, run_cascade
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import judge_images
 from robustdup.plugins import AttackSpec
@@ -31,7 +31,7 @@ def setting(model, points, batch_size=8, micro_batch=4):
     original = Passes(model, micro_batch)
     clean = judge_images(original, images, labels)
     context = Context(original, model, torch.device("cpu"), batch_size, micro_batch, draws=1, seed=0)
-    return Samples(images, labels, torch.arange(len(labels)), clean), context
+    return CleanSamples(images, labels, torch.arange(len(labels)), clean), context
 
 
 def test_survivors_only_and_worst_case_is_kept(linear, points):

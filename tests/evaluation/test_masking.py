@@ -121,6 +121,14 @@ def test_black_box_success_counts_only_on_what_white_box_attacks_left_standing()
     assert black_box_won(outcomes(white)) == 0
 
 
+def test_of_a_finished_run_only_samples_that_every_white_box_attack_tried_count():
+    black = ("score-based", [1, 1, 1, 1, 0, 0, 0, 3])
+    white, later = ("white-box", [1, 1, 0, 0, 0, 0, 3, 3]), ("white-box", [3, 3, 3, 0, 0, 0, 0, 0])
+    assert black_box_wins(outcomes(white, black), finished=True) == [(1, 2, 2 / 4)]
+    assert black_box_wins(outcomes(black, white), finished=True) == [(0, 2, 2 / 4)]  # the order does not matter
+    assert black_box_wins(outcomes(white, black, later), finished=True) == []  # one is left of two, and one is no sign
+
+
 def test_black_box_success_is_a_reason_and_a_rare_one_is_not():
     model, images, labels = correct_points()
     threat, nobody = ThreatModel("Linf", "0.1"), torch.zeros(N, dtype=torch.bool)
