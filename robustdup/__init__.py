@@ -6,6 +6,7 @@ The public names below are imported on first use, so that `import robustdup` sta
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from robustdup.plugins import register_attack as register_attack
     from robustdup.rng import SampleRng as SampleRng
     from robustdup.threat import ThreatModel as ThreatModel
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     # the verbs
@@ -72,6 +71,8 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # written once, in pyproject.toml
+        return importlib.metadata.version("robustdup")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'robustdup' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import robustdup
-from robustdup.cli import attacks, data, leaderboard
+from robustdup.cli import attacks, config, data, leaderboard
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
@@ -42,6 +42,7 @@ app.command("train", no_args_is_help=False)(train_command)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.add_typer(data.app, name="data", help="Duplicates in datasets.", no_args_is_help=True)
+app.add_typer(config.app, name="config", help="Recipes that come with robustdup.", no_args_is_help=True)
 app.command("compare")(compare)
 app.command("verify")(verify)
 app.command("report")(report)
