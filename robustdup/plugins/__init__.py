@@ -10,6 +10,7 @@ from robustdup.plugins.loading import load_plugins
 from robustdup.plugins.registry import Registry
 from robustdup.plugins.specs import (
     Architecture,
+    AttackFunction,
     AttackSpec,
     CommandSpec,
     Ensemble,
@@ -26,6 +27,7 @@ from robustdup.plugins.specs import (
 
 __all__ = [
     "Architecture",
+    "AttackFunction",
     "AttackSpec",
     "CommandSpec",
     "Ensemble",

@@ -10,10 +10,15 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from robustdup.errors import UserError, unknown
 from robustdup.plugins.options import Deferred, check_keywords, deferred, keywords
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustdup.threat import ThreatModel
 
 Function = Any  # a function, or its name as "module:function"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
@@ -22,19 +27,51 @@ Batching = Literal["pool", "batch", "whole"]
 When = Literal["always", "masked"]
 
 
+class AttackFunction(Protocol):
+    """The contract of an attack: a plain function, whose keyword-only parameters besides `rng` are its options."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        /,
+        *args: Any,  # none; it takes both for type checkers to allow a function any keywords
+        **options: Any,
+    ) -> Tensor:
+        """Return adversarial images.
+
+        Args:
+            model: images (N, C, H, W) in [0, 1] -> logits (N, K); normalisation is inside.
+            images: clean images (N, C, H, W) in [0, 1].
+            labels: true classes (N,), int64.
+            threat: the ball to stay in, inside [0, 1].
+            options: `rng`, a `robustdup.SampleRng` with the streams of these samples and the only source of randomness;
+                and what a user may set.
+
+        Returns:
+            Images (N, C, H, W), one for each sample, broken or not.
+
+        Raises:
+            UserError: an option or an input that cannot be.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class AttackSpec:
     """What robustdup knows of an attack.
 
-    `function` is `attack(model, images, labels, threat, *, rng, **options) -> adversarial images`; it is None where the
-    attack cannot run here, and `reason` says why. `cost` is the (forward, backward) passes that a surviving point costs
+    `function` keeps the contract of `AttackFunction`; it is None where the attack cannot run here, and `reason` says why.
+    `cost` is the (forward, backward) passes that a surviving sample costs
     at the default options, or a function of the options that returns them; None where unknown. `quick` holds options
     under which the conformance test runs the attack quickly. `warning` is shown whenever the attack is used;
     `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
     """
 
     name: str
-    function: Callable[..., Any] | None
+    function: AttackFunction | None
     norms: tuple[str, ...]
     kind: Kind = "bounded"
     knowledge: Knowledge = "white-box"
@@ -95,7 +132,7 @@ class AttackSpec:
         return check_keywords(f"attack {self.name!r}", self.name, self.parameters, options)
 
     def passes(self, options: Mapping[str, Any] | None = None) -> tuple[float, float] | None:
-        """Return the (forward, backward) passes of a surviving point under these options, where known."""
+        """Return the (forward, backward) passes of a surviving sample under these options, where known."""
         if callable(self.cost):
             return self.cost({**self.defaults, **(options or {})})
         return self.cost
