@@ -129,7 +129,7 @@ def test_validation_images_are_no_training_images():
 
     config = build(TrainConfig, overrides=QUICK)
     data = prepare_data(config, load_plugins(), torch.device("cpu"))
-    train_rows, held = set(data.entries.source.tolist()), set(data.held_out.index.tolist())
+    train_rows, held = set(data.entries.index.tolist()), set(data.held_out.index.tolist())
     assert len(held) == 97
     assert not train_rows & held
     assert len(train_rows) + len(held) + data.n_excluded == 1297

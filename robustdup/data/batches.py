@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,8 +33,10 @@ def sample_keys(source_index: Tensor, copy: Tensor | int, epoch: Tensor | int) -
     2^32 sources, 2^16 copies or 2^15 epochs on (looking waits for the device).
     """
     for what, numbers, limit in (
-        ("source", source_index, MAX_SOURCE), ("copy", copy, MAX_COPY), ("epoch", epoch, MAX_EPOCH)
-    ):  # fmt: skip
+        ("source", source_index, MAX_SOURCE),
+        ("copy", copy, MAX_COPY),
+        ("epoch", epoch, MAX_EPOCH),
+    ):
         check_numbers(what, torch.as_tensor(numbers), limit)
     return _join(source_index, copy, epoch)
 
@@ -45,7 +47,7 @@ def check_numbers(what: str, numbers: Tensor, limit: int) -> None:
         return
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= limit:
-        raise UserError(f"A {what} number must be in [0, {limit}), got {low if low < 0 else high}.")
+        raise UserError(f"A {what} number must be in [0, {limit}), got {low if low < 0 else high}.", code="bad-value")
 
 
 def _join(source: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:
@@ -59,11 +61,12 @@ def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> i
     budget.
     """
     if len(budget) != 1 or not set(budget) <= {"epochs", "steps", "samples"}:
-        raise UserError(f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}.")
+        message = f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}."
+        raise UserError(message, code="bad-budget")
     ((name, number),) = budget.items()
     samples = round(number * {"epochs": entries, "steps": batch_size, "samples": 1}[name])
     if samples < 1:
-        raise UserError(f"The budget {name} = {number} is less than one training image.")
+        raise UserError(f"The budget {name} = {number} is less than one training image.", code="bad-budget")
     return samples
 
 
@@ -72,8 +75,8 @@ class Batch:
     """A batch of n training entries, on one device.
 
     `images` float32 (n, C, H, W) in [0, 1], augmented; `labels` int64 (n,); `weights` float32 (n,) of the loss, or None;
-    `rng` holds the samples' streams for everything drawn in training; `position` (n,) are their places in the plan, `source`
-    (n,) the numbers of their images in the dataset.
+    `rng` holds the samples' streams for everything drawn in training; `position` (n,) are their places in the plan, `index`
+    (n,) the indices of their images in the dataset.
     """
 
     images: Tensor
@@ -81,47 +84,74 @@ class Batch:
     weights: Tensor | None
     rng: SampleRng
     position: Tensor
-    source: Tensor
+    index: Tensor
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
+@dataclass(frozen=True)
+class EntryOptions:
+    """How training entries become samples.
+
+    `share_augmentation` gives copies the crop and flip of the original, `padding` (pixels) is for the crop. `classes` is
+    the number of classes (by default, of those that occur). Images come in `channels_last` layout on `device`.
+    """
+
+    seed: int = 0
+    augment: str = "crop-flip"
+    padding: int = 4
+    share_augmentation: bool = False
+    channels_last: bool = False
+    classes: int | None = None
+    device: torch.device | str = "cpu"
+
+
+USUAL = EntryOptions()
+
+
 class Entries:
     """The M entries of a duplication plan over N images, and how an entry becomes a sample. Base of the sets of images.
 
-    `labels` (N,); `index` (N,) are the images' numbers in the dataset (0..N-1 if not given), which the keys hold; a plan's
-    `source_index` are places in these N (images that leak in from another split come behind the plan's own). `weights`
-    (M,) weigh the loss, `size` is (height, width). `share_augmentation` gives copies the crop and flip of the original.
+    `labels` (N,); `index` (N,) are the images' indices in the dataset (0..N-1 if not given), which the keys hold; a plan's
+    `source_index` are numbers of these N images (those that leak in from another split come behind the plan's own).
+    `weights` (M,) weigh the loss, `size` is (height, width). Of each entry `image` (M,) is the number of its image among
+    the N, `index` (M,) that image's index in the dataset, `copy` (M,) 0 for an original.
     """
 
     def __init__(
-        self, labels: Tensor, *, channels: int, size: tuple[int, int], plan: DuplicationPlan | None = None,
-        index: Tensor | None = None, weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip",
-        padding: int = 4, share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
-        check_augment(augment)
+        self,
+        labels: Tensor,
+        *,
+        channels: int,
+        size: tuple[int, int],
+        plan: DuplicationPlan | None = None,
+        index: Tensor | None = None,
+        weights: Tensor | None = None,
+        options: EntryOptions = USUAL,
+    ) -> None:
+        check_augment(options.augment)
         n = labels.shape[0]
-        place = torch.arange(n) if plan is None else torch.as_tensor(plan.source_index).cpu()
+        image = torch.arange(n) if plan is None else torch.as_tensor(plan.source_index).cpu()
         index = torch.arange(n) if index is None else index.cpu()
         if n == 0 or index.shape != (n,):
-            raise UserError(f"There are {n} training images, with {len(index)} numbers.")
-        if len(place) == 0 or int(place.max()) >= n or (plan is not None and plan.n_source > n):
-            raise UserError(f"The duplication plan has {len(place)} entries, not all of them among these {n} images.")
-        if weights is not None and weights.shape != place.shape:
-            raise UserError(f"weights must have one value an entry: {tuple(place.shape)}, got {tuple(weights.shape)}.")
-        copy = torch.zeros_like(place) if plan is None else torch.as_tensor(plan.copy).cpu()
-        own = labels.cpu()[place] if plan is None or plan.labels is None else torch.as_tensor(plan.labels).cpu()
+            raise UserError(f"There are {n} training images, with {len(index)} indices.", code="bad-shape")
+        if len(image) == 0 or int(image.max()) >= n or (plan is not None and plan.n_source > n):
+            message = f"The duplication plan has {len(image)} entries, not all of them among these {n} images."
+            raise UserError(message, code="bad-shape")
+        if weights is not None and weights.shape != image.shape:
+            message = f"weights must have one value an entry: {tuple(image.shape)}, got {tuple(weights.shape)}."
+            raise UserError(message, code="bad-shape")
+        copy = torch.zeros_like(image) if plan is None else torch.as_tensor(plan.copy).cpu()
+        own = labels.cpu()[image] if plan is None or plan.labels is None else torch.as_tensor(plan.labels).cpu()
         check_numbers("source", index, MAX_SOURCE)
         check_numbers("copy", copy, MAX_COPY)
-        self.seed, self.augment, self.padding = seed, augment, padding
-        self.share_augmentation, self.channels_last = share_augmentation, channels_last
-        self.channels, self.size, self.n_sources = channels, size, n
-        self.classes = int(own.max()) + 1 if classes is None else classes
-        self.unique = int((torch.bincount(place) > 0).sum())
-        self.device = torch.device(device)
-        self.place, self.source, self.copy = (t.long().to(self.device) for t in (place, index[place], copy))
+        self.options, self.channels_last = options, options.channels_last
+        self.channels, self.size, self.n_images = channels, size, n
+        self.classes = int(own.max()) + 1 if options.classes is None else options.classes
+        self.unique = int((torch.bincount(image) > 0).sum())
+        self.device = torch.device(options.device)
+        self.image, self.index, self.copy = (t.long().to(self.device) for t in (image, index[image], copy))
         self.labels = own.long().to(self.device)
         self.weights = None if weights is None else weights.float().to(self.device)
         self.near = None if plan is None else plan.near
@@ -129,27 +159,34 @@ class Entries:
         self._levels = torch.tensor(255.0, device=self.device)
 
     def __len__(self) -> int:
-        return self.place.shape[0]
+        return self.image.shape[0]
 
     def order(self, epoch: int) -> Tensor:
         """Return the positions (M,) in the order of an epoch: sorted by 62 random bits of each entry's key."""
         check_numbers("epoch", torch.tensor(epoch), MAX_EPOCH)
-        words = SampleRng(self.seed, _join(self.source, self.copy, epoch)).fold("order").bits((2,))
+        words = SampleRng(self.options.seed, _join(self.index, self.copy, epoch)).fold("order").bits((2,))
         return ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch) for each (step, positions, epochs)."""
+        raise NotImplementedError
 
     def finish(self, pixels: Tensor, positions: Tensor, epochs: Tensor) -> Batch:
         """Return the batch of entries whose pixels (n, C, H, W), bytes or floats in [0, 1], are given. Waits for nothing."""
-        source, copy = self.source[positions], self.copy[positions]
-        rng = SampleRng(self.seed, _join(source, copy, epochs))
-        drawn = SampleRng(self.seed, _join(source, 0, epochs)) if self.share_augmentation else rng
-        pixels = augment_images(pixels, drawn.fold("augment"), augment=self.augment, padding=self.padding)
+        options, index, copy = self.options, self.index[positions], self.copy[positions]
+        rng = SampleRng(options.seed, _join(index, copy, epochs))
+        drawn = SampleRng(options.seed, _join(index, 0, epochs)) if options.share_augmentation else rng
+        pixels = augment_images(pixels, drawn.fold("augment"), augment=options.augment, padding=options.padding)
         images = pixels.float().div_(self._levels) if pixels.dtype == torch.uint8 else pixels
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return Batch(
-            images=images.contiguous(memory_format=layout), labels=self.labels[positions],
-            weights=None if self.weights is None else self.weights[positions], rng=rng.fold("train"),
-            position=positions, source=source,
-        )  # fmt: skip
+            images=images.contiguous(memory_format=layout),
+            labels=self.labels[positions],
+            weights=None if self.weights is None else self.weights[positions],
+            rng=rng.fold("train"),
+            position=positions,
+            index=index,
+        )
 
 
 def change_copies(near: NearTransform, pixels: Tensor, source_index: Tensor, copy: Tensor) -> Tensor:
@@ -180,52 +217,41 @@ class TrainingSet(Entries):
     """
 
     def __init__(
-        self, pixels: Tensor, labels: Tensor, *, plan: DuplicationPlan | None = None, index: Tensor | None = None,
-        weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip", padding: int = 4,
-        share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        *,
+        plan: DuplicationPlan | None = None,
+        index: Tensor | None = None,
+        weights: Tensor | None = None,
+        options: EntryOptions = USUAL,
+    ) -> None:
         if pixels.ndim != 4 or pixels.dtype not in (torch.uint8, torch.float32) or len(pixels) != len(labels):
             raise UserError(
                 f"Training images must be uint8 or float32 of shape (N, C, H, W) with N labels; got {pixels.dtype} of shape "
-                f"{tuple(pixels.shape)} with {len(labels)} labels."
+                f"{tuple(pixels.shape)} with {len(labels)} labels.",
+                code="bad-shape",
             )
+        size = (pixels.shape[2], pixels.shape[3])
         super().__init__(
-            labels, channels=pixels.shape[1], size=(pixels.shape[2], pixels.shape[3]), plan=plan, index=index,
-            weights=weights, seed=seed, augment=augment, padding=padding, share_augmentation=share_augmentation,
-            channels_last=channels_last, classes=classes, device=device,
-        )  # fmt: skip
+            labels, channels=pixels.shape[1], size=size, plan=plan, index=index, weights=weights, options=options
+        )
         self.pixels = pixels.to(self.device)
 
     def batch(self, positions: Tensor, epochs: Tensor) -> Batch:
         """Return the entries at `positions` (n,) int64 as they are in `epochs` (n,) int64. Waits for nothing on a GPU."""
         positions = positions.to(self.device, non_blocking=True)
         epochs = epochs.to(self.device, non_blocking=True)
-        place = self.place[positions]
-        pixels = self.pixels[place]
+        image = self.image[positions]
+        pixels = self.pixels[image]
         if self.near is not None:
-            pixels = change_copies(self.near, pixels, place, self.copy[positions])
+            pixels = change_copies(self.near, pixels, image, self.copy[positions])
         return self.finish(pixels, positions, epochs)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) for each (step, positions, epochs)."""
         for step, positions, epochs in requests:
             yield step, self.batch(positions, epochs)
-
-
-class AnySet(Protocol):
-    """What a stream needs of a set of training entries: `TrainingSet` and `LoadedSet` have it."""
-
-    unique: int
-    place: Tensor
-
-    def __len__(self) -> int: ...
-
-    def order(self, epoch: int) -> Tensor:
-        """Return the positions (M,) in the order of an epoch."""
-
-    def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
-        """Yield (step, batch) for each (step, positions, epochs)."""
 
 
 class Stream:
@@ -237,19 +263,28 @@ class Stream:
     """
 
     def __init__(
-        self, entries: AnySet, batch_size: int, total_samples: int, start_step: int = 0, *, rank: int = 0, processes: int = 1
-    ) -> None:  # fmt: skip
+        self,
+        entries: Entries,
+        batch_size: int,
+        total_samples: int,
+        start_step: int = 0,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         for name, value in (("batch_size", batch_size), ("total_samples", total_samples), ("processes", processes)):
             if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}.")
+                raise UserError(f"{name} must be at least 1, got {value}.", code="bad-value")
         if not 0 <= rank < processes or start_step < 0:
-            raise UserError(f"There is no rank {rank} of {processes} processes from step {start_step}.")
+            message = f"There is no rank {rank} of {processes} processes from step {start_step}."
+            raise UserError(message, code="bad-value")
         if total_samples > len(entries) * MAX_EPOCH:
-            raise UserError(f"{total_samples} samples are more than {MAX_EPOCH} epochs of {len(entries)} entries.")
+            message = f"{total_samples} samples are more than {MAX_EPOCH} epochs of {len(entries)} entries."
+            raise UserError(message, code="bad-value")
         self.entries, self.rank, self.processes = entries, rank, processes
         self.batch_size, self.total_samples, self.start_step = batch_size, total_samples, start_step
         self.n_steps = math.ceil(total_samples / batch_size)
-        self._epoch, self._order = -1, entries.place[:0]
+        self._epoch, self._order = -1, entries.image[:0]
 
     def __len__(self) -> int:
         return max(self.n_steps - self.start_step, 0)
@@ -263,7 +298,7 @@ class Stream:
         if samples >= len(self.entries):
             return self.entries.unique
         first = self.entries.order(0)[:samples]
-        return int((torch.bincount(self.entries.place[first]) > 0).sum())
+        return int((torch.bincount(self.entries.image[first]) > 0).sum())
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         return self.entries.batches(self._requests())

@@ -1,4 +1,4 @@
-"""Training images that do not fit in memory: worker processes read the rows of each batch, a little ahead."""
+"""Training images that do not fit in memory: worker processes read the images of each batch, a little ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustdup.data.batches import Batch, Entries, Request, change_copies, to_bytes
+from robustdup.data.batches import USUAL, Batch, Entries, EntryOptions, Request, change_copies, to_bytes
 from robustdup.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,43 +17,47 @@ if TYPE_CHECKING:
     from robustdup.duplication.near_copies import NearTransform
     from robustdup.duplication.plan import DuplicationPlan
 
-_CHUNK = 256  # rows that are read at once
-Task = tuple[list[int], Request, Tensor, Tensor]  # rows to read, the request, places in the plan's source, copies
+_CHUNK = 256  # samples that are read at once
+Task = tuple[list[int], Request, Tensor, Tensor]  # indices to read, the request, numbers of the images, copies
 
 
-def read_labels(rows: Samples, index: Tensor) -> Tensor:
-    """Return the labels int64 (n,) of the rows `index` (n,): by `rows.labels(index)` where a source has it, else all are read."""
-    if callable(getattr(rows, "labels", None)):
-        return torch.as_tensor(rows.labels(index.tolist()), dtype=torch.int64)  # type: ignore[attr-defined]
-    numbers = index.tolist()
-    parts = [rows.fetch(numbers[start : start + _CHUNK])[1] for start in range(0, len(numbers), _CHUNK)]
+def read_labels(samples: Samples, index: Tensor) -> Tensor:
+    """Return the labels int64 (n,) at `index` (n,): by `samples.labels` where a source has it, else all are read."""
+    if callable(getattr(samples, "labels", None)):
+        return torch.as_tensor(samples.labels(index.tolist()), dtype=torch.int64)  # type: ignore[attr-defined]
+    indices = index.tolist()
+    parts = [samples.fetch(indices[start : start + _CHUNK])[1] for start in range(0, len(indices), _CHUNK)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
-class LoadedSet(Entries):
-    """Training images that stay where they are: `workers` processes decode the rows of each batch, two batches ahead each.
+class StreamingSet(Entries):
+    """Training images that stay where they are: `workers` processes decode the images of each batch, two batches ahead each.
 
-    Batches are those of `TrainingSet` with the same arguments, bit for bit. `labels` (N,) are those of the rows `index`
-    (N,), 0..N-1 if not given; the other arguments are those of `Entries`.
+    Batches are those of `TrainingSet` with the same arguments, bit for bit. `labels` (N,) are those at `index` (N,),
+    0..N-1 if not given; the other arguments are those of `Entries`.
     """
 
     def __init__(
-        self, rows: Samples, labels: Tensor, *, plan: DuplicationPlan | None = None, index: Tensor | None = None,
-        weights: Tensor | None = None, seed: int = 0, augment: str = "crop-flip", padding: int = 4,
-        share_augmentation: bool = False, channels_last: bool = False, classes: int | None = None,
-        device: torch.device | str = "cpu", workers: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        samples: Samples,
+        labels: Tensor,
+        *,
+        plan: DuplicationPlan | None = None,
+        index: Tensor | None = None,
+        weights: Tensor | None = None,
+        options: EntryOptions = USUAL,
+        workers: int = 0,
+    ) -> None:
         if len(labels) == 0:
-            raise UserError("There are no training images.")
-        self.rows, self.workers = rows, workers
-        first, _ = rows.fetch([0 if index is None else int(index[0])])
+            raise UserError("There are no training images.", code="no-data")
+        self.samples, self.workers = samples, workers
+        first, _ = samples.fetch([0 if index is None else int(index[0])])
+        size = (first.shape[2], first.shape[3])
         super().__init__(
-            labels, channels=first.shape[1], size=(first.shape[2], first.shape[3]), plan=plan, index=index,
-            weights=weights, seed=seed, augment=augment, padding=padding, share_augmentation=share_augmentation,
-            channels_last=channels_last, classes=classes, device=device,
-        )  # fmt: skip
+            labels, channels=first.shape[1], size=size, plan=plan, index=index, weights=weights, options=options
+        )
         # What the worker processes are told stays on the CPU.
-        self._places, self._sources, self._copies = self.place.cpu(), self.source.cpu(), self.copy.cpu()
+        self._images, self._indices, self._copies = self.image.cpu(), self.index.cpu(), self.copy.cpu()
 
     def order(self, epoch: int) -> Tensor:
         """Return the positions (M,) in the order of an epoch, on the CPU."""
@@ -69,10 +73,14 @@ class LoadedSet(Entries):
 
     def _batches(self, requests: Iterable[Request], workers: int) -> Iterator[tuple[int, Batch]]:
         loader = DataLoader(
-            _Reader(self.rows, self.near), sampler=map(self._task, requests), batch_size=None, num_workers=workers,
-            collate_fn=_as_it_is, pin_memory=self.device.type == "cuda",
+            _Reader(self.samples, self.near),
+            sampler=map(self._task, requests),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one
-        )  # fmt: skip
+        )
         for pixels, (step, positions, epochs) in loader:
             if isinstance(pixels, UserError):
                 raise pixels
@@ -81,34 +89,35 @@ class LoadedSet(Entries):
             if pixels.shape[1:] != (self.channels, *self.size):
                 raise UserError(
                     f"The training images differ: the first is {self.channels}x{self.size[0]}x{self.size[1]}, others "
-                    f"are {'x'.join(str(side) for side in pixels.shape[1:])}. Give resize and crop, or grey."
+                    f"are {'x'.join(str(side) for side in pixels.shape[1:])}. Give resize and crop, or grey.",
+                    code="bad-shape",
                 )
             yield step, self.finish(*(part.to(self.device, non_blocking=True) for part in (pixels, positions, epochs)))
 
     def _task(self, request: Request) -> Task:
         step, positions, epochs = request
         positions = positions.cpu()
-        numbers = self._sources[positions].tolist()
-        return numbers, (step, positions, epochs.cpu()), self._places[positions], self._copies[positions]
+        indices = self._indices[positions].tolist()
+        return indices, (step, positions, epochs.cpu()), self._images[positions], self._copies[positions]
 
 
 class _Reader(Dataset[Any]):
-    """Reads the rows of a task; in a worker process, so what goes wrong comes back as a value."""
+    """Reads the images of a task; in a worker process, so what goes wrong comes back as a value."""
 
-    def __init__(self, rows: Samples, near: NearTransform | None) -> None:
-        self.rows, self.near = rows, near
+    def __init__(self, samples: Samples, near: NearTransform | None) -> None:
+        self.samples, self.near = samples, near
 
     def __getitem__(self, task: Task) -> tuple[Tensor | UserError, Request]:
         """Return the images, as bytes where all of them are on the 8-bit grid, near copies changed; or what is wrong."""
-        numbers, request, place, copy = task
+        indices, request, numbers, copy = task
         try:
-            images, _ = self.rows.fetch(numbers or [0])
+            images, _ = self.samples.fetch(indices or [0])
         except UserError as error:
             return error, request
-        images = images[: len(numbers)]  # of a small last batch a process may get no row
+        images = images[: len(indices)]  # of a small last batch a process may get no sample
         levels = to_bytes(images)
         pixels = levels if torch.equal(levels.float() / 255, images) else images
-        return (pixels if self.near is None else change_copies(self.near, pixels, place, copy)), request
+        return (pixels if self.near is None else change_copies(self.near, pixels, numbers, copy)), request
 
 
 def _as_it_is(value: Any) -> Any:

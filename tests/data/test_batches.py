@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustdup.config import DataOptions
 from robustdup.data.augment import augment_images
-from robustdup.data.batches import MAX_EPOCH, Stream, TrainingSet, budget_samples, sample_keys
+from robustdup.data.batches import MAX_EPOCH, EntryOptions, Stream, TrainingSet, budget_samples, sample_keys
 from robustdup.data.cache import load_pixels
 from robustdup.data.digits import load_builtin
-from robustdup.data.streaming import LoadedSet, read_labels
+from robustdup.data.streaming import StreamingSet, read_labels
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 
@@ -31,6 +31,10 @@ def plan_of(copies, *, n=N, near=None, labels=None):
     source = torch.cat([torch.arange(n), torch.arange(n).repeat_interleave(copies)])
     number = torch.cat([torch.zeros(n, dtype=torch.int64), *(torch.arange(1, c + 1) for c in copies.tolist())])
     return SimpleNamespace(source_index=source, copy=number, n_source=n, labels=labels, near=near)
+
+
+def entries_of(pixels=PIXELS, labels=LABELS, *, plan=None, index=None, weights=None, **options):
+    return TrainingSet(pixels, labels, plan=plan, index=index, weights=weights, options=EntryOptions(**options))
 
 
 def darker(pixels, source_index, copy):
@@ -66,7 +70,7 @@ def assert_same(one, two):
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.labels, two.labels)
     assert torch.equal(one.position, two.position)
-    assert torch.equal(one.source, two.source)
+    assert torch.equal(one.index, two.index)
     assert torch.equal(one.rng.bits((2,)), two.rng.bits((2,)))
     assert (one.weights is None) == (two.weights is None)
 
@@ -92,7 +96,7 @@ def test_keys_hold_source_copy_and_epoch():
     seed=st.integers(0, 2**40),
 )  # fmt: skip
 def test_every_entry_once_an_epoch_and_the_budget_exact(copies, batch_size, total, seed):
-    entries = TrainingSet(PIXELS, LABELS, plan=plan_of(copies), seed=seed, augment="none")
+    entries = entries_of(plan=plan_of(copies), seed=seed, augment="none")
     stream = Stream(entries, batch_size, total)
     found = list(stream)
     assert [step for step, _ in found] == list(range(len(stream)))
@@ -104,28 +108,28 @@ def test_every_entry_once_an_epoch_and_the_budget_exact(copies, batch_size, tota
     for start in range(0, total, len(entries)):
         epoch = seen[start : start + len(entries)].tolist()
         assert len(set(epoch)) == len(epoch)  # a whole epoch is then every entry
-    assert stream.unique_seen(total) == len(torch.cat([batch.source for _, batch in found]).unique())
+    assert stream.unique_seen(total) == len(torch.cat([batch.index for _, batch in found]).unique())
     for _, batch in found:
-        assert torch.equal(batch.images, PIXELS[batch.source].float() / 255)
-        assert torch.equal(batch.labels, LABELS[batch.source])
+        assert torch.equal(batch.images, PIXELS[batch.index].float() / 255)
+        assert torch.equal(batch.labels, LABELS[batch.index])
 
 
 @settings(max_examples=25, deadline=None)
 @given(copies=st.lists(st.integers(0, 3), min_size=N, max_size=N), seed=st.integers(0, 2**40))
 def test_originals_come_as_they_do_without_copies(copies, seed):
     index = torch.arange(N) * 1000 + 7
-    with_copies = TrainingSet(PIXELS, LABELS, plan=plan_of(copies, near=darker), index=index, seed=seed)
-    plain = TrainingSet(PIXELS, LABELS, index=index, seed=seed)
+    with_copies = entries_of(plan=plan_of(copies, near=darker), index=index, seed=seed)
+    plain = entries_of(index=index, seed=seed)
     for epoch in (0, 5):
         order = with_copies.order(epoch)
         originals = order[with_copies.copy[order] == 0]
-        assert torch.equal(with_copies.source[originals], plain.source[plain.order(epoch)])
+        assert torch.equal(with_copies.index[originals], plain.index[plain.order(epoch)])
         epochs = torch.full((N,), epoch)
         assert_same(with_copies.batch(originals, epochs), plain.batch(originals, epochs))
 
 
 def test_orders_differ_by_epoch_and_seed_and_are_fair():
-    entries, other = TrainingSet(PIXELS, LABELS, seed=1), TrainingSet(PIXELS, LABELS, seed=2)
+    entries, other = entries_of(seed=1), entries_of(seed=2)
     assert not torch.equal(entries.order(0), entries.order(1))
     assert not torch.equal(entries.order(0), other.order(0))
     first = Counter(int(entries.order(epoch)[0]) for epoch in range(460))
@@ -135,7 +139,7 @@ def test_orders_differ_by_epoch_and_seed_and_are_fair():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 16])
 def test_ranks_unite_to_the_whole_batch(processes):
-    entries = TrainingSet(PIXELS, LABELS, seed=3)
+    entries = entries_of(seed=3)
     whole = batches(entries)
     shares = [batches(entries, rank=rank, processes=processes) for rank in range(processes)]
     for step, batch in enumerate(whole):
@@ -148,7 +152,7 @@ def test_ranks_unite_to_the_whole_batch(processes):
 
 
 def test_a_stream_goes_on_where_it_stopped():
-    entries = TrainingSet(PIXELS, LABELS, seed=3)
+    entries = entries_of(seed=3)
     for step, batch in Stream(entries, 7, 80, start_step=5):
         assert_same(batch, batches(entries, total=80)[step])
     assert len(Stream(entries, 7, 80, start_step=12)) == 0
@@ -181,7 +185,7 @@ def test_augmentation_is_that_of_one_image_at_a_time(augment, padding, dtype):
 
 
 def test_batches_are_augmented_by_source_copy_and_epoch():
-    entries = TrainingSet(PIXELS, LABELS, plan=plan_of([1] * N), seed=9, padding=2)
+    entries = entries_of(plan=plan_of([1] * N), seed=9, padding=2)
     positions, epochs = torch.tensor([4, N + 4, 4]), torch.tensor([0, 0, 1])
     batch = entries.batch(positions, epochs)
     keys = sample_keys(torch.tensor([4, 4, 4]), torch.tensor([0, 1, 0]), epochs)
@@ -192,8 +196,8 @@ def test_batches_are_augmented_by_source_copy_and_epoch():
 
 
 def test_copies_can_share_the_augmentation_of_their_original():
-    shared = TrainingSet(PIXELS, LABELS, plan=plan_of([2] * N), padding=2, share_augmentation=True)
-    apart = TrainingSet(PIXELS, LABELS, plan=plan_of([2] * N), padding=2)
+    shared = entries_of(plan=plan_of([2] * N), padding=2, share_augmentation=True)
+    apart = entries_of(plan=plan_of([2] * N), padding=2)
     positions, epochs = torch.arange(3 * N), torch.full((3 * N,), 4)
     one, two = shared.batch(positions, epochs), apart.batch(positions, epochs)
     assert torch.equal(one.images[:N], two.images[:N])
@@ -207,13 +211,13 @@ def test_copies_can_share_the_augmentation_of_their_original():
 def test_near_copies_labels_and_weights_of_entries():
     labels = torch.cat([LABELS, (LABELS + 1) % 4])
     plan, weights = plan_of([1] * N, near=darker, labels=labels), torch.rand(2 * N)
-    entries = TrainingSet(PIXELS, LABELS, plan=plan, weights=weights, augment="none")
+    entries = entries_of(plan=plan, weights=weights, augment="none")
     batch = entries.batch(torch.tensor([3, N + 3]), torch.zeros(2, dtype=torch.int64))
     assert torch.equal(batch.images, torch.stack([PIXELS[3], PIXELS[3] // 2]).float() / 255)
     assert batch.labels.tolist() == [3, 0]
     assert torch.equal(batch.weights, weights[[3, N + 3]])
-    assert (entries.unique, entries.n_sources, entries.classes, entries.size) == (N, N, 4, (6, 5))
-    floats = TrainingSet(PIXELS.float() / 255, LABELS, plan=plan, augment="none")
+    assert (entries.unique, entries.n_images, entries.classes, entries.size) == (N, N, 4, (6, 5))
+    floats = entries_of(PIXELS.float() / 255, plan=plan, augment="none")
     assert torch.equal(floats.batch(torch.tensor([3, N + 3]), torch.zeros(2, dtype=torch.int64)).images, batch.images)
     assert torch.equal(entries.pixels, PIXELS)
 
@@ -223,7 +227,7 @@ def test_digits_keep_their_levels():
     pixels, labels = load_pixels(rows, range(100, 400))
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, rows.images[100:400])
-    entries = TrainingSet(pixels, labels, padding=1, channels_last=True)
+    entries = entries_of(pixels, labels, padding=1, channels_last=True)
     for batch in batches(entries, 64, 128):
         assert set((batch.images * 16).unique().tolist()) <= set(range(17))
         assert batch.images.shape == (64, 1, 8, 8)
@@ -242,11 +246,10 @@ def test_loaded_batches_are_those_of_memory(workers, levels):
     common = {
         "plan": plan,
         "index": index,
-        "seed": 3,
-        "padding": 2,
+        "options": EntryOptions(seed=3, padding=2),
         "weights": torch.rand(10, generator=torch.Generator()),
     }
-    memory, loaded = TrainingSet(pixels, labels, **common), LoadedSet(rows, labels, workers=workers, **common)
+    memory, loaded = TrainingSet(pixels, labels, **common), StreamingSet(rows, labels, workers=workers, **common)
     assert pixels.dtype == (torch.uint8 if levels == 255 else torch.float32)
     for one, two in zip(batches(memory), batches(loaded), strict=True):
         assert_same(one, two)
@@ -260,15 +263,17 @@ def test_loaded_batches_are_those_of_memory(workers, levels):
 def test_broken_images_and_other_sizes_are_named(workers):
     rows = ListRows(PIXELS.float() / 255, LABELS, broken=[4])
     with pytest.raises(UserError, match=r"^The image in row 4 cannot be read\.$"):
-        batches(LoadedSet(rows, LABELS, workers=workers))
+        batches(StreamingSet(rows, LABELS, workers=workers))
     rows = ListRows([torch.rand(1, 4, 4), torch.rand(1, 5, 4)], torch.arange(2))
     with pytest.raises(UserError, match="The training images differ: the first is 1x4x4, others are 1x5x4"):
-        batches(LoadedSet(rows, torch.arange(2), workers=workers), 1, 2)
+        batches(StreamingSet(rows, torch.arange(2), workers=workers), 1, 2)
 
 
 def test_grey_images_among_coloured_ones_and_shares_without_rows():
     grey, colour = torch.full((1, 4, 4), 0.2), torch.rand(3, 4, 4)
-    loaded = LoadedSet(ListRows([colour, grey], torch.arange(2)), torch.arange(2), augment="none")
+    loaded = StreamingSet(
+        ListRows([colour, grey], torch.arange(2)), torch.arange(2), options=EntryOptions(augment="none")
+    )
     found = torch.cat([batch.images for batch in batches(loaded, 1, 2)])
     order = loaded.order(0)
     assert torch.equal(found[order.argsort()], torch.stack([colour, grey.expand(3, 4, 4)]))
@@ -293,18 +298,18 @@ def test_wrong_budgets(budget):
 
 def test_wrong_arguments():
     with pytest.raises(UserError, match="Unknown augmentation 'crop_flip'. Did you mean 'crop-flip'"):
-        TrainingSet(PIXELS, LABELS, augment="crop_flip")
+        entries_of(augment="crop_flip")
     with pytest.raises(UserError, match=r"uint8 or float32 of shape \(N, C, H, W\) with N labels; got torch.int64"):
         TrainingSet(PIXELS.long(), LABELS)
     with pytest.raises(UserError, match="with 22 labels"):
         TrainingSet(PIXELS, LABELS[1:])
-    with pytest.raises(UserError, match="There are 23 training images, with 3 numbers"):
-        TrainingSet(PIXELS, LABELS, index=torch.arange(3))
+    with pytest.raises(UserError, match="There are 23 training images, with 3 indices"):
+        entries_of(index=torch.arange(3))
     with pytest.raises(UserError, match="not all of them among these 23 images"):
-        TrainingSet(PIXELS, LABELS, plan=plan_of([0] * 30, n=30))
+        entries_of(plan=plan_of([0] * 30, n=30))
     with pytest.raises(UserError, match="weights must have one value an entry"):
-        TrainingSet(PIXELS, LABELS, weights=torch.ones(3))
-    entries = TrainingSet(PIXELS, LABELS)
+        entries_of(weights=torch.ones(3))
+    entries = entries_of()
     for bad in (
         {"batch_size": 0},
         {"total_samples": 0},
@@ -314,7 +319,7 @@ def test_wrong_arguments():
         with pytest.raises(UserError):
             Stream(entries, **{"batch_size": 4, "total_samples": 8, **bad})
     with pytest.raises(UserError, match="no training images"):
-        LoadedSet(ListRows([], LABELS), LABELS[:0])
+        StreamingSet(ListRows([], LABELS), LABELS[:0])
 
 
 class NoWaiting(TorchDispatchMode):
@@ -337,7 +342,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_a_batch_waits_for_nothing():
-    entries = TrainingSet(PIXELS, LABELS, plan=plan_of([1] * N), weights=torch.rand(2 * N), channels_last=True)
+    entries = entries_of(plan=plan_of([1] * N), weights=torch.rand(2 * N), channels_last=True)
     stream = iter(Stream(entries, 8, 40))
     next(stream)  # the order of an epoch is made with its first batch
     with NoWaiting():

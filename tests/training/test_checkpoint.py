@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robustdup.data.batches import Stream, TrainingSet
+from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import RunError, UserError
 from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
@@ -39,7 +39,7 @@ class Cut(BaseException):
 def make_parts(update="plain", width=4):
     generator = torch.Generator().manual_seed(5)
     images, labels = torch.rand(40, 1, 6, 6, generator=generator), torch.arange(40) % 3
-    entries = TrainingSet(images, labels, seed=0, augment="crop-flip", padding=1)
+    entries = TrainingSet(images, labels, options=EntryOptions(padding=1))
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, width, 3),

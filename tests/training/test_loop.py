@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.data.batches import Stream, TrainingSet
+from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
 from robustdup.plugins import AttackSpec, Registry
 from robustdup.threat import ThreatModel
@@ -32,9 +32,9 @@ def images_and_labels(n=48):
     return images, (images[:, 0, :, :3].mean((1, 2)) > images[:, 0, :, 3:].mean((1, 2))).long()
 
 
-def make_parts(model=None, objective=standard, update=None, n=48, **options):
+def make_parts(model=None, objective=standard, update=None, n=48, weights=None, **options):
     images, labels = images_and_labels(n)
-    entries = TrainingSet(images, labels, seed=0, **({"augment": "none"} | options))
+    entries = TrainingSet(images, labels, weights=weights, options=EntryOptions(**({"augment": "none"} | options)))
     torch.manual_seed(0)
     model = model or nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(288, 2)

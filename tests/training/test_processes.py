@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from robustdup.data.batches import Stream, TrainingSet
+from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
@@ -46,7 +46,7 @@ RUNS = {
 def train(processes, *, norm, objective=pgd_at, update=Plain, folder=None, broken=0, **options):
     generator = torch.Generator().manual_seed(5)
     images, labels = torch.rand(40, 1, 6, 6, generator=generator), torch.arange(40) % 3
-    entries = TrainingSet(images, labels, seed=0, augment="crop-flip", padding=1)
+    entries = TrainingSet(images, labels, options=EntryOptions(padding=1))
     torch.manual_seed(processes.rank)  # the weights are those of the first process
     layers = [
         nn.Conv2d(1, 4, 3),

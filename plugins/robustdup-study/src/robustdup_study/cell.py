@@ -169,16 +169,16 @@ def of_training_images(
     if not most or not isinstance(entries, TrainingSet):  # images on disk are not read once more
         return {}, {}
     originals = (entries.copy == 0).nonzero().flatten()
-    counts = torch.bincount(entries.place, minlength=entries.n_sources)[entries.place[originals]]
-    order = SampleRng(0, entries.source[originals].cpu()).fold("measured").bits().argsort(stable=True)
+    counts = torch.bincount(entries.image, minlength=entries.n_images)[entries.image[originals]]
+    order = SampleRng(0, entries.index[originals].cpu()).fold("measured").bits().argsort(stable=True)
     originals, counts = originals[order], counts[order]
     groups = {"duplicated": counts > 1, "single": counts == 1, "train": counts > 0}
     first = {name: members.nonzero().flatten()[:most] for name, members in groups.items()}
     looked_at = torch.cat([first["duplicated"], first["single"]]).sort().values  # the first of all are among them
     chosen = originals[looked_at]
-    pixels = entries.pixels[entries.place[chosen]]
+    pixels = entries.pixels[entries.image[chosen]]
     images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    points = ValidationSet(images, entries.labels[chosen], entries.source[chosen])
+    points = ValidationSet(images, entries.labels[chosen], entries.index[chosen])
     attack = check(config, registry).validation_attack
     right, held, _ = correct_per_sample(points, attack, seed=config.seed, device=device)(model)
     found: Metrics = {}
