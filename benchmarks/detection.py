@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from robustdup_detect import near_duplicates
 from robustdup_detect.embedding import load_embedding
-from robustdup_detect.exact import digests, group_identical
+from robustdup_detect.groups import digests, group_identical
 from robustdup_detect.sheets import COLUMNS, LINES, write_sheet
 from robustdup_detect.transforms import changed_copies
 from torch import Tensor

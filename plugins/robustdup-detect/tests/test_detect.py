@@ -10,8 +10,8 @@ from detect_pictures import pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustdup_detect import near_duplicates
-from robustdup_detect.exact import digests, group_identical, identical_across
 from robustdup_detect.features import describe
+from robustdup_detect.groups import digests, group_identical, identical_across
 from robustdup_detect.search import nearest
 from robustdup_detect.transforms import NAMES, change, changed_copies
 from robustdup_detect.verify import align_outlines, measure, outline

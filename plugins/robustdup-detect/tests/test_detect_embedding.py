@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from detect_pictures import pictures
-from robustdup_detect.detection import detect, open_embedder
-from robustdup_detect.embedding import load_embedding
+from robustdup_detect.embedding import load_embedding, open_embedder
 from robustdup_detect.features import learn_projection
 from robustdup_detect.options import DetectConfig
+from robustdup_detect.run import detect
 from robustdup_detect.transforms import change
 from test_detect_run import encoded, found, own_cache, write  # noqa: F401
 from torch import nn

@@ -20,14 +20,14 @@ from detect_pictures import pictures
 from PIL import Image
 from robustdup_detect import run_detection
 from robustdup_detect.calibrate import _different
-from robustdup_detect.clusters import cluster, conflicting, leaving
+from robustdup_detect.groups import cluster, conflicting, leaving
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairs import Pairs, turned_round
 from robustdup_detect.record import load_duplicates, load_pairs
 from robustdup_detect.search import build_index, nearest, nearest_by_index
 from robustdup_detect.store import Store
 from robustdup_detect.transforms import change, changed_copies
-from robustdup_detect.work import Worker
+from robustdup_detect.work import ShardWorker
 
 from robustdup.config import validate
 from robustdup.errors import RunError, UserError
@@ -191,7 +191,7 @@ def test_sizes_and_modes_mix(tmp_path):
 def test_a_killed_run_goes_on_where_it_was(planted, tmp_path, monkeypatch):
     whole = detect(planted, tmp_path / "whole")
     calls = []
-    work = Worker.__call__
+    work = ShardWorker.__call__
 
     def dying(self, task):
         if len(calls) == 2:
@@ -199,19 +199,19 @@ def test_a_killed_run_goes_on_where_it_was(planted, tmp_path, monkeypatch):
         calls.append(task)
         return work(self, task)
 
-    monkeypatch.setattr(Worker, "__call__", dying)
+    monkeypatch.setattr(ShardWorker, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         detect(planted, tmp_path / "run")
     assert not (tmp_path / "run" / RECORD_FILE).exists()
     read = []
-    real = Worker.read
+    real = ShardWorker.read
 
     def counting(self, store, task):
         read.append(task.start)
         return real(self, store, task)
 
-    monkeypatch.setattr(Worker, "__call__", work)
-    monkeypatch.setattr(Worker, "read", counting)
+    monkeypatch.setattr(ShardWorker, "__call__", work)
+    monkeypatch.setattr(ShardWorker, "read", counting)
     resumed = detect(planted, tmp_path / "run", resume=True)
     assert read == [40]  # rows 0-39 had been read
     assert resumed.pairs == whole.pairs

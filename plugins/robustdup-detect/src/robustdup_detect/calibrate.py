@@ -73,14 +73,14 @@ def calibrate(
     cut = threshold if threshold is not None else _threshold(odds, target)
     tail = _different(odds, cut)
     above = int((odds >= _logit(cut)).sum())
-    found = (score(positive) >= cut) & reached
+    recovered = (score(positive) >= cut) & reached
     tried = ~learn
     by_change = {}
     for name in dict.fromkeys(names):
-        mine = torch.tensor([each == name for each in names]) & tried
-        by_change[name] = float(found[mine].float().mean())
+        of_kind = torch.tensor([each == name for each in names]) & tried
+        by_change[name] = float(recovered[of_kind].float().mean())
     return Calibration(
-        score, cut, max(1 - tail / above, 0.0) if above else math.nan, float(found[tried].float().mean()), by_change,
+        score, cut, max(1 - tail / above, 0.0) if above else math.nan, float(recovered[tried].float().mean()), by_change,
         tail / len(places), int(tried.sum()), len(negative), calibrated=True,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def _negatives(
     originals: Tensor, places: Any, database: Tensor, pictures: Any, finder: Finder, embedder: Embedder, within: bool
 ) -> Tensor:
     """Return the measures of the nearest neighbours of the originals, without the originals themselves."""
-    found = []
+    measured = []
     for mirrored in (False, True):
         turned_ones = originals.flip(-1) if mirrored else originals
         shown = canvas(turned_ones)
@@ -120,8 +120,8 @@ def _negatives(
             warp, agreement = align_outlines(outline(first), outline(second))
             near = agreement >= COARSE_ENOUGH
             if bool(near.any()):
-                found.append(measure(first[near], second[near], warp[near])[0])
-    return torch.cat(found) if found else torch.empty(0, len(USUAL_SCORE.weights))
+                measured.append(measure(first[near], second[near], warp[near])[0])
+    return torch.cat(measured) if measured else torch.empty(0, len(USUAL_SCORE.weights))
 
 
 def _fit(positive: Tensor, negative: Tensor) -> Score:

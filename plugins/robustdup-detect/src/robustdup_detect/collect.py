@@ -11,56 +11,55 @@ import torch
 from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup_detect.calibrate import Calibration
-from robustdup_detect.clusters import cluster, conflicting, leaving
-from robustdup_detect.exact import Groups
+from robustdup_detect.groups import Groups, cluster, conflicting, leaving
 from robustdup_detect.pairs import Pairs, joined, turned_round, with_identical
-from robustdup_detect.summary import Findings
-from robustdup_detect.work import Order, load_found, tasks_of
+from robustdup_detect.summary import SearchResult
+from robustdup_detect.work import SearchPlan, load_shard_pairs, shards_of
 
 
-def collect_pairs(order: Order, groups: dict[str, Groups], rows: int) -> Pairs:
-    """Return all pairs of rows: what the pieces of work found, each pair once, and the identical images."""
-    config = order.config
+def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int) -> Pairs:
+    """Return all pairs of rows: what the pieces of work judged, each pair once, and the identical images."""
+    config = plan.config
     parts = [
-        load_found(order.state / order.asking / "done" / f"pairs-{task.start}.safetensors")
-        for task in tasks_of(order, "compare", {order.asking: rows})
+        load_shard_pairs(plan.state / plan.asking / "done" / f"pairs-{shard.start}.safetensors")
+        for shard in shards_of(plan, "compare", {plan.asking: rows})
     ]
-    mine, theirs = order.different_rows(config.split), order.different_rows(order.other)
+    own_rows, other_rows = plan.different_rows(config.split), plan.different_rows(plan.other)
     within = config.against is None
-    found = joined(parts)
-    if order.asking != config.split:
-        found = turned_round(found)
+    judged = joined(parts)
+    if plan.asking != config.split:
+        judged = turned_round(judged)
     # Places among the different rows, as identical ones are known by their groups.
-    a = torch.from_numpy(np.searchsorted(mine, found.a.numpy()))
-    b = torch.from_numpy(np.searchsorted(theirs, found.b.numpy()))
-    found = replace(found, a=a, b=b)
+    a = torch.from_numpy(np.searchsorted(own_rows, judged.a.numpy()))
+    b = torch.from_numpy(np.searchsorted(other_rows, judged.b.numpy()))
+    judged = replace(judged, a=a, b=b)
     if within:
         later = a > b
-        found = joined([found[~later], turned_round(found[later])])
-    found = found[found.score.argsort(descending=True, stable=True)]
-    _, first = np.unique((found.a * (len(theirs) + 1) + found.b).numpy(), return_index=True)
-    found = found[torch.from_numpy(np.sort(first))]
-    readable = [np.load(order.state / name / "readable.npy") for name in (config.split, order.other)]
+        judged = joined([judged[~later], turned_round(judged[later])])
+    judged = judged[judged.score.argsort(descending=True, stable=True)]
+    _, first = np.unique((judged.a * (len(other_rows) + 1) + judged.b).numpy(), return_index=True)
+    judged = judged[torch.from_numpy(np.sort(first))]
+    readable = [np.load(plan.state / name / "readable.npy") for name in (config.split, plan.other)]
     hashes = [
-        np.array(order.store(name).read("hashes")[order.different_rows(name)]) for name in (config.split, order.other)
+        np.array(plan.store(name).read("hashes")[plan.different_rows(name)]) for name in (config.split, plan.other)
     ]
-    both = groups[config.split], groups[order.other]
-    pairs = with_identical(found, hashes[0], None if within else hashes[1], both)
+    both = groups[config.split], groups[plan.other]
+    pairs = with_identical(judged, hashes[0], None if within else hashes[1], both)
     return Pairs(
         torch.from_numpy(readable[0][pairs.a.numpy()]), torch.from_numpy(readable[1][pairs.b.numpy()]), pairs.score,
         pairs.mirrored, pairs.warp,
     )  # fmt: skip
 
 
-def findings_of(
-    order: Order, pairs: Pairs, calibration: Calibration, columns: dict[str, Columns], source: Splits
-) -> Findings:
+def search_result(
+    plan: SearchPlan, pairs: Pairs, calibration: Calibration, columns: dict[str, Columns], source: Splits
+) -> SearchResult:
     """Return the clusters, conflicts and rows to leave out beside the pairs."""
-    config = order.config
-    n = order.rows[config.split]
+    config = plan.config
+    n = plan.rows[config.split]
     a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels = {name: _labels(source.splits[name], found.label) for name, found in columns.items()}
-    facts = order.store(config.split).read("facts")
+    labels = {name: _labels(source.splits[name], split.label) for name, split in columns.items()}
+    facts = plan.store(config.split).read("facts")
     if config.against is None:
         clusters, all_labels = cluster(n, a, b), labels[config.split]
         out = leaving(clusters, all_labels, facts[:, 0] * facts[:, 1], facts[:, 2], config.keep)
@@ -69,12 +68,12 @@ def findings_of(
         clusters = cluster(len(all_labels), a, b + n)
         out = np.unique(a)
     broken = {
-        name: [row for task in tasks_of(order, "read", {name: order.rows[name]})
-               for row in order.store(name).finished("read", task.start) or ()]
+        name: [row for shard in shards_of(plan, "read", {name: plan.rows[name]})
+               for row in plan.store(name).finished("read", shard.start) or ()]
         for name in columns
     }  # fmt: skip
-    return Findings(
-        order, pairs, calibration, columns, source, labels, clusters, conflicting(clusters, all_labels), out, broken
+    return SearchResult(
+        plan, pairs, calibration, columns, source, labels, clusters, conflicting(clusters, all_labels), out, broken
     )
 
 

@@ -49,7 +49,7 @@ def _detect(
     file, overrides = split_words(words)
     config, folder = configuration(DetectConfig, "against", _fresh, file, overrides, flags, resume)
 
-    from robustdup_detect.detection import detect  # torch is imported from here on
+    from robustdup_detect.run import detect  # torch is imported from here on
 
     options = [f"{name}={value}" for name, value in flags.items() if name != "data" or value not in given]
     command = shlex.join(["robustdup", "data", "detect", *given, *options, *(["--to", to] if to else [])])

@@ -10,6 +10,7 @@ as TorchScript, so that it comes through a file of one's own:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,15 @@ from torch import Tensor, nn
 from robustdup.errors import UserError
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.models.load import load_model
-from robustdup.plugins import Registry
+from robustdup.plugins import Registry, load_plugins
+from robustdup_detect.features import Embedder
 
 USUAL_SIZE = 224  # pixels a side that a network of a file is given, unless it has an attribute `size`
 CLASSIFIER_SIZE = 32  # the same for a classifier
 BATCH = 64
 
 
-class Embedding(nn.Module):
+class FeatureNetwork(nn.Module):
     """A network in eval mode that takes images (N, 3, H, W) in [0, 1] to features float32 (N, F).
 
     `size` is the side of the square images that it is best given; others are resized inside.
@@ -44,13 +46,13 @@ class Embedding(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        found = self.net(images)
-        if isinstance(found, Tensor) and found.ndim == 4:
-            found = found.mean(dim=(2, 3))
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
-            came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        features = self.net(images)
+        if isinstance(features, Tensor) and features.ndim == 4:
+            features = features.mean(dim=(2, 3))
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+            came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise UserError(f"An embedding returns features of shape (images, numbers); got {came}.")
-        return found.float()
+        return features.float()
 
 
 class Penultimate(nn.Module):
@@ -76,7 +78,7 @@ class Penultimate(nn.Module):
         return self.seen
 
 
-def load_embedding(spec: str, *, registry: Registry) -> Embedding:
+def load_embedding(spec: str, *, registry: Registry) -> FeatureNetwork:
     """Return the network of a spec, float32, on the CPU, in eval mode. Raises UserError; Unavailable without transformers.
 
     `hf:ID` is a model of the Hub or of a folder without its head; the network that a `file.py:factory` returns gives
@@ -94,4 +96,27 @@ def load_embedding(spec: str, *, registry: Registry) -> Embedding:
             raise UserError(f"The attribute size of the network {spec!r} must be a number of pixels, got {size!r}.")
     else:
         net = Penultimate(load_model(spec, registry=registry))
-    return Embedding(net.to(device="cpu", dtype=torch.float32), size).eval().requires_grad_(False)
+    return FeatureNetwork(net.to(device="cpu", dtype=torch.float32), size).eval().requires_grad_(False)
+
+
+def open_embedder(spec: str) -> Embedder:
+    """Return the network of a spec as what turns pictures uint8 (N, 3, size, size) into features (N, F)."""
+    network = load_embedding(spec, registry=load_plugins())
+    return Embedder(network.size, partial(_describe, network))
+
+
+def _describe(network: FeatureNetwork, pictures: Tensor) -> Tensor:
+    features: Tensor = torch.cat([network(part.float() / 255) for part in torch.split(pictures, 256)])
+    return features
+
+
+def try_embedder(spec: str) -> None:
+    """Raise UserError where the network of a spec does not take pictures."""
+    embedder = open_embedder(spec)
+    try:
+        embedder.describe(torch.zeros(1, 3, embedder.size, embedder.size, dtype=torch.uint8))
+    except (RuntimeError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"The network {spec!r} does not take colour images of {embedder.size} x {embedder.size} pixels: {text[:300]}"
+        ) from error

@@ -299,7 +299,7 @@ def _unreadable(record: Content) -> Section | None:
     ]
     lead = f"{plural(count_of(record, 'n_unreadable') or len(found), 'image')} could not be read."
     table = Table("unreadable-table", "Images that were skipped", ("Image", "Path", "Why"), rows, left=3)
-    return Section("unreadable", "Unreadable images", "sections/table.html.j2", lead, (table,))
+    return Section("unreadable", "SkippedImage images", "sections/table.html.j2", lead, (table,))
 
 
 def _plain(value: object) -> str:

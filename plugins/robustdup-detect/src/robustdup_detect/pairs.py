@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustdup.errors import UserError
-from robustdup_detect.exact import Groups, digests, group_identical, identical_across
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection, describe, learn_projection
+from robustdup_detect.groups import Groups, digests, group_identical, identical_across
 from robustdup_detect.search import nearest
 from robustdup_detect.transforms import changed_copies
 from robustdup_detect.verify import BATCH, COARSE_ENOUGH, align_outlines, measure, outline
@@ -148,15 +148,15 @@ def find(
     pictures: Tensor, database: Tensor, finder: Finder, *, within: bool, progress: Progress
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return candidates (a, b, mirrored): rows of pictures uint8 (N, 3, 32, 32) and of embeddings (M, D), each pair once."""
-    found = []
+    candidates = []
     for mirrored in (False, True):
         queries = finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
         stage = "search mirrored" if mirrored else "search"
         a, b, _ = nearest(queries, database, NEIGHBOURS + within, least=finder.least, progress=partial(progress, stage))
         if within:
             a, b = once(a, b, len(database))
-        found.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
-    a, b, flipped = (torch.cat(part) for part in zip(*found, strict=True))
+        candidates.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
+    a, b, flipped = (torch.cat(part) for part in zip(*candidates, strict=True))
     return a, b, flipped
 
 
@@ -203,23 +203,23 @@ def turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
     return chosen
 
 
-def with_identical(found: Pairs, hashes_a: Any, hashes_b: Any | None, groups: tuple[Groups, Groups]) -> Pairs:
+def with_identical(judged: Pairs, hashes_a: Any, hashes_b: Any | None, groups: tuple[Groups, Groups]) -> Pairs:
     """Return pairs of groups as pairs of rows, with the identical ones (score 1) beside them, by falling score.
 
     `hashes_a` and `hashes_b` are those of the groups (`hashes_b` None: pairs within one set).
     """
     a, b = groups
     if hashes_b is None:
-        parts = [_of_rows(found, a.first[found.a.numpy()], a.first[found.b.numpy()]), identical_pairs(*a.others())]
+        parts = [_of_rows(judged, a.first[judged.a.numpy()], a.first[judged.b.numpy()]), identical_pairs(*a.others())]
     else:
         same_a, same_b = identical_across(hashes_a, hashes_b)
         width = max(len(b.first), 1)
-        known = np.isin(found.a.numpy() * width + found.b.numpy(), same_a * width + same_b)
-        found = joined([found[torch.from_numpy(~known)], identical_pairs(same_a, same_b)])
-        parts = [_of_rows(found, a.first[found.a.numpy()], b.first[found.b.numpy()])]
-        place, rows = a.expand(found.a.numpy())
+        known = np.isin(judged.a.numpy() * width + judged.b.numpy(), same_a * width + same_b)
+        judged = joined([judged[torch.from_numpy(~known)], identical_pairs(same_a, same_b)])
+        parts = [_of_rows(judged, a.first[judged.a.numpy()], b.first[judged.b.numpy()])]
+        place, rows = a.expand(judged.a.numpy())
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], rows, None))
-        place, rows = b.expand(found.b.numpy())
+        place, rows = b.expand(judged.b.numpy())
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], None, rows))
     pairs = joined(parts)
     return pairs[torch.from_numpy(np.lexsort((pairs.b.numpy(), pairs.a.numpy(), -pairs.score.numpy())))]

@@ -42,138 +42,134 @@ PAIRS_SCHEMA = pa.schema(
 
 
 class ImageRef(Part):
-    """An image: its split and row, its label (None where unknown), and its file in the run folder where it is shown."""
+    """An image of a pair or a cluster."""
 
-    split: str
-    row: int
-    label: int | None = None
-    file: str | None = None
+    split: str = Field(description="Split of the image.")
+    row: int = Field(description="Index of the image in its split.")
+    label: int | None = Field(None, description="Its label; null where unknown.")
+    file: str | None = Field(None, description="Its file in the run folder, where it is shown.")
 
 
 class ShownPair(Part):
-    """A pair that is shown: `change` says in words what turns the first image into the second; `sheet` is its page."""
+    """A pair that is shown."""
 
     a: ImageRef
     b: ImageRef
-    score: float
-    kind: Literal["exact", "near"]
-    mirrored: bool
-    change: str
-    cluster: int
-    conflict: bool
-    sheet: str | None = None
+    score: float = Field(description="How sure it is that both show one picture, in (0, 1]; 1 for identical pixels.")
+    kind: Literal["exact", "near"] = Field(description="exact: the pixels are identical.")
+    mirrored: bool = Field(description="Whether one is the mirror image of the other.")
+    change: str = Field(description="What turns the first image into the second, in words.")
+    cluster: int = Field(description="Number of the pair's cluster.")
+    conflict: bool = Field(description="Whether their labels differ.")
+    sheet: str | None = Field(None, description="The page of pairs in the run folder that shows them.")
 
 
 class Cluster(Part):
-    """Images of one picture; `conflict` where their labels differ."""
+    """Images of one picture."""
 
-    cluster: int
-    size: int
-    conflict: bool
-    images: list[ImageRef]
+    cluster: int = Field(description="Number of the cluster.")
+    size: int = Field(description="Images in it.")
+    conflict: bool = Field(description="Whether their labels differ.")
+    images: list[ImageRef] = Field(description="Its images, the first 1,000 at most.")
 
 
 class ClassBalance(Part):
-    """A class of the split: its images, how many of them are in some cluster, and how many would leave."""
+    """A class of the split."""
 
     name: str
-    n: int
-    n_clustered: int
-    n_redundant: int
+    n: int = Field(description="Images of the class.")
+    n_clustered: int = Field(description="How many of them are in some cluster.")
+    n_redundant: int = Field(description="How many of them would leave.")
 
 
 class Band(Part):
-    """How many near pairs have a score from `low` to below `high`."""
+    """How many near pairs have a score in a range."""
 
-    low: float
-    high: float
-    pairs: int
+    low: float = Field(description="Least score of the band.")
+    high: float = Field(description="Score from which the next band begins.")
+    pairs: int = Field(description="Near pairs in the band.")
 
 
-class Unreadable(Part):
-    """An image that was skipped, and why."""
+class SkippedImage(Part):
+    """An image that cannot be read and was skipped."""
 
     split: str
     row: int
-    path: str
-    reason: str
+    path: str = Field(description="The image's file, where it has one of its own.")
+    reason: str = Field(description="Why it cannot be read.")
 
 
 class Method(Part):
-    """How candidates were found and judged: the embedding and its least similarity, the weights of the score, its threshold."""
+    """How candidates were found and judged."""
 
-    search: str
-    embedding: str = "classical"
-    dimensions: int
-    neighbours: int
-    least_similarity: float
-    measures: list[str]
-    weights: list[float]
-    bias: float
-    threshold: float
+    search: str = Field(description="exact, or faiss.")
+    embedding: str = Field("classical", description="What finds candidates: classical features, or the network's spec.")
+    dimensions: int = Field(description="Numbers of an embedding.")
+    neighbours: int = Field(description="Candidates of each image, and as many of its mirror image.")
+    least_similarity: float = Field(description="Least similarity of the embeddings of a candidate pair.")
+    measures: list[str] = Field(description="What is measured of a candidate pair.")
+    weights: list[float] = Field(description="Weights of the measures in the score.")
+    bias: float = Field(description="Constant of the score.")
+    threshold: float = Field(description="Least score of a pair that is listed.")
 
 
 class Expected(Part):
-    """What calibration on the user's own images expects; None where there were too few of them.
+    """What calibration on the user's own images expects; null where there were too few of them."""
 
-    `precision` is that of the near pairs listed in this record, `different_pairs` the expected number of wrong ones among
-    them, `recall` the share of changed copies that the whole search found, by kind of change too.
-    """
-
-    calibrated: bool
-    precision: float | None
-    different_pairs: float | None
-    recall: float | None
-    recall_by_change: dict[str, float]
-    positives: int
-    negatives: int
-    about: str
+    calibrated: bool = Field(description="Whether there were enough images to calibrate on.")
+    precision: float | None = Field(description="Expected precision of the near pairs listed in this record.")
+    different_pairs: float | None = Field(description="Expected number of wrong pairs among them.")
+    recall: float | None = Field(description="Share of changed copies that the whole search found.")
+    recall_by_change: dict[str, float] = Field(description="The same by kind of change.")
+    positives: int = Field(description="Changed copies that were tried.")
+    negatives: int = Field(description="Neighbours that were measured.")
+    about: str = Field(description="How these numbers come about, in words.")
 
 
 class DuplicatesRecord(Part):
-    """The result of `robustdup data detect`.
-
-    `n` images of `split` were read (and `n_against` of `against`), besides `n_unreadable`. `n_rows` of `split` are in some
-    cluster, `n_redundant` of them would leave a deduplicated split. `pairs` and `clusters` list the first ones alone;
-    `pairs.parquet` holds all pairs. `conflicts` names the clusters whose labels differ.
-    """
+    """The result of `robustdup data detect`. `pairs` and `clusters` list the first alone; `pairs.parquet` holds all pairs."""
 
     schema_name: Literal["robustdup.duplicates"] = SCHEMA
     schema_version: int = VERSION
-    run_id: str
-    created: str
-    command: str
-    data: str
-    split: str
-    against: str | None
-    data_config: str | None
-    revision: str | None
+    run_id: str = Field(description="Name of the run folder.")
+    created: str = Field(description="When, ISO 8601 in UTC.")
+    command: str = Field(description="The command that runs the search again.")
+    data: str = Field(description="The data as the user named it.")
+    split: str = Field(description="The split in which duplicates were looked for.")
+    against: str | None = Field(description="The other split, where pairs between two were looked for.")
+    data_config: str | None = Field(description="Configuration of a Hub dataset.")
+    revision: str | None = Field(description="Commit of a Hub dataset.")
     class_names: list[str]
-    n: int
-    n_against: int | None
-    n_unreadable: int
-    unreadable: list[Unreadable]
-    n_exact: int
-    n_near: int
-    n_mirrored: int
-    n_clusters: int
-    n_rows: int
-    n_redundant: int
-    keep: str
-    n_conflicts: int
-    conflicts: list[int]
-    bands: list[Band]
-    pairs: list[ShownPair]
-    clusters: list[Cluster]
-    classes: list[ClassBalance] = Field(default_factory=list)  # of `split`; earlier records lack it
-    sheets: list[str]
+    n: int = Field(description="Images of the split that were read.")
+    n_against: int | None = Field(description="Images of the other split that were read.")
+    n_unreadable: int = Field(description="Images that cannot be read.")
+    unreadable: list[SkippedImage] = Field(description="The first 1,000 of them.")
+    n_exact: int = Field(description="Pairs with identical pixels.")
+    n_near: int = Field(description="Near-duplicate pairs.")
+    n_mirrored: int = Field(description="Pairs of which one is mirrored.")
+    n_clusters: int = Field(description="Clusters of images of one picture.")
+    n_rows: int = Field(description="Images of the split that are in some cluster.")
+    n_redundant: int = Field(description="Images of the split that a deduplicated one leaves out.")
+    keep: str = Field(description="Which image of a cluster stays: first, quality or consistent.")
+    n_conflicts: int = Field(description="Clusters whose labels differ.")
+    conflicts: list[int] = Field(description="Numbers of the first 1,000 of them.")
+    bands: list[Band] = Field(description="Near pairs by score.")
+    pairs: list[ShownPair] = Field(description="The pairs that are shown.")
+    clusters: list[Cluster] = Field(description="The largest clusters, those whose labels differ first.")
+    classes: list[ClassBalance] = Field(default_factory=list, description="Classes of the split; earlier records lack them.")
+    sheets: list[str] = Field(description="Pages of pairs in the run folder.")
     method: Method
     expected: Expected
-    seconds: dict[str, float]
-    config: dict[str, Any]
-    environment: dict[str, str]
-    notes: list[str]
-    deduplicated: str | None = None
+    seconds: dict[str, float] = Field(description="Seconds by stage.")
+    config: dict[str, Any] = Field(description="The configuration of the search.")
+    environment: dict[str, str] = Field(description="Versions and the machine.")
+    notes: list[str] = Field(description="What a reader should know.")
+    deduplicated: str | None = Field(None, description="Where the dataset without duplicates was written.")
+
+
+def title(record: DuplicatesRecord) -> str:
+    """Return what to call a search."""
+    return record.run_id or record.data
 
 
 def save_duplicates(record: DuplicatesRecord, folder: Path) -> Path:
@@ -200,8 +196,8 @@ def load_pairs(folder: str | Path) -> pa.Table:
     """Read `pairs.parquet` of a run folder. Raises UserError where it is missing or damaged."""
     path = Path(folder) / PAIRS_FILE
     if not path.is_file():
-        raise UserError(f"There is no {PAIRS_FILE} in {str(folder)!r}.")
+        raise UserError(f"There is no {PAIRS_FILE} in {str(folder)!r}.", code="missing-file")
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None
+        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?", code="bad-file") from None

@@ -21,11 +21,11 @@ from robustdup.records.folder import STATE, locked, start
 from robustdup.runners import Runner, open_runner
 from robustdup.runners.local import usable_cores
 from robustdup_detect.calibrate import Calibration, calibrate
-from robustdup_detect.collect import collect_pairs, findings_of
+from robustdup_detect.collect import collect_pairs, search_result
 from robustdup_detect.dedup import write_deduplicated
-from robustdup_detect.exact import Groups, group_identical
 from robustdup_detect.features import SIZE, Embedder
-from robustdup_detect.options import ELSEWHERE, DetectConfig
+from robustdup_detect.groups import Groups, group_identical
+from robustdup_detect.options import CLASSICAL, ELSEWHERE, DetectConfig
 from robustdup_detect.pairs import learn
 from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
 from robustdup_detect.search import LARGE, build_index, import_faiss
@@ -33,14 +33,14 @@ from robustdup_detect.summary import make_record, pair_columns
 from robustdup_detect.work import (
     FINDER_FILE,
     INDEX_FILE,
-    Order,
-    Setup,
-    Task,
-    Worker,
+    SearchPlan,
+    Shard,
+    ShardWorker,
+    WorkerSetup,
     database,
     load_finder,
     save_finder,
-    tasks_of,
+    shards_of,
 )
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -51,7 +51,7 @@ SPREAD = 10000  # images from which several processes are worth their start
 
 
 @dataclass
-class Clock:
+class StageTimes:
     """Seconds by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -62,6 +62,16 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
+
+
+def detect(config: DetectConfig, folder: Path, **options: Any) -> DuplicatesRecord:
+    """Find duplicates as `config` says; `options` are those of `run_detection`. Raises UserError and RunError."""
+    if config.embedding == CLASSICAL:
+        return run_detection(config, folder, **options)
+    from robustdup_detect.embedding import open_embedder, try_embedder
+
+    try_embedder(config.embedding)  # a mistake shows before anything is read
+    return run_detection(config, folder, open_embedder=partial(open_embedder, config.embedding), **options)
 
 
 def run_detection(
@@ -75,7 +85,7 @@ def run_detection(
     `open_embedder` opens the network that `config.embedding` names, in every process that uses it (classical features if
     None). `progress(stage, done, total)` is told how far it is. Raises UserError for a mistake, RunError where the disk is full.
     """
-    clock = Clock()
+    times = StageTimes()
     if to is not None:
         _check_written(config, to, overwrite)
     if config.search == "faiss":
@@ -92,36 +102,36 @@ def run_detection(
         raise UserError(f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.")
     start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
     with locked(folder):
-        order = Order(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
+        plan = SearchPlan(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
         for name in names:
-            order.store(name).create()
-        clock.stage("open")
-        total = sum(order.rows.values())
+            plan.store(name).create()
+        times.stage("open")
+        total = sum(plan.rows.values())
         workers = config.workers or (len(usable_cores()) if config.runner == "local" and total >= SPREAD else None)
         with open_runner(
-            config.runner, workers, Setup(order, open_embedder), devices=["cpu"], describe=_name
+            config.runner, workers, WorkerSetup(plan, open_embedder), devices=["cpu"], describe=_name
         ) as runner:
-            _do(runner, "read", tasks_of(order, "read", {n: order.rows[n] for n in names}), total, progress)
-            clock.stage("read")
-            groups = {name: _groups(order, name) for name in names}
-            calibration = _learn(runner, Worker(order, open_embedder), groups, progress, clock)
-            rows = len(order.different_rows(order.asking))
-            _do(runner, "compare", tasks_of(order, "compare", {order.asking: rows}), rows, progress)
-        clock.stage("compare")
-        pairs = collect_pairs(order, groups, rows)
-        findings = findings_of(order, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
-        clock.stage("cluster")
-        record = make_record(findings, folder, seconds=clock.seconds, command=command)
-        save_pairs(pair_columns(findings), folder)
-        clock.stage("show")
+            _do(runner, "read", shards_of(plan, "read", {n: plan.rows[n] for n in names}), total, progress)
+            times.stage("read")
+            groups = {name: _groups(plan, name) for name in names}
+            calibration = _learn(runner, ShardWorker(plan, open_embedder), groups, progress, times)
+            rows = len(plan.different_rows(plan.asking))
+            _do(runner, "compare", shards_of(plan, "compare", {plan.asking: rows}), rows, progress)
+        times.stage("compare")
+        pairs = collect_pairs(plan, groups, rows)
+        result = search_result(plan, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
+        times.stage("cluster")
+        record = make_record(result, folder, seconds=times.seconds, command=command)
+        save_pairs(pair_columns(result), folder)
+        times.stage("show")
         if to is not None:
             record = record.model_copy(update={"deduplicated": to})
             write_deduplicated(
-                source, config, record, findings.leaving, Path(to).expanduser(),
+                source, config, record, result.leaving, Path(to).expanduser(),
                 progress=lambda done, total: progress("write", done, total),
             )  # fmt: skip
-            clock.stage("write")
-        record = record.model_copy(update={"seconds": clock.seconds})
+            times.stage("write")
+        record = record.model_copy(update={"seconds": times.seconds})
         save_duplicates(record, folder)
         return record
 
@@ -137,11 +147,11 @@ def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:
         )
 
 
-def _name(task: Task) -> str:
-    return f"rows {task.start} to {task.stop - 1} of {task.split} ({task.work})"
+def _name(shard: Shard) -> str:
+    return f"rows {shard.start} to {shard.stop - 1} of {shard.split} ({shard.work})"
 
 
-def _do(runner: Runner[Task, int], stage: str, tasks: Iterable[Task], total: int, progress: Progress) -> None:
+def _do(runner: Runner[Shard, int], stage: str, tasks: Iterable[Shard], total: int, progress: Progress) -> None:
     done = 0
     progress(stage, 0, total)
     for rows in runner.map(tasks):
@@ -149,12 +159,12 @@ def _do(runner: Runner[Task, int], stage: str, tasks: Iterable[Task], total: int
         progress(stage, done, total)
 
 
-def _groups(order: Order, split: str) -> Groups:
+def _groups(plan: SearchPlan, split: str) -> Groups:
     """Group the identical rows of a split, keep which are different, and raise UserError where none can be read."""
-    store = order.store(split)
+    store = plan.store(split)
     readable = np.flatnonzero(store.read("facts")[:, 3] == 1)
     if not len(readable):
-        raise UserError(f"None of the {store.n} images of {order.config.data} ({split}) can be read.")
+        raise UserError(f"None of the {store.n} images of {plan.config.data} ({split}) can be read.")
     groups = group_identical(np.array(store.read("hashes")[readable]))
     np.save(store.folder / "readable.npy", readable)
     np.save(store.folder / "different.npy", readable[groups.first])
@@ -162,50 +172,50 @@ def _groups(order: Order, split: str) -> Groups:
 
 
 def _learn(
-    runner: Runner[Task, int], worker: Worker, groups: dict[str, Groups], progress: Progress, clock: Clock
+    runner: Runner[Shard, int], worker: ShardWorker, groups: dict[str, Groups], progress: Progress, times: StageTimes
 ) -> Calibration:
     """Learn how candidates are found, embed all rows, and calibrate; what a killed run had learned is used again."""
-    order = worker.order
-    config, state = order.config, order.state
+    plan = worker.plan
+    config, state = plan.config, plan.state
     if not (state / FINDER_FILE).is_file():
         rng = np.random.default_rng(config.seed)
         sample, most = [], LEARN_ROWS if worker.embedder.size == SIZE else LEARN_LARGE
         for name in groups:
-            rows = order.different_rows(name)
+            rows = plan.different_rows(name)
             rows = np.sort(rng.permutation(rows)[: most // len(groups)])
             sample.append(worker.pictures(name, rows))
         save_finder(learn(torch.cat(sample), config.seed, worker.embedder), state)
-    clock.stage("learn")
+    times.stage("learn")
     _do(
         runner,
         "embed",
-        tasks_of(order, "embed", {order.asked: order.rows[order.asked]}),
-        order.rows[order.asked],
+        shards_of(plan, "embed", {plan.asked: plan.rows[plan.asked]}),
+        plan.rows[plan.asked],
         progress,
     )
-    clock.stage("embed")
+    times.stage("embed")
     finder = load_finder(state)
-    mine, theirs = order.different_rows(order.asking), order.different_rows(order.asked)
-    embedded = database(order, theirs)
-    if config.search == "faiss" or (config.search == "auto" and len(theirs) >= LARGE):
+    queries, others = plan.different_rows(plan.asking), plan.different_rows(plan.asked)
+    embedded = database(plan, others)
+    if config.search == "faiss" or (config.search == "auto" and len(others) >= LARGE):
         if not (state / INDEX_FILE).is_file():
             build_index(embedded.numpy(), state / INDEX_FILE)
-        clock.stage("index")
+        times.stage("index")
     progress("calibrate", 0, 1)
-    found = calibrate(
-        partial(worker.pictures, order.asking), mine, embedded, _Rows(order.store(order.asked).read("pictures"), theirs),
+    calibration = calibrate(
+        partial(worker.pictures, plan.asking), queries, embedded, _SelectedRows(plan.store(plan.asked).read("pictures"), others),
         finder, worker.embedder, within=config.against is None, target=config.precision, threshold=config.threshold,
         seed=config.seed,
     )  # fmt: skip
-    score = {"weights": found.score.weights, "bias": found.score.bias, "threshold": found.threshold}
+    score = {"weights": calibration.score.weights, "bias": calibration.score.bias, "threshold": calibration.threshold}
     write_atomic(state / "score.json", json.dumps(score).encode())
     progress("calibrate", 1, 1)
-    clock.stage("calibrate")
-    return found
+    times.stage("calibrate")
+    return calibration
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SelectedRows:
     """Some rows of an array on disk, by place."""
 
     array: Any

@@ -20,18 +20,18 @@ GROUP = 64  # columns of which only the largest is looked at first
 LARGE = 1_000_000  # rows from which an approximate index is worth its misses
 PROBES = 32  # lists of the index that are searched
 
-Found = tuple[Tensor, Tensor, Tensor]
+Neighbours = tuple[Tensor, Tensor, Tensor]
 
 
 def nearest(
     queries: Tensor, database: Tensor, k: int, *, least: float = -1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Found:  # fmt: skip
+) -> Neighbours:  # fmt: skip
     """Return (query, row, similarity) of up to k nearest rows of each query with a similarity of at least `least`.
 
     `queries` (N, D) and `database` (M, D) are of unit length, similarity is their inner product.
     """
-    found = []
+    neighbours = []
     for start in range(0, len(queries), QUERIES):
         block = queries[start : start + QUERIES]
         parts = [
@@ -41,9 +41,9 @@ def nearest(
         if len(parts) > 1:
             values, order = values.topk(min(k, values.shape[1]), dim=1)
             rows = rows.gather(1, order)
-        found.append(_kept(values, rows, start, least))
+        neighbours.append(_kept(values, rows, start, least))
         progress(min(start + QUERIES, len(queries)), len(queries))
-    return _joined(found)
+    return _joined(neighbours)
 
 
 def _nearest_of_block(block: Tensor, database: Tensor, k: int, offset: int) -> tuple[Tensor, Tensor]:
@@ -59,16 +59,16 @@ def _nearest_of_block(block: Tensor, database: Tensor, k: int, offset: int) -> t
     return values, best.gather(1, places // GROUP) * GROUP + places % GROUP + offset
 
 
-def _kept(values: Tensor, rows: Tensor, start: int, least: float) -> Found:
+def _kept(values: Tensor, rows: Tensor, start: int, least: float) -> Neighbours:
     keep = values >= least
     query = torch.arange(start, start + len(values))[:, None].expand(-1, values.shape[1])
     return query[keep], rows[keep], values[keep]
 
 
-def _joined(found: list[Found]) -> Found:
-    if not found:
+def _joined(neighbours: list[Neighbours]) -> Neighbours:
+    if not neighbours:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0)
-    query, row, value = (torch.cat(part) for part in zip(*found, strict=True))
+    query, row, value = (torch.cat(part) for part in zip(*neighbours, strict=True))
     return query, row, value
 
 
@@ -86,7 +86,7 @@ def build_index(embeddings: Any, path: Path) -> None:
         faiss.write_index(index, str(temporary))
 
 
-def nearest_by_index(queries: Tensor, path: Path, k: int, *, least: float = -1.0) -> Found:
+def nearest_by_index(queries: Tensor, path: Path, k: int, *, least: float = -1.0) -> Neighbours:
     """Return what `nearest` does, nearly, from an index that `build_index` wrote; the index stays on disk."""
     faiss = import_faiss()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustdup.records import write_atomic
-from robustdup_detect.read import decode
+from robustdup_detect.store import decode
 
 if TYPE_CHECKING:
     import PIL.Image

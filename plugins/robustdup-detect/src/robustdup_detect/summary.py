@@ -17,7 +17,6 @@ from robustdup.data.splits import Splits
 from robustdup.records import now
 from robustdup_detect.calibrate import Calibration
 from robustdup_detect.pairs import NEIGHBOURS, Pairs
-from robustdup_detect.read import encoded_images
 from robustdup_detect.record import (
     Band,
     ClassBalance,
@@ -27,12 +26,12 @@ from robustdup_detect.record import (
     ImageRef,
     Method,
     ShownPair,
-    Unreadable,
+    SkippedImage,
 )
 from robustdup_detect.sheets import COLUMNS, LINES, change_in_words, write_image, write_sheet
-from robustdup_detect.store import DIMENSIONS
+from robustdup_detect.store import DIMENSIONS, encoded_images
 from robustdup_detect.verify import MEASURES
-from robustdup_detect.work import INDEX_FILE, Order, load_finder
+from robustdup_detect.work import INDEX_FILE, SearchPlan, load_finder
 
 PICTURED = 24, 8  # clusters whose images are kept as files, and images of each
 LISTED = 1000  # unreadable images, clusters and conflicts in the record; all are counted
@@ -40,14 +39,14 @@ BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
-class Findings:
+class SearchResult:
     """Everything that a search found.
 
     `clusters` has a cluster (or -1) for each row of the split and, after them, of the other one; `leaving` are the rows
     of the split that a deduplicated one leaves out.
     """
 
-    order: Order
+    plan: SearchPlan
     pairs: Pairs
     calibration: Calibration
     columns: dict[str, Columns]
@@ -64,75 +63,75 @@ class Findings:
         return (self.pairs.score == 1).numpy() & ~self.pairs.mirrored.numpy()
 
 
-def pair_columns(found: Findings) -> dict[str, Any]:
+def pair_columns(result: SearchResult) -> dict[str, Any]:
     """Return the columns of pairs.parquet."""
-    config, pairs = found.order.config, found.pairs
+    config, pairs = result.plan.config, result.pairs
     a, b, warp = pairs.a.numpy(), pairs.b.numpy(), pairs.warp.double().numpy()
     return {
-        "split_a": [config.split] * len(pairs), "row_a": a, "label_a": found.labels[config.split][a],
-        "split_b": [found.order.other] * len(pairs), "row_b": b, "label_b": found.labels[found.order.other][b],
-        "score": pairs.score.double().numpy(), "kind": np.where(found.exact, "exact", "near").tolist(),
+        "split_a": [config.split] * len(pairs), "row_a": a, "label_a": result.labels[config.split][a],
+        "split_b": [result.plan.other] * len(pairs), "row_b": b, "label_b": result.labels[result.plan.other][b],
+        "score": pairs.score.double().numpy(), "kind": np.where(result.exact, "exact", "near").tolist(),
         "mirrored": pairs.mirrored.numpy(), "scale_x": warp[:, 0], "scale_y": warp[:, 1], "shift_x": warp[:, 2],
-        "shift_y": warp[:, 3], "cluster": found.clusters[a],
+        "shift_y": warp[:, 3], "cluster": result.clusters[a],
     }  # fmt: skip
 
 
-def make_record(found: Findings, folder: Path, *, seconds: dict[str, float], command: str) -> DuplicatesRecord:
+def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float], command: str) -> DuplicatesRecord:
     """Return the record of a search; the pictures that it names are written into `folder`."""
-    config, order = found.order.config, found.order
-    near = ~found.exact
-    shown, sheets = _show(found, folder)
+    config, plan = result.plan.config, result.plan
+    near = ~result.exact
+    shown, sheets = _show(result, folder)
     files = {(image.split, image.row): image.file for pair in shown for image in (pair.a, pair.b)}
-    n = order.rows[config.split]
+    n = plan.rows[config.split]
     unreadable = [
-        Unreadable(split=name, row=row, path=path, reason=reason)
-        for name, rows in found.broken.items()
+        SkippedImage(split=name, row=row, path=path, reason=reason)
+        for name, rows in result.broken.items()
         for row, path, reason in rows
     ]
-    scores = found.pairs.score.numpy()[near]
+    scores = result.pairs.score.numpy()[near]
     edges = zip(BANDS, (*BANDS[1:-1], math.inf), strict=False)
     bands = [
         Band(low=low, high=min(high, 1.0), pairs=int(((scores >= low) & (scores < high)).sum())) for low, high in edges
     ]
     return DuplicatesRecord(
         run_id=folder.name, created=now(), command=command, data=config.data, split=config.split,
-        against=config.against, data_config=config.data_config, revision=found.source.revision,
-        class_names=found.columns[config.split].class_names, n=n - len(found.broken[config.split]),
-        n_against=None if config.against is None else order.rows[config.against] - len(found.broken[config.against]),
-        n_unreadable=len(unreadable), unreadable=unreadable[:LISTED], n_exact=int(found.exact.sum()),
-        n_near=int(near.sum()), n_mirrored=int(found.pairs.mirrored.sum()),
-        n_clusters=int(found.clusters.max(initial=-1)) + 1, n_rows=int((found.clusters[:n] >= 0).sum()),
-        n_redundant=len(found.leaving), keep=config.keep, n_conflicts=len(found.conflicts),
-        conflicts=found.conflicts[:LISTED].tolist(), bands=[band for band in bands if band.pairs], pairs=shown,
-        clusters=_clusters(found, files, folder), classes=_classes(found), sheets=sheets, method=_method(found),
-        expected=_expected(found),
+        against=config.against, data_config=config.data_config, revision=result.source.revision,
+        class_names=result.columns[config.split].class_names, n=n - len(result.broken[config.split]),
+        n_against=None if config.against is None else plan.rows[config.against] - len(result.broken[config.against]),
+        n_unreadable=len(unreadable), unreadable=unreadable[:LISTED], n_exact=int(result.exact.sum()),
+        n_near=int(near.sum()), n_mirrored=int(result.pairs.mirrored.sum()),
+        n_clusters=int(result.clusters.max(initial=-1)) + 1, n_rows=int((result.clusters[:n] >= 0).sum()),
+        n_redundant=len(result.leaving), keep=config.keep, n_conflicts=len(result.conflicts),
+        conflicts=result.conflicts[:LISTED].tolist(), bands=[band for band in bands if band.pairs], pairs=shown,
+        clusters=_clusters(result, files, folder), classes=_classes(result), sheets=sheets, method=_method(result),
+        expected=_expected(result),
         seconds=dict(seconds), config=config.model_dump(mode="json"), environment=environment(),
-        notes=[*found.source.notes, *(note for columns in found.columns.values() for note in columns.notes)],
+        notes=[*result.source.notes, *(note for columns in result.columns.values() for note in columns.notes)],
     )  # fmt: skip
 
 
-def _show(found: Findings, folder: Path) -> tuple[list[ShownPair], list[str]]:
+def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str]]:
     """Write the images and pages of the pairs that are shown: those with conflicting labels first, then by falling score."""
-    config, order, pairs = found.order.config, found.order, found.pairs
+    config, plan, pairs = result.plan.config, result.plan, result.pairs
     a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels_a, labels_b = found.labels[config.split][a], found.labels[order.other][b]
+    labels_a, labels_b = result.labels[config.split][a], result.labels[plan.other][b]
     conflict = (labels_a != labels_b) & (labels_a >= 0) & (labels_b >= 0)
     chosen = np.lexsort((np.arange(len(pairs)), -pairs.score.numpy(), ~conflict))[: config.pictures]
     chosen = chosen[np.argsort(-pairs.score.numpy()[chosen], kind="stable")]
-    images = _encoded(found)
+    images = _encoded(result)
     shown = []
     for number, place in enumerate(chosen.tolist()):
         sides = []
         for split, row, label in (
-            (config.split, int(a[place]), int(labels_a[place])), (order.other, int(b[place]), int(labels_b[place])),
+            (config.split, int(a[place]), int(labels_a[place])), (plan.other, int(b[place]), int(labels_b[place])),
         ):  # fmt: skip
             file = _picture(images, split, row, folder)
             sides.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
-        facts = order.store(config.split).read("facts")[a[place]]
+        facts = plan.store(config.split).read("facts")[a[place]]
         shown.append(
             ShownPair(
-                a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if found.exact[place] else "near",
-                mirrored=bool(pairs.mirrored[place]), cluster=int(found.clusters[a[place]]),
+                a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if result.exact[place] else "near",
+                mirrored=bool(pairs.mirrored[place]), cluster=int(result.clusters[a[place]]),
                 change=change_in_words(
                     bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1]))
                 ),
@@ -146,11 +145,11 @@ def _show(found: Findings, folder: Path) -> tuple[list[ShownPair], list[str]]:
     return shown, sheets
 
 
-def _encoded(found: Findings) -> dict[str, tuple[Any, str]]:
+def _encoded(result: SearchResult) -> dict[str, tuple[Any, str]]:
     """The images of each split as they are stored, and the name of their column."""
     return {
-        name: (encoded_images(found.source.splits[name], columns.image), columns.image)
-        for name, columns in found.columns.items()
+        name: (encoded_images(result.source.splits[name], columns.image), columns.image)
+        for name, columns in result.columns.items()
     }
 
 
@@ -168,62 +167,62 @@ def _line(pair: ShownPair) -> str:
     return f"{pair.a.row}  {pair.b.row}  {pair.score:.2f}{flags}"
 
 
-def _classes(found: Findings) -> list[ClassBalance]:
+def _classes(result: SearchResult) -> list[ClassBalance]:
     """Return how the classes of the split share its images, its clusters, and what would leave."""
-    config = found.order.config
-    labels = np.asarray(found.labels[config.split])
-    clustered, leaves = found.clusters[: len(labels)] >= 0, np.zeros(len(labels), dtype=bool)
-    leaves[np.asarray(found.leaving, dtype=np.int64)] = True
-    names = found.columns[config.split].class_names
+    config = result.plan.config
+    labels = np.asarray(result.labels[config.split])
+    clustered, leaves = result.clusters[: len(labels)] >= 0, np.zeros(len(labels), dtype=bool)
+    leaves[np.asarray(result.leaving, dtype=np.int64)] = True
+    names = result.columns[config.split].class_names
     return [
         ClassBalance(
-            name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(mine.sum()),
-            n_clustered=int((mine & clustered).sum()), n_redundant=int((mine & leaves).sum()),
+            name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(members.sum()),
+            n_clustered=int((members & clustered).sum()), n_redundant=int((members & leaves).sum()),
         )
         for label in np.unique(labels).tolist()
-        if (mine := labels == label).any()
+        if (members := labels == label).any()
     ]  # fmt: skip
 
 
-def _clusters(found: Findings, files: dict[tuple[str, int], str | None], folder: Path) -> list[Cluster]:
+def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], folder: Path) -> list[Cluster]:
     """Return the largest clusters, those whose labels differ first; the first ones with pictures."""
-    config, encoded = found.order.config, _encoded(found)
-    n = found.order.rows[config.split]
-    rows = np.flatnonzero(found.clusters >= 0)
-    rows = rows[np.argsort(found.clusters[rows], kind="stable")]
-    parts = np.split(rows, np.flatnonzero(np.diff(found.clusters[rows])) + 1) if len(rows) else []
-    conflicts = set(found.conflicts.tolist())
+    config, encoded = result.plan.config, _encoded(result)
+    n = result.plan.rows[config.split]
+    rows = np.flatnonzero(result.clusters >= 0)
+    rows = rows[np.argsort(result.clusters[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(result.clusters[rows])) + 1) if len(rows) else []
+    conflicts = set(result.conflicts.tolist())
     order = sorted(range(len(parts)), key=lambda c: (c not in conflicts, -len(parts[c]), c))
     pictured, each = PICTURED if config.pictures else (0, 0)
     made = []
     for turn, number in enumerate(order[:LISTED]):
         images = []
-        for at, place in enumerate(parts[number][:LISTED].tolist()):
+        for shown, place in enumerate(parts[number][:LISTED].tolist()):
             split, row = (config.split, place) if place < n else (str(config.against), place - n)
-            label = int(found.labels[split][row])
+            label = int(result.labels[split][row])
             file = files.get((split, row))
-            if file is None and turn < pictured and at < each:
+            if file is None and turn < pictured and shown < each:
                 file = _picture(encoded, split, row, folder)
             images.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
         made.append(Cluster(cluster=number, size=len(parts[number]), conflict=number in conflicts, images=images))
     return made
 
 
-def _method(found: Findings) -> Method:
-    score = found.calibration.score
+def _method(result: SearchResult) -> Method:
+    score = result.calibration.score
     return Method(
-        search="faiss" if (found.order.state / INDEX_FILE).is_file() else "exact",
-        embedding=found.order.config.embedding, dimensions=DIMENSIONS,
-        neighbours=NEIGHBOURS, least_similarity=load_finder(found.order.state).least, measures=list(MEASURES),
-        weights=list(score.weights), bias=score.bias, threshold=found.calibration.threshold,
+        search="faiss" if (result.plan.state / INDEX_FILE).is_file() else "exact",
+        embedding=result.plan.config.embedding, dimensions=DIMENSIONS,
+        neighbours=NEIGHBOURS, least_similarity=load_finder(result.plan.state).least, measures=list(MEASURES),
+        weights=list(score.weights), bias=score.bias, threshold=result.calibration.threshold,
     )  # fmt: skip
 
 
-def _expected(found: Findings) -> Expected:
+def _expected(result: SearchResult) -> Expected:
     """Return what is expected of the near pairs listed, from the sample and the number of images that were compared."""
-    seen = found.calibration
-    near = int((~found.exact).sum())
-    if not seen.calibrated:
+    calibration = result.calibration
+    near = int((~result.exact).sum())
+    if not calibration.calibrated:
         about = (
             "Too few images to calibrate: the score is the one that was fitted on CIFAR-10, and its usual threshold."
         )
@@ -231,18 +230,18 @@ def _expected(found: Findings) -> Expected:
             calibrated=False, precision=None, different_pairs=None, recall=None, recall_by_change={}, positives=0,
             negatives=0, about=about,
         )  # fmt: skip
-    queries = len(np.load(found.order.state / found.order.asking / "different.npy"))
-    # Within a split, each pair is found from both of its images.
-    wrong = seen.different_a_query * queries / (2 if found.order.config.against is None else 1)
+    queries = len(np.load(result.plan.state / result.plan.asking / "different.npy"))
+    # Within a split, each pair is result from both of its images.
+    wrong = calibration.different_a_query * queries / (2 if result.plan.config.against is None else 1)
     about = (
         "Recall: the share of changed copies (shift, mirror, crop, brightness, JPEG, noise, and two at once) of "
-        f"{seen.positives} of these images that the search found. Precision: different pictures above the threshold, "
-        "extrapolated from the scores of nearest neighbours, against the pairs that were found; an estimate, not a count."
+        f"{calibration.positives} of these images that the search result. Precision: different pictures above the threshold, "
+        "extrapolated from the scores of nearest neighbours, against the pairs that were result; an estimate, not a count."
     )
     return Expected(
         calibrated=True, precision=max(1 - wrong / near, 0.0) if near else None, different_pairs=wrong,
-        recall=seen.recall, recall_by_change=seen.recall_by_change, positives=seen.positives,
-        negatives=seen.negatives, about=about,
+        recall=calibration.recall, recall_by_change=calibration.recall_by_change, positives=calibration.positives,
+        negatives=calibration.negatives, about=about,
     )  # fmt: skip
 
 

@@ -35,9 +35,9 @@ def align_outlines(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure(first: Tensor, second: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
     """Return the measures float32 (N, 6), named by MEASURES, of pictures uint8 (N, 3, S, S), and the refined warps (N, 4)."""
-    one, two = first.float(), second.float()
-    warp, _ = _align(_luma(one), _luma(two), warp, FINE_STEPS)
-    return _compare(one, two, warp), warp
+    pixels_a, pixels_b = first.float(), second.float()
+    warp, _ = _align(_luma(pixels_a), _luma(pixels_b), warp, FINE_STEPS)
+    return _compare(pixels_a, pixels_b, warp), warp
 
 
 def _align(first: Tensor, second: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -139,8 +139,8 @@ def _correlation(first: Tensor, second: Tensor, weight: Tensor, floor: float = 1
     a = (first - _mean(first, weight)[:, None]) * weight
     b = (second - _mean(second, weight)[:, None]) * weight
     room = floor * weight.sum(dim=1)
-    covariance, one, two = (torch.linalg.vecdot(*pair) for pair in ((a, b), (a, a), (b, b)))
-    correlation: Tensor = covariance / ((one + room) * (two + room)).sqrt().clamp(min=1e-6)
+    covariance, power_a, power_b = (torch.linalg.vecdot(*pair) for pair in ((a, b), (a, a), (b, b)))
+    correlation: Tensor = covariance / ((power_a + room) * (power_b + room)).sqrt().clamp(min=1e-6)
     return correlation
 
 
@@ -148,9 +148,9 @@ def _compare(first: Tensor, second: Tensor, warp: Tensor) -> Tensor:
     """Return the measures of pictures float (N, 3, S, S), the second warped onto the first."""
     n, _, side, _ = first.shape
     moved, inside = _move(second, warp)
-    one, two = _luma(first), _luma(moved)
-    a, b = one.flatten(1), two.flatten(1)
-    fine_a, fine_b = ((plane - _smooth(_smooth(plane))).flatten(1) for plane in (one, two))
+    luma_a, luma_b = _luma(first), _luma(moved)
+    a, b = luma_a.flatten(1), luma_b.flatten(1)
+    fine_a, fine_b = ((plane - _smooth(_smooth(plane))).flatten(1) for plane in (luma_a, luma_b))
     gain, offset = _fit(a, b, inside)
     left = (a - gain * b - offset) * inside
     residual = _mean(left.square(), inside).sqrt()
@@ -162,7 +162,7 @@ def _compare(first: Tensor, second: Tensor, warp: Tensor) -> Tensor:
     )
     parts = torch.where(share > 0.3, parts / share.clamp(min=0.3), 0.0)
     worst = (parts.topk(2, dim=1).values.mean(dim=1) / spread).sqrt()
-    colours = [(pixels[:, [0, 2]] - grey[:, None]).flatten(2) for pixels, grey in ((first, one), (moved, two))]
+    colours = [(pixels[:, [0, 2]] - grey[:, None]).flatten(2) for pixels, grey in ((first, luma_a), (moved, luma_b))]
     other = gain[:, None] * colours[1]
     difference = (colours[0] - other).square().sum(dim=1)
     amount = (colours[0].square() + other.square()).sum(dim=1)

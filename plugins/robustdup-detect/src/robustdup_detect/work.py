@@ -21,9 +21,8 @@ from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
-from robustdup_detect.read import encoded_images, read_pictures, read_rows
 from robustdup_detect.search import nearest, nearest_by_index
-from robustdup_detect.store import Store
+from robustdup_detect.store import Store, encoded_images, read_pictures, read_rows
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
 MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
@@ -31,7 +30,7 @@ EMBEDDED = 2000  # pictures of 32 x 32 pixels whose features are in memory at on
 
 
 @dataclass(frozen=True)
-class Order:
+class SearchPlan:
     """What every worker needs: the configuration, the folder of the state, and how many rows each split has."""
 
     config: DetectConfig
@@ -63,7 +62,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Task:
+class Shard:
     """A piece of work: the rows (or, to compare, the places among different rows) from start to stop - 1 of a split."""
 
     work: Literal["read", "embed", "compare"]
@@ -72,47 +71,48 @@ class Task:
     stop: int
 
 
-def tasks_of(order: Order, work: Literal["read", "embed", "compare"], rows: dict[str, int]) -> list[Task]:
+def shards_of(plan: SearchPlan, work: Literal["read", "embed", "compare"], rows: dict[str, int]) -> list[Shard]:
     """Return the pieces of some work on so many rows of each split."""
-    size = order.config.shard
+    size = plan.config.shard
     return [
-        Task(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
+        Shard(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
     ]  # fmt: skip
 
 
-class Worker:
+class ShardWorker:
     """Does tasks; what they need is loaded when the first one asks for it.
 
     `open_embedder` opens the network that finds candidates, in the process that uses it.
     """
 
-    def __init__(self, order: Order, open_embedder: Callable[[], Embedder] | None = None) -> None:
-        self.order, self._open_embedder = order, open_embedder
+    def __init__(self, plan: SearchPlan, open_embedder: Callable[[], Embedder] | None = None) -> None:
+        self.plan, self._open_embedder = plan, open_embedder
+        self._opened: dict[str, tuple[Any, str]] = {}
 
-    def __call__(self, task: Task) -> int:
-        """Do a task that is not done yet, and return its number of rows."""
-        store = self.order.store(task.split)
-        if store.finished(task.work, task.start) is None:
-            result = getattr(self, task.work)(store, task)
-            store.finish(task.work, task.start, result)
-        return task.stop - task.start
+    def __call__(self, shard: Shard) -> int:
+        """Do a shard that is not done yet, and return its number of rows."""
+        store = self.plan.store(shard.split)
+        if store.finished(shard.work, shard.start) is None:
+            result = getattr(self, shard.work)(store, shard)
+            store.finish(shard.work, shard.start, result)
+        return shard.stop - shard.start
 
-    def read(self, store: Store, task: Task) -> Any:
+    def read(self, store: Store, shard: Shard) -> Any:
         """Decode rows; the result lists those that cannot be read."""
-        images, column = self._images(task.split)
-        return read_rows(images, column, store, task.start, task.stop)
+        images, column = self._images(shard.split)
+        return read_rows(images, column, store, shard.start, shard.stop)
 
-    def embed(self, store: Store, task: Task) -> Any:
+    def embed(self, store: Store, shard: Shard) -> Any:
         """Embed rows."""
-        for low in range(task.start, task.stop, self._step):
-            part = self.pictures(task.split, np.arange(low, min(low + self._step, task.stop)))
+        for low in range(shard.start, shard.stop, self._step):
+            part = self.pictures(shard.split, np.arange(low, min(low + self._step, shard.stop)))
             store.write("embeddings", low, self._embedded(part).numpy())
-        return task.stop - task.start
+        return shard.stop - shard.start
 
     def pictures(self, split: str, rows: Any) -> Tensor:
         """Return the pictures at rows of a split, uint8 (N, 3, S, S), of the size that the embedder takes."""
         if self.embedder.size == SIZE:
-            return torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+            return torch.from_numpy(np.array(self.plan.store(split).read("pictures")[rows]))
         images, column = self._images(split)
         return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size))
 
@@ -130,36 +130,36 @@ class Worker:
 
     def _queries(self, split: str, rows: Any, *, mirrored: bool) -> Tensor:
         """Return the embeddings (N, D) of rows of a split, or of their mirror images."""
-        if split == self.order.asked and not mirrored:
-            return torch.from_numpy(np.array(self.order.store(split).read("embeddings")[rows]))
+        if split == self.plan.asked and not mirrored:
+            return torch.from_numpy(np.array(self.plan.store(split).read("embeddings")[rows]))
         parts = [self.pictures(split, rows[low : low + self._step]) for low in range(0, len(rows), self._step)]
         return torch.cat([self._embedded(part.flip(-1) if mirrored else part) for part in parts])
 
-    def compare(self, store: Store, task: Task) -> Any:
+    def compare(self, store: Store, shard: Shard) -> Any:
         """Judge different rows against the different rows of the other side; the pairs go into a file."""
-        places = np.arange(task.start, task.stop)
-        found, candidates = self._judged(task.split, places, NEIGHBOURS)
+        places = np.arange(shard.start, shard.stop)
+        pairs, candidates = self._judged(shard.split, places, NEIGHBOURS)
         # Where most neighbours are the same picture, there may be more of them.
-        many = torch.bincount(found.a, minlength=len(places)) >= NEIGHBOURS // 2
+        many = torch.bincount(pairs.a, minlength=len(places)) >= NEIGHBOURS // 2
         if bool(many.any()):
             again = many.nonzero()[:, 0]
-            more, tried = self._judged(task.split, places[again.numpy()], MANY_NEIGHBOURS)
+            more, tried = self._judged(shard.split, places[again.numpy()], MANY_NEIGHBOURS)
             candidates += tried
-            found = joined([found[~many[found.a]], replace(more, a=again[more.a])])
-        rows = self.order.different_rows(task.split)[places]
-        save_found(
-            store.folder / "done" / f"pairs-{task.start}.safetensors",
-            found,
+            pairs = joined([pairs[~many[pairs.a]], replace(more, a=again[more.a])])
+        rows = self.plan.different_rows(shard.split)[places]
+        save_shard_pairs(
+            store.folder / "done" / f"pairs-{shard.start}.safetensors",
+            pairs,
             rows,
-            self.order.different_rows(self.order.asked),
+            self.plan.different_rows(self.plan.asked),
         )
-        return {"pairs": len(found), "candidates": candidates}
+        return {"pairs": len(pairs), "candidates": candidates}
 
     def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, int]:
         """Return the pairs (position in `places`, place in the database), and how many candidates were compared."""
-        within = self.order.config.against is None
-        rows = self.order.different_rows(split)[places]
-        pictures = torch.from_numpy(np.array(self.order.store(split).read("pictures")[rows]))
+        within = self.plan.config.against is None
+        rows = self.plan.different_rows(split)[places]
+        pictures = torch.from_numpy(np.array(self.plan.store(split).read("pictures")[rows]))
         score, threshold = self._score
         parts = []
         for mirrored in (False, True):
@@ -171,13 +171,13 @@ class Worker:
             parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
         a, b, flipped = (torch.cat(part) for part in zip(*parts, strict=True))
         needed, place = torch.unique(b, return_inverse=True)
-        other_rows = self.order.different_rows(self.order.asked)[needed.numpy()]
-        others = torch.from_numpy(np.array(self.order.store(self.order.asked).read("pictures")[other_rows]))
-        found = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
-        return replace(found, b=needed[found.b]), len(a)
+        other_rows = self.plan.different_rows(self.plan.asked)[needed.numpy()]
+        others = torch.from_numpy(np.array(self.plan.store(self.plan.asked).read("pictures")[other_rows]))
+        pairs = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
+        return replace(pairs, b=needed[pairs.b]), len(a)
 
     def _search(self, queries: Tensor, k: int, least: float) -> tuple[Tensor, Tensor]:
-        index = self.order.state / INDEX_FILE
+        index = self.plan.state / INDEX_FILE
         a, b, _ = (
             nearest_by_index(queries, index, k, least=least)
             if index.is_file()
@@ -186,34 +186,37 @@ class Worker:
         return a, b
 
     def _images(self, split: str) -> tuple[Any, str]:
-        if split not in self.__dict__.setdefault("_opened", {}):
-            options = self.order.config.data_options(split)
+        """Return the encoded images of a split and the name of their column, opened once."""
+        if split not in self._opened:
+            options = self.plan.config.data_options(split)
             dataset, columns = split_columns(
-                open_splits(self.order.config.data, options).get(split), options, split, needs_labels=False
+                open_splits(self.plan.config.data, options).get(split), options, split, needs_labels=False
             )
-            if len(dataset) != self.order.rows[split]:
-                raise RunError(f"The split {split!r} has {len(dataset)} rows now; it had {self.order.rows[split]}.")
-            self.__dict__["_opened"][split] = encoded_images(dataset, columns.image), columns.image
-        found: tuple[Any, str] = self.__dict__["_opened"][split]
-        return found
+            if len(dataset) != self.plan.rows[split]:
+                raise RunError(
+                    f"The split {split!r} has {len(dataset)} rows now; it had {self.plan.rows[split]}.",
+                    code="data-changed",
+                )
+            self._opened[split] = encoded_images(dataset, columns.image), columns.image
+        return self._opened[split]
 
     @cached_property
     def _finder(self) -> Finder:
-        return load_finder(self.order.state)
+        return load_finder(self.plan.state)
 
     @cached_property
     def _score(self) -> tuple[Score, float]:
-        content = json.loads((self.order.state / "score.json").read_text(encoding="utf-8"))
+        content = json.loads((self.plan.state / "score.json").read_text(encoding="utf-8"))
         return Score(tuple(content["weights"]), content["bias"]), content["threshold"]
 
     @cached_property
     def _database(self) -> Tensor:
-        return database(self.order, self.order.different_rows(self.order.asked))
+        return database(self.plan, self.plan.different_rows(self.plan.asked))
 
 
-def database(order: Order, rows: Any) -> Tensor:
+def database(plan: SearchPlan, rows: Any) -> Tensor:
     """Return the embeddings (M, D) of the different rows that are asked."""
-    return torch.from_numpy(np.array(order.store(order.asked).read("embeddings")[rows]))
+    return torch.from_numpy(np.array(plan.store(plan.asked).read("embeddings")[rows]))
 
 
 def save_finder(finder: Finder, state: Path) -> None:
@@ -233,30 +236,30 @@ def load_finder(state: Path) -> Finder:
     return Finder(projection, float(content["least"][0]))
 
 
-def save_found(path: Path, found: Pairs, rows_a: Any, rows_b: Any) -> None:
+def save_shard_pairs(path: Path, pairs: Pairs, rows_a: Any, rows_b: Any) -> None:
     """Keep pairs of places as pairs of rows of the splits."""
     content = {
-        "a": rows_a[found.a.numpy()], "b": rows_b[found.b.numpy()], "score": found.score.numpy(),
-        "mirrored": found.mirrored.numpy(), "warp": found.warp.numpy(),
+        "a": rows_a[pairs.a.numpy()], "b": rows_b[pairs.b.numpy()], "score": pairs.score.numpy(),
+        "mirrored": pairs.mirrored.numpy(), "warp": pairs.warp.numpy(),
     }  # fmt: skip
     write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
 
 
-def load_found(path: Path) -> Pairs:
-    """Return the pairs of rows that `save_found` kept."""
+def load_shard_pairs(path: Path) -> Pairs:
+    """Return the pairs of rows that `save_shard_pairs` kept."""
     content = load_file(path)
     return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp")))
 
 
 @dataclass(frozen=True)
-class Setup:
+class WorkerSetup:
     """Makes a worker's function; can be pickled."""
 
-    order: Order
+    plan: SearchPlan
     open_embedder: Callable[[], Embedder] | None = None
 
-    def __call__(self, place: WorkerPlace) -> Callable[[Task], int]:
+    def __call__(self, place: WorkerPlace) -> Callable[[Shard], int]:
         """Return the function that does tasks."""
         if place.workers > 1:
             torch.set_num_threads(place.threads)
-        return Worker(self.order, self.open_embedder)
+        return ShardWorker(self.plan, self.open_embedder)
