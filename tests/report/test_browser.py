@@ -88,7 +88,7 @@ def kinds(tmp_path):
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     found = {}
-    for name in ("training", "study", "duplicates", "description"):
+    for name in ("training", "study", "description"):
         getattr(made, name)(tmp_path / name, HOSTILE)
         found[name] = write_report([tmp_path / name], tmp_path / f"pages-{name}")
     return found
@@ -156,7 +156,7 @@ def test_no_page_is_wider_than_a_phone(visit, pages, name, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["training", "study", "duplicates", "description"])
+@pytest.mark.parametrize("name", ["training", "study", "description"])
 def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
     page = visit(kinds[name], width=375, height=700, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
@@ -169,19 +169,6 @@ def test_a_point_of_a_study_leads_to_its_cell(visit, kinds):
     page.locator("#dose-0 .plot a[href^='#cell']").first.click()
     page.wait_for_url("**/*#cell-0")  # a click or a key returns before the place is reached
     assert page.locator("tr:target").get_attribute("id") == "cell-0"
-
-
-def test_pairs_can_be_searched(visit, kinds):
-    page = visit(kinds["duplicates"])
-    shown = page.locator("#pair-cards .card:visible")
-    assert shown.count() == 3
-    page.fill("input[data-filters=pair-cards]", "train 3")
-    assert shown.count() == 2
-    page.select_option("select[data-filters=pair-cards]", "across splits")
-    assert shown.count() == 1
-    assert page.locator("[data-counts=pair-cards]").inner_text() == "1 of 3"
-    page.fill("input[data-filters=pair-cards]", "bird")
-    assert shown.count() == 0
 
 
 def test_hostile_text_does_nothing(visit, pages):

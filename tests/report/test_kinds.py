@@ -7,9 +7,7 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from robustdup_study.records import (
     Claim,
     Comparison,
@@ -114,45 +112,6 @@ def study(folder, word="pgd_at", **changes):
     return record
 
 
-def duplicates(folder, word="cat", **changes):
-    """A search of 50 training images against 10 of the test split: two pairs, one across splits and in conflict."""
-    (folder / "images").mkdir(parents=True)
-    for name, level in (("a", 10), ("b", 200)):
-        Image.new("RGB", (32, 32), (level, 0, 0)).save(folder / "images" / f"{name}.png")
-    refs = {
-        "one": {"split": "train", "row": 3, "label": 0, "file": "images/a.png"},
-        "two": {"split": "test", "row": 7, "label": 1, "file": "images/b.png"},
-        "three": {"split": "train", "row": 9, "label": 0, "file": "images/a.png"},
-        "outside": {"split": "train", "row": 11, "label": 0, "file": "../outside.png"},
-    }
-    Image.new("RGB", (32, 32), (255, 255, 255)).save(folder.parent / "outside.png")
-    common = {"mirrored": False, "change": word, "sheet": None}
-    record = {
-        "schema_name": "robustdup.duplicates", "schema_version": 1, "run_id": word, "created": "2026-11-22T12:00:00+00:00",
-        "command": word, "data": word, "split": "train", "against": "test", "class_names": [word, "dog"], "n": 50,
-        "n_against": 10, "n_unreadable": 1, "unreadable": [{"split": "train", "row": 1, "path": word, "reason": word}],
-        "n_exact": 1, "n_near": 1, "n_clusters": 2, "n_rows": 8, "n_redundant": 5, "n_conflicts": 1, "conflicts": [1],
-        "bands": [{"low": 0.5, "high": 0.9, "pairs": 0}, {"low": 0.9, "high": 1.0, "pairs": 1}],
-        "pairs": [
-            {**common, "a": refs["one"], "b": refs["three"], "score": 1.0, "kind": "exact", "cluster": 0, "conflict": False},
-            {**common, "a": refs["one"], "b": refs["two"], "score": 0.95, "kind": "near", "cluster": 1, "conflict": True},
-            {**common, "a": refs["outside"], "b": refs["outside"], "score": 0.9, "kind": "near", "cluster": 1, "conflict": False},
-        ],
-        "clusters": [
-            {"cluster": 0, "size": 2, "conflict": False, "images": [refs["one"], refs["three"]]},
-            {"cluster": 1, "size": 6, "conflict": True, "images": [refs["one"], refs["two"]]},
-        ],
-        "classes": [{"name": word, "n": 40, "n_clustered": 6, "n_redundant": 4},
-                    {"name": "dog", "n": 10, "n_clustered": 2, "n_redundant": 1}, {"name": "none", "n": 0}],
-        "sheets": [], "method": {"search": word, "threshold": 0.92},
-        "expected": {"precision": 0.987, "recall": 0.9, "recall_by_change": {word: 0.8}, "about": word}, "seconds": {word: 1.5},
-        "environment": {"torch": word}, "notes": [word],
-    }  # fmt: skip
-    record |= changes
-    (folder / "record.json").write_text(json.dumps(record))
-    return record
-
-
 def lookup(record, path):
     found = record if isinstance(record, dict) else record.model_dump()
     for part in path.split("."):
@@ -160,7 +119,7 @@ def lookup(record, path):
     return found
 
 
-@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description"])
+@pytest.mark.parametrize("make", ["training", "study", "description"])
 def test_numbers_are_the_records(tmp_path, make):
     record = globals()[make](tmp_path / "run")
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
@@ -180,7 +139,7 @@ def floats(content, path=()):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description", "evaluation"])
+@pytest.mark.parametrize("make", ["training", "study", "description", "evaluation"])
 def test_a_number_that_is_none_is_a_dash_wherever_it_stands(tmp_path, run, make, bad):
     """Every real number of every record in turn: the page is made, and says and draws nothing of nan or inf."""
     folder = tmp_path / "run"
@@ -265,7 +224,7 @@ def test_an_empty_study_has_a_page(tmp_path):
     assert "no primary comparison can be made yet" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
 
-@pytest.mark.parametrize("make", ["training", "study", "duplicates", "description"])
+@pytest.mark.parametrize("make", ["training", "study", "description"])
 def test_hostile_names_change_nothing_but_text(tmp_path, make):
     structures = []
     for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
@@ -281,56 +240,16 @@ def test_hostile_names_change_nothing_but_text_where_kinds_meet(tmp_path):
     structures = []
     for name, word in (("plain", "plain"), ("hostile", HOSTILE)):
         places = []
-        for kind in ("training", "study", "duplicates", "description"):
+        for kind in ("training", "study", "description"):
             places.append(tmp_path / f"{name}-{kind}")
             globals()[kind](places[-1], word)
         training(tmp_path / f"{name}-other", word, run_id=word)
         found = read(write_report([*places, tmp_path / f"{name}-other"], tmp_path / f"pages-{name}"))
         structures.append(found.structure)
         files = sorted(path.name for path in (tmp_path / f"pages-{name}").iterdir())
-        assert files == [".robustdup-report.json", "images", "index.html", *(f"run-00{i}.html" for i in range(1, 6))]
+        assert files == [".robustdup-report.json", "index.html", *(f"run-00{i}.html" for i in range(1, 5))]
     assert structures[0] == structures[1]
     assert HOSTILE in found.text
-
-
-def test_duplicates_in_words_and_pictures(tmp_path):
-    duplicates(tmp_path / "run")
-    path = write_report([tmp_path / "run"], tmp_path / "pages")
-    text = read(path).text
-    assert (
-        "16.00% of the 50 images are in some cluster of duplicates; 10.00% could go without losing a picture." in text
-    )
-    assert "The largest cluster has 6 images." in text
-    assert "1 listed pair across train and test: 1 image of test." in text
-    assert "train 3: cat test 7: dog near cat 0.95" in text
-    assert "Expected precision of the near pairs: 98.70%." in text
-    assert "1 image could not be read." in text
-    sheet = np.asarray(Image.open(path.parent / "images" / "index-00.png"))
-    assert sheet.shape == (3 * 32, 2 * 32, 3)
-    levels = sheet[16::32, [16, 48], 0].tolist()
-    assert levels == [[10, 200], [10, 10], [128, 128]]  # the conflict first; what lies outside the folder is not shown
-    strip = np.asarray(Image.open(path.parent / "images" / "index-clusters.png"))
-    assert strip[16, [16, 48], 0].tolist() == [10, 200]
-    assert "conflict cat, dog · 6 images, 4 not shown train 3: cat; test 7: dog" in text
-
-
-def test_duplicates_by_class(tmp_path):
-    """Of 40 and 10 images 4 and 1 leave: the shares stay 80% and 20%. Where 0 and 5 leave they become 8 and 1 ninths."""
-    record = duplicates(tmp_path / "run")
-    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
-    assert "cat 40 6 4 10.00% 80.00% 80.00% dog 10 2 1 10.00% 20.00% 20.00%" in text
-    record["classes"] = [{"name": "cat", "n": 40, "n_redundant": 0}, {"name": "dog", "n": 10, "n_redundant": 5}]
-    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
-    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
-    assert "Class dog repeats itself most: 50.00% of its images could go." in text
-    assert "the share of dog goes from 20.00% to 11.11%" in text
-    assert "cat 40 0 0 0.00% 80.00% 88.89%" in text
-    del record["classes"]
-    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
-    assert (
-        "Most images of clusters are of class cat (75.00%)"
-        in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
-    )
 
 
 def test_a_study_tells_what_is_repaired_and_what_copies_do_to_their_images(tmp_path):
@@ -429,16 +348,6 @@ def test_throughput_over_training(tmp_path):
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
     told = [v["data-tip"] for tag, v in found.tags if v.get("data-tip", "").endswith("images a second")]
     assert [float(text.split(": ")[1].split()[0]) for text in told] == [2] * 9 + [1] * 10
-
-
-def test_duplicates_of_another_version_are_shown_as_far_as_they_go(tmp_path):
-    (tmp_path / "run").mkdir()
-    strange = {
-        "schema_name": "robustdup.duplicates", "n": "many", "pairs": [1, {"a": None, "b": {}, "score": "x"}], "clusters": {},
-        "bands": [{"low": None}], "expected": [], "seconds": {"a": None},
-    }  # fmt: skip
-    (tmp_path / "run" / "record.json").write_text(json.dumps(strange))
-    assert "Pairs side by side" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
 
 def test_a_record_of_an_unknown_kind_is_refused(tmp_path):

@@ -1,39 +1,33 @@
-"""The page of a search for duplicates, from its record as plain JSON: how much repeats itself, pairs side by side, leaks,
-conflicts of labels.
-
-A field that is not there is left out, so that records of earlier and later versions can be shown.
-"""
+"""The page of a search for duplicates: how much repeats itself, pairs side by side, leaks between splits, label conflicts."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from robustdup.records.base import read_content
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.report.charts import Bar, Chart, Rule, counts, linear
-from robustdup.report.format import NONE, duration, missing, number, percent, plural, whole
+from robustdup.report.format import duration, number, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.plain import Content, count_of, inside, list_of, number_of
 from robustdup.report.runs import PluggedRun, UnfinishedRun, read_plain
-from robustdup_detect.page_pairs import card_of, clusters_of, clusters_section, crosses, label_of, pairs_section
+from robustdup_detect.page_pictures import class_name, clusters_section, crosses, image_name, pairs_section
+from robustdup_detect.record import DuplicatesRecord, ShownPair
 
-SCHEMA = "robustdup.duplicates"
 NARROWEST = 9  # images in a cluster up to which the scale goes at least
+TABLE = "sections/table.html.j2"
 
 
 def duplicates_page(run: PluggedRun, name: str) -> Page:
-    """Return the page of a search for duplicates."""
-    record = run.record
+    """Return the page of a search for duplicates, named `name`."""
+    record: DuplicatesRecord = run.record
     files: dict[str, bytes] = {}
     sections = [
         _multiplicities(record),
         _classes(record),
-        clusters_section(run, name, files),
-        pairs_section(run, name, files),
+        clusters_section(record, run.folder, name, files),
+        pairs_section(record, run.folder, name, files),
         _leaks(record),
         _conflicts(record),
         _scores(record),
@@ -41,24 +35,14 @@ def duplicates_page(run: PluggedRun, name: str) -> Page:
         _reproduce(record),
     ]
     context = {
-        "subtitle": [text for text in _subtitle(record) if text],
-        "notices": [Notice("info", str(note)) for note in list_of(record, "notes")],
+        "subtitle": _subtitle(record),
+        "notices": [Notice("info", note) for note in record.notes],
         "figures": list(_figures(record)),
         "sentence": _sentence(record),
         "segments": _segments(record),
         "sections": [section for section in sections if section is not None],
     }
-    return Page(name, str(record.get("data") or run.name), "Data", "summary.html.j2", context, files)
-
-
-def load_content(path: Path) -> dict[str, Any]:
-    """Return the record of a search as plain JSON. Raises UserError where it is damaged."""
-    return read_content(path)
-
-
-def title(record: Content) -> str:
-    """Return what to call a search."""
-    return str(record.get("run_id") or record.get("data") or "duplicates")
+    return Page(name, record.data or run.name, "Data", "summary.html.j2", context, files)
 
 
 def unfinished(folder: Path) -> UnfinishedRun | None:
@@ -71,246 +55,213 @@ def unfinished(folder: Path) -> UnfinishedRun | None:
     return UnfinishedRun(folder, config, "What it read and found so far is saved.", [command])
 
 
-def _subtitle(record: Content) -> list[str]:
-    against = record.get("against")
-    n, other = count_of(record, "n"), count_of(record, "n_against")
-    return [
-        f"{record.get('split', '')}: {whole(n)} images" if n is not None else "",
-        f"against {against}: {whole(other)} images" if against else "",
-        str(record.get("created", ""))[:10],
-    ]
+def _subtitle(record: DuplicatesRecord) -> list[str]:
+    against = [f"against {record.against}: {whole(record.n_against)} images"] if record.against else []
+    return [f"{record.split}: {whole(record.n)} images", *against, record.created[:10]]
 
 
-def _share(part: int | None, total: int | None) -> float | None:
-    return part / total if part is not None and total else None
+def _figures(record: DuplicatesRecord) -> Iterator[Figure]:
+    note = f"of {plural(record.n, 'image')} would leave a deduplicated split"
+    yield Figure("Redundant images", whole(record.n_redundant), record.n_redundant, "n_redundant", note, big=True)
+    note = f"{whole(record.n_exact)} exact and {whole(record.n_near)} near pairs"
+    yield Figure("Clusters", whole(record.n_clusters), record.n_clusters, "n_clusters", note)
+    note = "clusters whose images have different labels"
+    yield Figure("Label conflicts", whole(record.n_conflicts), record.n_conflicts, "n_conflicts", note)
 
 
-def _figures(record: Content) -> Iterator[Figure]:
-    n, redundant = count_of(record, "n"), count_of(record, "n_redundant")
-    note = f"of {plural(n or 0, 'image')} would leave a deduplicated split"
-    yield Figure("Redundant images", whole(redundant), redundant, "n_redundant", note, big=True)
-    exact, near = count_of(record, "n_exact"), count_of(record, "n_near")
-    clusters = count_of(record, "n_clusters")
-    yield Figure(
-        "Clusters", whole(clusters), clusters, "n_clusters", f"{whole(exact)} exact and {whole(near)} near pairs"
-    )
-    conflicts = count_of(record, "n_conflicts")
-    yield Figure(
-        "Label conflicts", whole(conflicts), conflicts, "n_conflicts", "clusters whose images have different labels"
-    )
-
-
-def _sentence(record: Content) -> str:
-    n, rows, redundant = (count_of(record, key) for key in ("n", "n_rows", "n_redundant"))
-    if not n or rows is None:
+def _sentence(record: DuplicatesRecord) -> str:
+    if not record.n:
         return ""
-    text = f"{percent(_share(rows, n))} of the {plural(n, 'image')} are in some cluster of duplicates"
-    text += f"; {percent(_share(redundant, n))} could go without losing a picture." if redundant is not None else "."
-    return text
+    return (
+        f"{percent(record.n_rows / record.n)} of the {plural(record.n, 'image')} are in some cluster of duplicates; "
+        f"{percent(record.n_redundant / record.n)} could go without losing a picture."
+    )
 
 
-def _segments(record: Content) -> list[Segment]:
-    n, rows, redundant = (count_of(record, key) for key in ("n", "n_rows", "n_redundant"))
-    if not n or rows is None or redundant is None or not 0 <= redundant <= rows <= n:
+def _segments(record: DuplicatesRecord) -> list[Segment]:
+    if not (0 <= record.n_redundant <= record.n_rows <= record.n and record.n):
         return []
     parts = (
-        ("single", n - rows, "stands"),
-        ("in a cluster, kept", rows - redundant, "wrong"),
-        ("redundant", redundant, "broken"),
+        ("single", record.n - record.n_rows, "stands"),
+        ("in a cluster, kept", record.n_rows - record.n_redundant, "wrong"),
+        ("redundant", record.n_redundant, "broken"),
     )
-    return [Segment(label, count, count / n, tone) for label, count, tone in parts if count]
+    return [Segment(label, images, images / record.n, tone) for label, images, tone in parts if images]
 
 
-def _multiplicities(record: Content) -> Section | None:
-    """How many clusters have how many images."""
-    sizes = Counter(size for found in clusters_of(record) if (size := count_of(found, "size")) is not None and size > 0)
+def _multiplicities(record: DuplicatesRecord) -> Section | None:
+    """Return how many clusters have how many images."""
+    sizes = Counter(cluster.size for cluster in record.clusters)
     if not sizes:
         return None
-    last = max(sizes)
+    last, listed = max(sizes), sum(sizes.values())
     bars = [
-        Bar(size - 0.5, size + 0.5, 0, count, "robust", f"{size} images: {plural(count, 'cluster')}")
-        for size, count in sizes.items()
+        Bar(size - 0.5, size + 0.5, 0, n, "robust", f"{size} images: {plural(n, 'cluster')}")
+        for size, n in sorted(sizes.items())
     ]
-    listed, total = sum(sizes.values()), count_of(record, "n_clusters")
     lead = f"The largest cluster has {plural(last, 'image')}."
-    if total is not None and listed < total:
-        lead += f" The record lists {whole(listed)} of {whole(total)} clusters."
+    if listed < record.n_clusters:
+        lead += f" The record lists {whole(listed)} of {whole(record.n_clusters)} clusters."
     chart = Chart(
-        "sizes", "Images in a cluster", f"{plural(listed, 'cluster')}, {lead}",
+        "sizes",
+        "Images in a cluster",
+        f"{plural(listed, 'cluster')}, {lead}",
         linear(1.5, max(last, NARROWEST) + 0.5, "images in the cluster", text=whole, tight=True, count=8),
-        counts(max(sizes.values()), "clusters"), bars=sorted(bars, key=lambda bar: bar.left), height=200,
-        headings=("images", "clusters"), rows=[(whole(size), whole(sizes[size])) for size in sorted(sizes)],
-    )  # fmt: skip
+        counts(max(sizes.values()), "clusters"),
+        bars=bars,
+        height=200,
+        headings=("images", "clusters"),
+        rows=[(whole(size), whole(sizes[size])) for size in sorted(sizes)],
+    )
     return Section("multiplicities", "Multiplicities", "sections/chart.html.j2", lead, charts=(chart,))
 
 
-def _classes(record: Content) -> Section | None:
-    """How the classes share the images, the clusters and what would leave; of earlier records only the clusters' images."""
-    listed_classes = enumerate(list_of(record, "classes"))
-    balance = [(at, one) for at, one in listed_classes if isinstance(one, Mapping) and count_of(one, "n")]
+def _classes(record: DuplicatesRecord) -> Section | None:
+    """Return how the classes share the images, the clusters and what would leave; of earlier records the clusters alone."""
+    balance = [(index, count) for index, count in enumerate(record.classes) if count.n]
     if not balance:
         return _classes_of_clusters(record)
-    n, left = (sum(count_of(one, key) or 0 for _, one in balance) for key in ("n", "n_redundant"))
-    most = max(((count_of(one, "n_redundant") or 0) / (count_of(one, "n") or 1) for _, one in balance), default=0) or 1
+    n = sum(count.n for _, count in balance)
+    redundant = sum(count.n_redundant for _, count in balance)
+    most = max(count.n_redundant / count.n for _, count in balance) or 1
     rows, changes = [], []
-    for at, one in balance:
-        many, clustered, leaves = (count_of(one, key) or 0 for key in ("n", "n_clustered", "n_redundant"))
-        before, after = many / max(n, 1), (many - leaves) / max(n - left, 1)
-        changes.append((abs(after - before), str(one.get("name", "")), before, after))
+    for index, count in balance:
+        share = count.n_redundant / count.n
+        before, after = count.n / n, (count.n - count.n_redundant) / max(n - redundant, 1)
+        changes.append((abs(after - before), count.name, before, after))
         rows.append(
             [
-                Cell(str(one.get("name", ""))), Cell(whole(many), many, f"classes.{at}.n"),
-                Cell(whole(clustered), clustered, f"classes.{at}.n_clustered"),
-                Cell(whole(leaves), leaves, f"classes.{at}.n_redundant"),
-                Cell(percent(leaves / many), leaves / many, bar=leaves / many / most),
-                Cell(percent(before), before), Cell(percent(after), after),
+                Cell(count.name),
+                Cell(whole(count.n), count.n, f"classes.{index}.n"),
+                Cell(whole(count.n_clustered), count.n_clustered, f"classes.{index}.n_clustered"),
+                Cell(whole(count.n_redundant), count.n_redundant, f"classes.{index}.n_redundant"),
+                Cell(percent(share), share, bar=share / most),
+                Cell(percent(before), before),
+                Cell(percent(after), after),
             ]
-        )  # fmt: skip
+        )
     worst = max(rows, key=lambda row: row[4].value or 0.0)
     _, name, before, after = max(changes)
     lead = (
         f"Class {worst[0].text} repeats itself most: {worst[4].text} of its images could go. Without them the share of "
         f"{name} goes from {percent(before)} to {percent(after)}, the largest change."
-        if left
+        if redundant
         else "No image of any class is redundant."
     )
     headings = ("Class", "Images", "In clusters", "Redundant", "Of the class", "Share before", "Share after")
-    table = Table("balance-table", f"Classes of {record.get('split', 'the split')}", headings, rows)
-    return Section("balance", "Class balance", "sections/table.html.j2", lead, (table,))
+    table = Table("balance-table", f"Classes of {record.split}", headings, rows)
+    return Section("balance", "Class balance", TABLE, lead, (table,))
 
 
-def _classes_of_clusters(record: Content) -> Section | None:
-    counts = Counter(
-        label_of(record, image.get("label"))
-        for found in clusters_of(record)
-        for image in list_of(found, "images")
-        if isinstance(image, Mapping)
-    )
-    if not counts:
+def _classes_of_clusters(record: DuplicatesRecord) -> Section | None:
+    images = Counter(class_name(record, image.label) for cluster in record.clusters for image in cluster.images)
+    if not images:
         return None
-    total = sum(counts.values())
+    total = images.total()
     rows = [
-        [Cell(name), Cell(whole(count), count), Cell(percent(count / total), count / total, bar=count / total)]
-        for name, count in counts.most_common()
+        [Cell(name), Cell(whole(n), n), Cell(percent(n / total), n / total, bar=n / total)]
+        for name, n in images.most_common()
     ]
     table = Table("balance-table", "Images of the clusters by class", ("Class", "Images", "Share"), rows)
-    top, count = counts.most_common(1)[0]
-    lead = f"Most images of clusters are of class {top} ({percent(count / total)})."
-    return Section("balance", "Class balance of duplicates", "sections/table.html.j2", lead, (table,))
+    top, n = images.most_common(1)[0]
+    lead = f"Most images of clusters are of class {top} ({percent(n / total)})."
+    return Section("balance", "Class balance of duplicates", TABLE, lead, (table,))
 
 
-def _leaks(record: Content) -> Section | None:
-    """Pairs across splits: images that are tested on and trained on."""
-    against = record.get("against")
-    if not against:
+def _leaks(record: DuplicatesRecord) -> Section | None:
+    """Return the pairs across splits: images that are tested on and trained on."""
+    if not record.against:
         return None
-    found = [pair for pair in list_of(record, "pairs") if isinstance(pair, Mapping) and crosses(pair)]
-    tested = {(inside(pair, side).get("split"), inside(pair, side).get("row")) for pair in found for side in ("a", "b")}
-    other = sum(split == against for split, _ in tested)
-    splits = f"{record.get('split', '')} and {against}"
-    lead = f"No listed pair lies across {splits}."
-    if found:
-        lead = f"{plural(len(found), 'listed pair')} across {splits}: {plural(other, 'image')} of {against}."
-    tables = (_pair_table(record, found, "leaks"),) if found else ()
-    return Section("leaks", "Leaks between splits", "sections/table.html.j2", lead, tables)
+    leaks = [pair for pair in record.pairs if crosses(pair)]
+    tested = {(image.split, image.row) for pair in leaks for image in (pair.a, pair.b)}
+    images = plural(sum(split == record.against for split, _ in tested), "image")
+    splits = f"{record.split} and {record.against}"
+    lead = f"{plural(len(leaks), 'listed pair')} across {splits}: {images} of {record.against}."
+    if not leaks:
+        lead = f"No listed pair lies across {splits}."
+    return Section("leaks", "Leaks between splits", TABLE, lead, _pair_tables(record, leaks, "leaks"))
 
 
-def _conflicts(record: Content) -> Section | None:
-    found = [pair for pair in list_of(record, "pairs") if isinstance(pair, Mapping) and pair.get("conflict")]
-    total = count_of(record, "n_conflicts")
-    if not found:
-        text = (
-            "No images of one picture have different labels."
-            if total == 0
-            else "No listed pair is of a cluster in conflict."
-        )
-        return Section("conflicts", "Label conflicts", "sections/table.html.j2", text, ())
-    lead = f"{plural(len(found), 'listed pair')} of clusters whose images have different labels."
-    return Section(
-        "conflicts", "Label conflicts", "sections/table.html.j2", lead, (_pair_table(record, found, "conflicts"),)
-    )
+def _conflicts(record: DuplicatesRecord) -> Section | None:
+    conflicts = [pair for pair in record.pairs if pair.conflict]
+    lead = f"{plural(len(conflicts), 'listed pair')} of clusters whose images have different labels."
+    if not conflicts and record.n_conflicts:
+        lead = "No listed pair is of a cluster in conflict."
+    elif not conflicts:
+        lead = "No images of one picture have different labels."
+    return Section("conflicts", "Label conflicts", TABLE, lead, _pair_tables(record, conflicts, "conflicts"))
 
 
-def _pair_table(record: Content, pairs: Sequence[Content], name: str) -> Table:
-    rows = []
-    for pair in pairs:
-        card, score = card_of(record, pair), number_of(pair.get("score"))
-        rows.append(
-            [Cell(card["a"]), Cell(card["b"]), Cell(card["kind"]), Cell(card["change"]), Cell(number(score, 4), score)]
-        )
-    return Table(
-        f"{name}-table", "Pairs, as split, row and label", ("First", "Second", "Kind", "Change", "Score"), rows, left=4
-    )
-
-
-def _scores(record: Content) -> Section | None:
-    """Near pairs by score, and what calibration says of them."""
-    bands = [band for band in list_of(record, "bands") if isinstance(band, Mapping)]
-    expected = inside(record, "expected")
-    lead = ""
-    precision, recall = number_of(expected.get("precision")), number_of(expected.get("recall"))
-    if precision is not None:
-        lead = f"Expected precision of the near pairs: {percent(precision)}."
-    if recall is not None:
-        lead += f" Expected recall of changed copies: {percent(recall)}."
-    charts = []
-    counted = [(number_of(b.get("low")), number_of(b.get("high")), count_of(b, "pairs")) for b in bands]
-    known = [
-        (low, high, count) for low, high, count in counted if low is not None and high is not None and count is not None
-    ]
-    if known and any(count for _, _, count in known):
-        tips = [f"{number(low)} to {number(high)}: {plural(count, 'pair')}" for low, high, count in known]
-        bars = [
-            Bar(low, high, 0, count, "robust", tip)
-            for (low, high, count), tip in zip(known, tips, strict=True)
-            if count
-        ]
-        threshold = number_of(inside(record, "method").get("threshold"))
-        chart = Chart(
-            "scores", "Near pairs by score", f"{plural(sum(count for _, _, count in known), 'near pair')}.",
-            linear(known[0][0], known[-1][1], "score", tight=True),
-            counts(max(c for _, _, c in known), "pairs"),
-            bars=bars, rules=[] if threshold is None else [Rule(f"threshold {number(threshold)}", x=threshold)], height=200,
-            headings=("from", "to", "pairs"), rows=[(number(low), number(high), whole(count)) for low, high, count in known],
-        )  # fmt: skip
-        charts.append(chart)
-    changes = inside(expected, "recall_by_change")
-    rows = [
-        [Cell(str(kind)), Cell(percent(number_of(share)), number_of(share), bar=number_of(share))]
-        for kind, share in changes.items()
-    ]
-    tables = (Table("recall-table", "Expected recall by kind of change", ("Change", "Recall"), rows),) if rows else ()
-    if not (lead or charts or tables):
-        return None
-    return Section("scores", "How sure", "sections/table.html.j2", lead.strip(), tables, tuple(charts))
-
-
-def _unreadable(record: Content) -> Section | None:
-    found = [one for one in list_of(record, "unreadable") if isinstance(one, Mapping)]
-    if not found:
-        return None
+def _pair_tables(record: DuplicatesRecord, pairs: Sequence[ShownPair], name: str) -> tuple[Table, ...]:
     rows = [
         [
-            Cell(f"{one.get('split', '')} {one.get('row', '')}"),
-            Cell(str(one.get("path", ""))),
-            Cell(str(one.get("reason", ""))),
+            Cell(image_name(record, pair.a)),
+            Cell(image_name(record, pair.b)),
+            Cell(pair.kind),
+            Cell(pair.change),
+            Cell(number(pair.score, 4), pair.score),
         ]
-        for one in found
+        for pair in pairs
     ]
-    lead = f"{plural(count_of(record, 'n_unreadable') or len(found), 'image')} could not be read."
+    headings = ("First", "Second", "Kind", "Change", "Score")
+    return (Table(f"{name}-table", "Pairs, as split, row and label", headings, rows, left=4),) if rows else ()
+
+
+def _scores(record: DuplicatesRecord) -> Section | None:
+    """Return the near pairs by score, and what calibration says of them."""
+    expected = record.expected
+    lead = ""
+    if expected.precision is not None:
+        lead = f"Expected precision of the near pairs: {percent(expected.precision)}."
+    if expected.recall is not None:
+        lead += f" Expected recall of changed copies: {percent(expected.recall)}."
+    charts = (_score_chart(record),) if any(band.pairs for band in record.bands) else ()
+    rows = [[Cell(kind), Cell(percent(share), share, bar=share)] for kind, share in expected.recall_by_change.items()]
+    tables = (Table("recall-table", "Expected recall by kind of change", ("Change", "Recall"), rows),) if rows else ()
+    return Section("scores", "How sure", TABLE, lead.strip(), tables, charts) if lead or charts or tables else None
+
+
+def _score_chart(record: DuplicatesRecord) -> Chart:
+    bands, threshold = record.bands, record.method.threshold
+    bars = [
+        Bar(band.low, band.high, 0, band.pairs, "robust", f"{number(band.low)} to {number(band.high)}: {pairs}")
+        for band in bands
+        if band.pairs and (pairs := plural(band.pairs, "pair"))
+    ]
+    return Chart(
+        "scores",
+        "Near pairs by score",
+        f"{plural(sum(band.pairs for band in bands), 'near pair')}.",
+        linear(bands[0].low, bands[-1].high, "score", tight=True),
+        counts(max(band.pairs for band in bands), "pairs"),
+        bars=bars,
+        rules=[Rule(f"threshold {number(threshold)}", x=threshold)],
+        height=200,
+        headings=("from", "to", "pairs"),
+        rows=[(number(band.low), number(band.high), whole(band.pairs)) for band in bands],
+    )
+
+
+def _unreadable(record: DuplicatesRecord) -> Section | None:
+    if not record.unreadable:
+        return None
+    rows = [[Cell(f"{image.split} {image.row}"), Cell(image.path), Cell(image.reason)] for image in record.unreadable]
+    lead = f"{plural(record.n_unreadable, 'image')} could not be read."
     table = Table("unreadable-table", "Images that were skipped", ("Image", "Path", "Why"), rows, left=3)
-    return Section("unreadable", "SkippedImage images", "sections/table.html.j2", lead, (table,))
+    return Section("unreadable", "Unreadable images", TABLE, lead, (table,))
 
 
-def _plain(value: object) -> str:
-    return NONE if missing(value) else str(value)
+def _reproduce(record: DuplicatesRecord) -> Section:
+    facts = {"Run": record.run_id, "Finished": record.created}
+    facts |= {f"Time, {stage}": duration(seconds) for stage, seconds in record.seconds.items()}
+    method = record.method.model_dump().items()
+    facts |= {f"Method, {name.replace('_', ' ')}": _fact(value) for name, value in method}
+    facts |= record.environment
+    content = {"command": record.command, "facts": facts}
+    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", record.expected.about, content)
 
 
-def _reproduce(record: Content) -> Section:
-    facts = {"Run": str(record.get("run_id", "")), "Finished": str(record.get("created", ""))}
-    facts |= {f"Time, {name}": duration(number_of(seconds)) for name, seconds in inside(record, "seconds").items()}
-    facts |= {f"Method, {name.replace('_', ' ')}": _plain(value) for name, value in inside(record, "method").items()}
-    facts |= {str(name): str(value) for name, value in inside(record, "environment").items()}
-    content = {"command": str(record.get("command", "")), "facts": facts}
-    lead = str(inside(record, "expected").get("about", ""))
-    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", lead, content)
+def _fact(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_fact(part) for part in value)
+    return number(value, 6) if isinstance(value, float) else str(value)

@@ -46,8 +46,8 @@ class ImageRef(Part):
 
     split: str = Field(description="Split of the image.")
     row: int = Field(description="Index of the image in its split.")
-    label: int | None = Field(None, description="Its label; null where unknown.")
-    file: str | None = Field(None, description="Its file in the run folder, where it is shown.")
+    label: int | None = Field(default=None, description="Its label; null where unknown.")
+    file: str | None = Field(default=None, description="Its file in the run folder, where it is shown.")
 
 
 class ShownPair(Part):
@@ -61,7 +61,7 @@ class ShownPair(Part):
     change: str = Field(description="What turns the first image into the second, in words.")
     cluster: int = Field(description="Number of the pair's cluster.")
     conflict: bool = Field(description="Whether their labels differ.")
-    sheet: str | None = Field(None, description="The page of pairs in the run folder that shows them.")
+    sheet: str | None = Field(default=None, description="The page of pairs in the run folder that shows them.")
 
 
 class Cluster(Part):
@@ -103,7 +103,9 @@ class Method(Part):
     """How candidates were found and judged."""
 
     search: str = Field(description="exact, or faiss.")
-    embedding: str = Field("classical", description="What finds candidates: classical features, or the network's spec.")
+    embedding: str = Field(
+        default="classical", description="What finds candidates: classical features, or the network's spec."
+    )
     dimensions: int = Field(description="Numbers of an embedding.")
     neighbours: int = Field(description="Candidates of each image, and as many of its mirror image.")
     least_similarity: float = Field(description="Least similarity of the embeddings of a candidate pair.")
@@ -156,7 +158,9 @@ class DuplicatesRecord(Part):
     bands: list[Band] = Field(description="Near pairs by score.")
     pairs: list[ShownPair] = Field(description="The pairs that are shown.")
     clusters: list[Cluster] = Field(description="The largest clusters, those whose labels differ first.")
-    classes: list[ClassBalance] = Field(default_factory=list, description="Classes of the split; earlier records lack them.")
+    classes: list[ClassBalance] = Field(
+        default_factory=list, description="Classes of the split; earlier records lack them."
+    )
     sheets: list[str] = Field(description="Pages of pairs in the run folder.")
     method: Method
     expected: Expected
@@ -164,7 +168,7 @@ class DuplicatesRecord(Part):
     config: dict[str, Any] = Field(description="The configuration of the search.")
     environment: dict[str, str] = Field(description="Versions and the machine.")
     notes: list[str] = Field(description="What a reader should know.")
-    deduplicated: str | None = Field(None, description="Where the dataset without duplicates was written.")
+    deduplicated: str | None = Field(default=None, description="Where the dataset without duplicates was written.")
 
 
 def title(record: DuplicatesRecord) -> str:

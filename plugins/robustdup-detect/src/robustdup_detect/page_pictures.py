@@ -11,8 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from robustdup.report.format import NONE, listed, number, plural, whole
 from robustdup.report.html.page import Section
-from robustdup.report.plain import Content, count_of, inside, list_of, number_of
-from robustdup.report.runs import PluggedRun
+from robustdup_detect.record import DuplicatesRecord, ImageRef, ShownPair
 
 PAIRS = 120  # shown as pictures
 STRIPS, STRIP = 24, 8  # clusters shown as pictures, and pictures of each
@@ -21,28 +20,30 @@ PIXEL_ART = 64  # up to this size pixels are kept
 PER_SHEET = 24
 
 
-def clusters_of(record: Content) -> list[Content]:
-    """Return the clusters that the record lists."""
-    return [found for found in list_of(record, "clusters") if isinstance(found, Mapping)]
-
-
-def label_of(record: Content, label: Any) -> str:
+def class_name(record: DuplicatesRecord, label: int | None) -> str:
     """Return the name of a label, its number where it has none."""
-    names = list_of(record, "class_names")
-    if isinstance(label, int) and 0 <= label < len(names):
-        return str(names[label])
+    if label is not None and 0 <= label < len(record.class_names):
+        return record.class_names[label]
     return NONE if label is None else str(label)
 
 
-def pairs_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Section | None:
-    """The pairs of the record side by side; those that cross splits or conflict first."""
-    pairs = [pair for pair in list_of(run.record, "pairs") if isinstance(pair, Mapping)]
-    if not pairs:
+def image_name(record: DuplicatesRecord, image: ImageRef) -> str:
+    """Return what an image is called: its split, index and label."""
+    return f"{image.split} {image.row}: {class_name(record, image.label)}"
+
+
+def crosses(pair: ShownPair) -> bool:
+    """Return whether the images of a pair are of different splits."""
+    return pair.a.split != pair.b.split
+
+
+def pairs_section(record: DuplicatesRecord, folder: Path, name: str, files: dict[str, bytes]) -> Section | None:
+    """Return the pairs of the record side by side; those in conflict or across splits first. Pictures go into `files`."""
+    if not record.pairs:
         return None
-    order = sorted(pairs, key=lambda pair: (not pair.get("conflict"), not crosses(pair)))
-    shown = order[:PAIRS]
-    cards = [card_of(run.record, pair) for pair in shown]
-    tiles = [[_picture(run.folder, pair.get("a")), _picture(run.folder, pair.get("b"))] for pair in shown]
+    shown = sorted(record.pairs, key=lambda pair: (not pair.conflict, not crosses(pair)))[:PAIRS]
+    cards = [_card(record, pair) for pair in shown]
+    tiles = [[_picture(folder, pair.a), _picture(folder, pair.b)] for pair in shown]
     side = _side(tiles)
     for start in range(0, len(shown), PER_SHEET):
         part = tiles[start : start + PER_SHEET]
@@ -50,10 +51,9 @@ def pairs_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Sectio
         files[path] = _sheet(part, side)
         for row, card in enumerate(cards[start : start + PER_SHEET]):
             card["sheet"], card["row"], card["rows"] = path, row, len(part)
-    lead = f"{whole(len(shown))} of {plural(len(pairs), 'listed pair')}; label conflicts and pairs across splits come first."
-    kinds = {
-        "conflict": "label conflicts", "across splits": "across splits", "exact": "exact", "near": "near",
-    }  # fmt: skip
+    listed_pairs = plural(len(record.pairs), "listed pair")
+    lead = f"{whole(len(shown))} of {listed_pairs}; label conflicts and pairs across splits come first."
+    kinds = {"conflict": "label conflicts", "across splits": "across splits", "exact": "exact", "near": "near"}
     filters = [
         (word, text, count)
         for word, text in kinds.items()
@@ -63,44 +63,29 @@ def pairs_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Sectio
     return Section("pairs", "Pairs side by side", "sections/pictures.html.j2", lead, content)
 
 
-def _words(card: Mapping[str, Any]) -> set[str]:
-    """What a pair can be chosen by."""
-    flags = {"conflict": card["conflict"], "across splits": card["crosses"]}
-    return {card["kind"], *(word for word, on in flags.items() if on)}
-
-
-def crosses(pair: Content) -> bool:
-    """Whether the images of a pair are of different splits."""
-    return inside(pair, "a").get("split") != inside(pair, "b").get("split")
-
-
-def card_of(record: Content, pair: Content) -> dict[str, Any]:
-    """Return what is said of a pair."""
-    a, b = inside(pair, "a"), inside(pair, "b")
-    score = number_of(pair.get("score"))
+def _card(record: DuplicatesRecord, pair: ShownPair) -> dict[str, Any]:
     return {
-        "a": named(record, a),
-        "b": named(record, b),
-        "kind": str(pair.get("kind", "")),
-        "score": "" if score is None else f"score {number(score, 3)}",
-        "change": str(pair.get("change", "")),
-        "conflict": bool(pair.get("conflict")),
+        "a": image_name(record, pair.a),
+        "b": image_name(record, pair.b),
+        "kind": pair.kind,
+        "score": f"score {number(pair.score, 3)}",
+        "change": pair.change,
+        "conflict": pair.conflict,
         "crosses": crosses(pair),
     }
 
 
-def named(record: Content, image: Content) -> str:
-    """Return what an image is called: its split, row and label."""
-    return f"{image.get('split', '')} {image.get('row', '')}: {label_of(record, image.get('label'))}"
+def _words(card: Mapping[str, Any]) -> set[str]:
+    """Return what a pair can be chosen by."""
+    flags = {"conflict": card["conflict"], "across splits": card["crosses"]}
+    return {card["kind"], *(word for word, on in flags.items() if on)}
 
 
-def _picture(folder: Path, image: Any) -> Image.Image | None:
+def _picture(folder: Path, image: ImageRef) -> Image.Image | None:
     """Return a small picture of the run folder; None where the record names none, or something outside the folder."""
-    name = image.get("file") if isinstance(image, Mapping) else None
-    if not isinstance(name, str):
+    if image.file is None:
         return None
-    path = PurePosixPath(name)
-    target = folder / path
+    path, target = PurePosixPath(image.file), folder / image.file
     try:
         within = target.resolve().is_relative_to(folder.resolve())
         if path.is_absolute() or ".." in path.parts or not within or not target.is_file():
@@ -134,30 +119,23 @@ def _sheet(tiles: Sequence[Sequence[Image.Image | None]], side: int) -> bytes:
     return content.getvalue()
 
 
-def clusters_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Section | None:
-    """Clusters of more than two images, each a strip of its pictures; those in conflict first, then the largest."""
-    found = [
-        (cluster, [one for one in list_of(cluster, "images") if isinstance(one, Mapping)])
-        for cluster in clusters_of(run.record)
-        if (count_of(cluster, "size") or 0) > 2
-    ]
+def clusters_section(record: DuplicatesRecord, folder: Path, name: str, files: dict[str, bytes]) -> Section | None:
+    """Return the clusters of more than two images as strips of pictures; those in conflict first, then the largest."""
+    large = [cluster for cluster in record.clusters if cluster.size > 2]
     strips: list[dict[str, Any]] = []
     tiles: list[list[Image.Image]] = []
-    for cluster, images in sorted(
-        found, key=lambda pair: (not pair[0].get("conflict"), -(count_of(pair[0], "size") or 0))
-    ):
-        pictures = [(image, _picture(run.folder, image)) for image in images]
+    for cluster in sorted(large, key=lambda cluster: (not cluster.conflict, -cluster.size)):
+        pictures = [(image, _picture(folder, image)) for image in cluster.images]
         shown = [(image, picture) for image, picture in pictures if picture is not None][:STRIP]
         if len(shown) < 2 or len(strips) == STRIPS:
             continue
-        size = count_of(cluster, "size") or len(images)
         strips.append(
             {
-                "size": size,
-                "conflict": bool(cluster.get("conflict")),
-                "images": [named(run.record, image) for image, _ in shown],
-                "labels": listed(dict.fromkeys(label_of(run.record, image.get("label")) for image in images)),
-                "more": size - len(shown),
+                "size": cluster.size,
+                "conflict": cluster.conflict,
+                "images": [image_name(record, image) for image, _ in shown],
+                "labels": listed(dict.fromkeys(class_name(record, image.label) for image in cluster.images)),
+                "more": cluster.size - len(shown),
             }
         )
         tiles.append([picture for _, picture in shown])
@@ -169,7 +147,7 @@ def clusters_section(run: PluggedRun, name: str, files: dict[str, bytes]) -> Sec
     columns = max(len(row) for row in tiles)
     content = {"sheet": path, "strips": strips, "columns": columns, "pixelated": side <= PIXEL_ART}
     lead = (
-        f"{whole(len(strips))} of {plural(len(found), 'listed cluster')} with more than two images; conflicts come first, "
+        f"{whole(len(strips))} of {plural(len(large), 'listed cluster')} with more than two images; conflicts come first, "
         "then the largest."
     )
     return Section("clusters", "Clusters side by side", "sections/strips.html.j2", lead, content)
