@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from robustdup_study.records import (
     Claim,
-    Comparison,
-    Crossover,
     DoseMean,
+    ImageDifference,
+    PairedComparison,
     PublishedFigure,
     StudyRecord,
-    StudyRow,
+    StudyRun,
     save_study_record,
 )
 
@@ -83,7 +83,7 @@ def study(folder, word="pgd_at", **changes):
     for number, (objective, dose, seed) in enumerate(itertools.product(("standard", word), (0.0, 0.5), (0, 1))):
         status = {5: "failed", 7: "missing"}.get(number, "complete")
         metrics = {"clean_accuracy": 0.9 - number / 100} if status == "complete" else {}
-        rows.append(StudyRow(factors={"objective": objective, "dose": dose}, seed=seed, cell=f"{number}{word}", status=status,
+        rows.append(StudyRun(factors={"objective": objective, "dose": dose}, seed=seed, cell=f"{number}{word}", status=status,
                              metrics=metrics, error=word if status == "failed" else "", folder=f"cells/{word}"))  # fmt: skip
     means = [
         DoseMean(
@@ -92,16 +92,16 @@ def study(folder, word="pgd_at", **changes):
         for o, d, m in (("standard", 0.0, 0.895), ("standard", 0.5, 0.875), (word, 0.0, 0.86), (word, 0.5, 0.84))
     ]
     comparisons = [
-        Comparison(kind="dose", metric="clean_accuracy", factors={"objective": "standard"}, dose=0.5, primary=True, seeds=[0, 1],
-                   difference=-0.0234, low=-0.0456, high=-0.0012, p=0.04, p_holm=0.08, margin=0.01, verdict="lower",
+        PairedComparison(kind="dose", metric="clean_accuracy", factors={"objective": "standard"}, dose=0.5, primary=True,
+                   seeds=[0, 1], difference=-0.0234, low=-0.0456, high=-0.0012, p=0.04, p_holm=0.08, margin=0.01, verdict="lower",
                    sentence=word),
-        Comparison(kind="contrast", metric="clean_accuracy", factors={}, dose=0.5, contrast="objective", level=word,
+        PairedComparison(kind="contrast", metric="clean_accuracy", factors={}, dose=0.5, contrast="objective", level=word,
                    against="standard", primary=False, seeds=[0], difference=0.01, verdict="one seed", sentence=word),
     ]  # fmt: skip
     fields = {
         "run_id": folder.name, "created": "2026-11-22T12:00:00+00:00", "status": "partial", "name": word, "command": word,
         "recipe": {"analysis": {"metrics": ["clean_accuracy"], "dose": "dose"}}, "factors": {"objective": ["standard", word]},
-        "seeds": [0, 1], "n_cells": 8, "n_complete": 6, "n_failed": 1, "n_missing": 1, "rows": rows, "means": means,
+        "seeds": [0, 1], "n_cells": 8, "n_complete": 6, "n_failed": 1, "n_missing": 1, "runs": rows, "means": means,
         "comparisons": comparisons, "conclusions": [f"Conclusion about {word}."], "remarks": [word],
         "claims": [Claim(claim=word, verdict="refuted", sentence=word, evidence=[word])],
         "published": [PublishedFigure(arm=word, percent=10, metric="robust", published=43.21, here=45.67, low=44.0, high=47.0,
@@ -219,7 +219,7 @@ def test_a_study_in_numbers(tmp_path):
 
 
 def test_an_empty_study_has_a_page(tmp_path):
-    study(tmp_path / "run", rows=[], means=[], comparisons=[], conclusions=[], claims=[], published=[], remarks=[], n_complete=0,
+    study(tmp_path / "run", runs=[], means=[], comparisons=[], conclusions=[], claims=[], published=[], remarks=[], n_complete=0,
           n_failed=0, n_missing=8)  # fmt: skip
     assert "no primary comparison can be made yet" in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
 
@@ -254,7 +254,7 @@ def test_hostile_names_change_nothing_but_text_where_kinds_meet(tmp_path):
 
 def test_a_study_tells_what_is_repaired_and_what_copies_do_to_their_images(tmp_path):
     sentence = f"On the same training images accuracy was 5.0 points [3.0, 7.0] higher where {HOSTILE}."
-    crossed = Crossover(
+    crossed = ImageDifference(
         measure="accuracy",
         factors={},
         dose=0.5,
@@ -269,7 +269,7 @@ def test_a_study_tells_what_is_repaired_and_what_copies_do_to_their_images(tmp_p
         arm="adversarial", percent=60, metric="clean", published=20.9, here=19.5, repaired=48.25, repaired_low=47.0,
         repaired_high=49.5, repaired_seeds=3, mended="clamp",
     )  # fmt: skip
-    study(tmp_path / "run", published=[figure], crossovers=[crossed])
+    study(tmp_path / "run", published=[figure], image_differences=[crossed])
     text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
     assert "The same images with and without copies" in text
     assert sentence in text
@@ -320,7 +320,7 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
                      low=None, high=None)
             for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
         ]  # fmt: skip
-        record = study(tmp_path / "run", means=means, rows=[])
+        record = study(tmp_path / "run", means=means, runs=[])
         sections = page.study_page(PluggedRun(tmp_path / "run", record), "index").context["sections"]
         return next(section for section in sections if section.name == "dose-0")
 

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from robustdup_study.records import CellOrder, CellResult, Measured
+from robustdup_study.records import CellOrder, CellResult, Measurement
 
 from robustdup.errors import UserError
 from robustdup.records import now
@@ -18,7 +18,11 @@ def quick(order: CellOrder) -> CellResult:
     time.sleep(order.settings.get("sleep", 0.02))
     metrics = {"clean_accuracy": 0.9 - 0.1 * order.settings.get("dose", 0), "robust_accuracy": 0.3}
     return CellResult(
-        key=order.key, created=now(), status="complete", measured=[Measured(metrics=metrics)], config=order.settings
+        key=order.key,
+        created=now(),
+        status="complete",
+        measurements=[Measurement(metrics=metrics)],
+        config=order.settings,
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from robustdup_study.analysis import analyse, reading
+from robustdup_study.analysis import analyse, duplication_rate
 from robustdup_study.recipe import AnalysisConfig
-from robustdup_study.records import StudyRow
+from robustdup_study.records import StudyRun
 
 from robustdup.errors import UserError
 
@@ -16,7 +16,7 @@ def table(effect, *, seeds=6, noise=0.004, doses=(0, 0.25, 0.5), objectives=("st
     draws = np.random.default_rng(rng)
     level = draws.normal(0.4, 0.05, size=seeds)  # far larger than the effects: pairing must take it out
     return [
-        StudyRow(
+        StudyRun(
             factors={"objective": objective, "dose": dose},
             seed=seed,
             cell=f"{objective}-{dose}-{seed}",
@@ -196,19 +196,20 @@ def test_anova_leaves_out_levels_that_do_not_meet_all_others_and_says_so():
     assert {term.term for term in found.anova} == {"objective", "dose", "objective × dose"}
 
 
-def test_anova_without_an_arm_that_stands_beside_one_dose_only():
+def test_anova_without_a_control_condition_that_stands_beside_one_dose_only():
     rows = table(lambda o, d: -0.1 * d, doses=(0, 0.25, 0.5))
     beside = table(lambda o, d: 0.0, doses=(0, 0.5), objectives=("pgd_at",))
-    for arm, some in (("copies", rows), ("prior-matched", beside)):
+    for condition, some in (("copies", rows), ("prior-matched", beside)):
         for row in some:
-            row.factors = {**row.factors, "arm": arm}
+            row.factors = {**row.factors, "condition": condition}
     found = analyse(rows + beside, config())
     assert (
-        "ANOVA of robust accuracy without arm prior-matched: there the factors are not fully crossed." in found.remarks
+        "ANOVA of robust accuracy without condition prior-matched: there the factors are not fully crossed."
+        in found.remarks
     )
     assert {term.term for term in found.anova} == {"objective", "dose", "objective × dose"}
     for row in rows:
-        del row.factors["arm"]
+        del row.factors["condition"]
     assert found.anova == analyse(rows, config()).anova
 
 
@@ -228,21 +229,21 @@ def test_doses_must_be_numbers():
         analyse(rows, config())
 
 
-def test_every_dose_is_told_in_all_readings():
-    eleven = reading(10 / 11)
+def test_every_dose_is_stated_in_all_usual_ways():
+    eleven = duplication_rate(10 / 11)
     assert eleven.entries_per_original == pytest.approx(11)
     assert "would call this 100% in its standard arm, 1000% in its adversarial arm" in eleven.text
-    double = reading(0.5)
+    double = duplication_rate(0.5)
     assert "100% of the originals are added, 2 entries" in double.text
     assert "10% in its standard arm, 100% in its adversarial arm" in double.text
-    replaced = reading(0.25, "replace")
+    replaced = duplication_rate(0.25, "replace")
     assert (replaced.entries_per_original, replaced.unique_percent_of_originals) == (1.0, 75.0)
-    assert reading(0).text == "no copies"
+    assert duplication_rate(0).text == "no copies"
 
 
 def test_the_published_percentages_mean_different_things_in_the_two_arms():
-    rows = [StudyRow(factors={"percent": p}, seed=0, cell="c", status="missing") for p in (0, 60, 100)]
-    found = {(one.dose, one.mode): one for one in analyse(rows, config(dose="percent")).readings}
+    rows = [StudyRun(factors={"percent": p}, seed=0, cell="c", status="missing") for p in (0, 60, 100)]
+    found = {(one.dose, one.mode): one for one in analyse(rows, config(dose="percent")).duplication_rates}
     assert len(found) == 6
     assert found[100, "standard arm"].share_of_copies == pytest.approx(10 / 11)
     assert found[100, "standard arm"].text == (

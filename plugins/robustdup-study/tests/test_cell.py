@@ -36,9 +36,9 @@ def test_a_cell_is_trained_measured_and_not_run_twice(tmp_path):
         threads=1,
     )
     result = run_cell(order)
-    metrics = result.measured[0].metrics
+    metrics = result.measurements[0].metrics
     assert result.status == "complete"
-    copies = result.readings["copies"]
+    copies = result.duplication["copies"]
     assert copies == 150  # 0.3 of 500 entries, 350 of which are originals
     assert (metrics["samples"], metrics["unique_samples"], metrics["steps"]) == (500, 350, 16)
     assert 0 <= metrics["robust_accuracy"] <= metrics["clean_accuracy"] <= 1
@@ -46,24 +46,24 @@ def test_a_cell_is_trained_measured_and_not_run_twice(tmp_path):
     assert metrics["memorisation_gap"] == pytest.approx(metrics["train_accuracy"] - metrics["clean_accuracy"])
     difference = metrics["duplicated_accuracy"] - metrics["single_accuracy"]
     assert metrics["duplicated_minus_single"] == pytest.approx(difference)
-    points = result.points
-    assert len(points["row"]) == len(set(points["row"])) == 80  # 40 with and 40 without copies
-    assert sorted(copies > 0 for copies in points["copies"]) == [False] * 40 + [True] * 40
+    samples = result.samples
+    assert len(samples["index"]) == len(set(samples["index"])) == 80  # 40 with and 40 without copies
+    assert sorted(copies > 0 for copies in samples["copies"]) == [False] * 40 + [True] * 40
     for name, wanted in (("duplicated", True), ("single", False)):
-        mine = [i for i in range(80) if (points["copies"][i] > 0) == wanted]
-        assert metrics[f"{name}_accuracy"] == sum(points["right"][i] for i in mine) / 40
-        assert metrics[f"{name}_robust"] == sum(points["held"][i] for i in mine) / 40
-    assert all(held <= right for held, right in zip(points["held"], points["right"], strict=True))
+        mine = [i for i in range(80) if (samples["copies"][i] > 0) == wanted]
+        assert metrics[f"{name}_accuracy"] == sum(samples["correct"][i] for i in mine) / 40
+        assert metrics[f"{name}_robust"] == sum(samples["robust"][i] for i in mine) / 40
+    assert all(held <= right for held, right in zip(samples["robust"], samples["correct"], strict=True))
     assert {"ece", "nll", "best_minus_last_robust", "steps_to_clean_20", "samples_to_robust_99"} <= set(metrics)
     assert not list(tmp_path.rglob("*.safetensors"))  # weights are not kept unless asked for
     torch.manual_seed(0)
     keep = order.model_copy(update={"folder": str(tmp_path / "again"), "keep_weights": True})
-    again = run_cell(keep).measured[0].metrics
+    again = run_cell(keep).measurements[0].metrics
     timed = {"seconds"}
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in metrics.items() if k not in timed}
     assert list((tmp_path / "again").rglob("last.safetensors"))
     # Where the result was lost though the weights had been dropped, the cell runs again.
-    lost = run_cell(order).measured[0].metrics
+    lost = run_cell(order).measurements[0].metrics
     assert {k: v for k, v in lost.items() if k not in timed} == {k: v for k, v in metrics.items() if k not in timed}
 
 
@@ -87,11 +87,11 @@ def test_cells_of_a_seed_share_weights_subset_and_held_out_images_and_clean_accu
     double = run("double", duplicate={"scheme": "uniform", "dose": 0.5}, objective="pgd_at", attack="pgd(steps=1)")
     other = run("other", duplicate={}, seed=2)
     for key in ("initial_fingerprint", "data"):
-        assert plain.run[key] == double.run[key]
-    assert set(plain.points["row"]) == set(double.points["row"]) != set(other.points["row"])
-    assert plain.run["initial_fingerprint"] != other.run["initial_fingerprint"]
-    assert "clean_accuracy" in plain.measured[0].metrics
-    more = run("more", duplicate={}, measure={"metrics_on": 0, "clean_on": 137}).measured[0].metrics
+        assert plain.training[key] == double.training[key]
+    assert set(plain.samples["index"]) == set(double.samples["index"]) != set(other.samples["index"])
+    assert plain.training["initial_fingerprint"] != other.training["initial_fingerprint"]
+    assert "clean_accuracy" in plain.measurements[0].metrics
+    more = run("more", duplicate={}, measure={"metrics_on": 0, "clean_on": 137}).measurements[0].metrics
     assert more["clean_accuracy"] * 137 == pytest.approx(round(more["clean_accuracy"] * 137), abs=1e-9)
     assert "train_accuracy" not in more
 

@@ -40,7 +40,7 @@ def test_run_status_report(recipe, tmp_path, capsys):
     assert (record["schema_name"], record["status"], record["n_cells"], record["n_complete"]) == (
         "robustdup.study", "complete", 6, 6,
     )  # fmt: skip
-    assert len(record["rows"]) == 8  # the standard arm measures both doses in one cell
+    assert len(record["runs"]) == 8  # the standard arm measures both doses in one cell
     assert len(record["conclusions"]) == 3  # clean accuracy in both arms, adversarial in one
     assert all("at dose 10 (" in text for text in record["conclusions"])
     assert [claim["verdict"] for claim in record["claims"]][2] == "not tested"

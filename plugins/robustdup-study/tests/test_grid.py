@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from robustdup_study.grid import build_grid, check_size, count_lines
+from robustdup_study.grid import build_grid, check_size, count_runs
 from robustdup_study.recipe import load_recipe
 
 from robustdup.errors import UserError
@@ -32,11 +32,11 @@ def test_cells_are_the_product_and_dose_0_is_shared(registry):
     made = grid(
         registry, factors={"objective": ["standard", "pgd_at"], "scheme": ["uniform", "power_law"], "dose": [0, 0.5]}
     )
-    assert len(made.lines) == 2 * 2 * 2 * 2
+    assert len(made.runs) == 2 * 2 * 2 * 2
     assert len(made.cells) == 2 * (2 + 4)  # for each seed: two baselines, four with copies
-    zero = {line.key for line in made.lines if line.factors["dose"] == 0 and line.seed == 1}
+    zero = {line.key for line in made.runs if line.factors["dose"] == 0 and line.seed == 1}
     assert len(zero) == 2
-    for line in made.lines:
+    for line in made.runs:
         settings = made.cells[line.key].settings
         assert settings["seed"] == line.seed
         assert settings["objective"] == line.factors["objective"]
@@ -46,7 +46,7 @@ def test_cells_are_the_product_and_dose_0_is_shared(registry):
 def test_exclusions_take_combinations_out(registry):
     factors = {"objective": ["standard", "pgd_at", "trades"], "dose": [0, 0.5]}
     made = grid(registry, factors=factors, exclude=[{"objective": ["standard", "trades"], "dose": 0.5}])
-    assert {(line.factors["objective"], line.factors["dose"]) for line in made.lines} == {
+    assert {(line.factors["objective"], line.factors["dose"]) for line in made.runs} == {
         ("standard", 0), ("pgd_at", 0), ("trades", 0), ("pgd_at", 0.5),
     }  # fmt: skip
     with pytest.raises(UserError, match="No cell is left"):
@@ -61,21 +61,21 @@ def test_budgets_replace_each_other_and_share_their_baseline(registry):
     assert len(grid(registry, **content).cells) == 2 * 4
     shared = grid(registry, **content, baseline_budget="epochs")
     assert len(shared.cells) == 2 * 3
-    steps = next(line for line in shared.lines if line.factors == {"dose": 0.5, "budget": "steps"})
+    steps = next(line for line in shared.runs if line.factors == {"dose": 0.5, "budget": "steps"})
     settings = shared.cells[steps.key].settings
     assert (settings["steps"], settings["epochs"], settings["schedule_steps"]) == (40, None, 50)
-    zero = next(line for line in shared.lines if line.factors == {"dose": 0, "budget": "steps"})
+    zero = next(line for line in shared.runs if line.factors == {"dose": 0, "budget": "steps"})
     assert shared.cells[zero.key].settings["epochs"] == 3
 
 
 def test_arms_turn_the_settings_and_are_one_cell_without_copies(registry):
     arms = ["copies", "prior-matched", "as-weights", "fewer-unique", "more-epochs", "same-draw"]
     made = grid(
-        registry, factors={"dose": [0, 0.5], "arm": arms}, base={"epochs": 4, "duplicate": {"scheme": "uniform"}}, seeds=[7]
+        registry, factors={"dose": [0, 0.5], "condition": arms}, base={"epochs": 4, "duplicate": {"scheme": "uniform"}}, seeds=[7]
     )  # fmt: skip
     assert len(made.cells) == 1 + len(arms)
     settings = {
-        line.factors["arm"]: made.cells[line.key].settings for line in made.lines if line.factors["dose"] == 0.5
+        line.factors["condition"]: made.cells[line.key].settings for line in made.runs if line.factors["dose"] == 0.5
     }
     assert settings["prior-matched"]["duplicate"]["control"] == "class_prior"
     assert settings["fewer-unique"]["duplicate"]["control"] == "fewer_unique"
@@ -84,9 +84,9 @@ def test_arms_turn_the_settings_and_are_one_cell_without_copies(registry):
     assert (settings["more-epochs"]["epochs"], settings["more-epochs"]["duplicate"]) == (8.0, {})
     # more epochs say nothing new where steps are fixed
     steps = grid(
-        registry, factors={"dose": [0, 0.5], "arm": arms}, base={"steps": 9, "duplicate": {"scheme": "uniform"}}, seeds=[7]
+        registry, factors={"dose": [0, 0.5], "condition": arms}, base={"steps": 9, "duplicate": {"scheme": "uniform"}}, seeds=[7]
     )  # fmt: skip
-    assert not [line for line in steps.lines if line.factors == {"dose": 0.5, "arm": "more-epochs"}]
+    assert not [line for line in steps.runs if line.factors == {"dose": 0.5, "condition": "more-epochs"}]
 
 
 def test_levels_may_set_several_things(registry):
@@ -103,7 +103,7 @@ def test_levels_may_set_several_things(registry):
         },
         seeds=1,
     )
-    found = made.cells[next(line.key for line in made.lines if line.factors["part"] == "awp")].settings
+    found = made.cells[next(line.key for line in made.runs if line.factors["part"] == "awp")].settings
     assert (found["objective"], found["update"]) == ("pgd_at", "awp")
     assert found["duplicate"] == {"scheme": "class_skewed", "classes": ["3"], "copies": 2, "dose": 0.25}
 
@@ -113,7 +113,7 @@ def test_percent_is_the_published_number_of_each_arm(registry):
         registry, base={}, seeds=1, analysis={"dose": "percent"},
         factors={"scheme": ["whole_set", "uniform"], "percent": [0, 5, 60]},
     )  # fmt: skip
-    found = {tuple(line.factors.values()): made.cells[line.key].settings["duplicate"] for line in made.lines}
+    found = {tuple(line.factors.values()): made.cells[line.key].settings["duplicate"] for line in made.runs}
     assert found["whole_set", 60] == {"scheme": "whole_set", "paper_p": 60}
     assert found["uniform", 60] == {"scheme": "uniform", "paper_r": 0.6}
     assert found["whole_set", 0] == found["uniform", 0] == {}
@@ -149,7 +149,7 @@ def test_an_inner_attack_that_is_not_called_is_not_in_the_key(registry):
         ({"factors": {"beta": [1, 6]}}, r"'beta' is an option of the objective trades, .* objective: \[trades\(beta=1\)"),
         ({"factors": {"objectiv": ["standard"]}}, "neither a setting of training nor an option .* Did you mean 'objective'"),
         ({"factors": {"seed": [1]}}, "Seeds are no factor"),
-        ({"factors": {"arm": ["copies", "as-weight"]}}, "Unknown arm 'as-weight'. Did you mean 'as-weights'"),
+        ({"factors": {"condition": ["copies", "as-weight"]}}, "Unknown control condition 'as-weight'. Did you mean 'as-weights'"),
         ({"base": {"learning_rate": 0.1}}, "Unknown key in base: 'learning_rate'"),
         ({"base": {"seed": 3}}, "comes from seeds"),
         ({"base": {}, "factors": {"dose": [0, 0.5]}}, "A dose needs a scheme"),
@@ -186,7 +186,7 @@ def test_a_cell_that_cannot_be_trained_is_refused_before_anything_runs(registry)
 def test_a_million_cells_are_counted_at_once_and_refused():
     config = recipe(factors={"dose": [i / 1000 for i in range(1000)], "lr": [i + 1 for i in range(500)]})
     started = time.perf_counter()
-    assert count_lines(config) == 1_000_000
+    assert count_runs(config) == 1_000_000
     with pytest.raises(UserError, match=r"This recipe has 1,000,000 cells \(1000 dose × 500 lr × 2 seeds\).*--yes"):
         check_size(config, yes=False)
     check_size(config, yes=True)
@@ -215,7 +215,7 @@ def test_recipes_of_the_repository_are_valid(file, registry, monkeypatch):
         keys = {key: value for key, value in wanted.items() if key in config.factors}
         assert any(
             all(line.factors.get(k) in (v if isinstance(v, list) else [v]) for k, v in keys.items())
-            for line in made.lines
+            for line in made.runs
         )
 
 
@@ -223,3 +223,22 @@ def test_there_are_recipes():
     assert {"quickstart", "paper-as-published", "paper-repaired", "paper-extended", "cifar10-small-cpu"} <= {
         file.stem for file in RECIPES
     }
+
+
+def test_recipes_that_say_arm_and_beside_are_read_with_a_note(registry):
+    def cells(condition):
+        return {
+            "factors": {"dose": [0, 0.5], condition: ["copies", "as-weights"]},
+            "exclude": [{condition: "as-weights", "dose": 0.5}],
+            "base": {"epochs": 4, "duplicate": {"scheme": "uniform"}},
+            "analysis": {"contrasts": [condition], "primary": [{"contrast": condition}]},
+        }
+
+    with pytest.warns(FutureWarning, match="'arm' is now called 'condition'"):
+        old = load_recipe(None, [], cells("arm"))
+    assert old == load_recipe(None, [], cells("condition"))
+    with pytest.warns(FutureWarning, match="'beside' is now called 'compare_with'"):
+        old = load_recipe(None, ["beside=[studies/other]"])
+    assert (old.compare_with, old.beside) == (["studies/other"], [])
+    published = load_recipe(None, [], {"protocol": "as-published", "factors": {"arm": ["standard"]}})
+    assert list(published.factors) == ["arm"]

@@ -10,15 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
-from robustdup_study.grid import Line
+from robustdup_study.grid import PlannedRun
 from robustdup_study.paper_2504_00638.claims import _any_harms, _harm, _may_harm, judge_claims
 from robustdup_study.recipe import load_recipe
 from robustdup_study.record import make_record
 from robustdup_study.records import (
     CellResult,
-    Comparison,
-    Crossover,
-    Measured,
+    ImageDifference,
+    Measurement,
+    PairedComparison,
+    StudyRecord,
     load_cell,
     load_study_record,
     load_study_table,
@@ -50,7 +51,7 @@ def study(tmp_path, effect, *, seeds=6, skip=(), fail=(), extra=None, **content)
                 for dose in (0, 0.5):
                     factors = {"objective": objective, "scheme": scheme, "dose": dose}
                     key = f"{objective}-{seed}" if dose == 0 else f"{objective}-{scheme}-{seed}"
-                    lines.append(Line(factors, seed, key))
+                    lines.append(PlannedRun(factors, seed, key))
                     if key in skip or key in level:
                         continue
                     level[key] = 0.8 + effect(factors) + 0.001 * draw.normal() + 0.01 * seed
@@ -59,7 +60,7 @@ def study(tmp_path, effect, *, seeds=6, skip=(), fail=(), extra=None, **content)
                         metrics |= extra(level[key], factors)
                     result = CellResult(
                         key=key, created=now(), status="failed" if key in fail else "complete", error="out of memory",
-                        measured=[] if key in fail else [Measured(metrics=metrics)], seconds=2.0,
+                        measurements=[] if key in fail else [Measurement(metrics=metrics)], seconds=2.0,
                     )  # fmt: skip
                     save_cell(result, cell_folder(tmp_path, key))
     return make_record(config, lines, command="robustdup study run made.yaml", versions={})
@@ -125,8 +126,8 @@ def test_claims_follow_the_evidence(tmp_path):
 
 def test_claims_are_judged_for_each_budget_and_by_copies_alone():
     def comparison(difference, kind="dose", **factors):
-        what = {"contrast": "arm", "level": "prior-matched", "against": "copies"} if kind == "contrast" else {}
-        one = Comparison(
+        what = {"contrast": "condition", "level": "prior-matched", "against": "copies"} if kind == "contrast" else {}
+        one = PairedComparison(
             kind=kind, metric="clean_accuracy", factors=factors, dose=0.5, primary=True, seeds=[0, 1, 2],
             difference=difference, sd=0.001, low=difference - 0.001, high=difference + 0.001, p=1e-5, margin=0.01, tost_p=0.9,
             verdict="undecided", sentence=f"{kind} {difference}", **what,
@@ -134,9 +135,9 @@ def test_claims_are_judged_for_each_budget_and_by_copies_alone():
         return one.model_copy(update={"verdict": "lower" if difference < 0 else "higher"})
 
     comparisons = [
-        comparison(0.05, scheme="uniform", arm="copies", budget="fixed-epochs", objective="standard"),
-        comparison(-0.03, scheme="uniform", arm="copies", budget="fixed-steps", objective="standard"),
-        comparison(0.07, scheme="uniform", arm="prior-matched", budget="fixed-steps", objective="standard"),
+        comparison(0.05, scheme="uniform", condition="copies", budget="fixed-epochs", objective="standard"),
+        comparison(-0.03, scheme="uniform", condition="copies", budget="fixed-steps", objective="standard"),
+        comparison(0.07, scheme="uniform", condition="prior-matched", budget="fixed-steps", objective="standard"),
         comparison(0.02, kind="contrast", scheme="uniform", budget="fixed-steps", objective="standard"),
     ]
     record = SimpleNamespace(recipe={}, comparisons=comparisons)
@@ -148,7 +149,7 @@ def test_claims_are_judged_for_each_budget_and_by_copies_alone():
     gain = "Even uniform duplication brings no significant gain in accuracy"
     assert (found[f"{gain} (budget fixed-epochs)"], found[f"{gain} (budget fixed-steps)"]) == ("refuted", "confirmed")
     assert found["Any duplication harms adversarially trained models (budget fixed-steps)"] == "not tested"
-    skewed = comparison(-0.04, kind="contrast", arm="copies", budget="fixed-steps", objective="standard")
+    skewed = comparison(-0.04, kind="contrast", condition="copies", budget="fixed-steps", objective="standard")
     skewed.contrast, skewed.level, skewed.against = "scheme", "class_skewed", "uniform"
     record.comparisons.append(skewed)
     [claim] = [one for one in judge_claims(record) if "non-uniform" in one.claim and one.verdict == "confirmed"]
@@ -159,7 +160,7 @@ def test_claims_are_judged_for_each_budget_and_by_copies_alone():
 def test_harm_of_some_duplicates_of_all_and_on_the_whole_are_told_apart():
     def verdicts(**cells):  # {scheme: verdicts of clean and robust accuracy}
         return [
-            (verdict, Comparison(
+            (verdict, PairedComparison(
                 kind="dose", metric=metric, factors={"scheme": scheme}, dose=0.5, primary=False, seeds=[0, 1],
                 difference=0.0, verdict="undecided", sentence=f"{scheme} {metric}",
             ))
@@ -197,7 +198,7 @@ def test_failed_and_missing_cells_are_listed_and_the_rest_is_analysed(tmp_path):
 
 def test_the_best_checkpoint_may_stand_for_the_study(tmp_path):
     last, best = (study(tmp_path, skewed_harm, checkpoint=name) for name in ("last", "best"))
-    assert best.rows[0].metrics["clean_accuracy"] == pytest.approx(last.rows[0].metrics["clean_accuracy"] + 0.05)
+    assert best.runs[0].metrics["clean_accuracy"] == pytest.approx(last.runs[0].metrics["clean_accuracy"] + 0.05)
 
 
 def test_effective_robustness_is_what_clean_accuracy_does_not_predict(tmp_path):
@@ -206,7 +207,7 @@ def test_effective_robustness_is_what_clean_accuracy_does_not_predict(tmp_path):
         return {"shifted_accuracy": value}
 
     record = study(tmp_path, lambda f: 0.0, extra=shifted)
-    found = {row.factors["dose"]: row.metrics["effective_robustness"] for row in record.rows if row.seed == 2}
+    found = {row.factors["dose"]: row.metrics["effective_robustness"] for row in record.runs if row.seed == 2}
     assert found[0] == pytest.approx(0, abs=0.005)
     assert found[0.5] == pytest.approx(-0.03, abs=0.005)
 
@@ -220,7 +221,7 @@ def test_records_go_round_and_newer_ones_are_refused(tmp_path):
     assert {"objective", "scheme", "dose", "seed", "cell", "status", "clean_accuracy"} <= set(table.column_names)
     assert table.column("dose").to_pylist()[:2] == [0.0, 0.5]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(UserError, match="has schema version 99; this robustdup reads up to 1"):
+    with pytest.raises(UserError, match="has schema version 99; this robustdup reads up to 2"):
         load_study_record(tmp_path)
     path.write_text(json.dumps({"schema_name": "robustdup.evaluation", "schema_version": 1}))
     with pytest.raises(UserError, match="is not a study's record"):
@@ -229,17 +230,64 @@ def test_records_go_round_and_newer_ones_are_refused(tmp_path):
         load_study_table(tmp_path / "nowhere")
 
 
-def test_records_of_the_first_schema_are_still_read():
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_every_schema_are_read(version):
     fixtures = Path(__file__).parent / "fixtures"
-    record = load_study_record(fixtures / "study-1.json")
-    assert (record.schema_version, record.n_cells, record.seeds) == (1, 4, [0, 1])
+    record = load_study_record(fixtures / f"study-{version}.json")
+    assert (record.schema_version, record.n_cells, record.seeds) == (2, 4, [0, 1])
+    assert [run.cell for run in record.runs][:2] == ["acbf36aae54ea041", "7286661266a43cae"]
     assert len(record.comparisons) == 8  # of one dose, in all that was measured
     assert record.comparisons[0].sentence == "Optimizer steps was the same in every seed at dose 10, 2 paired seeds."
-    cell = load_cell(fixtures / "cell-1.json")
-    assert (cell.status, cell.config["arm"], set(cell.measured[0].metrics) >= {"test_clean_acc", "steps"}) == (
+    assert record == load_study_record(fixtures / "study-1.json")
+    cell = load_cell(fixtures / f"cell-{version}.json")
+    assert (cell.status, cell.config["arm"], set(cell.measurements[0].metrics) >= {"test_clean_acc", "steps"}) == (
         "complete", "adversarial", True,
     )  # fmt: skip
+    assert cell == load_cell(fixtures / "cell-1.json")
     markdown(record)
+
+
+def test_what_the_first_schema_called_arms_are_control_conditions():
+    """In a recipe of robustdup's own training: its factor, exclusions, contrasts, comparisons, terms; not published arms."""
+    content = json.loads((Path(__file__).parent / "fixtures" / "study-1.json").read_text())
+    arm = {"arm": "prior-matched", "dose": 0.5}
+    content["recipe"] |= {"protocol": "train", "factors": {"arm": ["copies", "prior-matched"]}, "exclude": [arm]}
+    content["recipe"]["analysis"] |= {"contrasts": ["arm"], "primary": [{"contrast": "arm"}]}
+    content["factors"], content["rows"][0]["factors"] = {"arm": ["copies", "prior-matched"]}, arm
+    content["comparisons"][0] |= {"kind": "contrast", "contrast": "arm", "level": "arm"}
+    content["anova"] = [
+        {
+            "metric": "m",
+            "term": "objective × arm",
+            "df": 1,
+            "df_error": 1,
+            "f": 1,
+            "p": 1,
+            "p_lower_bound": 1,
+            "seeds": [],
+        }
+    ]
+    record = StudyRecord.model_validate(content)
+    condition = {"condition": "prior-matched", "dose": 0.5}
+    assert record.recipe["factors"] == record.factors == {"condition": ["copies", "prior-matched"]}
+    assert (record.recipe["exclude"], record.runs[0].factors) == ([condition], condition)
+    assert record.recipe["analysis"]["contrasts"] == ["condition"]
+    assert record.recipe["analysis"]["primary"] == [{"contrast": "condition"}]
+    assert (record.comparisons[0].contrast, record.comparisons[0].level) == ("condition", "arm")
+    assert record.anova[0].term == "objective × condition"
+    assert record.published[0].arm == "standard"
+
+
+def test_samples_of_a_cell_of_the_first_schema_are_read():
+    content = json.loads((Path(__file__).parent / "fixtures" / "cell-1.json").read_text())
+    content |= {
+        "points": {"row": [3], "copies": [2], "right": [1], "held": [0]},
+        "readings": {"dose": 0.5},
+        "run": {"n": 1},
+    }
+    cell = CellResult.model_validate(content)
+    assert cell.samples == {"index": [3], "copies": [2], "correct": [1], "robust": [0]}
+    assert (cell.duplication, cell.training) == ({"dose": 0.5}, {"n": 1})
 
 
 def published_study(tmp_path, name, values, **content):
@@ -252,10 +300,10 @@ def published_study(tmp_path, name, values, **content):
         for seed in (0, 1):
             for percent, value in zip((0, 60), pair, strict=True):
                 key = f"{len(lines)}"
-                lines.append(Line({**factors, "percent": percent}, seed, key))
+                lines.append(PlannedRun({**factors, "percent": percent}, seed, key))
                 metrics = {content["analysis"]["metrics"][0]: value + 0.001 * seed}
                 save_cell(
-                    CellResult(key=key, created=now(), status="complete", measured=[Measured(metrics=metrics)]),
+                    CellResult(key=key, created=now(), status="complete", measurements=[Measurement(metrics=metrics)]),
                     cell_folder(tmp_path / name, key),
                 )
     record = make_record(config, lines, command="c", versions={})
@@ -300,7 +348,11 @@ def test_published_as_published_here_and_repaired_stand_side_by_side(tmp_path):
     repaired = published_study(tmp_path, "repaired", [({"part": "adversarial"}, (0.6, 0.62))], **content)
     assert figures(repaired) == [(41.16, None, 60.05, "all"), (20.90, None, 62.05, "all")]
     both = published_study(
-        tmp_path, "both", [({"part": "adversarial"}, (0.6, 0.62))], beside=[str(tmp_path / "published")], **content
+        tmp_path,
+        "both",
+        [({"part": "adversarial"}, (0.6, 0.62))],
+        compare_with=[str(tmp_path / "published")],
+        **content,
     )
     assert figures(both) == [(41.16, 30.05, 60.05, "all"), (20.90, 20.05, 62.05, "all")]
 
@@ -308,14 +360,14 @@ def test_published_as_published_here_and_repaired_stand_side_by_side(tmp_path):
 def test_the_report_tells_power_and_needed_seeds(tmp_path):
     titles = dict(sections(study(tmp_path, skewed_harm)))
     assert titles["Seeds"][0].startswith("clean_accuracy: with 6 seeds the power to see a difference of the size")
-    assert "Doses in all readings" in titles
+    assert "Doses stated in all usual ways" in titles
 
 
 def test_the_terminal_tells_of_the_same_images_only_what_is_beyond_chance(tmp_path):
     record = study(tmp_path, skewed_harm)
     ranges = [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (0.0, 0.2)]
-    record.crossovers = [
-        Crossover(
+    record.image_differences = [
+        ImageDifference(
             measure="accuracy", factors={}, dose=0.5, seeds=[0, 1], images=9, difference=(low + high) / 2, low=low,
             high=high, sentence=f"{low} to {high}",
         )

@@ -52,7 +52,7 @@ def test_all_cells_run_once_and_running_again_runs_none(tmp_path, where):
     wanted, seen = orders(tmp_path), []
     run_cells(wanted, cells.quick, where, tmp_path, progress=seen.append)
     found = results(tmp_path, list(wanted))
-    assert {key: r.measured[0].metrics["clean_accuracy"] for key, r in found.items()} == {
+    assert {key: r.measurements[0].metrics["clean_accuracy"] for key, r in found.items()} == {
         f"k{i}": pytest.approx(0.9 - i / 100) for i in range(6)
     }
     assert (seen[0].done, seen[0].seconds_left, seen[-1].done, seen[-1].total) == (0, None, 6, 6)

@@ -38,6 +38,6 @@ def test_a_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path, monk
 
     here, _ = run("here", Where(workers=1, devices=("cpu",), threads=1), cells.quick)
     there, events = run("there", Where(runner="ray", workers=2, devices=("cpu",), threads=1), cells.dies_once)
-    assert {key: r.measured for key, r in there.items()} == {key: r.measured for key, r in here.items()}
+    assert {key: r.measurements for key, r in there.items()} == {key: r.measurements for key, r in here.items()}
     assert events["k2", "start"] == 2
     assert {number for (_, event), number in events.items() if event == "complete"} == {1}

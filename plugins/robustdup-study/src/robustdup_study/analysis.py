@@ -19,27 +19,27 @@ from robustdup_study.anova import anova
 from robustdup_study.metrics import metric, to_unit
 from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import AnalysisConfig
-from robustdup_study.records import AnovaTerm, Comparison, DoseMean, DoseReading, StudyRow
+from robustdup_study.records import AnovaTerm, DoseMean, DuplicationRate, PairedComparison, StudyRun
 from robustdup_study.sentences import sentence, verdict
 from robustdup_study.table import Stratum, Table, Values, effect, split, varying_factors
 
 
 @dataclass
 class Analysis:
-    """What the table says: means and comparisons for every dose, ANOVA, readings of the doses, and remarks."""
+    """What the table says: means and comparisons for every dose, ANOVA, duplication rates, and remarks."""
 
     means: list[DoseMean] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[PairedComparison] = field(default_factory=list)
     anova: list[AnovaTerm] = field(default_factory=list)
-    readings: list[DoseReading] = field(default_factory=list)
+    duplication_rates: list[DuplicationRate] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
-def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
-    """Analyse the rows of a study: those that failed or are missing count as missing seeds."""
-    table = Table(rows, config.dose)
-    varying = varying_factors(rows, config.dose)
-    found = Analysis(means=_means(table, config), readings=_readings(rows, config))
+def analyse(runs: Sequence[StudyRun], config: AnalysisConfig) -> Analysis:
+    """Analyse the runs of a study: those that failed or are missing count as missing seeds."""
+    table = Table(runs, config.dose)
+    varying = varying_factors(runs, config.dose)
+    found = Analysis(means=_means(table, config), duplication_rates=_rates(runs, config))
     plain = [one for stratum in table.strata() for one in _effects(table, stratum, config)]
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
     factors = config.contrasts or (varying if bare else [])
@@ -58,7 +58,7 @@ def analyse(rows: Sequence[StudyRow], config: AnalysisConfig) -> Analysis:
 class Draft:
     """A comparison on its way: the differences by seed are known, correction and words are still to come."""
 
-    comparison: Comparison
+    comparison: PairedComparison
     differences: list[float]
     tested: bool
 
@@ -123,7 +123,7 @@ def _compare(
         if config.bootstrap and found.varies and name in config.metrics
         else (None, None)
     )
-    comparison = Comparison(
+    comparison = PairedComparison(
         metric=name, primary=False, seeds=paired, missing_seeds=sorted(seeds - set(paired)),
         before=float(np.mean([before[seed] for seed in paired])),
         after=float(np.mean([after[seed] for seed in paired])), difference=found.mean, sd=found.sd, low=found.low,
@@ -151,7 +151,7 @@ def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, remarks: list
     _correct(primary, "tost_p", "tost_p_holm")
 
 
-def _correct(comparisons: Sequence[Comparison], plain: str, corrected: str) -> None:
+def _correct(comparisons: Sequence[PairedComparison], plain: str, corrected: str) -> None:
     """Set the corrected p value of each comparison that has a plain one."""
     tested = [comparison for comparison in comparisons if getattr(comparison, plain) is not None]
     p_values = holm([getattr(comparison, plain) for comparison in tested])
@@ -159,7 +159,7 @@ def _correct(comparisons: Sequence[Comparison], plain: str, corrected: str) -> N
         setattr(comparison, corrected, p)
 
 
-def _matches(one: Comparison, wanted: Mapping[str, Any], dose: str) -> bool:
+def _matches(one: PairedComparison, wanted: Mapping[str, Any], dose: str) -> bool:
     """Whether a comparison is one that a selector names: by metric, dose, contrast, level, and factor levels."""
     known = {**one.factors, "metric": one.metric, "contrast": one.contrast, "level": one.level, dose: one.dose}
     if (one.kind == "contrast") != ("contrast" in wanted):
@@ -175,7 +175,7 @@ def _same(value: Any) -> str:
     return str(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _needs(one: Comparison, config: AnalysisConfig) -> None:
+def _needs(one: PairedComparison, config: AnalysisConfig) -> None:
     """Fill in power, and how many seeds would settle the question or give the wished precision."""
     assert one.sd is not None
     n = len(one.seeds)
@@ -211,19 +211,19 @@ def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
     return means
 
 
-def _readings(rows: Sequence[StudyRow], config: AnalysisConfig) -> list[DoseReading]:
-    """Return every dose in all readings that the literature uses."""
-    modes = {str(row.factors.get("mode", "append")) for row in rows}
-    doses = sorted({split(row.factors, config.dose)[1] for row in rows})
+def _rates(runs: Sequence[StudyRun], config: AnalysisConfig) -> list[DuplicationRate]:
+    """Return every dose in all ways that the literature uses."""
+    modes = {str(run.factors.get("mode", "append")) for run in runs}
+    doses = sorted({split(run.factors, config.dose)[1] for run in runs})
     published = dose_factors()
     if config.dose in published:
         return list(published[config.dose].rates(doses))
     if config.dose != "dose":
         return []
-    return [reading(dose, mode) for mode in sorted(modes) for dose in doses if 0 <= dose < 1]
+    return [duplication_rate(dose, mode) for mode in sorted(modes) for dose in doses if 0 <= dose < 1]
 
 
-def reading(dose: float, mode: str = "append") -> DoseReading:
+def duplication_rate(dose: float, mode: str = "append") -> DuplicationRate:
     """Return a dose (share of training entries that are copies) in the other ways of stating it.
 
     `append` adds copies to all originals; `replace` keeps the size, so that other originals leave.
@@ -241,7 +241,7 @@ def reading(dose: float, mode: str = "append") -> DoseReading:
         )
     else:
         text = f"{100 * dose:.4g}% of the entries are copies: as many other originals left, {unique:.4g}% of them are still seen"
-    return DoseReading(
+    return DuplicationRate(
         dose=dose, mode=mode, share_of_copies=dose, copies_percent_of_originals=copies, entries_per_original=entries,
         unique_percent_of_originals=unique, text=text,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from robustdup.rng import SampleRng
 from robustdup.training.validation import ValidationSet, correct_per_sample
 from robustdup_study.grid import Grid, build_grid
 from robustdup_study.recipe import StudyConfig
-from robustdup_study.records import CellOrder, CellResult, Measured
+from robustdup_study.records import CellOrder, CellResult, Measurement
 
 TRAIN = "train"
 BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
@@ -37,7 +37,7 @@ MEMORY = DatasetCache()  # so that the cells of a worker decode an image once
 MOST_NEAR = 8  # sets of training images of which it is remembered which test images are near them
 
 Metrics = dict[str, float | None]
-Points = dict[str, list[int]]
+Samples = dict[str, list[int]]
 
 
 def run_cell(order: CellOrder) -> CellResult:
@@ -59,18 +59,18 @@ def _run_cell(order: CellOrder) -> CellResult:
     if record.status != "complete":
         raise RunError(f"Training stopped: {record.reason}")
     metrics = of_training(record) | of_checkpoints(record, folder)
-    mine, points = of_model(config, folder, registry, order.measure)
-    metrics = mine | metrics  # what the referee said wins,
+    measured, samples = of_model(config, folder, registry, order.measure)
+    metrics = measured | metrics  # what the referee said wins,
     if order.measure.get("clean_on"):  # unless more images were asked for
-        metrics["clean_accuracy"] = mine["clean_accuracy"]
+        metrics["clean_accuracy"] = measured["clean_accuracy"]
     if metrics.get("train_accuracy") is not None and metrics.get("clean_accuracy") is not None:
         metrics["memorisation_gap"] = (metrics["train_accuracy"] or 0.0) - (metrics["clean_accuracy"] or 0.0)
     if not order.keep_weights:
         _drop_heavy(folder)
     return CellResult(
-        key=order.key, created=now(), status="complete", measured=[Measured(metrics=metrics)], config=order.settings,
-        readings={} if record.duplication is None else record.duplication.rates,
-        points=points, run=record.model_dump(mode="json", exclude={"curve", "validation"}),
+        key=order.key, created=now(), status="complete", measurements=[Measurement(metrics=metrics)], config=order.settings,
+        duplication={} if record.duplication is None else record.duplication.rates,
+        samples=samples, training=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
 def of_model(
     config: TrainConfig, folder: Path, registry: Registry, measure: Mapping[str, Any]
-) -> tuple[Metrics, Points]:  # fmt: skip
+) -> tuple[Metrics, Samples]:  # fmt: skip
     """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
@@ -131,7 +131,7 @@ def of_model(
     right = logits.argmax(dim=1) == labels
     metrics["clean_accuracy"] = float(right.double().mean())
     data = prepare_data(config, registry, device)
-    trained, points = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
+    trained, samples = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     metrics |= trained
     if measure.get("near_test"):
         metrics["clean_accuracy_without_near"] = without_near(right, images, data, registry)
@@ -140,7 +140,7 @@ def of_model(
         shifted = load_images(other, config.data_options(split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
         metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
-    return metrics, points
+    return metrics, samples
 
 
 def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -159,7 +159,7 @@ def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def of_training_images(
     config: TrainConfig, model: nn.Module, data: TrainingData, registry: Registry, most: int, device: torch.device
-) -> tuple[Metrics, Points]:
+) -> tuple[Metrics, Samples]:
     """Return clean and robust accuracy on training images that were duplicated and on those that were not, `most` of each.
 
     Which images are looked at follows from their row alone, so that over seeds the same image is met on both sides; the
@@ -190,8 +190,8 @@ def of_training_images(
     duplicated, single = found.get("duplicated_accuracy"), found.get("single_accuracy")
     if duplicated is not None and single is not None:
         found["duplicated_minus_single"] = duplicated - single
-    told = {"row": points.index, "copies": counts[looked_at] - 1, "right": right.long(), "held": held.long()}
-    return found, {name: values.tolist() for name, values in told.items()}
+    answers = {"index": points.index, "copies": counts[looked_at] - 1, "correct": right.long(), "robust": held.long()}
+    return found, {name: values.tolist() for name, values in answers.items()}
 
 
 def without_near(right: Tensor, images: Tensor, data: TrainingData, registry: Registry) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,13 +46,13 @@ def run_command(
 ) -> int:
     """Run the cells that are missing, then analyse: stopped or killed, the same command goes on."""
     config = _recipe(words, out=out, workers=workers, runner=runner)
-    from robustdup_study.grid import MANY, count_lines
+    from robustdup_study.grid import MANY, count_runs
     from robustdup_study.plan import prepare, save_plan
     from robustdup_study.report import LiveStudy
     from robustdup_study.run import choose_where, run_cells, study_folder
 
-    if not yes and count_lines(config) > MANY and sys.stdin.isatty():
-        yes = typer.confirm(f"This recipe has {count_lines(config):,} cells. Go on?")
+    if not yes and count_runs(config) > MANY and sys.stdin.isatty():
+        yes = typer.confirm(f"This recipe has {count_runs(config):,} cells. Go on?")
         if not yes:
             print("Nothing was run.", file=sys.stderr)
             return 1
@@ -88,26 +89,26 @@ def report_command(words: list[str] = WORDS, out: str | None = OUT, json: bool =
 def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
     """Say which cells are done, failed and missing."""
     config = _recipe(words, out=out)
-    from robustdup_study.plan import saved_lines
+    from robustdup_study.plan import saved_runs
     from robustdup_study.run import results
 
-    keys = list(dict.fromkeys(line.key for line in saved_lines(config)))
-    found = results(config.folder, keys)
-    count = Counter(result.status for result in found.values())
-    missing = len(keys) - len(found)
+    keys = list(dict.fromkeys(run.key for run in saved_runs(config)))
+    cells = results(config.folder, keys)
+    count = Counter(result.status for result in cells.values())
+    missing = len(keys) - len(cells)
     if json:
         import json as encoder
 
         content = {
             "name": config.name, "cells": len(keys), "complete": count["complete"], "failed": count["failed"],
-            "missing": missing, "errors": {key: r.error for key, r in found.items() if r.status == "failed"},
+            "missing": missing, "errors": {key: r.error for key, r in cells.items() if r.status == "failed"},
         }  # fmt: skip
         print(encoder.dumps(content, indent=2))
         return 0
     print(
         f"{config.name}: {count['complete']} of {len(keys)} cells complete, {count['failed']} failed, {missing} missing"
     )
-    for key, result in found.items():
+    for key, result in cells.items():
         if result.status == "failed":
             print(f"  {key} failed: {result.error}")
     return 0
@@ -120,17 +121,22 @@ def _recipe(words: list[str], **values: object) -> StudyConfig:
     file, overrides = split_words(words or [])
     if file is None:
         raise UserError("Name a recipe, for instance configs/study/quickstart.yaml.")
-    return load_recipe(file, overrides, {key: value for key, value in values.items() if value is not None})
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", FutureWarning)
+        config = load_recipe(file, overrides, {key: value for key, value in values.items() if value is not None})
+    for note in notes:
+        print(f"Note: {note.message}", file=sys.stderr)
+    return config
 
 
 def _record(config: StudyConfig, words: list[str]) -> StudyRecord:
     """Make the record of the cells that are there, and write record, table and report into the study's folder."""
-    from robustdup_study.plan import saved_lines
+    from robustdup_study.plan import saved_runs
     from robustdup_study.record import make_record, versions
     from robustdup_study.report import markdown
 
     command = shlex.join(["robustdup", "study", "run", *words])
-    record = make_record(config, saved_lines(config), command=command, versions=versions())
+    record = make_record(config, saved_runs(config), command=command, versions=versions())
     save_study_record(record, config.folder)
     write_atomic(config.folder / REPORT_FILE, (markdown(record) + "\n").encode())
     return record

@@ -11,7 +11,7 @@ from robustdup.report.format import missing, number
 from robustdup.report.plot_style import BROKEN, COLOURS, GREY, MARKERS, ROBUST, Width, percent_axis, shortened
 from robustdup.report.runs import PluggedRun
 from robustdup_study.page import Place, dose_name, is_share, metrics_of, place_of, told, words
-from robustdup_study.records import Comparison, StudyRecord
+from robustdup_study.records import PairedComparison, StudyRecord
 from robustdup_study.report import varying
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def doses(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
 
 
-def _compared(run: PluggedRun) -> list[tuple[str, list[Comparison]]]:
+def _compared(run: PluggedRun) -> list[tuple[str, list[PairedComparison]]]:
     """The paired effects of copies by metric: those that a figure can show."""
     found = []
     for metric in metrics_of(run.record)[:PANELS]:

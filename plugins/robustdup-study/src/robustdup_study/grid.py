@@ -1,7 +1,7 @@
 """The cells of a study: the product of the factors minus exclusions, each under the hash of all that it computes.
 
-Lines of the table name factors and seed; cells are what has to be run. Several lines may share a cell: without copies, all
-schemes, modes and arms are one training.
+Runs name factors and seed; cells are what has to be trained and evaluated. Several runs may share a cell: without copies,
+all schemes, modes and control conditions are one training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from robustdup.config import BUDGETS, DuplicationOptions, TrainConfig, parse_cal
 from robustdup.errors import UserError, nearest, unknown
 from robustdup.plugins import Registry
 from robustdup.plugins.options import keywords
-from robustdup_study.arms import ARMS, apply_arm
+from robustdup_study.conditions import CONDITIONS, apply_condition
 from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import Level, StudyConfig, label, settings
 
@@ -26,7 +26,7 @@ SEMANTICS = 1  # rises when the same configuration comes to mean another computa
 MANY = 10_000  # cells that a person has probably not meant
 
 PLAN_FACTORS = ("scheme", "dose", "mode", "near")
-SPECIAL = (*PLAN_FACTORS, "budget", "arm")
+SPECIAL = (*PLAN_FACTORS, "budget", "condition")
 # What does not change what is computed, or is told by the fingerprint of the data.
 _ELSEWHERE = {
     "out", "plugin", "device", "loader_workers", "track", "checkpoint_every", "threads", "in_memory", "allow_pickle",
@@ -47,8 +47,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the table: the factors' levels by name, the seed, and the cell that holds the result."""
+class PlannedRun:
+    """A run: the factors' levels by name, the seed, and the cell that holds the result."""
 
     factors: dict[str, Any]
     seed: int
@@ -57,20 +57,20 @@ class Line:
 
 @dataclass
 class Grid:
-    """The lines of a study and its cells by key, in the order in which they are run: seed by seed."""
+    """The runs of a study and its cells by key, in the order in which they are run: seed by seed."""
 
-    lines: list[Line] = field(default_factory=list)
+    runs: list[PlannedRun] = field(default_factory=list)
     cells: dict[str, Cell] = field(default_factory=dict)
 
 
-def count_lines(config: StudyConfig) -> int:
-    """Return how many lines the product has, before exclusions: without making it."""
+def count_runs(config: StudyConfig) -> int:
+    """Return how many runs the product has, before exclusions: without making it."""
     return math.prod(len(levels) for levels in config.factors.values()) * len(config.seed_list)
 
 
 def check_size(config: StudyConfig, *, yes: bool, most: int = MANY) -> None:
     """Raise UserError for a grid of more than `most` cells, unless that was said to be meant."""
-    count = count_lines(config)
+    count = count_runs(config)
     if count > most and not yes:
         product = " × ".join(f"{len(levels)} {name}" for name, levels in config.factors.items())
         raise UserError(
@@ -98,7 +98,7 @@ def build_grid(
     config: StudyConfig, registry: Registry, fingerprint: Fingerprint,
     check: Callable[[TrainConfig], object] = lambda _: None,
 ) -> Grid:  # fmt: skip
-    """Return the lines and cells of a recipe for robustdup's own training.
+    """Return the runs and cells of a recipe for robustdup's own training.
 
     `fingerprint(settings)` tells the data of a cell apart from other data; `check(config)` refuses what cannot be trained,
     before anything runs. Raises UserError that names the combination.
@@ -120,14 +120,14 @@ def build_grid(
             canonical = canonical_form(train, prints[place], registry) | {"measure": config.measure}
             key = hash_of(canonical)
             grid.cells.setdefault(key, Cell(key, train, canonical))
-            grid.lines.append(Line(factors, seed, key))
-    if not grid.lines:
+            grid.runs.append(PlannedRun(factors, seed, key))
+    if not grid.runs:
         raise UserError("No cell is left: the exclusions name every combination of the factors.")
     return grid
 
 
 def check_factors(config: StudyConfig, registry: Registry) -> None:
-    """Refuse factors that nothing takes, arms and objectives that there are not, with the nearest right spelling."""
+    """Refuse factors that nothing takes, control conditions and settings that there are not, with the nearest right spelling."""
     special = (*SPECIAL, *dose_factors())
     fields = set(TrainConfig.model_fields) - {"duplicate", "seed"}
     plan = {f"duplicate.{name}" for name in DuplicationOptions.model_fields}
@@ -148,9 +148,9 @@ def check_factors(config: StudyConfig, registry: Registry) -> None:
             + (f" Did you mean {near!r}?" if near else "")
             + f" Factors: {', '.join(special)}, objective, model, data, and any setting of robustdup train."
         )
-    for level in config.factors.get("arm", []):
-        if label(level) not in ARMS:
-            raise unknown("arm", str(label(level)), ARMS)
+    for level in config.factors.get("condition", []):
+        if label(level) not in CONDITIONS:
+            raise unknown("control condition", str(label(level)), CONDITIONS)
     for key in config.base:
         if key not in TrainConfig.model_fields:
             raise unknown("key in base:", key, TrainConfig.model_fields)
@@ -159,11 +159,11 @@ def check_factors(config: StudyConfig, registry: Registry) -> None:
 
 
 def _content(config: StudyConfig, combination: Mapping[str, Level]) -> dict[str, Any] | None:
-    """Return the settings of a combination without its seed; None where the arm says nothing of its own there."""
+    """Return the settings of a combination without its seed; None where the control condition says nothing of its own there."""
     content: dict[str, Any] = {**config.base}
     plan: dict[str, Any] = dict(content.pop("duplicate", {}))
     for name, level in combination.items():
-        if name not in ("arm", "budget"):
+        if name not in ("condition", "budget"):
             _set(name, level, content, plan)
     dose = _dose(combination, plan)
     bare = dose == 0
@@ -179,8 +179,8 @@ def _content(config: StudyConfig, combination: Mapping[str, Level]) -> dict[str,
         content.pop("share_augmentation", None)
         return content
     content["duplicate"] = plan
-    if "arm" in combination:
-        turned = apply_arm(str(label(combination["arm"])), content, dose or 0.0)
+    if "condition" in combination:
+        turned = apply_condition(str(label(combination["condition"])), content, dose or 0.0)
         return None if turned is None else {key: value for key, value in turned.items() if key != "duplicate" or value}
     return content
 
@@ -228,8 +228,10 @@ def _dose(combination: Mapping[str, Level], plan: dict[str, Any]) -> float | Non
     dose = plan.get("dose")
     if isinstance(dose, bool) or not isinstance(dose, int | float | None):
         raise UserError(f"dose is a share from 0 to below 1, got {dose!r}.")
-    if dose is None and "arm" in combination and label(combination["arm"]) == "more-epochs":
-        raise UserError("The arm 'more-epochs' needs the factor dose, to know how many epochs the copies cost.")
+    if dose is None and "condition" in combination and label(combination["condition"]) == "more-epochs":
+        raise UserError(
+            "The control condition 'more-epochs' needs the factor dose, to know how many epochs the copies cost."
+        )
     return None if dose is None else float(dose)
 
 

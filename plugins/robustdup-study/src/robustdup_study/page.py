@@ -12,7 +12,7 @@ from robustdup.report.charts import Axis, Chart, Point, Series, linear, shape, s
 from robustdup.report.format import NONE, duration, fixed, missing, number, percent, plural, signed, whole
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
 from robustdup.report.runs import PluggedRun, UnfinishedRun, read_plain
-from robustdup_study.records import GRID_FILE, Comparison, DoseMean, PublishedFigure, StudyRecord, StudyRow
+from robustdup_study.records import GRID_FILE, DoseMean, PairedComparison, PublishedFigure, StudyRecord, StudyRun
 from robustdup_study.report import SHARES, varying
 
 LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
@@ -30,7 +30,7 @@ def unfinished(folder: Path) -> UnfinishedRun | None:
     if not (folder / GRID_FILE).is_file():
         return None
     content = read_plain(folder / GRID_FILE)
-    recipe, lines = content.get("recipe"), content.get("lines")
+    recipe, lines = content.get("recipe"), (content.get("runs") or content.get("lines"))
     keys = {str(line.get("key")) for line in lines if isinstance(line, dict)} if isinstance(lines, list) else set()
     found = {path.parent.name: read_plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
     counts = [sum(found.get(key) == status for key in keys) for status in ("complete", "failed")]
@@ -105,12 +105,12 @@ def _conclusions(record: StudyRecord) -> Section | None:
 
 
 def _crossovers(record: StudyRecord) -> Section | None:
-    if not record.crossovers:
+    if not record.image_differences:
         return None
     lead = "Answers to an image in the seeds that duplicated it, against those that did not; image and seed are held fixed."
-    sentences = [one.sentence for one in record.crossovers]
+    sentences = [one.sentence for one in record.image_differences]
     return Section(
-        "crossovers", "The same images with and without copies", "sections/sentences.html.j2", lead, sentences
+        "image_differences", "The same images with and without copies", "sections/sentences.html.j2", lead, sentences
     )
 
 
@@ -151,7 +151,7 @@ def place_of(factors: Mapping[str, Any], names: Sequence[str]) -> Place:
 def grid_names(record: StudyRecord) -> list[str]:
     """Return the factors that tell the rows of the grid from each other."""
     levels: dict[str, set[str]] = {}
-    for row in record.rows:
+    for row in record.runs:
         for name, value in row.factors.items():
             levels.setdefault(name, set()).add(str(value))
     return [name for name, found in levels.items() if len(found) > 1]
@@ -162,7 +162,7 @@ def grid_links(record: StudyRecord) -> dict[tuple[Place, float], str]:
     dose, names = dose_name(record), varying(record)
     rows: dict[Place, str] = {}
     found: dict[tuple[Place, float], str] = {}
-    for row in record.rows:
+    for row in record.runs:
         link = rows.setdefault(place_of(row.factors, grid_names(record)), f"#place-{len(rows)}")
         if _is_number(row.factors.get(dose)):
             found.setdefault((place_of(row.factors, names), float(row.factors[dose])), link)
@@ -252,7 +252,7 @@ def _dose_chart(
     reach = (doses[-1] - doses[0]) or 1.0
     series, rows = [], []
     numbered = [
-        (at, row) for at, row in enumerate(record.rows) if not missing(row.metrics.get(metric)) and dose in row.factors
+        (at, row) for at, row in enumerate(record.runs) if not missing(row.metrics.get(metric)) and dose in row.factors
     ]
     for place in places:
         label = told(place[1:] if title else place)
@@ -396,7 +396,7 @@ def _effects(record: StudyRecord) -> list[Section]:
     return sections
 
 
-def _forest(record: StudyRecord, metric: str, found: Sequence[Comparison]) -> dict[str, Any]:
+def _forest(record: StudyRecord, metric: str, found: Sequence[PairedComparison]) -> dict[str, Any]:
     ends = [
         abs(v)
         for one in found
@@ -444,7 +444,7 @@ def _anova(record: StudyRecord) -> Section | None:
 
 
 def _readings(record: StudyRecord) -> Section | None:
-    if not record.readings:
+    if not record.duplication_rates:
         return None
     rows = [
         [
@@ -454,7 +454,7 @@ def _readings(record: StudyRecord) -> Section | None:
             Cell(number(one.entries_per_original), one.entries_per_original),
             Cell(number(one.unique_percent_of_originals), one.unique_percent_of_originals),
         ]
-        for one in record.readings
+        for one in record.duplication_rates
     ]  # fmt: skip
     headings = (
         "Dose",
@@ -472,9 +472,9 @@ def _readings(record: StudyRecord) -> Section | None:
 def _cells(record: StudyRecord) -> Section:
     """The grid, a square a cell, and the table in which each can be looked up."""
     names = grid_names(record)
-    seeds = sorted({row.seed for row in record.rows})
-    grid: dict[Place, dict[int, tuple[int, StudyRow]]] = {}
-    for at, row in enumerate(record.rows):
+    seeds = sorted({row.seed for row in record.runs})
+    grid: dict[Place, dict[int, tuple[int, StudyRun]]] = {}
+    for at, row in enumerate(record.runs):
         grid.setdefault(place_of(row.factors, names), {})[row.seed] = (at, row)
     content = {
         "names": [words(name) for name in names],
@@ -482,7 +482,7 @@ def _cells(record: StudyRecord) -> Section:
         "grid": [
             ([value for _, value in place], [by_seed.get(seed) for seed in seeds]) for place, by_seed in grid.items()
         ],
-        "rows": list(enumerate(record.rows)),
+        "rows": list(enumerate(record.runs)),
         "factors": [words(name) for name in names],
         "factor_keys": names,
         "metrics": [(words(metric), metric) for metric in metrics_of(record)],

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from robustdup.errors import UserError
 from robustdup.plugins.options import resolved
 from robustdup.records import now, write_atomic
-from robustdup_study.grid import Grid, Line, check_size
-from robustdup_study.publications import protocols
+from robustdup_study.grid import Grid, PlannedRun, check_size
+from robustdup_study.publications import TRAIN, protocols
 from robustdup_study.recipe import ELSEWHERE, StudyConfig
 from robustdup_study.records import GRID_FILE, CellOrder
 from robustdup_study.run import RunCell, cell_folder, results
+from robustdup_study.vocabulary import CONDITION, has_arms, with_conditions
 
 ANALYSIS_FILE = "analysis.json"
 
@@ -55,10 +55,10 @@ def recipe_of(config: StudyConfig) -> dict[str, Any]:
 
 def save_plan(config: StudyConfig, grid: Grid) -> None:
     """Keep the grid, so that status and report need no data; and the analysis, with the date on which it was fixed."""
-    lines = [{"factors": line.factors, "seed": line.seed, "key": line.key} for line in grid.lines]
+    runs = [{"factors": run.factors, "seed": run.seed, "key": run.key} for run in grid.runs]
     folder = config.folder
-    write_atomic(folder / GRID_FILE, _json({"recipe": recipe_of(config), "lines": lines}))
-    history = analysis_history(folder)
+    write_atomic(folder / GRID_FILE, _json({"recipe": recipe_of(config), "runs": runs}))
+    history = analysis_history(config)
     analysis = config.analysis.model_dump(mode="json")
     if not history or history[-1]["analysis"] != analysis:
         finished = len(results(folder, list(grid.cells)))
@@ -66,27 +66,31 @@ def save_plan(config: StudyConfig, grid: Grid) -> None:
         write_atomic(folder / ANALYSIS_FILE, _json(history))
 
 
-def saved_lines(config: StudyConfig) -> list[Line]:
-    """Return the lines of the grid that was last run. Raises UserError where nothing was, or another recipe."""
+def saved_runs(config: StudyConfig) -> list[PlannedRun]:
+    """Return the runs of the grid that was last run. Raises UserError where nothing was, or another recipe."""
     path = config.folder / GRID_FILE
     if not path.is_file():
         raise UserError(f"There is no study in {str(config.folder)!r} yet: robustdup study run first.")
     content = json.loads(path.read_text(encoding="utf-8"))
-    mine, theirs = recipe_of(config), content["recipe"]
+    if has_arms(content["recipe"]):
+        content = with_conditions(content)
+    wanted, saved = recipe_of(config), content["recipe"]
     free = ("analysis", "published", "checkpoint")  # may change without changing the cells
-    different = [key for key in mine if key not in free and mine[key] != theirs.get(key)]
+    different = [key for key in wanted if key not in free and wanted[key] != saved.get(key)]
     if different:
         raise UserError(
             f"{different[0]!r} in the recipe is not what was run in {str(config.folder)!r}. "
             "Run the study again with it (cells that are there are not run twice), or name another --out."
         )
-    return [Line(line["factors"], line["seed"], line["key"]) for line in content["lines"]]
+    runs = content["runs"] if "runs" in content else content["lines"]  # their name before
+    return [PlannedRun(run["factors"], run["seed"], run["key"]) for run in runs]
 
 
-def analysis_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the analyses that were ever fixed for a folder, the first one first."""
-    path = folder / ANALYSIS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+def analysis_history(config: StudyConfig) -> list[dict[str, Any]]:
+    """Return the analyses that were ever fixed for a study's folder, the first one first."""
+    path = config.folder / ANALYSIS_FILE
+    history = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return with_conditions(history) if config.protocol == TRAIN and CONDITION in config.factors else history
 
 
 def _json(content: Any) -> bytes:

@@ -17,7 +17,7 @@ from robustdup.plugins.options import Deferred
 if TYPE_CHECKING:
     from robustdup_study.grid import Grid
     from robustdup_study.recipe import StudyConfig
-    from robustdup_study.records import CellOrder, CellResult, Claim, DoseReading, PublishedFigure, StudyRecord
+    from robustdup_study.records import CellOrder, CellResult, Claim, DuplicationRate, PublishedFigure, StudyRecord
 
 GROUP = "robustdup_study.publications"
 TRAIN = "train"
@@ -57,7 +57,7 @@ class DoseFactor:
     """
 
     plan: Callable[[Any, Mapping[str, Any]], tuple[dict[str, Any], float]] | Deferred
-    rates: Callable[[Iterable[float]], list[DoseReading]] | Deferred
+    rates: Callable[[Iterable[float]], list[DuplicationRate]] | Deferred
 
 
 @dataclass(frozen=True)

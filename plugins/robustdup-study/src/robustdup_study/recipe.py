@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from robustdup.config import Config, build
 from robustdup.errors import UserError, unknown
 from robustdup_study.publications import TRAIN, protocols
+from robustdup_study.vocabulary import has_arms, with_conditions
 
 Level = str | int | float | bool | dict[str, Any]
 
@@ -64,7 +66,7 @@ class StudyConfig(Config):
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of `robustdup train` for every cell.")
     factors: dict[str, list[Level]] = Field(
         default_factory=dict,
-        description="Factors and their levels: objective, scheme, dose, mode, near, budget, arm, model, data, or any "
+        description="Factors and their levels: objective, scheme, dose, mode, near, budget, condition, model, data, or any "
         "setting of `robustdup train`. A level may be a mapping with a name: {name: …, setting: value}.",
     )
     budgets: dict[str, dict[str, Any]] = Field(
@@ -75,7 +77,7 @@ class StudyConfig(Config):
         description="Cells without copies are run under this budget only: for budgets that are equal at dose 0.",
     )
     exclude: list[dict[str, Any]] = Field(
-        default_factory=list, description="Combinations to leave out: {objective: standard, arm: as-weights}."
+        default_factory=list, description="Combinations to leave out: {objective: standard, condition: as-weights}."
     )
     seeds: int | list[int] = Field(5, description="Number of seeds, or the seeds themselves.")
     checkpoint: Literal["last", "best"] = Field("last", description="Checkpoint whose accuracies are the study's.")
@@ -96,10 +98,11 @@ class StudyConfig(Config):
     published: bool = Field(
         False, description="Set published figures beside (arXiv 2504.00638), and judge published claims."
     )
-    beside: list[str] = Field(
+    compare_with: list[str] = Field(
         default_factory=list,
         description="Folders of other studies of that paper (as published, repaired), whose figures are set beside too.",
     )
+    beside: list[str] = Field(default_factory=list, description="The old name of compare_with.", exclude=True)
     runner: str = Field("local", description="Where cells run: local, or ray (a cluster).")
     workers: int | None = Field(
         None, description="Cells at a time; one for each core, or each GPU, if not given.", ge=1
@@ -122,6 +125,21 @@ class StudyConfig(Config):
             raise ValueError("seeds must be different numbers from 0 on")
         return seeds
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_factor(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not has_arms(content):
+            return content
+        warnings.warn("The factor 'arm' is now called 'condition'.", FutureWarning, stacklevel=2)
+        return with_conditions(content)
+
+    @model_validator(mode="after")
+    def _old_name(self) -> StudyConfig:
+        if self.beside:
+            warnings.warn("The setting 'beside' is now called 'compare_with'.", FutureWarning, stacklevel=2)
+            self.compare_with, self.beside = [*self.compare_with, *self.beside], []
+        return self
+
     @property
     def seed_list(self) -> list[int]:
         """The seeds themselves."""
@@ -139,7 +157,7 @@ class StudyConfig(Config):
         return Path(self.out) if self.out else Path("studies") / self.name
 
 
-ELSEWHERE = ("runner", "workers", "device", "threads", "retries", "plugin", "out", "keep_weights", "beside")
+ELSEWHERE = ("runner", "workers", "device", "threads", "retries", "plugin", "out", "keep_weights", "compare_with")
 
 
 def load_recipe(file: str | Path | None, overrides: list[str], values: dict[str, Any] | None = None) -> StudyConfig:

@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
+from robustdup_study.vocabulary import has_arms, with_conditions
 
 GRID_FILE = "grid.json"  # the recipe and the cells of a study
 STUDY_SCHEMA: Literal["robustdup.study"] = "robustdup.study"
-STUDY_VERSION = 1
+STUDY_VERSION = 2
 CELL_SCHEMA: Literal["robustdup.cell"] = "robustdup.cell"
-CELL_VERSION = 1
+CELL_VERSION = 2
 
 CELL_FILE = "cell.json"
 TABLE_FILE = "cells.parquet"
@@ -25,14 +26,25 @@ CellStatus = Literal["complete", "failed", "missing"]
 Verdict = Literal["lower", "higher", "equivalent", "undecided", "one seed", "no variation"]
 
 
-class Measured(Part):
-    """What was measured once in a cell: metrics by name (shares in [0, 1], counts, seconds; null where undefined).
+class Measurement(Part):
+    """What was measured at one time in a cell: metrics by name (shares in [0, 1], counts, seconds; null where undefined).
 
     `factors` are those that the cell itself went through, where one cell measures several times.
     """
 
     factors: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float | None]
+
+
+# What names of version 1 became.
+CELL_NAMES_OF_1 = {"measured": "measurements", "readings": "duplication", "points": "samples", "run": "training"}
+SAMPLE_NAMES_OF_1 = {"row": "index", "right": "correct", "held": "robust"}
+STUDY_NAMES_OF_1 = {"rows": "runs", "readings": "duplication_rates", "crossovers": "image_differences"}
+
+
+def _renamed(content: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return what was read with the present names of its fields."""
+    return {names.get(key, key): value for key, value in content.items()}
 
 
 class CellOrder(Part):
@@ -51,10 +63,10 @@ class CellOrder(Part):
 
 
 class CellResult(Part):
-    """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `run` is the record of the training.
+    """What one cell leaves: `cell.json` in its folder. `error` says why it failed; `training` is the record of the training.
 
-    `points` are the training images that were looked at: `row` in the split, `copies` besides the original, `right` and
-    `held` (0 or 1) whether the answer was right, and still was under attack.
+    `samples` are the training images that were looked at: `index` in the split, `copies` besides the original, `correct` and
+    `robust` (0 or 1) whether the answer was right, and still was under attack. `duplication` says how much was duplicated.
     """
 
     schema_name: Literal["robustdup.cell"] = CELL_SCHEMA
@@ -63,19 +75,29 @@ class CellResult(Part):
     created: str
     status: Literal["complete", "failed"]
     error: str = ""
-    measured: list[Measured] = Field(default_factory=list)
+    measurements: list[Measurement] = Field(default_factory=list)
     seconds: float = 0.0
     host: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
-    readings: dict[str, Any] = Field(default_factory=dict)
-    points: dict[str, list[int]] = Field(default_factory=dict)
-    run: dict[str, Any] | None = None
+    duplication: dict[str, Any] = Field(default_factory=dict)
+    samples: dict[str, list[int]] = Field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        content = _renamed(content, CELL_NAMES_OF_1)
+        if isinstance(content.get("samples"), dict):
+            content["samples"] = _renamed(content["samples"], SAMPLE_NAMES_OF_1)
+        return content
 
 
-class StudyRow(Part):
-    """A line of the study's table: factors and seed, the cell that stands for them, and what it measured.
+class StudyRun(Part):
+    """A run of a study: factors and seed, the cell that stands for them, and what it measured.
 
-    Several lines may share a cell: at dose 0 all schemes are the same training.
+    Several runs may share a cell: at dose 0 all schemes are the same training.
     """
 
     factors: dict[str, Any]
@@ -87,8 +109,11 @@ class StudyRow(Part):
     folder: str | None = None
 
 
-class DoseReading(Part):
-    """One dose in the ways in which the literature states it; percentages are of the original training set."""
+class DuplicationRate(Part):
+    """One dose (share of training entries that are copies) in the ways in which the literature states it.
+
+    Percentages are of the original training set.
+    """
 
     dose: float
     mode: str
@@ -112,7 +137,7 @@ class DoseMean(Part):
     high: float | None
 
 
-class Comparison(Part):
+class PairedComparison(Part):
     """A paired difference over seeds, in the unit of its metric.
 
     `kind` "dose": the dose against no copies, all else equal; "contrast": how much that effect differs between two levels
@@ -170,7 +195,7 @@ class AnovaTerm(Part):
     seeds: list[int]
 
 
-class Crossover(Part):
+class ImageDifference(Part):
     """What copies do to an image that has them: its answers in seeds that duplicated it against those that did not.
 
     `measure` is accuracy or robust accuracy; `difference` with its interval over images is a share.
@@ -240,12 +265,12 @@ class StudyRecord(Part):
     n_complete: int
     n_failed: int
     n_missing: int
-    rows: list[StudyRow]
-    readings: list[DoseReading] = Field(default_factory=list)
+    runs: list[StudyRun]
+    duplication_rates: list[DuplicationRate] = Field(default_factory=list)
     means: list[DoseMean] = Field(default_factory=list)
-    comparisons: list[Comparison] = Field(default_factory=list)
+    comparisons: list[PairedComparison] = Field(default_factory=list)
     anova: list[AnovaTerm] = Field(default_factory=list)
-    crossovers: list[Crossover] = Field(default_factory=list)
+    image_differences: list[ImageDifference] = Field(default_factory=list)
     conclusions: list[str] = Field(default_factory=list)
     claims: list[Claim] = Field(default_factory=list)
     published: list[PublishedFigure] = Field(default_factory=list)
@@ -254,6 +279,16 @@ class StudyRecord(Part):
     analysis_changes: list[str] = Field(default_factory=list)
     seconds: float = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, content: Any) -> Any:
+        """Read version 1, in which a control condition was an arm."""
+        if not isinstance(content, dict) or not STUDY_NAMES_OF_1.keys() & content.keys():
+            return content
+        content = _renamed(content, STUDY_NAMES_OF_1)
+        recipe = content.get("recipe")
+        return with_conditions(content) if isinstance(recipe, dict) and has_arms(recipe) else content
 
 
 class StudyProgress(Part):
@@ -283,15 +318,15 @@ def save_study_record(record: StudyRecord, folder: Path) -> Path:
 
 
 def study_table(record: StudyRecord) -> pa.Table:
-    """Return the raw table: a row for each factors × seed, a column for each factor and each metric."""
-    factors = list(dict.fromkeys(name for row in record.rows for name in row.factors))
-    metrics = list(dict.fromkeys(name for row in record.rows for name in row.metrics))
-    columns: dict[str, pa.Array] = {name: _column([row.factors.get(name) for row in record.rows]) for name in factors}
-    columns["seed"] = pa.array([row.seed for row in record.rows], pa.int64())
-    columns["cell"] = pa.array([row.cell for row in record.rows], pa.string())
-    columns["status"] = pa.array([row.status for row in record.rows], pa.string())
+    """Return the raw table: a row for each run, a column for each factor and each metric."""
+    factors = list(dict.fromkeys(name for run in record.runs for name in run.factors))
+    metrics = list(dict.fromkeys(name for run in record.runs for name in run.metrics))
+    columns: dict[str, pa.Array] = {name: _column([run.factors.get(name) for run in record.runs]) for name in factors}
+    columns["seed"] = pa.array([run.seed for run in record.runs], pa.int64())
+    columns["cell"] = pa.array([run.cell for run in record.runs], pa.string())
+    columns["status"] = pa.array([run.status for run in record.runs], pa.string())
     for name in metrics:
-        columns[name] = pa.array([row.metrics.get(name) for row in record.rows], pa.float64())
+        columns[name] = pa.array([run.metrics.get(name) for run in record.runs], pa.float64())
     return pa.table(columns)
 
 

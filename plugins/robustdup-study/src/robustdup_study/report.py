@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from robustdup_study.records import Comparison, DoseMean, StudyProgress, StudyRecord
+from robustdup_study.records import DoseMean, PairedComparison, StudyProgress, StudyRecord
 
 SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
 VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}
@@ -100,11 +100,11 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
     contrasts = [one.sentence for one in told]
     if len(told) < len(others):
         contrasts.append(f"{len(others) - len(told)} more are undecided: see the report.")
-    sure = [one for one in record.crossovers if not brief or one.low > 0 or one.high < 0]
+    sure = [one for one in record.image_differences if not brief or one.low > 0 or one.high < 0]
     same_images = [one.sentence for one in sure]
-    if len(sure) < len(record.crossovers):
+    if len(sure) < len(record.image_differences):
         same_images.append(
-            f"{len(record.crossovers) - len(sure)} {'more ' * bool(sure)}show no difference beyond chance."
+            f"{len(record.image_differences) - len(sure)} {'more ' * bool(sure)}show no difference beyond chance."
         )
     anova = [
         f"{term.metric}: {term.term}, F({term.df:g}, {term.df_error:g}) = {term.f:.2f}, p = {term.p:.2g} "
@@ -116,7 +116,10 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
         ("Between levels (not corrected)", contrasts),
         ("The same training images with and without copies", same_images),
         ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims]),
-        ("Doses in all readings", [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.readings if one.dose]),
+        (
+            "Doses stated in all usual ways",
+            [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.duplication_rates if one.dose],
+        ),
         ("ANOVA of the paired effects, seeds as subjects", anova),
         ("Seeds", precision(record)),
         ("Remarks", [*record.remarks, *record.analysis_changes]),
@@ -198,7 +201,7 @@ def _mean(mean: DoseMean | None) -> str:
     return f"{100 * mean.mean:.2f}" if SHARES.search(mean.metric) else f"{mean.mean:.4g}"
 
 
-def _effect(effect: Comparison | None) -> str:
+def _effect(effect: PairedComparison | None) -> str:
     if effect is None:
         return ""
     scale, digits = (100, 2) if SHARES.search(effect.metric) else (1, 3)
@@ -291,7 +294,7 @@ def markdown(record: StudyRecord) -> str:
     for claim in record.claims:
         if claim.evidence:
             lines += [f"### {claim.claim}: {claim.verdict}", "", *(f"- {text}" for text in claim.evidence), ""]
-    failed = [row for row in record.rows if row.status == "failed"]
+    failed = [row for row in record.runs if row.status == "failed"]
     if failed:
         lines += ["## Failed cells", ""]
         lines += [f"- `{row.cell}` (seed {row.seed}, {_words(row.factors)}): {row.error}" for row in failed] + [""]

@@ -8,10 +8,10 @@ from typing import Any
 
 from robustdup_study.metrics import metric, unit_words, write
 from robustdup_study.planning import MOST_SEEDS
-from robustdup_study.records import Comparison, Verdict
+from robustdup_study.records import PairedComparison, Verdict
 
 
-def verdict(one: Comparison, alpha: float) -> tuple[Verdict, bool]:
+def verdict(one: PairedComparison, alpha: float) -> tuple[Verdict, bool]:
     """Return the verdict of a comparison, and whether a difference that was seen is also shown to be within the margin.
 
     Primary comparisons are judged by corrected p values, others by their own.
@@ -28,7 +28,7 @@ def verdict(one: Comparison, alpha: float) -> tuple[Verdict, bool]:
     return ("equivalent" if equivalent else "undecided"), False
 
 
-def where(one: Comparison, varying: Sequence[str]) -> str:
+def where(one: PairedComparison, varying: Sequence[str]) -> str:
     """Return " at dose 0.5 (pgd_at, uniform)": the dose, if any, and the levels of the factors that vary."""
     return place_of(one.factors, one.dose, varying)
 
@@ -39,7 +39,7 @@ def place_of(factors: Mapping[str, Any], dose: float, varying: Sequence[str]) ->
     return (f" at dose {dose:g}" if dose else "") + (f" ({', '.join(levels)})" if levels else "")
 
 
-def sentence(one: Comparison, varying: Sequence[str]) -> str:
+def sentence(one: PairedComparison, varying: Sequence[str]) -> str:
     """Say a comparison in one sentence, with its interval, its seeds and what it does not show."""
     body = _contrast(one) if one.kind == "contrast" else _dose(one)
     text = f"{body}{where(one, varying)}, {_seeds(one)}"
@@ -52,7 +52,7 @@ def sentence(one: Comparison, varying: Sequence[str]) -> str:
     return text[0].upper() + text[1:] + (f" ({'; '.join(notes)})" if notes else "") + "."
 
 
-def _dose(one: Comparison) -> str:
+def _dose(one: PairedComparison) -> str:
     name, difference = metric(one.metric).text, one.difference
     if one.verdict == "one seed":
         return f"{name} differed by {_signed(one)}, one seed and so no interval,"
@@ -69,7 +69,7 @@ def _dose(one: Comparison) -> str:
     return f"{name} {'fell' if difference < 0 else 'rose'} by {_number(one, abs(difference))} {_interval(one, difference < 0)}"
 
 
-def _contrast(one: Comparison) -> str:
+def _contrast(one: PairedComparison) -> str:
     name = metric(one.metric).text
     effect = f"the effect on {name} under {one.level}" if one.dose else f"{name} under {one.level}"
     against = f"than under {one.against}"
@@ -88,7 +88,7 @@ def _contrast(one: Comparison) -> str:
     return f"{effect} is {_number(one, abs(one.difference))} {_interval(one, low)} {'lower' if low else 'higher'} {against}"
 
 
-def _digits(one: Comparison) -> int | None:
+def _digits(one: PairedComparison) -> int | None:
     """Shares are written with a second digit where the interval or the margin needs one."""
     if metric(one.metric).unit != "share":
         return None
@@ -96,11 +96,11 @@ def _digits(one: Comparison) -> int | None:
     return 2 if half < 0.001 or (one.margin is not None and one.margin < 0.005) else 1
 
 
-def _number(one: Comparison, value: float) -> str:
+def _number(one: PairedComparison, value: float) -> str:
     return write(one.metric, value, digits=_digits(one)) + unit_words(one.metric)
 
 
-def _margin(one: Comparison) -> str:
+def _margin(one: PairedComparison) -> str:
     """The margin as the recipe has it: 1.0 points, 0.25 points."""
     margin = one.margin or 0.0
     digits = None
@@ -109,11 +109,11 @@ def _margin(one: Comparison) -> str:
     return write(one.metric, margin, digits=digits) + unit_words(one.metric)
 
 
-def _signed(one: Comparison) -> str:
+def _signed(one: PairedComparison) -> str:
     return write(one.metric, one.difference, digits=_digits(one), signed=True) + unit_words(one.metric)
 
 
-def _interval(one: Comparison, turned: bool = False) -> str:
+def _interval(one: PairedComparison, turned: bool = False) -> str:
     """The interval in brackets; turned around where the sentence speaks of a fall."""
     if one.low is None or one.high is None:
         return ""
@@ -121,7 +121,7 @@ def _interval(one: Comparison, turned: bool = False) -> str:
     return f"[{write(one.metric, low, digits=_digits(one))}, {write(one.metric, high, digits=_digits(one))}]"
 
 
-def _seeds(one: Comparison) -> str:
+def _seeds(one: PairedComparison) -> str:
     n = len(one.seeds)
     text = f"{n} paired seed{'s' if n > 1 else ''}"
     if one.missing_seeds:
@@ -129,7 +129,7 @@ def _seeds(one: Comparison) -> str:
     return text
 
 
-def _p(one: Comparison) -> str:
+def _p(one: PairedComparison) -> str:
     """The p value that the verdict rests on."""
     equal = one.verdict == "equivalent"
     plain, corrected = (one.tost_p, one.tost_p_holm) if equal else (one.p, one.p_holm)
@@ -141,7 +141,7 @@ def _p(one: Comparison) -> str:
     return f"{shown}, {'Holm' if one.primary else 'not corrected'}"
 
 
-def _needed(one: Comparison) -> str:
+def _needed(one: PairedComparison) -> str:
     if one.margin is None:
         return ""
     if one.seeds_needed is None:
@@ -149,7 +149,7 @@ def _needed(one: Comparison) -> str:
     return f"about {one.seeds_needed} seeds would settle it, if mean and spread stay"
 
 
-def conclusions(comparisons: Iterable[Comparison]) -> list[str]:
+def conclusions(comparisons: Iterable[PairedComparison]) -> list[str]:
     """Return the sentences of the primary comparisons."""
     return [one.sentence for one in comparisons if one.primary]
 

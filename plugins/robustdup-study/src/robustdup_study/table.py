@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 
 from robustdup.errors import UserError
-from robustdup_study.records import StudyRow
+from robustdup_study.records import StudyRun
 
 Stratum = tuple[tuple[str, Any], ...]  # the factors other than the dose, by name
 Values = dict[int, float]  # by seed
 
 
 class Table:
-    """The finished rows, by stratum, dose and metric: values by seed."""
+    """The finished runs, by stratum, dose and metric: values by seed."""
 
-    def __init__(self, rows: Iterable[StudyRow], dose: str) -> None:
+    def __init__(self, runs: Iterable[StudyRun], dose: str) -> None:
         self._values: dict[tuple[Stratum, float], dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
         self.seeds: dict[Stratum, set[int]] = defaultdict(set)
-        for row in rows:
-            stratum, at = split(row.factors, dose)
-            self.seeds[stratum].add(row.seed)
-            for name, value in row.metrics.items():
+        for run in runs:
+            stratum, at = split(run.factors, dose)
+            self.seeds[stratum].add(run.seed)
+            for name, value in run.metrics.items():
                 if value is not None and np.isfinite(value):
-                    self._values[stratum, at][name][row.seed] = value
+                    self._values[stratum, at][name][run.seed] = value
 
     def strata(self) -> list[Stratum]:
         """Return the strata in their order of appearance."""
@@ -59,10 +59,10 @@ def effect(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
     return {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
 
 
-def varying_factors(rows: Sequence[StudyRow], dose: str) -> list[str]:
+def varying_factors(runs: Sequence[StudyRun], dose: str) -> list[str]:
     """Return the factors other than the dose that have several levels."""
     levels: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        for name, value in row.factors.items():
+    for run in runs:
+        for name, value in run.factors.items():
             levels[name].add(str(value))
     return [name for name, found in levels.items() if name != dose and len(found) > 1]

@@ -13,12 +13,12 @@ from typing import Literal
 
 from robustdup.statistics import holm
 from robustdup_study.paper_2504_00638.published import FIGURES, Figure
-from robustdup_study.records import Claim, Comparison, DoseMean, PublishedFigure, StudyRecord
+from robustdup_study.records import Claim, DoseMean, PairedComparison, PublishedFigure, StudyRecord
 
 CLEAN = ("clean_accuracy", "test_clean_acc")
 ROBUST = ("robust_accuracy", "test_adv_acc")
 EVEN = ("uniform", "whole_set")
-WITHOUT_COPIES = ("prior-matched", "as-weights", "fewer-unique", "more-epochs")  # arms that stand beside duplication
+WITHOUT_COPIES = ("prior-matched", "as-weights", "fewer-unique", "more-epochs")  # control conditions
 Judged = Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
 
 
@@ -90,9 +90,9 @@ class Evidence:
     Control conditions without copies are no evidence of what copies do; that of class shares alone is told beside.
     """
 
-    doses: list[Comparison]
-    skewed: list[Comparison]
-    class_shares: list[Comparison]
+    doses: list[PairedComparison]
+    skewed: list[PairedComparison]
+    class_shares: list[PairedComparison]
 
     @classmethod
     def of(cls, record: StudyRecord) -> Evidence:
@@ -112,11 +112,11 @@ class Evidence:
         )
 
 
-def _has_copies(one: Comparison) -> bool:
-    return one.factors.get("arm") not in WITHOUT_COPIES
+def _has_copies(one: PairedComparison) -> bool:
+    return one.factors.get("condition") not in WITHOUT_COPIES
 
 
-def _budget(one: Comparison) -> str:
+def _budget(one: PairedComparison) -> str:
     return str(one.factors.get("budget", ""))
 
 
@@ -168,11 +168,11 @@ def _uneven(evidence: Evidence, suffix: str, alpha: float) -> Claim:
     return claim
 
 
-def judged(found: Sequence[Comparison], alpha: float) -> list[tuple[str, Comparison]]:
+def judged(found: Sequence[PairedComparison], alpha: float) -> list[tuple[str, PairedComparison]]:
     """Return each comparison with its verdict within a claim; a difference that is shown to be negligible is "equivalent"."""
     varied = [one for one in found if one.p is not None]
     corrected = dict(zip(map(id, varied), holm([one.p for one in varied if one.p is not None]), strict=True))
-    verdicts: list[tuple[str, Comparison]] = []
+    verdicts: list[tuple[str, PairedComparison]] = []
     for one in found:
         if one.p is None:
             verdicts.append((one.verdict, one))
@@ -185,14 +185,14 @@ def judged(found: Sequence[Comparison], alpha: float) -> list[tuple[str, Compari
     return verdicts
 
 
-def _is_adversarial(one: Comparison) -> bool:
+def _is_adversarial(one: PairedComparison) -> bool:
     """Whether the network was trained on adversarial images: by the objective, or by the arm of the published protocol."""
     if "adversarial" in map(str, one.factors.values()):
         return True
     return "objective" in one.factors and not str(one.factors["objective"]).startswith("standard")
 
 
-def _harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+def _harm(claim: str, found: Sequence[tuple[str, PairedComparison]]) -> Claim:
     """Judge a claim of harm on the whole: confirmed by a drop without a rise, refuted by a rise without a drop."""
     count = Counter(verdict for verdict, _ in found)
     if count["lower"] and not count["higher"]:
@@ -202,7 +202,7 @@ def _harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     return _claim(claim, _open(found), found)
 
 
-def _may_harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+def _may_harm(claim: str, found: Sequence[tuple[str, PairedComparison]]) -> Claim:
     """Judge a claim that harm occurs: confirmed by any drop, refuted where every dose is higher or shown to be equivalent."""
     count = Counter(verdict for verdict, _ in found)
     if count["lower"]:
@@ -212,12 +212,12 @@ def _may_harm(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     return _claim(claim, _open(found), found)
 
 
-def _any_harms(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+def _any_harms(claim: str, found: Sequence[tuple[str, PairedComparison]]) -> Claim:
     """Judge a claim that all of it harms: confirmed where each duplication lowers a metric, refuted by one that lowers none.
 
     A duplication lowers none where all its metrics are higher, or shown to be equivalent.
     """
-    kinds: dict[str, dict[str, list[Comparison]]] = {}  # the comparisons of each duplication, by verdict
+    kinds: dict[str, dict[str, list[PairedComparison]]] = {}  # the comparisons of each duplication, by verdict
     for verdict, one in found:
         kinds.setdefault(f"{sorted(one.factors.items())} {one.dose}", {}).setdefault(verdict, []).append(one)
     harmless = [kind for kind in kinds.values() if kind.keys() <= {"higher", "equivalent"}]
@@ -230,14 +230,14 @@ def _any_harms(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
     return _claim(claim, _open(found), found)
 
 
-def _open(found: Sequence[tuple[str, Comparison]]) -> Judged:
+def _open(found: Sequence[tuple[str, PairedComparison]]) -> Judged:
     """Return what is left to say where a claim is neither confirmed nor refuted."""
     if not found:
         return "not tested"
     return "equivalent" if all(verdict == "equivalent" for verdict, _ in found) else "undecided"
 
 
-def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
+def _no_gain(claim: str, found: Sequence[tuple[str, PairedComparison]]) -> Claim:
     """Judge a claim of no gain: refuted by any rise, confirmed where every dose is lower or shown to be equivalent."""
     count = Counter(verdict for verdict, _ in found)
     if count["higher"]:
@@ -250,8 +250,8 @@ def _no_gain(claim: str, found: Sequence[tuple[str, Comparison]]) -> Claim:
 def _claim(
     claim: str,
     verdict: Judged,
-    found: Sequence[tuple[str, Comparison]],
-    telling: Sequence[Comparison] = (),
+    found: Sequence[tuple[str, PairedComparison]],
+    telling: Sequence[PairedComparison] = (),
     why: str = "",
 ) -> Claim:
     """Word a verdict; `telling` are the comparisons that it rests on where they are not those that differ."""

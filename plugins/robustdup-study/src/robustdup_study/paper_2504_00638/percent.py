@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from robustdup.errors import UserError
-from robustdup_study.records import DoseReading
+from robustdup_study.records import DuplicationRate
 
 ARMS = ("standard", "adversarial")
 
@@ -35,17 +35,17 @@ def _share(copies: float) -> float:
     return copies / (1 + copies)
 
 
-def readings(percents: Iterable[float]) -> list[DoseReading]:
+def readings(percents: Iterable[float]) -> list[DuplicationRate]:
     """Return what percentages mean in each arm."""
     doses = list(percents)
     return [_reading(percent, arm) for arm in ARMS for percent in doses]
 
 
-def _reading(percent: float, arm: str) -> DoseReading:
+def _reading(percent: float, arm: str) -> DuplicationRate:
     added = percent // 10 if arm == "standard" else percent / 100
     share = _share(added)
     text = f"in the {arm} arm {_copies_added(arm, added)}: {100 * share:.4g}% of the entries are copies"
-    return DoseReading(
+    return DuplicationRate(
         dose=percent,
         mode=f"{arm} arm",
         share_of_copies=share,

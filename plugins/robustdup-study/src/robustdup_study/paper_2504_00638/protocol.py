@@ -29,9 +29,9 @@ from robustdup.device import choose_device
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins
 from robustdup.records import now
-from robustdup_study.grid import Cell, Grid, Line, combinations, hash_of
+from robustdup_study.grid import Cell, Grid, PlannedRun, combinations, hash_of
 from robustdup_study.recipe import StudyConfig, label, settings
-from robustdup_study.records import CellOrder, CellResult, Measured
+from robustdup_study.records import CellOrder, CellResult, Measurement
 
 SEMANTICS = 1
 BATCH = 128
@@ -94,7 +94,7 @@ def paper_grid(config: StudyConfig) -> Grid:
         canonical = {"protocol": "as-published", "semantics": SEMANTICS, "data": prints[place], "paper": plain}
         key = hash_of(canonical)
         grid.cells.setdefault(key, Cell(key, full, canonical))
-        grid.lines.append(Line(factors, seed, key))
+        grid.runs.append(PlannedRun(factors, seed, key))
     return grid
 
 
@@ -126,11 +126,11 @@ def run_cell(order: CellOrder) -> CellResult:
         measured = run_arm(config, choose_device(order.device))
     finally:
         torch.set_num_threads(before)
-    return CellResult(key=order.key, created=now(), status="complete", measured=measured, config=order.settings)
+    return CellResult(key=order.key, created=now(), status="complete", measurements=measured, config=order.settings)
 
 
-def run_arm(config: PaperConfig, device: torch.device) -> list[Measured]:
-    """Train at each dose and return what the notebooks measure, a `Measured` for each with its `percent`."""
+def run_arm(config: PaperConfig, device: torch.device) -> list[Measurement]:
+    """Train at each dose and return what the notebooks measure, a `Measurement` for each with its `percent`."""
     train, labels, classes = _load(config, config.split, config.n, device)
     test, test_labels, _ = _load(config, config.test_split, config.test_n, device)
     sets = Sets(train, labels, test, test_labels)
@@ -238,7 +238,7 @@ def _accuracy(
     return right / len(rows)
 
 
-def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measured]:
+def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measurement]:
     model = network("standard", sets.train.shape[1], (sets.train.shape[2], sets.train.shape[3]), classes).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)  # once: momentum stays
     for percent in config.percents:
@@ -256,10 +256,10 @@ def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.d
         if config.measure_training:
             metrics["train_clean_acc"] = _accuracy(model, sets.train, sets.labels, "augmented", entries)
             metrics["original_clean_acc"] = _accuracy(model, sets.train, sets.labels, "augmented")
-        yield Measured(factors={"percent": percent}, metrics=metrics)
+        yield Measurement(factors={"percent": percent}, metrics=metrics)
 
 
-def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measured]:
+def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measurement]:
     darkest = GREY if config.clamp == "published" else BLACK
     for percent in config.percents:
         size = (sets.train.shape[2], sets.train.shape[3])
@@ -279,4 +279,4 @@ def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torc
             metrics[f"{name}_clean_acc"] = _accuracy(model, pixels, labels, "plain", rows)
             metrics[f"{name}_adv_acc"] = _accuracy(model, pixels, labels, "attacked", rows, darkest)
         metrics["clamped_accuracy"] = _accuracy(model, sets.test, sets.test_labels, "clamped")
-        yield Measured(factors={"percent": percent}, metrics=metrics)
+        yield Measurement(factors={"percent": percent}, metrics=metrics)

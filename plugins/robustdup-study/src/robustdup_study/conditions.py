@@ -1,7 +1,7 @@
-"""Arms: switches that tell what duplication does from what comes along with it. Each turns the settings of a cell.
+"""Control conditions: they tell what duplication does from what comes along with it. Each turns the settings of a cell.
 
-An arm takes the settings of a cell with copies (`duplicate` filled in) and its dose, and returns those of the arm, or None
-where it says nothing that another cell does not say. Without copies, all arms are the same cell.
+A condition takes the settings of a cell with copies (`duplicate` filled in) and its dose, and returns its own, or None where
+it says nothing that another cell does not say. Without copies, all conditions are the same cell.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What an arm does to the settings of a cell, and what it is for."""
+class ControlCondition:
+    """What a condition does to the settings of a cell, and what it is for."""
 
     turn: Callable[[Settings, float], Settings | None]
     text: str
@@ -49,28 +49,31 @@ def _same_draw(settings: Settings, dose: float) -> Settings:
     return {**settings, "share_augmentation": True}
 
 
-ARMS = {
-    "copies": Arm(_copies, "duplicates as they are"),
-    "prior-matched": Arm(
+CONDITIONS = {
+    "copies": ControlCondition(_copies, "duplicates as they are"),
+    "prior-matched": ControlCondition(
         _control("class_prior"), "no copies, but the class shares of the duplicated set, made by leaving images out"
     ),
-    "as-weights": Arm(_as_weights, "no copies, but the loss weights that equal them in expectation"),
-    "fewer-unique": Arm(
+    "as-weights": ControlCondition(_as_weights, "no copies, but the loss weights that equal them in expectation"),
+    "fewer-unique": ControlCondition(
         _control("fewer_unique"), "no copies, only the images that are left where copies replace others at equal size"
     ),
-    "more-epochs": Arm(
+    "more-epochs": ControlCondition(
         _more_epochs, "no copies, but as many more epochs as the copies would cost (budgets in epochs, mode append)"
     ),
-    "same-draw": Arm(_same_draw, "all copies of an image share its augmentation draw"),
+    "same-draw": ControlCondition(_same_draw, "all copies of an image share its augmentation draw"),
 }
 
 
-def apply_arm(name: str, settings: Settings, dose: float) -> Settings | None:
-    """Return the settings of an arm; None where the arm does not differ from another cell. Raises UserError."""
-    if name not in ARMS:
+def apply_condition(name: str, settings: Settings, dose: float) -> Settings | None:
+    """Return the settings of a condition; None where it does not differ from another cell. Raises UserError."""
+    if name not in CONDITIONS:
         from robustdup.errors import unknown
 
-        raise unknown("arm", name, ARMS)
+        raise unknown("control condition", name, CONDITIONS)
     if name != "copies" and not settings.get("duplicate"):
-        raise UserError(f"The arm {name!r} stands in for copies, but there is neither a scheme nor a dose.")
-    return ARMS[name].turn(settings, dose)
+        raise UserError(
+            f"The control condition {name!r} stands in for copies, but there is neither a scheme nor a dose.",
+            code="bad-option",
+        )
+    return CONDITIONS[name].turn(settings, dose)

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from robustdup_study.metrics import write
-from robustdup_study.records import CellResult, Crossover, StudyRow
+from robustdup_study.records import CellResult, ImageDifference, StudyRun
 from robustdup_study.sentences import place_of
 
 SWEEPS = 100  # of taking out image and seed means by turns
-MEASURES = {"right": "accuracy", "held": "robust accuracy"}
+MEASURES = {"correct": "accuracy", "robust": "robust accuracy"}
 
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Effect:
+class ImageEffect:
     """By how much an answer changes where the image is duplicated, with its interval over images."""
 
     difference: float
@@ -30,33 +30,33 @@ class Effect:
     images: int
 
 
-def crossovers(
-    rows: Sequence[StudyRow], found: Mapping[str, CellResult], dose: str, varying: Sequence[str], level: float = 0.95
-) -> list[Crossover]:
+def image_differences(
+    runs: Sequence[StudyRun], results: Mapping[str, CellResult], dose: str, varying: Sequence[str], level: float = 0.95
+) -> list[ImageDifference]:
     """Return what copies do to the images that have them, for each combination of factors with copies.
 
     Image and seed are taken out, so that neither easy images nor good seeds count; images that were always duplicated, or
     never, say nothing.
     """
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[int, dict[str, list[int]]]]] = defaultdict(list)
-    for row in rows:
-        result = found.get(row.cell)
-        if row.factors.get(dose) and result is not None and result.points:
-            groups[tuple(row.factors.items())].append((row.seed, result.points))
+    for run in runs:
+        result = results.get(run.cell)
+        if run.factors.get(dose) and result is not None and result.samples:
+            groups[tuple(run.factors.items())].append((run.seed, result.samples))
     made = []
     for place, cells in groups.items():
-        image = np.concatenate([np.asarray(points["row"]) for _, points in cells])
-        seed = np.concatenate([np.full(len(points["row"]), number) for number, points in cells])
-        copied = np.concatenate([np.asarray(points["copies"]) > 0 for _, points in cells])
+        image = np.concatenate([np.asarray(samples["index"]) for _, samples in cells])
+        seed = np.concatenate([np.full(len(samples["index"]), number) for number, samples in cells])
+        copied = np.concatenate([np.asarray(samples["copies"]) > 0 for _, samples in cells])
         for key, text in MEASURES.items():
-            answers = np.concatenate([np.asarray(points[key], dtype=np.float64) for _, points in cells])
+            answers = np.concatenate([np.asarray(samples[key], dtype=np.float64) for _, samples in cells])
             one = effect(image, seed, copied, answers, level)
             if one is None:
                 continue
             factors = {name: value for name, value in place if name != dose}
             at = float(dict(place)[dose])
             made.append(
-                Crossover(
+                ImageDifference(
                     measure=text, factors=factors, dose=at, seeds=sorted({number for number, _ in cells}),
                     images=one.images, difference=one.difference, low=one.low, high=one.high,
                     sentence=_sentence(text, one, factors, at, varying, len(cells)),
@@ -67,7 +67,7 @@ def crossovers(
 
 def effect(
     image: npt.NDArray[Any], seed: npt.NDArray[Any], copied: npt.NDArray[np.bool_], answers: Values, level: float = 0.95
-) -> Effect | None:
+) -> ImageEffect | None:
     """Return the effect of `copied` on `answers` with image and seed held fixed; None where no image was met on both sides.
 
     All are (N,), one for each image and seed. Least squares with a constant for each image and each seed; the interval is
@@ -92,7 +92,7 @@ def effect(
     scores = np.bincount(image, weights=x * (y - difference * x))
     error = float(np.sqrt(scores @ scores * images / (images - 1))) / weight
     half = float(stats.t.ppf((1 + level) / 2, images - 1)) * error
-    return Effect(difference, difference - half, difference + half, images)
+    return ImageEffect(difference, difference - half, difference + half, images)
 
 
 def _without_means(values: Values, image: npt.NDArray[Any], seed: npt.NDArray[Any]) -> Values:
@@ -106,7 +106,7 @@ def _without_means(values: Values, image: npt.NDArray[Any], seed: npt.NDArray[An
 
 
 def _sentence(
-    text: str, one: Effect, factors: Mapping[str, Any], dose: float, varying: Sequence[str], seeds: int
+    text: str, one: ImageEffect, factors: Mapping[str, Any], dose: float, varying: Sequence[str], seeds: int
 ) -> str:
     place = f"{place_of(factors, dose, varying)}, {one.images} images in {seeds} seeds (interval over images)."
     if one.low == one.high == 0:

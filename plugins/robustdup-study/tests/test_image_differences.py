@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from robustdup_study.crossover import Effect, _sentence, crossovers, effect
-from robustdup_study.records import CellResult, StudyRow
+from robustdup_study.image_differences import ImageEffect, _sentence, effect, image_differences
+from robustdup_study.records import CellResult, StudyRun
 
 
 def answers(rng, images=120, seeds=4, tau=0.1, tilt=0.0):
@@ -49,13 +49,13 @@ def test_images_that_were_never_met_on_both_sides_say_nothing():
 @pytest.mark.parametrize(
     ("effect", "said"),
     [
-        (Effect(0.2, 0.1, 0.3, 9), "was 20.0 points [10.0, 30.0] higher where they were duplicated"),
-        (Effect(-0.2, -0.3, -0.1, 9), "was 20.0 points [10.0, 30.0] lower where they were duplicated"),
+        (ImageEffect(0.2, 0.1, 0.3, 9), "was 20.0 points [10.0, 30.0] higher where they were duplicated"),
+        (ImageEffect(-0.2, -0.3, -0.1, 9), "was 20.0 points [10.0, 30.0] lower where they were duplicated"),
         (
-            Effect(0.05, -0.05, 0.15, 9),
+            ImageEffect(0.05, -0.05, 0.15, 9),
             "is undecided: it differed by +5.0 points [−5.0, 15.0] where they were duplicated",
         ),
-        (Effect(0.0, 0.0, 0.0, 9), "was the same where they were duplicated"),
+        (ImageEffect(0.0, 0.0, 0.0, 9), "was the same where they were duplicated"),
     ],
 )
 def test_what_chance_may_do_is_called_undecided(effect, said):
@@ -72,14 +72,14 @@ def test_a_study_tells_it_for_each_dose_in_a_sentence():
         for dose in (0, 0.5):
             key = f"{dose}-{number}"
             rows.append(
-                StudyRow(factors={"objective": "standard", "dose": dose}, seed=number, cell=key, status="complete")
+                StudyRun(factors={"objective": "standard", "dose": dose}, seed=number, cell=key, status="complete")
             )
-            points = {
-                "row": image[mine].tolist(), "copies": (copied[mine] * (dose > 0)).astype(int).tolist(),
-                "right": right[mine].astype(int).tolist(), "held": [0] * int(mine.sum()),
+            samples = {
+                "index": image[mine].tolist(), "copies": (copied[mine] * (dose > 0)).astype(int).tolist(),
+                "correct": right[mine].astype(int).tolist(), "robust": [0] * int(mine.sum()),
             }  # fmt: skip
-            found[key] = CellResult(key=key, created="", status="complete", points=points)
-    one, held = crossovers(rows, found, "dose", ["objective"])
+            found[key] = CellResult(key=key, created="", status="complete", samples=samples)
+    one, held = image_differences(rows, found, "dose", ["objective"])
     assert (one.measure, one.dose, one.seeds) == ("accuracy", 0.5, [0, 1, 2, 3])
     assert one.low < 0.3 < one.high
     assert one.images == sum(len(set(copied[image == i])) == 2 for i in range(400))
