@@ -1,6 +1,15 @@
-"""Tests compute with one thread a process: the models are small, and pytest-xdist fills the cores."""
+"""Tests compute with one thread a process: the models are small, and pytest-xdist fills the cores.
 
+Lanes: `uv run pytest` runs all but what is marked `slow`; `-m unit` what needs neither processes, trainings, toolkits nor
+a browser; `-m timing` looks at the clock, which the others do not.
+"""
+
+import contextlib
+import re
 import signal
+import time
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +19,26 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A module of tests that mentions one of these does more than call functions on small tensors.
+MORE_THAN_A_UNIT = re.compile(
+    r"subprocess|multiprocessing|playwright|browser|open_runner|run_training|run_evaluation|run_study|run_detection"
+    r"|check_attack|cli\.main|import (torchattacks|art|foolbox|autoattack|robustbench|timm|transformers)"
+    r"|\b(evaluate|train|verify|eval_digits)\("
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as `unit` what lies in modules that only call functions."""
+    for item in items:
+        if item.get_closest_marker("slow") is None and _is_light(item.path):
+            item.add_marker("unit")
+
+
+@cache
+def _is_light(path: Path) -> bool:
+    texts = [file.read_text(encoding="utf-8") for file in (path, path.parent / "conftest.py") if file.is_file()]
+    return "plugins" not in path.parts and not any(MORE_THAN_A_UNIT.search(text) for text in texts)
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -17,3 +46,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     assert torch.get_num_threads() == 1
+
+
+class Within:
+    """`with within(seconds):` fails what takes more time of the processor, where the clock is looked at."""
+
+    def __init__(self, timed: bool):
+        self.timed = timed
+
+    @contextlib.contextmanager
+    def __call__(self, seconds: float):
+        """Time a block."""
+        started = time.process_time()
+        yield
+        assert not self.timed or time.process_time() - started < seconds
+
+
+@pytest.fixture
+def within(request):
+    """Look at the clock in the lane `-m timing` only: beside other work no time means anything."""
+    return Within(request.config.option.markexpr == "timing")

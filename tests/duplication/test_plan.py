@@ -362,7 +362,8 @@ def test_a_damaged_plan_is_refused(tmp_path):
         load_plan(tmp_path)
 
 
-def test_a_plan_of_half_a_million_entries_is_quick_and_small():
+@pytest.mark.timing
+def test_a_plan_of_half_a_million_entries_is_quick_and_small(within):
     code = """
 import pathlib, time, torch
 torch.set_num_threads(1)
@@ -378,9 +379,11 @@ before = peak()
 start = time.perf_counter()
 plan = make_plan(labels, options, seed=0)
 seconds, extra = time.perf_counter() - start, peak() - before
-assert len(plan) == 550_000 and seconds < 1 and extra < 12e6, (seconds, extra)
+assert len(plan) == 550_000 and extra < 12e6, extra
+print(seconds)
 """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("memory is read from Linux's /proc")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < (1 if within.timed else 120)
