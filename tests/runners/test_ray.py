@@ -39,9 +39,11 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def here():
     """A Ray of this machine that all tests of the module share: a runner leaves what it did not start."""
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import `runner_work`
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield ray
+        ray.shutdown()
 
 
 @NEEDS_RAY
