@@ -8,6 +8,7 @@ from torch import nn
 
 import robustdup
 from robustdup.errors import UserError
+from tests.raising import raises
 
 ATTACKS = "apgd-ce(steps=8),apgd-dlr(steps=5),apgd-t(steps=5),fab(steps=3),fab-t(steps=5),square(queries=20)"
 
@@ -84,7 +85,7 @@ def test_few_classes_are_attacked_with_another_loss_and_the_record_says_so(class
 
 
 def test_one_class_is_refused_in_one_message():
-    with pytest.raises(UserError, match="The model has one output"):
+    with raises("model-and-data", UserError, "one output"):
         evaluated(network(classes=1))
 
 

@@ -91,8 +91,8 @@ def check(
     plugin: list[str] = PLUGIN,
 ) -> int:
     """Run the conformance test on an attack; exit code 1 where it does not keep the contract."""
-    from robustdup.testing.conformance import check_attack
-    from robustdup.testing.survey import as_row
+    from robustdup.testing import check_attack
+    from robustdup.testing.report import as_row
 
     registry = load_plugins(plugin)
     spec, options = registry.get_attack(name), _options(words or [])
@@ -118,7 +118,8 @@ def table(
 ) -> int:
     """Run the conformance test on all attacks of all sources and print a table per toolkit."""
     from robustdup.records import write_atomic
-    from robustdup.testing.survey import pairs, summarise, survey
+    from robustdup.testing import pairs, survey
+    from robustdup.testing.report import summarise
 
     registry = load_plugins(plugin)
     for each in source:
@@ -153,14 +154,14 @@ def call_text(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _stage_text(stage: Stage) -> str:
-    """Return a stage in words: its call, which points it takes, in which norms and when it runs."""
+    """Return a stage in words: its call, which samples it takes, in which norms and when it runs."""
     limits = [
         f"on the {stage.take:.0%} of survivors nearest to the boundary" if stage.take < 1 else "",
         f"in {' and '.join(stage.norms)}" if stage.norms else "",
-        "only where gradients look masked" if stage.when == "masked" else "",
+        "only on signs of gradient masking" if stage.when == "masked" else "",
     ]
-    said = ", ".join(filter(None, limits))
-    return call_text(stage.attack, stage.options) + (f"  [{said}]" if said else "")
+    text = ", ".join(filter(None, limits))
+    return call_text(stage.attack, stage.options) + (f"  [{text}]" if text else "")
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -207,7 +208,9 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not an option of the attack. Write KEY=VALUE, such as steps=10.")
+            raise UserError(
+                f"{word!r} is not an option of the attack. Write KEY=VALUE, such as steps=10.", code="bad-option"
+            )
         options[key.strip()] = parse_value(value)
     return options
 
@@ -255,11 +258,10 @@ def _print_list(registry: Registry, specs: Sequence[AttackSpec]) -> None:
         grid.add_column(title, no_wrap=True)
     grid.add_column("", overflow="fold")
     for spec in specs:
-        said = spec.description if spec.available else f"[yellow]cannot run here:[/] {escape(spec.reason)}"
-        said = escape(said) if spec.available else said
-        said += f" [yellow]({escape(spec.warning)})[/]" if spec.warning else ""
+        text = escape(spec.description) if spec.available else f"[yellow]cannot run here:[/] {escape(spec.reason)}"
+        text += f" [yellow]({escape(spec.warning)})[/]" if spec.warning else ""
         norms = " ".join(spec.norms)
-        grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, said)
+        grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, text)
     console.print(grid)
     able = sum(spec.available for spec in specs)
     console.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
@@ -274,7 +276,7 @@ def _print_shown(content: Mapping[str, Any]) -> None:
             continue
         text = ", ".join(map(str, value)) if isinstance(value, list) else _plain(value)
         if key == "passes":
-            text = f"{value[0]:g} forward, {value[1]:g} backward for a surviving point, at these defaults"
+            text = f"{value[0]:g} forward, {value[1]:g} backward for a surviving sample, at these defaults"
         console.print(f"[bold]{key}[/]: {escape(text)}", soft_wrap=True)
     if content.get("options"):
         grid = Table("option", "default", "type", box=None, pad_edge=False)
@@ -297,7 +299,7 @@ def _print_report(report: Any) -> None:
         mark = "[green]demonstrated[/]" if report.demonstrated else "[yellow]not demonstrated[/]"
         console.print(f"  {mark}: {escape(report.evidence)}", soft_wrap=True)
         passes = f"{report.forward_passes} forward and {report.backward_passes} backward passes"
-        console.print(f"  {report.seconds:.2f} s, {passes} on {report.n} points\n")
+        console.print(f"  {report.seconds:.2f} s, {passes} on {report.n} samples\n")
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -313,7 +315,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _read_reports(path: Path | None) -> list[Any]:
-    from robustdup.testing.survey import from_row
+    from robustdup.testing.report import from_row
 
     if path is None or not path.exists():
         return []
@@ -321,11 +323,11 @@ def _read_reports(path: Path | None) -> list[Any]:
         return [from_row(row) for row in json_module.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(
-            f"{str(path)!r} does not hold conformance results ({error}). Give --out another file."
+            f"{str(path)!r} does not hold conformance results ({error}). Give --out another file.", code="bad-file"
         ) from None
 
 
 def _reports_text(reports: Sequence[Any]) -> str:
-    from robustdup.testing.survey import as_row
+    from robustdup.testing.report import as_row
 
     return json_module.dumps([as_row(report) for report in reports], indent=1) + "\n"

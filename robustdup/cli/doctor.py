@@ -27,7 +27,7 @@ def doctor(
     registry = load_plugins(plugin)
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     checks = _checks()
-    found = {
+    findings = {
         "versions": versions(("torchattacks", "art", "foolbox", "robustbench")),
         "devices": devices,
         "plugins": [vars(status) for status in registry.plugins],
@@ -36,9 +36,9 @@ def doctor(
     }
     healthy = all(status.ok for status in registry.plugins) and all(check["ok"] for check in checks)
     if json:
-        print(json_module.dumps(found, indent=2))
+        print(json_module.dumps(findings, indent=2))
     else:
-        _show(found)
+        _show(findings)
     return 0 if healthy else 1
 
 
@@ -56,18 +56,18 @@ def _checks() -> list[dict[str, Any]]:
     return results
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(findings: dict[str, Any]) -> None:
     console = Console()
-    console.print("Versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
-    console.print("Devices: " + escape(", ".join(found["devices"])))
+    console.print("Versions: " + ", ".join(f"{name} {version}" for name, version in findings["versions"].items()))
+    console.print("Devices: " + escape(", ".join(findings["devices"])))
     table = Table("Plugin", "From", "Version", "State", header_style="bold")
-    for status in found["plugins"]:
+    for status in findings["plugins"]:
         state = "[green]ok" if status["ok"] else f"[red]{escape(status['reason'])}"
         table.add_row(escape(status["name"]), escape(status["origin"]), status["version"], state)
     console.print(table)
-    counts = found["attacks"]
+    counts = findings["attacks"]
     console.print(f"Attacks: {counts['available']} of {counts['all']} can run (robustdup attacks list).")
-    for check in found["checks"]:
+    for check in findings["checks"]:
         mark = "[green]ok[/]" if check["ok"] else "[red]problem[/]"
         console.print(f"{mark} {escape(check['message'])}", soft_wrap=True, highlight=False)
         if not check["ok"] and check["command"]:

@@ -48,7 +48,7 @@ def _eval(
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
         if not config.save_images:
-            raise UserError("--bundle needs the adversarial images: leave out --no-save-images.")
+            raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
     record = jobs.finished_record(folder) if resume is not None else None
     if record is not None:
         jobs.check_same(folder, config)
@@ -77,7 +77,7 @@ def _eval(
     if record.status == "failed":
         errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
         kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
-        raise kind(f"No attack finished a single call: {'; '.join(errors)}")
+        raise kind(f"No attack finished a single call: {'; '.join(errors)}", code="attacks-failed")
     return 0
 
 

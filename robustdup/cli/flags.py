@@ -78,5 +78,8 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     files = [word for word in words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in words if word not in files]
     if len(files) > 1:
-        raise UserError(f"{files[1]!r} is neither KEY=VALUE nor the only configuration file ({files[0]!r} is another).")
+        raise UserError(
+            f"{files[1]!r} is neither KEY=VALUE nor the only configuration file ({files[0]!r} is another).",
+            code="two-files",
+        )
     return (files[0] if files else None), overrides

@@ -31,6 +31,6 @@ def configuration(
     if not folder.is_dir():
         if not resume:  # nothing to go on with yet: start
             return build(kind, file, overrides, flags), folder
-        raise UserError(f"There is no run folder {str(folder)!r} to resume.")
+        raise UserError(f"There is no run folder {str(folder)!r} to resume.", code="no-run")
     saved = validate(kind, saved_content(folder)).model_dump(mode="json")
     return build(kind, values={**saved, **given}), folder

@@ -17,7 +17,7 @@ from robustdup.errors import UserError
 def _verify(
     words: list[str],
     flags: dict[str, Any],
-    json: bool = typer.Option(False, "--json", help="Print what was found as JSON, and nothing else."),
+    json: bool = typer.Option(False, "--json", help="Print the verification as JSON, and nothing else."),
 ) -> int:
     """Recheck BUNDLE (a folder that eval --bundle wrote) or a FILE of examples (.safetensors, .npz, .npy, .pt).
 
@@ -25,47 +25,47 @@ def _verify(
     """
     if not words:
         raise UserError(
-            "Name what to verify: robustdup verify BUNDLE, or robustdup verify FILE --model … --data … --eps …."
+            "Name what to verify: robustdup verify BUNDLE, or robustdup verify FILE --model … --data … --eps ….",
+            code="missing-argument",
         )
     place, rest = Path(words[0]), words[1:]
     if not place.exists():
-        raise UserError(f"There is no bundle or file {str(place)!r}.")
+        raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
 
     from robustdup import jobs
 
     file, overrides = split_words(rest)
     given = build(EvalConfig, file, overrides, flags)
     if place.is_dir():
-        found = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True))
+        verification = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True))
     else:
-        found = jobs.verify_examples(place, given)
+        verification = jobs.verify_examples(place, given)
     if json:
-        print(found.model_dump_json(indent=2))
+        print(verification.model_dump_json(indent=2))
     else:
-        _show(place, found)
-    return 0 if found.accepted else 1
+        _show(place, verification)
+    return 0 if verification.accepted else 1
 
 
-def _show(place: Path, found: Any) -> None:
+def _show(place: Path, verification: Any) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    word = "[green]accepted" if found.accepted else "[bold red]refused"
+    word = "[green]accepted" if verification.accepted else "[bold red]refused"
+    threat, seconds = verification.threat, verification.seconds
+    clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy
+    console.print(f"{escape(str(place))}: {word}[/] ({threat.norm}, eps = {threat.eps_text}, {seconds:.1f} s)")
     console.print(
-        f"{escape(str(place))}: {word}[/] ({found.threat.norm}, eps = {found.threat.eps_text}, {found.seconds:.1f} s)"
+        f"  {verification.n} samples, clean {clean:.2f}%, robust {robust:.2f}%: {verification.n_broken} examples hold"
     )
-    console.print(
-        f"  {found.n} points, clean {100 * found.clean_accuracy:.2f}%, robust {100 * found.robust_accuracy:.2f}%: "
-        f"{found.n_broken} examples hold"
-    )
-    if found.n_undecided:
-        console.print(f"  {found.n_undecided} points are undecided")
-    if found.violations:
-        kinds = ", ".join(f"{name} {count}" for name, count in found.violation_kinds.items())
+    if verification.n_undecided:
+        console.print(f"  {verification.n_undecided} samples are undecided")
+    if verification.violations:
+        kinds = ", ".join(f"{name} {count}" for name, count in verification.violation_kinds.items())
         console.print(
-            f"  [yellow]{found.violations} examples lie outside the threat model ({kinds}); projections were judged"
+            f"  [yellow]{verification.violations} examples lie outside the threat model ({kinds}); projections were judged"
         )
-    if found.within_rounding:
-        console.print(f"  {found.within_rounding} claims fail only within float32 rounding")
-    for problem in found.problems:
+    if verification.within_rounding:
+        console.print(f"  {verification.within_rounding} claims fail only within float32 rounding")
+    for problem in verification.problems:
         console.print(f"  [red]{escape(problem)}")
 
 

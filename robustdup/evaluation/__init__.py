@@ -1,1 +1,1 @@
-"""Evaluation: attacks in order on the survivors, judged by the referee; and the conformance test of an attack."""
+"""Evaluation: attacks in order on the samples that are left, judged by the referee."""

@@ -17,7 +17,7 @@ from robustdup.statistics import wilson
 
 
 def accuracy(correct: np.typing.NDArray[Any], *, population: int | None = None, undecided: int = 0) -> Accuracy:
-    """Return the mean of `correct` (N,) in [0, 1] with its interval; `undecided` points may yet turn out right."""
+    """Return the mean of `correct` (N,) in [0, 1] with its interval; `undecided` samples may yet turn out right."""
     n = len(correct)
     total = float(np.sum(correct))
     low, _ = wilson(total, n, population=population)

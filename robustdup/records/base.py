@@ -96,7 +96,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise RunError(f"Cannot write {str(path)!r}: {reason}. Nothing that was already saved is lost.") from error
+        raise RunError(
+            f"Cannot write {str(path)!r}: {reason}. Nothing that was already saved is lost.", code="cannot-write"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -141,13 +143,13 @@ def read_record(
             f"{str(path)!r} is not {what} (found {content.get('schema_name')!r}, expected {schema!r}).",
             code="other-record",
         )
-    found = content.get("schema_version")
-    if not isinstance(found, int) or found > version:
+    written = content.get("schema_version")
+    if not isinstance(written, int) or written > version:
         raise UserError(
-            f"{str(path)!r} has schema version {found}; this robustdup reads up to {version}. Update robustdup to read it.",
+            f"{str(path)!r} has schema version {written}; this robustdup reads up to {version}. Update robustdup to read it.",
             code="newer-record",
         )
-    upgrade(content, found)  # changes names; what older versions lack has defaults
+    upgrade(content, written)  # changes names; what older versions lack has defaults
     content["schema_version"] = version
     try:
         return kind.model_validate(content)

@@ -50,8 +50,8 @@ def numbers(table: pa.Table, name: str) -> Array:
 
 
 def _whole(column: pa.ChunkedArray) -> Any:
-    found = column.combine_chunks()
-    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _filled(array: Any, instead: float) -> Array:

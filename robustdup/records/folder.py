@@ -34,29 +34,35 @@ def saved_content(folder: Path) -> dict[str, Any]:
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                found = content if key is None else content[key]
+                saved = content if key is None else content[key]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
-            if not isinstance(found, dict):
-                raise UserError(f"{str(path)!r} is not a whole JSON file (it holds a {type(found).__name__}).")
-            return found
-    raise UserError(f"{str(folder)!r} holds no run to resume.")
+                raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).", code="damaged-record") from None
+            if not isinstance(saved, dict):
+                raise UserError(
+                    f"{str(path)!r} is not a whole JSON file (it holds a {type(saved).__name__}).",
+                    code="damaged-record",
+                )
+            return saved
+    raise UserError(f"{str(folder)!r} holds no run to resume.", code="no-run")
 
 
 def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: tuple[str, ...]) -> None:
     """Start a run folder, or check that the one to resume was started with the same settings besides `elsewhere`."""
     state = folder / STATE / CONFIG_FILE
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.")
+        raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.", code="not-a-folder")
     if state.is_file():
         if not resume:
             raise UserError(
-                f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out."
+                f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out.",
+                code="unfinished-run",
             )
         check_same(folder, content, saved_content(folder), elsewhere=elsewhere)
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.")
+        raise UserError(
+            f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.", code="not-empty"
+        )
     write_atomic(state, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -97,7 +103,8 @@ def check_same(
         key = different[0]
         raise UserError(
             f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
-            "Resume it with the same settings, or choose another --out."
+            "Resume it with the same settings, or choose another --out.",
+            code="other-run",
         )
 
 
@@ -106,8 +113,8 @@ def latest_unfinished(key: str) -> Path:
 
     Raises UserError where there is none.
     """
-    found = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
-    folders = [path.parent.parent for path in found if key in saved_content(path.parent.parent)]
+    saved = sorted(Path("runs").glob(f"*/{STATE}/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    folders = [path.parent.parent for path in saved if key in saved_content(path.parent.parent)]
     if not folders:
-        raise UserError("There is no unfinished run in 'runs'. Name its folder: --resume FOLDER.")
+        raise UserError("There is no unfinished run in 'runs'. Name its folder: --resume FOLDER.", code="no-run")
     return folders[-1]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
 
-from robustdup.plugins import AttackSpec, Registry, load_plugins
+from robustdup.plugins import Registry, load_plugins
 from robustdup.runners import Death, WorkerPlace, open_runner
-from robustdup.testing.conformance import ConformanceReport, Finding, check_attack, conformance_points
+from robustdup.testing.conformance import check_attack
+from robustdup.testing.report import ConformanceReport, Finding
+from robustdup.testing.trial import conformance_samples
 
 
 def pairs(registry: Registry, names: Iterable[str] | None = None) -> list[tuple[str, str | None]]:
@@ -61,49 +61,10 @@ def _worker(files: list[str], place: WorkerPlace) -> Callable[[Check], tuple[int
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     registry = load_plugins(files)
-    conformance_points()  # loads what the first check would have to wait for
+    conformance_samples()  # loads what the first check would have to wait for
 
     def work(check: Check) -> tuple[int, ConformanceReport]:
         number, name, norm = check
         return number, check_attack(registry.attacks[name], norm=norm, registry=registry)
 
     return work
-
-
-def as_row(report: ConformanceReport) -> dict[str, Any]:
-    """Return a report as plain values for JSON."""
-    return {**asdict(report), "ok": report.ok, "evidence": report.evidence}
-
-
-def from_row(row: dict[str, Any]) -> ConformanceReport:
-    """Read what `as_row` wrote."""
-    plain = {name: value for name, value in row.items() if name not in ("ok", "evidence", "findings")}
-    return ConformanceReport(findings=[Finding(**finding) for finding in row["findings"]], **plain)
-
-
-def summarise(spec: AttackSpec, reports: Sequence[ConformanceReport]) -> dict[str, Any]:
-    """Say of one attack whether it runs, conforms and is demonstrated, over its norms, and why not where it does not."""
-    mine = [report for report in reports if report.attack == spec.name]
-    ran = [report for report in mine if report.n]
-    shown = [report for report in ran if report.demonstrated]
-    if not spec.available:
-        reason = spec.reason
-    elif not ran:
-        reason = next((report.evidence for report in mine), "it was not checked")
-    elif not shown:
-        reason = spec.undemonstrated or f"{ran[0].norm}: {ran[0].evidence}"
-    else:
-        reason = "; ".join(f"{report.norm}: {report.evidence}" for report in mine if not report.demonstrated)
-    broken = [f"{report.norm}: {f.message}" for report in ran for f in report.findings if not f.ok]
-    return {
-        "name": spec.name,
-        "source": spec.source,
-        "available": spec.available,
-        "runs": bool(ran),
-        "conforms": bool(ran) and not broken,
-        "demonstrated": bool(shown),
-        "demonstrated_norms": [report.norm for report in shown],
-        "reason": reason,
-        "not_conforming": "; ".join(broken),
-        "seconds": sum(report.seconds for report in mine),
-    }

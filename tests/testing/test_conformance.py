@@ -9,7 +9,10 @@ import torch
 from robustdup import AttackSpec, Registry, UserError, isolated
 from robustdup.attacks import register
 from robustdup.attacks.fgsm import fgsm
-from robustdup.testing.conformance import NOISE_DRAWS, check_attack
+from robustdup.plugins import register_attack
+from robustdup.testing import check_attack
+from robustdup.testing.trial import NOISE_DRAWS
+from tests.raising import raises
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -173,7 +176,7 @@ def looks_at_company(model, images, labels, threat, *, rng):
     return threat.project(images, images + threat.radius * (images.mean() - images).sign() * images.mean())
 
 
-def raises(model, images, labels, threat, *, rng):
+def fails(model, images, labels, threat, *, rng):
     raise IndexError("at step 3")
 
 
@@ -190,7 +193,7 @@ def exits(model, images, labels, threat, *, rng):
         (fills_grad, "grad"), (clears_grad, "grad"), (moves_weights, "parameters"), (leaves_hook, "hooks"),
         (consumes_torch, "global_rng"), (reseeds_numpy, "global_rng"), (consumes_random, "global_rng"),
         (turns_grad_off, "flags"), (sets_cudnn, "flags"), (overwrites_images, "inputs"), (overwrites_labels, "inputs"),
-        (knows_no_eps, "eps"), (forgets_quarter, "eps"), (unseeded, "deterministic"), (raises, "raises"),
+        (knows_no_eps, "eps"), (forgets_quarter, "eps"), (unseeded, "deterministic"), (fails, "raises"),
         (exits, "raises"),
     ],
 )  # fmt: skip
@@ -213,7 +216,7 @@ def test_dependence_on_company_fails_only_what_promises_otherwise():
 
 
 def test_a_raising_attack_says_what_it_raised():
-    report = check_attack(AttackSpec(name="x", function=raises, norms=("L2",)))
+    report = check_attack(AttackSpec(name="x", function=fails, norms=("L2",)))
     assert "IndexError: at step 3" in report.evidence
     assert not report.ok
     assert not report.demonstrated
@@ -265,10 +268,22 @@ def test_a_registered_loss_is_handed_over_as_a_function():
 
 def test_norms_and_options_that_are_not_there_are_the_users_mistake():
     spec = AttackSpec(name="x", function=honest, norms=("L2",))
-    with pytest.raises(UserError, match="Unknown norm of attack 'x'"):
+    with raises("unknown-norm", UserError, "'x'", "Linf"):
         check_attack(spec, norm="Linf")
-    with pytest.raises(UserError, match="Did you mean 'scale'"):
+    with raises("unknown-option", UserError, "'scale'"):
         check_attack(spec, options={"scal": 1})
+
+
+def test_an_attack_is_checked_by_name_by_spec_and_as_a_marked_function():
+    registry = Registry()
+    register(registry)
+    marked = register_attack("mine", norms=["L2"])(honest)
+    assert check_attack("fgsm", norm="Linf", registry=registry).demonstrated
+    assert check_attack(marked).attack == "mine"
+    with raises("unknown-attack", UserError, "fgsm"):
+        check_attack("fgms", registry=registry)
+    with raises("bad-attack", UserError, "register_attack"):
+        check_attack(lambda images: images)
 
 
 def test_the_check_leaves_the_process_as_it_was():

@@ -12,7 +12,7 @@ from robustdup_art.table import ENTRIES
 from torch import Tensor, nn
 
 from robustdup import Registry, SampleRng, ThreatModel
-from robustdup.testing.conformance import check_attack
+from robustdup.testing import check_attack
 
 FAST = {
     "AutoConjugateGradient", "AutoProjectedGradientDescent", "BasicIterativeMethod", "FastGradientMethod",

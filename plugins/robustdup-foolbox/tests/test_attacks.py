@@ -12,7 +12,7 @@ from robustdup import Passes, Registry, RunError, SampleRng, ThreatModel, UserEr
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as load_digits
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.testing.conformance import check_attack
+from robustdup.testing import check_attack
 
 REGISTRY = Registry()
 robustdup_foolbox.register(REGISTRY)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError, jobs
 from robustdup.config import EvalConfig, build
 from robustdup.data.dataset import from_tensors
-from robustdup.testing.conformance import check_attack
+from robustdup.testing import check_attack
 
 ATTACKS = ("APGD-CE", "APGD-DLR", "APGD-T", "FAB", "FAB-T", "Square")
 EPS = {"Linf": 0.12, "L2": 0.6, "L1": 2.0}

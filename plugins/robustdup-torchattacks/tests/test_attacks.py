@@ -8,7 +8,7 @@ import torch
 from robustdup_torchattacks.table import ROWS
 
 from robustdup import ThreatModel
-from robustdup.testing.conformance import check_attack
+from robustdup.testing import check_attack
 
 SLOW = {"JSMA": pytest.mark.slow}  # tables of 768 x 768 pixel pairs; test_traps runs it on 8 x 8 images
 CASES = [
