@@ -18,7 +18,7 @@ from robustdup.errors import UserError
 from robustdup.records.folder import fresh_folder
 
 
-def _train(
+def _train_command(
     words: list[str],
     flags: dict[str, Any],
     resume: str | None = typer.Option(
@@ -54,8 +54,8 @@ def _train(
 
 def _fresh(config: TrainConfig) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Several processes share one run folder: name it with --out.")
+        raise UserError("Several processes share one run folder: name it with --out.", code="missing-option")
     return fresh_folder("train", config.model, config.data)
 
 
-train_command = with_flags(TrainConfig, _train)
+train_command = with_flags(TrainConfig, _train_command)

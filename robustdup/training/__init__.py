@@ -17,7 +17,7 @@ the keyword `module`. These weights are trained and checkpointed, and are no par
 
     attack(images, labels, loss=None) -> adv_images      in the ball and the box, detached, kept for the batch
     attack.logits(images) -> logits (N, K)               of the network as the inner attack sees it, detached
-    attack.gradient(points, labels, loss=None)           input gradient of the loss, summed over rows, same network
+    attack.gradient(images, labels, loss=None)           input gradient of the loss, summed over samples, same network
     attack.threat, attack.label_smoothing
 
 `loss(logits, rows) -> (n,)` replaces the cross-entropy that native attacks maximise; `rows` is the slice of `images`
@@ -25,11 +25,11 @@ that the logits belong to. Attacks of other toolkits keep their own loss. A seco
 first result, so that an update rule may call the objective again at the price of one attack; an objective that wants two
 different attacks on one batch tells them apart with `key`. The inner attack touches neither running statistics, nor
 gradients, nor modes, nor the global random state. Label smoothing is for cross-entropy terms that an objective
-minimises (`robustdup.training.objectives.cross_entropy`), never for what the attack maximises.
+minimises (`robustdup.training.objectives.adversarial.cross_entropy`), never for what the attack maximises.
 
 An **update rule** (`robustdup.training.updates`) owns zeroing, backward passes and optimizer steps of a batch:
 
-    rule.step(batch: Batch) -> (loss, metrics)           detached; rule.steps optimizer steps, exactly
+    rule.step(task: UpdateTask) -> (loss, metrics)       detached; task.replays or rule.steps optimizer steps, exactly
     rule.state_dict(), rule.load_state_dict(state)
 """
 

@@ -75,23 +75,25 @@ class Checkpoints:
             try:
                 content = torch.load(self.path, map_location="cpu", weights_only=True)
             except Exception as error:
-                raise RunError(f"{str(self.path)!r} is damaged: {error}") from error
+                raise RunError(f"{str(self.path)!r} is damaged: {error}", code="damaged-checkpoint") from error
         self._check(content)
         return dict(content["state"])
 
     def _check(self, content: Mapping[str, Any]) -> None:
         if content.get("version") != VERSION:
             raise UserError(
-                f"The checkpoint {str(self.path)!r} has version {content.get('version')}; this robustdup reads {VERSION}."
+                f"The checkpoint {str(self.path)!r} has version {content.get('version')}; this robustdup reads {VERSION}.",
+                code="other-checkpoint",
             )
-        for kind, mine in self.identity.items():
+        for kind, ours in self.identity.items():
             theirs = content["identity"].get(kind, {})
-            for key in [*mine, *(key for key in theirs if key not in mine)]:
-                there, here = theirs.get(key, "missing"), mine.get(key, "missing")
+            for key in [*ours, *(key for key in theirs if key not in ours)]:
+                there, here = theirs.get(key, "missing"), ours.get(key, "missing")
                 if there != here:
                     raise UserError(
                         f"The checkpoint {str(self.path)!r} is of another {kind}: {key} is {there} there and {here} here. "
-                        "Resume with what the run was started with, or choose another --out."
+                        "Resume with what the run was started with, or choose another --out.",
+                        code="other-checkpoint",
                     )
 
 

@@ -64,7 +64,10 @@ def prepare_inner(
 
 def _bounded(name: str, registry: Registry, threat: ThreatModel) -> AttackSpec:
     if name in registry.ensembles:
-        raise UserError(f"{name!r} is an ensemble; the inner attack is a single one, such as pgd, apgd-ce or fgsm.")
+        raise UserError(
+            f"{name!r} is an ensemble; the inner attack is a single one, such as pgd, apgd-ce or fgsm.",
+            code="bad-attack",
+        )
     spec = registry.get_attack(name)
     if spec.kind != "bounded":
         why = (
@@ -74,10 +77,13 @@ def _bounded(name: str, registry: Registry, threat: ThreatModel) -> AttackSpec:
         )
         raise UserError(
             f"Attack {name!r} {why}: training needs images within {threat}. Name a bounded attack, such as pgd "
-            "('robustdup attacks list' shows the kind of each)."
+            "('robustdup attacks list' shows the kind of each).",
+            code="bad-attack",
         )
     if threat.norm not in spec.norms:
-        raise UserError(f"Attack {name!r} works in {' or '.join(spec.norms)}; the threat model is {threat}.")
+        raise UserError(
+            f"Attack {name!r} works in {' or '.join(spec.norms)}; the threat model is {threat}.", code="bad-norm"
+        )
     return spec
 
 
@@ -191,13 +197,13 @@ class InnerAttack:
         """Return the logits (N, K) of the network as the inner attack sees it, without a graph."""
         return self.once("logits", lambda: self._logits(images), images)
 
-    def gradient(self, points: Tensor, labels: Tensor, loss: RowLoss | None = None) -> Tensor:
-        """Return the gradient by the points (N, C, H, W) of the loss, by default the cross-entropy, summed over rows."""
+    def gradient(self, images: Tensor, labels: Tensor, loss: RowLoss | None = None) -> Tensor:
+        """Return the gradient by the images (N, C, H, W) of the loss, by default the cross-entropy, summed over samples."""
         function: RowLoss = loss or (lambda logits, rows: F.cross_entropy(logits, labels[rows], reduction="sum"))
-        self.inner.count += Count(len(points), len(points))
+        self.inner.count += Count(len(images), len(images))
         with self.inner.network() as network:
-            parts = slices(len(points), self.inner.micro_batch)
-            return torch.cat([row_gradient(network, points[rows], function, rows) for rows in parts])
+            parts = slices(len(images), self.inner.micro_batch)
+            return torch.cat([row_gradient(network, images[rows], function, rows) for rows in parts])
 
     def _logits(self, images: Tensor) -> Tensor:
         self.inner.count += Count(len(images))
@@ -242,5 +248,7 @@ def _inside(name: str, images: Tensor, adv_images: Any, threat: ThreatModel) -> 
     """Return what an attack gave, projected into the ball and the box. Raises RunError where it is no such images."""
     if not isinstance(adv_images, Tensor) or adv_images.shape != images.shape:
         got = tuple(adv_images.shape) if isinstance(adv_images, Tensor) else type(adv_images).__name__
-        raise RunError(f"The inner attack {name!r} returned {got} for images of shape {tuple(images.shape)}.")
+        raise RunError(
+            f"The inner attack {name!r} returned {got} for images of shape {tuple(images.shape)}.", code="bad-shape"
+        )
     return threat.project(images, adv_images.detach().to(images))

@@ -1,7 +1,7 @@
-"""PGD made for training: fixed steps, no row dropped, input gradients only, nothing that waits for the device.
+"""PGD made for training: fixed steps, no sample dropped, input gradients only, nothing that waits for the device.
 
-https://arxiv.org/abs/1706.06083. Evaluation has its own (`robustdup.attacks.pgd`), which stops at rows that are fooled and
-projects exactly.
+https://arxiv.org/abs/1706.06083. Evaluation has its own (`robustdup.attacks.pgd`), which stops at samples that are
+misclassified and projects exactly.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from robustdup.threat import ThreatModel, parse_eps
 
 RowLoss = Callable[[Tensor, slice], Tensor]
 PATH = 2.5  # steps times step size, in eps
-TINY_START = (
-    0.001  # without a random start a divergence from the clean answer has no gradient: TRADES' authors start here
-)
+TINY_START = 0.001  # without a random start a divergence from the clean answer has no gradient: as TRADES' authors do
 
 
 def training_pgd(
-    network: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
-    loss: RowLoss | None = None, micro_batch: int | None = None,
-    steps: int = 10, step_size: str | float | None = None, random_start: bool = True,
-) -> Tensor:  # fmt: skip
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    rng: SampleRng,
+    loss: RowLoss | None = None,
+    micro_batch: int | None = None,
+    steps: int = 10,
+    step_size: str | float | None = None,
+    random_start: bool = True,
+) -> Tensor:
     """Maximise `loss` (cross-entropy if None) for a fixed number of steps: the last iterate, in the ball and the box.
 
     Images (N, C, H, W) in [0, 1], labels (N,) -> the same shape. `network` must have no parameter that requires a
@@ -38,20 +44,23 @@ def training_pgd(
     micro-batch are taken before the next one's, which keeps it in cache on a CPU.
     """
     step = default_step(threat, steps) if step_size is None else float(parse_eps(step_size))
-    adv_images = start_points(images, threat, rng, random=random_start, away=loss is not None)
+    adv_images = start_images(images, threat, rng, random=random_start, away=loss is not None)
     for rows in slices(len(images), micro_batch):
-        clean, point = images[rows], adv_images[rows]
-        keep = keeper(clean, threat)
+        clean, moving = images[rows], adv_images[rows]  # views: steps are taken in place
+        project = projector(clean, threat)
         for _ in range(steps):
-            gradient = row_gradient(network, point, loss or _cross_entropy(labels), rows)
-            keep(point.add_(direction(clean, gradient, threat), alpha=step))
+            gradient = row_gradient(network, moving, loss or _cross_entropy(labels), rows)
+            project(moving.add_(direction(clean, gradient, threat), alpha=step))
     return adv_images
 
 
 def check_training_pgd(steps: int = 10, step_size: str | float | None = None, random_start: bool = True) -> None:
     """Raise UserError for options that cannot work."""
     if steps < 1:
-        raise UserError(f"Inner attack 'pgd': steps must be at least 1, got {steps}. For clean training: standard.")
+        raise UserError(
+            f"Inner attack 'pgd': steps must be at least 1, got {steps}. For clean training: standard.",
+            code="bad-value",
+        )
     check_step(step_size)
 
 
@@ -61,7 +70,8 @@ def check_step(step_size: str | float | None) -> None:
         parse_eps(1 if step_size is None else step_size)
     except UserError:
         raise UserError(
-            f"step_size {step_size!r} is not a number above 0. Write a fraction such as '2/255' or a decimal such as 0.01."
+            f"step_size {step_size!r} is not a number above 0. Write a fraction such as '2/255' or a decimal such as 0.01.",
+            code="bad-value",
         ) from None
 
 
@@ -76,7 +86,7 @@ def slices(count: int, size: int | None) -> Iterator[slice]:
         yield slice(start, min(start + (size or count), count))
 
 
-def start_points(images: Tensor, threat: ThreatModel, rng: SampleRng, *, random: bool, away: bool) -> Tensor:
+def start_images(images: Tensor, threat: ThreatModel, rng: SampleRng, *, random: bool, away: bool) -> Tensor:
     """Return new images in the ball and the box to start from: random ones, the clean ones, or slightly `away` from those."""
     if random:
         noise = ball_noise(images, threat, rng.fold("start"))
@@ -84,15 +94,15 @@ def start_points(images: Tensor, threat: ThreatModel, rng: SampleRng, *, random:
         noise = (TINY_START * rng.fold("start").normal(images.shape[1:])).to(images.dtype)
     else:
         return images.detach().clone()
-    points = torch.empty_like(images).copy_(noise).add_(images)
-    keeper(images, threat)(points)
-    return points
+    adv_images = torch.empty_like(images).copy_(noise).add_(images)
+    projector(images, threat)(adv_images)
+    return adv_images
 
 
-def row_gradient(network: nn.Module, points: Tensor, loss: RowLoss, rows: slice) -> Tensor:
-    """Return the gradient of the summed loss by the points (n, C, H, W), which are the rows `rows` of a batch."""
+def row_gradient(network: nn.Module, images: Tensor, loss: RowLoss, rows: slice) -> Tensor:
+    """Return the gradient of the summed loss by the images (n, C, H, W), which are the rows `rows` of a batch."""
     with torch.enable_grad():
-        leaf = points.detach().requires_grad_(True)
+        leaf = images.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(network(leaf), rows).sum(), leaf)
     return gradient
 
@@ -106,20 +116,20 @@ def direction(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
     return ascent(images, gradient, threat)
 
 
-def keeper(images: Tensor, threat: ThreatModel) -> Callable[[Tensor], Tensor]:
-    """Return a function that puts points near `images` back into the ball, then into the box, in place.
+def projector(images: Tensor, threat: ThreatModel) -> Callable[[Tensor], Tensor]:
+    """Return a function that puts images near `images` back into the ball, then into the box, in place.
 
     Pulling into the box after the ball never leads out of the ball, since the images are in the box; in L1 and L2 it is
-    not always the nearest point, which training does not need.
+    not always the nearest image, which training does not need.
     """
     if threat.norm == "Linf":
         lower, upper = (images - threat.radius).clamp_(min=0), (images + threat.radius).clamp_(max=1)
-        return lambda points: points.clamp_(lower, upper)
-    return lambda points: points.sub_(images).copy_(into_ball(points, threat)).add_(images).clamp_(0, 1)
+        return lambda moved: moved.clamp_(lower, upper)
+    return lambda moved: moved.sub_(images).copy_(project_delta(moved, threat)).add_(images).clamp_(0, 1)
 
 
-def into_ball(delta: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the perturbations (N, ...) of length eps or less that are nearest to `delta`; rows never wait for each other."""
+def project_delta(delta: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the perturbations (N, ...) of length eps or less that are nearest to `delta`; samples never wait for each other."""
     if threat.norm == "Linf":
         return delta.clamp(-threat.radius, threat.radius)
     if threat.norm == "L2":

@@ -107,7 +107,8 @@ def open_processes(device: str = "auto") -> Iterator[Processes]:
         return
     if ":" in device:
         raise UserError(
-            f"Several processes cannot all use {device!r}. Leave --device out: each takes a GPU of its own."
+            f"Several processes cannot all use {device!r}. Leave --device out: each takes a GPU of its own.",
+            code="bad-device",
         )
     from accelerate import PartialState  # type: ignore[import-untyped]
 

@@ -21,7 +21,7 @@ from robustdup.plugins import ObjectiveSpec
 from robustdup.plugins.options import check_keywords
 from robustdup.threat import ThreatModel
 from robustdup.training.modes import frozen_statistics
-from robustdup.training.pgd import into_ball
+from robustdup.training.pgd import project_delta
 
 Parameters = Sequence[nn.Parameter]
 Metrics = dict[str, Tensor]
@@ -201,7 +201,7 @@ class Free:
                 sums[name] = sums[name] + values if name in sums else values
             with torch.no_grad():
                 up = ascent(task.images, _gradient_of(shift), self.threat)
-                moved = into_ball(shift + self.threat.radius * up, self.threat)
+                moved = project_delta(shift + self.threat.radius * up, self.threat)
             task.apply()
         carried[:rows] = task.whole(moved)
         self.shift = carried

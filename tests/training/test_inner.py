@@ -11,7 +11,7 @@ from torch import nn
 from robustdup import RunError, SampleRng, ThreatModel, UserError
 from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
-from robustdup.training.pgd import into_ball, training_pgd
+from robustdup.training.pgd import project_delta, training_pgd
 from tests.networks import resnet
 
 NORMS = (("Linf", "8/255"), ("L2", "0.5"), ("L1", "4"))
@@ -121,11 +121,11 @@ def test_another_loss_is_maximised(registry):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_into_ball_is_the_nearest_point(norm):
+def test_project_delta_is_the_nearest_point(norm):
     threat = ThreatModel(norm, "0.5")
     delta = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     delta[0] *= 1e-3
-    inside = into_ball(delta, threat)
+    inside = project_delta(delta, threat)
     torch.testing.assert_close(inside[0], delta[0])
     # A box so wide that only the ball counts: the exact projection of the threat model, moved to the middle.
     wide = 100 * delta.abs().max()

@@ -1,4 +1,4 @@
-"""Objectives: one a file, each a plain function on the contract of `robustdup.training`."""
+"""Objectives: plain functions on the contract of `robustdup.training`, registered without being imported."""
 
 from __future__ import annotations
 
@@ -86,5 +86,6 @@ def check_model(spec: ObjectiveSpec, model: nn.Module) -> None:
     if spec.features and not callable(getattr(model, "features", None)):
         raise UserError(
             f"The objective {spec.name!r} works on features and needs a model with features(images) -> (N, D) and a "
-            f"last layer `head`; {type(model).__name__} has none. Choose one of robustdup's architectures, or pgd_at."
+            f"last layer `head`; {type(model).__name__} has none. Choose one of robustdup's architectures, or pgd_at.",
+            code="bad-model",
         )
