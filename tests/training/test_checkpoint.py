@@ -26,6 +26,7 @@ from robustdup.training.objectives.adversarial import pgd_at
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
+from tests.raising import raises
 
 PLACE = f"state/{CHECKPOINT_FILE}"
 THREAT = ThreatModel("Linf", "0.1")
@@ -174,13 +175,13 @@ def test_the_checkpoint_of_another_architecture(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.3}, "another configuration: lr is 0.1 there and 0.3 here"),
-        ({"clip": 1.0}, "another configuration: clip is None there and 1.0 here"),
+        ({"lr": 0.3}, "lr is 0.1 there and 0.3 here"),
+        ({"clip": 1.0}, "clip is None there and 1.0 here"),
     ],
 )
 def test_the_checkpoint_of_another_configuration(options, message, tmp_path):
     train(make_parts(), config(steps=2), folder=tmp_path)
-    with pytest.raises(UserError, match=message):
+    with raises("other-checkpoint", UserError, "configuration", message):
         start_again(tmp_path, config(steps=2, **options))
 
 
@@ -188,7 +189,7 @@ def test_the_checkpoint_of_other_data(tmp_path):
     train(make_parts(), config(steps=2), folder=tmp_path)
     parts = make_parts()
     parts.data = {"plan": "abc"}
-    with pytest.raises(UserError, match="another data: plan is missing there and abc here"):
+    with raises("other-checkpoint", UserError, "data", "plan is missing there and abc here"):
         train(parts, config(steps=2), folder=tmp_path, resume=True)
 
 
@@ -199,7 +200,7 @@ def test_what_does_not_change_the_weights_may_change(tmp_path):
     result = train(parts, config(steps=2, checkpoint_every=1, threads=1), folder=tmp_path, resume=True)
     assert result.status == "complete"
     parts.settings = {"padding": 1}
-    with pytest.raises(UserError, match="another configuration: padding is missing there and 1 here"):
+    with raises("other-checkpoint", UserError, "padding is missing there and 1 here"):
         train(parts, config(steps=2), folder=tmp_path, resume=True)
 
 
@@ -207,14 +208,14 @@ def test_what_does_not_change_the_weights_may_change(tmp_path):
 def test_a_broken_checkpoint(content, tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / PLACE).write_bytes(content)
-    with pytest.raises(RunError, match=r"checkpoint\.pt' is damaged"):
+    with raises("damaged-checkpoint", RunError, "checkpoint.pt"):
         start_again(tmp_path)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
     (tmp_path / "state").mkdir()
     torch.save({"version": 1, "identity": {}, "state": nn.Linear(1, 1)}, tmp_path / PLACE)
-    with pytest.raises(RunError, match="damaged"):
+    with raises("damaged-checkpoint", RunError):
         start_again(tmp_path)
 
 

@@ -9,6 +9,7 @@ from robustdup.errors import UserError
 from robustdup.jobs.training import trainer_options
 from robustdup.training.muon import Muon, orthogonalised
 from robustdup.training.schedule import make_optimizer, set_rate
+from tests.raising import raises
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 30), (30, 4)])
@@ -79,5 +80,5 @@ def test_the_configuration_gives_muon_to_layers_without_a_bias():
     assert groups[4, 1, 3, 3] == (pytest.approx(0.02), 0)
     assert groups[2, 4] == (pytest.approx(0.1), 0.01)
     assert len([p for group in optimizer.param_groups for p in group["params"]]) == len(list(model.parameters()))
-    with pytest.raises(UserError, match="this model has none. Use sgd"):
+    with raises("bad-model", UserError, "muon", "Use sgd"):
         make_optimizer(nn.Linear(2, 2), options)

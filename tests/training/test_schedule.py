@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler as torch_rates
 from robustdup.errors import UserError
 from robustdup.training.options import TrainerOptions
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over
+from tests.raising import raises
 
 
 def budget(entries, replays=1, **options):
@@ -57,14 +58,14 @@ def test_batches_add_up_to_the_budget(entries, replays, batch_size, name, value)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 1.0, "steps": 5}, "Give one budget: epochs, steps or samples; got epochs=1.0 and steps=5."),
-        ({"steps": 0}, "A budget of steps=0 trains on nothing"),
-        ({"samples": -3}, "A budget of samples=-3 trains on nothing"),
-        ({"epochs": 0.0001}, "A budget of epochs=0.0001 trains on nothing"),
+        ({"epochs": 1.0, "steps": 5}, "epochs=1.0 and steps=5"),
+        ({"steps": 0}, "steps=0"),
+        ({"samples": -3}, "samples=-3"),
+        ({"epochs": 0.0001}, "epochs=0.0001"),
     ],
 )
 def test_budgets_that_cannot_be(options, message):
-    with pytest.raises(UserError, match=message):
+    with raises("bad-budget", UserError, message):
         budget(100, **options)
 
 
@@ -117,7 +118,7 @@ def test_a_schedule_of_its_own_length():
     assert longer(50) == pytest.approx(0.05)
     shorter = rate_over(TrainerOptions(schedule="linear", schedule_steps=10), 50)
     assert shorter(9) == shorter(49) == pytest.approx(0.01)
-    with pytest.raises(UserError, match="schedule_steps must be at least 1, got 0"):
+    with raises("bad-value", UserError, "schedule_steps", "got 0"):
         rate_over(TrainerOptions(schedule_steps=0), 50)
 
 
@@ -142,5 +143,5 @@ def test_biases_and_norms_do_not_decay_where_asked():
 
 
 def test_nothing_to_train():
-    with pytest.raises(UserError, match="no parameters to train"):
+    with raises("bad-model", UserError, "no parameters"):
         make_optimizer(torch.nn.Flatten(), TrainerOptions())
