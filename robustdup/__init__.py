@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from robustdup.errors import RunError as RunError
     from robustdup.errors import Unavailable as Unavailable
     from robustdup.errors import UserError as UserError
+    from robustdup.plugins import AttackFunction as AttackFunction
     from robustdup.plugins import AttackSpec as AttackSpec
     from robustdup.plugins import Registry as Registry
     from robustdup.plugins import Stage as Stage
+    from robustdup.plugins import attack_signature as attack_signature
     from robustdup.plugins import load_plugins as load_plugins
     from robustdup.plugins import register_attack as register_attack
     from robustdup.rng import SampleRng as SampleRng
@@ -56,11 +58,13 @@ _PUBLIC = {
     "Unavailable": "robustdup.errors",
     "UserError": "robustdup.errors",
     # for authors of plugins
+    "AttackFunction": "robustdup.plugins",
     "AttackSpec": "robustdup.plugins",
     "Passes": "robustdup.attacks.passes",
     "Registry": "robustdup.plugins",
     "SampleRng": "robustdup.rng",
     "Stage": "robustdup.plugins",
+    "attack_signature": "robustdup.plugins",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
     "load_plugins": "robustdup.plugins",

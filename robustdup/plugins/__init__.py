@@ -7,15 +7,19 @@ plugins. A plugin is a function `register(registry)` behind an entry point of th
 from __future__ import annotations
 
 from robustdup.plugins.loading import load_plugins
+from robustdup.plugins.options import attack_signature
 from robustdup.plugins.registry import Registry
 from robustdup.plugins.specs import (
     Architecture,
     AttackFunction,
     AttackSpec,
+    Batching,
     CommandSpec,
     Ensemble,
     FigureSpec,
     FinderSpec,
+    Kind,
+    Knowledge,
     Named,
     ObjectiveSpec,
     PluginStatus,
@@ -29,10 +33,13 @@ __all__ = [
     "Architecture",
     "AttackFunction",
     "AttackSpec",
+    "Batching",
     "CommandSpec",
     "Ensemble",
     "FigureSpec",
     "FinderSpec",
+    "Kind",
+    "Knowledge",
     "Named",
     "ObjectiveSpec",
     "PluginStatus",
@@ -40,6 +47,7 @@ __all__ = [
     "Registry",
     "Source",
     "Stage",
+    "attack_signature",
     "load_plugins",
     "register_attack",
 ]

@@ -73,6 +73,30 @@ def keywords(function: Callable[..., Any], besides: Sequence[str] = ()) -> dict[
     }
 
 
+def attack_signature(
+    options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None
+) -> inspect.Signature:
+    """Return the signature of an attack with these options, for wrappers of toolkits: their functions take `**options`.
+
+    Args:
+        options: the default of each option, by name.
+        choices: the words that an option accepts, for those that accept only some.
+    """
+    parameters = [
+        *(
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            for name in ("model", "images", "labels", "threat")
+        ),
+        inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY),
+    ]
+    for name, default in options.items():
+        words = (choices or {}).get(name)
+        annotation: Any = Literal[tuple(words)] if words else inspect.Parameter.empty
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+    return inspect.Signature(parameters)
+
+
 def check_keywords(
     what: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_the_copy_of_torchattacks_is_not_taken_for_robustbench(tmp_path):
     finding = look(tmp_path)
     assert finding.ok, "the zoo is optional"
     assert "an old copy that the torchattacks wheel carries" in finding.message
-    assert finding.command == "pip install 'robustdup-robustbench[zoo]'"
+    assert finding.command == "pip install 'robustdup[zoo]'"
 
 
 def test_nothing_installed(tmp_path):

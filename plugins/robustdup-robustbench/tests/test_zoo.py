@@ -176,7 +176,7 @@ def test_names_are_read(rest, parts):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(clash, "check", lambda: [clash.Finding(True, "Not installed.", clash.INSTALL)])
-    with pytest.raises(Unavailable, match=r"Not installed\. Run: pip install 'robustdup-robustbench\[zoo\]'"):
+    with pytest.raises(Unavailable, match=r"Not installed\. Run: pip install 'robustdup\[zoo\]'"):
         zoo.load("Wong2020Fast", SAFE)
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-from robustdup import AttackSpec, Registry
+from robustdup import AttackFunction, AttackSpec, Registry, attack_signature
 from robustdup_art.entry import Entry
 from robustdup_art.table import DOCS, ENTRIES, UNAVAILABLE
 
-ART = "adversarial-robustness-toolbox"
+MISSING = "adversarial-robustness-toolbox is not installed: pip install 'robustdup[art]'"
 
 
 def register(registry: Registry) -> None:
     """Register every evasion attack of ART as `art:ClassName`, without importing ART."""
     installed = importlib.util.find_spec("art") is not None
     for entry in ENTRIES:
-        registry.add_attack(_spec(entry, "" if installed else f"the package {ART} is not installed"))
+        registry.add_attack(_spec(entry, "" if installed else MISSING))
     for name, reason in UNAVAILABLE.items():
         registry.add_attack(
             AttackSpec(f"art:{name}", None, (), url=DOCS, kind="unbounded", available=False, reason=reason)
@@ -47,7 +45,7 @@ def _spec(entry: Entry, reason: str) -> AttackSpec:
     )
 
 
-def make_attack(entry: Entry) -> Callable[..., Any]:
+def make_attack(entry: Entry) -> AttackFunction:
     """Return the attack function of a row, with its real options in `__signature__`."""
 
     def attack(model: Any, images: Any, labels: Any, threat: Any, *, rng: Any, **options: Any) -> Any:
@@ -57,19 +55,5 @@ def make_attack(entry: Entry) -> Callable[..., Any]:
 
     attack.__name__ = attack.__qualname__ = entry.name
     attack.__doc__ = f"{entry.description}\n\nImages (N, C, H, W) in [0, 1] -> the same shape. {entry.url}"
-    attack.__signature__ = signature(entry)  # type: ignore[attr-defined]
+    attack.__signature__ = attack_signature(entry.defaults, entry.choices)  # type: ignore[attr-defined]
     return attack
-
-
-def signature(entry: Entry) -> inspect.Signature:
-    """Return the signature that robustdup checks options against."""
-    positional = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ("model", "images", "labels", "threat")
-    ]
-    named = [inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY)]
-    for name, default in entry.defaults.items():
-        choices = entry.choices.get(name)
-        annotation = f"Literal[{', '.join(map(repr, choices))}]" if choices else inspect.Parameter.empty
-        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-    return inspect.Signature([*positional, *named])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustdup.plugins import Batching, Kind, Knowledge
+    from robustdup_art.estimator import Layout
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,9 @@ class Entry:
     norms: tuple[str, ...]
     url: str
     description: str
-    kind: str = "bounded"
-    knowledge: str = "white-box"
-    batching: str = "batch"
+    kind: Kind = "bounded"
+    knowledge: Knowledge = "white-box"
+    batching: Batching = "batch"
     warning: str = ""
     undemonstrated: str = ""
     cost: Any = None
@@ -43,7 +47,7 @@ class Entry:
     batch_size: int | None = None
     labels: str = "true"
     single: bool = False
-    layout: str = "NCHW"
+    layout: Layout = "NCHW"
     probabilities: bool = False
     shims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()

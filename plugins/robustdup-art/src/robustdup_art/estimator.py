@@ -70,7 +70,7 @@ def _classifier_class() -> Any:
         def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> Array:
             rows = torch.from_numpy(np.asarray(x, dtype=np.float32)).to(self.device)
             with torch.no_grad():
-                return torch.cat([self.model(part) for part in rows.split(max(batch_size, 1))]).cpu().numpy()
+                return torch.cat([self.model(part) for part in torch.split(rows, max(batch_size, 1))]).cpu().numpy()
 
     return Classifier
 

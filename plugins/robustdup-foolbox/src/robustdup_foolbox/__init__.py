@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from robustdup import AttackSpec
-from robustdup_foolbox.adapter import as_function
+from robustdup import AttackFunction, AttackSpec, attack_signature
 from robustdup_foolbox.table import ENTRIES, Entry
 
 if TYPE_CHECKING:
-    from robustdup import Registry
+    from torch import Tensor, nn
+
+    from robustdup import Registry, SampleRng, ThreatModel
 
 INSTALL = {
     "foolbox": "foolbox is not installed: pip install 'robustdup[foolbox]'",
-    "eagerpy": "eagerpy, which foolbox is built on, is not installed: pip install eagerpy",
+    "eagerpy": "eagerpy, which foolbox is built on, is not installed: pip install 'robustdup[foolbox]'",
     "numba": "foolbox compiles this attack with numba, which is not installed: pip install numba",
 }
 
@@ -26,6 +27,22 @@ def missing(entry: Entry) -> str:
         if found is None or found.origin is None:  # without origin: a mere folder of that name
             return INSTALL[package]
     return ""
+
+
+def as_function(entry: Entry) -> AttackFunction:
+    """Return the attack of one row of the table; foolbox and torch are imported when it is called."""
+
+    def attack(
+        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, **options: Any
+    ) -> Tensor:
+        from robustdup_foolbox.adapter import run
+
+        return run(entry, model, images, labels, threat, rng=rng, **options)
+
+    attack.__signature__ = attack_signature(entry.options, entry.choices)  # type: ignore[attr-defined]
+    attack.__name__ = attack.__qualname__ = entry.name
+    attack.__doc__ = f"{entry.summary} (foolbox.attacks.{entry.name}): {entry.url}"
+    return attack
 
 
 def as_spec(entry: Entry) -> AttackSpec:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,36 +16,6 @@ from robustdup_foolbox.watched import Watched
 ROUNDING = 1e-6  # pixel units: what float32 arithmetic may leave outside [0, 1]
 NOT_BINARISING = "threshold does not match"  # foolbox's message for a model that does not binarise as told
 START_DIRECTIONS, START_STEPS = 100, 50
-
-
-def as_function(entry: Entry) -> Callable[..., Tensor]:
-    """Return the attack of one row of the table as `attack(model, images, labels, threat, *, rng, **options)`."""
-
-    def attack(
-        model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, **options: Any
-    ) -> Tensor:
-        return run(entry, model, images, labels, threat, rng=rng, **options)
-
-    positional = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ("model", "images", "labels", "threat")
-    ]
-    rng = inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY)
-    attack.__signature__ = inspect.Signature([*positional, rng, *map(_parameter(entry), entry.options)])  # type: ignore[attr-defined]
-    attack.__name__ = attack.__qualname__ = entry.name
-    attack.__doc__ = f"{entry.summary} (foolbox.attacks.{entry.name}): {entry.url}"
-    return attack
-
-
-def _parameter(entry: Entry) -> Callable[[str], inspect.Parameter]:
-    def build(name: str) -> inspect.Parameter:
-        words = entry.choices.get(name)
-        annotation = f"Literal[{', '.join(map(repr, words))}]" if words else inspect.Parameter.empty
-        return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=entry.options[name], annotation=annotation
-        )
-
-    return build
 
 
 def run(
@@ -131,8 +100,7 @@ def starting_points(
     First what foolbox itself starts from (noise, or salt and pepper), then the other images of the batch. Rows without a
     starting point get the image that came nearest to being misclassified.
     """
-    from foolbox import attacks
-
+    attacks = importlib.import_module("foolbox.attacks")
     watched = Watched(model, images, labels, threat, bounded=False)
     if entry.start == "noise":
         first = attacks.LinearSearchBlendedUniformNoiseAttack(directions=START_DIRECTIONS, steps=START_STEPS)
@@ -192,9 +160,7 @@ class Unwatched(nn.Module):
 
 
 def _foolbox_model(model: nn.Module, images: Tensor) -> Any:
-    from foolbox import PyTorchModel
-
-    return PyTorchModel(model, bounds=(0, 1), device=images.device)
+    return importlib.import_module("foolbox").PyTorchModel(model, bounds=(0, 1), device=images.device)
 
 
 def _misclassified(labels: Tensor) -> Any:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustdup.plugins import Kind, Knowledge
 
 DOCS = "https://foolbox.readthedocs.io/en/stable/modules/attacks.html"
 ALL_NORMS = ("Linf", "L2", "L1")
@@ -30,8 +33,8 @@ class Entry:
     norms: tuple[str, ...]
     summary: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "bounded"
-    knowledge: str = "white-box"
+    kind: Kind = "bounded"
+    knowledge: Knowledge = "white-box"
     url: str = DOCS
     cost: Cost | None = None
     quick: Mapping[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup import SampleRng, Stage, ThreatModel, Unavailable, UserError, isolated
+from robustdup import SampleRng, ThreatModel, Unavailable, UserError, isolated
 
 Options = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ def _perturb(attack: Any, model: nn.Module, images: Tensor, labels: Tensor, rng:
     """Call the reference as AutoAttack does: without gradients outside its own, on copies, with AutoAttack's one seed."""
     attack.seed = rng.seed if seed is None else int(seed)
     with isolated(model, seed=rng.call_seed()), torch.no_grad():
-        adv_images = attack.perturb(images.clone(), labels.clone())
+        adv_images: Tensor = attack.perturb(images.clone(), labels.clone())
     return adv_images.detach().to(images.dtype)
 
 
@@ -155,7 +155,7 @@ def _checked(
     """The number of classes shows only in the logits: look at those of the attack's own calls, so that none is added."""
 
     def predict(images: Tensor) -> Tensor:
-        logits = model(images)
+        logits: Tensor = model(images)
         if logits.shape[1] < least:
             raise UserError(
                 f"robustbench:{why}, so that it needs at least {least} classes; this model has {logits.shape[1]}. "
@@ -200,7 +200,7 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"pyautoattack.{name}")
     except ImportError as error:
         raise Unavailable(
-            f"The reference AutoAttack cannot be imported: {error}. Run: pip install pyautoattack==0.2.0"
+            f"The reference AutoAttack cannot be imported: {error}. Run: pip install 'robustdup[robustbench]'"
         ) from error
 
 
@@ -242,37 +242,3 @@ def fab_t_cost(options: Options) -> tuple[float, float]:
 def square_cost(options: Options) -> tuple[float, float]:
     """Forward passes of a surviving point: the start, the queries, and the reference's own check."""
     return 1 + options["n_restarts"] * (options["n_queries"] + 2), 0
-
-
-_PLUS = {"n_restarts": 5, "use_largereps": False}
-_RAND = {"n_restarts": 1, "eot_iter": 20}
-
-ENSEMBLES = {
-    "robustbench:AutoAttack": (
-        (
-            Stage("robustbench:APGD-CE"),
-            Stage("robustbench:APGD-T"),
-            Stage("robustbench:FAB-T"),
-            Stage("robustbench:Square"),
-        ),
-        "The reference AutoAttack, standard version: what RobustBench reports",
-    ),
-    "robustbench:AutoAttack-plus": (
-        (
-            Stage("robustbench:APGD-CE", _PLUS),
-            Stage("robustbench:APGD-DLR", {"n_restarts": 5}),
-            Stage("robustbench:FAB", {"n_restarts": 5}),
-            Stage("robustbench:Square"),
-            Stage("robustbench:APGD-T", {"n_target_classes": 9, "use_largereps": False}),
-            Stage("robustbench:FAB-T"),
-        ),
-        "The reference AutoAttack, plus version: more restarts, and the untargeted attacks too",
-    ),
-    "robustbench:AutoAttack-rand": (
-        (
-            Stage("robustbench:APGD-CE", {**_RAND, "use_largereps": False}),
-            Stage("robustbench:APGD-DLR", _RAND),
-        ),
-        "The reference AutoAttack, rand version: for randomised models, gradients averaged over 20 draws",
-    ),
-}

@@ -11,7 +11,7 @@ import hashlib
 from importlib.metadata import Distribution, PackagePath, distributions
 from typing import NamedTuple
 
-INSTALL = "pip install 'robustdup-robustbench[zoo]'"
+INSTALL = "pip install 'robustdup[zoo]'"
 
 
 class Finding(NamedTuple):

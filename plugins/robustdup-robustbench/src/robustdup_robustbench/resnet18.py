@@ -24,7 +24,7 @@ def load(rest: str, options: Any) -> nn.Module:
         from pyautoattack.examples.resnet import ResNet18
     except ImportError as error:
         raise Unavailable(
-            f"pyautoattack:resnet18 cannot be loaded: {error}. Run: pip install pyautoattack==0.2.0"
+            f"pyautoattack:resnet18 cannot be loaded: {error}. Run: pip install 'robustdup[robustbench]'"
         ) from error
     file = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
     if not file.is_file():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from robustdup import AttackSpec, RunError, Unavailable, UserError
+from robustdup import AttackSpec, RunError, Unavailable, UserError, attack_signature
 from robustdup_torchattacks.row import Row
 
 if TYPE_CHECKING:
@@ -52,7 +51,10 @@ def make_spec(row: Row, reason: str = "") -> AttackSpec:
 
     function.__name__ = function.__qualname__ = row.name
     function.__doc__ = row.description
-    function.__signature__ = signature(row, function)  # type: ignore[attr-defined]
+    defaults = {**row.options, **dict.fromkeys(row.steps), **row.own}
+    if row.takes_classes:
+        defaults["n_classes"] = None
+    function.__signature__ = attack_signature(defaults, row.choices)  # type: ignore[attr-defined]
     left_out = "".join(f" Left out, {name} = {text}." for name, (text, _) in row.steps.items())
     spec = AttackSpec(
         name=f"torchattacks:{row.name}", function=function, norms=row.norms, kind=row.kind, knowledge=row.knowledge,
@@ -60,22 +62,6 @@ def make_spec(row: Row, reason: str = "") -> AttackSpec:
         warning=row.warning, undemonstrated=row.undemonstrated, available=not reason, reason=reason,
     )  # fmt: skip
     return spec
-
-
-def signature(row: Row, function: Callable[..., Any]) -> inspect.Signature:
-    """Return the function's signature with the row's real options and defaults in place of **options."""
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    defaults = {**row.options, **dict.fromkeys(row.steps), **row.own}
-    if row.takes_classes:
-        defaults["n_classes"] = None
-    for name, default in defaults.items():
-        annotation: Any = type(default) if default is not None else "float | None"
-        if name in row.choices:
-            annotation = Literal[row.choices[name]]  # type: ignore[valid-type]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    return inspect.Signature(parameters)
 
 
 def run(

@@ -21,8 +21,8 @@ def plain(call: Call, images: Tensor, labels: Tensor) -> Tensor:
     """Construct the class and call it; CW starts inside (0, 1), DeepFool is pushed past the boundary."""
     inside, push = call.options.get("inside", 0.0), call.options.get("push", 0.0)
     start = images.clamp(inside, 1 - inside) if inside else images
-    adv = call.plain()(start, labels)
-    return (images + (1 + push) * (adv - images)).clamp(0, 1) if push else adv
+    adv_images = _attacked(call.plain(), start, labels)
+    return (images + (1 + push) * (adv_images - images)).clamp(0, 1) if push else adv_images
 
 
 def jsma(call: Call, images: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def jsma(call: Call, images: Tensor, labels: Tensor) -> Tensor:
     attack.set_mode_targeted_by_function(
         lambda inputs, given: call.guard.wrong_class(inputs, given, call.options["target"]), quiet=True
     )
-    return attack(images, labels)
+    return _attacked(attack, images, labels)
 
 
 def multi_attack(call: Call, images: Tensor, labels: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def multi_attack(call: Call, images: Tensor, labels: Tensor) -> Tensor:
         for check in row.checks:
             check(row.name, images, options)
         members.append(replace(call, row=row, options=options, classes=class_count(row, call.guard, options, images)))
-    return call.toolkit.MultiAttack([member.plain() for member in members])(images, labels)
+    return _attacked(call.toolkit.MultiAttack([member.plain() for member in members]), images, labels)
 
 
 def member_rows(call: Call) -> list[Row]:
@@ -65,6 +65,11 @@ def member_rows(call: Call) -> list[Row]:
     return [allowed[name.removeprefix("torchattacks:")] for name in names]
 
 
+def _attacked(attack: Any, images: Tensor, labels: Tensor) -> Tensor:
+    adv_images: Tensor = attack(images, labels)
+    return adv_images
+
+
 class Surrogate(nn.Module):
     """A copy of the model to train; its copies go on counting in the original's passes."""
 
@@ -75,7 +80,8 @@ class Surrogate(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N, K)."""
-        return self.model(images.to(self.dtype)).float()
+        logits: Tensor = self.model(images.to(self.dtype)).float()
+        return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surrogate:
         return Surrogate(copy_counting(self.model, memo), self.dtype)
@@ -89,7 +95,7 @@ def copy_counting(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
 
 def lgv(call: Call, images: Tensor, labels: Tensor) -> Tensor:
     """Collect models by SGD from a copy of the model on these images, then run BIM on them in turn."""
-    module = importlib.import_module(call.toolkit.LGV.__module__)
+    module: Any = importlib.import_module(call.toolkit.LGV.__module__)
     if torch.cuda.is_available() and images.device.type != "cuda":
         raise UserError("torchattacks:LGV trains on the GPU wherever there is one: put the model and the images there.")
     start = Surrogate(copy_counting(call.guard.model), call.guard.dtype)
@@ -106,6 +112,6 @@ def lgv(call: Call, images: Tensor, labels: Tensor) -> Tensor:
             steps=steps, **options,
         )  # fmt: skip
         attack.set_device(images.device)
-        return attack(images, labels)
+        return _attacked(attack, images, labels)
     finally:
         module.tqdm = bar

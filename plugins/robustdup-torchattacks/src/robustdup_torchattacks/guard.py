@@ -34,8 +34,8 @@ class Guard(nn.Module):
             images.data = images.data.clone()
         if images.requires_grad and torch.is_grad_enabled():
             images = images.view_as(images)
-            images.register_hook(Tensor.contiguous)  # channels-last gradients cannot be viewed flat
-        logits = self.model(images.to(self.dtype)).float()
+            images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]  # channels-last gradients cannot be viewed flat
+        logits: Tensor = self.model(images.to(self.dtype)).float()
         return logits - logits.amin(dim=1, keepdim=True).detach() + 1 if self.shift else logits
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -54,7 +54,7 @@ class Guard(nn.Module):
     @torch.no_grad()
     def wrong_class(self, images: Tensor, labels: Tensor, which: str) -> Tensor:
         """Return a wrong class for each image (N,): `runner-up` and `least-likely` by the logits, `next` = label + 1."""
-        logits = self(images)
+        logits: Tensor = self(images)
         if which == "next":
             return (labels + 1) % logits.shape[1]
         sign = 1 if which == "runner-up" else -1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustdup.plugins import Kind, Knowledge
 
 Options = Mapping[str, Any]
 Cost = Callable[[Options], tuple[float, float]]
-Kind = Literal["bounded", "minimum-norm", "unbounded"]
-Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Step = tuple[str, Callable[[float, Options], float]]  # how the default reads, and its value from (eps, options)
 
 BOTH = ("Linf", "L2")
