@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd_steps import l1_step, l2_step, linf_step, random_start
-from robustdup.attacks.losses import Loss, cw, dlr, find_loss, fooled, margin
+from robustdup.attacks.losses import Loss, cw, dlr, find_loss, margin, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import AttackWarning, UserError
 from robustdup.projections import per_sample, project_l1
@@ -310,7 +310,7 @@ def _look(
         assert total is not None
         average = total.div_(eot) if eot > 1 else total
     dtype = state.point.dtype
-    return average, value.to(dtype), margin(logits, truth).to(dtype), fooled(logits, truth)
+    return average, value.to(dtype), margin(logits, truth).to(dtype), misclassified(logits, truth)
 
 
 def _remember(state: State, gradient: Tensor, value: Tensor, gap: Tensor, *, first: bool) -> None:

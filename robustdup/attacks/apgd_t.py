@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd import RowLoss, apgd_cost, worst_of_runs
-from robustdup.attacks.losses import cw_targeted, dlr_targeted, fooled
+from robustdup.attacks.losses import cw_targeted, dlr_targeted, misclassified
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -62,7 +62,7 @@ def targeted_losses(
         return labels.new_empty(0), []
     with torch.no_grad():
         logits = model(images)
-    rows = (~fooled(logits, labels)).nonzero()[:, 0]
+    rows = (~misclassified(logits, labels)).nonzero()[:, 0]
     truth, order = labels[rows], target_order(logits[rows], labels[rows], targets)
     targeted = dlr_targeted
     if logits.shape[1] < 4:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import cw, fooled
+from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError
@@ -84,7 +84,7 @@ class _Walk:
     def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
         """Say which points (n, ...) of the rows are misclassified."""
         with torch.no_grad():
-            return fooled(self.model(points), self.labels[rows])
+            return misclassified(self.model(points), self.labels[rows])
 
     def outside(self) -> Tensor:
         """Say of which rows nothing inside the ball has been found: (N,) bool."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
 from robustdup.attacks.apgd_t import targeted_losses
-from robustdup.attacks.losses import Loss, find_loss, fooled, margin, probability_cw
+from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
 from robustdup.projections import per_sample
@@ -142,4 +142,4 @@ def _look(
         grad, _, logits = input_gradient(model, point, lambda logits, part: loss(logits, rows[part]))
         grad = grad.nan_to_num_(0, 0, 0)
         total = grad if total is None else total.add_(grad)
-    return total, margin(logits, truth).to(point.dtype), fooled(logits, truth)
+    return total, margin(logits, truth).to(point.dtype), misclassified(logits, truth)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
-from robustdup.attacks.losses import fooled
+from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import UserError
 from robustdup.projections import fold_length, fold_sum, row_length
@@ -132,7 +132,7 @@ def walk(
     for step in range(steps):
         normal, value, logits = linearise(point, rows)
         if step == 0:
-            done, distance = fooled(logits, labels), fold_length((point - clean), threat.norm)
+            done, distance = misclassified(logits, labels), fold_length((point - clean), threat.norm)
             nearest.offer(rows, point, distance, done)
             keep = ~(done & (distance <= threat.radius)) if stop_within_eps else torch.ones_like(done)
             rows, clean, labels, point, normal, value = _rows(keep, rows, clean, labels, point, normal, value)
@@ -142,7 +142,7 @@ def walk(
         if watch is not None:
             watch(step, rows, point)
         with torch.no_grad():
-            done = fooled(model(point), labels)
+            done = misclassified(model(point), labels)
         delta = point - clean
         distance = fold_length(delta, threat.norm)
         nearest.offer(rows, point, distance, done)

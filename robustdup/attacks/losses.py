@@ -86,6 +86,6 @@ def find_loss(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def fooled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Say which rows are misclassified: (N, K), (N,) -> (N,) bool. Logits that are not finite count as wrong."""
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `is_adv`, which samples are misclassified: (N, K), (N,) -> (N,) bool. Logits that are not finite count as wrong."""
     return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)

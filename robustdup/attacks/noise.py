@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import fooled, margin
+from robustdup.attacks.losses import margin, misclassified
 from robustdup.projections import row_length
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -29,7 +29,7 @@ def noise(
         with torch.no_grad():
             logits = model(point)
         margins = margin(logits, labels[active])
-        done = fooled(logits, labels[active])
+        done = misclassified(logits, labels[active])
         better = (margins < lowest[active]) | done
         adv_images[active[better]] = point[better]
         lowest[active[better]] = margins[better]

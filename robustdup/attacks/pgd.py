@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import Loss, find_loss, fooled, margin
+from robustdup.attacks.losses import Loss, find_loss, margin, misclassified
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
@@ -118,7 +118,7 @@ def _look(
             with torch.no_grad():
                 logits = model(images)
         margins += margin(logits, labels) / eot
-        done &= fooled(logits, labels)
+        done &= misclassified(logits, labels)
     return total, margins, done
 
 

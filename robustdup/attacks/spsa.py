@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import fooled, margin
+from robustdup.attacks.losses import margin, misclassified
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
@@ -108,7 +108,7 @@ def _estimate(
 def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (margin (N,), fooled (N,) bool) at the images."""
     logits = model(images)
-    return margin(logits, labels), fooled(logits, labels)
+    return margin(logits, labels), misclassified(logits, labels)
 
 
 def _check(steps: int, probes: int, restarts: int, reach: float, first_step: float, momentum: float) -> None:

@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import ce, fooled, margin
+from robustdup.attacks.losses import ce, margin, misclassified
 from robustdup.errors import AttackWarning, UserError, unknown
 from robustdup.projections import project_l1_changed, row_length, row_sum
 from robustdup.rng import SampleRng
@@ -177,7 +177,7 @@ def _search(
         logits = model(rows.point.view(-1, *shape)).to(rows.point.dtype)
         gap = margin(logits, rows.labels)
         value = gap if loss == "margin" else -ce(logits, rows.labels)
-        wrong = fooled(logits, rows.labels)
+        wrong = misclassified(logits, rows.labels)
         done = wrong | ~(gap > 0)
         better = value < rows.loss
         accepted = better | done

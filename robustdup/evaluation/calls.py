@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.losses import fooled
+from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Count, Passes
 from robustdup.device import out_of_memory
 from robustdup.errors import AttackWarning, RunError
@@ -237,7 +237,7 @@ def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) ->
     with isolated(copy.model), torch.no_grad():
         logits = copy(verdict.adv_images[rows].to(context.device))
     attempt.further_passes.append(copy.count)
-    rows = rows[fooled(logits, batch.labels[rows.to(context.device)]).cpu()]
+    rows = rows[misclassified(logits, batch.labels[rows.to(context.device)]).cpu()]
     if len(rows) == 0:
         return verdict
     original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.losses import fooled
+from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Passes
 from robustdup.config import parse_call
 from robustdup.errors import UserError
@@ -119,7 +119,7 @@ def correct_per_sample(
     def answer(model: nn.Module) -> tuple[Tensor, Tensor, Passes]:
         passes = Passes(model, min(BATCH_ROWS, len(labels)))
         with torch.no_grad():
-            clean = ~fooled(passes(images), labels)
+            clean = ~misclassified(passes(images), labels)
         index = clean.nonzero().squeeze(1)
         function = attack.spec.function
         assert function is not None
@@ -128,7 +128,7 @@ def correct_per_sample(
         adv_images = attack.threat.project(images[index], adv_images.detach())
         robust = torch.zeros_like(clean)
         with torch.no_grad():
-            robust[index] = ~fooled(passes(adv_images), labels[index])
+            robust[index] = ~misclassified(passes(adv_images), labels[index])
         return clean, robust, passes
 
     return answer

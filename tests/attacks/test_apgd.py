@@ -15,7 +15,7 @@ from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd import _phases, apgd, apgd_ce, apgd_cost, apgd_dlr, ascend, run_phases
 from robustdup.attacks.apgd_steps import random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
-from robustdup.attacks.losses import ce, cw, dlr, dlr_targeted, fooled
+from robustdup.attacks.losses import ce, cw, dlr, dlr_targeted, misclassified
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
@@ -212,8 +212,8 @@ def test_verdicts_on_digits_are_the_references(loss):
             adv_images = (apgd_ce if loss == "ce" else apgd_dlr)(passes, images, labels, threat, rng=rng, steps=30)
             reference = APGDAttack(model, loss=loss, **options)
         with torch.random.fork_rng():
-            theirs.append(fooled(model(reference.perturb(images, labels)), labels))
-        ours.append(fooled(model(adv_images), labels))
+            theirs.append(misclassified(model(reference.perturb(images, labels)), labels))
+        ours.append(misclassified(model(adv_images), labels))
         assert not threat.violations(images, adv_images).any.any()
     by_us, by_them = torch.stack(ours), torch.stack(theirs)
     assert 10 < int(by_them[0].sum()) < 70
@@ -270,7 +270,7 @@ def test_a_row_that_is_fooled_at_once_pays_one_look(attack, cost):
     threat, labels, rng = ThreatModel("Linf", "0.1"), torch.zeros(4, dtype=torch.int64), SampleRng(0, torch.arange(4))
     adv_images = attack(Passes(model, 4), images, labels, threat, rng=rng)
     assert (model.forward_rows, model.backward_rows) == (4 * cost[0], 4 * cost[1])
-    assert bool(fooled(model(adv_images), labels).all())
+    assert bool(misclassified(model(adv_images), labels).all())
 
 
 def test_a_row_leaves_with_the_iterate_that_fooled_it():
@@ -386,7 +386,7 @@ def test_a_row_is_bit_equal_in_any_order_and_company(attack, options, norm):
         return attack(Passes(model, 16), images[rows], labels[rows], threat, rng=rng, **options)
 
     everyone = attacked(torch.arange(40))
-    some_fooled = fooled(model(everyone), labels)
+    some_fooled = misclassified(model(everyone), labels)
     assert 0 < int(some_fooled.sum()) < 40
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     for rows in (shuffled, shuffled[:20], shuffled[20:], torch.tensor([39, 0]), torch.tensor([7])):
@@ -488,7 +488,7 @@ def test_too_few_classes_for_dlr_are_said_once(attack, classes, message):
     said = [str(warning.message) for warning in caught if warning.category is AttackWarning]
     assert len(said) == 1
     assert said[0].startswith(message)
-    assert bool(fooled(model(adv_images), labels).all())
+    assert bool(misclassified(model(adv_images), labels).all())
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,7 @@ def test_nan_for_some_rows_harms_no_other(norm):
     alone = apgd_ce(Passes(model, 4), images[healthy], labels[healthy], threat, rng=rng[healthy], steps=10)
     assert torch.equal(whole[healthy], alone)
     assert bool(whole.isfinite().all())
-    assert bool(fooled(Sick(model)(whole), labels)[~healthy].all())
+    assert bool(misclassified(Sick(model)(whole), labels)[~healthy].all())
 
 
 def test_a_nan_loss_is_never_the_best():

@@ -13,7 +13,7 @@ from robustdup.attacks.cosine_pgd import (
     cosine_pgd_t_cost,
     tempered_probability_cw,
 )  # fmt: skip
-from robustdup.attacks.losses import cw, fooled, probability_cw
+from robustdup.attacks.losses import cw, misclassified, probability_cw
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
@@ -112,7 +112,7 @@ def test_logits_a_thousand_times_larger_do_not_hide_what_breaks():
     wrong = []
     for judged in (model, masked("scaled", model)):
         adv_images = cosine_pgd(Passes(judged, 60), images, labels, threat, rng=rng, steps=10)
-        wrong.append(fooled(model(adv_images), labels))
+        wrong.append(misclassified(model(adv_images), labels))
     assert int(wrong[0].sum()) > 10
     assert abs(int(wrong[1].sum()) - int(wrong[0].sum())) <= 2
 

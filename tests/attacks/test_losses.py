@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustdup import UserError
-from robustdup.attacks.losses import LOSSES, ce, cw, dlr, find_loss, fooled, margin, probability_cw
+from robustdup.attacks.losses import LOSSES, ce, cw, dlr, find_loss, margin, misclassified, probability_cw
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0, -2.0], [0.0, 5.0, 4.0, 1.0], [-1.0, -2.0, -3.0, -4.0]])
 LABELS = torch.tensor([0, 2, 3])
@@ -54,7 +54,7 @@ def test_all_losses_rise_as_the_true_logit_falls(name):
 
 def test_fooled_is_what_the_referee_says():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [float("nan"), 0.0], [float("inf"), 0.0]])
-    assert fooled(logits, torch.zeros(5, dtype=torch.int64)).tolist() == [False, True, False, True, True]
+    assert misclassified(logits, torch.zeros(5, dtype=torch.int64)).tolist() == [False, True, False, True, True]
 
 
 def test_a_function_is_a_loss_and_an_unknown_name_is_not():

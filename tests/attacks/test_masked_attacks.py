@@ -8,7 +8,7 @@ from benchmarks.masked import masked
 from robustdup import Passes, SampleRng, ThreatModel, UserError
 from robustdup.attacks.apgd_t import apgd_t
 from robustdup.attacks.boundary_walk import boundary_walk, boundary_walk_cost
-from robustdup.attacks.losses import fooled
+from robustdup.attacks.losses import misclassified
 from robustdup.attacks.spsa import spsa, spsa_cost
 from robustdup.attacks.square import square
 from robustdup.config import DataOptions
@@ -61,7 +61,7 @@ def test_linear_models_fall_below_the_optimum_and_never_above(attack, near, norm
             model, images, labels, rng = linear(norm, share, seed)
             adv_images = attack(model, images, labels, threat, rng=rng)
             assert not threat.violations(images, adv_images).any.any()
-            assert fooled(model(adv_images), labels).tolist() == [falls] * 6
+            assert misclassified(model(adv_images), labels).tolist() == [falls] * 6
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def points():
     rows = digits("digits", DataOptions(split="test"))
     images, labels = rows.fetch(range(40))
     model = load_builtin("digits-robust", ModelOptions()).eval()
-    right = ~fooled(model(images), labels)
+    right = ~misclassified(model(images), labels)
     return model, images[right], labels[right]
 
 
@@ -78,7 +78,7 @@ def broken(attack, model, points, **options):
     threat, rng = ThreatModel("Linf", "0.15"), SampleRng(0, torch.arange(len(images)))
     adv_images = attack(Passes(model, 64), images, labels, threat, rng=rng, **options)
     assert not threat.violations(images, adv_images).any.any()
-    return int(fooled(model(adv_images), labels).sum())
+    return int(misclassified(model(adv_images), labels).sum())
 
 
 def test_the_walk_sees_what_clipped_logits_hide(points):
@@ -159,7 +159,7 @@ def test_a_survivor_of_the_walk_pays_no_more_than_is_said():
     model, images, options = Counting(0.6), torch.full((4, 1, 3, 3), 0.3), {"steps": 5, "probes": 3, "restarts": 2}
     labels, rng = torch.zeros(4, dtype=torch.int64), SampleRng(0, torch.arange(4))
     adv_images = boundary_walk(model, images, labels, ThreatModel("Linf", "0.1"), rng=rng, **options)
-    assert not fooled(model(adv_images), labels).any()
+    assert not misclassified(model(adv_images), labels).any()
     forward, backward = boundary_walk_cost(options)
     assert 0.6 * 4 * backward < model.backward_rows <= 4 * backward
     assert 2 * forward < model.forward_rows <= 4 * forward
