@@ -11,9 +11,11 @@ from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.jobs import run_training
+from robustdup.jobs.training import trainer_options
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import load_plugins
 from robustdup.records import load_record, load_training_record
+from robustdup.training.options import TrainerOptions
 from tests.raising import raises
 
 QUICK = (
@@ -171,6 +173,14 @@ def test_what_cannot_be_is_refused_in_one_message(tmp_path, words, code, names):
     with raises(code, UserError, *names):
         train(tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()  # the corrected command may use it
+
+
+def test_the_trainer_is_told_what_the_configuration_says():
+    assert trainer_options(TrainConfig(data="given", steps=3), threads=None) == TrainerOptions(steps=3)
+    words = ("data=given", "samples=5", "lr=0.3", "schedule=piecewise", "milestones=[0.2]", "clip=2", "precision=bf16")
+    assert trainer_options(build(TrainConfig, overrides=words), threads=2) == TrainerOptions(
+        samples=5, lr=0.3, schedule="piecewise", milestones=(0.2,), clip=2.0, precision="bf16", threads=2
+    )
 
 
 def test_none_is_no_evaluation(tmp_path):

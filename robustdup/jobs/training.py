@@ -205,7 +205,7 @@ def _validate(run: Assembled, orders: Orders) -> Validate | None:
     return make_validate(held_out, orders.validation_attack, seed=run.options.seed, device=run.device)
 
 
-def trainer_options(config: TrainConfig, threads: int) -> TrainerOptions:
+def trainer_options(config: TrainConfig, threads: int | None) -> TrainerOptions:
     """Return the settings of the configuration that concern the trainer: those of the same name."""
     values = {field.name: getattr(config, field.name) for field in fields(TrainerOptions)}
     return TrainerOptions(**{**values, "milestones": tuple(config.milestones), "threads": threads})

@@ -11,10 +11,10 @@ from robustdup.device import out_of_memory
 from robustdup.errors import RunError
 from robustdup.training.checkpoint import Checkpoints, identity_of
 from robustdup.training.events import CheckpointSchedule, View, add_point, candidate_steps, consider, curve_steps
-from robustdup.training.meter import peak_memory
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, ShowProgress, TrainResult
 from robustdup.training.processes import whole_batch_norm
+from robustdup.training.state import peak_memory
 from robustdup.training.tracking import open_session
 from robustdup.training.trainer import Stopped, Trainer
 from robustdup.training.validation import Validate, weights_of

@@ -12,12 +12,11 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
 from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.training.averages import Averages
-from robustdup.training.meter import NEVER
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, TrainBatch
 from robustdup.training.processes import Processes
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate
-from robustdup.training.state import State
+from robustdup.training.state import NEVER, State
 from robustdup.training.tracking import Session
 from robustdup.training.updates import LossAndMetrics, UpdateTask
 

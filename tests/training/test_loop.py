@@ -244,6 +244,19 @@ def test_nan_ends_the_run_at_the_checkpoint_before(on_disk, tmp_path):
     assert len(update.seen) < 20  # a look each 400 / 150 steps is soon enough
 
 
+def test_the_time_after_the_last_checkpoint_was_spent(monkeypatch):
+    now, failing = [0.0], failing_at(10)
+
+    def slow(*arguments, **options):
+        now[0] += 7.0  # seconds that a step takes
+        return failing(*arguments, **options)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    out = train(make_parts(objective=slow), config(steps=400, checkpoint_every=8))
+    assert (out.status, out.steps) == ("stopped", 8)
+    assert out.seconds == now[0] >= 70
+
+
 def test_a_step_that_ruins_the_weights_is_not_saved():
     parts = make_parts(linear())
     out = train(parts, config(lr=1e38, clip=None, checkpoint_every=1, schedule="constant", momentum=0.0))
