@@ -66,7 +66,7 @@ def training(folder, word="pgd_at", **changes):
         "data": DataInfo(spec=word, split="train", n_total=1297, selection="all", image_shape=[1, 8, 8], class_names=[word],
                          fingerprint="0"),
         "duplication": DuplicationInfo(scheme=word, mode="append", dose=0.25, hash="abc", entries=1600, unique=1200,
-                                       readings={word: 1}),
+                                       rates={word: 1}),
         "initial_fingerprint": "d", "events": [word], "seed": 0, "config": {},
         "environment": TrainEnvironment(device="cpu", device_name=word, threads=1, processes=1, python="3", platform="x",
                                         precision="fp32", compiled="off", channels_last=True),
@@ -312,6 +312,7 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
     """Ten combinations: a chart for each objective. Shares cover five points at least."""
     from robustdup_study import page
 
+    from robustdup.plugins import load_plugins
     from robustdup.report.runs import PluggedRun
 
     def made(**levels):
@@ -321,7 +322,9 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
             for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
         ]  # fmt: skip
         record = study(tmp_path / "run", means=means, runs=[])
-        sections = page.study_page(PluggedRun(tmp_path / "run", record), "index").context["sections"]
+        sections = page.study_page(
+            PluggedRun(tmp_path / "run", record, load_plugins().record_kinds["robustdup.study"]), "index"
+        ).context["sections"]
         return next(section for section in sections if section.name == "dose-0")
 
     near = made(standard=(0.90, 0.94), pgd_at=(0.84, 0.88))
