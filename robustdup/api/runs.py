@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from robustdup.evidence.recheck import Verification
-    from robustdup.leaderboard import Comparison, RankResult
+    from robustdup.leaderboard import RankResult, RunComparison
     from robustdup.records import EvaluationRecord, TrainingRecord
 
 Run = "str | Path | EvaluationResult | EvaluationRecord"
@@ -58,7 +58,7 @@ def rank(run: Any) -> RankResult:
     return position(record, samples)
 
 
-def compare(a: Any, b: Any) -> Comparison:
+def compare(a: Any, b: Any) -> RunComparison:
     """Compare two evaluations on the same samples: difference a minus b, Tango's 95% interval, McNemar's test.
 
     Args:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robustdup.leaderboard import Entry, Paper, Place, RankResult, load, position, refresh, select, submit
+from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
 from robustdup.leaderboard.refresh import BASE
 from robustdup.leaderboard.table import Leaderboard
 from robustdup.records import find_record, load_record, load_samples, to_json
@@ -83,7 +83,7 @@ def submit_command(
     reported: str | None = typer.Option(None, "--reported", help="Robust accuracy that the paper reports, in percent."),
     checkpoint: str | None = typer.Option(None, "--checkpoint-url", help="Address of checkpoint and code."),
     forward_passes: int = typer.Option(1, "--forward-passes", help="Forward passes of one prediction.", min=1),
-    draft: bool = typer.Option(False, "--draft", help="Write even from fewer points than RobustBench evaluates."),
+    draft: bool = typer.Option(False, "--draft", help="Write even from fewer samples than RobustBench evaluates."),
     as_json: bool = JSON,
 ) -> None:
     """Write what RobustBench asks of a new model: a model_info file and the text of the claim."""
@@ -159,7 +159,7 @@ def _place_text(place: Place, *, bound: bool) -> str:
     return text if bound or not neighbours else f"{text}, {' and '.join(neighbours)}"
 
 
-def _table(entries: list[Entry], *, several: bool) -> Table:
+def _table(entries: list[LeaderboardEntry], *, several: bool) -> Table:
     """The entries as a table; every cell is Text, since names and titles may hold square brackets.
 
     `several`: the entries may be of several leaderboards, which are then named.

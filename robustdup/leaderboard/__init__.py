@@ -1,22 +1,22 @@
 """RobustBench's published table: show it, rank a record in it, submit to it, refresh it; and compare two records."""
 
-from robustdup.leaderboard.compare import Comparison, PairedDifference, compare, paired_difference
-from robustdup.leaderboard.rank import Place, Published, RankResult, position
+from robustdup.leaderboard.compare import PairedDifference, RunComparison, compare, paired_difference
+from robustdup.leaderboard.rank import Place, PublishedNumbers, RankResult, position
 from robustdup.leaderboard.refresh import Refreshed, refresh
 from robustdup.leaderboard.select import ordered, select
 from robustdup.leaderboard.submit import Paper, submit
-from robustdup.leaderboard.table import Entry, Leaderboard, load
+from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, load
 
 __all__ = [
-    "Comparison",
-    "Entry",
     "Leaderboard",
+    "LeaderboardEntry",
     "PairedDifference",
     "Paper",
     "Place",
-    "Published",
+    "PublishedNumbers",
     "RankResult",
     "Refreshed",
+    "RunComparison",
     "compare",
     "load",
     "ordered",

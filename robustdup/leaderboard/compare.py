@@ -1,4 +1,4 @@
-"""Paired comparison of two evaluations on the same points: differences with intervals, McNemar's exact test."""
+"""Paired comparison of two evaluations on the same samples: differences with intervals, McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from robustdup.statistics import mcnemar, tango_interval
 
 
 class PairedDifference(BaseModel):
-    """A share in A minus the share in B, on the same `n` points, with a 95% interval and McNemar's exact p-value.
+    """A share in A minus the share in B, on the same `n` samples, with a 95% interval and McNemar's exact p-value.
 
-    `only_a` points are right in A and not in B, `only_b` the other way round. Values are in [-1, 1].
+    `only_a` samples are right in A and not in B, `only_b` the other way round. Values are in [-1, 1].
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,8 +34,8 @@ class PairedDifference(BaseModel):
     p_value: float
 
 
-class Changed(BaseModel):
-    """A point whose outcome differs: right on the clean image (`clean`), and after all attacks (`robust`)."""
+class ChangedSample(BaseModel):
+    """A sample whose outcome differs: right on the clean image (`clean`), and after all attacks (`robust`)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,8 +47,8 @@ class Changed(BaseModel):
     robust_b: bool | None
 
 
-class Comparison(BaseModel):
-    """The paired comparison of run A with run B; `n_undecided` points are left out of the robust difference."""
+class RunComparison(BaseModel):
+    """The paired comparison of run A with run B; `n_undecided` samples are left out of the robust difference."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,13 +64,13 @@ class Comparison(BaseModel):
     n_undecided: int
     clean: PairedDifference
     robust: PairedDifference | None
-    changed: list[Changed]
+    changed: list[ChangedSample]
     notes: list[str]
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """A row a point, sorted by index: `robust` is 1 (survived all), 0 (wrong or broken), -1 (undecided)."""
+class SampleOutcomes:
+    """The samples, sorted by index: `robust` is 1 (survived all), 0 (wrong or broken), -1 (undecided)."""
 
     index: np.ndarray
     label: np.ndarray
@@ -79,25 +79,27 @@ class Outcomes:
     robust: np.ndarray
 
 
-def outcomes(record: EvaluationRecord, samples: pa.Table) -> Outcomes:
-    """Return each point's outcome at the record's eps; broken at a smaller eps counts. Raises UserError on a bad table."""
+def sample_outcomes(record: EvaluationRecord, samples: pa.Table) -> SampleOutcomes:
+    """Return each sample's outcome at the record's eps; broken at a smaller eps counts. Raises UserError on a bad table."""
     is_clean = texts(samples, "attack").where(lambda name: name == "clean")
     index = numbers(samples, "index")
     if not is_clean.any():
-        raise UserError(f"Run {record.run_id}: its samples hold no clean rows.")
-    points, counts = np.unique(index[is_clean], return_counts=True)
+        raise UserError(f"Run {record.run_id}: its samples hold no clean rows.", code="damaged-record")
+    indices, counts = np.unique(index[is_clean], return_counts=True)
     if (counts > 1).any():
-        raise UserError(f"Run {record.run_id}: the point with index {points[counts > 1][0]} occurs twice.")
+        raise UserError(
+            f"Run {record.run_id}: the sample with index {indices[counts > 1][0]} occurs twice.", code="damaged-record"
+        )
     order = np.flatnonzero(is_clean)[np.argsort(index[is_clean], kind="stable")]
     outcome = texts(samples, "outcome")
     clean = outcome.where(lambda text: text == "correct")[order]
     at_eps, below = _stages(record, texts(samples, "eps"))
-    row = np.searchsorted(points, index)
-    row = np.where((row < len(points)) & (points[np.minimum(row, len(points) - 1)] == index), row, -1)
+    row = np.searchsorted(indices, index)
+    row = np.where((row < len(indices)) & (indices[np.minimum(row, len(indices) - 1)] == index), row, -1)
     seen = ~is_clean & (row >= 0)
 
     def mark(where: np.ndarray, wanted: str) -> np.ndarray:
-        marked = np.zeros(len(points), dtype=bool)
+        marked = np.zeros(len(indices), dtype=bool)
         marked[row[seen & where & outcome.where(lambda text: text == wanted)]] = True
         return marked
 
@@ -105,28 +107,28 @@ def outcomes(record: EvaluationRecord, samples: pa.Table) -> Outcomes:
     undecided = mark(at_eps, Outcome.UNDECIDED.word) | ~mark(at_eps, Outcome.ROBUST.word)
     robust = np.where(~clean | broken, 0, np.where(undecided, -1, 1))
     images = texts(samples, "image_sha256").at(order)
-    return Outcomes(points, numbers(samples, "label")[order], images, clean, robust)
+    return SampleOutcomes(indices, numbers(samples, "label")[order], images, clean, robust)
 
 
 def compare(
     record_a: EvaluationRecord, samples_a: pa.Table, record_b: EvaluationRecord, samples_b: pa.Table
-) -> Comparison:
+) -> RunComparison:
     """Return the paired comparison of A with B (differences are A minus B).
 
-    Raises UserError where the threat models differ, where a point of the same index has another image or label, and
-    where the runs have no point in common.
+    Raises UserError where the threat models differ, where a sample of the same index has another image or label, and
+    where the runs have no sample in common.
     """
     _same_threat(record_a, record_b)
-    a, b = outcomes(record_a, samples_a), outcomes(record_b, samples_b)
+    a, b = sample_outcomes(record_a, samples_a), sample_outcomes(record_b, samples_b)
     _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
-    _same_points(a, b, in_a, in_b)
+    _same_samples(a, b, in_a, in_b)
     clean_a, clean_b = a.clean[in_a], b.clean[in_b]
     robust_a, robust_b = a.robust[in_a], b.robust[in_b]
     decided = (robust_a >= 0) & (robust_b >= 0)
     robust = paired_difference(robust_a[decided] == 1, robust_b[decided] == 1) if decided.any() else None
     changes = np.flatnonzero((clean_a != clean_b) | (decided & (robust_a != robust_b)))
     changed = [
-        Changed(
+        ChangedSample(
             index=int(a.index[in_a[i]]),
             label=int(a.label[in_a[i]]),
             clean_a=bool(clean_a[i]),
@@ -136,7 +138,7 @@ def compare(
         )
         for i in changes
     ]
-    return Comparison(
+    return RunComparison(
         run_a=record_a.run_id,
         run_b=record_b.run_id,
         model_a=record_a.model.spec,
@@ -189,37 +191,48 @@ def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarra
 
 def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:
     if a.threat.norm != b.threat.norm:
-        raise UserError(f"The threat models differ: norm {a.threat.norm} in A, {b.threat.norm} in B.")
+        raise UserError(
+            f"The threat models differ: norm {a.threat.norm} in A, {b.threat.norm} in B.", code="not-comparable"
+        )
     if not same_eps(a.threat.eps_text, b.threat.eps_text):
-        raise UserError(f"The threat models differ: eps {a.threat.eps_text} in A, {b.threat.eps_text} in B.")
+        raise UserError(
+            f"The threat models differ: eps {a.threat.eps_text} in A, {b.threat.eps_text} in B.", code="not-comparable"
+        )
 
 
-def _same_points(a: Outcomes, b: Outcomes, in_a: np.ndarray, in_b: np.ndarray) -> None:
+def _same_samples(a: SampleOutcomes, b: SampleOutcomes, in_a: np.ndarray, in_b: np.ndarray) -> None:
     if not len(in_a):
-        raise UserError("The runs have no point in common: their indices are all different.")
+        raise UserError("The runs have no sample in common: their indices are all different.", code="not-comparable")
     other_image = a.image[in_a] != b.image[in_b]
     if other_image.any():
         first = a.index[in_a[np.flatnonzero(other_image)[0]]]
         raise UserError(
-            f"The images differ: {int(other_image.sum())} of {len(in_a)} points with the same index have other pixels "
-            f"(the first: index {first}). Evaluate both models on the same data."
+            f"The images differ: {int(other_image.sum())} of {len(in_a)} samples with the same index have other pixels "
+            f"(the first: index {first}). Evaluate both models on the same data.",
+            code="not-comparable",
         )
     other_label = a.label[in_a] != b.label[in_b]
     if other_label.any():
         first = a.index[in_a[np.flatnonzero(other_label)[0]]]
         raise UserError(
-            f"The labels differ on {int(other_label.sum())} of {len(in_a)} points (the first: index {first})."
+            f"The labels differ on {int(other_label.sum())} of {len(in_a)} samples (the first: index {first}).",
+            code="not-comparable",
         )
 
 
 def _notes(
-    record_a: EvaluationRecord, record_b: EvaluationRecord, a: Outcomes, b: Outcomes, common: int, undecided: int
+    record_a: EvaluationRecord,
+    record_b: EvaluationRecord,
+    a: SampleOutcomes,
+    b: SampleOutcomes,
+    common: int,
+    undecided: int,
 ) -> list[str]:
     notes = []
     if common < max(len(a.index), len(b.index)):
-        notes.append(f"compared on the {common} points that both runs have (A has {len(a.index)}, B {len(b.index)})")
+        notes.append(f"compared on the {common} samples that both runs have (A has {len(a.index)}, B {len(b.index)})")
     if undecided:
-        notes.append(f"{undecided} undecided points are left out of the robust difference")
+        notes.append(f"{undecided} undecided samples are left out of the robust difference")
     attacks = [list(dict.fromkeys((x.name, str(x.options)) for x in r.attacks)) for r in (record_a, record_b)]
     if attacks[0] != attacks[1]:
         names = [", ".join(dict.fromkeys(name for name, _ in found)) for found in attacks]

@@ -29,13 +29,13 @@ _TEST_SPLITS = {"test", "val", "valid", "validation", "eval"}
 
 
 class ImageCheck(BaseModel):
-    """Whether a record's images are the leaderboard's: how many of its points could be checked, how many differ."""
+    """Whether a record's images are the leaderboard's: how many of its samples could be checked, how many differ."""
 
     model_config = ConfigDict(extra="forbid")
 
     dataset: str | None
     status: Literal["match", "differ", "unchecked", "unknown dataset"]
-    n_points: int
+    n_samples: int
     n_checked: int = 0
     n_differ: int = 0
     reasons: list[str] = []
@@ -43,7 +43,7 @@ class ImageCheck(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reference:
+class KnownImages:
     """The first images of a test set, in order: the first 16 hex digits of each hash, and the label."""
 
     hashes: np.ndarray
@@ -51,10 +51,10 @@ class Reference:
 
 
 @cache
-def reference() -> Reference:
+def reference() -> KnownImages:
     """Return the first 500 images of CIFAR-10's test set, as hashes and labels."""
     content = json.loads((DATA / "cifar10_test_head.json").read_text(encoding="utf-8"))
-    return Reference(np.array(content["hashes"]), np.array([int(digit) for digit in content["labels"]]))
+    return KnownImages(np.array(content["hashes"]), np.array([int(digit) for digit in content["labels"]]))
 
 
 def dataset_by_name(spec: str) -> str | None:
@@ -70,16 +70,16 @@ def check_images(record: EvaluationRecord, samples: pa.Table | None) -> ImageChe
         return _by_name(record, named, record.n)
     known = reference()
     clean = texts(samples, "attack").where(lambda name: name == "clean")
-    index, n_points = numbers(samples, "index"), int(clean.sum())
+    index, n_samples = numbers(samples, "index"), int(clean.sum())
     inside = np.flatnonzero(clean & (index >= 0) & (index < len(known.hashes)))
     if not len(inside):
-        return _by_name(record, named, n_points)
+        return _by_name(record, named, n_samples)
     at = index[inside]
     digests = texts(samples, "image_sha256").at(inside).astype("U16")  # cut off: that many digits are known
     same_image = digests == known.hashes[at]
     if not same_image.any() and named != "cifar10" and not np.isin(digests, known.hashes).any():
-        return _by_name(record, named, n_points)
-    return _compared(digests, same_image, numbers(samples, "label")[inside] == known.labels[at], n_points)
+        return _by_name(record, named, n_samples)
+    return _compared(digests, same_image, numbers(samples, "label")[inside] == known.labels[at], n_samples)
 
 
 def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarray, n: int) -> ImageCheck:
@@ -90,17 +90,17 @@ def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarra
         where = f" ({moved} of them are the leaderboard's in another order)" if moved else ""
         cause = "" if moved else " A copy stored as JPEG, resized or augmented differs in this way."
         reasons.append(
-            f"the images are not the leaderboard's: {differ} of {checked} checked points have other pixels "
+            f"the images are not the leaderboard's: {differ} of {checked} checked samples have other pixels "
             f"than CIFAR-10's test set{where}.{cause}"
         )
     wrong = int((same_image & ~same_label).sum())
     if wrong:
-        reasons.append(f"{wrong} of {checked} checked points carry another label than in CIFAR-10's test set")
+        reasons.append(f"{wrong} of {checked} checked samples carry another label than in CIFAR-10's test set")
     rest = "" if checked == n else ", the others unchecked: their hashes do not ship"
-    text = f"{'not ' if reasons else ''}the leaderboard's images, checked on {checked} of {n} points{rest}"
+    text = f"{'not ' if reasons else ''}the leaderboard's images, checked on {checked} of {n} samples{rest}"
     status: Literal["match", "differ"] = "differ" if reasons else "match"
     return ImageCheck(
-        dataset="cifar10", status=status, n_points=n, n_checked=checked, n_differ=differ, reasons=reasons, text=text
+        dataset="cifar10", status=status, n_samples=n, n_checked=checked, n_differ=differ, reasons=reasons, text=text
     )
 
 
@@ -108,7 +108,7 @@ def _by_name(record: EvaluationRecord, named: str | None, n: int) -> ImageCheck:
     """Without hashes to compare, only the name, the split and the shape can speak."""
     if named is None:
         reason = f"the data {record.data.spec!r} has no RobustBench leaderboard (cifar10, cifar100 and imagenet have)"
-        return ImageCheck(dataset=None, status="unknown dataset", n_points=n, reasons=[reason], text=reason)
+        return ImageCheck(dataset=None, status="unknown dataset", n_samples=n, reasons=[reason], text=reason)
     reasons = []
     if record.data.split.lower() not in _TEST_SPLITS:
         reasons.append(f"the split is {record.data.split!r}; the leaderboard has test images")
@@ -119,4 +119,4 @@ def _by_name(record: EvaluationRecord, named: str | None, n: int) -> ImageCheck:
     if named == "imagenet":
         text += "; RobustBench takes its own list of 5,000 validation images"
     status: Literal["differ", "unchecked"] = "differ" if reasons else "unchecked"
-    return ImageCheck(dataset=named, status=status, n_points=n, reasons=reasons, text=text)
+    return ImageCheck(dataset=named, status=status, n_samples=n, reasons=reasons, text=text)

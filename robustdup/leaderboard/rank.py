@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from robustdup.leaderboard.autoattack import differences, stronger_than_standard
 from robustdup.leaderboard.images import ImageCheck, check_images
-from robustdup.leaderboard.table import Entry, Leaderboard, exact_eps, load, plain_name, same_eps
+from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, exact_eps, load, plain_name, same_eps
 from robustdup.records import Accuracy, EvaluationRecord
 from robustdup.statistics import wilson
 
-FULL = {"cifar10": 10_000, "cifar100": 10_000}  # points after which no interval is needed: the whole test set
+FULL = {"cifar10": 10_000, "cifar100": 10_000}  # samples after which no interval is needed: the whole test set
 
 
 class _Result(BaseModel):
@@ -37,7 +37,7 @@ class Place(_Result):
         return f"{self.best} to {self.worst} of {total} (the value itself: {self.place})"
 
 
-class Published(_Result):
+class PublishedNumbers(_Result):
     """A model of RobustBench's zoo: its published numbers beside the measured ones, all in [0, 1].
 
     A difference is measured minus published; `inside` says whether the published number lies in the record's interval.
@@ -78,7 +78,7 @@ class RankResult(_Result):
     autoattack: Place | None = None
     robustbench: Place | None = None
     at_most: Place | None = None
-    published: Published | None = None
+    published: PublishedNumbers | None = None
 
     def sentence(self) -> str:
         """Return the result in one line."""
@@ -141,7 +141,7 @@ def position(record: EvaluationRecord, samples: pa.Table | None = None, table: L
     return result
 
 
-def zoo_entry(record: EvaluationRecord, board: tuple[Entry, ...]) -> Entry | None:
+def zoo_entry(record: EvaluationRecord, board: tuple[LeaderboardEntry, ...]) -> LeaderboardEntry | None:
     """Return the published entry of a model `robustbench:NAME`; None for other models and unknown names."""
     source, colon, rest = record.model.spec.partition(":")
     if not colon or source.lower() != "robustbench":
@@ -150,8 +150,8 @@ def zoo_entry(record: EvaluationRecord, board: tuple[Entry, ...]) -> Entry | Non
     return next((entry for entry in board if plain_name(entry.model_id) == name), None)
 
 
-def place_among(entries: list[tuple[str, float]], accuracy: Accuracy, *, point: bool) -> Place:
-    """Return the place of an accuracy in [0, 1] among (name, percent); `point`: the interval is not used."""
+def place_among(entries: list[tuple[str, float]], accuracy: Accuracy, *, exact: bool) -> Place:
+    """Return the place of an accuracy in [0, 1] among (name, percent); `exact`: the interval is not used."""
     values = sorted(entries, key=lambda pair: -pair[1])
 
     def place(share: float) -> int:
@@ -161,8 +161,8 @@ def place_among(entries: list[tuple[str, float]], accuracy: Accuracy, *, point: 
     better, worse = values[: value - 1], values[value - 1 :]
     return Place(
         place=value,
-        best=value if point else place(accuracy.high),
-        worst=value if point else place(accuracy.low),
+        best=value if exact else place(accuracy.high),
+        worst=value if exact else place(accuracy.low),
         n_entries=len(values),
         next_better=better[-1][0] if better else None,
         next_worse=worse[0][0] if worse else None,
@@ -182,18 +182,20 @@ def _predicted(record: EvaluationRecord, dataset: str | None) -> Accuracy:
     return Accuracy(value=found.value, low=low, high=high)
 
 
-def _fill_places(result: RankResult, record: EvaluationRecord, entries: list[Entry], attack_reasons: list[str]) -> None:
+def _fill_places(
+    result: RankResult, record: EvaluationRecord, entries: list[LeaderboardEntry], attack_reasons: list[str]
+) -> None:
     accuracy = _predicted(record, result.dataset)
     same = [e for e in entries if e.eps is not None and same_eps(e.eps, record.threat.eps_text)]
     by_autoattack = [(e.model_id, e.autoattack_acc) for e in same if e.autoattack_acc is not None]
     own_order = [(e.model_id, e.robust_acc) for e in entries if e.robust_acc is not None]
-    point = result.n >= FULL.get(result.dataset or "", 10**9)
+    exact = result.n >= FULL.get(result.dataset or "", 10**9)
     if attack_reasons:
         if not stronger_than_standard(record):
-            result.at_most = place_among(by_autoattack, accuracy, point=point)
+            result.at_most = place_among(by_autoattack, accuracy, exact=exact)
         return
-    result.autoattack = place_among(by_autoattack, accuracy, point=point)
-    result.robustbench = place_among(own_order, accuracy, point=point)
+    result.autoattack = place_among(by_autoattack, accuracy, exact=exact)
+    result.robustbench = place_among(own_order, accuracy, exact=exact)
     left_out = len(entries) - len(same)
     if left_out:
         result.notes.append(f"{left_out} published entries at another eps are left out of the rank by AutoAttack")
@@ -212,9 +214,9 @@ def _unfit(record: EvaluationRecord) -> list[str]:
     if record.status != "complete":
         reasons.append(f"the run is not complete ({record.status}); continue it with --resume")
     if record.n_undecided:
-        reasons.append(f"{record.n_undecided} of {record.n} points are undecided: an attack did not finish on them")
+        reasons.append(f"{record.n_undecided} of {record.n} samples are undecided: an attack did not finish on them")
     if record.n_not_attacked:
-        reasons.append(f"{record.n_not_attacked} of {record.n} points were not attacked")
+        reasons.append(f"{record.n_not_attacked} of {record.n} samples were not attacked")
     if model.randomized:
         reasons.append("the model is randomised; RobustBench takes deterministic models only")
     if model.attack_model is not None and (
@@ -234,7 +236,7 @@ def _notes(record: EvaluationRecord, images: ImageCheck) -> list[str]:
     return notes + [f"a diagnostic says not to trust the number: {message}" for message in serious]
 
 
-def _published(record: EvaluationRecord, entry: Entry, attack_reasons: list[str]) -> Published:
+def _published(record: EvaluationRecord, entry: LeaderboardEntry, attack_reasons: list[str]) -> PublishedNumbers:
     """Compare a zoo model with its published numbers, robust ones only at the same eps."""
     note = ""
     autoattack = None if entry.autoattack_acc is None else entry.autoattack_acc / 100
@@ -245,7 +247,7 @@ def _published(record: EvaluationRecord, entry: Entry, attack_reasons: list[str]
     elif attack_reasons:
         note = "measured with another attack than AutoAttack"
     robust, measured_clean = record.robust_accuracy, record.clean_accuracy
-    return Published(
+    return PublishedNumbers(
         model_id=entry.model_id,
         eps=entry.eps,
         autoattack=autoattack,

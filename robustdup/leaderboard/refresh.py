@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import RunError, UserError
-from robustdup.leaderboard.table import Entry, Leaderboard, cache_path, load, read_table, write_table
+from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, cache_path, load, read_table, write_table
 from robustdup.records import now
 
 BASE = "https://codeload.github.com/RobustBench/robustbench"
@@ -80,18 +80,25 @@ def download(url: str, timeout: float) -> bytes:
             content: bytes = response.read(LARGEST_ARCHIVE + 1)
             expected = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
-        raise RunError(f"{url} answered {error.code} ({error.reason}). {KEPT}") from None
+        raise RunError(f"{url} answered {error.code} ({error.reason}). {KEPT}", code="no-network") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise RunError(f"{url} cannot be fetched: {reason}. Is this machine online? {KEPT}") from None
+        raise RunError(
+            f"{url} cannot be fetched: {reason}. Is this machine online? {KEPT}", code="no-network"
+        ) from None
     if len(content) > LARGEST_ARCHIVE:
-        raise RunError(f"{url} is larger than {LARGEST_ARCHIVE // 10**6} MB: not RobustBench's repository? {KEPT}")
+        raise RunError(
+            f"{url} is larger than {LARGEST_ARCHIVE // 10**6} MB: not RobustBench's repository? {KEPT}",
+            code="bad-archive",
+        )
     if expected is not None and expected.isdigit() and len(content) < int(expected):
-        raise RunError(f"{url} was cut off after {len(content)} of {expected} bytes. Try again. {KEPT}")
+        raise RunError(
+            f"{url} was cut off after {len(content)} of {expected} bytes. Try again. {KEPT}", code="no-network"
+        )
     return content
 
 
-def parse_archive(content: bytes) -> tuple[list[Entry], list[str], str | None]:
+def parse_archive(content: bytes) -> tuple[list[LeaderboardEntry], list[str], str | None]:
     """Return the entries of a repository archive, the files that were skipped and why, and the commit if it is named.
 
     Raises RunError for a damaged archive, one with paths that lead outside, and one without entries.
@@ -100,15 +107,18 @@ def parse_archive(content: bytes) -> tuple[list[Entry], list[str], str | None]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _parse_members(archive)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        raise RunError(f"The archive is damaged or cut off ({error}). Try again. {KEPT}") from None
+        raise RunError(f"The archive is damaged or cut off ({error}). Try again. {KEPT}", code="damaged-file") from None
 
 
-def _parse_members(archive: zipfile.ZipFile) -> tuple[list[Entry], list[str], str | None]:
+def _parse_members(archive: zipfile.ZipFile) -> tuple[list[LeaderboardEntry], list[str], str | None]:
     entries, skipped = [], []
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
         if ".." in parts or member.filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.filename):
-            raise RunError(f"The archive holds a path that leads outside it ({member.filename!r}): not used. {KEPT}")
+            raise RunError(
+                f"The archive holds a path that leads outside it ({member.filename!r}): not used. {KEPT}",
+                code="bad-archive",
+            )
         found = _MEMBER.fullmatch(member.filename)
         if found is None:
             continue
@@ -120,12 +130,14 @@ def _parse_members(archive: zipfile.ZipFile) -> tuple[list[Entry], list[str], st
         except (ValueError, TypeError) as error:
             skipped.append(f"{place}: {str(error).splitlines()[0]}")
     if not entries:
-        raise RunError(f"The archive holds no readable entry under model_info. Is it RobustBench's? {KEPT}")
+        raise RunError(
+            f"The archive holds no readable entry under model_info. Is it RobustBench's? {KEPT}", code="bad-archive"
+        )
     comment = archive.comment.decode("ascii", "replace").strip()
     return entries, skipped, comment if re.fullmatch(r"[0-9a-f]{40}", comment) else None
 
 
-def parse_entry(content: Any, dataset: str, threat_model: str, model_id: str) -> Entry:
+def parse_entry(content: Any, dataset: str, threat_model: str, model_id: str) -> LeaderboardEntry:
     """Return one model_info file as an entry. Its folder, not its own field, says which dataset it is of.
 
     Raises ValueError for a file that has no usable number.
@@ -136,7 +148,7 @@ def parse_entry(content: Any, dataset: str, threat_model: str, model_id: str) ->
     def accuracy(*names: str) -> float | None:
         return next((value for name in names if (value := _number(content.get(name), name)) is not None), None)
 
-    entry = Entry(
+    entry = LeaderboardEntry(
         dataset=dataset,
         threat_model=threat_model,
         model_id=model_id,
@@ -162,7 +174,9 @@ def parse_entry(content: Any, dataset: str, threat_model: str, model_id: str) ->
     return entry
 
 
-def changes(before: tuple[Entry, ...], after: tuple[Entry, ...]) -> tuple[list[str], list[str], list[str]]:
+def changes(
+    before: tuple[LeaderboardEntry, ...], after: tuple[LeaderboardEntry, ...]
+) -> tuple[list[str], list[str], list[str]]:
     """Return names added, changed in a number or a mark, and removed. An entry under another spelling is the same."""
     by_id = {(e.dataset, e.threat_model, e.model_id): e for e in before}
     by_key = {e.key: e for e in before}
@@ -182,7 +196,7 @@ def changes(before: tuple[Entry, ...], after: tuple[Entry, ...]) -> tuple[list[s
     return sorted(added), sorted(changed), sorted(removed)
 
 
-def _facts(entry: Entry) -> tuple[Any, ...]:
+def _facts(entry: LeaderboardEntry) -> tuple[Any, ...]:
     return entry.dataset, entry.threat_model, entry.paper_title.lower(), entry.clean_acc, entry.robust_acc
 
 
@@ -197,7 +211,7 @@ def _before(path: Path) -> Leaderboard:
 def _address(url: str) -> str:
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ("http", "https"):
-        raise UserError(f"--url {url!r} is not an http or https address.")
+        raise UserError(f"--url {url!r} is not an http or https address.", code="bad-option")
     return url if url.endswith(".zip") else f"{url.rstrip('/')}/{ARCHIVE}"
 
 

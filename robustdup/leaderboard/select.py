@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from robustdup.errors import UserError, unknown
-from robustdup.leaderboard.table import Entry, Leaderboard, choose, load, same_eps
+from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, choose, load, same_eps
 
-Key = Callable[[Entry], Any]
+Key = Callable[[LeaderboardEntry], Any]
 
 SORTS: dict[str, Key] = {
     "robust": lambda e: e.robust_acc,
@@ -34,7 +34,7 @@ def select(
     extra_data: bool | None = None,
     unreliable: bool | None = None,
     eps: str | None = None,
-) -> list[Entry]:
+) -> list[LeaderboardEntry]:
     """Return entries, best first (`name`: alphabetical); entries without the sorted number come last.
 
     `search` looks into name, title and venue; `architecture` is a part of the architecture's name; `extra_data` and
@@ -46,7 +46,7 @@ def select(
         raise unknown("sort order", sort, SORTS)
     if top is not None and top < 1:
         raise UserError(f"--top must be at least 1, got {top}.", code="bad-option")
-    wanted: list[Callable[[Entry], bool]] = [
+    wanted: list[Callable[[LeaderboardEntry], bool]] = [
         lambda e: _contains(search, e.model_id, e.paper_title, e.venue),
         lambda e: _contains(architecture, e.architecture),
         lambda e: extra_data is None or e.extra_data == extra_data,
@@ -57,7 +57,7 @@ def select(
     return ordered(kept, sort)[:top]
 
 
-def _of_boards(table: Leaderboard, dataset: str | None, threat: str | None) -> list[Entry]:
+def _of_boards(table: Leaderboard, dataset: str | None, threat: str | None) -> list[LeaderboardEntry]:
     """Return the entries of one leaderboard, or of all those of a dataset or a threat model."""
     if dataset is not None and threat is not None:
         return list(table.board(dataset, threat))
@@ -71,7 +71,7 @@ def _of_boards(table: Leaderboard, dataset: str | None, threat: str | None) -> l
     return entries
 
 
-def ordered(entries: list[Entry], sort: str = "robust") -> list[Entry]:
+def ordered(entries: list[LeaderboardEntry], sort: str = "robust") -> list[LeaderboardEntry]:
     """Return entries in one of the orders of SORTS; ties by name."""
     key = SORTS[sort]
     known = sorted((entry for entry in entries if key(entry) is not None), key=lambda e: e.model_id.lower())

@@ -18,7 +18,7 @@ from robustdup.leaderboard.rank import RankResult, position
 from robustdup.leaderboard.table import Leaderboard
 from robustdup.records import EvaluationRecord, write_atomic
 
-TEST_SET = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # points that RobustBench evaluates
+TEST_SET = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # samples that RobustBench evaluates
 
 
 class Paper(BaseModel):
@@ -60,23 +60,27 @@ def submit(
     """Write `model_info/<dataset>/<threat>/<name>.json` and `claim.md` into the folder `to`.
 
     Raises UserError for a record that cannot be compared with the leaderboard (see `position`) and, unless `draft`,
-    for one of fewer points than RobustBench evaluates.
+    for one of fewer samples than RobustBench evaluates.
     """
     paper = paper or Paper()
     result = position(record, samples, table)
     if not result.comparable or result.dataset is None:
         reasons = "; ".join(result.reasons)
-        raise UserError(f"Run {record.run_id} cannot be submitted: {reasons}.")
+        raise UserError(f"Run {record.run_id} cannot be submitted: {reasons}.", code="not-comparable")
     full = TEST_SET[result.dataset]
     if record.n < full and not draft:
         raise UserError(
-            f"Run {record.run_id} has {record.n} points; RobustBench evaluates {full} of {result.dataset}. "
-            "Evaluate them all, or write a draft with --draft."
+            f"Run {record.run_id} has {record.n} samples; RobustBench evaluates {full} of {result.dataset}. "
+            "Evaluate them all, or write a draft with --draft.",
+            code="too-few-samples",
         )
     info, missing = model_info(record, result, paper)
     name = paper.name or _name(paper)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
-        raise UserError(f"--name {name!r} must be letters, digits, '_', '-' and '.': for instance Rice2020Overfitting.")
+        raise UserError(
+            f"--name {name!r} must be letters, digits, '_', '-' and '.': for instance Rice2020Overfitting.",
+            code="bad-option",
+        )
     folder = Path(to)
     json_file = folder / "model_info" / result.dataset / result.threat_model / f"{name}.json"
     claim_file = folder / "claim.md"
@@ -126,7 +130,7 @@ def claim(record: EvaluationRecord, result: RankResult, paper: Paper, name: str,
     lines = [
         f"# [New Model] {name}",
         "",
-        *([f"**Draft: {record.n} of {full} points.** Not for submission.", ""] if record.n < full else []),
+        *([f"**Draft: {record.n} of {full} samples.** Not for submission.", ""] if record.n < full else []),
         "# Paper Information",
         "",
         f"- **Paper Title**: {paper.title or _mark('title')}",
@@ -145,7 +149,7 @@ def claim(record: EvaluationRecord, result: RankResult, paper: Paper, name: str,
         f"- **Clean accuracy**: {_percent(clean.value)}%",
         f"- **Robust accuracy**: {_percent(robust.value)}%",
         f"- **Additional data**: {extra}",
-        f"- **Evaluation method**: AutoAttack (standard), {record.n} points, seed {record.seed}",
+        f"- **Evaluation method**: AutoAttack (standard), {record.n} samples, seed {record.seed}",
         f"- **Checkpoint and code**: {paper.checkpoint or _mark('address of checkpoint and code')}",
         "",
         "# Evidence",

@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).parent / "data" / "robustbench.json"
 CACHE_FILE = "leaderboard.json"
 
 
-class Entry(BaseModel):
+class LeaderboardEntry(BaseModel):
     """One published entry. Accuracies and mCE are in percent, as published; null where nothing was published.
 
     `eps` keeps the published text: `8/255` and `0.031` are different radii. `external_acc` is robust accuracy under a
@@ -75,7 +75,7 @@ class Entry(BaseModel):
 class Leaderboard:
     """A dated table of entries; `warning` says why a fetched table could not be used."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LeaderboardEntry, ...]
     source: str
     licence: str
     date: str
@@ -83,7 +83,7 @@ class Leaderboard:
     warning: str = ""
 
     @cached_property
-    def boards(self) -> dict[tuple[str, str], tuple[Entry, ...]]:
+    def boards(self) -> dict[tuple[str, str], tuple[LeaderboardEntry, ...]]:
         """The entries of each (dataset, threat model)."""
         keys = sorted({(entry.dataset, entry.threat_model) for entry in self.entries})
         return {key: tuple(e for e in self.entries if (e.dataset, e.threat_model) == key) for key in keys}
@@ -98,14 +98,17 @@ class Leaderboard:
         counts = Counter(entry.eps for entry in self.boards[dataset, threat_model] if entry.eps is not None)
         return counts.most_common(1)[0][0] if counts and threat_model != "corruptions" else None
 
-    def board(self, dataset: str, threat_model: str) -> tuple[Entry, ...]:
+    def board(self, dataset: str, threat_model: str) -> tuple[LeaderboardEntry, ...]:
         """Return the entries of one leaderboard. Raises UserError with what there is."""
         name = choose("dataset", dataset, self.datasets)
         threats = sorted({threat for _, threat in self.boards})
         threat = choose("threat model", threat_model, threats)
         if (name, threat) not in self.boards:
             there = ", ".join(t for d, t in self.boards if d == name)
-            raise UserError(f"RobustBench has no leaderboard for {name} with {threat}. For {name} there is: {there}.")
+            raise UserError(
+                f"RobustBench has no leaderboard for {name} with {threat}. For {name} there is: {there}.",
+                code="unknown-leaderboard",
+            )
         return self.boards[name, threat]
 
 
@@ -167,19 +170,28 @@ def read_table(path: Path) -> Leaderboard:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"The leaderboard table {str(path)!r} cannot be read: {error.strerror or error}.") from None
+        raise UserError(
+            f"The leaderboard table {str(path)!r} cannot be read: {error.strerror or error}.", code="missing-file"
+        ) from None
     except ValueError as error:
-        raise UserError(f"The leaderboard table {str(path)!r} is not a whole JSON file ({error}).") from None
+        raise UserError(
+            f"The leaderboard table {str(path)!r} is not a whole JSON file ({error}).", code="damaged-file"
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("entries"), list):
-        raise UserError(f"{str(path)!r} is not a leaderboard table.")
+        raise UserError(f"{str(path)!r} is not a leaderboard table.", code="damaged-file")
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
-        raise UserError(f"The leaderboard table {str(path)!r} has version {version}; this robustdup reads {VERSION}.")
+        raise UserError(
+            f"The leaderboard table {str(path)!r} has version {version}; this robustdup reads {VERSION}.",
+            code="newer-version",
+        )
     try:
-        entries = tuple(Entry.model_validate(entry) for entry in content["entries"])
+        entries = tuple(LeaderboardEntry.model_validate(entry) for entry in content["entries"])
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{str(path)!r} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        raise UserError(
+            f"{str(path)!r} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}.", code="damaged-file"
+        ) from None
     return Leaderboard(
         entries=entries,
         source=str(content.get("source", "")),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from robustdup.leaderboard.compare import outcomes
+from robustdup.leaderboard.compare import sample_outcomes
 from robustdup.leaderboard.table import exact_eps, same_eps
 from robustdup.records import EvaluationRecord
 from robustdup.records.columns import numbers, texts
@@ -52,7 +52,7 @@ def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
     The worst example of a point is found as the evaluation keeps it: the least share of correct draws, then the least
     margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the point.
     """
-    found = outcomes(record, samples)  # sorted by index; checks the table
+    found = sample_outcomes(record, samples)  # sorted by index; checks the table
     columns = {name: numbers(samples, name) for name in NUMBERS if name in samples.column_names}
     columns |= {name: texts(samples, name).at() for name in WORDS}
     is_clean = columns["attack"] == "clean"

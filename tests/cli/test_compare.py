@@ -17,7 +17,7 @@ BUILD = runpy.run_path(str(Path(__file__).parents[1] / "leaderboard" / "conftest
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """Write a run in which the given points break."""
+    """Write a run in which the given samples break."""
 
     def write(name, broken, n=50, **changes):
         place = [0 if i in broken else -1 for i in range(n)]
@@ -46,8 +46,8 @@ def test_the_difference_in_words(run_folder):
     robust = next(line for line in text.splitlines() if line.startswith("robust"))
     assert [robust.split()[i] for i in (1, 2, 3)] == ["96.00%", "78.00%", "+18.00"]
     assert robust.split()[-3:-1] == ["10", "1"]
-    assert "11 points changed; indices: 1, 10, 11" in text
-    assert "50 points, Linf, eps = 8/255" in text
+    assert "11 samples changed; indices: 1, 10, 11" in text
+    assert "50 samples, Linf, eps = 8/255" in text
 
 
 def test_the_difference_as_json(run_folder):
@@ -66,4 +66,4 @@ def test_runs_on_other_images_are_refused(run_folder):
 
 
 def test_equal_runs(run_folder):
-    assert "No point changed." in call(run_folder("first", {1}), run_folder("second", {1}))
+    assert "No sample changed." in call(run_folder("first", {1}), run_folder("second", {1}))

@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """Write a run of n points of which `robust` survive."""
+    """Write a run of n samples of which `robust` survive."""
 
     def write(n=200, right=180, robust=114, **changes):
         clean, broken = [i < right for i in range(n)], [-1 if i < robust else 0 for i in range(n)]
@@ -82,7 +82,7 @@ def test_rank_in_words_and_as_json(run_folder):
     folder = run_folder()
     text = call("rank", folder)
     assert "RobustBench cifar10 Linf 8/255: place" in text
-    assert "checked on 200 of 200 points" in text
+    assert "checked on 200 of 200 samples" in text
     assert "RobustBench's own order" in text
     found = json.loads(call("rank", folder, "--json"))
     assert found["comparable"] is True

@@ -7,8 +7,9 @@ import pytest
 
 from robustdup.errors import UserError
 from robustdup.leaderboard import compare, paired_difference
-from robustdup.leaderboard.compare import outcomes
+from robustdup.leaderboard.compare import sample_outcomes
 from robustdup.statistics import Z95
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def runs(make_record, make_table):
 def test_differences_changed_points_and_the_exact_p_value(runs):
     clean = np.ones(20, dtype=bool)
     a, b = np.full(20, -1), np.full(20, -1)
-    a[:2], b[2:10] = 0, 3  # A loses 2 points, B loses 8 others
+    a[:2], b[2:10] = 0, 3  # A loses 2 samples, B loses 8 others
     wrong_in_b = clean.copy()
     wrong_in_b[19] = False
     result = compare(*runs((clean, a), (wrong_in_b, b)))
@@ -57,7 +58,7 @@ def test_undecided_points_are_left_out_and_counted(runs, points):
     assert result.robust.n == 28
     assert result.robust.difference == 0
     assert result.clean.n == 30
-    assert any("2 undecided points" in note for note in result.notes)
+    assert any("2 undecided samples" in note for note in result.notes)
     nothing = compare(*runs(points(3, 3, 3), points(3, 3, 3), undecided=[0, 1, 2]))
     assert nothing.robust is None
 
@@ -70,7 +71,7 @@ def test_broken_at_a_smaller_radius_is_broken(make_record, make_table, points):
     rows = [row for row in rows if not (row["attack"] == "pgd" and row["index"] == 2)]
     smaller = {**rows[-1], "index": 2, "eps": "4/255", "outcome": "broken"}
     larger = {**rows[-1], "index": 1, "eps": "16/255", "outcome": "broken"}
-    found = outcomes(make_record(clean, broken), pa.Table.from_pylist([*rows, smaller, larger]))
+    found = sample_outcomes(make_record(clean, broken), pa.Table.from_pylist([*rows, smaller, larger]))
     assert found.robust.tolist() == [1, 1, 0, 1]
 
 
@@ -82,21 +83,21 @@ def test_points_are_matched_by_index_in_any_order(runs, make_table, make_record,
     assert result.changed == []
     fewer = compare(*runs(points(10, 10, 6), points(4, 4, 4)))
     assert (fewer.n_common, fewer.n_only_a, fewer.n_only_b) == (4, 6, 0)
-    assert any("4 points that both runs have" in note for note in fewer.notes)
+    assert any("4 samples that both runs have" in note for note in fewer.notes)
 
 
 @pytest.mark.parametrize(
-    ("rows", "changes", "message"),
+    ("rows", "changes", "names"),
     [
-        ({}, {"eps": "4/255"}, "eps 8/255 in A, 4/255 in B"),
-        ({}, {"norm": "L2"}, "norm Linf in A, L2 in B"),
-        ({"hashes": ["d" * 64] * 10}, {}, "10 of 10 points with the same index have other pixels .*index 0"),
-        ({"labels": [9] * 10}, {}, "labels differ on"),
-        ({"index": np.arange(100, 110)}, {}, "no point in common"),
+        ({}, {"eps": "4/255"}, ["8/255 in A", "4/255 in B"]),
+        ({}, {"norm": "L2"}, ["Linf in A", "L2 in B"]),
+        ({"hashes": ["d" * 64] * 10}, {}, ["images", "10 of 10", "index 0"]),
+        ({"labels": [9] * 10}, {}, ["labels", "index 0"]),
+        ({"index": np.arange(100, 110)}, {}, ["indices"]),
     ],
 )
-def test_other_points_and_other_threats_are_refused(runs, points, rows, changes, message):
-    with pytest.raises(UserError, match=message):
+def test_other_points_and_other_threats_are_refused(runs, points, rows, changes, names):
+    with raises("not-comparable", UserError, *names):
         compare(*runs(points(10, 10, 6), points(10, 10, 6), rows_b=rows, **changes))
 
 
@@ -109,8 +110,8 @@ def test_other_attacks_and_seeds_are_noted(runs, points):
 def test_a_damaged_table_is_named(make_record, make_table, points):
     clean, broken = points(3, 3, 3)
     rows = make_table(clean, broken, index=[0, 1, 1])
-    with pytest.raises(UserError, match="index 1 occurs twice"):
-        outcomes(make_record(clean, broken), rows)
+    with raises("damaged-record", UserError, "index 1"):
+        sample_outcomes(make_record(clean, broken), rows)
 
 
 @pytest.mark.timing

@@ -19,7 +19,7 @@ AA = "robustbench:AutoAttack"
 
 @pytest.fixture
 def ranked(make_record, make_table, points):
-    """Rank n points of which `robust` survive: every keyword of the record builder may be changed."""
+    """Rank n samples of which `robust` survive: every keyword of the record builder may be changed."""
 
     def rank(n=200, right=180, robust=114, *, table=None, samples=True, **changes):
         clean, broken = points(n, right, robust)
@@ -46,7 +46,7 @@ def test_the_place_is_an_interval_below_the_whole_test_set(ranked):
     assert result.autoattack.best < result.autoattack.place < result.autoattack.worst
     assert result.autoattack.n_entries == 93
     assert result.images.status == "match"
-    assert "checked on 200 of 200 points" in result.sentence()
+    assert "checked on 200 of 200 samples" in result.sentence()
     assert f"{expected(62.0)} to {expected(52.0)} of 94" in result.sentence()
     assert any("6 published entries at another eps" in note for note in result.notes)
 
@@ -54,8 +54,8 @@ def test_the_place_is_an_interval_below_the_whole_test_set(ranked):
 def test_the_whole_test_set_gives_one_place(ranked):
     result = ranked(10_000, 8969, 5953)
     assert result.autoattack.best == result.autoattack.worst == expected(59.53)
-    assert "checked on 500 of 10000 points, the others unchecked" in result.images.text
-    assert (result.images.n_checked, result.images.n_points) == (500, 10_000)
+    assert "checked on 500 of 10000 samples, the others unchecked" in result.images.text
+    assert (result.images.n_checked, result.images.n_samples) == (500, 10_000)
 
 
 def test_external_evaluations_count_only_in_robustbench_order(ranked):
@@ -74,13 +74,13 @@ def test_places_at_the_edges_and_ties():
     entries = [("a", 60.0), ("b", 50.0), ("c", 50.0), ("d", 0.0)]
 
     def place(value, low, high):
-        found = place_among(entries, Accuracy(value=value, low=low, high=high), point=False)
+        found = place_among(entries, Accuracy(value=value, low=low, high=high), exact=False)
         return found.place, found.best, found.worst, found.next_better, found.next_worse
 
     assert place(0.7, 0.6, 0.8) == (1, 1, 1, None, "a")
     assert place(0.5, 0.5, 0.5) == (2, 2, 2, "a", "b")
     assert place(0.0, 0.0, 0.55) == (4, 2, 4, "c", "d")
-    assert place_among([], Accuracy(value=0.5, low=0, high=1), point=False).place == 1
+    assert place_among([], Accuracy(value=0.5, low=0, high=1), exact=False).place == 1
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_places_at_the_edges_and_ties():
         ({"eps": "4/255"}, "eps is 4/255, the cifar10 Linf leaderboard has 8/255"),
         ({"eps": "0.031"}, "0.031 is not 8/255"),
         ({"norm": "L1", "eps": "12"}, r"no L1 leaderboard for cifar10 \(it has L2, Linf\)"),
-        ({"undecided": [3], "robust": 114}, "1 of 200 points are undecided"),
+        ({"undecided": [3], "robust": 114}, "1 of 200 samples are undecided"),
         ({"status": "failed"}, "not complete"),
-        ({"n_not_attacked": 7}, "7 of 200 points were not attacked"),
+        ({"n_not_attacked": 7}, "7 of 200 samples were not attacked"),
         ({"model": {"randomized": True}}, "randomised"),
         (
             {"model": {"attack_model": "other.py:make", "attack_model_fingerprint": "0" * 64}},
@@ -170,7 +170,7 @@ def test_other_pixels_are_not_the_leaderboards(ranked, make_record):
     hashes = ["a" * 64] * 30 + known[30:]
     result = ranked(hashes=hashes)
     assert not result.comparable
-    assert "30 of 200 checked points have other pixels" in result.reasons[0]
+    assert "30 of 200 checked samples have other pixels" in result.reasons[0]
     assert (result.images.n_differ, result.images.status, result.autoattack) == (30, "differ", None)
     reversed_order = ranked(hashes=known[::-1], labels=None)
     assert "the leaderboard's in another order" in reversed_order.reasons[0]
@@ -179,7 +179,7 @@ def test_other_pixels_are_not_the_leaderboards(ranked, make_record):
 def test_other_labels_are_not_the_leaderboards(ranked):
     labels = [int(label) for label in reference().labels[:200]]
     labels[5] = (labels[5] + 1) % 10
-    assert "1 of 200 checked points carry another label" in ranked(labels=labels).reasons[0]
+    assert "1 of 200 checked samples carry another label" in ranked(labels=labels).reasons[0]
 
 
 def test_the_pixels_say_which_dataset_it_is(ranked):

@@ -8,6 +8,7 @@ import pytest
 from robustdup.errors import UserError
 from robustdup.leaderboard import Paper, submit
 from robustdup.leaderboard.refresh import parse_entry
+from tests.raising import raises
 
 PAPER = Paper(
     title="Overfitting in deep learning", url="https://arxiv.org/abs/2002.11569", authors="Leslie Rice, Eric Wong",
@@ -35,7 +36,7 @@ def test_the_model_info_file_holds_the_claim(full, tmp_path):
     entry = parse_entry(json.loads(path.read_text()), "cifar10", "Linf", "Rice2020Overfitting")
     assert (entry.clean_acc, entry.robust_acc, entry.reported_acc) == (85.34, 53.42, 58.0)
     claim = (tmp_path / "claim.md").read_text()
-    for part in ("[New Model] Rice2020Overfitting", "**Robust accuracy**: 53.42%", "**eps**: 8/255", "10000 points",
+    for part in ("[New Model] Rice2020Overfitting", "**Robust accuracy**: 53.42%", "**eps**: 8/255", "10000 samples",
                  "robustbench:Square 53.42%", "checked on 500 of 10000", "f" * 64):  # fmt: skip
         assert part in claim
     assert "FILL IN" not in claim
@@ -52,21 +53,23 @@ def test_missing_fields_are_marked_and_listed(full, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "name"),
     [
-        ({"asked": "pgd", "attacks": ["pgd"]}, "not AutoAttack"),
-        ({"status": "failed"}, "not complete"),
-        ({"undecided": [0]}, "1 of 200 points are undecided"),
-        ({"data": "builtin:digits"}, "another|no RobustBench leaderboard"),
-        ({}, "has 200 points; RobustBench evaluates 10000"),
+        ({"asked": "pgd", "attacks": ["pgd"]}, "not-comparable", "AutoAttack"),
+        ({"status": "failed"}, "not-comparable", "failed"),
+        ({"undecided": [0]}, "not-comparable", "1 of 200"),
+        ({"data": "builtin:digits"}, "not-comparable", "builtin:digits"),
+        ({}, "too-few-samples", "10000"),
     ],
 )
-def test_unfit_records_are_refused_and_nothing_is_written(make_record, make_table, points, tmp_path, changes, message):
+def test_unfit_records_are_refused_and_nothing_is_written(
+    make_record, make_table, points, tmp_path, changes, code, name
+):
     clean, broken = points(200, 180, 100)
     shared = {key: changes[key] for key in ("attacks", "undecided") if key in changes}
     hashes = ["e" * 64] * 200 if "data" in changes else None
     made = make_table(clean, broken, hashes=hashes, **shared)
-    with pytest.raises(UserError, match=message):
+    with raises(code, UserError, name):
         submit(make_record(clean, broken, **changes), made, tmp_path / "out", PAPER)
     assert not (tmp_path / "out").exists()
 
@@ -75,14 +78,14 @@ def test_a_draft_says_that_it_is_one(make_record, make_table, points, tmp_path):
     clean, broken = points(200, 180, 100)
     result = submit(make_record(clean, broken), make_table(clean, broken), tmp_path, PAPER, draft=True)
     assert result.draft
-    assert "Draft: 200 of 10000 points" in (tmp_path / "claim.md").read_text()
+    assert "Draft: 200 of 10000 samples" in (tmp_path / "claim.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["../../x", "a b", ".hidden", ""])
 def test_a_name_cannot_leave_the_folder(full, tmp_path, name):
     paper = PAPER.model_copy(update={"name": name})
     if name:
-        with pytest.raises(UserError, match="--name"):
+        with raises("bad-option", UserError, "--name"):
             submit(*full, tmp_path, paper)
     else:
         assert "Rice2020Overfitting" in submit(*full, tmp_path, paper).files[0]

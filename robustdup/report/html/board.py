@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustdup.leaderboard import Entry, RankResult, load
+from robustdup.leaderboard import LeaderboardEntry, RankResult, load
 from robustdup.records import EvaluationRecord
 from robustdup.report.charts import Chart, Point, Series, linear
 from robustdup.report.format import missing, percent
@@ -35,11 +35,11 @@ def board_section(record: EvaluationRecord, rank: RankResult | str) -> Section:
     return Section("leaderboard", "On the leaderboard", "sections/board.html.j2", sentence, content, (chart,))
 
 
-def _board(rank: RankResult) -> tuple[Entry, ...]:
+def _board(rank: RankResult) -> tuple[LeaderboardEntry, ...]:
     return load().boards.get((rank.dataset or "", rank.threat_model), ())
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: LeaderboardEntry) -> dict[str, Any]:
     return {
         "own": False,
         "name": entry.model_id,
@@ -74,7 +74,7 @@ def _standing(rank: RankResult) -> tuple[str, str]:
     return "this run, not comparable", f"this run, not comparable: {rank.reasons[0].rstrip('.')}"
 
 
-def _chart(record: EvaluationRecord, rank: RankResult, entries: list[Entry]) -> Chart:
+def _chart(record: EvaluationRecord, rank: RankResult, entries: list[LeaderboardEntry]) -> Chart:
     def series(name: str, tone: str, shape: str, extra: bool) -> Series:
         points = [
             Point(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.compare import Outcomes, outcomes
+from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
 from robustdup.report.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
@@ -47,7 +47,7 @@ class Compared:
     """A run with its outcomes, None where its samples cannot be used."""
 
     run: EvaluationRun
-    found: Outcomes | None
+    found: SampleOutcomes | None
     label: str
 
 
@@ -56,11 +56,11 @@ def compared(runs: Sequence[EvaluationRun]) -> list[Compared]:
     return [Compared(run, _outcomes(run), label) for run, label in zip(runs, labels(runs), strict=True)]
 
 
-def _outcomes(run: EvaluationRun) -> Outcomes | None:
+def _outcomes(run: EvaluationRun) -> SampleOutcomes | None:
     if run.samples is None:
         return None
     try:
-        return outcomes(run.record, run.samples)
+        return sample_outcomes(run.record, run.samples)
     except (UserError, KeyError, ValueError, TypeError):
         return None
 
