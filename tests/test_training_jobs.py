@@ -132,12 +132,12 @@ def test_validation_images_are_no_training_images():
 
     config = build(TrainConfig, overrides=QUICK)
     data = prepare_data(config, load_plugins(), torch.device("cpu"))
-    train_rows, held = set(data.entries.index.tolist()), set(data.held_out.index.tolist())
+    train_rows, held = set(data.entries.index.tolist()), set(data.validation.index.tolist())
     assert len(held) == 97
     assert not train_rows & held
     assert len(train_rows) + len(held) + data.n_excluded == 1297
     images = load_images("builtin:digits", DataOptions(split="train"), registry=load_plugins()).images
-    torch.testing.assert_close(images[data.held_out.index], data.held_out.images)
+    torch.testing.assert_close(images[data.validation.index], data.validation.images)
     mean = images[sorted(train_rows)].mean()
     assert data.mean[0] == pytest.approx(float(mean), abs=1e-3)
 

@@ -199,10 +199,9 @@ def assemble(
 
 def _validate(run: Assembled, orders: Orders) -> Validate | None:
     """Return what judges candidates for the best checkpoint; None where no images are held out."""
-    held_out = run.data.held_out
-    if held_out is None:
+    if run.data.validation is None:
         return None
-    return make_validate(held_out, orders.validation_attack, seed=run.options.seed, device=run.device)
+    return make_validate(run.data.validation, orders.validation_attack, seed=run.options.seed, device=run.device)
 
 
 def trainer_options(config: TrainConfig, threads: int | None) -> TrainerOptions:

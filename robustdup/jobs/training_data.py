@@ -36,7 +36,7 @@ class TrainingData:
     """The training entries and the validation images, with what the network must fit and the record must say."""
 
     entries: TrainingSet | StreamingSet
-    held_out: ValidationSet | None
+    validation: ValidationSet | None
     plan: DuplicationPlan
     duplication: DuplicationInfo | None
     info: DataInfo
@@ -93,10 +93,10 @@ def prepare_data(
         class_names=class_names,
         fingerprint=_fingerprint(every),
     )
-    held_out = ValidationSet(_floats(every.take(held)), every.labels[held], index[held]) if count else None
+    validation = ValidationSet(_floats(every.take(held)), every.labels[held], index[held]) if count else None
     return TrainingData(
         entries=_entries(config, source, classes, plan, other, device),
-        held_out=held_out,
+        validation=validation,
         plan=plan,
         duplication=_duplication_info(plan, config),
         info=info,

@@ -111,7 +111,7 @@ def make_record(
         passes=result.passes,
         curve=result.curve,
         validation=result.validation,
-        n_validation=0 if data.held_out is None else len(data.held_out.labels),
+        n_validation=0 if data.validation is None else len(data.validation.labels),
         n_excluded=data.n_excluded,
         time_to=times_to(result.validation, config.targets),
         checkpoints=checkpoints,

@@ -94,9 +94,9 @@ def find_validation_attack(text: str, registry: Registry, threat: ThreatModel) -
     return ValidationAttack(spec, spec.check_options(options), threat)
 
 
-def make_validate(held_out: ValidationSet, attack: ValidationAttack, *, seed: int, device: torch.device) -> Validate:
-    """Return what says of a model (clean accuracy, robust accuracy, rows forward, rows backward) on held-out images."""
-    answer = correct_per_sample(held_out, attack, seed=seed, device=device)
+def make_validate(samples: ValidationSet, attack: ValidationAttack, *, seed: int, device: torch.device) -> Validate:
+    """Return what says of a model (clean accuracy, robust accuracy, rows forward, rows backward) on the validation set."""
+    answer = correct_per_sample(samples, attack, seed=seed, device=device)
 
     def validate(model: nn.Module) -> tuple[float, float, int, int]:
         clean, robust, passes = answer(model)
