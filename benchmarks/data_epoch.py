@@ -20,7 +20,8 @@ from torch import Tensor
 from robustdup.config import DataOptions, DuplicationOptions, validate
 from robustdup.data.splits import label_tensor, open_splits, split_columns
 from robustdup.duplication.apply import apply_plan, entry_pixels
-from robustdup.duplication.plan import DuplicationPlan, make_plan
+from robustdup.duplication.make import make_plan
+from robustdup.duplication.plan import DuplicationPlan
 
 if TYPE_CHECKING:
     import datasets

@@ -47,7 +47,7 @@ def duplicate(
     from robustdup.config import validate
     from robustdup.config.duplication import DuplicationOptions
     from robustdup.duplication.apply import apply_plan
-    from robustdup.duplication.plan import make_plan
+    from robustdup.duplication.make import make_plan
 
     source: Any = dataset
     if isinstance(dataset, datasets.DatasetDict):

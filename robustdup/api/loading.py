@@ -129,14 +129,22 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
             raise UserError("A streamed dataset has no length: say how many samples to take with n=.", code="bad-value")
         data = datasets.Dataset.from_list(list(data.take(n)), features=data.features)
     split = str(data.split or "given")
-    samples = TableSamples(data, DataOptions(split=split), f"the dataset ({split})")
+    options = DataOptions(split=split)
+    samples = TableSamples(data, options, f"the dataset ({split})")
     _enough(n, len(samples))
     index = torch.arange(len(samples) if n is None else n)
     images, labels = samples.fetch(index.tolist())
     return make_dataset(
-        images, labels, index, class_names=samples.class_names, spec="python", split=split, n_total=len(samples),
-        selection="all" if n is None else "first", notes=tuple(samples.notes),
-    )  # fmt: skip
+        images,
+        labels,
+        index,
+        spec="python",
+        options=options,
+        class_names=samples.class_names,
+        n_total=len(samples),
+        selection="all" if n is None else "first",
+        notes=tuple(samples.notes),
+    )
 
 
 def _from_batches(data: Any, n: int | None) -> ImageDataset:

@@ -38,7 +38,9 @@ def find_columns(
             raise unknown(f"{what} column in {place}:", name, features)
     image = image or _find_image(features, place)
     if not (_is_image(features[image]) or _is_image_bytes(features[image])):
-        raise UserError(f"Column {image!r} of {place} does not hold images but {_describe(features[image])}.")
+        raise UserError(
+            f"Column {image!r} of {place} does not hold images but {_describe(features[image])}.", code="bad-column"
+        )
     raw = not _is_image(features[image])
     if not (label or needs_labels or _labels_of(features)):
         return Columns(image, "", [], raw, (f"{place} has no labels: conflicts among them cannot be told.",))
@@ -48,7 +50,8 @@ def find_columns(
     if not names and not _is_integer(feature):
         advice = f" Encode it first: dataset.class_encode_column({label!r})." if _dtype(feature) == "string" else ""
         raise UserError(
-            f"Column {label!r} of {place} does not hold class numbers 0..K-1 but {_describe(feature)}.{advice}"
+            f"Column {label!r} of {place} does not hold class numbers 0..K-1 but {_describe(feature)}.{advice}",
+            code="bad-column",
         )
     return Columns(image, label, names, raw=raw, notes=notes)
 
@@ -66,7 +69,8 @@ def _find_image(features: Mapping[str, Any], place: str) -> str:
         if found:
             return _one(found, IMAGE_NAMES, "image", place)[0]
     raise UserError(
-        f"No column of {place} holds images; it has {_listed(features)}. Name it with image_column if one of them does."
+        f"No column of {place} holds images; it has {_listed(features)}. Name it with image_column if one of them does.",
+        code="no-column",
     )
 
 
@@ -74,7 +78,8 @@ def _find_label(features: Mapping[str, Any], place: str) -> tuple[str, tuple[str
     found = _labels_of(features) or [name for name in LABEL_NAMES if name in features]
     if not found:
         raise UserError(
-            f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column."
+            f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column.",
+            code="no-column",
         )
     return _one(found, LABEL_NAMES, "label", place)
 
@@ -93,7 +98,10 @@ def _one(found: Sequence[str], usual: Sequence[str], what: str, place: str) -> t
     first = next((name for name in usual if name in found), None)
     options = ", ".join(sorted(found))
     if first is None:
-        raise UserError(f"Several columns of {place} could hold the {what}s: {options}. Name one with {what}_column.")
+        raise UserError(
+            f"Several columns of {place} could hold the {what}s: {options}. Name one with {what}_column.",
+            code="ambiguous-column",
+        )
     others = ", ".join(sorted(set(found) - {first}))
     return first, (f"{place}: {what}s are taken from column {first!r}; {what}_column could also be {others}.",)
 

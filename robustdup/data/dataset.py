@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from robustdup.config import DataOptions
 from robustdup.errors import UserError
 
 Selection = Literal["all", "first", "sample", "given"]
@@ -35,10 +36,11 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Points to evaluate on: `images` float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,).
+    """Images with their labels, in memory, and where they come from.
 
-    `index` is a point's row in the split, `n_total` the rows that the split has, `hashes` one SHA-256 an
-    image. `notes` say what a reader should know, such as which of several columns was taken.
+    `images` are float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,) the samples' indices in the split,
+    `hashes` one SHA-256 an image. `n_total` samples does the split have. `notes` say what a reader should know, such as which
+    of several columns was taken.
     """
 
     images: Tensor
@@ -61,7 +63,7 @@ class ImageDataset:
 
 def on_8bit_grid(images: Tensor) -> bool:
     """Tell whether images (..., C, H, W) are bytes divided by 255: each value within 1e-4 / 255 of one, in [0, 1]."""
-    for part in images.split(IMAGES_AT_ONCE) if images.ndim > 3 else [images]:
+    for part in torch.split(images, IMAGES_AT_ONCE) if images.ndim > 3 else [images]:
         values = part.double() * 255
         levels = values.round()
         if not bool((((values - levels).abs() <= GRID) & (levels >= 0) & (levels <= 255)).all()):
@@ -99,42 +101,93 @@ def _fingerprint(hashes: Sequence[str], labels: Tensor) -> str:
 
 
 def make_dataset(
-    images: Tensor, labels: Tensor, index: Tensor, *, class_names: Sequence[str], spec: str, split: str,
-    n_total: int, selection: Selection, config: str | None = None, revision: str | None = None,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    *,
+    spec: str,
+    options: DataOptions,
+    class_names: Sequence[str],
+    n_total: int,
+    selection: Selection,
     notes: tuple[str, ...] = (),
-) -> ImageDataset:  # fmt: skip
-    """Return `ImageDataset` with hashes and fingerprint, after checking them. Raises UserError."""
+) -> ImageDataset:
+    """Return images with what identifies them, after checking them.
+
+    Args:
+        images: Float32 (N, C, H, W) in [0, 1].
+        labels: Int64 (N,).
+        index: The samples' indices in the split, int64 (N,).
+        spec: What the user named the data.
+        options: How it was read: its split, configuration and revision.
+        class_names: The classes in order; empty where unknown.
+        n_total: Samples of the split.
+        selection: How the samples were chosen.
+        notes: What a reader should know.
+
+    Raises:
+        UserError: bad-images or bad-labels.
+    """
     check_images(images)
     check_labels(labels, images.shape[0], len(class_names) or None)
     hashes = image_hashes(images)
     return ImageDataset(
-        images=images, labels=labels, index=index, class_names=list(class_names), hashes=hashes,
-        fingerprint=_fingerprint(hashes, labels), spec=spec, split=split, config=config, revision=revision,
-        n_total=n_total, selection=selection, notes=notes,
-    )  # fmt: skip
+        images=images,
+        labels=labels,
+        index=index,
+        class_names=list(class_names),
+        hashes=hashes,
+        fingerprint=_fingerprint(hashes, labels),
+        spec=spec,
+        split=options.split,
+        config=options.config,
+        revision=options.revision,
+        n_total=n_total,
+        selection=selection,
+        notes=notes,
+    )
 
 
 def from_tensors(
-    images: Any, labels: Any, *, class_names: Sequence[str] | None = None, index: Tensor | None = None,
-    spec: str = "tensors", split: str = "given",
-) -> ImageDataset:  # fmt: skip
-    """Return given images (N, C, H, W) in [0, 1] and labels (N,) as `ImageDataset`. Raises UserError.
+    images: Any,
+    labels: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    index: Tensor | None = None,
+    spec: str = "tensors",
+    split: str = "given",
+) -> ImageDataset:
+    """Return given images and labels as a dataset, on the CPU.
 
-    Images of any floating type become float32 and integer labels int64, on the CPU; numpy arrays are taken too. `index`
-    (N,) int64 are the points' own numbers, 0..N-1 if not given.
+    Args:
+        images: Tensor or array (N, C, H, W) of any floating type, in [0, 1].
+        labels: Tensor or array of integers (N,).
+        class_names: The classes in order.
+        index: The samples' own numbers, int64 (N,); 0..N-1 if not given.
+        spec: What to call the data.
+        split: What to call the split.
+
+    Raises:
+        UserError: bad-images, bad-labels or bad-value.
     """
     images, labels = _tensor("images", images), _tensor("labels", labels)
     check_images(images)
     check_labels(labels, images.shape[0], len(class_names) if class_names else None)
-    rows = torch.arange(images.shape[0]) if index is None else _tensor("index", index)
-    if rows.dtype != torch.int64 or tuple(rows.shape) != (images.shape[0],):
-        raise UserError(
-            f"index must be int64 of shape ({images.shape[0]},), got {_short(rows.dtype)} of shape {tuple(rows.shape)}."
-        )
+    n = images.shape[0]
+    indices = torch.arange(n) if index is None else _tensor("index", index)
+    if indices.dtype != torch.int64 or tuple(indices.shape) != (n,):
+        came = f"{_short(indices.dtype)} of shape {tuple(indices.shape)}"
+        raise UserError(f"index must be int64 of shape ({n},), got {came}.", code="bad-value")
     return make_dataset(
-        images.detach().cpu().float().contiguous(), labels.detach().cpu().long().contiguous(), rows.cpu(),
-        class_names=list(class_names or []), spec=spec, split=split, n_total=images.shape[0], selection="given",
-    )  # fmt: skip
+        images.detach().cpu().float().contiguous(),
+        labels.detach().cpu().long().contiguous(),
+        indices.cpu(),
+        spec=spec,
+        options=DataOptions(split=split),
+        class_names=list(class_names or []),
+        n_total=n,
+        selection="given",
+    )
 
 
 def _tensor(what: str, values: Any) -> Tensor:
@@ -143,7 +196,9 @@ def _tensor(what: str, values: Any) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{what} must be a torch tensor or a numpy array, got a {type(values).__name__}.") from None
+        raise UserError(
+            f"{what} must be a torch tensor or a numpy array, got a {type(values).__name__}.", code="bad-value"
+        ) from None
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -155,26 +210,31 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4:
         raise UserError(
             f"images must have the shape (N, C, H, W), got {tuple(images.shape)}. "
-            "Grey images have C = 1: images.unsqueeze(1)."
+            "Grey images have C = 1: images.unsqueeze(1).",
+            code="bad-images",
         )
     if images.shape[0] == 0 or images.numel() == 0:
-        raise UserError(f"There are no images: the shape is {tuple(images.shape)}.")
+        raise UserError(f"There are no images: the shape is {tuple(images.shape)}.", code="bad-images")
     if not images.is_floating_point():
         advice = " Divide by 255: images.float() / 255." if images.dtype == torch.uint8 else ""
-        raise UserError(f"images must be floats in [0, 1], got {_short(images.dtype)}.{advice}")
+        raise UserError(f"images must be floats in [0, 1], got {_short(images.dtype)}.{advice}", code="bad-images")
     finite = images.isfinite().flatten(1).all(dim=1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
-        raise UserError(f"{int((~finite).sum())} images hold NaN or infinity, the first is number {first}.")
+        raise UserError(
+            f"{int((~finite).sum())} images hold NaN or infinity, the first is number {first}.", code="bad-images"
+        )
     low, high = float(images.min()), float(images.max())
     if low < 0:
         raise UserError(
             f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. "
-            "They look normalised: move the normalisation into the model, and give plain pixels."
+            "They look normalised: move the normalisation into the model, and give plain pixels.",
+            code="bad-images",
         )
     if high > 1:
         raise UserError(
-            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. Divide by 255: images / 255."
+            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. Divide by 255: images / 255.",
+            code="bad-images",
         )
 
 
@@ -182,14 +242,20 @@ def check_labels(labels: Tensor, n: int, classes: int | None = None) -> None:
     """Raise UserError unless labels are `n` integers from 0, below `classes` where that is known."""
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dtype.is_complex:
         raise UserError(
-            f"labels must be integers, got {_short(labels.dtype)}. Write labels.long() if they are class numbers."
+            f"labels must be integers, got {_short(labels.dtype)}. Write labels.long() if they are class numbers.",
+            code="bad-labels",
         )
     if labels.ndim != 1:
-        raise UserError(f"labels must have the shape (N,), got {tuple(labels.shape)}. Class numbers, not one-hot rows.")
+        raise UserError(
+            f"labels must have the shape (N,), got {tuple(labels.shape)}. Class numbers, not one-hot rows.",
+            code="bad-labels",
+        )
     if labels.shape[0] != n:
-        raise UserError(f"There are {n} images but {labels.shape[0]} labels.")
+        raise UserError(f"There are {n} images but {labels.shape[0]} labels.", code="bad-labels")
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
-        raise UserError(f"labels must be 0 or above, got {low}. (Some datasets mark a hidden label with -1.)")
+        raise UserError(
+            f"labels must be 0 or above, got {low}. (Some datasets mark a hidden label with -1.)", code="bad-labels"
+        )
     if classes is not None and high >= classes:
-        raise UserError(f"labels must be below the number of classes, {classes}; got {high}.")
+        raise UserError(f"labels must be below the number of classes, {classes}; got {high}.", code="bad-labels")

@@ -86,9 +86,11 @@ def check_options(options: DataOptions) -> None:
     for name in ("resize", "crop"):
         size = getattr(options, name)
         if size is not None and size < 1:
-            raise UserError(f"{name} must be at least 1 pixel, got {size}.")
+            raise UserError(f"{name} must be at least 1 pixel, got {size}.", code="bad-option")
     if options.resize is not None and options.crop is not None and options.crop > options.resize:
-        raise UserError(f"crop = {options.crop} is larger than resize = {options.resize}: nothing to crop from.")
+        raise UserError(
+            f"crop = {options.crop} is larger than resize = {options.resize}: nothing to crop from.", code="bad-option"
+        )
 
 
 def to_tensor(image: PIL.Image.Image, options: DataOptions) -> Tensor:
@@ -113,6 +115,7 @@ def stack(images: Sequence[Tensor], rows: Sequence[int], place: str) -> Tensor:
             sizes = [f"row {r} is {i.shape[1]}x{i.shape[2]}" for r, i in ((rows[0], first), (row, image))]
             raise UserError(
                 f"The images of {place} differ in size: {sizes[0]}, {sizes[1]} (height x width). "
-                "Give resize and crop, for instance resize = 256 and crop = 224."
+                "Give resize and crop, for instance resize = 256 and crop = 224.",
+                code="different-sizes",
             )
     return torch.stack([image.expand(channels, -1, -1) for image in images])

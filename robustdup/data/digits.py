@@ -19,7 +19,7 @@ SPLITS = {"train": (0, TRAIN_ROWS), "test": (TRAIN_ROWS, 1797)}
 
 
 class DigitsSamples:
-    """The rows of one split: 8x8 grey images with 17 levels (0..16, divided by 16), ten classes."""
+    """The samples of one split: 8x8 grey images with 17 levels (0..16, divided by 16), ten classes."""
 
     class_names = [str(digit) for digit in range(10)]  # noqa: RUF012
 
@@ -29,9 +29,9 @@ class DigitsSamples:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images float32 (n, 1, 8, 8) in [0, 1] and labels int64 (n,) of these rows."""
-        keep = torch.as_tensor(list(rows), dtype=torch.int64)
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images float32 (n, 1, 8, 8) in [0, 1] and labels int64 (n,) of these samples."""
+        keep = torch.as_tensor(list(indices), dtype=torch.int64)
         return self.images[keep], self.labels[keep]
 
 
@@ -47,7 +47,9 @@ def load_builtin(rest: str, options: DataOptions) -> DigitsSamples:
         raise unknown("split of builtin:digits:", options.split, SPLITS)
     for name in ("config", "revision", "image_column", "label_column"):
         if getattr(options, name) is not None:
-            raise UserError(f"builtin:digits has no {name}; got {getattr(options, name)!r}. Leave it out.")
+            raise UserError(
+                f"builtin:digits has no {name}; got {getattr(options, name)!r}. Leave it out.", code="bad-option"
+            )
     check_options(options)
     images, labels = read_digits()
     start, stop = SPLITS[options.split]
@@ -55,7 +57,7 @@ def load_builtin(rest: str, options: DataOptions) -> DigitsSamples:
     try:
         images = fit(images, options).clamp(0, 1)
     except ValueError as error:
-        raise UserError(f"An image of builtin:digits {error}.") from None
+        raise UserError(f"An image of builtin:digits {error}.", code="bad-option") from None
     return DigitsSamples(images, labels[start:stop])
 
 

@@ -29,13 +29,19 @@ def open_local(path: Path, options: DataOptions) -> datasets.Dataset:
 def load_local(path: Path, options: DataOptions) -> Any:
     """Return the splits of a folder as a DatasetDict, or the Dataset that `save_to_disk` kept alone. Raises UserError."""
     if options.revision is not None:
-        raise UserError(f"revision = {options.revision!r} is for Hub datasets; {str(path)!r} is a local path.")
+        raise UserError(
+            f"revision = {options.revision!r} is for Hub datasets; {str(path)!r} is a local path.", code="bad-option"
+        )
     saved = path / "dataset_dict.json", path / "state.json"
     if path.is_file() or any(file.is_file() for file in saved):
         if options.config is not None:
-            raise UserError(f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.")
+            raise UserError(
+                f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.", code="bad-option"
+            )
         if path.is_file() and path.suffix != ".parquet":
-            raise UserError(f"{str(path)!r} is a file, but not a parquet file. Name a folder or a .parquet file.")
+            raise UserError(
+                f"{str(path)!r} is a file, but not a parquet file. Name a folder or a .parquet file.", code="bad-data"
+            )
     with explained(str(path), lambda: _broken_files(path)), quiet():
         import datasets
 
@@ -77,7 +83,8 @@ def load_hub(name: str, options: DataOptions) -> Any:
     # Offline, `datasets` serves whatever revision is in its cache.
     if _COMMIT.fullmatch(options.revision or "") and commit not in (None, options.revision):
         raise UserError(
-            f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online."
+            f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online.",
+            code="offline",
         )
     return found
 
@@ -148,42 +155,58 @@ def _explain(place: str, error: Exception, detail: str) -> Exception:
     while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return RunError(f"No space left on the disk while reading {place!r}. Point HF_HOME at a disk with room.")
+        return RunError(
+            f"No space left on the disk while reading {place!r}. Point HF_HOME at a disk with room.", code="no-space"
+        )
     if isinstance(cause, PermissionError):
-        return UserError(f"No permission while reading {place!r}: {cause}. (HF_HOME names the folder of the cache.)")
+        return UserError(
+            f"No permission while reading {place!r}: {cause}. (HF_HOME names the folder of the cache.)",
+            code="no-permission",
+        )
     if detail:
-        return UserError(detail)
+        return UserError(detail, code="bad-file")
     if isinstance(error, ConnectionError):
         return UserError(
             f"Cannot reach the Hugging Face Hub for {place!r}, it is not in the cache, and there is no local folder of "
             "that name. Go online once, or give a folder with parquet files, images or save_to_disk output; "
-            "builtin:digits needs no network."
+            "builtin:digits needs no network.",
+            code="offline",
         )
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         if "gated" in text or "Revision" in text:
-            return UserError(text)
+            return UserError(text, code="no-access")
         return UserError(
             f"There is no dataset {place!r} on the Hugging Face Hub, or it is private (log in: 'hf auth login'), and no "
-            "local folder of that name. Hub ids look like owner/name, for instance uoft-cs/cifar10."
+            "local folder of that name. Hub ids look like owner/name, for instance uoft-cs/cifar10.",
+            code="unknown-data",
         )
     if empty := re.search(r'Instruction "(.*)" corresponds to no data', text):
-        return UserError(f"There are no rows in the split {empty[1]!r} of {place!r}: give it some, or take it away.")
+        return UserError(
+            f"There are no rows in the split {empty[1]!r} of {place!r}: give it some, or take it away.", code="no-data"
+        )
     if twice := re.search(r"Multiple matches for FieldRef\.Name\((.*?)\)", str(cause)):
-        return UserError(f"{place!r} has several columns of the name {twice[1]!r}: rename or drop one of them.")
+        return UserError(
+            f"{place!r} has several columns of the name {twice[1]!r}: rename or drop one of them.", code="bad-column"
+        )
     if isinstance(error, FileNotFoundError):
-        return UserError(f"There is no data in {place!r}: no parquet files, images, or save_to_disk output.")
+        return UserError(
+            f"There is no data in {place!r}: no parquet files, images, or save_to_disk output.", code="no-data"
+        )
     config = re.search(r"BuilderConfig '(.*)' not found\. Available: \[(.*)\]", text)
     if config:
         return unknown(f"configuration of {place}:", config[1], re.findall(r"'([^']*)'", config[2]))
     config = re.search(r"Config name is missing.*available configs: \[(.*?)\]", text)
     if config:
         names = ", ".join(re.findall(r"'([^']*)'", config[1]))
-        return UserError(f"{place!r} has several configurations. Name one with data_config: {names}.")
+        return UserError(
+            f"{place!r} has several configurations. Name one with data_config: {names}.", code="bad-option"
+        )
     if "scripts are no longer supported" in text:
         return UserError(
-            f"{place!r} needs code from the dataset to run, which robustdup never does. Use a parquet copy."
+            f"{place!r} needs code from the dataset to run, which robustdup never does. Use a parquet copy.",
+            code="bad-data",
         )
-    return UserError(f"Cannot read {place!r}: {type(cause).__name__}: {' '.join(str(cause).split())}")
+    return UserError(f"Cannot read {place!r}: {type(cause).__name__}: {' '.join(str(cause).split())}", code="bad-data")
 
 
 def _broken_files(path: Path) -> str:

@@ -31,7 +31,7 @@ class Splits:
         if name not in self.splits:
             raise unknown(f"split of {self.spec}:", name, self.splits)
         if len(self.splits[name]) == 0:
-            raise UserError(f"There are no rows in {self.spec} ({name}).")
+            raise UserError(f"There are no rows in {self.spec} ({name}).", code="no-data")
         return self.splits[name]
 
 
@@ -52,7 +52,8 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
         found = load_hub(spec, options)
     else:
         raise UserError(
-            f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits."
+            f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",
+            code="unknown-data",
         )
     if isinstance(found, datasets.Dataset):  # one split that save_to_disk kept alone; without a name it serves any
         found = {str(found.split) if found.split is not None else options.split: found}
@@ -65,7 +66,7 @@ def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> tor
     labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label]
     if labels.null_count:
         row = labels.to_pylist().index(None)
-        raise UserError(f"Row {row} of {place} has no label in column {columns.label!r}.")
+        raise UserError(f"Row {row} of {place} has no label in column {columns.label!r}.", code="no-label")
     return torch.from_numpy(labels.to_numpy().astype("int64"))
 
 

@@ -1,4 +1,4 @@
-"""The rows of a `datasets.Dataset` as images and labels; only the rows that are asked for are decoded."""
+"""The samples of a `datasets.Dataset` as images and labels; only those that are asked for are decoded."""
 
 from __future__ import annotations
 
@@ -40,33 +40,39 @@ class TableSamples:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these rows. Raises UserError."""
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these samples. Raises UserError."""
         images, labels = [], []
-        for start in range(0, len(rows), _CHUNK):
-            part = list(rows[start : start + _CHUNK])
+        for start in range(0, len(indices), _CHUNK):
+            part = list(indices[start : start + _CHUNK])
             content = self._dataset[part]
             for row, image, label in zip(part, content[self._columns.image], content[self._columns.label], strict=True):
                 images.append(self._decode(row, image))
                 labels.append(self._label(row, label))
-        return stack(images, rows, self._place), torch.tensor(labels, dtype=torch.int64)
+        return stack(images, indices, self._place), torch.tensor(labels, dtype=torch.int64)
 
-    def labels(self, rows: Sequence[int]) -> list[int]:
-        """Return the labels of these rows; no image is decoded. Raises UserError."""
-        column = self._dataset.select_columns([self._columns.label]).select(rows)[self._columns.label]
-        return [self._label(row, label) for row, label in zip(rows, column, strict=True)]
+    def labels(self, indices: Sequence[int]) -> list[int]:
+        """Return the labels of these samples; no image is decoded. Raises UserError."""
+        column = self._dataset.select_columns([self._columns.label]).select(indices)[self._columns.label]
+        return [self._label(row, label) for row, label in zip(indices, column, strict=True)]
 
     def _decode(self, row: int, encoded: Any) -> Tensor:
         if encoded is None:
-            raise UserError(f"Row {row} of {self._place} has no image in column {self._columns.image!r}.")
+            raise UserError(
+                f"Row {row} of {self._place} has no image in column {self._columns.image!r}.", code="unreadable-image"
+            )
         try:
             return to_tensor(self._decoder.decode_example(encoded), self._options)
         except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises all of these for broken files
-            raise UserError(f"The image in row {row}{_name(encoded)} of {self._place} {_reason(error)}.") from error
+            raise UserError(
+                f"The image in row {row}{_name(encoded)} of {self._place} {_reason(error)}.", code="unreadable-image"
+            ) from error
 
     def _label(self, row: int, label: Any) -> int:
         if label is None:
-            raise UserError(f"Row {row} of {self._place} has no label in column {self._columns.label!r}.")
+            raise UserError(
+                f"Row {row} of {self._place} has no label in column {self._columns.label!r}.", code="no-label"
+            )
         return int(label)
 
 

@@ -6,7 +6,6 @@ are other images; for a `Dataset` they are made once, by `Dataset.map`, into its
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,17 +15,13 @@ from torch import Tensor
 
 from robustdup.data.columns import find_columns
 from robustdup.data.decode import UNREADABLE, plain_image
-from robustdup.duplication.plan import DuplicationPlan
+from robustdup.duplication.plan import NEW_COLUMNS, DuplicationPlan
 from robustdup.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
 D = TypeVar("D")
-
-NEW_COLUMNS = ("source_index", "copy")
-_LEVELS = 256  # copy numbers that are views of the whole table; samples copied more often are few
-_RUN = 4096  # rows that share one stretch of a constant column
 
 
 def apply_plan(
@@ -98,6 +93,8 @@ def _check(plan: DuplicationPlan, names: Sequence[str], rows: int | None, other:
 def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: dict[str, str | None]) -> Any:
     import datasets
 
+    from robustdup.duplication.table import entry_dataset
+
     _check(plan, dataset.column_names, len(dataset), other)
     form = dataset.format
     if other is not None:
@@ -108,7 +105,7 @@ def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: 
         same = other.features == dataset.features
         dataset = datasets.concatenate_datasets([dataset, other if same else other.cast(dataset.features)])
     columns = _columns(plan, dataset, names)
-    made = _stacked(plan, dataset, columns.label if plan.labels is not None else None)
+    made = entry_dataset(plan, dataset, columns.label if plan.labels is not None else None)
     if plan.near is not None:
         made = _with_near_copies(plan, made, columns.image)
     return made.with_format(form["type"], **form["format_kwargs"])
@@ -118,94 +115,6 @@ def _columns(plan: DuplicationPlan, dataset: Any, names: dict[str, str | None]) 
     if plan.near is None and plan.labels is None:
         return None
     return find_columns(dataset.features, image=names["image"], label=names["label"], place="the dataset")
-
-
-def _stacked(plan: DuplicationPlan, dataset: datasets.Dataset, label: str | None) -> datasets.Dataset:
-    """Return a dataset over the same table, seen once for each copy number with that number beside it.
-
-    Only the index of the entries is as long as the plan.
-    """
-    import datasets
-    import pyarrow as pa
-    from datasets.table import InMemoryTable, concat_tables
-
-    from robustdup.duplication.index_table import EntryTable, IndexTable
-
-    order = dataset.column_names
-    rows = (
-        np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
-    )
-    if dataset._indices is not None and len(np.unique(rows)) < len(rows):
-        dataset, rows = dataset.flatten_indices(), np.arange(len(dataset))
-    table = dataset.data
-    number = np.full(table.num_rows, -1)
-    number[rows] = np.arange(len(rows))
-    source, copy = plan.source_index.numpy(), plan.copy.numpy()
-    place = rows[source]
-    kept = table.drop([label]) if label is not None else table
-    blocks = []
-    for level in range(min(int(copy.max()), _LEVELS) + 1):
-        beside = {"source_index": pa.array(number), "copy": _constant(level, table.num_rows)}
-        if label is not None:
-            beside[label] = _labels_of(plan, table.column(label), place, level)
-        blocks.append(concat_tables([kept, InMemoryTable(pa.table(beside))], axis=1))
-    names = [*order, *NEW_COLUMNS]
-    place += np.minimum(copy, _LEVELS) * table.num_rows
-    if (deep := np.flatnonzero(copy > _LEVELS)).size:
-        tail = _tail(blocks[0].select(names), plan, deep, rows, label)
-        place[deep] = len(blocks) * table.num_rows + np.arange(deep.size)
-        blocks.append(InMemoryTable(tail))
-    features = datasets.Features({name: dataset.features[name] for name in order})
-    features |= {name: datasets.Value("int64") for name in NEW_COLUMNS}
-    joined = concat_tables([block.select(names) for block in blocks])
-    whole = EntryTable(joined.table, joined.blocks)
-    if label is None and not deep.size:
-        whole.first = blocks[0].select(names)
-    info = datasets.DatasetInfo(features=features, description=dataset.info.description, citation=dataset.info.citation)
-    index = None
-    if not np.array_equal(place, np.arange(whole.num_rows)):  # else the table is the dataset, and read faster
-        index = IndexTable(pa.table({"indices": place.astype(np.uint64)}))
-    digest = hashlib.sha256(f"{dataset._fingerprint} {plan.hash}".encode()).hexdigest()
-    return datasets.Dataset(whole, info=info, split=dataset.split, indices_table=index, fingerprint=digest[:16])
-
-
-def _constant(value: int, length: int) -> Any:
-    """Return a column of one value that takes little memory: the same stretch again and again."""
-    import pyarrow as pa
-
-    run = pa.array(np.full(min(_RUN, length), value))
-    return pa.chunked_array([run] * (length // _RUN) + [run.slice(0, length % _RUN)], type=pa.int64())
-
-
-def _labels_of(plan: DuplicationPlan, column: Any, place: Any, level: int) -> Any:
-    """Return the label column as the copies with this number have it."""
-    import pyarrow as pa
-
-    assert plan.labels is not None
-    values, here = column.to_numpy().copy(), (plan.copy == level).numpy()
-    values[place[here]] = plan.labels.numpy()[here]
-    return pa.array(values, type=column.type)
-
-
-def _tail(table: Any, plan: DuplicationPlan, deep: Any, rows: Any, label: str | None) -> Any:
-    """Return the entries with a high copy number as a table that names the few images that they are of again and again."""
-    import pyarrow as pa
-
-    samples, first, inverse = np.unique(plan.source_index.numpy()[deep], return_index=True, return_inverse=True)
-    order = first.argsort()
-    few = pa.concat_tables([table.slice(int(row), 1).table for row in rows[samples[order]]]).combine_chunks()
-    place = order.argsort()[inverse]
-    starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)  # the k-th copies of samples follow each other in a plan
-    lengths = np.diff(np.append(starts, deep.size))
-    repeated = pa.concat_tables(
-        [few.slice(int(place[start]), int(length)) for start, length in zip(starts, lengths, strict=True)]
-    )
-    beside = {"copy": pa.array(plan.copy.numpy()[deep])}
-    if label is not None and plan.labels is not None:
-        beside[label] = pa.array(plan.labels.numpy()[deep], type=table.schema.field(label).type)
-    for name, column in beside.items():
-        repeated = repeated.set_column(repeated.column_names.index(name), table.schema.field(name), column)
-    return repeated
 
 
 def _with_near_copies(plan: DuplicationPlan, made: datasets.Dataset, image: str) -> datasets.Dataset:

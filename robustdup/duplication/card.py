@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from robustdup.data.splits import Splits
-from robustdup.duplication.plan import DuplicationPlan
-from robustdup.duplication.plan_file import PLAN_FILE, plan_header
+from robustdup.duplication.plan import PLAN_FILE, DuplicationPlan, plan_header
 
 if TYPE_CHECKING:
     import datasets
@@ -58,7 +57,7 @@ def dataset_card(
         f"its copies. `dataset.filter(lambda row: row['copy'] == 0)` leaves the originals. {_others(plan, split, written)}",
         f"## The dose\n\n{_readings(plan)}",
         f"## Classes\n\n{_classes(classes)}",
-        f"## The plan\n\n`{PLAN_FILE}` holds the plan, hash `{plan.hash}`: `robustdup.duplication.plan_file.load_plan` reads it.",
+        f"## The plan\n\n`{PLAN_FILE}` holds the plan, hash `{plan.hash}`: `robustdup.duplication.plan.load_plan` reads it.",
     ]
     if notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))

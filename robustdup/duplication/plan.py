@@ -1,32 +1,29 @@
-"""A plan of duplication: an index array over the source. Images are never copied.
+"""A plan of duplication: an index array over the source, how it reads in numbers, and the file that keeps it.
 
-A plan is a pure function of labels, options, seed and scores. Its entries are the originals that stay, in the order of the
-source, and then the first copies, the second copies, and so on; nothing may depend on that order.
+Images are never copied. The entries are the originals that stay, in the order of the source, and then the first copies, the
+second copies, and so on; nothing may depend on that order.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustdup.config import DuplicationOptions
-from robustdup.data.columns import class_name
-from robustdup.data.dataset import check_labels
 from robustdup.data.describe import effective_sample_size
-from robustdup.duplication.near_copies import NearTransform, entry_rng, parse_near
-from robustdup.duplication.schemes import apportioned, count_copies, sample_words
+from robustdup.duplication.near_copies import NearTransform, parse_near
 from robustdup.errors import UserError
+from robustdup.records import atomic_path
 
 FORMAT = "robustdup.plan/1"
-_LEVELS = 1024  # copy numbers, and
-_BLOCK = 8192  # entries, that are written at once
+PLAN_FILE = "plan.safetensors"
+NEW_COLUMNS = ("source_index", "copy")  # of a duplicated dataset
 
 
 @dataclass(frozen=True)
@@ -150,136 +147,56 @@ def entry_labels(plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | N
     return (labels if other_labels is None else torch.cat([labels, other_labels]))[plan.source_index]
 
 
-def make_plan(
-    labels: Tensor, options: DuplicationOptions, *, seed: int, scores: Tensor | None = None,
-    class_names: Sequence[str] = (), n_other: int = 0, other_labels: Tensor | None = None,
-) -> DuplicationPlan:  # fmt: skip
-    """Return the plan for a split with these labels, int64 (n,). A pure function of its arguments. Raises UserError.
+def plan_header(plan: DuplicationPlan) -> dict[str, Any]:
+    """Return all of a plan but its entries, ready for JSON."""
+    return {
+        "format": FORMAT,
+        "hash": plan.hash,
+        "n_source": plan.n_source,
+        "scheme": plan.scheme,
+        "mode": plan.mode,
+        "seed": plan.seed,
+        "near": plan.near.text if plan.near is not None else None,
+        "options": plan.options,
+    }
 
-    `options.seed` wins over `seed`. `scores` (n,) are for hardest and easiest: a margin, the lower the harder. `n_other`
-    (and `other_labels`) describe the split that leaks in. A dose is met to within half of `copies` entries, since every
-    chosen sample gets all of its copies.
+
+def save_plan(plan: DuplicationPlan, path: Path) -> None:
+    """Write a plan to a file, or to `plan.safetensors` in a folder that exists. Raises RunError where that fails."""
+    from safetensors.torch import save_file
+
+    parts = {"source_index": plan.source_index, "copy": plan.copy}
+    if plan.labels is not None:
+        parts["labels"] = plan.labels
+    with atomic_path(path / PLAN_FILE if path.is_dir() else path) as temporary:
+        save_file(parts, temporary, metadata={"plan": json.dumps(plan_header(plan), sort_keys=True)})
+
+
+def load_plan(place: Path) -> DuplicationPlan:
+    """Return the plan in a file, or in a folder that `robustdup data duplicate` wrote. Raises UserError.
+
+    A plan whose content is not what its hash says is refused.
     """
-    n = labels.shape[0]
-    if n == 0:
-        raise UserError("There are no rows to duplicate: the split is empty.")
-    check_labels(labels, n, len(class_names) or None)
-    labels, seed = labels.cpu().long(), options.seed if options.seed is not None else seed
-    leak = options.scheme == "leak"
-    counts = count_copies(
-        _other(n_other, other_labels) if leak else labels, options, n_entries=n, seed=seed,
-        scores=None if scores is None else scores.cpu(), class_names=class_names,
-    )  # fmt: skip
-    keep = None
-    if options.mode == "replace" or options.control == "fewer_unique":
-        free = counts == 0 if not leak else torch.ones(n, dtype=torch.bool)
-        keep = _staying(free, int(counts.sum()), labels, seed, class_names)
-    if options.control == "class_prior":
-        keep = _same_prior(labels, counts, keep, seed)
-    if options.control != "none":
-        counts = torch.zeros_like(counts)
-    levels = _levels(counts)
-    del counts  # a plan is little more than its entries in memory
-    source_index, copy = _entries(n, keep, *levels, offset=n if leak else 0)
-    wrong = options.scheme == "conflicting" and options.control == "none"
-    near = parse_near(options.near, seed) if options.near and options.control == "none" else None
-    return DuplicationPlan(
-        source_index=source_index, copy=copy, n_source=n,
-        labels=_wrong_labels(labels, source_index, copy, seed, len(class_names)) if wrong else None,
-        near=near, scheme=options.scheme, mode=options.mode, seed=seed,
-        options=options.canonical() | ({} if near is None else {"near": near.text}),
-    )  # fmt: skip
+    from safetensors import SafetensorError, safe_open
 
-
-def _other(n_other: int, other_labels: Tensor | None) -> Tensor:
-    if n_other < 1:
-        raise UserError("scheme = leak needs the rows of another split (leak_from); there are none.")
-    if other_labels is None:
-        return torch.zeros(n_other, dtype=torch.int64)
-    check_labels(other_labels, n_other)
-    return other_labels.cpu().long()
-
-
-def _staying(free: Tensor, leaving: int, labels: Tensor, seed: int, class_names: Sequence[str]) -> Tensor:
-    """Return a mask of the samples that stay when `leaving` of the free ones make room. Raises UserError.
-
-    They leave from the back of the order that copies are chosen in from the front, so that those who stay at a higher dose
-    stayed at a lower one (where the scheme follows that order).
-    """
-    order = sample_words(len(free), seed).argsort(stable=True).flip(0)
-    order = order[free[order]]
-    if leaving > len(order):
-        raise UserError(
-            f"mode = replace has no room: {leaving} copies would take the places of {leaving} samples without copies, "
-            f"but there are {len(order)}. Give a lower dose or more copies of fewer samples."
-        )
-    keep = torch.ones(len(free), dtype=torch.bool)
-    keep[order[:leaving]] = False
-    emptied = (torch.bincount(labels) > 0) & (torch.bincount(labels[keep], minlength=int(labels.max()) + 1) == 0)
-    if bool(emptied.any()):
-        name = class_name(int(emptied.nonzero()[0]), class_names)
-        raise UserError(f"mode = replace would leave no sample of class {name!r}. Give a lower dose or mode = append.")
-    return keep
-
-
-def _same_prior(labels: Tensor, counts: Tensor, keep: Tensor | None, seed: int) -> Tensor:
-    """Return a mask of the largest set of distinct samples with the class shares of the plan; copied ones stay first."""
-    entries = counts + (1 if keep is None else keep.long())
-    sizes = torch.bincount(labels).tolist()
-    wanted = [int(total) for total in torch.bincount(labels, weights=entries.double()).tolist()]
-    total = sum(wanted)
-    most = min(size * total // want for size, want in zip(sizes, wanted, strict=True) if want)
-    order = sample_words(len(labels), seed).argsort(stable=True)
-    order = order[(counts[order] == 0).long().argsort(stable=True)]
-    chosen = apportioned(order, labels, [Fraction(want, total) for want in wanted])[:most]
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[chosen] = True
-    return mask
-
-
-def _levels(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the samples, int32 (n,), by falling number of copies, and how many have more than 0, 1, … copies.
-
-    Those that have a k-th copy are a front part of those that have a (k - 1)-th.
-    """
-    return counts.argsort(descending=True, stable=True).int(), len(counts) - torch.bincount(counts).cumsum(0)
-
-
-def _entries(n: int, keep: Tensor | None, rows: Tensor, having: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """Return (source_index, copy), each int64 (M,), written in place: nothing of the size of the plan is made besides."""
-    originals = torch.arange(n) if keep is None else keep.nonzero().flatten()
-    size = len(originals) + int(having.sum())
-    source_index, copy = torch.empty(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-    source_index[: (at := len(originals))] = originals
-    del originals
-    first, last = 1, len(having) - 1
-    while first <= last:
-        levels = torch.arange(first, min(first + _LEVELS, last + 1))
-        sizes = having[levels - 1]
-        levels = levels[: max(1, int((sizes.cumsum(0) <= _BLOCK).sum()))]
-        if len(levels) == 1:  # as many entries as the source has rows, perhaps: nothing is made for them
-            source_index[at : at + int(sizes[0])] = rows[: int(sizes[0])]
-            copy[at : (at := at + int(sizes[0]))] = first
-        else:
-            sizes = sizes[: len(levels)]
-            until = at + int(sizes.sum())
-            starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-            source_index[at:until] = rows[torch.arange(until - at) - starts].long()
-            copy[at:until] = levels.repeat_interleave(sizes)
-            at = until
-        first += len(levels)
-    if offset:
-        source_index[copy > 0] += offset
-    return source_index, copy
-
-
-def _wrong_labels(labels: Tensor, source_index: Tensor, copy: Tensor, seed: int, classes: int) -> Tensor:
-    """Return the labels of the entries, those of copies drawn from the other classes by (seed, source, copy)."""
-    classes = classes or int(labels.max()) + 1
-    if classes < 2:
-        raise UserError("scheme = conflicting needs at least two classes: there is no wrong label to give.")
-    found = labels[source_index]
-    copies = copy > 0
-    rng = entry_rng(seed, source_index[copies], copy[copies]).fold("wrong label")
-    found[copies] = (found[copies] + 1 + rng.integers(0, classes - 1)) % classes
-    return found
+    path = place / PLAN_FILE if place.is_dir() else place
+    if not path.is_file():
+        raise UserError(f"There is no plan at {str(place)!r}: give a file, or a folder that holds {PLAN_FILE}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["plan"])
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["format"] != FORMAT:
+            raise UserError(
+                f"{str(path)!r} is a plan of the format {header['format']!r}; this version reads {FORMAT!r}."
+            )
+        plan = DuplicationPlan(
+            source_index=parts["source_index"], copy=parts["copy"], n_source=header["n_source"],
+            labels=parts.get("labels"), near=parse_near(header["near"], header["seed"]) if header["near"] else None,
+            scheme=header["scheme"], mode=header["mode"], seed=header["seed"], options=header["options"],
+        )  # fmt: skip
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is not a plan of duplication: {error}.") from None
+    if plan.hash != header["hash"]:
+        raise UserError(f"The plan {str(path)!r} was changed after it was written: its hash differs.")
+    return plan

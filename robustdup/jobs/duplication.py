@@ -18,8 +18,8 @@ from robustdup.data.splits import Splits, label_tensor, open_splits, split_colum
 from robustdup.data.table import TableSamples
 from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
-from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
-from robustdup.duplication.plan_file import plan_header, save_plan
+from robustdup.duplication.make import make_plan
+from robustdup.duplication.plan import DuplicationPlan, entry_labels, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins

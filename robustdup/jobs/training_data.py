@@ -15,7 +15,8 @@ from robustdup.data.cache import load_pixels
 from robustdup.data.dataset import Samples
 from robustdup.data.sources import open_samples, select
 from robustdup.data.streaming import StreamingSet, read_labels
-from robustdup.duplication.plan import DuplicationPlan, make_plan
+from robustdup.duplication.make import make_plan
+from robustdup.duplication.plan import DuplicationPlan
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo

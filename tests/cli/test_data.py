@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from robustdup.cli.main import main
-from robustdup.duplication.plan_file import load_plan
+from robustdup.duplication.plan import load_plan
 
 
 def run(capsys, *words):

@@ -15,8 +15,8 @@ from PIL import Image
 from robustdup.config import validate
 from robustdup.config.duplication import DuplicateConfig, DuplicationOptions
 from robustdup.duplication.apply import apply_plan, entry_pixels
-from robustdup.duplication.plan import DuplicationPlan, entry_labels, make_plan
-from robustdup.duplication.plan_file import load_plan
+from robustdup.duplication.make import make_plan
+from robustdup.duplication.plan import DuplicationPlan, entry_labels, load_plan
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.duplication import duplicate
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustdup.config import DuplicationOptions
-from robustdup.duplication.plan import entry_labels, make_plan
-from robustdup.duplication.plan_file import load_plan, save_plan
+from robustdup.duplication.make import make_plan
+from robustdup.duplication.plan import entry_labels, load_plan, save_plan
 from robustdup.duplication.schemes import power
 from robustdup.errors import UserError
 
@@ -367,7 +367,7 @@ def test_a_plan_of_half_a_million_entries_is_quick_and_small(within):
     code = """
 import pathlib, time, torch
 torch.set_num_threads(1)
-from robustdup.duplication.plan import make_plan
+from robustdup.duplication.make import make_plan
 from robustdup.config import DuplicationOptions
 def peak():
     text = pathlib.Path("/proc/self/status").read_text()

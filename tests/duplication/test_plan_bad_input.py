@@ -9,7 +9,7 @@ import torch
 
 from robustdup.config import validate
 from robustdup.config.duplication import DuplicateConfig, DuplicationOptions
-from robustdup.duplication.plan import make_plan
+from robustdup.duplication.make import make_plan
 from robustdup.errors import UserError
 from robustdup.jobs.duplication import duplicate
 
