@@ -95,7 +95,7 @@ def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 
     with exact_fp32(), isolated(model.model, seed=seed), torch.no_grad():
         shares, sums = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.float64)
         prediction = torch.zeros(len(images), dtype=torch.int64)
-        for _ in range(draws):
+        for _ in range(draws if len(images) else 0):  # many models cannot take an empty batch
             logits = model(images)
             finite = logits.isfinite().all(dim=1)
             top = logits.argmax(dim=1)

@@ -134,3 +134,13 @@ def test_isolated_gives_back_the_gradients_that_were_there():
         assert (model.weight.grad == 1).all()
     assert (model.weight.grad == 7).all()
     assert model.bias.grad is None
+
+
+def test_a_model_that_takes_no_empty_batch_is_never_given_one():
+    class Refuses(torch.nn.Module):
+        def forward(self, images):
+            assert len(images)
+            return images.flatten(1)[:, :3]
+
+    answers = judge_images(Passes(Refuses(), 8), torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.int64), draws=3)
+    assert answers.correct_share.shape == answers.margin.shape == answers.prediction.shape == (0,)
