@@ -3,9 +3,9 @@
 Gradients are summed by one collective call a step; statistics of BatchNorm are those of the whole batch. So a run does
 not depend on how many processes share it, to rounding (but for dropout, whose masks are drawn in each process).
 
-Accelerate joins the processes (and opens trackers, see `robustdup.training.tracking`). Its wrapped model is not used: update
-rules make several backward passes a step and move weights between them, objectives call parts of the model, and whole
-batches are replayed in parts, none of which torch's DistributedDataParallel sums rightly; its SyncBatchNorm is for CUDA.
+Accelerate joins the processes (and opens trackers, see `robustdup.training.tracking`). It does not wrap the model: update
+rules make several backward passes a step and move weights between them, and objectives call parts of the model, which
+torch's DistributedDataParallel does not follow; torch's SyncBatchNorm is for CUDA.
 """
 
 from __future__ import annotations
