@@ -9,6 +9,7 @@ from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import StudyRun
 
 from robustdup.errors import UserError
+from tests.raising import raises
 
 
 def table(effect, *, seeds=6, noise=0.004, doses=(0, 0.25, 0.5), objectives=("standard", "pgd_at"), rng=0):
@@ -225,7 +226,7 @@ def test_no_anova_where_nothing_is_crossed():
 def test_doses_must_be_numbers():
     rows = table(lambda o, d: 0.0)
     rows[0].factors["dose"] = "half"
-    with pytest.raises(UserError, match="must be numbers to be compared with dose 0; got 'half'"):
+    with raises("bad-value", UserError, "'dose'", "'half'"):
         analyse(rows, config())
 
 

@@ -99,7 +99,7 @@ def test_more_seeds_reuse_what_is_there_and_a_report_of_another_recipe_is_refuse
         (["study", "run"], "Name a recipe"),
         (["study", "run", "missing.yaml"], "There is no configuration file"),
         (["study", "status", "RECIPE", "--out", "nowhere"], "There is no study in 'nowhere' yet"),
-        (["study", "run", "RECIPE", "base.epoch=3"], "Unknown key in base: 'epoch'. Did you mean 'epochs'"),
+        (["study", "run", "RECIPE", "base.epoch=3"], "Unknown key of base: 'epoch'. Did you mean 'epochs'"),
         (["study", "run", "RECIPE", "factors.doses=[1]"], "Unknown factor of the published protocol: 'doses'"),
         (["study", "run", "RECIPE", "factors.percent=[0, 500]"], "percent goes from 0 to 100"),
         (["study", "run", "RECIPE", "runner=cloud"], "Unknown runner 'cloud'"),

@@ -31,6 +31,7 @@ from robustdup_study.run import cell_folder
 
 from robustdup.errors import UserError
 from robustdup.records import now
+from tests.raising import raises
 
 
 def study(tmp_path, effect, *, seeds=6, skip=(), fail=(), extra=None, **content):
@@ -226,7 +227,7 @@ def test_records_go_round_and_newer_ones_are_refused(tmp_path):
     path.write_text(json.dumps({"schema_name": "robustdup.evaluation", "schema_version": 1}))
     with pytest.raises(UserError, match="is not a study's record"):
         load_study_record(tmp_path)
-    with pytest.raises(UserError, match="There is no cells.parquet"):
+    with raises("missing-file", UserError, "cells.parquet"):
         load_study_table(tmp_path / "nowhere")
 
 

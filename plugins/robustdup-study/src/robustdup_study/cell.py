@@ -57,7 +57,7 @@ def _run_cell(order: CellOrder) -> CellResult:
         shutil.rmtree(folder)  # killed before it had begun, or its result was lost after its weights had been dropped
     record = run_training(config, folder=folder, registry=registry, resume=begun)
     if record.status != "complete":
-        raise RunError(f"Training stopped: {record.reason}")
+        raise RunError(f"Training stopped: {record.reason}", code="training-stopped")
     metrics = of_training(record) | of_checkpoints(record, folder)
     measured, samples = of_model(config, folder, registry, order.measure)
     metrics = measured | metrics  # what the referee said wins,
@@ -238,7 +238,7 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
     for spec, split in places:
         rows = open_samples(spec, config.data_options(split), registry)
         if len(rows) == 0:
-            raise UserError(f"There are no rows in {spec} ({split}).")
+            raise UserError(f"There are no samples in {spec} ({split}).", code="no-data")
         chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})
         images, labels = rows.fetch(chosen)
         digest.update(f"{len(rows)} {list(rows.class_names)} {tuple(images.shape)}\n".encode())

@@ -73,7 +73,7 @@ def run_command(
         record = _record(config, words)
     _show(record, config.folder, json)
     if record.n_complete == 0:
-        raise RunError(f"No cell finished. {' '.join(record.remarks[:1])}")
+        raise RunError(f"No cell finished. {' '.join(record.remarks[:1])}", code="no-cells")
     return 0
 
 
@@ -120,7 +120,7 @@ def _recipe(words: list[str], **values: object) -> StudyConfig:
 
     file, overrides = split_words(words or [])
     if file is None:
-        raise UserError("Name a recipe, for instance configs/study/quickstart.yaml.")
+        raise UserError("Name a recipe, for instance configs/study/quickstart.yaml.", code="missing-recipe")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", FutureWarning)
         config = load_recipe(file, overrides, {key: value for key, value in values.items() if value is not None})

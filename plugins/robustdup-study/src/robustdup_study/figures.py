@@ -50,7 +50,7 @@ def doses(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
     """
     record, metrics = runs[0].record, _panels(runs)
     if not metrics:
-        raise UserError("The study holds no means yet: no cell is complete.")
+        raise UserError("The study holds no means yet: no cell is complete.", code="no-data")
     names = varying(record)
     leads, lines = _lines(record)
     axes.set_axis_off()
@@ -107,7 +107,9 @@ def effects(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
     """A forest plot: differences to the same seed without copies, with 95% t intervals; the margin is shaded."""
     record, groups = runs[0].record, _compared(runs[0])
     if not groups:
-        raise UserError("The study holds no effects yet: no pair of a dose and its baseline is complete.")
+        raise UserError(
+            "The study holds no effects yet: no pair of a dose and its baseline is complete.", code="no-data"
+        )
     names = varying(record)
     axes.set_axis_off()
     figure = axes.get_figure()

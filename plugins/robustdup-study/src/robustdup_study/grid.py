@@ -75,7 +75,8 @@ def check_size(config: StudyConfig, *, yes: bool, most: int = MANY) -> None:
         product = " × ".join(f"{len(levels)} {name}" for name, levels in config.factors.items())
         raise UserError(
             f"This recipe has {count:,} cells ({product} × {len(config.seed_list)} seeds). "
-            "Leave levels out, or say --yes if you mean it."
+            "Leave levels out, or say --yes if you mean it.",
+            code="too-many-cells",
         )
 
 
@@ -122,7 +123,7 @@ def build_grid(
             grid.cells.setdefault(key, Cell(key, train, canonical))
             grid.runs.append(PlannedRun(factors, seed, key))
     if not grid.runs:
-        raise UserError("No cell is left: the exclusions name every combination of the factors.")
+        raise UserError("No cell is left: the exclusions name every combination of the factors.", code="no-cells")
     return grid
 
 
@@ -135,27 +136,29 @@ def check_factors(config: StudyConfig, registry: Registry) -> None:
         if name in special or name in fields or name in plan or all(isinstance(level, dict) for level in levels):
             continue
         if name == "seed":
-            raise UserError("Seeds are no factor: write seeds: 5, or seeds: [0, 1, 2].")
+            raise UserError("Seeds are no factor: write seeds: 5, or seeds: [0, 1, 2].", code="bad-factor")
         takes = [spec.name for spec in registry.objectives.values() if name in keywords(spec.function)]
         if takes:
             raise UserError(
                 f"{name!r} is an option of the objective {takes[0]}, not a setting of its own: write it in the levels of "
-                f"objective, as in objective: [{', '.join(f'{takes[0]}({name}={label(level)})' for level in levels[:2])}]."
+                f"objective, as in objective: [{', '.join(f'{takes[0]}({name}={label(level)})' for level in levels[:2])}].",
+                code="bad-factor",
             )
         near = nearest(name, [*special, *fields, *plan])
         raise UserError(
             f"Nothing takes the factor {name!r}: it is neither a setting of training nor an option of any objective."
             + (f" Did you mean {near!r}?" if near else "")
-            + f" Factors: {', '.join(special)}, objective, model, data, and any setting of robustdup train."
+            + f" Factors: {', '.join(special)}, objective, model, data, and any setting of robustdup train.",
+            code="unknown-factor",
         )
     for level in config.factors.get("condition", []):
         if label(level) not in CONDITIONS:
             raise unknown("control condition", str(label(level)), CONDITIONS)
     for key in config.base:
         if key not in TrainConfig.model_fields:
-            raise unknown("key in base:", key, TrainConfig.model_fields)
+            raise unknown("key of base:", key, TrainConfig.model_fields)
     if "seed" in config.base:
-        raise UserError("The seed of a cell comes from seeds: leave it out of base.")
+        raise UserError("The seed of a cell comes from seeds: leave it out of base.", code="bad-factor")
 
 
 def _content(config: StudyConfig, combination: Mapping[str, Level]) -> dict[str, Any] | None:
@@ -223,14 +226,18 @@ def _dose(combination: Mapping[str, Level], plan: dict[str, Any]) -> float | Non
     scheme = plan.get("scheme", "none")
     if scheme == "none":
         if plan.get("dose"):
-            raise UserError("A dose needs a scheme: add the factor scheme, or base: {duplicate: {scheme: uniform}}.")
+            raise UserError(
+                "A dose needs a scheme: add the factor scheme, or base: {duplicate: {scheme: uniform}}.",
+                code="bad-value",
+            )
         return 0.0
     dose = plan.get("dose")
     if isinstance(dose, bool) or not isinstance(dose, int | float | None):
-        raise UserError(f"dose is a share from 0 to below 1, got {dose!r}.")
+        raise UserError(f"dose is a share from 0 to below 1, got {dose!r}.", code="bad-value")
     if dose is None and "condition" in combination and label(combination["condition"]) == "more-epochs":
         raise UserError(
-            "The control condition 'more-epochs' needs the factor dose, to know how many epochs the copies cost."
+            "The control condition 'more-epochs' needs the factor dose, to know how many epochs the copies cost.",
+            code="bad-value",
         )
     return None if dose is None else float(dose)
 
@@ -248,7 +255,7 @@ def _named(factors: Mapping[str, Any], call: Callable[[Any], Any], argument: Any
         return call(argument)
     except UserError as error:
         where = ", ".join(f"{name} {value}" for name, value in factors.items())
-        raise type(error)(f"Cell ({where}): {error}") from None
+        raise type(error)(f"Cell ({where}): {error}", code=error.code) from None
 
 
 def canonical_form(train: Mapping[str, Any], data: str, registry: Registry) -> dict[str, Any]:

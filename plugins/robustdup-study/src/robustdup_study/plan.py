@@ -70,7 +70,9 @@ def saved_runs(config: StudyConfig) -> list[PlannedRun]:
     """Return the runs of the grid that was last run. Raises UserError where nothing was, or another recipe."""
     path = config.folder / GRID_FILE
     if not path.is_file():
-        raise UserError(f"There is no study in {str(config.folder)!r} yet: robustdup study run first.")
+        raise UserError(
+            f"There is no study in {str(config.folder)!r} yet: robustdup study run first.", code="missing-study"
+        )
     content = json.loads(path.read_text(encoding="utf-8"))
     if has_arms(content["recipe"]):
         content = with_conditions(content)
@@ -80,7 +82,8 @@ def saved_runs(config: StudyConfig) -> list[PlannedRun]:
     if different:
         raise UserError(
             f"{different[0]!r} in the recipe is not what was run in {str(config.folder)!r}. "
-            "Run the study again with it (cells that are there are not run twice), or name another --out."
+            "Run the study again with it (cells that are there are not run twice), or name another --out.",
+            code="other-recipe",
         )
     runs = content["runs"] if "runs" in content else content["lines"]  # their name before
     return [PlannedRun(run["factors"], run["seed"], run["key"]) for run in runs]

@@ -166,15 +166,18 @@ def load_recipe(file: str | Path | None, overrides: list[str], values: dict[str,
     if file is not None and "name" not in config.model_fields_set:
         config = config.model_copy(update={"name": Path(file).stem})
     if not config.name.strip() or Path(config.name).name != config.name:
-        raise UserError(f"The study's name must be a plain word, since its folder is called so; got {config.name!r}.")
+        raise UserError(
+            f"The study's name must be a plain word, since its folder is called so; got {config.name!r}.",
+            code="bad-value",
+        )
     if config.protocol not in protocols():
         raise unknown("protocol", config.protocol, protocols())
     for name, levels in config.factors.items():
         if not levels:
-            raise UserError(f"Factor {name!r} has no levels.")
+            raise UserError(f"Factor {name!r} has no levels.", code="bad-value")
         labels = [label(level) for level in levels]
         if len(set(map(str, labels))) < len(labels):
-            raise UserError(f"Factor {name!r} names a level twice: {', '.join(map(str, labels))}.")
+            raise UserError(f"Factor {name!r} names a level twice: {', '.join(map(str, labels))}.", code="bad-value")
     _check_named(config)
     return config
 
@@ -183,7 +186,9 @@ def label(level: Level) -> str | int | float | bool:
     """Return what a level is called: itself, or the `name` of a mapping. Raises UserError for a mapping without one."""
     if isinstance(level, dict):
         if not isinstance(level.get("name"), str | int | float):
-            raise UserError(f"A level that is a mapping needs a name: {{name: …, setting: value}}; got {level!r}.")
+            raise UserError(
+                f"A level that is a mapping needs a name: {{name: …, setting: value}}; got {level!r}.", code="bad-value"
+            )
         return level["name"]  # type: ignore[no-any-return]
     return level
 
@@ -199,21 +204,22 @@ def _check_named(config: StudyConfig) -> None:
     for number, one in enumerate(config.exclude, start=1):
         for name, wanted in one.items():
             if name not in factors:
-                raise unknown(f"factor in exclusion {number}:", name, factors)
+                raise unknown(f"factor of exclusion {number}:", name, factors)
             allowed = [str(label(level)) for level in factors[name]]
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 if str(value) not in allowed:
                     raise unknown(f"level of {name!r} in exclusion {number}:", str(value), allowed)
     for name in config.analysis.contrasts:
         if name not in factors:
-            raise unknown("factor in analysis.contrasts:", name, factors)
+            raise unknown("factor of analysis.contrasts:", name, factors)
     for level in factors.get("budget", []):
         if str(label(level)) not in config.budgets and not isinstance(level, dict):
             raise UserError(
                 f"Budget {label(level)!r} is not defined. Write budgets: {{{label(level)}: {{epochs: 10}}}} "
-                f"(defined: {', '.join(config.budgets) or 'none'})."
+                f"(defined: {', '.join(config.budgets) or 'none'}).",
+                code="unknown-budget",
             )
     if config.baseline_budget is not None and config.baseline_budget not in map(
         str, map(label, factors.get("budget", []))
     ):
-        raise unknown("budget in baseline_budget:", config.baseline_budget, map(str, config.budgets))
+        raise unknown("budget of baseline_budget:", config.baseline_budget, map(str, config.budgets))

@@ -354,11 +354,11 @@ def load_study_table(folder: str | Path) -> pa.Table:
     """Read `cells.parquet` of a study's folder. Raises UserError where it is missing or damaged."""
     path = Path(folder) / TABLE_FILE
     if not path.is_file():
-        raise UserError(f"There is no {TABLE_FILE} in {str(folder)!r}.")
+        raise UserError(f"There is no {TABLE_FILE} in {str(folder)!r}.", code="missing-file")
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?") from None
+        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?", code="damaged-file") from None
 
 
 def title(record: StudyRecord) -> str:

@@ -49,7 +49,10 @@ def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
     """Return the other factors, and the dose as a number. Raises UserError where it is none."""
     at = factors.get(dose, 0)
     if isinstance(at, bool) or not isinstance(at, int | float):
-        raise UserError(f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.")
+        raise UserError(
+            f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.",
+            code="bad-value",
+        )
     return tuple((name, value) for name, value in factors.items() if name != dose), float(at)
 
 

@@ -24,7 +24,8 @@ class PaperCNN(Network):
     ) -> None:  # fmt: skip
         if min(size) < 4:
             raise UserError(
-                f"paper-standard and paper-robust need images of 4x4 pixels or more, got {size[0]}x{size[1]}."
+                f"paper-standard and paper-robust need images of 4x4 pixels or more, got {size[0]}x{size[1]}.",
+                code="bad-value",
             )
         height, width = (min(side // 4, _PLACES) for side in size)
         large = max(size) // 4 > _PLACES

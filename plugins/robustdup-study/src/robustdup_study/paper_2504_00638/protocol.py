@@ -75,12 +75,12 @@ def paper_grid(config: StudyConfig) -> Grid:
             raise unknown("factor of the published protocol:", name, fields)
     for key in config.base:
         if key not in fields:
-            raise unknown("key in base:", key, fields)
+            raise unknown("key of base:", key, fields)
     registry, grid, prints = load_plugins(config.plugin), Grid(), {}
     for seed, (factors, content) in itertools.product(config.seed_list, list(_contents(config))):
         paper = validate(PaperConfig, {**content, "seed": seed})
         if any(not 0 <= percent <= 100 for percent in paper.percents):
-            raise UserError(f"percent goes from 0 to 100, got {paper.percents}.")
+            raise UserError(f"percent goes from 0 to 100, got {paper.percents}.", code="bad-value")
         full = paper.model_dump(mode="json")
         place = (paper.data, paper.split, paper.test_split)
         if place not in prints:
