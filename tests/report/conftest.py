@@ -1,5 +1,6 @@
 """Run folders as an evaluation leaves them, made without a model."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from robustdup.records import (
     save_record,
     save_samples,
 )
+
+# These draw studies too.
+collect_ignore = [] if importlib.util.find_spec("robustdup_study") else ["test_kinds.py", "test_plots.py"]
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
