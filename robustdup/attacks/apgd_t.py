@@ -1,8 +1,8 @@
 """APGD-T: APGD on the targeted difference-of-logits ratio, for one target class after the other.
 
-Follows https://arxiv.org/abs/2003.01690 in the arithmetic of https://github.com/fra31/auto-attack. All rows still correct
+Follows https://arxiv.org/abs/2003.01690 in the arithmetic of https://github.com/fra31/auto-attack. All samples still correct
 take their most likely wrong class first, then the next. The order comes from one pass over the clean images, where the
-published code asks anew for every target; a row that this pass finds misclassified is done. For the rest see `apgd`.
+published code asks anew for every target; a sample that this pass finds misclassified is done. For the rest see `apgd`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.apgd import RowLoss, apgd_cost, worst_of_runs
+from robustdup.attacks.apgd import Settings, apgd_cost, strongest_of_runs
+from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.losses import cw_targeted, dlr_targeted, misclassified
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
@@ -22,27 +23,39 @@ from robustdup.threat import ThreatModel
 
 
 def apgd_t(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, targets: int = 9,
-    steps: int = 100, restarts: int = 1, eot: int = 1, rho: float = 0.75, larger_eps: bool = False,
-) -> Tensor:  # fmt: skip
-    """Run APGD towards each row's `targets` most likely wrong classes, or all where there are fewer.
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    rng: SampleRng,
+    targets: int = 9,
+    steps: int = 100,
+    restarts: int = 1,
+    eot: int = 1,
+    rho: float = 0.75,
+    larger_eps: bool = False,
+) -> Tensor:
+    """Run APGD on the targeted DLR, towards each sample's most likely wrong classes one by one.
 
-    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box. The other options
-    are those of `apgd`. Warns (AttackWarning) and takes the targeted margin where the model has fewer than four classes.
-    Raises UserError for a setting that cannot work. https://arxiv.org/abs/2003.01690, equation 7
+    https://arxiv.org/abs/2003.01690, equation 7. Warns (AttackWarning) and takes the targeted margin where the model has
+    fewer than four classes. Shapes, errors and the other options are those of `apgd`.
+
+    Args:
+        targets: wrong classes to aim at; all where there are fewer.
     """
     adv_images, (rows, losses) = images.clone(), targeted_losses("apgd-t", model, images, labels, targets)
     if len(rows) == 0:
         return adv_images
-    adv_images[rows] = worst_of_runs(
-        "apgd-t", model, images[rows], labels[rows], threat, losses,
-        rng=rng[rows], steps=steps, restarts=restarts, eot=eot, rho=rho, larger_eps=larger_eps,
-    )  # fmt: skip
+    settings = Settings(steps, restarts, eot, rho, larger_eps)
+    adv_images[rows] = strongest_of_runs(
+        "apgd-t", model, images[rows], labels[rows], threat, losses, rng=rng[rows], settings=settings
+    )
     return adv_images
 
 
 def apgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes that a surviving point costs where the model has enough classes."""
+    """Return the (forward, backward) passes that a surviving sample costs where the model has enough classes."""
     forward, backward = apgd_cost(options)
     return 1 + options["targets"] * forward, options["targets"] * backward
 
@@ -50,10 +63,10 @@ def apgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
 def targeted_losses(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: int
 ) -> tuple[Tensor, list[RowLoss]]:
-    """Return the rows that are right on the clean image, and one targeted DLR for each rank of wrong class.
+    """Return the samples that are correct on the clean image, and one targeted DLR for each rank of wrong class.
 
-    The order of the classes comes from one pass over the images (N, C, H, W); a loss takes logits and places among the
-    rows. Warns (AttackWarning), for the attack `name`, and takes the targeted margin where there are fewer than four
+    The order of the classes comes from one pass over the images (N, C, H, W); a loss takes logits and indices among
+    those samples. Warns (AttackWarning), for the attack `name`, and takes the targeted margin where there are fewer than four
     classes. Raises UserError for fewer than one target.
     """
     if targets < 1:
@@ -63,7 +76,7 @@ def targeted_losses(
     with torch.no_grad():
         logits = model(images)
     rows = (~misclassified(logits, labels)).nonzero()[:, 0]
-    truth, order = labels[rows], target_order(logits[rows], labels[rows], targets)
+    correct, order = labels[rows], target_order(logits[rows], labels[rows], targets)
     targeted = dlr_targeted
     if logits.shape[1] < 4:
         targeted = cw_targeted
@@ -75,12 +88,12 @@ def targeted_losses(
         )
 
     def towards(target: Tensor) -> RowLoss:
-        return lambda logits, some: targeted(logits, truth[some], target[some])
+        return lambda logits, part: targeted(logits, correct[part], target[part])
 
     return rows, [towards(order[:, number]) for number in range(order.shape[1])]
 
 
 def target_order(logits: Tensor, labels: Tensor, targets: int) -> Tensor:
-    """Return the wrong classes of each row, most likely first, at most `targets` of them: (N, K), (N,) -> (N, T)."""
+    """Return the wrong classes of each sample, most likely first, at most `targets` of them: (N, K), (N,) -> (N, T)."""
     ranked = logits.scatter(1, labels[:, None], torch.inf).sort(dim=1, stable=True).indices
     return ranked.flip(1)[:, 1 : targets + 1]

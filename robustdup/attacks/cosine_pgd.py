@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.apgd import RowLoss
+from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
 from robustdup.attacks.apgd_t import targeted_losses
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw

@@ -1,4 +1,4 @@
-"""FGSM: one gradient, and the point of the ball and the box where the linearised loss is largest."""
+"""FGSM: one gradient, and the image of the ball inside [0, 1] where the linearised loss is largest."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ from robustdup.threat import ThreatModel
 def fgsm(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, loss: str | Loss = "ce"
 ) -> Tensor:
-    """Step once from the clean image, as far as the threat model allows. Deterministic: `rng` is not used.
+    """Step once from the clean image, as far as the threat model allows: in Linf the sign step.
 
-    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape. In Linf this is the sign step of
-    https://arxiv.org/abs/1412.6572. Raises UserError for an unknown loss.
+    https://arxiv.org/abs/1412.6572
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+        images: clean images (N, C, H, W) in [0, 1].
+        labels: true classes (N,).
+        threat: the ball to stay in.
+        rng: not used: the attack draws nothing.
+        loss: the name of a loss, or a function (logits (N, K), labels (N,)) -> (N,).
+
+    Returns:
+        Images (N, C, H, W) inside the ball and [0, 1].
+
+    Raises:
+        UserError: an unknown loss.
     """
     function = find_loss(loss)
     gradient, _, _ = input_gradient(model, images, lambda logits, rows: function(logits, labels[rows]))
@@ -26,9 +39,9 @@ def fgsm(
 
 
 def linear_maximum(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the images of the ball and the box with the largest inner product with `gradient`, both (N, ...).
+    """Return the images of the ball inside [0, 1] with the largest inner product with `gradient`, both (N, ...).
 
-    Rows with a zero gradient stay as they are.
+    Samples with a zero gradient stay as they are.
     """
     clean, gradient = images.double(), gradient.nan_to_num(0, 0, 0).double()
     if threat.norm == "Linf":

@@ -16,31 +16,38 @@ from robustdup.threat import ThreatModel
 def noise(
     model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng, draws: int = 10
 ) -> Tensor:
-    """Draw `draws` points of the ball and keep the worst by the model's margin; a fooled row draws no more.
+    """Draw points of the ball and keep the one of smallest margin; a misclassified sample draws no more.
 
-    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box.
+    Args:
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+        images: clean images (N, C, H, W) in [0, 1].
+        labels: true classes (N,).
+        threat: the ball to draw from.
+        rng: the samples' streams.
+        draws: at most, for each sample.
+
+    Returns:
+        Images (N, C, H, W) inside the ball and [0, 1].
     """
     adv_images = images.clone()
     lowest = images.new_full((len(images),), torch.inf)
     active = torch.arange(len(images), device=images.device)
     for draw in range(draws):
         clean = images[active]
-        point = threat.project(clean, clean + ball_noise(clean, threat, rng[active], draw=draw))
+        drawn = threat.project(clean, clean + ball_noise(clean, threat, rng[active], draw=draw))
         with torch.no_grad():
-            logits = model(point)
-        margins = margin(logits, labels[active])
-        done = misclassified(logits, labels[active])
-        better = (margins < lowest[active]) | done
-        adv_images[active[better]] = point[better]
-        lowest[active[better]] = margins[better]
-        active = active[~done]
+            logits = model(drawn)
+        margins, is_adv = margin(logits, labels[active]), misclassified(logits, labels[active])
+        improved = (margins < lowest[active]) | is_adv
+        adv_images[active[improved]], lowest[active[improved]] = drawn[improved], margins[improved]
+        active = active[~is_adv]
         if len(active) == 0:
             break
     return adv_images
 
 
 def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int = 0) -> Tensor:
-    """Return perturbations of the shape of `images` (N, ...), uniform in the ball of radius eps (not yet in the box).
+    """Return perturbations of the shape of `images` (N, ...), uniform in the ball of radius eps (images may leave [0, 1]).
 
     In L2 these are D of the coordinates of a uniform point on the sphere in D + 2 dimensions, in L1 on that in D + 1:
     https://doi.org/10.1016/j.jmva.2004.10.006 (Barthe et al.).
@@ -49,10 +56,10 @@ def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int
     if threat.norm == "Linf":
         unit = rng.uniform((size,), draw=draw, low=-1.0, high=1.0, dtype=torch.float64)
     elif threat.norm == "L2":
-        point = rng.normal((size + 2,), draw=draw, dtype=torch.float64)
-        unit = (point / row_length(point, "L2")[:, None])[:, :size]
+        normal = rng.normal((size + 2,), draw=draw, dtype=torch.float64)
+        unit = (normal / row_length(normal, "L2")[:, None])[:, :size]
     else:
         bits = rng.bits((size + 1,), draw=draw)
-        point = -torch.log(((bits >> 1).double() + 0.5) * 2.0**-31)  # exponential; the bit left over is the sign
-        unit = (point / row_length(point, "L1")[:, None] * ((bits & 1) * 2 - 1))[:, :size]
+        exponential = -torch.log(((bits >> 1).double() + 0.5) * 2.0**-31)  # the bit left over is the sign
+        unit = (exponential / row_length(exponential, "L1")[:, None] * ((bits & 1) * 2 - 1))[:, :size]
     return (unit * threat.radius).to(images.dtype).view_as(images)

@@ -1,7 +1,7 @@
-"""PGD: ascend the loss step by step, projecting onto the ball and the box after each. The clear example of an attack.
+"""PGD: ascend the loss step by step, projecting onto the ball inside [0, 1] after each. The clear example of an attack.
 
-It is a `pool` attack: it sees any number of rows at once, drops a row the moment it is fooled, and draws its randomness
-from the row's own stream, so that a row's result does not depend on which others are there.
+It is a `pool` attack: it sees any number of samples at once, drops a sample the moment it is misclassified, and draws its
+randomness from the sample's own stream, so that a result does not depend on which others are there.
 """
 
 from __future__ import annotations
@@ -26,18 +26,44 @@ PATH = {"Linf": 2.5, "L2": 10.0, "L1": 10.0}
 
 
 def pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng,
-    steps: int = 40, step_size: str | float | None = None, restarts: int = 1, loss: str | Loss = "ce",
-    momentum: float = 0.0, random_start: bool = True, eot: int = 1,
-) -> Tensor:  # fmt: skip
-    """Maximise `loss` by projected gradient ascent; rows that survive return their iterate with the smallest margin.
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    rng: SampleRng,
+    steps: int = 40,
+    step_size: str | float | None = None,
+    restarts: int = 1,
+    loss: str | Loss = "ce",
+    momentum: float = 0.0,
+    random_start: bool = True,
+    eot: int = 1,
+) -> Tensor:
+    """Maximise `loss` by projected gradient ascent; samples that survive return their iterate of smallest margin.
 
-    Images (N, C, H, W) in [0, 1], labels (N,) -> images of the same shape, inside the ball and the box. `step_size` is
-    in pixel units, measured in the threat model's norm; by default 2.5 eps / steps in Linf and 10 eps / steps in L2 and
-    L1. `momentum` accumulates gradients (https://arxiv.org/abs/1710.06081). `eot` averages the gradient over so many
-    calls, for randomised models; a row counts as fooled when all of them were. Follows
-    https://arxiv.org/abs/1706.06083; for L1 see `ascent`. Raises UserError for an unknown loss or a setting that cannot
-    work.
+    https://arxiv.org/abs/1706.06083; for L1 see `ascent`.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
+        images: clean images (N, C, H, W) in [0, 1].
+        labels: true classes (N,).
+        threat: the ball to stay in.
+        rng: the samples' streams.
+        steps: for each start.
+        step_size: in pixel units, in the threat model's norm; by default 2.5 eps / steps in Linf and 10 eps / steps in L2
+            and L1.
+        restarts: number of starts.
+        loss: the name of a loss, or a function (logits (N, K), labels (N,)) -> (N,).
+        momentum: of the accumulated gradient, https://arxiv.org/abs/1710.06081.
+        random_start: whether to start in the ball at random, or at the clean image.
+        eot: calls over which a gradient is averaged, for randomised models; a sample is misclassified where all of them were.
+
+    Returns:
+        Images (N, C, H, W) inside the ball and [0, 1].
+
+    Raises:
+        UserError: an unknown loss, or a setting that cannot work.
     """
     _check(steps=steps, restarts=restarts, eot=eot)
     if restarts > 1 and not random_start:
@@ -51,29 +77,28 @@ def pgd(
     for restart in range(restarts):
         if len(remaining) == 0:
             break
-        active, clean, truth = remaining, images[remaining], labels[remaining]
-        point = clean
+        active, clean, true = remaining, images[remaining], labels[remaining]
+        iterate = clean
         if random_start:
-            point = threat.project(clean, clean + ball_noise(clean, threat, rng[active].fold("start"), draw=restart))
-        velocity = torch.zeros_like(point)
+            iterate = threat.project(clean, clean + ball_noise(clean, threat, rng[active].fold("start"), draw=restart))
+        velocity = torch.zeros_like(iterate)
         for taken in range(steps + 1):
             last = taken == steps
-            gradient, margins, done = _look(model, point, truth, function, eot, gradient=not last)
-            better = (margins < lowest[active]) | done
-            adv_images[active[better]] = point[better]
-            lowest[active[better]] = margins[better]
-            keep = ~done
-            active, clean, truth, point = active[keep], clean[keep], truth[keep], point[keep]
+            gradient, margins, is_adv = _look(model, iterate, true, function, eot, gradient=not last)
+            improved = (margins < lowest[active]) | is_adv
+            adv_images[active[improved]], lowest[active[improved]] = iterate[improved], margins[improved]
+            keep = ~is_adv
+            active, clean, true, iterate = active[keep], clean[keep], true[keep], iterate[keep]
             if last or len(active) == 0:
                 break
             velocity = momentum * velocity[keep] + unit_l1(gradient[keep])
-            point = threat.project(clean, point + step * ascent(clean, velocity, threat))
+            iterate = threat.project(clean, iterate + step * ascent(clean, velocity, threat))
         remaining = active
     return adv_images
 
 
 def pgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes that a surviving point costs under these options."""
+    """Return the (forward, backward) passes that a surviving sample costs under these options."""
     calls = options["restarts"] * options["eot"]
     return calls * (options["steps"] + 1), calls * options["steps"]
 
@@ -82,7 +107,7 @@ def ascent(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
     """Return the direction, of length 1 in the norm of `threat`, in which `gradient` rises: both (N, ...).
 
     Linf: the sign. L2: the gradient itself. L1: the gradient on its k largest entries, where k is how many pixels the
-    best answer to a linear model would change: enough for their room inside the box to add up to eps. The choice of k
+    best answer to a linear model would change: enough for their room inside [0, 1] to add up to eps. The choice of k
     stands in for the sparsity that https://arxiv.org/abs/1904.13000 (SLIDE) and https://arxiv.org/abs/2103.01208 tune.
     """
     if threat.norm == "Linf":
@@ -99,7 +124,7 @@ def ascent(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def unit_l1(gradient: Tensor) -> Tensor:
-    """Scale each row (N, ...) to an absolute sum of 1, so that momentum weighs steps alike; zeros stay zeros."""
+    """Scale each sample (N, ...) to an absolute sum of 1, so that momentum weighs steps alike; zeros stay zeros."""
     length = row_sum(gradient.flatten(1).abs()).clamp(min=1e-30).to(gradient.dtype)
     return gradient / per_sample(length, gradient)
 
@@ -107,9 +132,9 @@ def unit_l1(gradient: Tensor) -> Tensor:
 def _look(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, eot: int, *, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (gradient, margin (N,), fooled (N,) bool) at `images`, over `eot` calls; the gradient only where asked."""
+    """Return (gradient, margin (N,), is_adv (N,) bool) at `images`, over `eot` calls; the gradient only where asked."""
     total, margins = torch.zeros_like(images), torch.zeros_like(images[:, 0, 0, 0])
-    done = torch.ones_like(labels, dtype=torch.bool)
+    is_adv = torch.ones_like(labels, dtype=torch.bool)
     for _ in range(eot):
         if gradient:
             grad, _, logits = input_gradient(model, images, lambda logits, rows: loss(logits, labels[rows]))
@@ -118,8 +143,8 @@ def _look(
             with torch.no_grad():
                 logits = model(images)
         margins += margin(logits, labels) / eot
-        done &= misclassified(logits, labels)
-    return total, margins, done
+        is_adv &= misclassified(logits, labels)
+    return total, margins, is_adv
 
 
 def _check(**counts: int) -> None:

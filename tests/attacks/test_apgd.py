@@ -12,7 +12,8 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
-from robustdup.attacks.apgd import _phases, apgd, apgd_ce, apgd_cost, apgd_dlr, ascend, run_phases
+from robustdup.attacks.apgd import Settings, apgd, apgd_ce, apgd_cost, apgd_dlr
+from robustdup.attacks.apgd_run import Phase, ascend, run_phases
 from robustdup.attacks.apgd_steps import random_start
 from robustdup.attacks.apgd_t import apgd_t, apgd_t_cost, target_order
 from robustdup.attacks.losses import ce, cw, dlr, dlr_targeted, misclassified
@@ -125,12 +126,19 @@ def both_paths(name, norm, loss, start, *, dtype=torch.float32, looks=1000):
     passes, first = Passes(model, N), recorded.points[0]  # padded to N rows: the same arithmetic as the reference's
     with contextlib.suppress(Enough):
         if start == "larger eps":
-            run = run_phases(passes, images, labels, _phases(threat, 100, True), row_loss, first, watch=watch)
-        else:
-            run = ascend(
-                passes, images, labels, threat, row_loss, first, steps=100, resumed=start == "given", watch=watch
+            run = run_phases(
+                passes,
+                images,
+                labels,
+                Settings(100, 1, 1, 0.75, larger_eps=True).phases(threat),
+                row_loss,
+                first,
+                watch=watch,
             )
-    return recorded, ours, run and run.fooled, found and ~found[1]
+        else:
+            phase = Phase(threat, 100, resumed=start == "given")
+            run = ascend(passes, images, labels, phase, row_loss, first, watch=watch)
+    return recorded, ours, run and run.is_adv, found and ~found[1]
 
 
 def departures(recorded, ours, tolerance):
