@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from robustdup.errors import UserError
 from robustdup.leaderboard.rank import RankResult, position
 from robustdup.leaderboard.table import Leaderboard
-from robustdup.records import EvaluationRecord, write_atomic
+from robustdup.records import Accuracy, EvaluationRecord, write_atomic
 
+CLAIM = Path(__file__).parent / "data" / "claim.md.j2"
 TEST_SET = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # samples that RobustBench evaluates
 
 
@@ -124,56 +125,12 @@ def model_info(record: EvaluationRecord, result: RankResult, paper: Paper) -> tu
 
 def claim(record: EvaluationRecord, result: RankResult, paper: Paper, name: str, full: int) -> str:
     """Return the claim as Markdown, with the fields of RobustBench's template for new models."""
-    clean, robust = record.clean_accuracy, record.robust_accuracy
-    extra = {True: "true", False: "false", None: _mark("true or false")}[paper.extra_data]
-    versions = ", ".join(f"{package} {version}" for package, version in sorted(record.versions.items()))
-    lines = [
-        f"# [New Model] {name}",
-        "",
-        *([f"**Draft: {record.n} of {full} samples.** Not for submission.", ""] if record.n < full else []),
-        "# Paper Information",
-        "",
-        f"- **Paper Title**: {paper.title or _mark('title')}",
-        f"- **Paper URL**: {paper.url or _mark('address')}",
-        f"- **Paper authors**: {paper.authors or _mark('authors')}",
-        f"- **Venue**: {paper.venue or _mark('venue')}",
-        "",
-        "# Leaderboard Claim(s)",
-        "",
-        "## Model 1",
-        "",
-        f"- **Architecture**: {paper.architecture or record.model.architecture}",
-        f"- **Dataset**: {result.dataset}",
-        f"- **Threat Model**: {result.threat_model}",
-        f"- **eps**: {result.leaderboard_eps}",
-        f"- **Clean accuracy**: {_percent(clean.value)}%",
-        f"- **Robust accuracy**: {_percent(robust.value)}%",
-        f"- **Additional data**: {extra}",
-        f"- **Evaluation method**: AutoAttack (standard), {record.n} samples, seed {record.seed}",
-        f"- **Checkpoint and code**: {paper.checkpoint or _mark('address of checkpoint and code')}",
-        "",
-        "# Evidence",
-        "",
-        f"- Command: `{record.command}`",
-        f"- Images: {result.images.text}",
-        f"- Weights: SHA-256 {record.model.fingerprint}",
-        f"- Points left after each attack: {_ladder(record)}",
-        f"- Violations of the threat model by an attack: {sum(attack.violations for attack in record.attacks)}",
-        f"- 95% intervals over images: clean {_interval(clean.low, clean.high)}, "
-        f"robust {_interval(robust.low, robust.high)}",
-        f"- Position: {result.sentence()}",
-        f"- Device: {record.environment.device_name} ({record.environment.judge_precision}); {versions}",
-        "",
-        "# Model Zoo",
-        "",
-        "The author ticks what applies:",
-        "",
-        "- [ ] I want to add my model to the Model Zoo",
-        "- [ ] The architecture is among RobustBench's or in timm; otherwise a link to its code is given above",
-        "- [ ] I release the model under the MIT licence, or under the licence at the address given here:",
-        "",
-    ]
-    return "\n".join(lines)
+    from jinja2 import Environment, StrictUndefined
+
+    templates = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    templates.filters |= {"percent": _percent, "interval": _interval}
+    template = templates.from_string(CLAIM.read_text(encoding="utf-8"))
+    return template.render(record=record, result=result, paper=paper, name=name, full=full, mark=_mark)
 
 
 def _mark(what: str) -> str:
@@ -184,12 +141,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{_percent(low)}% to {_percent(high)}%"
-
-
-def _ladder(record: EvaluationRecord) -> str:
-    return ", ".join(f"{attack.name} {_percent(attack.robust_accuracy_after)}%" for attack in record.attacks)
+def _interval(accuracy: Accuracy) -> str:
+    return f"{_percent(accuracy.low)}% to {_percent(accuracy.high)}%"
 
 
 def _name(paper: Paper) -> str:
