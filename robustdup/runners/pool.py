@@ -92,6 +92,7 @@ class Task:
     name: str
     payload: Any
     message: bytes
+    tries: int = 0
     future: Future[Any] = field(default_factory=Future)
 
     def ended(self, well: bool) -> bool:
@@ -188,12 +189,11 @@ class Pool:
         try:
             self._started(number)
             while (task := self._tasks.get()) is not None and not self._closed:
-                if not task.future.set_running_or_notify_cancel():
-                    continue  # of a map that was left early
-                try:
-                    task.future.set_result(self._done(number, task))
-                except BaseException as error:  # noqa: BLE001
-                    task.future.set_exception(error)
+                if not self._running[number].alive():
+                    self._tasks.put(task)  # for whichever worker is ready first
+                    self._started(number)
+                elif task.tries or task.future.set_running_or_notify_cancel():  # not of a map that was left early
+                    self._try(number, task)
         except BaseException as error:  # noqa: BLE001
             with contextlib.suppress(InvalidStateError):  # another worker failed before
                 self._failure.set_exception(error)
@@ -201,29 +201,25 @@ class Pool:
             if number in self._running:
                 self._running[number].end()
 
-    def _done(self, number: int, task: Task) -> Any:
-        """Return the result of a payload, tried again in a new worker where one dies of it."""
-        tries = 0
-        while True:
-            worker = self._running[number]
-            if not worker.alive():
-                worker = self._started(number)
-            try:
-                reply: Reply = from_bytes("the result", worker.call(task.message, self._options.seconds))
-            except Death as death:
-                tries += 1
-                worker.end()
-                if tries <= self._options.retries and not self._closed:
-                    continue
-                if self._options.lost is not None:
-                    return self._options.lost(task.payload, death)
-                raise RunError(
-                    f"Gave up on {task.name}: each of the {tries} workers that tried it died; "
-                    f"worker {number} {death.how}."
-                ) from None
+    def _try(self, number: int, task: Task) -> None:
+        """Let a worker answer a payload; where it dies of it, another tries again."""
+        try:
+            reply: Reply = from_bytes("the result", self._running[number].call(task.message, self._options.seconds))
             if reply.failed:
                 raise error_of(reply, f"Worker {number} failed on {task.name}")
-            return reply.result
+            task.future.set_result(reply.result)
+        except Death as death:
+            task.tries += 1
+            self._running[number].end()
+            if task.tries <= self._options.retries:
+                self._tasks.put(task)
+            elif self._options.lost is not None:
+                task.future.set_result(self._options.lost(task.payload, death))
+            else:
+                text = f"Gave up on {task.name}: each of the {task.tries} workers that tried it died; worker {number}"
+                task.future.set_exception(RunError(f"{text} {death.how}."))
+        except BaseException as error:  # noqa: BLE001
+            task.future.set_exception(error)
 
     def _started(self, number: int) -> Worker:
         """Start a worker and its setup, again where it dies of it. Raises what the setup raised, or RunError."""

@@ -137,9 +137,11 @@ class Room:
     def __init__(self) -> None:
         self.placed, self.since = 0, time.monotonic()
 
-    def wait_for(self, ray: Any, here: Any, needs: str) -> None:
+    def wait_for(self, ray: Any, here: Any, needs: str, ended: Callable[[], bool]) -> None:
         """Wait until an actor is placed. Raises RunError where the cluster has had no room for any for a long time."""
         while not ray.wait([here], timeout=0.5)[0]:
+            if ended():
+                raise Death("was ended before there was room for it", hopeless=True)
             if self.placed:
                 self.since = time.monotonic()
             elif time.monotonic() - self.since > PATIENCE:
@@ -159,7 +161,7 @@ class Remote:
 
     def begin(self, setup: bytes) -> bytes:
         """Do the setup, once the cluster has room."""
-        self._room.wait_for(self._ray, self._actor.here.remote(), self._needs)
+        self._room.wait_for(self._ray, self._actor.here.remote(), self._needs, lambda: self._gone)
         return self._get(self._actor.start.remote(setup), None)
 
     def call(self, payload: bytes, seconds: float | None) -> bytes:

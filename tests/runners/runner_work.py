@@ -90,6 +90,24 @@ def dies_once(folder, place):
     return work
 
 
+def comes_back_late(folder, place):
+    """The first worker that is given payload 2 dies of it, and no worker that starts after that is ready soon."""
+    mark = Path(folder) / "died"
+    if mark.exists():
+        time.sleep(300)
+    (Path(folder) / "setups").mkdir(exist_ok=True)
+    (Path(folder) / "setups" / str(place.number)).touch()
+
+    def work(number):
+        if number == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return number
+
+    return work
+
+
 def always_dies(place):
     def work(number):
         if number == 2:

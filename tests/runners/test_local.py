@@ -202,6 +202,13 @@ def test_a_worker_that_is_killed_is_replaced_and_its_payload_done(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3-0", "5-0", "5-1"]
 
 
+def test_another_worker_takes_over_where_the_replacement_is_not_ready(tmp_path):
+    with local(2, runner_work.comes_back_late, tmp_path) as runner:
+        setups = tmp_path / "setups"
+        wait_for(lambda: list(runner.map([0])) == [0] and len(list(setups.glob("*"))) == 2, 60)
+        assert list(runner.map(range(6))) == list(range(6))
+
+
 def test_a_payload_that_always_ends_its_worker_is_given_up():
     with local(2, runner_work.always_dies, retries=1) as runner:
         results = runner.map(range(6))
