@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.help import PanelCommand
 from robustdup.cli.leaderboard import console
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.config import DuplicateConfig, build
@@ -250,7 +251,8 @@ def _notes(notes: Sequence[str], out: Console) -> None:
         out.print(escape(f"Note: {note}"), style="yellow", highlight=False, soft_wrap=True)
 
 
-app.command("duplicate")(with_flags(DuplicateConfig, _duplicate))
+WORDS = ("DATA [CONFIG] [KEY=VALUE ...]", "A dataset (as --data), a YAML file, and any setting as KEY=VALUE.")
+app.command("duplicate", cls=PanelCommand)(with_flags(DuplicateConfig, _duplicate, words=WORDS))
 app.command("describe")(_describe)
 
 

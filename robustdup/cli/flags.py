@@ -3,42 +3,71 @@
 from __future__ import annotations
 
 import inspect
-import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from robustdup.config import Config
 from robustdup.errors import UserError
 
+OUTPUT = "Output"  # the panel of what a command has besides its configuration
 
-def with_flags(kind: type[Config], command: Callable[..., Any]) -> Callable[..., Any]:
+
+def with_flags(
+    kind: type[Config],
+    command: Callable[..., Any],
+    *,
+    only: Iterable[str] | None = None,
+    words: tuple[str, str] = ("[CONFIG] [KEY=VALUE ...]", "A YAML file, and any setting as KEY=VALUE."),
+) -> Callable[..., Any]:
     """Return `command(words, flags, **own)` as a function with one flag for each plain field of the configuration.
 
-    `flags` holds what the user gave, by field name. `words` are the positional words (CONFIG and KEY=VALUE).
+    `flags` holds what the user gave, by field name. `words` are the positional words (CONFIG and KEY=VALUE). Flags stand
+    in the order of `kind.panels`; `only` names the fields that the command uses, all if not given. `words` is what help
+    calls the positional words, and what it says of them.
     """
     own = [p for name, p in inspect.signature(command).parameters.items() if name not in ("words", "flags")]
 
     def run(**given: Any) -> Any:
         words = given.pop("words") or []
-        mine = {p.name: given.pop(p.name) for p in own}
+        of_command = {p.name: given.pop(p.name) for p in own}
         flags = {name: value for name, value in given.items() if value is not None and value != []}
-        return command(words=words, flags=flags, **mine)
+        return command(words=words, flags=flags, **of_command)
 
-    words = typer.Argument(None, metavar="[CONFIG] [KEY=VALUE ...]", help="A YAML file, and any setting as KEY=VALUE.")
-    parameters = [_parameter("words", list[str], words)]
-    for name, field in kind.model_fields.items():
-        if not _nested(field.annotation):
-            default = field.get_default(call_default_factory=True, validated_data={})
-            parameters.append(_flag(name, field.annotation, default, field.description))
+    parameters = [_parameter("words", list[str], typer.Argument(None, metavar=words[0], help=words[1]))]
+    used = set(kind.model_fields) if only is None else set(only)
+    by_word = []
+    for panel, name in _in_panels(kind):
+        field = kind.model_fields[name]
+        if name not in used:
+            continue
+        if _nested(field.annotation):
+            by_word.append((f"{name}.KEY=VALUE", field.description or ""))
+        else:
+            parameters.append(_flag(name, field, panel))
+    for p in own:
+        p.default.rich_help_panel = p.default.rich_help_panel or OUTPUT
     parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = command.__doc__
+    run.by_word = by_word  # type: ignore[attr-defined]
     return run
+
+
+def _in_panels(kind: type[Config]) -> Iterator[tuple[str | None, str]]:
+    """Walk all fields with their panels; those that are in none come last."""
+    for panel, names in kind.panels.items():
+        for name in names:
+            yield panel, name
+    placed = {name for names in kind.panels.values() for name in names}
+    for name in kind.model_fields:
+        if name not in placed:
+            yield None, name
 
 
 def _nested(annotation: Any) -> bool:
@@ -50,27 +79,44 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _flag(name: str, annotation: Any, default: Any, description: str | None) -> inspect.Parameter:
+def _flag(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     """A flag that is None unless given; numbers are read by the configuration, so that both spellings act alike."""
-    flag = "--" + name.replace("_", "-")
-    text = description or ""
+    flag, annotation, text = "--" + name.replace("_", "-"), field.annotation, field.description or ""
+    default = field.get_default(call_default_factory=True, validated_data={})
     if default not in (None, [], False, "") and "[default:" not in text:
         text += f" [default: {str(default).lower() if isinstance(default, bool) else default}]"
     if annotation is bool:
-        return _parameter(name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", help=text))
+        info = typer.Option(None, f"{flag}/--no-{flag[2:]}", help=text, rich_help_panel=panel)
+        return _parameter(name, bool | None, info)
     if typing.get_origin(annotation) is list:
-        return _parameter(name, list[str], typer.Option([], flag, help=text))
-    plain = _plain(annotation)
-    return _parameter(
-        name, plain | None, typer.Option(None, flag, help=text, metavar="INTEGER" if plain is int else "TEXT")
+        return _parameter(name, list[str], typer.Option([], flag, help=text, metavar="TEXT", rich_help_panel=panel))
+    allowed, numeric = choices(field), annotation in (int, int | None)
+    metavar = "|".join(allowed) if allowed else "INTEGER" if numeric else "TEXT"
+    info = typer.Option(
+        None,
+        flag,
+        help=text,
+        metavar=metavar,
+        rich_help_panel=panel,
+        autocompletion=(lambda: allowed) if allowed else None,
     )
+    return _parameter(name, (int if numeric else str) | None, info)
 
 
-def _plain(annotation: Any) -> Any:
-    """int for int and int | None; str for everything else."""
-    if isinstance(annotation, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    return int if annotation is int else str
+def choices(field: FieldInfo) -> list[str]:
+    """Return the words that a field takes, where these are few: those of a Literal, or what the field names itself."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "choices" in extra:
+        return [str(word) for word in typing.cast("list[Any]", extra["choices"])]
+    words = []
+    for part in typing.get_args(field.annotation) if not _is_literal(field.annotation) else (field.annotation,):
+        words += [str(word) for word in typing.get_args(part)] if _is_literal(part) else []
+    mixed = bool in typing.get_args(field.annotation)
+    return [*words, "true", "false"] if words and mixed else words
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:

@@ -18,6 +18,7 @@ from robustdup.cli import attacks, config, data, leaderboard
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
+from robustdup.cli.help import CONTEXT, WHERE_TO_BEGIN, PanelCommand
 from robustdup.cli.plot import plot
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.cli.report import report
@@ -32,22 +33,21 @@ app = typer.Typer(
     name="robustdup",
     cls=PluggedGroup,
     help="How robust is this classifier really, and what did duplicated training data do to it?",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings=CONTEXT,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("eval", no_args_is_help=False)(eval_command)
-app.command("train", no_args_is_help=False)(train_command)
+app.command("eval", cls=PanelCommand, short_help="Attack a model, verify, say where it stands.")(eval_command)
+app.command("train", cls=PanelCommand, short_help="Train a classifier, standard or adversarially.")(train_command)
+app.add_typer(data.app, name="data", help="Duplicates in datasets: put in, count, find.", no_args_is_help=True)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
-app.add_typer(data.app, name="data", help="Duplicates in datasets.", no_args_is_help=True)
+app.command("compare", short_help="Compare runs: paired difference, or a table.")(compare)
+app.command("verify", cls=PanelCommand, short_help="Recheck someone's adversarial examples.")(verify)
+app.command("report", short_help="Make pages for a browser from runs.")(report)
+app.command("plot", short_help="Draw a figure for a paper.")(plot)
 app.add_typer(config.app, name="config", help="Recipes that come with robustdup.", no_args_is_help=True)
-app.command("compare")(compare)
-app.command("verify")(verify)
-app.command("report")(report)
-app.command("plot")(plot)
-app.command("doctor")(doctor)
+app.command("doctor", short_help="Check versions, devices and plugins.")(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -56,11 +56,14 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Options of the command itself."""
+    """Say where to begin, where no command is given."""
+    if context.invoked_subcommand is None:
+        print(WHERE_TO_BEGIN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

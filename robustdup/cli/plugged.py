@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from robustdup.cli.help import PanelCommand
 from robustdup.plugins import CommandSpec, load_plugins
 from robustdup.plugins.options import resolved
 
@@ -51,7 +52,7 @@ def _as_command(spec: CommandSpec) -> Any:
         command: Any = get_command(target)
     else:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command()(target)
+        app.command(cls=PanelCommand)(target)
         command = get_command(app)
     command.name, command.short_help = spec.words[-1], spec.help
     if isinstance(command, TyperGroup):

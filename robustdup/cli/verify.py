@@ -11,7 +11,20 @@ from rich.markup import escape
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.config import EvalConfig, build
+from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError
+
+# The referee runs no attack: what is judged, and on what.
+USED = (
+    *("model", "mode", "judge_draws", "allow_pickle", "norm", "eps", "seed", "plugin"),
+    *("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
+    *("device", "threads", "micro_batch"),
+)
+
+WORDS = (
+    "BUNDLE|FILE [KEY=VALUE ...]",
+    "A folder that eval --bundle wrote, or a file of examples; and any setting as KEY=VALUE.",
+)
 
 
 def _verify(
@@ -69,4 +82,4 @@ def _show(place: Path, verification: Any) -> None:
         console.print(f"  [red]{escape(problem)}")
 
 
-verify = with_flags(EvalConfig, _verify)
+verify = with_flags(EvalConfig, _verify, only=USED, words=WORDS)

@@ -24,6 +24,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
     recipes_of: ClassVar[str] = ""  # whose recipes a file may be named by: "eval", "train", "study"; any if empty
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # how help groups the fields, the everyday ones first
 
     @model_validator(mode="before")
     @classmethod

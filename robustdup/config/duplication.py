@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from robustdup.config.base import Config
-from robustdup.config.fields import DatasetFields
+from robustdup.config.fields import DATA_DETAILS, DatasetFields
 from robustdup.errors import UserError, unknown
 
 Scheme = Literal[
@@ -183,6 +184,15 @@ def _percent(value: float) -> str:
 
 class DuplicateConfig(DuplicationOptions, DatasetFields):
     """What `robustdup data duplicate` needs besides: which data, and which of its columns."""
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Data": ("data", "split", "other_splits", "check_images", *DATA_DETAILS),
+        "Duplication": ("scheme", "dose", "fraction", "copies", "mode", "near", "control", "seed"),
+        "Of single schemes": (
+            "classes", "skew", "exponent", "row", "score_column", "score_model", "allow_pickle", "leak_from", "paper_p",
+            "paper_r",
+        ),
+    }  # fmt: skip
 
     split: str = Field("train", description="Split that is duplicated.")
     score_model: str | None = Field(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from robustdup.config.fields import DIGITS, DataFields, ModelFields, usual_eps
+from robustdup.config.fields import DATA_DETAILS, DIGITS, NORMS, DataFields, ModelFields, usual_eps
 
 DIGITS_SAMPLES = 200  # of the built-in digits, so that a first look takes less than a minute
 
@@ -21,9 +21,21 @@ class EvalConfig(DataFields, ModelFields):
     """What `robustdup eval` needs. Field descriptions are the help texts of the flags."""
 
     recipes_of: ClassVar[str] = "eval"
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Model": ("model", "attack_model", "mode", "judge_draws", "allow_pickle"),
+        "Data": ("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
+        "Threat model": ("norm", "eps"),
+        "Attacks": ("attacks", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin"),
+        "Speed": (
+            "device", "workers", "runner", "threads", "batch_size", "micro_batch", "precision", "compile", "fold",
+        ),
+        "Output": ("out", "save_images"),
+    }  # fmt: skip
 
-    sample: int | None = Field(None, description="Take a random subset of this many points, drawn from the seed.", ge=1)
-    norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
+    sample: int | None = Field(
+        None, description="Take a random subset of this many samples, drawn from the seed.", ge=1
+    )
+    norm: str = Field("Linf", description="Norm of the threat model.", json_schema_extra={"choices": list(NORMS)})
     eps: str = Field(
         default_factory=usual_eps,
         description=(
@@ -37,7 +49,7 @@ class EvalConfig(DataFields, ModelFields):
     )
     n: int | None = Field(
         default_factory=_usual_n,
-        description="Take the first N points, as RobustBench does; all if not given, but 200 of the 500 built-in digits "
+        description="Take the first N samples, as RobustBench does; all if not given, but 200 of the 500 built-in digits "
         "for autoattack, so that a first look takes less than a minute.",
         ge=1,
     )
@@ -45,12 +57,16 @@ class EvalConfig(DataFields, ModelFields):
         default_factory=dict, description="Options by attack: options.pgd.steps=40."
     )
     individual: bool = Field(
-        False, description="Run each attack on all points instead of on survivors, to compare attacks."
+        False, description="Run each attack on all samples instead of on survivors, to compare attacks."
     )
     attack_model: str | None = Field(
         None, description="Attack this model and judge --model: BPDA, stand-ins, transfer."
     )
-    loss: str | None = Field(None, description="Loss for every native gradient attack that takes one.")
+    loss: str | None = Field(
+        None,
+        description="Loss for every native gradient attack that takes one: ce, margin, dlr, probability-margin, or a "
+        "plugin's.",
+    )
     eot: int = Field(
         1, description="Gradient draws a step for randomised models (EOT), for attacks that take it.", ge=1
     )
@@ -59,7 +75,7 @@ class EvalConfig(DataFields, ModelFields):
     seed: int = Field(0, description="Seed of everything random.", ge=0)
     batch_size: int | None = Field(
         None,
-        description="Points in one call of an attack, which is what a kill can lose; chosen by the device if not given.",
+        description="Samples in one call of an attack, which is what a kill can lose; chosen by the device if not given.",
         ge=1,
     )
     micro_batch: int | None = Field(
@@ -71,7 +87,7 @@ class EvalConfig(DataFields, ModelFields):
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
     workers: int | None = Field(
         None,
-        description="Processes (or actors of a cluster) that share the points; the result is the same. If not given: one "
+        description="Processes (or actors of a cluster) that share the samples; the result is the same. If not given: one "
         "for each core where a small model computes with one thread and the run may take long, otherwise one.",
         ge=1,
     )
@@ -86,7 +102,7 @@ class EvalConfig(DataFields, ModelFields):
         "fp32", description="Precision of the copy that native attacks use; the judge is always fp32."
     )
     min_distance: bool = Field(
-        False, description="Also look for the smallest eps of every point, and report robust accuracy over eps."
+        False, description="Also look for the smallest eps of every sample, and report robust accuracy over eps."
     )
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."

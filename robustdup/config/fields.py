@@ -14,6 +14,8 @@ DIGITS = "builtin:digits"
 # The radii of RobustBench and AutoAttack (https://github.com/fra31/auto-attack), and ones that 8x8 digits can tell apart.
 USUAL_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
 DIGITS_EPS = {"linf": "0.15", "l2": "0.5", "l1": "2"}
+NORMS = ("Linf", "L2", "L1")
+DATA_DETAILS = ("data_config", "revision", "image_column", "label_column")  # seldom needed: last in their panel
 
 
 @dataclass(frozen=True)

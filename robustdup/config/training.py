@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from robustdup.config.duplication import DuplicationOptions
-from robustdup.config.fields import DIGITS, DataFields, ModelFields, usual_eps
+from robustdup.config.fields import DATA_DETAILS, DIGITS, NORMS, DataFields, ModelFields, usual_eps
 
 T = TypeVar("T")
 
@@ -30,6 +30,24 @@ class TrainConfig(DataFields, ModelFields):
     """What `robustdup train` needs. Field descriptions are the help texts of the flags; the digits have some other defaults."""
 
     recipes_of: ClassVar[str] = "train"
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Model": ("model", "init", "allow_pickle"),
+        "Data": (
+            "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "resize", "crop", "grey",
+            *DATA_DETAILS,
+        ),
+        "Duplication": ("duplicate", "score_model", "as_weights", "share_augmentation", "keep_near_duplicates"),
+        "Objective": ("objective", "update", "norm", "eps", "attack", "inner_bn", "label_smoothing", "plugin"),
+        "Training": (
+            "epochs", "steps", "samples", "batch_size", "optimizer", "lr", "schedule", "warmup", "milestones",
+            "schedule_steps", "weight_decay", "decay_all", "momentum", "muon_lr", "clip", "ema", "swa", "seed",
+        ),
+        "Evaluation": (
+            "validation", "validation_attack", "validate_every", "evaluate", "test_n", "targets",
+        ),
+        "Speed": ("device", "precision", "compile", "channels_last", "threads", "loader_workers", "in_memory"),
+        "Output": ("out", "checkpoint_every", "track"),
+    }  # fmt: skip
 
     model: str = Field(
         "small-cnn",
@@ -62,7 +80,7 @@ class TrainConfig(DataFields, ModelFields):
         default_factory=_usual("pgd(steps=10)", digits="pgd(steps=7)"),
         description="Inner attack: pgd(steps=10,step_size=2/255), or any registered bounded attack.",
     )
-    norm: str = Field("Linf", description="Norm of the threat model: Linf, L2 or L1.")
+    norm: str = Field("Linf", description="Norm of the threat model.", json_schema_extra={"choices": list(NORMS)})
     eps: str = Field(
         default_factory=usual_eps,
         description="Radius in pixel units of [0, 1]. [default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, "
@@ -129,7 +147,7 @@ class TrainConfig(DataFields, ModelFields):
     evaluate: str | None = Field(
         "fast", description="Attacks for the evaluation of best and last on the test split; none: no evaluation."
     )
-    test_n: int | None = Field(None, description="Evaluate on the first N test points; all if not given.", ge=1)
+    test_n: int | None = Field(None, description="Evaluate on the first N test samples; all if not given.", ge=1)
     targets: list[float] = Field(
         default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
         description="Validation accuracies to report time and steps for.",

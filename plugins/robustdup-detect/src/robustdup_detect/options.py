@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +16,13 @@ Keep = Literal["first", "quality", "consistent"]
 
 class DetectConfig(DatasetFields):
     """What `robustdup data detect` needs. Field descriptions are the help texts of the flags."""
+
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column"),
+        "Search": ("embedding", "precision", "threshold", "search", "keep", "seed"),
+        "Speed": ("workers", "runner", "shard"),
+        "Output": ("out", "pictures"),
+    }
 
     data: str = Field(
         "builtin:digits", description="Data: builtin:digits, a Hub dataset id, a local folder or a parquet file."

@@ -1,0 +1,42 @@
+"""Help that people can read: options in panels, the everyday ones first, and where to begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+OTHER = "Other"
+LIST = " <list[str]>"  # what typer says besides of an argument that may be given several times
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+WHERE_TO_BEGIN = """\
+Evaluate a classifier:     robustdup eval --model FILE.py:factory@weights.pt --data DATASET
+                           robustdup eval                (a first look: built-in model and digits)
+Train one:                 robustdup train --data DATASET --objective pgd_at --epochs 30
+Duplicate training data:   robustdup data duplicate DATASET --dose 0.3 --scheme uniform --to FOLDER
+Commands, options, texts:  robustdup -h, robustdup eval -h, https://github.com/robustdup/robustdup"""
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help shows each option under its panel (`rich_help_panel`), in the order of the options."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, then a section a panel; options without a panel come last."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        arguments: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            if parameter.param_type_name == "argument":
+                arguments.append((record[0].removesuffix(LIST), record[1]))
+            else:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or OTHER, []).append(record)
+        others = panels.pop(OTHER, [])
+        by_word = [tuple(row) for row in getattr(self.callback, "by_word", ())]
+        parts = [("Arguments", arguments), *panels.items(), ("Written as KEY=VALUE", by_word)]
+        for title, rows in (*parts, (OTHER if panels else "Options", others)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

@@ -1,0 +1,90 @@
+"""Help that people can read: panels, choices, `-h` everywhere, and where to begin."""
+
+import re
+import subprocess
+import sys
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from robustdup import load_plugins
+from robustdup.cli.help import WHERE_TO_BEGIN
+from robustdup.cli.main import main
+from robustdup.cli.verify import USED
+from robustdup.config import DuplicateConfig, EvalConfig, TrainConfig
+
+COMMANDS = {"eval": EvalConfig, "train": TrainConfig, "data duplicate": DuplicateConfig}
+
+
+def shown(capsys, words):
+    assert main([*words.split(), "-h"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values())
+def test_every_setting_is_in_exactly_one_panel(kind):
+    placed = [name for names in kind.panels.values() for name in names]
+    assert sorted(placed) == sorted(kind.model_fields)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_shows_every_flag_under_its_panel_and_the_words_of_a_choice(capsys, words):
+    text, kind = shown(capsys, words), COMMANDS[words]
+    panels = list(kind.panels)
+    starts = [text.index(f"\n{panel}:\n") for panel in panels]
+    assert starts == sorted(starts)
+    for panel, start in zip(panels, starts, strict=True):
+        own = text[start : text.index("\n\n", start)]
+        for name in kind.panels[panel]:
+            annotation, flag = kind.model_fields[name].annotation, f"--{name.replace('_', '-')}"
+            by_word = get_origin(annotation) is dict or name == "duplicate"
+            assert bool(re.search(rf"^  {flag}\b", own, re.MULTILINE)) != by_word, (panel, name)
+            if by_word:
+                assert f"  {name}.KEY=VALUE" in text
+            if get_origin(annotation) is Literal:
+                assert f"{flag} {'|'.join(get_args(annotation))}" in own
+    assert "<list" not in text
+
+
+def test_help_names_every_loss_and_norm(capsys):
+    text = " ".join(shown(capsys, "eval").split()).replace("probability- margin", "probability-margin")
+    assert "--norm Linf|L2|L1" in text
+    for name in load_plugins().losses:
+        assert name in text
+
+
+@pytest.mark.parametrize("words", ["", "attacks", "attacks check", "config show", "leaderboard rank", "doctor"])
+def test_h_is_help_everywhere(capsys, words):
+    assert shown(capsys, words).startswith("Usage: ")
+
+
+def test_without_a_command_it_says_where_to_begin(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.strip() == WHERE_TO_BEGIN
+    for word in ("eval", "train", "data duplicate", "http"):
+        assert word in out
+    assert "--install-completion" in shown(capsys, "")
+
+
+def test_verify_offers_only_what_it_uses(capsys):
+    text = shown(capsys, "verify")
+    flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) - {"json"}
+    assert flags == {name.replace("_", "-") for name in USED}
+    assert "attacks" not in flags
+    assert "min-distance" not in flags
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from robustdup.cli.main import main; main(['eval', '-h']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_shell_completes_the_words_of_a_choice():
+    words = "robustdup eval --precision "
+    done = subprocess.run(
+        [sys.executable, "-c", "from robustdup.cli.main import run; run()"],
+        env={"_ROBUSTDUP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3", "PATH": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["fp32", "tf32", "bf16"], done.stderr
