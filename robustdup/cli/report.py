@@ -28,7 +28,7 @@ def report(
     to: str | None = typer.Option(None, "--to", help="Folder for the pages; RUN/report or ./report if not given."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Write into a folder that holds something else."),
     open_page: bool = typer.Option(False, "--open", help="Open the page in a browser."),
-    gallery: int = typer.Option(240, "--gallery", min=0, help="How many points to show as pictures."),
+    gallery: int = typer.Option(240, "--gallery", min=0, help="How many samples to show as pictures."),
     each: bool | None = typer.Option(
         None, "--each/--no-each", help="A page for every run beside the comparison; up to 12 runs if not given."
     ),
@@ -90,7 +90,7 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
 def _clean_images(runs: list[str]) -> dict[int, Any]:
     """Read the images that evaluations were about from their data, checked by their fingerprint; imports torch."""
     from robustdup.records import SCHEMA
-    from robustdup.report.html.gallery import CLEAN
+    from robustdup.report.gallery import CLEAN
 
     found = {}
     for place, run in enumerate(runs):

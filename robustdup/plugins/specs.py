@@ -286,17 +286,19 @@ class CommandSpec:
 class FigureSpec:
     """A kind of figure that `robustdup plot` makes of runs: see `robustdup.report.plots`.
 
-    `draw(axes, runs, width)` draws runs; `height(runs, width)` says how high the figure is, in inches.
+    `chart(runs, width)` returns a `robustdup.report.charts.Chart`, rows of charts, a specification of Vega-Lite (as
+    `altair.Chart.to_dict()` gives it), or an SVG; `width` is "one" or "two" columns. `suits(runs)` says whether this is
+    what one wants to see of runs when no kind is named; the first of a kind of record that suits is taken.
     """
 
     about: str
-    draw: Function
-    height: Function
+    chart: Function
     one_run: bool = False
+    suits: Function | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "draw", deferred(self.draw))
-        object.__setattr__(self, "height", deferred(self.height))
+        object.__setattr__(self, "chart", deferred(self.chart))
+        object.__setattr__(self, "suits", deferred(self.suits))
 
 
 @dataclass(frozen=True)
@@ -307,12 +309,13 @@ class RecordKind:
 
     - `load(path) -> record` reads and checks the file, older versions too;
     - `title(record) -> str` says what to call a run;
-    - `page(run, name) -> robustdup.report.html.page.Page` makes its page;
+    - `page(run, name) -> robustdup.report.html.page.Page` makes its page of a `robustdup.report.runs.Run`;
     - `sections(runs, links) -> list of Section` compares several runs of this kind on the first page of a report;
     - `markdown(record) -> str` is its report in words and tables, for terminals, pages and documents alike;
     - `figures` are its kinds of `robustdup plot` by name, the usual one first;
     - `unfinished(folder) -> UnfinishedRun or None` recognises a folder of this kind without a record yet.
 
+    `samples` says that a table `samples.parquet` lies beside the record: it is read as `run.samples`.
     `templates` names the package whose folder `templates/` holds the page's own Jinja templates.
     """
 
@@ -324,6 +327,7 @@ class RecordKind:
     markdown: Function | None = None
     figures: Mapping[str, FigureSpec] = field(default_factory=dict)
     unfinished: Function | None = None
+    samples: bool = False
     templates: str = ""
     description: str = ""
 

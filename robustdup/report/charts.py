@@ -1,7 +1,6 @@
-"""Charts as positions: across in per cent of the width, down in pixels, so that text keeps its size on any screen.
+"""The one specification of a chart: what it shows in numbers and words; `vega` draws it in pages and in figures for papers.
 
-The templates draw them as inline SVG. Colours and shapes are named by tone; the style sheet gives them their colours in
-light and dark.
+Colours are named by tone; a page gives them its own in light and dark, a figure those that stand on paper.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from robustdup.report.format import number
+from robustdup.report.format import number, share_text
 
 SHAPES = ("circle", "square", "diamond", "triangle")
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -21,20 +20,16 @@ TONES = 8  # categories that the style sheet knows
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from `low` to `high`, with ticks as (value, text)."""
+    """A scale from `low` to `high`, with ticks as (value, text); values beyond it lie on its ends.
+
+    Where it runs down the page it has the high end at the top, or at the bottom with `reverse`.
+    """
 
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
     label: str
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        """Return where a value lies: 0 at the low end, 1 at the high end; values beyond lie on the end."""
-        low, high, x = self.low, self.high, value
-        if self.log:
-            low, high, x = math.log10(low), math.log10(high), math.log10(max(value, self.low))
-        return min(1.0, max(0.0, (x - low) / (high - low)))
+    reverse: bool = False
 
 
 def linear(
@@ -85,24 +80,10 @@ def counts(highest: int, label: str) -> Axis:
     return replace(axis, ticks=tuple((at, text) for at, text in axis.ticks if abs(at - round(at)) < 1e-9))
 
 
-def share_text(share: float) -> str:
-    """Return a share in per cent with as many digits as it needs: 20%, 22.5%."""
-    return f"{round(100 * share, 6):g}%"
-
-
 def shares(label: str, low: float = 0.0, high: float = 1.0) -> Axis:
     """Return a scale for shares in [0, 1], in per cent."""
     found = linear(low, high, label, text=share_text)
     return Axis(max(found.low, 0.0), min(found.high, 1.0), found.ticks, label)
-
-
-def logarithmic(low: float, high: float, label: str) -> Axis:
-    """Return a logarithmic scale that covers [low, high], both above 0, with a tick at each power of ten."""
-    first, last = math.floor(math.log10(low) + 1e-12), math.ceil(math.log10(high) - 1e-12)
-    last = max(last, first + 1)
-    every = max(1, (last - first) // 5)
-    ticks = tuple((10.0**i, f"1e{i}" if abs(i) > 3 else number(10.0**i)) for i in range(first, last + 1, every))
-    return Axis(10.0**first, 10.0**last, ticks, label, log=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +101,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind: joined by a `line` or not, with marks or not, with a `band` or bars for intervals."""
+    """Points of one kind: joined by a `line` or not, with marks or not, with a `band` or bars for intervals.
+
+    Intervals are of y, or of x where the series is `sideways`.
+    """
 
     name: str
     points: Sequence[Point]
@@ -130,18 +114,20 @@ class Series:
     marks: bool = True
     band: bool = False
     dashed: bool = False
+    sideways: bool = False
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a histogram, from `left` to `right`; several at one place are stacked by `bottom`."""
+    """A rectangle: a bar of a histogram, from `left` to `right`; several at one place are stacked by `bottom`."""
 
     left: float
     right: float
     bottom: float
     top: float
     tone: str
-    tip: str
+    tip: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,48 +157,25 @@ class Chart:
     legend: Sequence[Series] = field(default_factory=tuple)
     keyless: bool = False
 
-    def across(self, value: float) -> str:
-        """Return a place on the x axis in per cent of the width."""
-        return f"{100 * self.x.at(value):.2f}"
-
-    def down(self, value: float) -> str:
-        """Return a place on the y axis in pixels from the top."""
-        return f"{self.height * (1 - self.y.at(value)):.1f}"
-
-    def line(self, series: Series) -> str:
-        """Return the path of a series, in a box of 100 by `height`."""
-        points = [f"{self.across(p.x)} {self.down(p.y)}" for p in series.points if _finite(p.x, p.y)]
-        return f"M{'L'.join(points)}" if len(points) > 1 else ""
-
-    def band(self, series: Series) -> str:
-        """Return the outline of a series' intervals, in a box of 100 by `height`."""
-        found = [p for p in series.points if p.low is not None and p.high is not None and _finite(p.x, p.low, p.high)]
-        if len(found) < 2:
-            return ""
-        upper = [f"{self.across(p.x)} {self.down(p.high or 0.0)}" for p in found]
-        lower = [f"{self.across(p.x)} {self.down(p.low or 0.0)}" for p in reversed(found)]
-        return f"M{'L'.join([*upper, *lower])}Z"
-
     def hits(self) -> list[tuple[float, float, str]]:
-        """Return columns of the chart that say what lines without marks have there: (left, right, words), in per cent.
+        """Return columns of the chart that say what lines without marks have there: (left, right, words), in values of x.
 
         Few enough to go through by hand; lines that share their places share a column.
         """
-        found: dict[str, list[str]] = {}
+        tips: dict[float, list[str]] = {}
         for series in self.series:
             if series.marks or not series.line:
                 continue
-            points = [p for p in self.shown(series) if p.tip]
+            points = [p for p in series.points if p.tip and finite(p.x, p.y)]
             step = max(1, -(-len(points) // HITS))
             for point in points[::step]:
-                found.setdefault(self.across(point.x), []).append(point.tip)
-        places = sorted((float(at), "; ".join(tips)) for at, tips in found.items())
-        edges = [0.0, *((a + b) / 2 for (a, _), (b, _) in itertools.pairwise(places)), 100.0]
-        return [(left, right, tip) for (left, right), (_, tip) in zip(itertools.pairwise(edges), places, strict=False)]
-
-    def shown(self, series: Series) -> list[Point]:
-        """Return the points of a series that have a place."""
-        return [p for p in series.points if _finite(p.x, p.y)]
+                tips.setdefault(min(max(point.x, self.x.low), self.x.high), []).append(point.tip)
+        places = sorted(tips)
+        edges = [self.x.low, *((a + b) / 2 for a, b in itertools.pairwise(places)), self.x.high]
+        return [
+            (left, right, "; ".join(tips[x]))
+            for (left, right), x in zip(itertools.pairwise(edges), places, strict=False)
+        ]
 
     @property
     def upright(self) -> int:
@@ -227,8 +190,14 @@ class Chart:
         return self.legend or (self.series if len(self.series) > 1 else ())
 
 
-def _finite(*values: float) -> bool:
-    return all(math.isfinite(value) for value in values)
+def rows_axis(names: Sequence[str]) -> Axis:
+    """Return a scale with a row for each name, the first at the top: row number `i` lies at `i`."""
+    return Axis(-0.6, len(names) - 0.4, tuple((float(i), name) for i, name in enumerate(names)), "", reverse=True)
+
+
+def finite(*values: float | None) -> bool:
+    """Say whether all values are numbers that have a place."""
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def tone(number: int) -> str:

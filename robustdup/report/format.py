@@ -31,6 +31,16 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
+def with_interval(value: Any) -> str:
+    """Return an accuracy with its 95% interval, in per cent: 45.20% [42.10, 48.30]."""
+    return f"{percent(value.value)} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
+
+
+def share_text(share: float) -> str:
+    """Return a share in per cent with as many digits as it needs: 20%, 22.5%."""
+    return f"{round(100 * share, 6):g}%"
+
+
 def signed(share: float | None) -> str:
     """Return a difference of shares in percentage points, with its sign."""
     return NONE if share is None or missing(share) else f"{100 * share:+.2f}".replace("-", "−")
@@ -88,3 +98,26 @@ def listed(words: Iterable[str], limit: int = 6) -> str:
     found = list(words)
     shown = ", ".join(found[:limit])
     return f"{shown} and {len(found) - limit} more" if len(found) > limit else shown
+
+
+def shortened(text: str, length: int) -> str:
+    """Return text on one line of at most `length` letters, cut in the middle: names often differ at their ends."""
+    one_line = " ".join(text.split())
+    if len(one_line) <= length:
+        return one_line
+    return f"{one_line[: length - length // 2 - 1]}…{one_line[-(length // 2) :]}"
+
+
+def attack_label(attack: Any) -> str:
+    """Return the name of an attack's result with its options, as one would type it."""
+    options = ", ".join(f"{name}={value}" for name, value in attack.options.items())
+    return f"{attack.name}({options})" if options else attack.name
+
+
+def clock(seconds: float) -> str:
+    """Return a time on a clock: 45 s, 3:07, 2:05:00."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

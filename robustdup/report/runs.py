@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,19 +15,7 @@ import pyarrow.parquet as pq
 
 from robustdup.errors import UserError
 from robustdup.plugins import RecordKind, load_plugins
-from robustdup.records import (
-    RECORD_FILE,
-    SAMPLES_FILE,
-    SCHEMA,
-    EvaluationRecord,
-    TrainingRecord,
-    find_record,
-    load_record,
-    load_samples,
-    load_training_record,
-    schema_of,
-)
-from robustdup.records.training import TRAINING_SCHEMA
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, find_record, load_samples, schema_of
 from robustdup.report.format import plural
 
 STATE_CONFIG = Path("state") / "config.json"
@@ -36,31 +24,25 @@ COMPARED = ("index", "label", *WORDS)  # all that a comparison looks at
 
 
 @dataclass(frozen=True)
-class EvaluationRun:
-    """A finished evaluation; `samples` is None where its table is missing or damaged, and `notes` say so."""
+class Run:
+    """A finished run: its record, as the loader of its kind returned it, and what lies beside the record.
+
+    `samples` is None where its kind has no such table, or where it is missing or damaged, and then `notes` say so.
+    `gallery` is how many samples its page shows as pictures; `clean_images` (N, C, H, W) are those of a run that kept none.
+    """
 
     folder: Path
-    record: EvaluationRecord
-    samples: pa.Table | None
+    record: Any
+    kind: RecordKind
+    samples: pa.Table | None = None
     notes: list[str] = field(default_factory=list)
+    gallery: int = 240
+    clean_images: Any = None
 
     @property
     def name(self) -> str:
-        """What to call the run: its model."""
-        return self.record.model.spec
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """A training run."""
-
-    folder: Path
-    record: TrainingRecord
-
-    @property
-    def name(self) -> str:
-        """What to call the run: its network and objective."""
-        return f"{self.record.architecture} · {self.record.objective}"
+        """What to call the run."""
+        return str(self.kind.title(self.record))
 
 
 @dataclass(frozen=True)
@@ -78,72 +60,43 @@ class UnfinishedRun:
         return str(self.config.get("model") or self.config.get("name") or self.folder.name)
 
 
-@dataclass(frozen=True)
-class PluggedRun:
-    """A run of a kind that a plugin brought: its record, as the kind's own loader returned it."""
-
-    folder: Path
-    record: Any
-    kind: RecordKind
-
-    @property
-    def name(self) -> str:
-        """What to call the run."""
-        return str(self.kind.title(self.record))
-
-
-@dataclass(frozen=True)
-class OtherRun:
-    """A record of a kind that is not known here, as plain JSON."""
-
-    folder: Path
-    schema: str
-    content: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """What to call the run."""
-        return str(self.content.get("run_id") or self.folder.name)
-
-
-Run = EvaluationRun | TrainingRun | PluggedRun | UnfinishedRun | OtherRun
-
-
 @cache
 def record_kinds() -> Mapping[str, RecordKind]:
-    """Return the kinds of records that installed plugins bring, by schema."""
+    """Return the kinds of records that robustdup and installed plugins know, by schema."""
     return load_plugins().record_kinds
 
 
-def read_run(place: str | Path, *, brief: bool = False) -> Run:
-    """Read a run folder or record file of any kind. Raises UserError where there is none, or it is damaged.
+def read_run(place: str | Path, *, brief: bool = False) -> Run | UnfinishedRun:
+    """Read a run folder or record file of any kind.
 
-    `brief`: of the samples only what a comparison needs, which is four times as quick.
+    Args:
+        place: A folder with a record.json, or such a file.
+        brief: Of the samples only what a comparison needs, which is four times as quick.
+
+    Raises:
+        UserError: Where there is no record, where it is damaged, or where nothing knows its kind.
     """
     folder = Path(place)
     if folder.is_dir() and not (folder / RECORD_FILE).is_file():
         for kind in record_kinds().values():
             if kind.unfinished is not None and (unfinished := kind.unfinished(folder)) is not None:
                 return unfinished  # type: ignore[no-any-return]
-        if (folder / STATE_CONFIG).is_file():
-            return _unfinished(folder)
     path = find_record(place)
     schema = schema_of(path)
-    if schema == SCHEMA:
-        return _evaluation(path, brief)
-    if schema == TRAINING_SCHEMA:
-        return TrainingRun(path.parent, load_training_record(path))
-    if (known := record_kinds().get(schema)) is not None:
-        return PluggedRun(path.parent, known.load(path), known)
-    return OtherRun(path.parent, schema, json.loads(path.read_text(encoding="utf-8")))
-
-
-def _evaluation(path: Path, brief: bool) -> EvaluationRun:
-    record = load_record(path)
+    known = record_kinds().get(schema)
+    if known is None:
+        raise UserError(
+            f"{str(path.parent)!r} holds a record of kind {schema!r}, for which there is no page. A plugin may bring one: "
+            "robustdup doctor lists those that are installed.",
+            code="unknown-record",
+        )
+    record = known.load(path)
+    if not known.samples:
+        return Run(path.parent, record, known)
     try:
-        return EvaluationRun(path.parent, record, _brief(path.parent) if brief else load_samples(path.parent))
+        return Run(path.parent, record, known, _brief(path.parent) if brief else load_samples(path.parent))
     except UserError as error:
-        return EvaluationRun(path.parent, record, None, [f"Without the samples of the points: {error}"])
+        return Run(path.parent, record, known, None, [f"Without the table of samples: {error}"])
 
 
 def _brief(folder: Path) -> pa.Table:
@@ -151,23 +104,49 @@ def _brief(folder: Path) -> pa.Table:
         with pq.ParquetFile(folder / SAMPLES_FILE, read_dictionary=list(WORDS)) as file:
             return file.read(columns=list(COMPARED), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{str(folder / SAMPLES_FILE)!r} cannot be read: {error}") from None
+        raise UserError(f"{str(folder / SAMPLES_FILE)!r} cannot be read: {error}", code="damaged-samples") from None
 
 
-def _unfinished(folder: Path) -> UnfinishedRun:
-    config = read_plain(folder / STATE_CONFIG)
-    if "objective" in config:
-        command, kept = "train", (folder / STATE_CONFIG).with_name("checkpoint.pt").is_file()
-        there = "The state of its last checkpoint is saved." if kept else "No checkpoint is saved yet."
-    else:
-        calls = sum(1 for _ in (folder / "state").glob("*/*/*.safetensors"))
-        command, there = "eval", f"{plural(calls, 'call')} of attacks {'is' if calls == 1 else 'are'} saved."
-    return UnfinishedRun(folder, config, there, [f"robustdup {command} --resume {shlex.quote(str(folder))}"])
+def unfinished_evaluation(folder: Path) -> UnfinishedRun | None:
+    """Return what is there of an evaluation without a record yet; None where the folder holds something else."""
+    config = _state(folder)
+    if config is None or "objective" in config or "against" in config:
+        return None
+    calls = sum(1 for _ in (folder / "state").glob("*/*/*.safetensors"))
+    there = f"{plural(calls, 'call')} of attacks {'is' if calls == 1 else 'are'} saved."
+    return UnfinishedRun(folder, config, there, [f"robustdup eval --resume {shlex.quote(str(folder))}"])
+
+
+def unfinished_training(folder: Path) -> UnfinishedRun | None:
+    """Return what is there of a training without a record yet; None where the folder holds something else."""
+    config = _state(folder)
+    if config is None or "objective" not in config:
+        return None
+    kept = (folder / STATE_CONFIG).with_name("checkpoint.pt").is_file()
+    there = "The state of its last checkpoint is saved." if kept else "No checkpoint is saved yet."
+    return UnfinishedRun(folder, config, there, [f"robustdup train --resume {shlex.quote(str(folder))}"])
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    return read_plain(folder / STATE_CONFIG) if (folder / STATE_CONFIG).is_file() else None
 
 
 def read_plain(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one where it holds something else. Raises UserError where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).") from None
+        raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).", code="damaged-record") from None
     return content if isinstance(content, dict) else {}
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return a label for each evaluation: its model; with data, threat model or run id as well where others are alike."""
+    parts = [
+        (r.model.spec, r.data.spec, f"{r.threat.norm} {r.threat.eps_text}", str(r.config.get("attacks", "")), r.run_id)
+        for r in (run.record for run in runs)
+    ]
+    varying = [i for i in range(1, 4) if len({part[i] for part in parts}) > 1]
+    names = [" · ".join([part[0], *(part[i] for i in varying if part[i])]) for part in parts]
+    alike = {name for name in names if names.count(name) > 1}
+    return [f"{name} · {part[4]}" if name in alike else name for name, part in zip(names, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""What became of each point, from `samples.parquet`: right, broken by which attack, at what distance, taken for what."""
+"""What became of each sample, from `samples.parquet`: right, broken by which attack, at what distance, taken for what."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Points:
-    """A row a point, in the order of the run: (N,) each.
+class Samples:
+    """A row a sample, in the order of the run: (N,) each.
 
     `outcome` is one of OUTCOMES. `after` is the prediction on the worst example, the one that the run folder keeps,
     and `attack` and `eps` are those that made it; "" where no attack did better than the clean image.
@@ -42,15 +42,15 @@ class Points:
         return len(self.index)
 
     def count(self, outcome: str) -> int:
-        """Return how many points came to an outcome."""
+        """Return how many samples came to an outcome."""
         return int((self.outcome == outcome).sum())
 
 
-def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
-    """Return what became of each point. Raises UserError where the table does not hold the clean rows of each point once.
+def read_samples(record: EvaluationRecord, samples: pa.Table) -> Samples:
+    """Return what became of each sample. Raises UserError where the table does not hold the clean rows of each sample once.
 
-    The worst example of a point is found as the evaluation keeps it: the least share of correct draws, then the least
-    margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the point.
+    The worst example of a sample is found as the evaluation keeps it: the least share of correct draws, then the least
+    margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the sample.
     """
     found = sample_outcomes(record, samples)  # sorted by index; checks the table
     columns = {name: numbers(samples, name) for name in NUMBERS if name in samples.column_names}
@@ -62,7 +62,7 @@ def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
     outcome = np.where(~right, OUTCOMES[3], np.array(OUTCOMES)[[1, 0, 2]][np.where(robust < 0, 2, robust)])
     worst = _worst_rows(record, columns, clean)
     by_attack = worst != clean
-    return Points(
+    return Samples(
         index=columns["index"][clean],
         label=columns["label"][clean],
         before=columns["prediction"][clean],
@@ -77,7 +77,7 @@ def read_points(record: EvaluationRecord, samples: pa.Table) -> Points:
 
 
 def _worst_rows(record: EvaluationRecord, columns: dict[str, Array], clean: Array) -> Array:
-    """Return the row of each point's worst example (N,); that of its clean image where no attack did worse."""
+    """Return the row of each sample's worst example (N,); that of its clean image where no attack did worse."""
     judged = ~np.isnan(columns["margin"].astype(np.float64)) & ~np.isnan(columns["prediction"].astype(np.float64))
     judged[clean] = True
     share = np.nan_to_num(columns["correct_share"].astype(np.float64), nan=1.0)
@@ -108,9 +108,9 @@ def _optional(columns: dict[str, Array], name: str, rows: Array) -> Array:
     return np.asarray(columns[name][rows].astype(np.float64))
 
 
-def confusion(points: Points, n_classes: int) -> Array:
+def confusion(samples: Samples, n_classes: int) -> Array:
     """Return counts (K, K): true label by the prediction on the worst example. Predictions beyond K are left out."""
     table = np.zeros((n_classes, n_classes), dtype=np.int64)
-    good = (points.after >= 0) & (points.after < n_classes) & (points.label >= 0) & (points.label < n_classes)
-    np.add.at(table, (points.label[good], points.after[good]), 1)
+    good = (samples.after >= 0) & (samples.after < n_classes) & (samples.label >= 0) & (samples.label < n_classes)
+    np.add.at(table, (samples.label[good], samples.after[good]), 1)
     return table

@@ -24,7 +24,7 @@ def register(registry: Registry) -> None:
     registry.add_command("data hello", "stranger:hello_data", help="Say hello to data.")
     registry.add_record_kind(RecordKind(
         "stranger.greeting", load="stranger:load", title="stranger:title", page="stranger:page",
-        figures={"wave": FigureSpec("a wave", draw="stranger:draw", height="stranger:height")},
+        figures={"wave": FigureSpec("a wave", chart="stranger:wave")},
     ))
     registry.add_duplicate_finder("same", "stranger:find", description="Equal bytes.")
 
@@ -60,12 +60,11 @@ def page(run, name):
     return Page(name, title(run.record), "Greeting", "summary.html.j2", context, {})
 
 
-def draw(axes, runs, width):
-    axes.plot([0, 1, 0])
+def wave(runs, width):
+    from robustdup.report.charts import Chart, Point, Series, linear
 
-
-def height(runs, width):
-    return 2.0
+    axis = linear(0, 2, "time")
+    return Chart("wave", "", "", axis, axis, [Series("wave", [Point(0, 0), Point(1, 1), Point(2, 0)])])
 
 
 def find(a, b=None):

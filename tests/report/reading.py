@@ -10,12 +10,16 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__(convert_charrefs=True)
         self.tags, self.words, self.fields, self.json = [], [], {}, {}
+        self.hints, self._narrow = [], False  # of charts, in order; the drawing for narrow columns says the same again
         self._field = self._script = None
         self._skip = False
 
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
         self.tags.append((tag, values))
+        self._narrow = values.get("class") == "narrow" if tag == "svg" else self._narrow
+        if not self._narrow and tag == "path" and "data-tip" in values:
+            self.hints.append(values["data-tip"])
         if "data-field" in values:
             self._field = values["data-field"]
             self.fields[self._field] = (values["data-value"], "")
@@ -24,6 +28,7 @@ class Reader(HTMLParser):
             self._script = values.get("id")
 
     def handle_endtag(self, tag):
+        self._narrow = self._narrow and tag != "svg"
         if tag in ("style", "script"):
             self._skip, self._script = False, None
         if tag == "span":

@@ -116,10 +116,10 @@ def test_tables_sort_and_filter(visit, pages):
 
 def test_charts_are_drawn_and_point_at_their_numbers(visit, pages):
     page = visit(pages.parent / "run-003.html")
-    line = page.locator("#curve path.line").bounding_box()
+    line = page.locator("#curve .plot svg:visible .line path").bounding_box()
     assert line["width"] > 400
     assert line["height"] > 20
-    marks = page.locator("#curve .plot [data-tip]")
+    marks = page.locator("#curve .plot svg:visible [data-tip]")
     assert marks.count() == 3
     marks.last.hover()
     assert page.locator("#tip").inner_text() == "eps 0.1: 40.00% [35.00 to 45.00]"
@@ -166,7 +166,7 @@ def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
 
 def test_a_point_of_a_study_leads_to_its_cell(visit, kinds):
     page = visit(kinds["study"])
-    page.locator("#dose-0 .plot a[href^='#cell']").first.click()
+    page.locator("#dose-0 .plot svg:visible a[href^='#cell']").first.click()
     page.wait_for_url("**/*#cell-0")  # a click or a key returns before the place is reached
     assert page.locator("tr:target").get_attribute("id") == "cell-0"
 
@@ -248,7 +248,7 @@ FOCUSED = "document.activeElement.getAttribute('aria-label')"
 def test_arrows_lead_through_the_points_of_a_chart(visit, kinds):
     """A chart is one stop of the tab key; from there the keyboard reads every point, and follows those that lead on."""
     page = visit(kinds["study"])
-    plot = page.locator("#dose-0 .plot")
+    plot = page.locator("#dose-0 .plot svg:visible")
     told = plot.locator("[data-tip]").evaluate_all("all => all.map(one => one.dataset.tip)")
     assert len(told) == 4 + 6  # means, and seeds of complete cells
     assert plot.locator('[tabindex="0"]').count() == 1
@@ -282,7 +282,7 @@ def test_arrows_go_up_and_down_in_a_matrix(visit, pages):
 
 def test_the_pointer_need_not_be_exact_in_a_chart(visit, pages):
     page = visit(pages.parent / "run-003.html")
-    mark = page.locator("#curve .plot svg[data-tip] .mark").nth(1)
+    mark = page.locator("#curve .plot svg:visible .dot[data-tip]").nth(1)
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 + 14, box["y"] + box["height"] / 2 - 10)
@@ -293,7 +293,7 @@ def test_the_pointer_need_not_be_exact_in_a_chart(visit, pages):
 
 def test_lines_without_marks_say_their_values(visit, kinds):
     page = visit(kinds["training"])
-    columns = page.locator("#loss .chart").first.locator(".hit")
+    columns = page.locator("#loss .chart").first.locator("svg:visible .hit[data-tip]")
     assert columns.count() == 30
     columns.nth(1).hover()
     assert page.locator("#tip").inner_text() == "epoch 0.2: loss 1.5"

@@ -205,7 +205,7 @@ def test_a_study_shows_every_cell_and_every_point_leads_to_one(tmp_path):
     assert [v["class"].split()[1] for v in squares] == ["stands"] * 5 + ["broken", "stands", "blank"]
     assert [v["href"] for v in squares] == [f"#cell-{i}" for i in range(8)]
     dots = [v["href"] for tag, v in found.tags if tag == "a" and v.get("aria-label", "").startswith("seed")]
-    assert sorted(dots) == [f"#cell-{i}" for i in (0, 1, 2, 3, 4, 6)]
+    assert sorted(dots) == [f"#cell-{i}" for i in (0, 1, 2, 3, 4, 6) for _ in ("broad", "narrow")]
     assert "Partial result: of 8 cells, 1 failed and 1 missing are not there." in found.text
 
 
@@ -312,8 +312,7 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
     """Ten combinations: a chart for each objective. Shares cover five points at least."""
     from robustdup_study import page
 
-    from robustdup.plugins import load_plugins
-    from robustdup.report.runs import PluggedRun
+    from robustdup.report.runs import Run, record_kinds
 
     def made(**levels):
         means = [
@@ -322,9 +321,8 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
             for o, (first, last) in levels.items() for i in range(5) for d, mean in ((0.0, first), (0.5, last))
         ]  # fmt: skip
         record = study(tmp_path / "run", means=means, runs=[])
-        sections = page.study_page(
-            PluggedRun(tmp_path / "run", record, load_plugins().record_kinds["robustdup.study"]), "index"
-        ).context["sections"]
+        run = Run(tmp_path / "run", record, record_kinds()["robustdup.study"])
+        sections = page.study_page(run, "index").context["sections"]
         return next(section for section in sections if section.name == "dose-0")
 
     near = made(standard=(0.90, 0.94), pgd_at=(0.84, 0.88))
@@ -349,7 +347,7 @@ def test_throughput_over_training(tmp_path):
     ]
     training(tmp_path / "run", curve=curve, images_per_second=1.25)
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
-    told = [v["data-tip"] for tag, v in found.tags if v.get("data-tip", "").endswith("images a second")]
+    told = [hint for hint in found.hints if hint.endswith("images a second")]
     assert [float(text.split(": ")[1].split()[0]) for text in told] == [2] * 9 + [1] * 10
 
 
@@ -384,14 +382,14 @@ def test_a_description_in_numbers(tmp_path):
     record = description(tmp_path / "run")
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
     assert found.fields["splits.0.unique"] == ("7", "7")
-    bars = [v["data-tip"] for tag, v in found.tags if tag == "rect"]
+    bars = found.hints
     assert bars == ["1 entries: 5 samples", "2 entries: 1 sample", "3 entries: 1 sample"]
     assert "x 8 80.00% 5 3 37.50% y 2 20.00% 2 0 0.00%" in found.text
     assert "first of its sample 7 copy 3" in found.text
     record["splits"][0]["multiplicity"] = {"1": 5, "3": 4, "2": 2, "40": 1}
     (tmp_path / "run" / "record.json").write_text(json.dumps(record))
     found = read(write_report([tmp_path / "run"], tmp_path / "pages"))
-    bars = [v["data-tip"] for tag, v in found.tags if tag == "rect"]
+    bars = found.hints
     assert bars == ["1 entries: 5 samples", "2 to 3 entries: 6 samples", "32 to 63 entries: 1 sample"]
 
 

@@ -19,8 +19,8 @@ from robustdup.errors import RunError, UserError
 from robustdup.leaderboard import RankResult, compare
 from robustdup.leaderboard.rank import Place
 from robustdup.records import Diagnostic, Threat, load_record, load_samples, save_record, save_samples
+from robustdup.report.evaluation_figures import standing
 from robustdup.report.html import write_report
-from robustdup.report.html.board import _standing
 
 
 def _load(name):
@@ -174,8 +174,8 @@ def test_the_page_may_load_nothing_and_run_only_its_own_script(run, tmp_path):
 
 def test_without_samples_and_images_the_numbers_are_still_there(run, page):
     found = page(run(samples=False, images=False).folder)
-    assert "Without the samples of the points" in found.text
-    assert "Pictures need the samples" in found.text
+    assert "Without the table of samples" in found.text
+    assert "Pictures need the table of samples" in found.text
     assert "robust_accuracy.value" in found.fields
 
 
@@ -194,7 +194,7 @@ def test_damaged_images_and_samples_are_named(run, page):
     (made.folder / "images" / "adversarial.safetensors").write_bytes(b"\x10" + bytes(40))
     assert "cannot be read" in page(made.folder).text
     (made.folder / "samples.parquet").write_bytes(b"not parquet")
-    assert "Without the samples of the points" in page(made.folder).text
+    assert "Without the table of samples" in page(made.folder).text
 
 
 def test_a_run_that_cannot_be_ranked_stands_apart_among_the_published(run, page, tmp_path):
@@ -209,8 +209,8 @@ def test_a_run_that_cannot_be_ranked_stands_apart_among_the_published(run, page,
     assert "this run, with its 95% interval" not in found.text
     place, bound = Place.model_construct(), Place.model_construct()
     ranked = RankResult.model_construct(autoattack=place, at_most=None, reasons=[])
-    assert _standing(ranked) == ("this run", "this run, with its 95% interval")
-    assert _standing(ranked.model_copy(update={"autoattack": None, "at_most": bound}))[0] == "this run, a bound"
+    assert standing(ranked) == ("this run", "this run, with its 95% interval")
+    assert standing(ranked.model_copy(update={"autoattack": None, "at_most": bound}))[0] == "this run, a bound"
 
 
 def test_samples_of_another_run_are_not_believed(run, page):
@@ -221,7 +221,7 @@ def test_samples_of_another_run_are_not_believed(run, page):
     }
     save_samples(rows, made.folder)
     found = page(made.folder)
-    assert "do not fit this record" in found.text
+    assert "does not fit this record" in found.text
     assert "robust_accuracy.value" in found.fields
 
 
@@ -242,7 +242,7 @@ def test_an_older_record_is_upgraded_and_a_newer_one_refused(tmp_path, page):
 def test_a_partial_run_is_shown_as_partial(run, page):
     made = run(status="failed", n_undecided=3)
     text = page(made.folder).text
-    assert "Partial result: no attack finished a single call; 3 points undecided" in text
+    assert "Partial result: no attack finished a single call; 3 samples undecided" in text
     assert "No rank" in text
 
 
@@ -376,7 +376,7 @@ def test_differences_are_those_of_compare(run, page):
     text = page(a.folder, b.folder).text.replace("−", "-")
     assert f"{100 * true.difference:+.2f} {100 * true.low:+.2f} to {100 * true.high:+.2f}" in text
     tips = [v["data-tip"] for _, v in page(a.folder, b.folder).tags if "stand only here" in v.get("data-tip", "")]
-    assert tips == [f"on 60 points; {true.only_a} stand only here, {true.only_b} only in the reference"]
+    assert tips == [f"on 60 samples; {true.only_a} stand only here, {true.only_b} only in the reference"]
 
 
 def test_runs_that_cannot_be_compared_say_why(run, page):
@@ -418,7 +418,7 @@ def test_pages_are_made_without_torch_and_pandas(run, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom robustdup.report.html import write_report\n"
         f"write_report([{str(a.folder)!r}, {str(b.folder)!r}], Path({str(tmp_path / 'pages')!r}))\n"
-        "print(sorted({'torch', 'pandas', 'datasets', 'scipy', 'matplotlib'} & set(sys.modules)))"
+        "print(sorted({'torch', 'pandas', 'datasets', 'scipy', 'matplotlib', 'altair'} & set(sys.modules)))"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "[]"

@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,14 @@ from PIL import Image
 from robustdup.errors import UserError
 from robustdup.records import SAMPLES_SCHEMA, Threat, load_samples
 from robustdup.report import format as text
-from robustdup.report.charts import Axis, Chart, Point, Series, counts, linear, logarithmic, shares
+from robustdup.report.charts import Axis, Chart, Point, Series, counts, linear, shares
+from robustdup.report.gallery import choose, find_pictures, make_gallery
 from robustdup.report.html.comparison import labels
 from robustdup.report.html.folder import write_files
-from robustdup.report.html.gallery import choose, find_pictures, make_gallery
 from robustdup.report.runs import read_run
-from robustdup.report.samples import read_points
+from robustdup.report.samples import read_samples
+from robustdup.report.svg import SVG, draw, page_svg
+from robustdup.report.vega import SCREEN, specification
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -34,28 +38,55 @@ def test_a_scale_covers_its_values_with_round_ticks_in_order(a, b):
     ticks = [at for at, _ in axis.ticks]
     assert ticks == sorted(set(ticks))
     assert 2 <= len(ticks) <= 9
-    assert 0 <= axis.at(low) <= axis.at(high) <= 1
 
 
 def test_known_scales():
     assert [label for _, label in linear(0, 1, "").ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert [label for _, label in shares("").ticks] == ["0%", "20%", "40%", "60%", "80%", "100%"]
     assert [label for _, label in shares("", 0.15, 0.25).ticks] == ["14%", "16%", "18%", "20%", "22%", "24%", "26%"]
-    assert [at for at, _ in logarithmic(0.002, 5, "").ticks] == pytest.approx([0.001, 0.01, 0.1, 1, 10])
     assert [counts(n, "").ticks[-1][1] for n in (0, 1, 3, 7, 4321)] == ["1", "1", "3", "8", "6,000"]
     assert all(at == round(at) for n in range(40) for at, _ in counts(n, "").ticks)
-    assert logarithmic(1, 100, "").at(10) == 0.5
     assert linear(math.nan, math.inf, "").low == 0
     assert linear(3, 3, "").low < 3 < linear(3, 3, "").high
 
 
+def paths(chart, kind):
+    """The paths of a chart of 924 by its height as lists of numbers, by kind of mark."""
+    spec, _ = specification(chart, 924, SCREEN)
+    drawn = [g for g in draw(spec).iter(f"{{{SVG}}}g") if g.get("class") == kind]
+    return [[float(n) for n in re.findall(r"-?[\d.]+", path.get("d"))] for g in drawn for path in g]
+
+
 def test_a_line_goes_through_its_points_and_skips_what_has_no_place():
     axis = Axis(0, 10, (), "")
-    series = Series("s", [Point(0, 0), Point(5, math.nan), Point(10, 10, low=9, high=10), Point(5, 5, low=4, high=6)])
-    chart = Chart("c", "", "", axis, axis, [series], height=100)
-    assert chart.line(series) == "M0.00 100.0L100.00 0.0L50.00 50.0"
-    assert chart.band(series) == "M100.00 0.0L50.00 40.0L50.00 60.0L100.00 10.0Z"
-    assert len(chart.shown(series)) == 3
+    points = [
+        Point(0, 0),
+        Point(5, math.nan, "nowhere"),
+        Point(10, 10, low=9, high=10),
+        Point(5, 5, "five", low=4, high=6),
+    ]
+    chart = Chart("c", "", "", axis, axis, [Series("s", points, band=True)], height=100)
+    [line], [band] = paths(chart, "line"), paths(chart, "band")
+    right, bottom = max(line[::2]), max(line[1::2])
+    assert line == pytest.approx([0, bottom, right, 0, right / 2, bottom / 2])
+    places = sorted(zip(band[::2], band[1::2], strict=True))
+    assert places == [pytest.approx((x * right, y * bottom)) for x, y in ((0.5, 0.4), (0.5, 0.6), (1, 0), (1, 0.1))]
+    assert page_svg(chart).count("<path") == 2 * (1 + 1 + 3)  # a line, a band and three marks, wide and narrow
+    assert page_svg(chart).count('data-tip="five"') == 2
+    assert "nowhere" not in page_svg(chart)
+
+
+def test_a_chart_says_what_it_is_given_and_leads_only_where_it_should():
+    axis = linear(0, 1, "x", text=lambda value: f"<&{value:g}\"'")
+    points = [Point(0.95, 0.5, "</svg><script>", href="#cell-0"), Point(2, 0.5, "off the scale")]
+    text = page_svg(Chart("c", "", "", axis, axis, [Series("<b>", points)]))
+    root = ElementTree.fromstring(f"<div>{text}</div>")
+    assert {link.get("href") for link in root.iter("a")} == {"#cell-0"}
+    assert root.find(".//script") is None
+    ticks = [node.text for node in root.iter("text")]
+    assert ticks.count("<&1\"'") == 4  # both ends of both axes, wide and narrow
+    assert "vega" not in text
+    assert text == page_svg(Chart("c", "", "", axis, axis, [Series("<b>", points)]))
 
 
 @pytest.mark.parametrize(
@@ -128,12 +159,12 @@ def test_the_worst_example_is_the_one_that_an_evaluation_keeps(attacked):
                 small = ((f"a{number}", prediction), margin)
         expected.append(small[0] if best_key[0] == 1.0 and small is not None else best)
     record = _Record()
-    points = read_points(record, pa.table(columns, schema=SAMPLES_SCHEMA))
+    points = read_samples(record, pa.table(columns, schema=SAMPLES_SCHEMA))
     assert list(zip(points.attack.tolist(), points.after.tolist(), strict=True)) == expected
 
 
 class _Record:
-    """What read_points looks at in a record."""
+    """What read_samples looks at in a record."""
 
     run_id = "r"
     threat = Threat(norm="Linf", eps=0.1, eps_text="0.1")
@@ -141,7 +172,7 @@ class _Record:
 
 def test_points_agree_with_what_the_run_was_made_of(run):
     made = run(seed=5)
-    points = read_points(made.record, load_samples(made.folder))
+    points = read_samples(made.record, load_samples(made.folder))
     assert (points.index == 100 + np.arange(40)).all()
     assert ((points.outcome == "wrong already") == ~made.right).all()
     assert ((points.outcome == "broken") == (made.broken_by >= 0)).all()
@@ -154,11 +185,11 @@ def test_points_agree_with_what_the_run_was_made_of(run):
 def test_sheets_hold_the_pictures_to_the_level(run):
     """Clean and adversarial tiles are the images in 256 levels; the difference is drawn around grey, eps at the ends."""
     made = run(shape=(3, 6, 5), n=30, eps=0.1)
-    points = read_points(made.record, load_samples(made.folder))
+    points = read_samples(made.record, load_samples(made.folder))
     found = make_gallery(made.record, points, find_pictures(made.folder, 30), prefix="x")
     assert [name for name, _ in found.sheets] == ["images/x-00.png", "images/x-01.png"]
     assert found.magnified == 5
-    order = [point["index"] - 100 for point in found.data["points"]]
+    order = [point["index"] - 100 for point in found.data["samples"]]
     assert sorted(order) == list(range(30))
     for i, row in enumerate(order):
         sheet = np.asarray(Image.open(io.BytesIO(found.sheets[i // 24][1])))
@@ -171,7 +202,7 @@ def test_sheets_hold_the_pictures_to_the_level(run):
 
 def test_large_pictures_are_shrunk_and_the_number_is_bounded(run):
     made = run(shape=(3, 200, 150), n=30)
-    points = read_points(made.record, load_samples(made.folder))
+    points = read_samples(made.record, load_samples(made.folder))
     found = make_gallery(made.record, points, find_pictures(made.folder, 30), prefix="x", limit=10)
     assert found.shown == 10
     assert found.shrunk
@@ -182,7 +213,7 @@ def test_large_pictures_are_shrunk_and_the_number_is_bounded(run):
 
 def test_the_points_that_are_shown_cover_outcomes_attacks_and_classes(run):
     made = run(n=400, k=4)
-    points = read_points(made.record, load_samples(made.folder))
+    points = read_samples(made.record, load_samples(made.folder))
     rows = choose(points, 40)
     assert len(rows) == 40
     assert (np.diff(rows) > 0).all()

@@ -1,4 +1,4 @@
-"""Several evaluations on one page: what each is worth, and how each differs from the first on the same points."""
+"""Several evaluations on one page: what each is worth, and how each differs from the first on the same samples."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
 from robustdup.leaderboard.table import same_eps
 from robustdup.records import EvaluationRecord
-from robustdup.report.charts import Axis, Chart, Point, Series, linear, measured, shape, share_text, shares, tone
-from robustdup.report.format import interval, missing, percent, plural, signed, whole
-from robustdup.report.html.evaluation import attack_label, class_names, partial
+from robustdup.report.charts import Axis, Chart, Point, Series, linear, shape, tone
+from robustdup.report.evaluation_figures import LINES, curves
+from robustdup.report.format import attack_label, interval, missing, percent, share_text, signed, whole
+from robustdup.report.html.evaluation import partial
+from robustdup.report.html.evaluation_sections import class_names
 from robustdup.report.html.page import Section
-from robustdup.report.runs import EvaluationRun
+from robustdup.report.runs import Run, labels
 from robustdup.statistics import tango_interval
 
 COLUMNS = 8  # models side by side; more are compared in rows only
-LINES = 8  # curves in one chart
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A minus B on the `n` points that both decided, with Tango's 95% interval; or why there is none."""
+    """A minus B on the `n` samples that both decided, with Tango's 95% interval; or why there is none."""
 
     n: int = 0
     value: float = 0.0
@@ -46,17 +47,17 @@ class Difference:
 class Compared:
     """A run with its outcomes, None where its samples cannot be used."""
 
-    run: EvaluationRun
+    run: Run
     found: SampleOutcomes | None
     label: str
 
 
-def compared(runs: Sequence[EvaluationRun]) -> list[Compared]:
+def compared(runs: Sequence[Run]) -> list[Compared]:
     """Return runs with outcomes and with labels that tell them apart."""
     return [Compared(run, _outcomes(run), label) for run, label in zip(runs, labels(runs), strict=True)]
 
 
-def _outcomes(run: EvaluationRun) -> SampleOutcomes | None:
+def _outcomes(run: Run) -> SampleOutcomes | None:
     if run.samples is None:
         return None
     try:
@@ -65,20 +66,8 @@ def _outcomes(run: EvaluationRun) -> SampleOutcomes | None:
         return None
 
 
-def labels(runs: Sequence[EvaluationRun]) -> list[str]:
-    """Return a label for each run: its model; with data, threat model or run id as well where others are alike."""
-    parts = [
-        (r.model.spec, r.data.spec, f"{r.threat.norm} {r.threat.eps_text}", str(r.config.get("attacks", "")), r.run_id)
-        for r in (run.record for run in runs)
-    ]
-    varying = [i for i in range(1, 4) if len({part[i] for part in parts}) > 1]
-    found = [" · ".join([part[0], *(part[i] for i in varying if part[i])]) for part in parts]
-    alike = {label for label in found if found.count(label) > 1}
-    return [f"{label} · {part[4]}" if label in alike else label for label, part in zip(found, parts, strict=True)]
-
-
 def robust_difference(a: Compared, b: Compared) -> Difference:
-    """Return robust accuracy of A minus B on the same points; `reason` says why it cannot be said."""
+    """Return robust accuracy of A minus B on the same samples; `reason` says why it cannot be said."""
     first, second = a.run.record.threat, b.run.record.threat
     if first.norm != second.norm or not same_eps(first.eps_text, second.eps_text):
         return Difference(reason=f"other threat model: {first.norm} {first.eps_text}, {second.norm} {second.eps_text}")
@@ -86,14 +75,14 @@ def robust_difference(a: Compared, b: Compared) -> Difference:
         return Difference(reason="no samples")
     in_a, in_b = _common(a.found.index, b.found.index)
     if not len(in_a):
-        return Difference(reason="no point in common")
+        return Difference(reason="no sample in common")
     if (a.found.image[in_a] != b.found.image[in_b]).any() or (a.found.label[in_a] != b.found.label[in_b]).any():
         return Difference(reason="other images")
     mine, theirs = a.found.robust[in_a], b.found.robust[in_b]
     decided = (mine >= 0) & (theirs >= 0)
     n = int(decided.sum())
     if not n:
-        return Difference(reason="no point decided in both")
+        return Difference(reason="no sample decided in both")
     only_a = int((decided & (mine == 1) & (theirs == 0)).sum())
     only_b = int((decided & (mine == 0) & (theirs == 1)).sum())
     low, high = tango_interval(only_a, only_b, n)
@@ -101,14 +90,14 @@ def robust_difference(a: Compared, b: Compared) -> Difference:
 
 
 def _common(a: Any, b: Any) -> tuple[Any, Any]:
-    """Rows of the points that both have; both are sorted."""
+    """Rows of the samples that both have; both are sorted."""
     if len(a) == len(b) and (a == b).all():
         return np.arange(len(a)), np.arange(len(a))
     _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
     return in_a, in_b
 
 
-def comparison_sections(runs: Sequence[EvaluationRun], links: Sequence[str]) -> list[Section]:
+def comparison_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Section]:
     """Return the sections that compare at least two runs; `links` are the runs' own pages, "" where there is none."""
     all_runs = compared(runs)
     sections = [
@@ -185,26 +174,9 @@ def _fitted(values: list[float], label: str) -> Axis:
 
 
 def _curves(runs: list[Compared]) -> Section | None:
-    with_curve = [run for run in runs if run.run.record.curve][:LINES]
-    if not with_curve:
-        return None
-    series, rows = [], []
-    places: dict[float, str] = {}
-    for number, run in enumerate(with_curve):
-        record = run.run.record
-        clean = record.clean_accuracy
-        points = [Point(0.0, clean.value, f"{run.label}, clean: {percent(clean.value)}", clean.low, clean.high)]
-        for eps, at in record.curve.items():
-            points.append(Point(at.eps, at.value, f"{run.label}, eps {eps}: {percent(at.value)}", at.low, at.high))
-            rows.append((run.label, record.threat.norm, eps, percent(at.value), interval(at.low, at.high)))
-        places |= {at.eps: eps for eps, at in record.curve.items()}
-        series.append(Series(run.label, points, tone(number), shape(number), band=True))
-    chart = Chart(
-        "curves", "Robust accuracy over eps", f"{plural(len(series), 'run')} with several eps.",
-        measured("eps", places), shares("robust accuracy"), series, legend=series,
-        headings=("run", "norm", "eps", "robust accuracy", "95% interval"), rows=rows,
-    )  # fmt: skip
-    return Section("curves", "Robust accuracy over eps", "sections/chart.html.j2", charts=(chart,))
+    chart = curves([run.run for run in runs], [run.label for run in runs])
+    title = "Robust accuracy over eps"
+    return None if chart is None else Section("curves", title, "sections/chart.html.j2", charts=(chart,))
 
 
 def _side_by_side(runs: list[Compared]) -> Section | None:

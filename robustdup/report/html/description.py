@@ -8,7 +8,7 @@ from robustdup.records.description import DescriptionRecord, SplitDescription
 from robustdup.report.charts import Axis, Bar, Chart, counts
 from robustdup.report.format import fixed, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.runs import PluggedRun
+from robustdup.report.runs import Run
 
 SAME_BY = {
     "source_index": "told apart by the column source_index",
@@ -19,7 +19,7 @@ WIDEST = 24  # numbers of entries with a bar each
 SIZES = 20  # sizes of images that are listed
 
 
-def description_page(run: PluggedRun, name: str) -> Page:
+def description_page(run: Run, name: str) -> Page:
     """Return the page of a described dataset, named `name`; the first split comes first."""
     record: DescriptionRecord = run.record
     first = record.splits[0] if record.splits else None

@@ -9,30 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
 from robustdup.report import format as text
-from robustdup.report.html.comparison import comparison_sections, difference_text
-from robustdup.report.html.evaluation import evaluation_page, short_parameters
+from robustdup.report.html.comparison import difference_text
 from robustdup.report.html.folder import check_folder, write_files
-from robustdup.report.html.gallery import Array
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.html.training import training_page, training_sections
-from robustdup.report.runs import (
-    EvaluationRun,
-    OtherRun,
-    PluggedRun,
-    Run,
-    TrainingRun,
-    UnfinishedRun,
-    read_run,
-    record_kinds,
-)
+from robustdup.report.runs import Run, UnfinishedRun, read_run, record_kinds
+from robustdup.report.svg import page_svg
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison
 INDEX = "index"
@@ -46,18 +37,22 @@ def write_report(
     overwrite: bool = False,
     gallery: int = 240,
     each: bool | None = None,
-    clean_images: Mapping[int, Array] | None = None,
+    clean_images: Mapping[int, Any] | None = None,
 ) -> Path:
     """Write the pages of runs into the folder `to` and return the path of its index.html.
 
-    `gallery` points a run are shown as pictures; `each` says whether every run gets a page of its own besides (None: up to
+    `gallery` samples a run are shown as pictures; `each` says whether every run gets a page of its own besides (None: up to
     twelve). `clean_images` are those of runs that kept none, by place. Raises UserError where a place holds no run, and where
     the folder holds something else (unless `overwrite`); RunError where it cannot be written.
     """
     check_folder(to, overwrite=overwrite)
     each = len(places) <= OWN_PAGES if each is None else each
     runs = [read_run(place, brief=len(places) > 1 and not each) for place in places]
-    pages = make_pages(runs, gallery=gallery, each=each, clean_images=clean_images or {})
+    shown = [
+        replace(run, gallery=gallery, clean_images=(clean_images or {}).get(i)) if isinstance(run, Run) else run
+        for i, run in enumerate(runs)
+    ]
+    pages = make_pages(shown, each=each)
     files: dict[str, bytes] = {}
     for page in pages:
         files[f"{page.name}.html"] = render(page).encode("utf-8", "replace")
@@ -66,37 +61,30 @@ def write_report(
     return to / f"{INDEX}.html"
 
 
-def make_pages(runs: Sequence[Run], *, gallery: int, each: bool, clean_images: Mapping[int, Array]) -> list[Page]:
-    """Return the pages of runs, the one to begin with first. File names are numbers: nothing in a record names a file."""
+def make_pages(runs: Sequence[Run | UnfinishedRun], *, each: bool) -> list[Page]:
+    """Return the pages of runs, the one to begin with first. File names are numbers: nothing in a record names a file.
+
+    Without `each`, runs that are compared sample by sample get no page of their own beside the comparison.
+    """
     if not runs:
-        raise UserError("Name at least one run: robustdup report RUN...")
+        raise UserError("Name at least one run: robustdup report RUN...", code="no-runs")
     if len(runs) == 1:
-        return [_page(runs[0], INDEX, gallery, clean_images.get(0))]
-    needed = [each or not isinstance(run, EvaluationRun) for run in runs]
+        return [_page(runs[0], INDEX)]
+    needed = [each or isinstance(run, UnfinishedRun) or not run.kind.samples for run in runs]
     names = [f"run-{i + 1:03d}" if make else "" for i, make in enumerate(needed)]
-    pages = [
-        _page(run, name, gallery, clean_images.get(i))
-        for i, (run, name) in enumerate(zip(runs, names, strict=True))
-        if name
-    ]
-    return [_index(runs, names), *pages]
+    return [_index(runs, names), *(_page(run, name) for run, name in zip(runs, names, strict=True) if name)]
 
 
-def _page(run: Run, name: str, gallery: int, clean: Array | None) -> Page:
-    """The page of a run of any kind: this is where a new kind is added."""
-    if isinstance(run, EvaluationRun):
-        return evaluation_page(run, name, gallery=gallery, clean_images=clean)
-    if isinstance(run, TrainingRun):
-        return training_page(run, name)
-    if isinstance(run, PluggedRun) and run.kind.page is not None:
-        return run.kind.page(run, name)  # type: ignore[no-any-return]
+def _page(run: Run | UnfinishedRun, name: str) -> Page:
     if isinstance(run, UnfinishedRun):
         return _unfinished_page(run, name)
-    schema = run.schema if isinstance(run, OtherRun) else run.kind.schema
-    raise UserError(
-        f"{str(run.folder)!r} holds a record of kind {schema!r}, for which there is no page. A plugin may bring one: "
-        "robustdup doctor lists those that are installed."
-    )
+    if run.kind.page is None:
+        schema = run.kind.schema
+        raise UserError(
+            f"There is no page for records of kind {schema!r}, as {str(run.folder)!r} holds.", code="no-page"
+        )
+    page: Page = run.kind.page(run, name)
+    return page
 
 
 def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
@@ -105,21 +93,25 @@ def _unfinished_page(run: UnfinishedRun, name: str) -> Page:
     return Page(name, run.name, "Unfinished run", "unfinished.html.j2", context)
 
 
-def _index(runs: Sequence[Run], names: Sequence[str]) -> Page:
+def _index(runs: Sequence[Run | UnfinishedRun], names: Sequence[str]) -> Page:
     """The page that several runs begin with: those of a kind compared, and a list of the others."""
     linked = [(run, f"{name}.html" if name else "") for run, name in zip(runs, names, strict=True)]
-    evaluations = [(run, link) for run, link in linked if isinstance(run, EvaluationRun)]
-    trainings = [(run, link) for run, link in linked if isinstance(run, TrainingRun)]
+    by_kind: dict[str, list[tuple[Run, str]]] = {}
+    for run, link in linked:
+        if isinstance(run, Run):
+            by_kind.setdefault(run.kind.schema, []).append((run, link))
     sections: list[Section] = []
-    if len(evaluations) > 1:
-        sections += comparison_sections([run for run, _ in evaluations], [link for _, link in evaluations])
-    if len(trainings) > 1:
-        sections += training_sections([run for run, _ in trainings], [link for _, link in trainings])
-    compared = [kind for kind, found in ((EvaluationRun, evaluations), (TrainingRun, trainings)) if len(found) > 1]
-    others = [(run, link) for run, link in linked if not isinstance(run, tuple(compared))]
+    compared = set()
+    for schema, kind in record_kinds().items():
+        alike = by_kind.get(schema, [])
+        if len(alike) > 1 and kind.sections is not None:
+            sections += kind.sections([run for run, _ in alike], [link for _, link in alike])
+            compared.add(schema)
+    others = [(run, link) for run, link in linked if isinstance(run, UnfinishedRun) or run.kind.schema not in compared]
     if others:
         sections.append(Section("others", "Other runs", "sections/others.html.j2", content=others))
-    notices = [Notice("warning", f"{run.record.run_id}: {note}") for run, _ in evaluations for note in run.notes]
+    finished = [run for run in runs if isinstance(run, Run)]
+    notices = [Notice("warning", f"{run.record.run_id}: {note}") for run in finished for note in run.notes]
     context = {"sections": sections, "subtitle": [text.plural(len(runs), "run")], "notices": notices}
     return Page(INDEX, "Comparison", "Comparison", "comparison.html.j2", context)
 
@@ -155,7 +147,7 @@ def environment() -> Environment:
         "listed",
     )
     found.filters.update({name: getattr(text, name) for name in words})
-    found.filters.update({"parameters": short_parameters, "difference": difference_text})
+    found.filters.update({"difference": difference_text, "drawn": page_svg})
     return found
 
 

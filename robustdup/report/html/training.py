@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
-from robustdup.report.charts import Axis, Chart, Point, Rule, Series, linear, shape, shares, tone
-from robustdup.report.format import duration, interval, missing, number, percent, plural, short, whole
+from robustdup.report.format import duration, interval, number, percent, plural, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
-from robustdup.report.runs import TrainingRun
-
-LINES = 8  # runs in one chart
-SPANS = 60  # between which throughput is shown
-MOST_POINTS = 400  # of a curve: more cannot be told apart on a screen
+from robustdup.report.runs import Run
+from robustdup.report.training_figures import accuracies, best_and_last, loss, rate, throughput, validation
 
 
-def training_page(run: TrainingRun, name: str) -> Page:
+def title(record: TrainingRecord) -> str:
+    """Return what to call a training run: its network and objective."""
+    return f"{record.architecture} · {record.objective}"
+
+
+def training_page(run: Run, name: str) -> Page:
     """Return the page of a training run."""
     record = run.record
     sections = [
@@ -100,101 +99,19 @@ def _sentence(record: TrainingRecord) -> str:
     )
 
 
-def _epochs(record: TrainingRecord) -> Axis:
-    last = max([record.epochs, *(p.epoch for p in record.curve[-1:]), *(p.epoch for p in record.validation[-1:])])
-    return linear(0.0, last, "epochs", tight=True)
-
-
-def _thinned(points: Sequence[Any], most: int = MOST_POINTS) -> Sequence[Any]:
-    """Every so many-th point of a long curve, and the last."""
-    step = -(-len(points) // most)
-    return points if step <= 1 else [*points[:-1:step], points[-1]]
-
-
 def _accuracies(record: TrainingRecord) -> Section | None:
-    series = []
-    for kind, colour, mark in (("robust", "robust", "circle"), ("clean", "c2", "square")):
-        points = [
-            Point(p.epoch, value, f"{kind}, epoch {number(p.epoch, 3)}: {percent(value)}")
-            for p in record.validation
-            if not missing(value := getattr(p, f"{kind}_accuracy"))
-        ]
-        if points:
-            series.append(Series(f"validation, {kind}", points, colour, mark))
-    trained = [
-        Point(p.epoch, p.accuracy, f"training images, epoch {number(p.epoch, 3)}: {percent(p.accuracy)}")
-        for p in _thinned(record.curve)
-        if p.accuracy is not None
-    ]
-    if trained:
-        seen = "adversarial" if record.inner_attack else "as the objective saw them"
-        series.insert(0, Series(f"training images, {seen}", trained, "c7 thin", marks=False))
-    if not series:
+    chart = accuracies(record)
+    if chart is None:
         return None
-    best = next((p for p in record.validation if p.best), None)
-    rules = [] if best is None else [Rule(f"best, epoch {number(best.epoch, 3)}", x=best.epoch)]
-    rows = [
-        (
-            number(p.epoch, 4), whole(p.step), duration(p.seconds), percent(p.clean_accuracy), percent(p.robust_accuracy),
-            "best" if p.best else "",
-        )
-        for p in record.validation
-    ]  # fmt: skip
-    chart = Chart(
-        "accuracies", "Accuracy over training", _told(record), _epochs(record), shares("accuracy"), series, rules=rules,
-        headings=("epoch", "step", "time", "validation clean", "validation robust", ""), rows=rows, legend=series,
-    )  # fmt: skip
-    return Section("accuracies", "Accuracy over training", "sections/chart.html.j2", _told(record), charts=(chart,))
-
-
-def _told(record: TrainingRecord) -> str:
-    if not record.validation:
-        return "There were no validation images."
-    first, last = record.validation[0], record.validation[-1]
-    best = next((p for p in record.validation if p.best), last)
-    text = (
-        f"Validation robust accuracy went from {percent(first.robust_accuracy)} to {percent(last.robust_accuracy)}; the best "
-        f"checkpoint, at step {whole(best.step)}, has {percent(best.robust_accuracy)} robust and "
-        f"{percent(best.clean_accuracy)} clean."
-    )
-    lost = best.robust_accuracy - last.robust_accuracy
-    return text + (f" The last is {100 * lost:.2f} points less robust than the best." if lost > 0 else "")
+    return Section("accuracies", chart.title, "sections/chart.html.j2", best_and_last(record), charts=(chart,))
 
 
 def _loss_and_rate(record: TrainingRecord) -> Section | None:
     """The loss and the learning rate over the same epochs, side by side."""
-    charts = [chart for chart in (_loss(record), _rate(record)) if chart is not None]
+    charts = [chart for chart in (loss(record), rate(record)) if chart is not None]
     if not charts:
         return None
     return Section("loss", "Loss and learning rate", "sections/charts.html.j2", charts=tuple(charts))
-
-
-def _loss(record: TrainingRecord) -> Chart | None:
-    found = [p for p in record.curve if not missing(p.loss)]
-    if len(found) < 2:
-        return None
-    points = [Point(p.epoch, p.loss, f"epoch {number(p.epoch, 3)}: loss {number(p.loss)}") for p in _thinned(found)]
-    highest = sorted(p.loss for p in found)[int(0.99 * (len(found) - 1))]
-    return Chart(
-        "loss", "Loss", f"The loss went from {number(found[0].loss)} to {number(found[-1].loss)}.", _epochs(record),
-        linear(min(0.0, *(p.loss for p in found)), highest, "loss of the objective"),
-        [Series("loss", points, "c1 thin", marks=False)], height=200, headings=("epoch", "step", "loss"),
-        rows=[(number(p.epoch, 4), whole(p.step), number(p.loss)) for p in _thinned(found)],
-    )  # fmt: skip
-
-
-def _rate(record: TrainingRecord) -> Chart | None:
-    found = [p for p in record.curve if not missing(p.lr)]
-    if len(found) < 2:
-        return None
-    highest = max(p.lr for p in found)
-    points = [Point(p.epoch, p.lr, f"epoch {number(p.epoch, 3)}: {number(p.lr)}") for p in _thinned(found)]
-    return Chart(
-        "rate", "Learning rate", f"The highest learning rate is {number(highest)}.", _epochs(record),
-        linear(0.0, highest, "learning rate", count=4), [Series("learning rate", points, "c6", marks=False)], height=200,
-        headings=("epoch", "step", "learning rate"),
-        rows=[(number(p.epoch, 4), whole(p.step), number(p.lr)) for p in _thinned(found)],
-    )  # fmt: skip
 
 
 def _checkpoints(record: TrainingRecord) -> Section | None:
@@ -268,31 +185,10 @@ def _costs(record: TrainingRecord) -> Section:
     }
     if record.peak_memory is not None:
         facts["Peak memory"] = f"{record.peak_memory / 2**20:,.0f} MiB"
-    chart = _throughput(record)
+    chart = throughput(record)
     return Section(
         "costs", "Throughput and cost", "sections/facts.html.j2", content=facts, charts=(chart,) if chart else ()
     )
-
-
-def _throughput(record: TrainingRecord) -> Chart | None:
-    """Images a second between points of the curve: where a run slowed down, or waited."""
-    found = _thinned(record.curve, SPANS)
-    spans = [
-        ((a.epoch + b.epoch) / 2, (b.samples - a.samples) / (b.seconds - a.seconds))
-        for a, b in itertools.pairwise(found)
-        if b.seconds > a.seconds and b.samples > a.samples
-    ]
-    if len(spans) < 3:
-        return None
-    points = [Point(at, rate, f"epoch {number(at, 3)}: {whole(rate)} images a second") for at, rate in spans]
-    mean = record.images_per_second
-    rules = [] if missing(mean) else [Rule(f"on the whole {whole(mean)}", y=mean)]
-    return Chart(
-        "throughput", "Images per second", f"On the whole {whole(mean)}.", _epochs(record),
-        linear(0.0, max(mean or 0.0, *(rate for _, rate in spans)), "images per second", text=short, count=4),
-        [Series("images per second", points, "c4", marks=False)], rules=rules, height=160,
-        headings=("epoch", "images per second"), rows=[(number(at, 4), whole(rate)) for at, rate in spans],
-    )  # fmt: skip
 
 
 def _duplication(record: TrainingRecord) -> Section | None:
@@ -329,7 +225,7 @@ def _reproduce(record: TrainingRecord) -> Section:
     return Section("reproduce", "Run it again", "sections/reproduce.html.j2", content=content)
 
 
-def training_sections(runs: Sequence[TrainingRun], links: Sequence[str]) -> list[Section]:
+def training_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Section]:
     """Return what several training runs look like side by side: a table, and their validation curves."""
     rows = []
     for run, link in zip(runs, links, strict=True):
@@ -352,21 +248,6 @@ def training_sections(runs: Sequence[TrainingRun], links: Sequence[str]) -> list
         rows.append(cells)
     headings = ("Run", "Objective", "Epochs", "Robust", "Clean", "Time", "Images/s", "Status")
     table = Table("training-table", "The best checkpoint of each run", headings, rows, left=2)
-    series = []
-    for at, run in enumerate(runs[:LINES]):
-        points = [
-            Point(
-                p.epoch,
-                p.robust_accuracy,
-                f"{run.record.run_id}, epoch {number(p.epoch, 3)}: {percent(p.robust_accuracy)}",
-            )
-            for p in run.record.validation
-        ]
-        series.append(Series(run.record.run_id, points, tone(at), shape(at)))
-    last = max((point.x for line in series for point in line.points), default=0.0)
-    chart = Chart(
-        "validation", "Validation robust accuracy", f"{plural(len(series), 'run')}.", linear(0.0, last, "epochs", tight=True),
-        shares("robust accuracy"), series, legend=series,
-    )  # fmt: skip
-    charts = (chart,) if last > 0 else ()
+    chart = validation(runs)
+    charts = () if chart is None else (chart,)
     return [Section("trainings", "Training runs", "sections/table.html.j2", content=(table,), charts=charts)]

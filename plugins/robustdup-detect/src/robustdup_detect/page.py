@@ -11,7 +11,7 @@ from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.report.charts import Bar, Chart, Rule, counts, linear
 from robustdup.report.format import duration, number, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
-from robustdup.report.runs import PluggedRun, UnfinishedRun, read_plain
+from robustdup.report.runs import Run, UnfinishedRun, read_plain
 from robustdup_detect.page_pictures import class_name, clusters_section, crosses, image_name, pairs_section
 from robustdup_detect.record import DuplicatesRecord, ShownPair
 
@@ -19,7 +19,7 @@ NARROWEST = 9  # images in a cluster up to which the scale goes at least
 TABLE = "sections/table.html.j2"
 
 
-def duplicates_page(run: PluggedRun, name: str) -> Page:
+def duplicates_page(run: Run, name: str) -> Page:
     """Return the page of a search for duplicates, named `name`."""
     record: DuplicatesRecord = run.record
     files: dict[str, bytes] = {}

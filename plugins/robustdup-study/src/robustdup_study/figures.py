@@ -1,152 +1,261 @@
-"""Figures of studies for papers: means over doses, and effects with their intervals."""
+"""The charts of studies, for their pages and for `robustdup plot`: means over doses, published figures, effects."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from robustdup.errors import UserError
-from robustdup.report.format import missing, number
-from robustdup.report.plot_style import BROKEN, COLOURS, GREY, MARKERS, ROBUST, Width, percent_axis, shortened
-from robustdup.report.runs import PluggedRun
-from robustdup_study.page import Place, dose_name, is_share, metrics_of, place_of, told, words
-from robustdup_study.records import PairedComparison, StudyRecord
+from robustdup.report.charts import (
+    Axis,
+    Bar,
+    Chart,
+    Point,
+    Rule,
+    Series,
+    linear,
+    rows_axis,
+    shape,
+    shares,
+    tone,
+)
+from robustdup.report.format import NONE, missing, number, plural, share_text
+from robustdup.report.runs import Run
+from robustdup_study.names import (
+    Place,
+    dose_name,
+    grid_links,
+    is_number,
+    is_share,
+    metrics_of,
+    place_of,
+    place_text,
+    value_text,
+    words,
+)
+from robustdup_study.records import DoseMean, PairedComparison, PublishedFigure, StudyRecord
 from robustdup_study.report import varying
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-TICKS = 8  # doses with a tick each
-PANELS = 3  # metrics of a study in one figure
-
-
-def _panels(runs: Sequence[PluggedRun]) -> list[str]:
-    return metrics_of(runs[0].record)[:PANELS]
+LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
+NARROWEST = 0.05  # of a scale of shares
+COMMON = 2.5  # how much longer a scale may become to be that of all charts of a metric
+SEED_DOTS = 400  # in one chart
+PANELS = 3  # metrics in one figure
 
 
-def _lines(record: StudyRecord) -> tuple[list[Place], list[Place]]:
-    """Return what tells panels from each other, and the lines of a panel: no more of these than there are colours, if may be."""
+def dose_charts(record: StudyRecord, metric: str) -> tuple[list[Chart], list[Series]]:
+    """Return the charts of a metric's means over doses, a dot for each seed, and the legend for all of them."""
     names = varying(record)
-    places = [place_of(mean.factors, names) for mean in record.means]
-    for lead in range(len(names)):
-        lines = list(dict.fromkeys(place[lead:] for place in places))
-        if len(lines) <= len(COLOURS) or lead == len(names) - 1:
-            return list(dict.fromkeys(place[:lead] for place in places)), lines
-    return [()], [()]
+    means = [
+        mean for mean in record.means if mean.metric == metric and not missing(mean.mean) and not missing(mean.dose)
+    ]
+    places = list(dict.fromkeys(place_of(mean.factors, names) for mean in means))
+    parts = [("", places, 0)]
+    if len(places) > LINES:  # a chart for each level of the first factor, which the others need not repeat
+        levels = dict.fromkeys(place[:1] for place in places)
+        parts = [(place_text(level), [place for place in places if place[:1] == level], 1) for level in levels]
+    labels = list(dict.fromkeys(place_text(place[skip:]) for _, some, skip in parts for place in some))
+    charts = [_dose_chart(record, metric, title, means, some, names, labels) for title, some, _ in parts if some]
+    if not charts:
+        return [], []
+    legend = [Series(label, (), tone(i), shape(i)) for i, label in enumerate(labels)] if len(labels) > 1 else []
+    return _on_scales(charts, metric, within=_within(means)), legend
 
 
-def _shape(metrics: int, leads: int, width: Width) -> tuple[int, int]:
-    """Return the rows and columns of panels: a column for each lead, or for each metric, where the width allows."""
-    if width == "one":
-        return metrics * leads, 1
-    return (1, metrics) if leads == 1 else (metrics, leads)
+def _on_scales(charts: Sequence[Chart], metric: str, *, within: bool) -> list[Chart]:
+    """Give charts of one metric their y axes: a common one unless that would flatten what they show.
 
-
-def doses(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
-    """A panel for each metric: means over seeds with 95% t intervals, a line for each combination of factors.
-
-    More lines than there are colours are spread over panels of their own, by the first factors that vary.
+    A scale of shares covers five points at least, so that differences of next to nothing look like it.
     """
-    record, metrics = runs[0].record, _panels(runs)
-    if not metrics:
-        raise UserError("The study holds no means yet: no cell is complete.", code="no-data")
-    names = varying(record)
-    leads, lines = _lines(record)
-    axes.set_axis_off()
-    figure = axes.get_figure()
-    assert figure is not None
-    grid = axes.get_subplotspec().subgridspec(*_shape(len(metrics), len(leads), width))  # type: ignore[union-attr]
-    found = sorted({mean.dose for mean in record.means if not missing(mean.dose)})
-    reach = (found[-1] - found[0]) or 1.0 if found else 1.0
-    for at_panel, (metric, lead) in enumerate(itertools.product(metrics, leads)):
-        panel = figure.add_subplot(grid[at_panel])
-        shown = [
-            m for m in record.means
-            if m.metric == metric and place_of(m.factors, names)[: len(lead)] == lead and not missing(m.mean)
-            and not missing(m.dose)
-        ]  # fmt: skip
-        for at, line in enumerate(lines):
-            means = sorted((m for m in shown if place_of(m.factors, names)[len(lead) :] == line), key=lambda m: m.dose)
-            ends = [(m.low if m.low is not None else m.mean, m.high if m.high is not None else m.mean) for m in means]
-            shift = (at - (len(lines) - 1) / 2) * 0.015 * reach  # side by side, not on top of each other
-            panel.errorbar(
-                [m.dose + shift for m in means], [m.mean for m in means],
-                yerr=[[m.mean - low for m, (low, _) in zip(means, ends, strict=True)],
-                      [high - m.mean for m, (_, high) in zip(means, ends, strict=True)]],
-                color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], capsize=2, elinewidth=0.8,
-                label=shortened(told(line), 40),
+    spans = []
+    for chart in charts:
+        values = [
+            v for s in chart.series for p in s.points for v in (p.y, p.low, p.high) if v is not None and not missing(v)
+        ]
+        low, high = min(values), max(values)
+        if is_share(metric) and within:
+            short = max(0.0, NARROWEST - (high - low)) / 2
+            low, high = max(0.0, low - short), min(1.0, high + short)
+        spans.append((low, high))
+    together = (min(low for low, _ in spans), max(high for _, high in spans))
+    if together[1] - together[0] <= COMMON * max(high - low for low, high in spans):
+        spans = [together] * len(spans)
+
+    def axis(low: float, high: float) -> Axis:
+        if is_share(metric) and within:
+            return shares(words(metric), low, high)
+        return linear(low, high, words(metric), text=share_text if is_share(metric) else number)
+
+    return [replace(chart, y=axis(low, high)) for chart, (low, high) in zip(charts, spans, strict=True)]
+
+
+def _dose_chart(
+    record: StudyRecord,
+    metric: str,
+    title: str,
+    means: Sequence[DoseMean],
+    places: Sequence[Place],
+    names: Sequence[str],
+    labels: Sequence[str],
+) -> Chart:
+    """Return the chart of some combinations; `labels` are those of all charts, and give lines their colours and shapes."""
+    dose, links = dose_name(record), grid_links(record)
+    doses = sorted({mean.dose for mean in means})
+    reach = (doses[-1] - doses[0]) or 1.0
+    series, rows = [], []
+    numbered = [
+        (at, row) for at, row in enumerate(record.runs) if not missing(row.metrics.get(metric)) and dose in row.factors
+    ]
+    for place in places:
+        label = place_text(place[1:] if title else place)
+        at = labels.index(label)
+        shift = (at - (len(labels) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
+        mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
+        points = []
+        for mean in mine:
+            tip = _tip(metric, f"{place_text(place)}, {words(dose)} {number(mean.dose)}", mean)
+            link = links.get((place, mean.dose), "")
+            points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high, href=link))
+            rows.append(
+                (place_text(place), number(mean.dose), str(mean.n), value_text(metric, mean.mean),
+                 NONE if mean.low is None else f"{value_text(metric, mean.low)} to {value_text(metric, mean.high)}")
             )  # fmt: skip
-        if len(found) <= TICKS:
-            panel.set_xticks(found, [number(dose) for dose in found])
-        panel.set_xlabel(words(dose_name(record)))
-        panel.set_ylabel(words(metric))
-        panel.grid(axis="y")
-        if lead:
-            panel.text(1, 1, shortened(told(lead), 40), transform=panel.transAxes, ha="right", va="bottom")
-        if is_share(metric):
-            percent_axis(panel.yaxis)
-    if len(lines) > 1:
-        figure.legend(*panel.get_legend_handles_labels(), loc="outside upper left", ncols=2 if width == "two" else 1)  # type: ignore[call-overload]
+        series.append(Series(label, points, tone(at), shape(at)))
+        if len(numbered) <= SEED_DOTS:
+            dots = [
+                Point(
+                    float(row.factors[dose]) + shift, row.metrics[metric] or 0.0,
+                    f"seed {row.seed}: {value_text(metric, row.metrics[metric])}", href=f"#cell-{n}",
+                )
+                for n, row in numbered
+                if place_of(row.factors, names) == place and is_number(row.factors[dose])
+            ]  # fmt: skip
+            series.append(Series(f"seeds of {label}", dots, tone(at), "dot", line=False))
+    shown = f"{words(metric)}" + (f", {title}" if title else "")
+    return Chart(
+        "dose", shown.capitalize(), f"Means of {plural(len(places), 'combination')} at {plural(len(doses), 'dose')}.",
+        _dose_axis(doses, words(dose)), linear(0.0, 1.0, words(metric)), series, height=260, keyless=True,
+        headings=("factors", words(dose), "seeds", "mean", "95% interval"), rows=rows,
+    )  # fmt: skip
 
 
-def _compared(run: PluggedRun) -> list[tuple[str, list[PairedComparison]]]:
-    """The paired effects of copies by metric: those that a figure can show."""
-    found = []
-    for metric in metrics_of(run.record)[:PANELS]:
-        same = [
-            one for one in run.record.comparisons
-            if one.kind == "dose" and one.metric == metric and not missing(one.difference)
-        ]  # fmt: skip
+def _tip(metric: str, where: str, mean: DoseMean) -> str:
+    ends = (
+        ""
+        if mean.low is None or mean.high is None
+        else f" [{value_text(metric, mean.low)} to {value_text(metric, mean.high)}]"
+    )
+    return f"{where}: {value_text(metric, mean.mean)}{ends} ({plural(mean.n, 'seed')})"
+
+
+def _dose_axis(doses: Sequence[float], label: str) -> Axis:
+    """A scale with a tick at each dose, where they are few."""
+    axis = linear(doses[0], doses[-1], label, margin=0.05, tight=True)
+    return axis if len(doses) > LINES else replace(axis, ticks=tuple((dose, number(dose)) for dose in doses))
+
+
+def _within(means: Sequence[DoseMean]) -> bool:
+    """Whether all means lie in [0, 1]: then an interval that leaves it is cut off at its ends."""
+    return all(0 <= mean.mean <= 1 for mean in means)
+
+
+def published_chart(metric: str, rows: Sequence[tuple[int, PublishedFigure]], arms: Sequence[str]) -> Chart | None:
+    """Each arm twice: as published, dashed, and as seen here with its intervals. None where there is but one dose."""
+    doses = sorted({one.percent for _, one in rows})
+    if len(doses) < 2:
+        return None
+    series = []
+    for number_of, arm in enumerate(arms):
+        mine = sorted((pair for pair in rows if pair[1].arm == arm), key=lambda pair: pair[1].percent)
+        for kind, field in (("published", "published"), ("here", "here")):
+            points = [
+                Point(
+                    one.percent, value, f"{arm}, {kind}, {number(one.percent)}%: {value:.2f}",
+                    one.low if field == "here" else None, one.high if field == "here" else None, href=f"#published-{at}",
+                )
+                for at, one in mine
+                if (value := getattr(one, field)) is not None and not missing(value)
+            ]  # fmt: skip
+            if points:
+                hollow = kind == "published"
+                series.append(
+                    Series(
+                        f"{arm}, {kind}", points, tone(number_of), "ring" if hollow else shape(number_of), dashed=hollow
+                    )
+                )
+    values = [
+        v for line in series for p in line.points for v in (p.y, p.low, p.high) if v is not None and not missing(v)
+    ]
+    return Chart(
+        "published", words(metric).capitalize(), "Published figures dashed, with hollow marks; those seen here with intervals.",
+        _dose_axis(doses, "copies, per cent of the originals"), linear(min(values), max(values), f"{words(metric)} (%)"),
+        series, height=260, legend=series,
+    )  # fmt: skip
+
+
+def plot_doses(runs: Sequence[Run], width: str) -> list[list[Chart]]:
+    """Return the figure `dose`: a chart for each metric, or for each metric and level of the first factor."""
+    record = runs[0].record
+    rows = []
+    for metric in metrics_of(record)[:PANELS]:
+        charts, legend = dose_charts(record, metric)
+        bare = [replace(chart, series=[s for s in chart.series if s.shape != "dot"]) for chart in charts]
+        if legend:
+            bare = [replace(chart, legend=legend, keyless=False) for chart in bare]
+        if len(bare) > 1:  # what tells them apart stands in their titles
+            bare = [replace(chart, y=replace(chart.y, label=chart.title)) for chart in bare]
+        rows.append(bare)
+    charts = [chart for row in rows for chart in row]
+    if not charts:
+        raise UserError("The study holds no means yet: no cell is complete.", code="no-data")
+    if width == "one":
+        return [[chart] for chart in charts]
+    return [charts] if len(charts) == len(rows) else [row[i : i + 2] for row in rows for i in range(0, len(row), 2)]
+
+
+def plot_effects(runs: Sequence[Run], width: str) -> list[list[Chart]]:
+    """Return the figure `effects`: differences to the same seed without copies, with 95% t intervals and margins."""
+    record = runs[0].record
+    charts = []
+    for metric in metrics_of(record)[:PANELS]:
+        same = [c for c in record.comparisons if c.kind == "dose" and c.metric == metric and not missing(c.difference)]
         if same:
-            found.append((metric, same))
-    return found
+            charts.append([effects_chart(record, metric, same)])
+    if not charts:
+        text = "The study holds no effects yet: no pair of a dose and its baseline is complete."
+        raise UserError(text, code="no-data")
+    return charts
 
 
-def effects(axes: Axes, runs: Sequence[PluggedRun], width: Width) -> None:
-    """A forest plot: differences to the same seed without copies, with 95% t intervals; the margin is shaded."""
-    record, groups = runs[0].record, _compared(runs[0])
-    if not groups:
-        raise UserError(
-            "The study holds no effects yet: no pair of a dose and its baseline is complete.", code="no-data"
-        )
-    names = varying(record)
-    axes.set_axis_off()
-    figure = axes.get_figure()
-    assert figure is not None
-    grid = axes.get_subplotspec().subgridspec(len(groups), 1, height_ratios=[len(same) + 1 for _, same in groups])  # type: ignore[union-attr]
-    for at, (metric, same) in enumerate(groups):
-        panel = figure.add_subplot(grid[at])
-        margins = {one.margin for one in same if not missing(one.margin) and one.margin}
-        for margin in margins if len(margins) == 1 else ():
-            panel.axvspan(-margin, margin, color="#EEEEEE", lw=0)
-        panel.axvline(0, color=GREY, lw=0.6)
-        for row, one in enumerate(same):
-            colour = BROKEN if one.difference < 0 else ROBUST
-            if one.low is not None and one.high is not None:
-                panel.plot([one.low, one.high], [row, row], color=colour, lw=1.2)
-            panel.plot(one.difference, row, "o", color=colour, mfc=colour if one.primary else "white")
-        length = 44 if width == "two" else 24
-        places = [f"{told(place_of(one.factors, names))}, {number(one.dose)}" for one in same]
-        panel.set_yticks(range(len(same)), [shortened(place, length) for place in places])
-        panel.set_ylim(len(same) - 0.4, -0.6)
-        panel.tick_params(axis="y", length=0)
-        panel.spines["left"].set_visible(False)
-        unit = " (points)" if is_share(metric) else ""
-        panel.set_xlabel(f"difference in {words(metric)}{unit}")
-        if is_share(metric):
-            panel.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}".replace("-", "−") if value else "0")
+def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[PairedComparison]) -> Chart:
+    """Return a forest plot: a row for each difference; primary ones are filled, and the margin is shaded."""
+    names, share = varying(record), is_share(metric)
+    ends = [
+        value for c in comparisons for value in (c.difference, c.low, c.high, c.margin, -(c.margin or 0.0))
+        if value is not None and not missing(value)
+    ]  # fmt: skip
+    unit = " (points)" if share else ""
+    axis = linear(
+        min(0.0, *ends), max(0.0, *ends), f"difference in {words(metric)}{unit}", text=lambda v: _signed(v, share)
+    )
+    series = []
+    for primary in (True, False):
+        for below in (True, False):
+            points = [
+                Point(c.difference, i, "", c.low, c.high)
+                for i, c in enumerate(comparisons) if c.primary is primary and (c.difference < 0) is below
+            ]  # fmt: skip
+            if points:
+                mark = "circle" if primary else "ring"
+                series.append(Series("", points, "broken" if below else "robust", mark, line=False, sideways=True))
+    rows = rows_axis([f"{place_text(place_of(c.factors, names))}, {number(c.dose)}" for c in comparisons])
+    margins = {c.margin for c in comparisons if c.margin is not None and not missing(c.margin) and c.margin}
+    zone = [Bar(-margin, margin, rows.low, rows.high, "zone") for margin in margins] if len(margins) == 1 else []
+    return Chart(
+        "effects", "", "", axis, rows, series, bars=zone, rules=[Rule("", x=0.0)], height=70 + 21 * len(comparisons),
+        keyless=True,
+    )  # fmt: skip
 
 
-def effects_height(runs: Sequence[PluggedRun], width: Width) -> float:
-    """Return the height of `effects` in inches."""
-    groups = _compared(runs[0])
-    return min(sum(0.62 + 0.17 * len(same) for _, same in groups) or 1.0, 9.0)
-
-
-def doses_height(runs: Sequence[PluggedRun], width: Width) -> float:
-    """Return the height of `doses` in inches."""
-    leads, lines = _lines(runs[0].record)
-    rows, _ = _shape(max(1, len(_panels(runs))), len(leads), width)
-    legend = 0.16 * (len(lines) if width == "one" else -(-len(lines) // 2))
-    return legend + (2.4 if width == "two" and len(leads) == 1 else 1.9) * rows
+def _signed(value: float, share: bool) -> str:
+    return f"{100 * value if share else value:+.3g}".replace("-", "−") if abs(value) > 1e-12 else "0"

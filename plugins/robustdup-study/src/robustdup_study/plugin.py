@@ -23,14 +23,12 @@ def register(registry: Registry) -> None:
             figures={
                 "dose": FigureSpec(
                     "a study's means over doses, with 95% intervals",
-                    draw=f"{HERE}.figures:doses",
-                    height=f"{HERE}.figures:doses_height",
+                    f"{HERE}.figures:plot_doses",
                     one_run=True,
                 ),
                 "effects": FigureSpec(
                     "a study's effects of copies, with 95% intervals and margins",
-                    draw=f"{HERE}.figures:effects",
-                    height=f"{HERE}.figures:effects_height",
+                    f"{HERE}.figures:plot_effects",
                     one_run=True,
                 ),
             },

@@ -83,7 +83,7 @@
     for (const input of inputs) input.addEventListener("input", apply);
   }
 
-  const HINTED = ".plot, .fate[role=group], table", REACH = 26; // pixels from a point at which the pointer still means it
+  const HINTED = ".plot > svg, .fate[role=group], table", REACH = 26; // pixels from a point at which the pointer still means it
   const focusable = (hinted) => hinted.closest("a") || hinted;
 
   // Hints on whatever has data-tip: for the pointer, which need not be exact in a chart, and for the keyboard. Each chart and
@@ -106,8 +106,8 @@
     }
 
     function middles(area) {
-      return Array.from(area.querySelectorAll("svg[data-tip]"), (mark) => {
-        const box = mark.firstElementChild.getBoundingClientRect();
+      return Array.from(area.querySelectorAll(".dot[data-tip]")).filter((mark) => mark.checkVisibility()).map((mark) => {
+        const box = mark.getBoundingClientRect();
         return [box.left + box.width / 2 + scrollX, box.top + box.height / 2 + scrollY, mark];
       });
     }
@@ -154,8 +154,9 @@
     const first = area.querySelector("[data-tip]");
     if (!first) return;
     stop(focusable(first));
-    area.addEventListener("focusin", (event) => { if (event.target.matches("[tabindex]")) stop(event.target); });
-    area.addEventListener("keydown", (event) => {
+    const ears = area.closest(".plot") || area; // an SVG that listens for focus would be a stop of the tab key itself
+    ears.addEventListener("focusin", (event) => { if (area.contains(event.target) && event.target.matches("[tabindex]")) stop(event.target); });
+    ears.addEventListener("keydown", (event) => {
       const targets = all(), at = targets.indexOf(document.activeElement);
       if (at < 0) return;
       const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: beyond(targets, at, 1) - at, ArrowUp: beyond(targets, at, -1) - at,
@@ -194,11 +195,11 @@
     const pager = document.getElementById("gallery-pager"), selects = Array.from(tools.querySelectorAll("select"));
     const name = (label) => (data.classes[label] !== undefined ? data.classes[label] : String(label));
     const tones = { stands: "stands", broken: "broken", undecided: "undecided", "wrong already": "wrong" };
-    let shown = data.points.map((_, i) => i), page = 0;
+    let shown = data.samples.map((_, i) => i), page = 0;
 
     for (const select of selects) {
       const by = select.dataset.by, counts = new Map();
-      for (const point of data.points) if (point[by] !== "") counts.set(point[by], (counts.get(point[by]) || 0) + 1);
+      for (const sample of data.samples) if (sample[by] !== "") counts.set(sample[by], (counts.get(sample[by]) || 0) + 1);
       const keys = Array.from(counts.keys()).sort(before);
       for (const value of keys) {
         const text = by === "outcome" ? data.names[value] : by === "attack" ? value : name(value);
@@ -211,12 +212,12 @@
 
     function choose() {
       const wanted = selects.filter((select) => select.value !== "");
-      shown = data.points.map((_, i) => i).filter((i) => wanted.every((s) => String(data.points[i][s.dataset.by]) === s.value));
+      shown = data.samples.map((_, i) => i).filter((i) => wanted.every((s) => String(data.samples[i][s.dataset.by]) === s.value));
       draw();
     }
 
     function tile(i, column, alt) {
-      const rows = Math.min(data.perSheet, data.points.length - Math.floor(i / data.perSheet) * data.perSheet);
+      const rows = Math.min(data.perSheet, data.samples.length - Math.floor(i / data.perSheet) * data.perSheet);
       const row = i % data.perSheet, columns = data.columns.length, made = element("span", "tile" + (data.pixelated ? " pixelated" : ""));
       made.setAttribute("role", "img");
       made.setAttribute("aria-label", alt);
@@ -228,19 +229,19 @@
     }
 
     function card(i) {
-      const point = data.points[i], made = element("figure", "card"), tiles = element("div", "tiles"), text = element("figcaption");
+      const sample = data.samples[i], made = element("figure", "card"), tiles = element("div", "tiles"), text = element("figcaption");
       data.columns.forEach((column, at) => {
-        const what = column === "clean" ? "taken for " + name(point.before) : column === "adversarial" ? "taken for " + name(point.after) : "magnified";
-        tiles.append(tile(i, at, "Image " + point.index + ", " + column + ", " + what));
+        const what = column === "clean" ? "taken for " + name(sample.before) : column === "adversarial" ? "taken for " + name(sample.after) : "magnified";
+        tiles.append(tile(i, at, "Image " + sample.index + ", " + column + ", " + what));
       });
-      text.append(element("span", "dot " + tones[point.outcome]));
-      text.append(element("span", "to", name(point.label)));
-      const before = point.before === point.label ? "" : ", taken for " + name(point.before);
-      if (point.outcome === "broken") text.append(" taken for ", element("span", "to", name(point.after)));
-      else if (point.outcome === "wrong already") text.append(before);
+      text.append(element("span", "dot " + tones[sample.outcome]));
+      text.append(element("span", "to", name(sample.label)));
+      const before = sample.before === sample.label ? "" : ", taken for " + name(sample.before);
+      if (sample.outcome === "broken") text.append(" taken for ", element("span", "to", name(sample.after)));
+      else if (sample.outcome === "wrong already") text.append(before);
       text.append(element("br"));
-      const what = point.outcome === "broken" ? point.attack + (point.distance === null ? "" : ", distance " + Number(point.distance.toPrecision(4))) : data.names[point.outcome];
-      text.append(element("span", "muted", "#" + point.index + " · " + what));
+      const what = sample.outcome === "broken" ? sample.attack + (sample.distance === null ? "" : ", distance " + Number(sample.distance.toPrecision(4))) : data.names[sample.outcome];
+      text.append(element("span", "muted", "#" + sample.index + " · " + what));
       made.append(tiles, text);
       return made;
     }
@@ -249,8 +250,8 @@
       const pages = Math.max(1, Math.ceil(shown.length / perPage));
       page = Math.min(page, pages - 1);
       cards.replaceChildren(...shown.slice(page * perPage, (page + 1) * perPage).map(card));
-      if (!shown.length) cards.append(element("p", "muted", "No point fits these filters."));
-      document.getElementById("gallery-count").textContent = shown.length + " of " + data.points.length + " shown";
+      if (!shown.length) cards.append(element("p", "muted", "No sample fits these filters."));
+      document.getElementById("gallery-count").textContent = shown.length + " of " + data.samples.length + " shown";
       document.getElementById("gallery-page").textContent = "Page " + (page + 1) + " of " + pages;
       pager.hidden = pages < 2;
       for (const button of pager.querySelectorAll("button")) button.disabled = button.dataset.step < 0 ? page === 0 : page === pages - 1;

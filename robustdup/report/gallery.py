@@ -1,6 +1,6 @@
-"""The gallery: some points of a run as small pictures, packed into sheets that a page loads one at a time.
+"""The gallery: some samples of a run as small pictures, packed into sheets that a page loads one at a time.
 
-A sheet has a row a point and up to three columns: clean, adversarial, and their difference magnified.
+A sheet has a row a sample and up to three columns: clean, adversarial, and their difference magnified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from robustdup.records import EvaluationRecord
-from robustdup.report.samples import OUTCOMES, Points
+from robustdup.report.samples import OUTCOMES, Samples
 
 ADVERSARIAL = Path("images") / "adversarial.safetensors"
 CLEAN = Path("images") / "clean.safetensors"
@@ -41,7 +41,7 @@ class Pictures:
         return _read_rows(self.path, "images", rows)
 
     def clean_images(self, rows: Array) -> Array | None:
-        """Return the clean images of some points; None where the run kept none."""
+        """Return the clean images of some samples; None where the run kept none."""
         if self.given is not None:
             return np.asarray(self.given[rows], dtype=np.float32)
         return _read_rows(self.clean, "images", rows) if self.clean is not None else None
@@ -61,14 +61,14 @@ class Gallery:
 
 
 def find_pictures(folder: Path, n: int, given: Array | None = None) -> Pictures | str:
-    """Return the pictures of a run of `n` points, or why there are none. `given` are clean images from elsewhere."""
+    """Return the pictures of a run of `n` samples, or why there are none. `given` are clean images from elsewhere."""
     path = folder / ADVERSARIAL
     if not path.is_file():
         return "The run folder keeps no adversarial images (eval --no-save-images)."
     try:
         shape = _shape(path)
         if len(shape) != 4 or shape[0] != n or min(shape) < 1 or shape[1] not in (1, 3):
-            return f"The adversarial images have shape {shape}, which cannot be drawn for {n} points."
+            return f"The adversarial images have shape {shape}, which cannot be drawn for {n} samples."
         clean = folder / CLEAN
         kept = clean if clean.is_file() and _shape(clean) == shape else None
     except (SafetensorError, OSError, KeyError) as error:
@@ -100,12 +100,12 @@ def _runs(rows: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-def choose(points: Points, limit: int) -> Array:
+def choose(samples: Samples, limit: int) -> Array:
     """Return up to `limit` rows, rising: in turn from each outcome, attack and class, the first of each first."""
-    if len(points) <= limit:
-        return np.arange(len(points))
+    if len(samples) <= limit:
+        return np.arange(len(samples))
     groups: dict[tuple[str, str, int], list[int]] = {}
-    keys = zip(points.outcome.tolist(), points.attack.tolist(), points.label.tolist(), strict=True)
+    keys = zip(samples.outcome.tolist(), samples.attack.tolist(), samples.label.tolist(), strict=True)
     for row, (outcome, attack, label) in enumerate(keys):
         groups.setdefault((outcome, attack if outcome == OUTCOMES[1] else "", label), []).append(row)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*groups.values()))
@@ -113,11 +113,11 @@ def choose(points: Points, limit: int) -> Array:
 
 
 def make_gallery(
-    record: EvaluationRecord, points: Points, pictures: Pictures, *, prefix: str, limit: int = 240
+    record: EvaluationRecord, samples: Samples, pictures: Pictures, *, prefix: str, limit: int = 240
 ) -> Gallery:
     """Return the gallery of a run; its sheets are to be written as `images/<prefix>-NN.png` (or .jpg)."""
-    rows = choose(points, limit)
-    order = np.array([OUTCOMES.index(o) for o in points.outcome[rows]])
+    rows = choose(samples, limit)
+    order = np.array([OUTCOMES.index(o) for o in samples.outcome[rows]])
     by_outcome = rows[np.argsort(np.where(order == 1, -1, order), kind="stable")]
     adv = _displayable(pictures.adversarial(rows))
     clean = pictures.clean_images(rows)
@@ -141,10 +141,10 @@ def make_gallery(
         "columns": ["clean", "adversarial", "difference"] if clean is not None else ["adversarial"],
         "pixelated": max(height, width) <= PIXEL_ART,
         "ratio": width / height,
-        "points": [_describe(points, int(row)) for row in by_outcome],
+        "samples": [_describe(samples, int(row)) for row in by_outcome],
     }
     magnified = None if scale is None else 0.5 / scale
-    return Gallery(data, sheets, len(rows), len(points), magnified, clean is not None, factor > 1)
+    return Gallery(data, sheets, len(rows), len(samples), magnified, clean is not None, factor > 1)
 
 
 def _displayable(images: Array) -> Array:
@@ -159,7 +159,7 @@ def _scale(record: EvaluationRecord, difference: Array) -> float:
 
 
 def _sheet(columns: list[Array], factor: int) -> Array:
-    """Lay tiles (n, C, H, W) of each column side by side, points below each other: uint8 (n * H, columns * W, C)."""
+    """Lay tiles (n, C, H, W) of each column side by side, samples below each other: uint8 (n * H, columns * W, C)."""
     rows = [np.concatenate([_shrunk(column[i], factor) for column in columns], axis=2) for i in range(len(columns[0]))]
     whole = np.concatenate(rows, axis=1)
     return np.asarray((whole.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
@@ -184,15 +184,15 @@ def _encode(sheet: Array, *, png: bool) -> bytes:
     return content.getvalue()
 
 
-def _describe(points: Points, row: int) -> dict[str, Any]:
-    distance = float(points.distance[row])
+def _describe(samples: Samples, row: int) -> dict[str, Any]:
+    distance = float(samples.distance[row])
     return {
-        "index": int(points.index[row]),
-        "label": int(points.label[row]),
-        "before": int(points.before[row]),
-        "after": int(points.after[row]),
-        "outcome": str(points.outcome[row]),
-        "attack": str(points.attack[row]),
-        "eps": str(points.eps[row]),
+        "index": int(samples.index[row]),
+        "label": int(samples.label[row]),
+        "before": int(samples.before[row]),
+        "after": int(samples.after[row]),
+        "outcome": str(samples.outcome[row]),
+        "attack": str(samples.attack[row]),
+        "eps": str(samples.eps[row]),
         "distance": round(distance, 6) if math.isfinite(distance) else None,
     }
