@@ -95,7 +95,7 @@ def _describe(
 ) -> int:
     """Say what a dataset holds: classes, multiplicities, effective sample size, duplicates, unreadable images."""
     if out is not None and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
-        raise UserError(f"{out!r} is there already. Choose another --out; nothing is overwritten.")
+        raise UserError(f"{out!r} is there already. Choose another --out; nothing is overwritten.", code="not-empty")
     from robustdup.config import DataOptions
     from robustdup.data.describe import describe
     from robustdup.data.splits import open_splits, split_columns
@@ -107,7 +107,7 @@ def _describe(
     source, splits = open_splits(data, options), []
     names = [split] if split is not None else [name for name, rows in source.splits.items() if len(rows)]
     if not names:
-        raise UserError(f"There are no rows in {data}.")
+        raise UserError(f"There are no rows in {data}.", code="no-data")
     for name in names:
         place = f"{data} ({name})"
         dataset, columns = split_columns(source.get(name), options, place, needs_labels=False)

@@ -136,46 +136,63 @@ def _check_keys(options: DuplicationOptions) -> None:
         default = type(options).model_fields[key].get_default(call_default_factory=True)
         if key not in TAKES[scheme] and key in given and getattr(options, key) not in (default, 0):
             allowed = ", ".join(TAKES[scheme]) or "no further keys"
-            raise UserError(f"scheme = {scheme} does not use {key}; it takes {allowed}.")
+            raise UserError(f"scheme = {scheme} does not use {key}; it takes {allowed}.", code="bad-option")
     sizes = [key for key in ("dose", "fraction", "paper_p", "paper_r") if getattr(options, key) is not None]
     if len(sizes) > 1:
-        raise UserError(f"Give {sizes[0]} or {sizes[1]}, not both: the one follows from the other.")
+        raise UserError(
+            f"Give {sizes[0]} or {sizes[1]}, not both: the one follows from the other.", code="conflicting-options"
+        )
     if options.copies is not None and (options.paper_p is not None or options.paper_r is not None):
-        raise UserError(f"{sizes[0]} already says how many copies there are: leave copies out.")
+        raise UserError(
+            f"{sizes[0]} already says how many copies there are: leave copies out.", code="conflicting-options"
+        )
     if scheme in ("single", "whole_set"):
         if options.copies is not None and sizes:
-            raise UserError(f"Give dose or copies for scheme = {scheme}, not both: the one follows from the other.")
+            raise UserError(
+                f"Give dose or copies for scheme = {scheme}, not both: the one follows from the other.",
+                code="conflicting-options",
+            )
         if options.copies is None and not sizes:
-            raise UserError(f"scheme = {scheme} needs copies or dose.")
+            raise UserError(f"scheme = {scheme} needs copies or dose.", code="missing-option")
     elif scheme != "none" and not sizes:
         needed = "dose or fraction" if "fraction" in TAKES[scheme] else "dose"
-        raise UserError(f"scheme = {scheme} needs {needed}.")
+        raise UserError(f"scheme = {scheme} needs {needed}.", code="missing-option")
     if options.control != "none" and scheme in ("none", "leak"):
-        raise UserError(f"control = {options.control} has nothing to compare with under scheme = {scheme}.")
+        raise UserError(
+            f"control = {options.control} has nothing to compare with under scheme = {scheme}.", code="bad-option"
+        )
 
 
 def _check_ranges(options: DuplicationOptions) -> None:
     if options.dose is not None and not 0 <= options.dose < 1:
         raise UserError(
             f"dose is the share of training entries that are copies, from 0 to below 1; got {options.dose:g}."
-            + _percent(options.dose)
+            + _percent(options.dose),
+            code="bad-value",
         )
     for key in ("fraction", "paper_r"):
         value = getattr(options, key)
         if value is not None and not 0 <= value <= 1:
             raise UserError(
-                f"{key} is the share of the samples that are chosen, from 0 to 1; got {value:g}.{_percent(value)}"
+                f"{key} is the share of the samples that are chosen, from 0 to 1; got {value:g}.{_percent(value)}",
+                code="bad-value",
             )
     if options.copies is not None and options.copies < 1:
-        raise UserError(f"copies must be at least 1 for each chosen sample, got {options.copies}.")
+        raise UserError(f"copies must be at least 1 for each chosen sample, got {options.copies}.", code="bad-value")
     if not 0 <= options.skew <= 1:
-        raise UserError(f"skew goes from 0 (all classes alike) to 1 (named classes only); got {options.skew:g}.")
+        raise UserError(
+            f"skew goes from 0 (all classes alike) to 1 (named classes only); got {options.skew:g}.", code="bad-value"
+        )
     if not 0 <= options.exponent <= 8 or options.exponent * STEP % 1:
-        raise UserError(f"exponent must be from 0 to 8 in steps of 1/{STEP}, got {options.exponent:g}.")
+        raise UserError(
+            f"exponent must be from 0 to 8 in steps of 1/{STEP}, got {options.exponent:g}.", code="bad-value"
+        )
     if options.row is not None and options.row < 0:
-        raise UserError(f"row must be 0 or above, got {options.row}.")
+        raise UserError(f"row must be 0 or above, got {options.row}.", code="bad-value")
     if options.paper_p is not None and not 0 <= options.paper_p <= 100:
-        raise UserError(f"paper_p is a percentage from 0 to 100 (p // 10 whole copies), got {options.paper_p}.")
+        raise UserError(
+            f"paper_p is a percentage from 0 to 100 (p // 10 whole copies), got {options.paper_p}.", code="bad-value"
+        )
 
 
 def _percent(value: float) -> str:

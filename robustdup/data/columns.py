@@ -35,7 +35,7 @@ def find_columns(
     """
     for what, name in (("image", image), ("label", label)):
         if name is not None and name not in features:
-            raise unknown(f"{what} column in {place}:", name, features)
+            raise unknown(f"{what} column of {place}:", name, features)
     image = image or _find_image(features, place)
     if not (_is_image(features[image]) or _is_image_bytes(features[image])):
         raise UserError(

@@ -41,14 +41,18 @@ def apply_plan(
     names = {"image": image_column, "label": label_column}
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
-            raise UserError(f"There is no split {split!r} to duplicate; there are {', '.join(data)}.")
+            raise UserError(
+                f"There is no split {split!r} to duplicate; there are {', '.join(data)}.", code="unknown-split"
+            )
         made = apply_plan(plan, data[split], other=other, image_column=image_column, label_column=label_column)
         return cast(D, datasets.DatasetDict({**data, split: made}))
     if isinstance(data, datasets.IterableDataset):
         return cast(D, _stream(plan, data, other, names, index_column))
     if isinstance(data, datasets.Dataset):
         return cast(D, _table(plan, data, other, names))
-    raise UserError(f"A plan applies to a Dataset, DatasetDict or IterableDataset, not to a {type(data).__name__}.")
+    raise UserError(
+        f"A plan applies to a Dataset, DatasetDict or IterableDataset, not to a {type(data).__name__}.", code="bad-data"
+    )
 
 
 def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: Tensor | None = None) -> Tensor:
@@ -82,12 +86,13 @@ def _check(plan: DuplicationPlan, names: Sequence[str], rows: int | None, other:
         if name in names:
             raise UserError(
                 f"There is a column {name!r} already, which duplication adds. Is this a duplicated dataset? "
-                f"Else rename it: dataset.rename_column({name!r}, 'my_{name}')."
+                f"Else rename it: dataset.rename_column({name!r}, 'my_{name}').",
+                code="already-duplicated",
             )
     if rows is not None and rows != plan.n_source:
-        raise UserError(f"The plan is for {plan.n_source} rows, but the data has {rows}.")
+        raise UserError(f"The plan is for {plan.n_source} rows, but the data has {rows}.", code="wrong-plan")
     if other is None and int(plan.source_index.max()) >= plan.n_source:
-        raise UserError("The plan lets another split leak in: give that split as `other`.")
+        raise UserError("The plan lets another split leak in: give that split as `other`.", code="wrong-plan")
 
 
 def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: dict[str, str | None]) -> Any:
@@ -100,7 +105,8 @@ def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: 
     if other is not None:
         if set(other.features) != set(dataset.features):
             raise UserError(
-                f"The two splits have other columns: {', '.join(dataset.features)} and {', '.join(other.features)}."
+                f"The two splits have other columns: {', '.join(dataset.features)} and {', '.join(other.features)}.",
+                code="bad-column",
             )
         same = other.features == dataset.features
         dataset = datasets.concatenate_datasets([dataset, other if same else other.cast(dataset.features)])
@@ -172,7 +178,7 @@ def _array(image: Any, row: int) -> Any:
         if plain.mode == "F":
             raise ValueError("has 16 bits, near copies are made of 8-bit pixels")
     except ValueError as error:
-        raise UserError(f"The image in row {row} {error}.") from None
+        raise UserError(f"The image in row {row} {error}.", code="unreadable-image") from None
     array = np.asarray(plain)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -192,11 +198,14 @@ def _stream(
     features = stream.features
     _check(plan, list(features or ()), None, other)
     if index_column is not None and features is not None and index_column not in features:
-        raise UserError(f"The stream has no column {index_column!r}; it has {', '.join(features)}.")
+        raise UserError(f"The stream has no column {index_column!r}; it has {', '.join(features)}.", code="no-column")
     columns = None
     if plan.near is not None or plan.labels is not None:
         if features is None:
-            raise UserError("The stream does not say what its columns hold, which near copies and wrong labels need.")
+            raise UserError(
+                "The stream does not say what its columns hold, which near copies and wrong labels need.",
+                code="no-column",
+            )
         columns = find_columns(features, image=names["image"], label=names["label"], place="the stream")
     change = _near_images(plan, columns.image) if columns is not None and plan.near is not None else None
     label = columns.label if columns is not None and plan.labels is not None else None
@@ -225,12 +234,13 @@ def _numbered(stream: Any, n_source: int, index_column: str | None, other: Any) 
     for seen, content in enumerate(stream, start=1):
         row = seen - 1 if index_column is None else int(content[index_column])
         if not 0 <= row < n_source:
-            raise UserError(f"The plan is for {n_source} rows, but the stream brings row {row}.")
+            raise UserError(f"The plan is for {n_source} rows, but the stream brings row {row}.", code="wrong-plan")
         yield row, content
     if index_column is None and seen != n_source:
         raise UserError(
             f"The plan is for {n_source} rows, but the stream ended after {seen}. One that is cut, filtered or shuffled "
-            "needs index_column: the number of each row in the source."
+            "needs index_column: the number of each row in the source.",
+            code="wrong-plan",
         )
     for row, content in enumerate(other if other is not None else ()):
         yield n_source + row, content

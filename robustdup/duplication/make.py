@@ -32,7 +32,7 @@ def make_plan(
     """
     n = labels.shape[0]
     if n == 0:
-        raise UserError("There are no rows to duplicate: the split is empty.")
+        raise UserError("There are no rows to duplicate: the split is empty.", code="no-data")
     check_labels(labels, n, len(class_names) or None)
     labels, seed = labels.cpu().long(), options.seed if options.seed is not None else seed
     leak = options.scheme == "leak"
@@ -63,7 +63,7 @@ def make_plan(
 
 def _other(n_other: int, other_labels: Tensor | None) -> Tensor:
     if n_other < 1:
-        raise UserError("scheme = leak needs the rows of another split (leak_from); there are none.")
+        raise UserError("scheme = leak needs the rows of another split (leak_from); there are none.", code="no-data")
     if other_labels is None:
         return torch.zeros(n_other, dtype=torch.int64)
     check_labels(other_labels, n_other)
@@ -81,14 +81,18 @@ def _staying(free: Tensor, leaving: int, labels: Tensor, seed: int, class_names:
     if leaving > len(order):
         raise UserError(
             f"mode = replace has no room: {leaving} copies would take the places of {leaving} samples without copies, "
-            f"but there are {len(order)}. Give a lower dose or more copies of fewer samples."
+            f"but there are {len(order)}. Give a lower dose or more copies of fewer samples.",
+            code="too-many-copies",
         )
     keep = torch.ones(len(free), dtype=torch.bool)
     keep[order[:leaving]] = False
     emptied = (torch.bincount(labels) > 0) & (torch.bincount(labels[keep], minlength=int(labels.max()) + 1) == 0)
     if bool(emptied.any()):
         name = class_name(int(emptied.nonzero()[0]), class_names)
-        raise UserError(f"mode = replace would leave no sample of class {name!r}. Give a lower dose or mode = append.")
+        raise UserError(
+            f"mode = replace would leave no sample of class {name!r}. Give a lower dose or mode = append.",
+            code="too-many-copies",
+        )
     return keep
 
 
@@ -147,7 +151,9 @@ def _wrong_labels(labels: Tensor, source_index: Tensor, copy: Tensor, seed: int,
     """Return the labels of the entries, those of copies drawn from the other classes by (seed, source, copy)."""
     classes = classes or int(labels.max()) + 1
     if classes < 2:
-        raise UserError("scheme = conflicting needs at least two classes: there is no wrong label to give.")
+        raise UserError(
+            "scheme = conflicting needs at least two classes: there is no wrong label to give.", code="bad-labels"
+        )
     found = labels[source_index]
     copies = copy > 0
     rng = entry_rng(seed, source_index[copies], copy[copies]).fold("wrong label")

@@ -8,11 +8,13 @@ its batch (JPEG: whatever the library makes of it). Each follows its counterpart
 from __future__ import annotations
 
 import inspect
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +51,8 @@ class NearTransform:
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise UserError(
-                f"Near copies are made of uint8 pixels (n, 1 or 3, H, W); got {tuple(pixels.shape)} {pixels.dtype}."
+                f"Near copies are made of uint8 pixels (n, 1 or 3, H, W); got {tuple(pixels.shape)} {pixels.dtype}.",
+                code="bad-images",
             )
         rng = entry_rng(self.seed, source_index.to(pixels.device), copy.to(pixels.device))
         for number, (name, options) in enumerate(self.steps):
@@ -88,7 +91,9 @@ def _checked(name: str, key: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{key} of near transform {name!r} must be {kind} from {low} to {high}, got {value!r}.")
+        raise UserError(
+            f"{key} of near transform {name!r} must be {kind} from {low} to {high}, got {value!r}.", code="bad-value"
+        )
     return int(value) if whole else float(value)
 
 
@@ -136,10 +141,16 @@ def contrast(images: Tensor, rng: SampleRng, *, strength: float = 0.2) -> Tensor
 
 
 def jpeg(images: Tensor, rng: SampleRng, *, quality: int = 60) -> Tensor:
-    """Write as JPEG with this `quality` and read again."""
-    from torchvision.transforms.v2 import functional
+    """Write as JPEG with this `quality` and read again, with Pillow."""
+    from PIL import Image
 
-    made = [functional.jpeg(image, quality) for image in images.cpu()]
+    made = []
+    for image in images.cpu():
+        content = io.BytesIO()
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.contiguous().numpy()).save(content, "JPEG", quality=quality)
+        decoded = torch.from_numpy(np.array(Image.open(content)))
+        made.append(decoded[None] if decoded.ndim == 2 else decoded.permute(2, 0, 1))
     return torch.stack(made).to(images.device) if made else images
 
 

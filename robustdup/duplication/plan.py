@@ -107,7 +107,8 @@ class DuplicationPlan:
         if self.near is not None or self.labels is not None or int(self.source_index.max()) >= self.n_source:
             what = "near copies" if self.near is not None else f"scheme = {self.scheme}"
             raise UserError(
-                f"{what[0].upper()}{what[1:]} cannot be expressed as loss weights: its copies are other points."
+                f"{what[0].upper()}{what[1:]} cannot be expressed as loss weights: its copies are other points.",
+                code="bad-option",
             )
         counts = self.entries_per_sample().double()
         return (counts * ((counts > 0).sum() / counts.sum())).float()
@@ -181,14 +182,17 @@ def load_plan(place: Path) -> DuplicationPlan:
 
     path = place / PLAN_FILE if place.is_dir() else place
     if not path.is_file():
-        raise UserError(f"There is no plan at {str(place)!r}: give a file, or a folder that holds {PLAN_FILE}.")
+        raise UserError(
+            f"There is no plan at {str(place)!r}: give a file, or a folder that holds {PLAN_FILE}.", code="missing-file"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["plan"])
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["format"] != FORMAT:
             raise UserError(
-                f"{str(path)!r} is a plan of the format {header['format']!r}; this version reads {FORMAT!r}."
+                f"{str(path)!r} is a plan of the format {header['format']!r}; this version reads {FORMAT!r}.",
+                code="bad-file",
             )
         plan = DuplicationPlan(
             source_index=parts["source_index"], copy=parts["copy"], n_source=header["n_source"],
@@ -196,7 +200,9 @@ def load_plan(place: Path) -> DuplicationPlan:
             scheme=header["scheme"], mode=header["mode"], seed=header["seed"], options=header["options"],
         )  # fmt: skip
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is not a plan of duplication: {error}.") from None
+        raise UserError(f"{str(path)!r} is not a plan of duplication: {error}.", code="bad-file") from None
     if plan.hash != header["hash"]:
-        raise UserError(f"The plan {str(path)!r} was changed after it was written: its hash differs.")
+        raise UserError(
+            f"The plan {str(path)!r} was changed after it was written: its hash differs.", code="changed-file"
+        )
     return plan

@@ -74,7 +74,8 @@ def _whole(total: Fraction, n: int, dose: float | None) -> int:
     if abs(total - whole * n) > 1:
         near = " or ".join(f"copies = {k} (dose {k / (k + 1):.6g})" for k in ((total / n).__floor__(), whole) if k)
         raise UserError(
-            f"dose = {dose:g} is not a whole number of copies of the whole set. Give {near or 'copies = 1'}."
+            f"dose = {dose:g} is not a whole number of copies of the whole set. Give {near or 'copies = 1'}.",
+            code="bad-dose",
         )
     return whole
 
@@ -83,7 +84,7 @@ def _single_row(row: int | None, n: int, seed: int) -> int:
     if row is None:
         return int(sample_words(n, seed).argmin())
     if row >= n:
-        raise UserError(f"row = {row} is beyond the last row, {n - 1}.")
+        raise UserError(f"row = {row} is beyond the last row, {n - 1}.", code="bad-value")
     return row
 
 
@@ -102,13 +103,15 @@ def _order(
                 raise UserError(
                     f"{_size(options)} asks for {_half_up(share * chosen)} samples of class "
                     f"{class_name(number, class_names)!r}, which has {size}. Give more copies, another skew, or a "
-                    f"lower {'dose' if options.dose is not None else 'fraction'}."
+                    f"lower {'dose' if options.dose is not None else 'fraction'}.",
+                    code="too-many-copies",
                 )
         return apportioned(order, labels, shares)
     if chosen > n:
         raise UserError(
             f"{_size(options)} asks for {chosen} samples, but there are {n} to choose from. "
-            "Give more copies or a lower dose."
+            "Give more copies or a lower dose.",
+            code="too-many-copies",
         )
     if options.scheme in ("hardest", "easiest"):
         return order[_scores(scores, options, n)[order].argsort(stable=True, descending=options.scheme == "easiest")]
@@ -124,13 +127,14 @@ def _size(options: DuplicationOptions) -> str:
 def _scores(scores: Tensor | None, options: DuplicationOptions, n: int) -> Tensor:
     if scores is None:
         raise UserError(
-            f"scheme = {options.scheme} needs a score for each sample, the lower the harder (a margin): score_column."
+            f"scheme = {options.scheme} needs a score for each sample, the lower the harder (a margin): score_column.",
+            code="no-score",
         )
     if tuple(scores.shape) != (n,):
-        raise UserError(f"scores must have the shape ({n},), got {tuple(scores.shape)}.")
+        raise UserError(f"scores must have the shape ({n},), got {tuple(scores.shape)}.", code="bad-score")
     bad = (~scores.isfinite()).nonzero().flatten()
     if len(bad):
-        raise UserError(f"{len(bad)} scores are NaN or infinite, the first in row {int(bad[0])}.")
+        raise UserError(f"{len(bad)} scores are NaN or infinite, the first in row {int(bad[0])}.", code="bad-score")
     return scores
 
 
@@ -161,7 +165,7 @@ def _named_classes(words: Sequence[str], sizes: Sequence[int], class_names: Sequ
         else:
             raise unknown("class", word, class_names or [str(number) for number in present])
         if not sizes[number]:
-            raise UserError(f"There are no samples of class {word!r}.")
+            raise UserError(f"There are no samples of class {word!r}.", code="bad-value")
         named.add(number)
     return named
 

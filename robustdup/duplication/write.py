@@ -29,16 +29,19 @@ def check_target(to: str, *, overwrite: bool) -> None:
     if to.startswith(HUB):
         name = to.removeprefix(HUB)
         if not looks_like_hub_id(name) or "/" not in name:
-            raise UserError(f"{to!r} is not a place on the Hub. Write hub:owner/name.")
+            raise UserError(f"{to!r} is not a place on the Hub. Write hub:owner/name.", code="bad-value")
         return
     folder = Path(to).expanduser()
     if not to or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{to!r} is not a folder. Name one to write to, or hub:owner/name.")
+        raise UserError(f"{to!r} is not a folder. Name one to write to, or hub:owner/name.", code="bad-value")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(f"The folder {to!r} is not empty. Choose another, or replace it with --overwrite.")
+        raise UserError(
+            f"The folder {to!r} is not empty. Choose another, or replace it with --overwrite.", code="not-empty"
+        )
     if folder.is_dir() and overwrite and any(folder.iterdir()) and not (folder / CARD_FILE).is_file():
         raise UserError(
-            f"The folder {to!r} does not look like a dataset (it has no {CARD_FILE}): it is not overwritten."
+            f"The folder {to!r} does not look like a dataset (it has no {CARD_FILE}): it is not overwritten.",
+            code="not-empty",
         )
 
 
@@ -84,7 +87,7 @@ def explained_writes(place: str) -> Iterator[None]:
             raise
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "No space left on the disk" if full else cause.strerror or str(cause)
-        raise RunError(f"Cannot write {place!r}: {reason}. Nothing is left behind.") from error
+        raise RunError(f"Cannot write {place!r}: {reason}. Nothing is left behind.", code="not-written") from error
 
 
 def _write_data(folder: Path, splits: Mapping[str, datasets.Dataset], progress: Progress) -> None:
@@ -142,7 +145,10 @@ def push_folder(folder: Path, name: str, *, private: bool, overwrite: bool, mess
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         there = [file for file in api.list_repo_files(name, repo_type="dataset") if file != ".gitattributes"]
         if there and not overwrite:
-            raise UserError(f"The dataset {name!r} is on the Hub already. Choose another name, or add --overwrite.")
+            raise UserError(
+                f"The dataset {name!r} is on the Hub already. Choose another name, or add --overwrite.",
+                code="not-empty",
+            )
         done = api.upload_folder(
             repo_id=name, folder_path=folder, repo_type="dataset", commit_message=message,
             delete_patterns=["*"] if there else None,
@@ -150,8 +156,10 @@ def push_folder(folder: Path, name: str, *, private: bool, overwrite: bool, mess
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         if code in (401, 403):
-            raise UserError(f"The Hub does not let you write {name!r} ({code}). Log in: 'hf auth login'.") from error
-        raise RunError(f"The Hub did not take {name!r}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"The Hub does not let you write {name!r} ({code}). Log in: 'hf auth login'.", code="no-access"
+            ) from error
+        raise RunError(f"The Hub did not take {name!r}: {' '.join(str(error).split())}", code="hub-refused") from error
     except OSError as error:  # no connection
-        raise RunError(f"Cannot reach the Hub to write {name!r}: {error}.") from error
+        raise RunError(f"Cannot reach the Hub to write {name!r}: {error}.", code="offline") from error
     return str(done.commit_url).split("/commit/")[0]

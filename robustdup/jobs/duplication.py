@@ -103,7 +103,9 @@ def _leaking(
     if config.scheme != "leak":
         return None, None
     if config.leak_from == config.split:
-        raise UserError(f"A split does not leak into itself: split and leak_from are both {config.split!r}.")
+        raise UserError(
+            f"A split does not leak into itself: split and leak_from are both {config.split!r}.", code="bad-value"
+        )
     place = f"{config.data} ({config.leak_from})"
     other, columns = split_columns(source.get(config.leak_from), options, place)
     return other, label_tensor(other, columns, place)
@@ -115,22 +117,27 @@ def _scores(
     """Return the score of each row from its column or as a model's margin; None where the scheme needs none."""
     if config.scheme not in ("hardest", "easiest"):
         if config.score_model is not None:
-            raise UserError(f"scheme = {config.scheme} does not use score_model; hardest and easiest do.")
+            raise UserError(
+                f"scheme = {config.scheme} does not use score_model; hardest and easiest do.", code="bad-option"
+            )
         return None
     if config.score_model is not None and config.score_column is not None:
-        raise UserError("Give score_column or score_model, not both.")
+        raise UserError("Give score_column or score_model, not both.", code="conflicting-options")
     if config.score_model is not None:
         options = DataOptions(split=config.split, image_column=columns.image, label_column=columns.label)
         return _margins(config.score_model, TableSamples(dataset, options, place), labels, config.allow_pickle)
     if config.score_column is None:
-        raise UserError(f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.")
+        raise UserError(
+            f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.",
+            code="no-score",
+        )
     if config.score_column not in dataset.features:
-        raise unknown(f"score column in {place}:", config.score_column, dataset.features)
+        raise unknown(f"score column of {place}:", config.score_column, dataset.features)
     values = dataset.select_columns([config.score_column]).with_format("arrow")[:][config.score_column]
     try:
         return torch.tensor([float("nan") if value is None else float(value) for value in values.to_pylist()])
     except (TypeError, ValueError):
-        raise UserError(f"Column {config.score_column!r} of {place} does not hold numbers.") from None
+        raise UserError(f"Column {config.score_column!r} of {place} does not hold numbers.", code="bad-score") from None
 
 
 def _margins(spec: str, rows: TableSamples, labels: Tensor, allow_pickle: bool) -> Tensor:
@@ -145,7 +152,9 @@ def _margins(spec: str, rows: TableSamples, labels: Tensor, allow_pickle: bool) 
             images, _ = rows.fetch(range(start, min(start + _SCORED, len(rows))))
             logits, own = model(images), labels[start : start + _SCORED]
             if int(own.max()) >= logits.shape[1]:
-                raise UserError(f"{spec} knows {logits.shape[1]} classes, but a label is {int(own.max())}.")
+                raise UserError(
+                    f"{spec} knows {logits.shape[1]} classes, but a label is {int(own.max())}.", code="bad-labels"
+                )
             margins.append(margin(logits, own))
     return torch.cat(margins).float()
 

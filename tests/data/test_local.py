@@ -17,6 +17,7 @@ from robustdup.config import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
+from tests.raising import raises
 
 RANDOM = np.random.default_rng(0)
 
@@ -74,9 +75,9 @@ def test_only_chosen_rows_are_decoded_and_a_broken_image_is_named(tmp_path):
     broken["bytes"] = broken["bytes"][:60]
     write(tmp_path, [png(pixels(8, 8, 3)), broken, {"bytes": b"<html>", "path": None}], [0, 1, 2])
     assert len(read(tmp_path, n=1)) == 1
-    with pytest.raises(UserError, match=r"image in row 1 .* cannot be read"):
+    with raises("unreadable-image", UserError, "row 1"):
         read(tmp_path)
-    with pytest.raises(UserError, match="row 1"):
+    with raises("unreadable-image", UserError, "row 1"):
         load_images(str(tmp_path), sample=3, registry=Registry())
 
 
@@ -95,21 +96,21 @@ def test_imagefolder_and_saved_to_disk(tmp_path):
     rows.save_to_disk(tmp_path / "single")
     for folder in ("dict", "single"):
         assert read(tmp_path / folder).fingerprint == read(tmp_path / "rows").fingerprint
-    with pytest.raises(UserError, match="has no configurations"):
+    with raises("bad-option", UserError):
         read(tmp_path / "dict", config="x")
 
 
 def test_missing_split_and_columns_name_the_nearest(tmp_path):
     write(tmp_path, [png(pixels(4, 4))], [0], split="train")
-    with pytest.raises(UserError, match=r"Unknown split .* 'test'.*Allowed: train"):
+    with raises("unknown-split", UserError, "'test'", "train"):
         read(tmp_path)
-    with pytest.raises(UserError, match="Did you mean 'img'"):
+    with raises("unknown-image-column", UserError, "'img'"):
         read(tmp_path, split="train", image_column="imgs")
-    with pytest.raises(UserError, match="Did you mean 'label'"):
+    with raises("unknown-label-column", UserError, "'label'"):
         read(tmp_path, split="train", label_column="lable")
-    with pytest.raises(UserError, match=r"'label' .* does not hold images but ClassLabel"):
+    with raises("bad-column", UserError, "'label'", "ClassLabel"):
         read(tmp_path, split="train", image_column="label")
-    with pytest.raises(UserError, match="revision = 'main' is for Hub datasets"):
+    with raises("bad-option", UserError, "'main'"):
         read(tmp_path, split="train", revision="main")
 
 
@@ -121,19 +122,19 @@ def test_ambiguous_and_unsuitable_columns(tmp_path):
     assert data.labels.tolist() == [1]
     assert "'fine_label'" in data.notes[0]
     write(tmp_path / "two", image, [1], label="colour", shape=([0], names))
-    with pytest.raises(UserError, match=r"Several columns .* labels: colour, shape. Name one with label_column"):
+    with raises("ambiguous-column", UserError, "colour, shape", "label_column"):
         read(tmp_path / "two")
     assert read(tmp_path / "two", label_column="shape").labels.tolist() == [0]
     write(tmp_path / "text", image, [1], label="colour", names=(), label_=(["red"], datasets.Value("string")))
-    with pytest.raises(UserError, match=r"not hold class numbers 0..K-1 but text.*class_encode_column"):
+    with raises("bad-column", UserError, "text", "class_encode_column"):
         read(tmp_path / "text", label_column="label_")
-    with pytest.raises(UserError, match=r"No column .* is known to hold labels"):
+    with raises("no-column", UserError, "label_column"):
         read(tmp_path / "text")
     write(tmp_path / "negative", image, [-1], names=())
-    with pytest.raises(UserError, match="0 or above, got -1"):
+    with raises("bad-labels", UserError, "-1"):
         read(tmp_path / "negative")
     write(tmp_path / "none", image, [None], names=())
-    with pytest.raises(UserError, match=r"Row 0 .* has no label"):
+    with raises("no-label", UserError, "Row 0"):
         read(tmp_path / "none")
 
 
@@ -167,7 +168,7 @@ def test_pixel_modes(tmp_path):
     assert one(tmp_path, "grey", array, grey=True).shape == (1, 4, 4)
     see_through = Image.fromarray(array).convert("RGBA")
     see_through.putpixel((0, 0), (1, 2, 3, 0))
-    with pytest.raises(UserError, match=r"row 0 .* has transparent pixels"):
+    with raises("unreadable-image", UserError, "row 0", "transparent"):
         one(tmp_path, "alpha", see_through)
     write(tmp_path / "mixed", [png(pixels(4, 4)), png(array)], [0, 1])
     assert read(tmp_path / "mixed").images.shape == (2, 3, 4, 4)
@@ -183,11 +184,11 @@ def test_resize_and_crop_are_those_of_torchvision(tmp_path):
     expected = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.ToTensor()])
     data = read(tmp_path, resize=32, crop=28)
     assert torch.equal(data.images, torch.stack([expected(Image.fromarray(a)) for a in arrays]))
-    with pytest.raises(UserError, match="too small for crop = 45"):
+    with raises("unreadable-image", UserError, "crop = 45"):
         read(tmp_path, crop=45)
-    with pytest.raises(UserError, match="crop = 40 is larger than resize = 32"):
+    with raises("bad-option", UserError, "crop = 40", "resize = 32"):
         read(tmp_path, resize=32, crop=40)
-    with pytest.raises(UserError, match="resize must be at least 1"):
+    with raises("bad-option", UserError, "resize"):
         read(tmp_path, resize=0)
 
 
@@ -197,21 +198,21 @@ def test_broken_and_missing_files_are_named(tmp_path):
     whole = file.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"<html>404</html>"):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"test\.parquet' is not a whole parquet file"):
+        with raises("bad-file", UserError, "test.parquet"):
             read(tmp_path)
     file.unlink()
-    with pytest.raises(UserError, match="There is no data in"):
+    with raises("no-data", UserError):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"There is no folder '.*nowhere'; Hub ids look like owner/name"):
+    with raises("unknown-data", UserError, "nowhere", "owner/name"):
         read(tmp_path / "nowhere")
     (tmp_path / "notes.md").write_text("no")
-    with pytest.raises(UserError, match="not a parquet file"):
+    with raises("bad-data", UserError, "parquet"):
         read(tmp_path / "notes.md")
 
 
 def test_empty_split(tmp_path):
     write(tmp_path, [], [])
-    with pytest.raises(UserError, match="no rows"):
+    with raises("bad-file", UserError, "no rows"):
         read(tmp_path)
 
 

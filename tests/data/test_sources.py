@@ -15,6 +15,7 @@ from robustdup.data.dataset import fingerprint, from_tensors, image_hashes
 from robustdup.data.sources import load_images, select
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_digits_are_scikit_learns(registry):
 def test_digits_resized(registry):
     data = load_images("builtin:digits", DataOptions(resize=16, crop=12), n=3, registry=registry)
     assert data.images.shape == (3, 1, 12, 12)
-    with pytest.raises(UserError, match="too small for crop = 9"):
+    with raises("bad-option", UserError, "crop = 9"):
         load_images("builtin:digits", DataOptions(crop=9), registry=registry)
 
 
@@ -68,28 +69,34 @@ def test_samples_are_uniform():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("wanted", "code", "named"),
     [
-        ({"n": 3, "sample": 3}, "not both"), ({"n": 501}, r"n = 501 is more than builtin:digits \(test\) has: 500 rows"),
-        ({"sample": 501}, "sample = 501 is more"), ({"n": 0}, "at least 1, got 0"), ({"sample": -1}, "at least 1, got -1"),
+        ({"n": 3, "sample": 3}, "bad-option", ("n = 3", "sample = 3")),
+        ({"n": 501}, "bad-value", ("n = 501", "builtin:digits (test)", "500 rows")),
+        ({"sample": 501}, "bad-value", ("sample = 501",)),
+        ({"n": 0}, "bad-value", ("at least 1, got 0",)),
+        ({"sample": -1}, "bad-value", ("at least 1, got -1",)),
     ],
-)  # fmt: skip
-def test_wrong_numbers_of_points(registry, wanted, message):
-    with pytest.raises(UserError, match=message):
+)
+def test_wrong_numbers_of_samples(registry, wanted, code, named):
+    with raises(code, UserError, *named):
         load_images("builtin:digits", registry=registry, **wanted)
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "message"),
+    ("spec", "options", "code", "named"),
     [
-        ("builtin:digit", {}, "Did you mean 'builtin:digits'"), ("builtn:digits", {}, "Did you mean 'builtin:digits'"),
-        ("builtin:digits", {"split": "tests"}, "Did you mean 'test'"), ("builtin:digits", {"config": "x"}, "has no config"),
-        ("./no/such/folder", {}, "There is no folder './no/such/folder'"), ("", {}, "There is no folder ''"),
-        ("a/b/c", {}, "There is no folder 'a/b/c'"),
+        ("builtin:digit", {}, "unknown-built-in-data", "Did you mean 'builtin:digits'"),
+        ("builtn:digits", {}, "unknown-data", "Did you mean 'builtin:digits'"),
+        ("builtin:digits", {"split": "tests"}, "unknown-split", "Did you mean 'test'"),
+        ("builtin:digits", {"config": "x"}, "bad-option", "'x'"),
+        ("./no/such/folder", {}, "unknown-data", "'./no/such/folder'"),
+        ("", {}, "unknown-data", "''"),
+        ("a/b/c", {}, "unknown-data", "'a/b/c'"),
     ],
-)  # fmt: skip
-def test_wrong_specs(registry, spec, options, message):
-    with pytest.raises(UserError, match=message):
+)
+def test_wrong_specs(registry, spec, options, code, named):
+    with raises(code, UserError, named):
         load_images(spec, DataOptions(**options), registry=registry)
 
 
@@ -135,24 +142,24 @@ IMAGES, LABELS = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 1])
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "message"),
+    ("images", "labels", "code", "named"),
     [
-        (IMAGES * 255, LABELS, r"from 127.5 to 127.5. Divide by 255"),
-        (IMAGES - 1, LABELS, r"from -0.5 to -0.5. .*move the normalisation into the model"),
-        ((IMAGES * 255).to(torch.uint8), LABELS, "got uint8. Divide by 255"),
-        (IMAGES[:, 0], LABELS, r"shape \(N, C, H, W\), got \(2, 4, 4\)"),
-        (IMAGES / 0 * 0, LABELS, "2 images hold NaN or infinity, the first is number 0"),
-        (IMAGES[:0], LABELS[:0], "There are no images"),
-        (IMAGES, LABELS[:1], "2 images but 1 labels"),
-        (IMAGES, LABELS.float(), "labels must be integers, got float32"),
-        (IMAGES, torch.eye(2).long(), "not one-hot"),
-        (IMAGES, LABELS - 1, "0 or above, got -1"),
-        (IMAGES, LABELS + 1, "below the number of classes, 2; got 2"),
-        ("images", LABELS, "got a str"),
+        (IMAGES * 255, LABELS, "bad-images", ("from 127.5 to 127.5", "images / 255")),
+        (IMAGES - 1, LABELS, "bad-images", ("from -0.5 to -0.5", "normalisation")),
+        ((IMAGES * 255).to(torch.uint8), LABELS, "bad-images", ("uint8", "images.float() / 255")),
+        (IMAGES[:, 0], LABELS, "bad-images", ("(N, C, H, W)", "(2, 4, 4)")),
+        (IMAGES / 0 * 0, LABELS, "bad-images", ("2 images", "number 0")),
+        (IMAGES[:0], LABELS[:0], "bad-images", ("(0, 1, 4, 4)",)),
+        (IMAGES, LABELS[:1], "bad-labels", ("2 images but 1 labels",)),
+        (IMAGES, LABELS.float(), "bad-labels", ("float32",)),
+        (IMAGES, torch.eye(2).long(), "bad-labels", ("one-hot",)),
+        (IMAGES, LABELS - 1, "bad-labels", ("-1",)),
+        (IMAGES, LABELS + 1, "bad-labels", ("2; got 2",)),
+        ("images", LABELS, "bad-value", ("got a str",)),
     ],
 )
-def test_wrong_tensors(images, labels, message):
-    with pytest.raises(UserError, match=message):
+def test_wrong_tensors(images, labels, code, named):
+    with raises(code, UserError, *named):
         from_tensors(images, labels, class_names=["a", "b"])
 
 

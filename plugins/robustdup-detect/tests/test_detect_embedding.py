@@ -17,6 +17,7 @@ from torch import nn
 from robustdup.config import validate
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
+from tests.raising import raises
 
 NETWORKS = """
 from torch import nn
@@ -129,9 +130,9 @@ def test_mistakes_in_a_network_show_before_anything_is_read(networks, tmp_path, 
 
 
 def test_an_unknown_network_and_one_of_grey_images(tmp_path):
-    with pytest.raises(UserError, match="Unknown model 'dino'"):
+    with raises("unknown-model", UserError, "'dino'"):
         detect(settings("builtin:digits", embedding="dino"), tmp_path / "run")
-    with pytest.raises(UserError, match="'builtin:digits-robust' does not take colour images of 32 x 32 pixels"):
+    with raises("bad-network", UserError, "'builtin:digits-robust'", "32 x 32"):
         detect(settings("builtin:digits", embedding="builtin:digits-robust"), tmp_path / "run")
 
 
@@ -147,7 +148,7 @@ def test_features_of_a_classifier_are_what_its_last_linear_layer_is_given(tmp_pa
     assert torch.allclose(embedding(images), net[:3](images))
     assert (embedding(images) >= 0).all()
     registry.add_model_source("flat", lambda rest, options: nn.Flatten(), description="None.", examples=("flat:net",))
-    with pytest.raises(UserError, match="no linear layer to take features from"):
+    with raises("bad-network", UserError, "linear layer"):
         load_embedding("flat:net", registry=registry)
 
 

@@ -51,7 +51,9 @@ class FeatureNetwork(nn.Module):
             features = features.mean(dim=(2, 3))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise UserError(f"An embedding returns features of shape (images, numbers); got {came}.")
+            raise UserError(
+                f"An embedding returns features of shape (images, numbers); got {came}.", code="bad-network"
+            )
         return features.float()
 
 
@@ -64,7 +66,8 @@ class Penultimate(nn.Module):
         if not linear:
             raise UserError(
                 "This classifier has no linear layer to take features from. Write a file.py:factory whose network "
-                "returns features."
+                "returns features.",
+                code="bad-network",
             )
         self.classifier, self.seen = classifier, torch.empty(0)
         linear[-1].register_forward_pre_hook(self._see)
@@ -93,7 +96,10 @@ def load_embedding(spec: str, *, registry: Registry) -> FeatureNetwork:
         net, size = load_from_file(spec), USUAL_SIZE
         size = getattr(net, "size", size)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(f"The attribute size of the network {spec!r} must be a number of pixels, got {size!r}.")
+            raise UserError(
+                f"The attribute size of the network {spec!r} must be a number of pixels, got {size!r}.",
+                code="bad-network",
+            )
     else:
         net = Penultimate(load_model(spec, registry=registry))
     return FeatureNetwork(net.to(device="cpu", dtype=torch.float32), size).eval().requires_grad_(False)
@@ -118,5 +124,6 @@ def try_embedder(spec: str) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
         raise UserError(
-            f"The network {spec!r} does not take colour images of {embedder.size} x {embedder.size} pixels: {text[:300]}"
+            f"The network {spec!r} does not take colour images of {embedder.size} x {embedder.size} pixels: {text[:300]}",
+            code="bad-network",
         ) from error

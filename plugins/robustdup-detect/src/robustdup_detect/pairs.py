@@ -90,7 +90,7 @@ def near_duplicates(
         if pixels is not None:
             check_pixels(name, pixels)
     if not 0 < threshold <= 1:
-        raise UserError(f"threshold must be above 0 and at most 1, got {threshold}.")
+        raise UserError(f"threshold must be above 0 and at most 1, got {threshold}.", code="bad-value")
     report = progress or (lambda stage, done, total: None)
     within = pixels_b is None
     hashes_a = digests(pixels_a)
@@ -109,9 +109,14 @@ def check_pixels(name: str, pixels: Tensor) -> None:
     """Raise UserError unless pixels are uint8 (N, C, H, W) with one or three channels and at least one image."""
     if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
         came = str(pixels.dtype).removeprefix("torch.") if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise UserError(f"{name} must be a tensor of uint8 pixels, got {came}. From [0, 1]: (255 * x).round().byte().")
+        raise UserError(
+            f"{name} must be a tensor of uint8 pixels, got {came}. From [0, 1]: (255 * x).round().byte().",
+            code="bad-images",
+        )
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
-        raise UserError(f"{name} must have the shape (N, 1 or 3, H, W) with N > 0, got {tuple(pixels.shape)}.")
+        raise UserError(
+            f"{name} must have the shape (N, 1 or 3, H, W) with N > 0, got {tuple(pixels.shape)}.", code="bad-images"
+        )
 
 
 def canvas(pixels: Tensor) -> Tensor:

@@ -93,13 +93,17 @@ def run_detection(
     source = open_splits(config.data, config.data_options())
     names = [config.split] if config.against is None else [config.split, config.against]
     if len(set(names)) < len(names):
-        raise UserError(f"split and against are both {config.split!r}: leave out against for pairs within it.")
+        raise UserError(
+            f"split and against are both {config.split!r}: leave out against for pairs within it.", code="bad-value"
+        )
     opened = {
         name: split_columns(source.get(name), config.data_options(name), f"{config.data} ({name})", needs_labels=False)
         for name in names
     }
     if config.keep == "consistent" and not opened[config.split][1].label:
-        raise UserError(f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.")
+        raise UserError(
+            f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.", code="no-label"
+        )
     start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
     with locked(folder):
         plan = SearchPlan(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
@@ -138,12 +142,16 @@ def run_detection(
 
 def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:
     if to.startswith("hub:"):
-        raise UserError(f"A deduplicated dataset is written to a folder, not to {to!r}. Push the folder from there.")
+        raise UserError(
+            f"A deduplicated dataset is written to a folder, not to {to!r}. Push the folder from there.",
+            code="bad-value",
+        )
     check_target(to, overwrite=overwrite)
     target, source = Path(to).expanduser().resolve(), Path(config.data).expanduser().resolve()
     if target == source or target in source.parents or source in target.parents:
         raise UserError(
-            f"The deduplicated dataset must not lie in or around its source {config.data!r}. Choose another."
+            f"The deduplicated dataset must not lie in or around its source {config.data!r}. Choose another.",
+            code="bad-value",
         )
 
 
@@ -164,7 +172,7 @@ def _groups(plan: SearchPlan, split: str) -> Groups:
     store = plan.store(split)
     readable = np.flatnonzero(store.read("facts")[:, 3] == 1)
     if not len(readable):
-        raise UserError(f"None of the {store.n} images of {plan.config.data} ({split}) can be read.")
+        raise UserError(f"None of the {store.n} images of {plan.config.data} ({split}) can be read.", code="no-data")
     groups = group_identical(np.array(store.read("hashes")[readable]))
     np.save(store.folder / "readable.npy", readable)
     np.save(store.folder / "different.npy", readable[groups.first])

@@ -100,5 +100,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise Unavailable("An approximate search needs faiss: pip install 'robustdup[detect]'.") from None
+        raise Unavailable(
+            "An approximate search needs faiss: pip install 'robustdup[detect]'.", code="unavailable"
+        ) from None
     return faiss

@@ -92,7 +92,9 @@ def _row_bytes(name: str) -> int:
 
 def _unwritten(folder: Path, error: OSError) -> RunError:
     reason = error.strerror or str(error)
-    return RunError(f"Cannot write to {str(folder)!r}: {reason}. What is finished is kept: go on with --resume.")
+    return RunError(
+        f"Cannot write to {str(folder)!r}: {reason}. What is finished is kept: go on with --resume.", code="not-written"
+    )
 
 
 CHUNK = 500  # encoded images in memory at once
