@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robustdup.errors import RunError as RunError
     from robustdup.errors import Unavailable as Unavailable
     from robustdup.errors import UserError as UserError
+    from robustdup.errors import how_to_install as how_to_install
     from robustdup.plugins import AttackFunction as AttackFunction
     from robustdup.plugins import AttackSpec as AttackSpec
     from robustdup.plugins import Registry as Registry
@@ -65,6 +66,7 @@ _PUBLIC = {
     "SampleRng": "robustdup.rng",
     "Stage": "robustdup.plugins",
     "attack_signature": "robustdup.plugins",
+    "how_to_install": "robustdup.errors",
     "input_gradient": "robustdup.attacks.passes",
     "isolated": "robustdup.attacks.isolation",
     "load_plugins": "robustdup.plugins",

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -80,3 +87,53 @@ def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = N
         message += f" Allowed: {shown}{', …' if len(names) > 20 else '.'}"
     kind = what.split(" of ")[0].split(":")[0].strip().lower().replace(" ", "-")
     return UserError(message, code=f"unknown-{kind}")
+
+
+def how_to_install(*requirements: str) -> str:
+    """Return the command that installs packages into this environment: one that works where it is printed.
+
+    Args:
+        requirements: as pip takes them: "numba", "robustdup[timm]". An extra of robustdup, in an environment that uv made
+            for a clone, becomes `uv sync --inexact --extra timm`. A flag, such as --no-deps, may stand among them.
+    """
+    extras = [match[1] for match in (re.fullmatch(r"robustdup\[(\S+)\]", each) for each in requirements) if match]
+    if len(extras) == len(requirements) and _clone_of_uv():
+        return " ".join(["uv sync --inexact", *(f"--extra {extra}" for extra in extras)])
+    return f"{'uv pip' if _without_pip() else 'pip'} install {shlex.join(requirements)}"
+
+
+@functools.cache
+def _without_pip() -> bool:
+    """Say whether this environment was made by uv, which puts no pip into it."""
+    if importlib.util.find_spec("pip") is not None:
+        return False
+    try:
+        return re.search(r"^uv\s*=", (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8"), re.M) is not None
+    except OSError:
+        return False
+
+
+@functools.cache
+def _clone_of_uv() -> bool:
+    """Say whether this is the environment that `uv sync` keeps beside a clone of robustdup."""
+    if not _without_pip():
+        return False
+    project = Path(sys.prefix).parent / "pyproject.toml"
+    try:
+        return re.search(r'^name = "robustdup"$', project.read_text(encoding="utf-8"), re.M) is not None
+    except OSError:
+        return False
+
+
+def missing_plugin(prefix: str) -> Unavailable | None:
+    """Return the error for a name `prefix:…` of a plugin of ours that is not installed; None where there is no such."""
+    name = f"robustdup-{prefix}"
+    try:
+        known = [re.match(r"[\w.-]+", each) for each in importlib.metadata.requires("robustdup") or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if prefix.startswith("robustdup") or name not in {match[0] for match in known if match}:
+        return None
+    return Unavailable(
+        f"The plugin {name} is not installed: {how_to_install(f'robustdup[{prefix}]')}", code="plugin-not-installed"
+    )

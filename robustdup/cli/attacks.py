@@ -73,7 +73,7 @@ def show_attack(name: str = typer.Argument(help="An attack or an ensemble."), js
         calls = [_stage_text(stage) for stage in stages]
         content = {"name": name, "description": ensemble.description, "url": ensemble.url, "stages": calls}
     else:
-        content = _shown(registry.attacks[name])
+        content = _shown(registry.attacks[stages[0].attack])
     if json:
         print(json_module.dumps(content, indent=2))
     else:

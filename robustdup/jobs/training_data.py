@@ -17,7 +17,7 @@ from robustdup.data.sources import open_samples, select
 from robustdup.data.streaming import StreamingSet, read_labels
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
-from robustdup.errors import UserError
+from robustdup.errors import UserError, how_to_install
 from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo
 from robustdup.rng import SampleRng
@@ -179,7 +179,7 @@ def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, registry: Regist
     if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3):
         reason = f"Near-duplicates cannot be told from similar images of {shape} values"
     elif not registry.duplicate_finders:
-        reason = "No plugin here searches for near-duplicates (pip install 'robustdup[detect]')"
+        reason = f"No plugin here searches for near-duplicates ({how_to_install('robustdup[detect]')})"
     else:
         as_bytes = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
         pairs = registry.get_duplicate_finder().find(as_bytes[held], as_bytes[positions])

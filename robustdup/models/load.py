@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, missing_plugin, unknown
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.plugins import Registry
 
@@ -33,6 +33,8 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = registry.models[scheme].load(rest, options)
     elif is_file_spec(spec):
         model = load_from_file(spec, allow_pickle=allow_pickle)
+    elif colon and (error := missing_plugin(scheme)) is not None:
+        raise error
     else:
         raise unknown("model", spec, _examples(registry), see=_how(registry))
     if not isinstance(model, nn.Module):

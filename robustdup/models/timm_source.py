@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustdup.errors import Unavailable, UserError
+from robustdup.errors import Unavailable, UserError, how_to_install
 from robustdup.models.networks import Normalise
 
 PREFIX = "timm:"
@@ -49,7 +49,8 @@ def timm_network(
         import timm  # type: ignore[import-untyped]
     except ImportError as error:
         raise Unavailable(
-            f"{PREFIX}{name} needs timm, which cannot be imported here ({error}). Install it: pip install 'robustdup[timm]'"
+            f"{PREFIX}{name} needs timm, which cannot be imported here ({error}). Install it: "
+            + how_to_install("robustdup[timm]")
         ) from None
     if not timm.is_model(name):
         known = timm.list_models()

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustdup.errors import Unavailable, UserError
+from robustdup.errors import Unavailable, UserError, how_to_install
 from robustdup.models.networks import Normalise
 
 
@@ -100,7 +100,8 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
         import transformers
     except ImportError as error:
         raise Unavailable(
-            f"hf:{name} needs transformers, which cannot be imported here ({error}). Install it: pip install 'robustdup[hf]'"
+            f"hf:{name} needs transformers, which cannot be imported here ({error}). Install it: "
+            + how_to_install("robustdup[hf]")
         ) from None
     if not name:
         raise UserError("hf: needs a model id or a folder, for instance hf:microsoft/resnet-50.", code="bad-spec")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from robustdup.errors import Unavailable, UserError, unknown
+from robustdup.errors import Unavailable, UserError, how_to_install, missing_plugin, unknown
 from robustdup.plugins.options import deferred
 from robustdup.plugins.specs import (
     Architecture,
@@ -124,6 +124,7 @@ class Registry:
 
     def get_attack(self, name: str) -> AttackSpec:
         """Return an attack that can run here. Raises UserError for an unknown name, Unavailable with the reason."""
+        name = self._called(name)
         if name not in self.attacks:
             raise self._unknown_attack(name)
         spec = self.attacks[name]
@@ -135,7 +136,7 @@ class Registry:
         """Return a search for duplicates, the first registered if not named. Raises Unavailable where no plugin has one."""
         if not self.duplicate_finders:
             raise Unavailable(
-                "No plugin here searches for near-duplicates. Install one: pip install 'robustdup[detect]'."
+                f"No plugin here searches for near-duplicates. Install one: {how_to_install('robustdup[detect]')}"
             )
         if name and name not in self.duplicate_finders:
             raise unknown("duplicate finder", name, self.duplicate_finders)
@@ -143,6 +144,7 @@ class Registry:
 
     def stages(self, name: str, options: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
         """Return the stages behind the name of an attack or an ensemble. Options are for a single attack only."""
+        name = self._called(name)
         if name in self.attacks:
             return (Stage(name, dict(options or {})),)
         if name not in self.ensembles:
@@ -154,7 +156,18 @@ class Registry:
             )
         return self.ensembles[name].stages
 
+    def _called(self, name: str) -> str:
+        """Return the registered name of an attack that is given by one of its aliases; any other name as it is."""
+        if name in self.attacks or name in self.ensembles:
+            return name
+        return next((spec.name for spec in self.attacks.values() if name in spec.aliases), name)
+
     def _unknown_attack(self, name: str) -> UserError:
+        prefix, colon, _ = name.partition(":")
+        loaded = {spec.name.partition(":")[0] for spec in self.attacks.values() if ":" in spec.name}
+        failed_to_load = any(plugin.name == prefix and not plugin.ok for plugin in self.plugins)
+        if colon and prefix not in loaded and not failed_to_load and (error := missing_plugin(prefix)) is not None:
+            return error
         see = "See 'robustdup attacks list'."
         failed = [f"{plugin.name} ({plugin.reason})" for plugin in self.plugins if not plugin.ok]
         if failed:

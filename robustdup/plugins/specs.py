@@ -67,7 +67,8 @@ class AttackSpec:
     `cost` is the (forward, backward) passes that a surviving sample costs
     at the default options, or a function of the options that returns them; None where unknown. `quick` holds options
     under which the conformance test runs the attack quickly. `warning` is shown whenever the attack is used;
-    `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm.
+    `undemonstrated` says what was seen where the attack ran but did not beat noise of equal norm. `aliases` are other names
+    that a user may give it; records have `name`.
     """
 
     name: str
@@ -85,6 +86,7 @@ class AttackSpec:
     available: bool = True
     reason: str = ""
     source: str = ""
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, allowed in (

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robustdup.errors import RunError, Unavailable
+from robustdup.errors import RunError, Unavailable, how_to_install
 from robustdup.runners.pool import Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     WorkerPlace,
@@ -77,7 +77,7 @@ def import_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise Unavailable(
-            f"The runner 'ray' needs the package ray ({error}): uv sync --extra ray, or pip install 'robustdup[ray]'."
+            f"The runner 'ray' needs the package ray ({error}): {how_to_install('robustdup[ray]')}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from robustdup.attacks.isolation import isolated
-from robustdup.errors import Unavailable, unknown
+from robustdup.errors import Unavailable, how_to_install, unknown
 from robustdup.training.options import TrainerOptions
 from robustdup.training.processes import Processes
 
@@ -96,5 +96,5 @@ def check_trackers(text: str) -> list[str]:
         if name not in TRACKERS:
             raise unknown("tracker", name, TRACKERS)
         if importlib.util.find_spec(TRACKERS[name]) is None:
-            raise Unavailable(f"The tracker {name!r} is not installed: pip install {TRACKERS[name]}.")
+            raise Unavailable(f"The tracker {name!r} is not installed: {how_to_install(TRACKERS[name])}")
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
 import robustdup.models
+from robustdup import how_to_install
 from robustdup.errors import Unavailable, UserError
 from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.fold import fold_batchnorm
@@ -255,5 +257,5 @@ def test_timm_errors(build, monkeypatch):
     with pytest.raises(UserError, match="timm:vit_tiny_patch16_224 fails on images of 3x8x8"):
         build("timm:vit_tiny_patch16_224", size=8)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(Unavailable, match=r"needs timm.*pip install 'robustdup\[timm\]'"):
+    with pytest.raises(Unavailable, match=r"needs timm.*" + re.escape(how_to_install("robustdup[timm]"))):
         build("timm:resnet18")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 import types
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustdup.models
+from robustdup import how_to_install
 from robustdup.errors import Unavailable, UserError
 from robustdup.models.load import classes_of, count_parameters, fingerprint, load_model
 from robustdup.plugins import Registry
@@ -277,5 +279,5 @@ def test_transformers_rescaling_to_plus_minus_one(registry, transformers):
 
 def test_transformers_not_installed(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(Unavailable, match=r"pip install 'robustdup\[hf\]'"):
+    with pytest.raises(Unavailable, match=re.escape(how_to_install("robustdup[hf]"))):
         load_model("hf:some/model", registry=registry)

@@ -15,7 +15,7 @@ import pytest
 import runner_work
 from runner_work import alive, wait_for
 
-from robustdup import RunError, Unavailable, UserError
+from robustdup import RunError, Unavailable, UserError, how_to_install
 from robustdup.runners import open_runner
 
 NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra: ray)")
@@ -32,7 +32,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     with pytest.raises(Unavailable) as error:
         open_ray(2, runner_work.squares)
     assert str(error.value).startswith("The runner 'ray' needs the package ray (")
-    assert str(error.value).endswith("): uv sync --extra ray, or pip install 'robustdup[ray]'.")
+    assert str(error.value).endswith(f"): {how_to_install('robustdup[ray]')}")
 
 
 @pytest.fixture(scope="module")

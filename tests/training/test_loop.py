@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustdup import how_to_install
 from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
 from robustdup.plugins import AttackSpec, Registry
@@ -438,7 +439,7 @@ def test_trackers(tmp_path):
 def test_trackers_that_cannot_be():
     with raises("unknown-tracker", UserError, "'tensorbord'", "'tensorboard'"):
         train(make_parts(), config(track="tensorbord"))
-    with raises("unavailable", Unavailable, "'wandb'", "pip install wandb"):
+    with raises("unavailable", Unavailable, "'wandb'", how_to_install("wandb")):
         train(make_parts(), config(track="wandb"))
 
 

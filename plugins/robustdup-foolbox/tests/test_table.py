@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import robustdup_foolbox
 from robustdup_foolbox.table import ENTRIES
 
-from robustdup import Registry, UserError
+from robustdup import Registry, UserError, how_to_install
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 
@@ -39,6 +40,8 @@ def test_every_exported_class_and_alias_is_in_the_table_and_nothing_else():
     assert {f"foolbox:{name}" for name in classes} == set(registered().attacks)
     for alias, name in aliases:
         assert alias in registered().attacks[f"foolbox:{name}"].description
+        assert registered().get_attack(f"foolbox:{alias}").name == f"foolbox:{name}"
+        assert [stage.attack for stage in registered().stages(f"foolbox:{alias}")] == [f"foolbox:{name}"]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -87,7 +90,7 @@ def test_without_foolbox_every_attack_is_listed_with_the_reason(monkeypatch):
     registry = registered()
     assert len(registry.attacks) == 58
     assert not any(spec.available for spec in registry.attacks.values())
-    with pytest.raises(UserError, match="foolbox is not installed: pip install"):
+    with pytest.raises(UserError, match=re.escape(f"foolbox is not installed: {how_to_install('robustdup[foolbox]')}")):
         registry.get_attack("foolbox:DDNAttack")
 
 
@@ -96,7 +99,7 @@ def test_brendel_bethge_follows_numba(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "numba" else real(name, *a))
     unavailable = {name for name, spec in registered().attacks.items() if not spec.available}
     assert unavailable == {f"foolbox:{norm}BrendelBethgeAttack" for norm in ("L0", "L1", "L2", "Linfinity")}
-    with pytest.raises(UserError, match="pip install numba"):
+    with pytest.raises(UserError, match=re.escape(how_to_install("numba"))):
         registered().get_attack("foolbox:L2BrendelBethgeAttack")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: real("json"))
     assert all(spec.available for spec in registered().attacks.values())

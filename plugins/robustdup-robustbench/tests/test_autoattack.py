@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from pyautoattack.square import SquareAttack
 from robustdup_robustbench import register
 from torch import Tensor, nn
 
-from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError, jobs
+from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, UserError, how_to_install, jobs
 from robustdup.config import EvalConfig, build
 from robustdup.data.dataset import from_tensors
 from robustdup.testing import check_attack
@@ -310,7 +311,7 @@ def test_without_pyautoattack_the_attacks_are_listed_as_unavailable(monkeypatch)
     register(registry)
     assert len(registry.attacks) == 6
     assert not any(spec.available for spec in registry.attacks.values())
-    with pytest.raises(Unavailable, match=r"pip install 'robustdup\[robustbench\]'"):
+    with pytest.raises(Unavailable, match=re.escape(how_to_install("robustdup[robustbench]"))):
         registry.get_attack("robustbench:APGD-CE")
 
 

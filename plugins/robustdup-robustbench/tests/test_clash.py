@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from robustdup_robustbench import clash
 
+from robustdup import how_to_install
+
 REAL = {"robustbench/__init__.py": "real", "robustbench/utils.py": "real utils", "robustbench/data.py": "shared"}
 COPY = {"robustbench/__init__.py": "copy", "robustbench/utils.py": "copy utils", "robustbench/data.py": "shared"}
 
@@ -84,7 +86,7 @@ def test_the_copy_of_torchattacks_is_not_taken_for_robustbench(tmp_path):
     finding = look(tmp_path)
     assert finding.ok, "the zoo is optional"
     assert "an old copy that the torchattacks wheel carries" in finding.message
-    assert finding.command == "pip install 'robustdup[zoo]'"
+    assert finding.command == how_to_install("robustdup[zoo]")
 
 
 def test_nothing_installed(tmp_path):

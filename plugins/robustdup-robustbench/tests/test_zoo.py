@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from robustdup_robustbench import clash, zoo
 from torch import nn
 
-from robustdup import Unavailable, UserError
+from robustdup import Unavailable, UserError, how_to_install
 
 SAFE, TRUSTING = SimpleNamespace(allow_pickle=False), SimpleNamespace(allow_pickle=True)
 INIT = "from autoattack import AutoAttack\nfrom autoattack.state import EvaluationState\nimport pkg_resources\n"
@@ -176,7 +177,7 @@ def test_names_are_read(rest, parts):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(clash, "check", lambda: [clash.Finding(True, "Not installed.", clash.INSTALL)])
-    with pytest.raises(Unavailable, match=r"Not installed\. Run: pip install 'robustdup\[zoo\]'"):
+    with pytest.raises(Unavailable, match=re.escape(f"Not installed. Run: {how_to_install('robustdup[zoo]')}")):
         zoo.load("Wong2020Fast", SAFE)
 
 

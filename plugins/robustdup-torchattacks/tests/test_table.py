@@ -10,7 +10,7 @@ import pytest
 from robustdup_torchattacks import adapter, register
 from robustdup_torchattacks.table import ROWS
 
-from robustdup import Registry, UserError
+from robustdup import Registry, UserError, how_to_install
 
 FROM_ELSEWHERE = {"self", "model", "eps", "max_epsilon", "norm", "seed", "verbose", "n_classes"}
 
@@ -94,7 +94,7 @@ def test_without_torchattacks_all_are_listed_with_the_reason(monkeypatch):
     assert len(registry.attacks) == 39
     for spec in registry.attacks.values():
         assert not spec.available
-        assert "pip install" in spec.reason
+        assert how_to_install("--no-deps", "torchattacks==3.5.1") in spec.reason
     with pytest.raises(UserError, match="cannot run here: torchattacks is not installed"):
         registry.get_attack("torchattacks:PGD")
 

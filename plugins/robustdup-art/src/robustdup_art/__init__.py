@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from robustdup import AttackFunction, AttackSpec, Registry, attack_signature
+from robustdup import AttackFunction, AttackSpec, Registry, attack_signature, how_to_install
 from robustdup_art.entry import Entry
 from robustdup_art.table import DOCS, ENTRIES, UNAVAILABLE
 
-MISSING = "adversarial-robustness-toolbox is not installed: pip install 'robustdup[art]'"
+MISSING = f"adversarial-robustness-toolbox is not installed: {how_to_install('robustdup[art]')}"
 
 
 def register(registry: Registry) -> None:
@@ -26,7 +26,7 @@ def register(registry: Registry) -> None:
 def _spec(entry: Entry, reason: str) -> AttackSpec:
     missing = [package for package in entry.needs if importlib.util.find_spec(package) is None]
     if not reason and missing:
-        reason = f"it needs {' and '.join(missing)}, which ART does not install: pip install {' '.join(missing)}"
+        reason = f"it needs {' and '.join(missing)}, which ART does not install: {how_to_install(*missing)}"
     return AttackSpec(
         name=f"art:{entry.name}",
         function=None if reason else make_attack(entry),

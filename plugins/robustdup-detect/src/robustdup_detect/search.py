@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustdup.errors import Unavailable
+from robustdup.errors import Unavailable, how_to_install
 from robustdup.records import atomic_path
 
 QUERIES = 512  # rows of a block
@@ -101,6 +101,6 @@ def import_faiss() -> Any:
         import faiss
     except ImportError:
         raise Unavailable(
-            "An approximate search needs faiss: pip install 'robustdup[detect]'.", code="unavailable"
+            f"An approximate search needs faiss: {how_to_install('robustdup[detect]')}", code="unavailable"
         ) from None
     return faiss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from robustdup import AttackFunction, AttackSpec, attack_signature
+from robustdup import AttackFunction, AttackSpec, attack_signature, how_to_install
 from robustdup_foolbox.table import ENTRIES, Entry
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from robustdup import Registry, SampleRng, ThreatModel
 
 INSTALL = {
-    "foolbox": "foolbox is not installed: pip install 'robustdup[foolbox]'",
-    "eagerpy": "eagerpy, which foolbox is built on, is not installed: pip install 'robustdup[foolbox]'",
-    "numba": "foolbox compiles this attack with numba, which is not installed: pip install numba",
+    "foolbox": f"foolbox is not installed: {how_to_install('robustdup[foolbox]')}",
+    "eagerpy": f"eagerpy, which foolbox is built on, is not installed: {how_to_install('robustdup[foolbox]')}",
+    "numba": f"foolbox compiles this attack with numba, which is not installed: {how_to_install('numba')}",
 }
 
 
@@ -53,7 +53,7 @@ def as_spec(entry: Entry) -> AttackSpec:
         name=f"foolbox:{entry.name}", function=as_function(entry), norms=entry.norms, kind=entry.kind,
         knowledge=entry.knowledge, url=entry.url, cost=entry.cost, quick=entry.quick,
         description=f"{entry.summary}{called}.", warning=entry.warning, undemonstrated=entry.undemonstrated,
-        available=not reason, reason=reason,
+        available=not reason, reason=reason, aliases=tuple(f"foolbox:{alias}" for alias in entry.aliases),
     )  # fmt: skip
 
 

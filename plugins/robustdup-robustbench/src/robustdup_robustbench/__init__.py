@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from robustdup import AttackSpec, Registry, Stage
+from robustdup import AttackSpec, Registry, Stage, how_to_install
 
 URL = "https://github.com/fra31/auto-attack"
 
@@ -60,7 +60,7 @@ ENSEMBLES = {
 def register(registry: Registry) -> None:
     """Register the attacks and versions of AutoAttack, the model that pyautoattack carries, and RobustBench's zoo."""
     missing = importlib.util.find_spec("pyautoattack") is None
-    reason = "pyautoattack is not installed. Run: pip install 'robustdup[robustbench]'" if missing else ""
+    reason = f"pyautoattack is not installed. Run: {how_to_install('robustdup[robustbench]')}" if missing else ""
     for name, function, cost, description, quick in ATTACKS:
         functions: dict[str, Any] = {
             "function": f"robustdup_robustbench.autoattack:{function}",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup import SampleRng, ThreatModel, Unavailable, UserError, isolated
+from robustdup import SampleRng, ThreatModel, Unavailable, UserError, how_to_install, isolated
 
 Options = Mapping[str, Any]
 
@@ -200,7 +200,7 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"pyautoattack.{name}")
     except ImportError as error:
         raise Unavailable(
-            f"The reference AutoAttack cannot be imported: {error}. Run: pip install 'robustdup[robustbench]'"
+            f"The reference AutoAttack cannot be imported: {error}. Run: {how_to_install('robustdup[robustbench]')}"
         ) from error
 
 

@@ -11,7 +11,9 @@ import hashlib
 from importlib.metadata import Distribution, PackagePath, distributions
 from typing import NamedTuple
 
-INSTALL = "pip install 'robustdup[zoo]'"
+from robustdup import how_to_install
+
+INSTALL = how_to_install("robustdup[zoo]")
 
 
 class Finding(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustdup import Unavailable, UserError
+from robustdup import Unavailable, UserError, how_to_install
 
 
 def load(rest: str, options: Any) -> nn.Module:
@@ -24,12 +24,12 @@ def load(rest: str, options: Any) -> nn.Module:
         from pyautoattack.examples.resnet import ResNet18
     except ImportError as error:
         raise Unavailable(
-            f"pyautoattack:resnet18 cannot be loaded: {error}. Run: pip install 'robustdup[robustbench]'"
+            f"pyautoattack:resnet18 cannot be loaded: {error}. Run: {how_to_install('robustdup[robustbench]')}"
         ) from error
     file = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
     if not file.is_file():
         raise Unavailable(
-            f"The checkpoint {file} is missing. Run: pip install --force-reinstall --no-deps pyautoattack==0.2.0"
+            f"The checkpoint {file} is missing. Run: {how_to_install('--no-deps', 'pyautoattack==0.2.0')}"
         )
     model: nn.Module = ResNet18()
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))

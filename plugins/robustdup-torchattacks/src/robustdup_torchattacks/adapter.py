@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from robustdup import AttackSpec, RunError, Unavailable, UserError, attack_signature
+from robustdup import AttackSpec, RunError, Unavailable, UserError, attack_signature, how_to_install
 from robustdup_torchattacks.row import Row
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ ROUNDING = 1e-6  # how far a pixel may leave [0, 1] by rounding; more is a viola
 def missing() -> str:
     """Return why torchattacks cannot be used here, without importing it; empty where it can."""
     if importlib.util.find_spec("torchattacks") is None:
-        return f"torchattacks is not installed: pip install --no-deps torchattacks=={VERSION}"
+        return f"torchattacks is not installed: {how_to_install('--no-deps', f'torchattacks=={VERSION}')}"
     try:
         found = importlib.metadata.version("torchattacks")
     except importlib.metadata.PackageNotFoundError:
-        return f"a torchattacks without version is on the path, not the package: pip install torchattacks=={VERSION}"
+        return f"a torchattacks without version is on the path, not the package: {how_to_install(f'torchattacks=={VERSION}')}"
     return "" if found == VERSION else f"torchattacks {found} is installed, and this table is of {VERSION}"
 
 

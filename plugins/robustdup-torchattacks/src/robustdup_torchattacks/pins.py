@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
+from robustdup import how_to_install
+
 NEEDED = (2, 32, 4)
 
 
@@ -26,4 +28,4 @@ def check(version: str | None = None) -> list[tuple[bool, str, str]]:
         f"requests {version} has known vulnerabilities. torchattacks pins it but never imports it, so a newer one does "
         "no harm (pip prints a conflict)."
     )
-    return [(False, message, "pip install 'requests>=2.32.4'")]
+    return [(False, message, how_to_install("requests>=2.32.4"))]
