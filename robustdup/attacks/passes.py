@@ -62,15 +62,15 @@ class Passes(nn.Module):
         self.micro_batch = micro_batch
         self.smaller = tuple(sorted(smaller))
         self.count = Count()
-        self.looks: list[tuple[int, int]] = []  # of each look at the points: rows, and passes of all rows before it
+        self.looks: list[tuple[int, int]] = []  # of each look at the samples: rows, and passes of all rows before it
         self._looking = False
         self.training = model.training  # mirror, without touching the model
 
     @contextlib.contextmanager
     def one_look(self, rows: int) -> Iterator[None]:
-        """Note what happens in the block as one look at `rows` points.
+        """Note what happens in the block as one look at `rows` samples.
 
-        The looks of an attack that drops fooled rows say how many points were left after how many passes.
+        The looks of an attack that drops misclassified samples say how many were left after how many passes.
         """
         self.looks.append((rows, self.count.forward + self.count.backward))
         before, self._looking = self._looking, True

@@ -6,7 +6,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
-from robustdup.attacks.fab import Nearest, fab, fab_cost, nearest_boundary, walk
+from robustdup.attacks.fab import Nearest, Settings, fab, fab_cost, nearest_boundary, walk
 from robustdup.attacks.fab_t import fab_t, fab_t_cost, toward
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
@@ -123,10 +123,9 @@ def test_iterates_equal_the_published_ones_for_20_steps(network, norm, target, r
 
     def walked(start, steps):
         nearest, iterates = Nearest.none(images), []
-        walk(
-            model, images, labels, threat, start, rows, linearise, nearest, steps=steps, stop_within_eps=False,
-            watch=lambda step, rows, points: iterates.append(points.clone()),
-        )  # fmt: skip
+        settings = Settings(steps, stop_within_eps=False)
+        watch = lambda step, index, points: iterates.append(points.clone())  # noqa: E731
+        walk(model, images, labels, threat, start, rows, linearise, nearest, settings, watch)
         return nearest, iterates
 
     assert len(before) == len(after) == 20

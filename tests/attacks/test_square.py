@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
-from robustdup.attacks.square import CHUNK, _draw, square, square_cost, window_pattern, window_sides
+from robustdup.attacks.square import square, square_cost
+from robustdup.attacks.square_windows import CHUNK, draw_moves, window_pattern, window_sides
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
@@ -74,7 +75,9 @@ def script(norm, rng, queries, shape):
     sides = window_sides(norm, queries, 0.8, height, width, rescale=False)
     for query, side in enumerate(sides):
         at, chunk = query % CHUNK, query // CHUNK
-        moves = _draw(streams.fold("queries"), sides[chunk * CHUNK : (chunk + 1) * CHUNK], shape, chunk, norm != "Linf")
+        moves = draw_moves(
+            streams.fold("queries"), sides[chunk * CHUNK : (chunk + 1) * CHUNK], shape, chunk, norm != "Linf"
+        )
         for corner in (moves.corner, moves.corner2) if norm != "Linf" else (moves.corner,):
             place = int(corner[0, at])
             for number, size in ((place // width, height), (place % width, width)):
@@ -225,7 +228,7 @@ def test_the_pattern_of_a_window_is_the_published_one(norm, side, monkeypatch):
 @pytest.mark.parametrize(("height", "width", "side"), [(9, 12, 4), (8, 8, 8), (8, 8, 7), (6, 6, 1)])
 def test_places_signs_and_turns_have_the_published_marginals(height, width, side):
     """The published code truncates, so that a window never lies at the last place that it fits (unless it is the only)."""
-    moves = _draw(SampleRng(4, torch.arange(500)), [side] * CHUNK, torch.Size((33, height, width)), 3, True)
+    moves = draw_moves(SampleRng(4, torch.arange(500)), [side] * CHUNK, torch.Size((33, height, width)), 3, True)
     attack = reference(None, "L2", 1)
     for corner in (moves.corner, moves.corner2):
         for places, size in ((corner // width, height), (corner % width, width)):
