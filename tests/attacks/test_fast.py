@@ -77,11 +77,10 @@ def robust_count(record):
 def test_it_finds_what_autoattack_finds_within_a_point_in_a_25th_of_the_passes(norm):
     model, images, labels = points(60)
     counting = Counting(model)
-    record = evaluate(
-        counting, images, labels, norm=norm, eps=EPS[norm], attacks="fast", micro_batch=1, fold=False
-    )  # fmt: skip
+    settings = {"norm": norm, "eps": EPS[norm]}
+    record = evaluate(counting, images, labels, attacks="fast", micro_batch=1, fold=False, **settings).record
     passes = counting.forward_rows + counting.backward_rows
-    reference = evaluate(model, images, labels, norm=norm, eps=EPS[norm], attacks="apgd-t(steps=50)")
+    reference = evaluate(model, images, labels, norm=norm, eps=EPS[norm], attacks="apgd-t(steps=50)").record
     survivors = robust_count(record)
     assert survivors > 10
     assert survivors - robust_count(reference) <= 1
@@ -96,7 +95,7 @@ def test_it_finds_what_autoattack_finds_within_a_point_in_a_25th_of_the_passes(n
 def test_it_goes_on_to_all_of_autoattack_where_gradients_mislead_and_only_there(mask, escalates):
     model, images, labels = points(3, first=100)
     judged = masked(mask, model) if mask else model
-    record = evaluate(judged, images, labels, eps="0.15", attacks="fast")
+    record = evaluate(judged, images, labels, eps="0.15", attacks="fast").record
     assert record.escalation is not None
     assert record.escalation.escalated is escalates
     assert bool(record.escalation.reasons) is escalates
