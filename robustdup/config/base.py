@@ -181,11 +181,11 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:
     return attacks
 
 
-def parse_call(text: str, what: str) -> tuple[str, dict[str, Any]]:
-    """Read one 'name' or 'name(option=value)' as (name, options); `what` names it in errors. Raises UserError."""
+def parse_call(text: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """Read one 'name' or 'name(option=value)' as (name, options); `kind` names it in errors. Raises UserError."""
     calls = parse_attacks(text) if text.strip() else []
     if len(calls) != 1:
-        raise UserError(f"Give one {what}, as NAME or NAME(option=value); got {text!r}.", code="bad-value")
+        raise UserError(f"Give one {kind}, as NAME or NAME(option=value); got {text!r}.", code="bad-value")
     return calls[0]
 
 

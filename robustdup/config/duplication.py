@@ -114,15 +114,20 @@ class DuplicationOptions(Config):
     def canonical(self) -> dict[str, Any]:
         """Return the keys that matter for this scheme, with the published protocol's numbers translated."""
         keys = [key for key in TAKES[self.scheme] if not key.startswith("paper_")]
-        found: dict[str, Any] = {"scheme": self.scheme, "mode": self.mode, "control": self.control, "near": self.near}
-        found |= {key: getattr(self, key) for key in keys}
+        keys_given: dict[str, Any] = {
+            "scheme": self.scheme,
+            "mode": self.mode,
+            "control": self.control,
+            "near": self.near,
+        }
+        keys_given |= {key: getattr(self, key) for key in keys}
         if self.paper_p is not None:
-            found["copies"] = self.paper_p // 10
+            keys_given["copies"] = self.paper_p // 10
         if self.paper_r is not None:
-            found["fraction"] = self.paper_r
-        if "copies" in found and found["copies"] is None and "fraction" in keys:
-            found["copies"] = 1
-        return {key: value for key, value in found.items() if value is not None and value != []}
+            keys_given["fraction"] = self.paper_r
+        if "copies" in keys_given and keys_given["copies"] is None and "fraction" in keys:
+            keys_given["copies"] = 1
+        return {key: value for key, value in keys_given.items() if value is not None and value != []}
 
 
 def exact(value: float) -> Fraction:

@@ -79,7 +79,7 @@ class EvalConfig(DataFields, ModelFields):
         ge=1,
     )
     micro_batch: int | None = Field(
-        None, description="Rows in one padded model call; chosen by the device if not given.", ge=1
+        None, description="Batch rows in one padded model call; chosen by the device if not given.", ge=1
     )
     threads: int | None = Field(
         None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1

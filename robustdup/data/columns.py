@@ -33,9 +33,9 @@ def find_columns(
 
     With `needs_labels` False, data without labels will do.
     """
-    for what, name in (("image", image), ("label", label)):
+    for kind, name in (("image", image), ("label", label)):
         if name is not None and name not in features:
-            raise unknown(f"{what} column of {place}:", name, features)
+            raise unknown(f"{kind} column of {place}:", name, features)
     image = image or _find_image(features, place)
     if not (_is_image(features[image]) or _is_image_bytes(features[image])):
         raise UserError(
@@ -63,11 +63,11 @@ def class_name(number: int, class_names: Sequence[str]) -> str:
 
 def _find_image(features: Mapping[str, Any], place: str) -> str:
     for test in (_is_image, _is_image_bytes):
-        found = [name for name, feature in features.items() if test(feature)]
+        candidates = [name for name, feature in features.items() if test(feature)]
         if test is _is_image_bytes:  # bytes may be anything: believe them only under a usual name
-            found = [name for name in found if name in IMAGE_NAMES]
-        if found:
-            return _one(found, IMAGE_NAMES, "image", place)[0]
+            candidates = [name for name in candidates if name in IMAGE_NAMES]
+        if candidates:
+            return _choose(candidates, IMAGE_NAMES, "image", place)[0]
     raise UserError(
         f"No column of {place} holds images; it has {_listed(features)}. Name it with image_column if one of them does.",
         code="no-column",
@@ -75,13 +75,13 @@ def _find_image(features: Mapping[str, Any], place: str) -> str:
 
 
 def _find_label(features: Mapping[str, Any], place: str) -> tuple[str, tuple[str, ...]]:
-    found = _labels_of(features) or [name for name in LABEL_NAMES if name in features]
-    if not found:
+    candidates = _labels_of(features) or [name for name in LABEL_NAMES if name in features]
+    if not candidates:
         raise UserError(
             f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column.",
             code="no-column",
         )
-    return _one(found, LABEL_NAMES, "label", place)
+    return _choose(candidates, LABEL_NAMES, "label", place)
 
 
 def _labels_of(features: Mapping[str, Any]) -> list[str]:
@@ -92,18 +92,18 @@ def _labels_of(features: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _one(found: Sequence[str], usual: Sequence[str], what: str, place: str) -> tuple[str, tuple[str, ...]]:
-    if len(found) == 1:
-        return found[0], ()
-    first = next((name for name in usual if name in found), None)
-    options = ", ".join(sorted(found))
+def _choose(candidates: Sequence[str], usual: Sequence[str], kind: str, place: str) -> tuple[str, tuple[str, ...]]:
+    if len(candidates) == 1:
+        return candidates[0], ()
+    first = next((name for name in usual if name in candidates), None)
+    options = ", ".join(sorted(candidates))
     if first is None:
         raise UserError(
-            f"Several columns of {place} could hold the {what}s: {options}. Name one with {what}_column.",
+            f"Several columns of {place} could hold the {kind}s: {options}. Name one with {kind}_column.",
             code="ambiguous-column",
         )
-    others = ", ".join(sorted(set(found) - {first}))
-    return first, (f"{place}: {what}s are taken from column {first!r}; {what}_column could also be {others}.",)
+    others = ", ".join(sorted(set(candidates) - {first}))
+    return first, (f"{place}: {kind}s are taken from column {first!r}; {kind}_column could also be {others}.",)
 
 
 def _is_image(feature: Any) -> bool:

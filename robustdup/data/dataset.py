@@ -190,14 +190,14 @@ def from_tensors(
     )
 
 
-def _tensor(what: str, values: Any) -> Tensor:
+def _tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(
-            f"{what} must be a torch tensor or a numpy array, got a {type(values).__name__}.", code="bad-value"
+            f"{name} must be a torch tensor or a numpy array, got a {type(values).__name__}.", code="bad-value"
         ) from None
 
 

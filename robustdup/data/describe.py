@@ -39,14 +39,14 @@ def describe(
     seen: dict[bytes, int] = {}
     by_pixels = []
     if images:
-        for done, (row, found) in enumerate(_decoded(dataset, columns.image), start=1):
-            if isinstance(found, UnreadableImage):
-                broken.append(found)
+        for done, (row, picture) in enumerate(_decoded(dataset, columns.image), start=1):
+            if isinstance(picture, UnreadableImage):
+                broken.append(picture)
                 by_pixels.append(-1 - row)  # a sample of its own
             else:
-                sizes[f"{found.width}x{found.height}"] += 1
-                modes[found.mode] += 1
-                by_pixels.append(seen.setdefault(_pixels(found), row))
+                sizes[f"{picture.width}x{picture.height}"] += 1
+                modes[picture.mode] += 1
+                by_pixels.append(seen.setdefault(_pixels(picture), row))
             progress(done, len(dataset))
         samples = by_pixels
     same_by: Literal["source_index", "pixels", "rows"] = "pixels" if images else "rows"
@@ -90,9 +90,9 @@ def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]
             try:
                 if content is None:
                     raise ValueError("no image")
-                found = decoder.decode_example(content)
-                found.load()
-                yield row, found
+                picture = decoder.decode_example(content)
+                picture.load()
+                yield row, picture
             except UNREADABLE as error:
                 path = (content or {}).get("path") or ""
                 yield row, UnreadableImage(row=row, path=path, reason=why_unreadable(error))

@@ -78,15 +78,15 @@ def load_hub(name: str, options: DataOptions) -> Any:
     with explained(name, lambda: ""), quiet():
         import datasets
 
-        found = datasets.load_dataset(name, options.config, revision=options.revision)
-    commit = next((commit_of(dataset) for dataset in found.values()), None)
+        splits = datasets.load_dataset(name, options.config, revision=options.revision)
+    commit = next((commit_of(dataset) for dataset in splits.values()), None)
     # Offline, `datasets` serves whatever revision is in its cache.
     if _COMMIT.fullmatch(options.revision or "") and commit not in (None, options.revision):
         raise UserError(
             f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online.",
             code="offline",
         )
-    return found
+    return splits
 
 
 def looks_like_hub_id(spec: str) -> bool:
@@ -103,15 +103,15 @@ def commit_of(dataset: datasets.Dataset) -> str | None:
     return None
 
 
-def _split(found: Any, place: str, split: str) -> datasets.Dataset:
+def _split(opened: Any, place: str, split: str) -> datasets.Dataset:
     import datasets
 
-    if isinstance(found, datasets.Dataset):  # save_to_disk of one split; one without a name serves any
-        named = str(found.split) if found.split is not None else split
-        found = {named: found}
-    if split not in found:
-        raise unknown(f"split of {place}:", split, [str(name) for name in found])
-    dataset: datasets.Dataset = found[split]
+    if isinstance(opened, datasets.Dataset):  # save_to_disk of one split; one without a name serves any
+        named = str(opened.split) if opened.split is not None else split
+        opened = {named: opened}
+    if split not in opened:
+        raise unknown(f"split of {place}:", split, [str(name) for name in opened])
+    dataset: datasets.Dataset = opened[split]
     return dataset
 
 

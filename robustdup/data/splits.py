@@ -47,17 +47,17 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
         return Splits({name: _digits(name) for name in ("train", "test")}, spec, notes=(note,))
     path = Path(spec).expanduser()
     if spec and path.exists():
-        found: Any = load_local(path, options)
+        opened: Any = load_local(path, options)
     elif looks_like_hub_id(spec):
-        found = load_hub(spec, options)
+        opened = load_hub(spec, options)
     else:
         raise UserError(
             f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",
             code="unknown-data",
         )
-    if isinstance(found, datasets.Dataset):  # one split that save_to_disk kept alone; without a name it serves any
-        found = {str(found.split) if found.split is not None else options.split: found}
-    splits = {str(name): split for name, split in found.items()}
+    if isinstance(opened, datasets.Dataset):  # one split that save_to_disk kept alone; without a name it serves any
+        opened = {str(opened.split) if opened.split is not None else options.split: opened}
+    splits = {str(name): split for name, split in opened.items()}
     return Splits(splits, spec, next((commit_of(split) for split in splits.values()), None))
 
 

@@ -63,16 +63,16 @@ def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: 
     entries = entries.cpu()
     source = plan.source_index[entries]
     place = source.to(pixels.device)
-    found = pixels[place.clamp(max=plan.n_source - 1)]
+    images = pixels[place.clamp(max=plan.n_source - 1)]
     if other is not None and bool((foreign := source >= plan.n_source).any()):
-        found[foreign.to(found.device)] = other[(source[foreign] - plan.n_source).to(other.device)].to(found.device)
+        images[foreign.to(images.device)] = other[(source[foreign] - plan.n_source).to(other.device)].to(images.device)
     if plan.near is None:
-        return found
+        return images
     copy = plan.copy[entries]
     if bool((copies := copy > 0).any()):
-        rows = copies.to(found.device)
-        found[rows] = plan.near(found[rows], source[copies], copy[copies])
-    return found
+        rows = copies.to(images.device)
+        images[rows] = plan.near(images[rows], source[copies], copy[copies])
+    return images
 
 
 def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -157,7 +157,7 @@ def _near_images(plan: DuplicationPlan, image: str) -> Callable[[dict[str, Any]]
 
     def change(batch: dict[str, Any]) -> dict[str, Any]:
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        arrays = [_array(found, row) for found, row in zip(batch[image], batch["source_index"], strict=True)]
+        arrays = [_array(picture, row) for picture, row in zip(batch[image], batch["source_index"], strict=True)]
         for place, array in enumerate(arrays):
             by_shape.setdefault(array.shape, []).append(place)
         images: list[Any] = [None] * len(arrays)

@@ -124,7 +124,7 @@ def _entries(n: int, keep: Tensor | None, rows: Tensor, having: Tensor, offset: 
     originals = torch.arange(n) if keep is None else keep.nonzero().flatten()
     size = len(originals) + int(having.sum())
     source_index, copy = torch.empty(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-    source_index[: (at := len(originals))] = originals
+    source_index[: (filled := len(originals))] = originals
     del originals
     first, last = 1, len(having) - 1
     while first <= last:
@@ -132,15 +132,15 @@ def _entries(n: int, keep: Tensor | None, rows: Tensor, having: Tensor, offset: 
         sizes = having[levels - 1]
         levels = levels[: max(1, int((sizes.cumsum(0) <= _BLOCK).sum()))]
         if len(levels) == 1:  # as many entries as the source has rows, perhaps: nothing is made for them
-            source_index[at : at + int(sizes[0])] = rows[: int(sizes[0])]
-            copy[at : (at := at + int(sizes[0]))] = first
+            source_index[filled : filled + int(sizes[0])] = rows[: int(sizes[0])]
+            copy[filled : (filled := filled + int(sizes[0]))] = first
         else:
             sizes = sizes[: len(levels)]
-            until = at + int(sizes.sum())
+            until = filled + int(sizes.sum())
             starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-            source_index[at:until] = rows[torch.arange(until - at) - starts].long()
-            copy[at:until] = levels.repeat_interleave(sizes)
-            at = until
+            source_index[filled:until] = rows[torch.arange(until - filled) - starts].long()
+            copy[filled:until] = levels.repeat_interleave(sizes)
+            filled = until
         first += len(levels)
     if offset:
         source_index[copy > 0] += offset
@@ -154,8 +154,8 @@ def _wrong_labels(labels: Tensor, source_index: Tensor, copy: Tensor, seed: int,
         raise UserError(
             "scheme = conflicting needs at least two classes: there is no wrong label to give.", code="bad-labels"
         )
-    found = labels[source_index]
+    wrong = labels[source_index]
     copies = copy > 0
     rng = entry_rng(seed, source_index[copies], copy[copies]).fold("wrong label")
-    found[copies] = (found[copies] + 1 + rng.integers(0, classes - 1)) % classes
-    return found
+    wrong[copies] = (wrong[copies] + 1 + rng.integers(0, classes - 1)) % classes
+    return wrong

@@ -197,8 +197,8 @@ def _neighbours(size: int, keep: float, rng: SampleRng, draw: int) -> list[tuple
     crop = max(1, min(size - 1, round(keep * size)))
     start = rng.integers(0, size - crop + 1, draw=draw)[:, None]
     place = torch.arange(size, device=start.device)
-    at = (((2 * place + 1) * crop - size) * _ONE // (2 * size)).clamp(min=0)
-    near, part = (at // _ONE).clamp(max=crop - 1), at % _ONE
+    position = (((2 * place + 1) * crop - size) * _ONE // (2 * size)).clamp(min=0)
+    near, part = (position // _ONE).clamp(max=crop - 1), position % _ONE
     pairs = ((near, _ONE - part), ((near + 1).clamp(max=crop - 1), part))
     return [(start + where, weight.expand(len(start), 1, -1)) for where, weight in pairs]
 
@@ -209,9 +209,9 @@ def _factor(rng: SampleRng, strength: float) -> Tensor:
     return (_ONE + change * rng.signs(draw=1, dtype=torch.int64)).view(-1, 1, 1, 1)
 
 
-def _rounded(value: Tensor, one: int) -> Tensor:
+def _rounded(value: Tensor, unit: int) -> Tensor:
     """Return fixed-point values as pixels."""
-    return torch.div(value + one // 2, one, rounding_mode="floor").clamp(0, 255).to(torch.uint8)
+    return torch.div(value + unit // 2, unit, rounding_mode="floor").clamp(0, 255).to(torch.uint8)
 
 
 TRANSFORMS: dict[str, Callable[..., Tensor]] = {

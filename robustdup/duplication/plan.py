@@ -105,9 +105,9 @@ class DuplicationPlan:
         Raises UserError where copies are not the sample itself (near, conflicting, leak).
         """
         if self.near is not None or self.labels is not None or int(self.source_index.max()) >= self.n_source:
-            what = "near copies" if self.near is not None else f"scheme = {self.scheme}"
+            reason = "near copies" if self.near is not None else f"scheme = {self.scheme}"
             raise UserError(
-                f"{what[0].upper()}{what[1:]} cannot be expressed as loss weights: its copies are other points.",
+                f"{reason[0].upper()}{reason[1:]} cannot be expressed as loss weights: its copies are other samples.",
                 code="bad-option",
             )
         counts = self.entries_per_sample().double()

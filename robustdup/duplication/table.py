@@ -48,9 +48,9 @@ class EntryTable(ConcatenationTable):  # type: ignore[misc]
         if self.first is None:
             return super().fast_gather(indices).combine_chunks()
         level, row = np.divmod(np.asarray(indices), self.first.num_rows)
-        found = self.first.fast_gather(row).combine_chunks()
-        place = found.column_names.index("copy")
-        return found.set_column(place, found.schema.field(place), pa.array(level, type=pa.int64()))
+        rows = self.first.fast_gather(row).combine_chunks()
+        place = rows.column_names.index("copy")
+        return rows.set_column(place, rows.schema.field(place), pa.array(level, type=pa.int64()))
 
     def replace_schema_metadata(self, *args: Any, **kwargs: Any) -> EntryTable:
         """Return the same table with other metadata, as `datasets` does when it describes the columns."""

@@ -180,9 +180,9 @@ def _readable(
 def _class_rows(
     plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | None, class_names: Sequence[str]
 ) -> list[ClassRow]:
-    found = entry_labels(plan, labels, other_labels)
-    size = max(len(class_names), int(max(labels.max(), found.max())) + 1)
-    counts = [torch.bincount(part, minlength=size).tolist() for part in (labels, found, found[plan.copy > 0])]
+    of_entries = entry_labels(plan, labels, other_labels)
+    size = max(len(class_names), int(max(labels.max(), of_entries.max())) + 1)
+    counts = [torch.bincount(part, minlength=size).tolist() for part in (labels, of_entries, of_entries[plan.copy > 0])]
     names = list(class_names) or [str(number) for number in range(size)]
     return [
         (name, rows, entries, copies) for name, rows, entries, copies in zip(names, *counts, strict=True)
