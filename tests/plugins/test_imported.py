@@ -21,6 +21,7 @@ def test_a_run_of_one_attack_imports_no_other(tmp_path):
     assert "robustdup.attacks.fgsm" in attacks
     assert not {f"robustdup.attacks.{name}" for name in ("square", "fab", "fab_t", "apgd", "apgd_t", "spsa")} & attacks
     assert not {name for name in modules if name.startswith("robustdup.training.objectives.") and "terms" not in name}
+    assert not {"robustdup.training.loop", "robustdup.jobs.training"} & modules
     # Of plugins only what says what they bring, not what does it.
     heavy = {"robustdup_study.cell", "robustdup_detect.run", "robustdup_art.adapter", "robustdup_torchattacks.builders"}
     assert not heavy & modules
