@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from robustdup_study.records import CellOrder, CellResult, Measurement
+from robustdup_study.cell_record import CellOrder, CellResult, Measurement
 
 from robustdup.errors import UserError
 from robustdup.records import now

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from robustdup_study.cell import calibration, data_fingerprint, run_cell
-from robustdup_study.records import CellOrder
+from robustdup_study.cell_record import CellOrder
 
 from robustdup.plugins import load_plugins
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from robustdup_study.cell_record import CellResult
 from robustdup_study.image_differences import ImageEffect, _sentence, effect, image_differences
-from robustdup_study.records import CellResult, StudyRun
+from robustdup_study.records import StudyRun
 
 
 def answers(rng, images=120, seeds=4, tau=0.1, tilt=0.0):

@@ -10,20 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
+from robustdup_study.cell_record import CellResult, Measurement, load_cell, save_cell
 from robustdup_study.grid import PlannedRun
 from robustdup_study.paper_2504_00638.claims import _any_harms, _harm, _may_harm, judge_claims
 from robustdup_study.recipe import load_recipe
 from robustdup_study.record import make_record
 from robustdup_study.records import (
-    CellResult,
     ImageDifference,
-    Measurement,
     PairedComparison,
     StudyRecord,
-    load_cell,
     load_study_record,
     load_study_table,
-    save_cell,
     save_study_record,
 )
 from robustdup_study.report import cells_of_table, dose_tables, markdown, sections

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from robustdup_study.records import CELL_FILE, CellOrder, load_cell
+from robustdup_study.cell_record import CELL_FILE, CellOrder, load_cell
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells, study_folder, unreadable
 
 from robustdup.errors import RunError, UserError
@@ -137,7 +137,7 @@ def test_damaged_and_newer_results_count_as_missing_and_are_told(tmp_path):
     assert list(results(tmp_path, list(wanted))) == ["k2"]
     told = unreadable(tmp_path, list(wanted))
     assert "is not a whole JSON file" in told[0]
-    assert "has schema version 99; this robustdup reads up to 1" in told[1]
+    assert "has schema version 99; this robustdup reads up to 2" in told[1]
 
 
 def test_an_error_that_is_no_cells_fault_ends_the_run(tmp_path):

@@ -25,9 +25,9 @@ from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
 from robustdup.training.validation import ValidationSet, correct_per_sample
+from robustdup_study.cell_record import CellOrder, CellResult, Measurement
 from robustdup_study.grid import Grid, build_grid
 from robustdup_study.recipe import StudyConfig
-from robustdup_study.records import CellOrder, CellResult, Measurement
 
 TRAIN = "train"
 BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599

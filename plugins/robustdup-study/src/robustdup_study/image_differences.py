@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from robustdup_study.cell_record import CellResult
 from robustdup_study.metrics import write
-from robustdup_study.records import CellResult, ImageDifference, StudyRun
+from robustdup_study.records import ImageDifference, StudyRun
 from robustdup_study.sentences import place_of
 
 SWEEPS = 100  # of taking out image and seed means by turns

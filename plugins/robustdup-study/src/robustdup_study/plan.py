@@ -9,10 +9,11 @@ from typing import Any
 from robustdup.errors import UserError
 from robustdup.plugins.options import resolved
 from robustdup.records import now, write_atomic
+from robustdup_study.cell_record import CellOrder
 from robustdup_study.grid import Grid, PlannedRun, check_size
 from robustdup_study.publications import TRAIN, protocols
 from robustdup_study.recipe import ELSEWHERE, StudyConfig
-from robustdup_study.records import GRID_FILE, CellOrder
+from robustdup_study.records import GRID_FILE
 from robustdup_study.run import RunCell, cell_folder, results
 from robustdup_study.vocabulary import CONDITION, has_arms, with_conditions
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from robustdup.plugins.options import Deferred
 
 if TYPE_CHECKING:
+    from robustdup_study.cell_record import CellOrder, CellResult
     from robustdup_study.grid import Grid
     from robustdup_study.recipe import StudyConfig
-    from robustdup_study.records import CellOrder, CellResult, Claim, DuplicationRate, PublishedFigure, StudyRecord
+    from robustdup_study.records import Claim, DuplicationRate, PublishedFigure, StudyRecord
 
 GROUP = "robustdup_study.publications"
 TRAIN = "train"

@@ -7,13 +7,14 @@ from typing import Any
 
 from robustdup.records import now
 from robustdup_study.analysis import analyse
+from robustdup_study.cell_record import CellResult
 from robustdup_study.effective_robustness import add_effective_robustness
 from robustdup_study.grid import PlannedRun
 from robustdup_study.image_differences import image_differences
 from robustdup_study.plan import analysis_history, recipe_of
 from robustdup_study.publications import publications
 from robustdup_study.recipe import StudyConfig, label
-from robustdup_study.records import CellResult, CellStatus, StudyRecord, StudyRun, load_study_record
+from robustdup_study.records import CellStatus, StudyRecord, StudyRun, load_study_record
 from robustdup_study.run import cell_folder, results, unreadable
 from robustdup_study.sentences import conclusions
 from robustdup_study.table import varying_factors

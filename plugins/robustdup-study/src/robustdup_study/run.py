@@ -24,8 +24,9 @@ from robustdup.records import now
 from robustdup.records.folder import STATE, locked
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores, visible_gpus
+from robustdup_study.cell_record import CELL_FILE, CellOrder, CellResult, load_cell, save_cell
 from robustdup_study.recipe import StudyConfig
-from robustdup_study.records import CELL_FILE, CellOrder, CellResult, StudyProgress, load_cell, save_cell
+from robustdup_study.records import StudyProgress
 
 CELLS = "cells"
 LOG_FILE = "log.jsonl"

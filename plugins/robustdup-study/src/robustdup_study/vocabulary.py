@@ -31,3 +31,8 @@ def with_conditions(content: Any, key: str = "") -> Any:
     if key == "term" and isinstance(content, str):
         return " × ".join(CONDITION if factor == ARM else factor for factor in content.split(" × "))
     return content
+
+
+def renamed(content: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what was read with the present names of its fields."""
+    return {names.get(key, key): value for key, value in content.items()}

@@ -29,9 +29,9 @@ from robustdup.device import choose_device
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins
 from robustdup.records import now
+from robustdup_study.cell_record import CellOrder, CellResult, Measurement
 from robustdup_study.grid import Cell, Grid, PlannedRun, combinations, hash_of
 from robustdup_study.recipe import StudyConfig, label, settings
-from robustdup_study.records import CellOrder, CellResult, Measurement
 
 SEMANTICS = 1
 BATCH = 128
