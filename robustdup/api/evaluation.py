@@ -48,7 +48,8 @@ def evaluate(
         n: take the first n samples.
         out: the run folder; a temporary one, deleted at exit, if not given.
         resume: go on with the unfinished run in `out`.
-        progress: True or False, or a function that takes each event; shown in notebooks and terminals if not given.
+        progress: True (bars; a line every half minute on standard error where it is redirected), False, or a function that
+            takes each event; bars in notebooks and terminals if not given.
         options: the other settings of `robustdup eval`, by name.
 
     Returns:
@@ -191,10 +192,10 @@ def _shown(progress: bool | Callable[[Progress], None] | None) -> Iterator[Calla
     if callable(progress):
         yield progress
         return
-    from robustdup.report.terminal import LiveView
+    from robustdup.report.live import LiveView
 
-    wanted = (sys.stderr.isatty() or "IPython" in sys.modules) if progress is None else progress
-    with LiveView(enabled=wanted) as view:
+    seen = sys.stderr.isatty() or "IPython" in sys.modules
+    with LiveView(enabled=seen and progress is not False, lines=progress is True) as view:
         yield view.update
 
 

@@ -63,6 +63,7 @@ class Passes(nn.Module):
         self.smaller = tuple(sorted(smaller))
         self.count = Count()
         self.looks: list[tuple[int, int]] = []  # of each look at the samples: rows, and passes of all rows before it
+        self.watch: Callable[[], None] | None = None  # called before every pass
         self._looking = False
         self.training = model.training  # mirror, without touching the model
 
@@ -81,6 +82,8 @@ class Passes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`; gradients flow as through the model itself."""
+        if self.watch is not None:
+            self.watch()
         if not self._looking:
             self.looks.append((images.shape[0], self.count.forward + self.count.backward))
         self.count.forward += images.shape[0]

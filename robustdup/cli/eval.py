@@ -42,7 +42,8 @@ def _eval(
 
     from robustdup import jobs  # torch is imported from here on
     from robustdup.evidence.bundle import check_place, write_bundle
-    from robustdup.report.terminal import LiveView, show_record
+    from robustdup.report.live import LiveView
+    from robustdup.report.terminal import show_record
 
     quiet = json or latex or markdown
     if bundle is not None:  # before the attacks run, not after
@@ -53,7 +54,7 @@ def _eval(
     if record is not None:
         jobs.check_same(folder, config)
     else:
-        view = LiveView(enabled=not quiet and sys.stdout.isatty())
+        view = LiveView(enabled=not quiet and sys.stderr.isatty(), lines=True)
         try:
             # What toolkits print must not stand between the lines of the record.
             with view, contextlib.redirect_stdout(sys.stderr if quiet else sys.stdout):

@@ -37,7 +37,7 @@ def _train_command(
     from robustdup.report.training import LiveTraining, show_training
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
-    view = LiveTraining(enabled=first and not json and sys.stdout.isatty())
+    view = LiveTraining(enabled=first and not json and sys.stderr.isatty(), lines=first)
     try:
         with view, contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
             record = jobs.run_training(config, folder=folder, resume=resume is not None, progress=view.update)

@@ -77,17 +77,21 @@ class Call:
 
 
 Caller = Callable[[Iterable[Work]], Iterator[Call]]
+Tick = Callable[[Work, float, int], None]  # told now and then inside a call: share done (0 if unknown), passes so far
+TICK_SECONDS = 0.5
 
 
-def call_here(stages: list[PlannedStage], context: Context) -> Caller:
-    """Return a caller that makes every call in this process, one after the other."""
-    return lambda works: (make_call(work, stages, context) for work in works)
+def call_here(stages: list[PlannedStage], context: Context, tick: Tick | None = None) -> Caller:
+    """Return a caller that makes every call in this process, one after the other; `tick` is told inside a call."""
+    return lambda works: (make_call(work, stages, context, tick) for work in works)
 
 
-def make_call(work: Work, stages: list[PlannedStage], context: Context) -> Call:
+def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Tick | None = None) -> Call:
     """Run an attack on some samples and judge what it returns; a failure makes its samples undecided."""
     stage, started = stages[work.number], time.perf_counter()
     attacked = _model_for(stage, context)
+    if tick is not None:
+        attacked.watch = _watching(attacked, stage, work, tick)
     before = context.original.count.copy()
     attempt = _Attempt(stage, context, attacked)
     error, verdict = "", None
@@ -96,6 +100,8 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context) -> Call:
         warnings.simplefilter("always", AttackWarning)
         try:
             verdict = _attack_in_memory(attempt, work, torch.arange(len(work.positions)))
+        except _TickFailed as failure:
+            raise failure.__cause__ or failure from None
         except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so  # noqa: BLE001
             frame = traceback.extract_tb(failure.__traceback__)[-1]
             error = f"{type(failure).__name__}: {failure} ({Path(frame.filename).name}:{frame.lineno})"
@@ -114,6 +120,30 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context) -> Call:
         notes=notes,
         broken_after=dropped(attacked, verdict) if pool and verdict is not None else [],
     )
+
+
+class _TickFailed(BaseException):
+    """What was told of the progress raised: no failure of the attack, so nothing of an attack may catch it."""
+
+
+def _watching(attacked: Passes, stage: PlannedStage, work: Work, tick: Tick) -> Callable[[], None]:
+    """Return what tells `tick`, at most every half second, how many passes of those that are to be expected are made."""
+    cost = stage.spec.passes(stage.options)
+    expected = 0.0 if cost is None else sum(cost) * len(work.positions)
+    last = time.perf_counter()
+
+    def watch() -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= TICK_SECONDS:
+            last = now
+            passes = attacked.count.forward + attacked.count.backward
+            try:
+                tick(work, min(passes / expected, 1.0) if expected else 0.0, passes)
+            except Exception as failure:
+                raise _TickFailed from failure
+
+    return watch
 
 
 def _model_for(stage: PlannedStage, context: Context) -> Passes:

@@ -110,7 +110,7 @@ def run_cascade(
         individual: whether every stage runs on all of these samples.
         min_distance: whether attacks that look for the nearest adversarial image do.
         folder: where each call is saved, and found again when the same run is continued.
-        progress: is told of each call.
+        progress: is told of each stage, of each call, and now and then inside a call that is made here.
         caller: makes the calls; here if not given.
     """
     candidates = ~samples.clean.is_adv
@@ -124,7 +124,17 @@ def run_cascade(
         correct_share=samples.clean.correct_share.clone(),
         nearest=torch.full_like(samples.clean.margin, torch.inf),
     )
-    make = caller if caller is not None else call_here(stages, context)
+    latest: list[Progress] = []  # of the stage under way
+
+    def tell(event: Progress) -> None:
+        latest[:] = [event]
+        progress(event)
+
+    def tick(work: Work, share: float, passes: int) -> None:
+        under_way = {"under_way": len(work.positions), "share": share, "passes": passes, "message": ""}
+        progress(latest[0].model_copy(update=under_way))
+
+    make = caller if caller is not None else call_here(stages, context, tick)
     for number, stage in enumerate(stages):
         if stage.when == "masked" and not _masks_gradients(result, samples, context):
             continue
@@ -133,9 +143,9 @@ def run_cascade(
         rows = _nearest(left.nonzero()[:, 0], result.margin, stage.take)
 
         def report(
-            call: Call, done: int, stage: PlannedStage = stage, number: int = number, total: int = len(rows)
+            call: Call | None, done: int, stage: PlannedStage = stage, number: int = number, total: int = len(rows)
         ) -> None:
-            progress(
+            tell(
                 Progress(
                     eps_text=threat.eps_text,
                     stage=number,
@@ -145,11 +155,13 @@ def run_cascade(
                     total=total,
                     survivors=int((candidates & ~result.broken).sum()),
                     n=len(candidates),
-                    forward_passes=call.attack_passes.forward,
-                    seconds=call.seconds,
-                    message="; ".join(filter(None, [call.error, *call.notes])),
+                    forward_passes=call.attack_passes.forward if call is not None else 0,
+                    seconds=call.seconds if call is not None else 0.0,
+                    message="; ".join(filter(None, [call.error, *call.notes])) if call is not None else "",
                 )
             )
+
+        report(None, 0)
 
         stage_folder = None if folder is None else folder / f"{number:02d}-{_slug(stage.spec.name)}"
         size = CallSize(stage, context, samples.images[0].numel(), len(rows))

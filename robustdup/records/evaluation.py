@@ -75,6 +75,12 @@ class Progress(Part):
     forward_passes: int = Field(description="Rows of the last call, forward.")
     seconds: float = Field(description="Seconds of the last call.")
     message: str = Field(default="", description="What the last call had to say.")
+    under_way: int = Field(default=0, description="Samples of the call that is under way; 0 between calls.")
+    share: float = Field(
+        default=0.0,
+        description="How far that call is, by its passes, from 0 to 1; 0 where the attack's cost is unknown.",
+    )
+    passes: int = Field(default=0, description="Passes of that call so far, in rows, forward and backward.")
 
 
 class AttackResult(Part):

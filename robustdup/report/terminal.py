@@ -1,76 +1,23 @@
-"""Records in the terminal: a live view while a run goes on, and a table that one would paste into a paper."""
+"""Records in the terminal: a panel, tables, and what one would paste into a paper."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
 from rich.table import Table
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import Accuracy, AttackResult, Escalation, EvaluationRecord, Progress, load_samples, to_json
+from robustdup.records import Accuracy, AttackResult, Escalation, EvaluationRecord, load_samples, to_json
 
 Form = Literal["table", "json", "latex", "markdown"]
 
 SEVERITY_STYLE = {"info": "blue", "warning": "yellow", "serious": "bold red"}
-
-
-class LiveView:
-    """Shows a run as it goes: stage, survivors, rate and time left; silent where output is not a terminal."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._bars = RichProgress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[survivors]}"),
-            console=Console(stderr=True),
-            disable=not enabled,
-        )
-        self._tasks: dict[tuple[str, int], TaskID] = {}
-
-    def __enter__(self) -> LiveView:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def update(self, progress: Progress) -> None:
-        """Take one event of a run."""
-        key = (progress.eps_text, progress.stage)
-        if key not in self._tasks:
-            title = f"eps {progress.eps_text}  {progress.stage + 1}/{progress.n_stages} {progress.attack}"
-            self._tasks[key] = self._bars.add_task(escape(title), total=progress.total, rate="", survivors="")
-        task = self._bars.tasks[self._tasks[key]]
-        self._bars.update(
-            task.id,
-            completed=progress.done,
-            rate=f"{task.speed:.0f} images/s" if task.speed else "",
-            survivors=f"{progress.survivors} of {progress.n} survive",
-        )
-        if progress.message:
-            self._bars.console.print(f"[yellow]{escape(progress.message)}")
 
 
 def show_record(

@@ -14,15 +14,17 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
+from robustdup.report.live import Lines
 
 LEVELS = "▁▂▃▄▅▆▇█"
 
 
 class LiveTraining:
-    """Shows a training run as it goes: loss, accuracies, speed and time left; silent where output is not a terminal."""
+    """Shows a training run as it goes: loss, accuracies, speed, time left; `lines`: now and then a line in a log."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, lines: bool = False) -> None:
         self._enabled = enabled
+        self._lines = Lines() if lines and not enabled else None
         self._bars = RichProgress(
             TextColumn("[bold]epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=24),
@@ -49,6 +51,9 @@ class LiveTraining:
             self._task, completed=progress.step, total=max(progress.n_steps, 1), epoch=progress.epoch,
             figures=_figures(progress), left="" if progress.seconds_left is None else f"{clock(progress.seconds_left)} left",
         )  # fmt: skip
+        if self._lines is not None and progress.n_steps:
+            where = f"step {progress.step}/{progress.n_steps}, epoch {progress.epoch:.2f}"
+            self._lines.say(lambda: "  ".join(filter(None, [where, _figures(progress)])))
         if progress.message and self._enabled and progress.n_steps == 0:  # what happens before and after the steps
             self._bars.console.print(escape(progress.message), style="dim", highlight=False)
 

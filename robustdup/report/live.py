@@ -1,0 +1,101 @@
+"""A run as it goes: bars on a terminal, a line every half minute where output is redirected."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from robustdup.records import Progress
+from robustdup.report.format import duration, short
+
+EVERY = 30.0  # seconds between two lines
+
+
+class Lines:
+    """Prints a line on standard error at most every `every` seconds: what a log of a long run needs."""
+
+    def __init__(self, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = every, clock
+        self._started = self._last = clock()
+
+    def say(self, text: Callable[[], str]) -> None:
+        """Print `text()` with the time since the start, if it is time for a line."""
+        now = self._clock()
+        if now - self._last >= self._every:
+            self._last = now
+            print(f"{duration(now - self._started)}: {text()}", file=sys.stderr, flush=True)
+
+
+class LiveView:
+    """Shows a run as it goes: stage, samples, survivors, rate and time left.
+
+    Args:
+        enabled: bars on standard error, for a terminal or a notebook.
+        lines: without bars, a line every half minute on standard error.
+    """
+
+    def __init__(self, *, enabled: bool, lines: bool = False) -> None:
+        self._bars = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[samples]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[survivors]}"),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._lines = Lines() if lines and not enabled else None
+        self._tasks: dict[tuple[str, int], TaskID] = {}
+
+    def __enter__(self) -> LiveView:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Take one event of a run."""
+        key = (progress.eps_text, progress.stage)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(
+                escape(_stage(progress)), total=progress.total, rate="", survivors="", samples=""
+            )
+        task = self._bars.tasks[self._tasks[key]]
+        self._bars.update(
+            task.id,
+            completed=progress.done + progress.share * progress.under_way,
+            samples=_samples(progress),
+            rate=f"{task.speed:.3g} images/s" if task.speed else "",
+            survivors=f"{progress.survivors} of {progress.n} survive",
+        )
+        if self._lines is not None:
+            self._lines.say(
+                lambda: f"{_stage(progress)}: {_samples(progress)}, {progress.survivors} of {progress.n} survive"
+            )
+        if progress.message:
+            self._bars.console.print(f"[yellow]{escape(progress.message)}")
+
+
+def _stage(progress: Progress) -> str:
+    return f"eps {progress.eps_text}  {progress.stage + 1}/{progress.n_stages} {progress.attack}"
+
+
+def _samples(progress: Progress) -> str:
+    """Return how many samples are judged, and how far the call under way is."""
+    text = f"{progress.done}/{progress.total}"
+    if not progress.under_way:
+        return text
+    passes = f"{short(progress.passes)} passes"
+    share = f"{progress.share:.0%} of {progress.under_way}, " if progress.share else f"{progress.under_way}, "
+    return f"{text} ({share}{passes})"
