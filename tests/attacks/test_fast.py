@@ -122,8 +122,8 @@ def test_any_number_of_classes_in_every_norm(norm, classes):
     model, images, labels = points(120)
     rows = (labels < classes).nonzero()[:12, 0]
     judged = FirstClasses(model, classes)
-    record = evaluate(judged, images[rows], labels[rows], norm=norm, eps={"Linf": 0.3, "L2": 1.8, "L1": 5}[norm],
-                      attacks="fast")  # fmt: skip
+    eps = {"Linf": 0.3, "L2": 1.8, "L1": 5}[norm]
+    record = evaluate(judged, images[rows], labels[rows], norm=norm, eps=eps, attacks="fast").record
     assert record.n_undecided == 0
     assert record.robust_accuracy.value < record.clean_accuracy.value
     assert not any(attack.violations for attack in record.attacks)
