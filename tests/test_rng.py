@@ -6,6 +6,7 @@ from scipy import stats
 
 from robustdup import SampleRng, UserError
 from robustdup.rng import philox4x32
+from tests.raising import raises
 
 GOLDEN_BITS = [
     [3471920846, 2252507113, 2323402311],
@@ -120,11 +121,11 @@ def test_call_seed_depends_on_the_set_of_samples_and_the_purpose():
 
 @pytest.mark.parametrize("index", [torch.zeros(2, 2, dtype=torch.int64), torch.zeros(3)])
 def test_an_index_of_another_shape_or_type_is_refused(index):
-    with pytest.raises(UserError, match="1-d int64 tensor of sample numbers"):
+    with raises("bad-value", UserError, "1-d", "int64"):
         SampleRng(0, index)
 
 
 @pytest.mark.parametrize(("low", "high"), [(3, 3), (5, 2), (0, 2**31 + 1)])
 def test_an_empty_or_too_large_range_is_refused(low, high):
-    with pytest.raises(UserError, match="between 1 and"):
+    with raises("bad-value", UserError, "1"):
         streams(1).integers(low, high)

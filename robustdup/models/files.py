@@ -57,7 +57,7 @@ def _call(file: Path, name: str) -> nn.Module:
     module = _import(file)
     factory = getattr(module, name, None)
     if factory is None:
-        raise unknown(f"model factory in {file.name}:", name, _functions(file))
+        raise unknown(f"model factory of {file.name}:", name, _functions(file))
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):

@@ -22,6 +22,7 @@ from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.projections import fold_sum, project_l1, row_length
+from tests.raising import raises
 
 pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
 N = 24
@@ -518,7 +519,7 @@ def test_settings_that_cannot_work_are_refused(attack, options, message):
 
 def test_larger_eps_needs_steps_for_three_radii():
     images, labels, rng = torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64), SampleRng(0, torch.arange(2))
-    with pytest.raises(UserError, match="larger_eps needs at least 5 steps for its three radii, got 4"):
+    with raises("bad-option", UserError, "larger_eps", "5", "4"):
         apgd_ce(Counting(), images, labels, ThreatModel("L1", "1"), rng=rng, steps=4, larger_eps=True)
 
 

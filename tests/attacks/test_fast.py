@@ -18,6 +18,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
+from tests.raising import raises
 
 EPS = {"Linf": "0.15", "L2": "0.6"}
 AUTOATTACK_PASSES = 9767  # of a survivor, forward and backward, Linf and L2
@@ -202,7 +203,7 @@ def test_settings_that_cannot_work_are_refused(attack, wrong):
 def test_no_targets_and_an_unknown_loss_are_refused():
     model, images, labels = points(4)
     threat, rng = ThreatModel("Linf", "0.1"), SampleRng(0, torch.arange(4))
-    with pytest.raises(UserError, match="targets must be at least 1"):
+    with raises("bad-option", UserError, "targets", "at least 1"):
         cosine_pgd_t(model, images, labels, threat, rng=rng, targets=0)
-    with pytest.raises(UserError, match="probability-margin"):
+    with raises("unknown-loss", UserError, "probability-margin"):
         cosine_pgd(model, images, labels, threat, rng=rng, loss="probability-margn")

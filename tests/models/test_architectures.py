@@ -18,6 +18,7 @@ from robustdup.models.attack_copy.fold import fold_batchnorm
 from robustdup.models.load import count_parameters
 from robustdup.models.networks import digits_classifier
 from robustdup.plugins import Registry
+from tests.raising import raises
 
 NATIVE = Registry()
 robustdup.models.register(NATIVE)
@@ -175,11 +176,11 @@ def test_wrong_specs(build, spec, message):
 
 
 def test_wrong_data(build):
-    with pytest.raises(UserError, match="at least two classes; got 3 channels of 32x32 pixels and 1 classes"):
+    with raises("bad-data", UserError, "3 channels", "32x32", "1 classes"):
         build("small-cnn", classes=1)
-    with pytest.raises(UserError, match=r"mean must have one value a channel \(3\), got \[0.1, 0.2\]"):
+    with raises("bad-value", UserError, "mean", "3", "[0.1, 0.2]"):
         build("small-cnn", mean=[0.1, 0.2])
-    with pytest.raises(UserError, match="std must have one positive value a channel"):
+    with raises("bad-value", UserError, "std", "positive"):
         build("small-cnn", std=[0.0])
 
 
@@ -207,11 +208,11 @@ def test_networks_from_a_file(build, tmp_path):
     frozen = build(f"{file}:frozen")
     assert frozen.training
     assert not frozen[1].training
-    with pytest.raises(UserError, match=r"must return logits of 7 classes, got torch.Size\(\[2, 10\]\)"):
+    with raises("model-and-data", UserError, "7 classes", "torch.Size([2, 10])"):
         build(f"{file}:make", classes=7)
-    with pytest.raises(UserError, match="fails on images of 1x32x32: RuntimeError"):
+    with raises("model-and-data", UserError, "1x32x32", "RuntimeError"):
         build(f"{file}:make", channels=1)
-    with pytest.raises(UserError, match="Did you mean 'make'"):
+    with raises("unknown-model-factory", UserError, "'make'"):
         build(f"{file}:mak")
 
 
@@ -222,7 +223,7 @@ def test_an_architecture_of_a_plugin(build):
     NATIVE.add_architecture("mine:net", build_mine)
     try:
         assert build("mine:net(width=5)", size=(4, 6))[1].weight.shape == (5, 72)
-        with pytest.raises(UserError, match="Did you mean 'width'"):
+        with raises("unknown-option", UserError, "'width'"):
             build("mine:net(widht=5)")
     finally:
         del NATIVE.architectures["mine:net"]
@@ -248,13 +249,13 @@ def test_timm(build, name, size):
 
 def test_timm_errors(build, monkeypatch):
     pytest.importorskip("timm")
-    with pytest.raises(UserError, match=r"has no network 'resnet19' of \d+.* Did you mean timm:resnet"):
+    with raises("unknown-network", UserError, "'resnet19'", "timm:resnet"):
         build("timm:resnet19")
-    with pytest.raises(UserError, match="cannot be built for 32x32 images.*drop_paths"):
+    with raises("bad-option", UserError, "32x32", "drop_paths"):
         build("timm:convnext_atto(drop_paths=0.1)")
-    with pytest.raises(UserError, match="pretrained cannot be given"):
+    with raises("bad-option", UserError, "pretrained"):
         build("timm:resnet18(pretrained=true)")
-    with pytest.raises(UserError, match="timm:vit_tiny_patch16_224 fails on images of 3x8x8"):
+    with raises("model-and-data", UserError, "vit_tiny_patch16_224", "3x8x8"):
         build("timm:vit_tiny_patch16_224", size=8)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(Unavailable, match=r"needs timm.*" + re.escape(how_to_install("robustdup[timm]"))):
