@@ -265,7 +265,12 @@ def test_what_the_first_schema_called_arms_are_control_conditions():
             "seeds": [],
         }
     ]
+    content["crossovers"] = [
+        {"measure": "accuracy", "factors": {"arm": "copies"}, "dose": 0.5, "seeds": [0, 1], "images": 9, "difference": 0.1,
+         "low": 0.0, "high": 0.2, "sentence": "s"}
+    ]  # fmt: skip
     record = StudyRecord.model_validate(content)
+    assert [one.factors for one in record.image_differences] == [{"condition": "copies"}]
     condition = {"condition": "prior-matched", "dose": 0.5}
     assert record.recipe["factors"] == record.factors == {"condition": ["copies", "prior-matched"]}
     assert (record.recipe["exclude"], record.runs[0].factors) == ([condition], condition)
