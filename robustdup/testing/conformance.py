@@ -100,7 +100,7 @@ def _check(spec: AttackSpec, norm: str, threat: ThreatModel, options: dict[str, 
         return _run(spec, images[rows], labels[rows], threat, rng, options, entropy)
 
     first = run(torch.arange(len(images)), threat, 1)
-    findings = _state_findings(first) + _result_findings(first, images, threat, bounded)
+    findings = _state_findings(first) + _result_findings(spec, first, images, threat)
     if any(not finding.ok and finding.code in ("raises", "type", "shape", "dtype", "device") for finding in findings):
         return ConformanceReport(spec.name, norm, findings, seconds=first.seconds)
     adv_images = first.adv_images.detach()
@@ -108,7 +108,7 @@ def _check(spec: AttackSpec, norm: str, threat: ThreatModel, options: dict[str, 
     findings += _repeat_findings(spec, adv_images[again], part, repeat)
     if bounded:
         quarter = threat.with_eps(threat.eps / 4)
-        findings.append(_eps_finding(images[again], part, run(again, quarter, 4), quarter))
+        findings.append(_eps_finding(spec, images[again], part, run(again, quarter, 4), quarter))
     broken, noise_broken = against_noise(spec, images, labels, adv_images, threat, norm, seed)
     shown_at = threat
     for factor in LARGER:  # a weak attack may need a larger ball to show anything
@@ -202,7 +202,7 @@ def _state_findings(run: _Run) -> list[Finding]:
     ]
 
 
-def _result_findings(run: _Run, images: Tensor, threat: ThreatModel, bounded: bool) -> list[Finding]:
+def _result_findings(spec: AttackSpec, run: _Run, images: Tensor, threat: ThreatModel) -> list[Finding]:
     """Look at what came back: first whether it is a batch of images at all, then whether it lies where it may."""
     if run.error:
         return [Finding("raises", False, f"it raised {run.error}")]
@@ -231,14 +231,26 @@ def _result_findings(run: _Run, images: Tensor, threat: ThreatModel, bounded: bo
         _rows_finding("not_finite", violations.not_finite, "hold NaN or infinity"),
         _rows_finding("box", violations.box, f"leave [0, 1]: pixels from {low:.9g} to {high:.9g}"),
     ]
-    if bounded:
+    if spec.kind == "bounded":
         farthest = float(threat.distance(images, adv_images.nan_to_num(0, 0, 0)).max())
         findings.append(
             _rows_finding("ball", violations.ball, f"leave the ball {threat}: distance up to {farthest:.9g}")
         )
     moved = int((adv_images != images).flatten(1).any(dim=1).sum())
-    findings.append(Finding("unchanged", moved > 0, f"it changed {moved} of {len(images)} images"))
+    message = f"it changed {moved} of {len(images)} images"
+    searched = moved == 0 and _searched(spec, run)
+    if searched:
+        message += f": it found nothing in {run.passes.count.forward} passes"
+    findings.append(Finding("unchanged", moved > 0 or searched, message))
     return findings
+
+
+def _searched(spec: AttackSpec, run: _Run) -> bool:
+    """Say whether unchanged images are an honest answer: a decision-based attack asked the model and found nothing.
+
+    Such an attack has no better image to return than the clean one. It is not demonstrated, but keeps the contract.
+    """
+    return spec.knowledge == "decision-based" and run.passes.count.forward > 0
 
 
 def _rows_finding(code: str, rows: Tensor, what: str) -> Finding:
@@ -270,7 +282,7 @@ def _repeat_findings(spec: AttackSpec, before: Tensor, part: _Run, repeat: _Run)
     ]  # fmt: skip
 
 
-def _eps_finding(images: Tensor, full: _Run, quarter: _Run, threat: ThreatModel) -> Finding:
+def _eps_finding(spec: AttackSpec, images: Tensor, full: _Run, quarter: _Run, threat: ThreatModel) -> Finding:
     """Check that a quarter of eps is obeyed and changes the result."""
     adv_images = quarter.adv_images
     if quarter.error or not isinstance(adv_images, Tensor) or adv_images.shape != images.shape:
@@ -279,4 +291,6 @@ def _eps_finding(images: Tensor, full: _Run, quarter: _Run, threat: ThreatModel)
     if outside:
         return Finding("eps", False, f"with a quarter of eps {outside} of {len(images)} images leave the ball {threat}")
     same = _same(adv_images.detach(), full.adv_images.detach())
+    if same and _same(adv_images.detach(), images) and _searched(spec, full):
+        return Finding("eps", True, "it found nothing, with eps and with a quarter of it")
     return Finding("eps", not same, "a quarter of eps changed nothing" if same else "it obeys eps")

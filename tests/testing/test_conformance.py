@@ -292,3 +292,24 @@ def test_the_check_leaves_the_process_as_it_was():
     failed(turns_grad_off)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.is_grad_enabled() == before[1]
+
+
+def finds_nothing(model, images, labels, threat, *, rng):
+    """Ask the model for decisions on noise too weak to break anything, and keep only what it gets wrong."""
+    best = images.clone()
+    for draw in range(3):
+        candidates = threat.project(images, images + 1e-4 * (rng.uniform(images.shape[1:], draw=draw) - 0.5))
+        wrong = model(candidates).argmax(dim=1) != labels
+        best[wrong] = candidates[wrong]
+    return best
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_decision_based_attack_that_finds_nothing_is_not_demonstrated_but_conforms(norm):
+    spec = AttackSpec("x", finds_nothing, NORMS, knowledge="decision-based", batching="pool")
+    report = check_attack(spec, norm=norm)
+    assert report.ok, [finding for finding in report.findings if not finding.ok]
+    assert not report.demonstrated
+    assert "found nothing in" in next(f.message for f in report.findings if f.code == "unchanged")
+    assert {"unchanged", "eps"} <= failed(finds_nothing, norm, batching="pool")  # gradients always lead somewhere
+    assert {"unchanged", "eps"} <= failed(does_nothing, norm, knowledge="decision-based")  # it did not even ask
