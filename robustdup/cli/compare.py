@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from robustdup.cli.leaderboard import console
+from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
 from robustdup.records import find_record, load_record, load_samples, to_json
+from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20
 
 
 def compare(
-    run_a: str = typer.Argument(help="Run folder, or its record.json."),
-    run_b: str = typer.Argument(help="Another run on the same samples."),
+    runs: list[str] = typer.Argument(metavar="RUN RUN...", help="Run folders, or their record.json."),  # noqa: B008
     as_json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
+    latex: bool = typer.Option(False, "--latex", help="Print a LaTeX table, a row a run; any number of runs."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print a Markdown table, a row a run."),
 ) -> None:
-    """Compare two runs on the same samples: difference A minus B, 95% interval, McNemar's exact test."""
-    pairs = [(load_record(run), load_samples(find_record(run).parent)) for run in (run_a, run_b)]
+    """Compare two runs on the same samples: difference A minus B, 95% interval, McNemar's exact test.
+
+    Of more than two runs, or with --latex or --markdown: a table with a row a run.
+    """
+    if len(runs) < 2:
+        raise UserError("Name at least two runs: robustdup compare RUN RUN.", code="missing-argument")
+    if len(runs) > 2 or latex or markdown:
+        _table_of_runs(runs, as_json=as_json, latex=latex, markdown=markdown)
+        return
+    pairs = [(load_record(run), load_samples(find_record(run).parent)) for run in runs]
     result = compare_records(*pairs[0], *pairs[1])
     if as_json:
         print(to_json(result))
@@ -33,6 +47,32 @@ def compare(
     for note in result.notes:
         out.print(Text(f"Note: {note}."))
     out.print(Text(_changed(result)))
+
+
+def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: bool) -> None:
+    records = [load_record(run) for run in runs]
+    caption, head, rows, left = runs_table(records)
+    if as_json:
+        parts = {"threat", "n", "clean_accuracy", "robust_accuracy", "n_undecided", "curve"}
+        summaries = [record.model_dump(mode="json", include=parts) for record in records]
+        named = zip(runs, records, summaries, strict=True)
+        print(
+            json.dumps(
+                [{"run": run, "model": record.model.spec, **summary} for run, record, summary in named], indent=2
+            )
+        )
+    elif latex:
+        print(as_latex(caption, head, rows, left=left))
+    elif markdown:
+        print(as_markdown(caption, head, rows, left=left))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for place, heading in enumerate(head):
+            table.add_column(heading, justify="left" if place < left else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console().print(Text(caption))
+        console().print(table, highlight=False)
 
 
 def comparison_table(result: RunComparison) -> Table:

@@ -241,6 +241,16 @@ class EvaluationRecord(Part):
     environment: Environment = Field(description="Where it ran.")
     versions: dict[str, str] = Field(description="Versions of what it was computed with.")
 
+    def __str__(self) -> str:
+        """Return what it says in one line; `repr` and `to_json` show all of it."""
+        clean, robust = self.clean_accuracy, self.robust_accuracy
+        undecided = f", {self.n_undecided} undecided" if self.n_undecided else ""
+        return (
+            f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.norm} eps {self.threat.eps_text}, "
+            f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
+            f"robust {robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]{undecided}"
+        )
+
 
 def save_record(record: EvaluationRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""

@@ -18,7 +18,8 @@ import yaml
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
 from robustdup.records import Accuracy, EvaluationRecord
-from robustdup.report.terminal import label, percent
+from robustdup.report.tables import label
+from robustdup.report.terminal import percent
 
 ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import Accuracy, AttackResult, Escalation, EvaluationRecord, load_samples, to_json
+from robustdup.records import Accuracy, Escalation, EvaluationRecord, load_samples, to_json
+from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
 
@@ -109,12 +110,6 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def label(attack: AttackResult) -> str:
-    """Return an attack's name with its options, as one would type it."""
-    options = ", ".join(f"{name}={value}" for name, value in attack.options.items())
-    return f"{attack.name}({options})" if options else attack.name
-
-
 def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     """Curve, distances, violations, warnings, diagnostics, and the position on the leaderboard."""
     lines = []
@@ -165,46 +160,12 @@ def _position(record: EvaluationRecord, folder: Path | None) -> str:
         return f"Leaderboard: {error}"
 
 
-def _rows(record: EvaluationRecord) -> list[tuple[str, str, str, str]]:
-    rows = [("clean", str(record.n), "", percent(record.clean_accuracy.value))]
-    rows.extend(
-        (label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after))
-        for attack in record.attacks
-    )
-    rows.append(("robust", str(record.n), "", _interval(record.robust_accuracy)))
-    return rows
-
-
 def markdown_table(record: EvaluationRecord) -> str:
     """Return the result as a Markdown table."""
-    head = (
-        f"{record.model.spec}, {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
-    )
-    lines = [head, "", "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|"]
-    for row in _rows(record):
-        cells = (cell.replace("|", "\\|") for cell in row)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
+    return as_markdown(*run_table(record))
 
 
 def latex_table(record: EvaluationRecord) -> str:
     """Return the result as a LaTeX table (booktabs), escaped."""
-
-    def tex(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in text)
-
-    caption = tex(
-        f"{record.model.spec} on {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
-    )
-    lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\begin{tabular}{lrrr}", r"\toprule",
-        r"Attack & Attacked & Broken & Robust accuracy after \\", r"\midrule",
-    ]  # fmt: skip
-    lines += [" & ".join(tex(cell) for cell in row) + r" \\" for row in _rows(record)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    caption, head, rows = run_table(record)
+    return as_latex(caption, [title.capitalize() for title in head], rows)

@@ -1,6 +1,7 @@
 """`robustdup compare`: the table that people read, the JSON that programs read, and refusals."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from typer.testing import CliRunner
 
 from robustdup.cli.compare import compare
 from robustdup.errors import UserError
-from robustdup.records import save_record, save_samples
+from robustdup.records import load_record, save_record, save_samples
+from robustdup.records.evaluation import CurvePoint
+from robustdup.report.terminal import latex_table
+from tests.raising import raises
 
 BUILD = runpy.run_path(str(Path(__file__).parents[1] / "leaderboard" / "conftest.py"))
 
@@ -67,3 +71,50 @@ def test_runs_on_other_images_are_refused(run_folder):
 
 def test_equal_runs(run_folder):
     assert "No sample changed." in call(run_folder("first", {1}), run_folder("second", {1}))
+
+
+def test_several_runs_are_a_table_a_row_each(run_folder):
+    runs = [run_folder(f"run-{k}", set(range(k))) for k in (1, 5, 10)]
+    lines = call(*runs).splitlines()
+    assert "norm Linf" in lines[0]
+    assert "n 50" in lines[0]
+    assert lines[1].split()[:2] == ["Model", "Clean"]
+    assert [re.findall(r"\d+\.\d\d%", line)[-1] for line in lines[2:5]] == ["98.00%", "90.00%", "80.00%"]
+    summaries = json.loads(call(*runs, "--json"))
+    assert [summary["robust_accuracy"]["value"] for summary in summaries] == [0.98, 0.9, 0.8]
+    assert [summary["run"] for summary in summaries] == runs
+
+
+def test_runs_as_latex_and_markdown_with_a_column_for_each_eps(run_folder):
+    plain = run_folder("plain", {1})
+    curved = Path(run_folder("curved", {1, 2}))
+    record = load_record(curved)
+    low = CurvePoint(value=0.98, low=0.9, high=1.0, eps=2 / 255, alone=0.98)
+    high = CurvePoint(value=0.96, low=0.9, high=1.0, eps=8 / 255, alone=0.96)
+    save_record(record.model_copy(update={"curve": {"2/255": low, "8/255": high}}), curved)
+    text = call(plain, str(curved), "--latex")
+    assert r"\begin{tabular}{lrrr}" in text
+    assert r"Model & Clean & Robust at 2/255 & Robust at 8/255 \\" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")][1:]
+    assert rows[0].split(" & ")[2] == "--"
+    assert rows[1].split(" & ")[2] == r"98.00\%"
+    assert rows[1].split(" & ")[3].startswith(r"96.00\%")
+    text = call(plain, str(curved), "--markdown")
+    assert "| Model | Clean | Robust at 2/255 | Robust at 8/255 |" in text
+    assert "|---|---:|---:|---:|" in text
+    assert r"robust at eps = 2/255 & 50 &  & 98.00\%" in latex_table(load_record(curved))
+    with raises("missing-argument"):
+        raise call_error(plain)
+
+
+def call_error(*words):
+    app = typer.Typer()
+    app.command()(compare)
+    return CliRunner().invoke(app, list(words)).exception
+
+
+def test_a_record_prints_itself_in_a_line(run_folder):
+    text = str(load_record(run_folder("first", {1, 2})))
+    assert "\n" not in text
+    assert len(text) < 250
+    assert "robust 96.00% [" in text

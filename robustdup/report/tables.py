@@ -1,0 +1,96 @@
+"""Tables that one pastes into a paper, in LaTeX or Markdown: of one run, and of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from robustdup.records import Accuracy, AttackResult, EvaluationRecord
+from robustdup.report.format import NONE, percent
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--",
+}  # fmt: skip
+
+Rows = Sequence[Sequence[str]]
+
+
+def as_latex(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1) -> str:
+    """Return a LaTeX table (booktabs), escaped; the first `left` columns are aligned left, the others right."""
+    columns = "l" * left + "r" * (len(head) - left)
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        " & ".join(map(_tex, head)) + r" \\", r"\midrule",
+    ]  # fmt: skip
+    lines += [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def as_markdown(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1) -> str:
+    """Return a Markdown table below its caption; the first `left` columns are aligned left, the others right."""
+    rule = "|".join(["---"] * left + ["---:"] * (len(head) - left))
+    cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *rows)]
+    return "\n".join([caption, "", f"| {cells[0]} |", f"|{rule}|", *(f"| {row} |" for row in cells[1:])])
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def label(attack: AttackResult) -> str:
+    """Return an attack's name with its options, as one would type it."""
+    options = ", ".join(f"{name}={value}" for name, value in attack.options.items())
+    return f"{attack.name}({options})" if options else attack.name
+
+
+def with_interval(accuracy: Accuracy) -> str:
+    """Return an accuracy in per cent with its 95% interval."""
+    return f"{percent(accuracy.value)} [{100 * accuracy.low:.2f}, {100 * accuracy.high:.2f}]"
+
+
+def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]]:
+    """Return (caption, head, rows) of one run: what each attack left, and the accuracy at each eps of a curve."""
+    caption = f"{record.model.spec} on {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
+    rows = [["clean", str(record.n), "", percent(record.clean_accuracy.value)]]
+    rows += [
+        [label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after)]
+        for attack in record.attacks
+    ]
+    if len(record.curve) > 1:
+        rows += [
+            [f"robust at eps = {eps}", str(record.n), "", percent(point.value)] for eps, point in record.curve.items()
+        ]
+    rows.append(["robust", str(record.n), "", with_interval(record.robust_accuracy)])
+    return caption, ["attack", "attacked", "broken", "robust accuracy after"], rows
+
+
+def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], list[list[str]], int]:
+    """Return (caption, head, rows, columns of words) of several runs, a row each; what all share is in the caption.
+
+    A column for each eps that any of them was attacked at; a dash where a run was not.
+    """
+    words: dict[str, Callable[[EvaluationRecord], str]] = {
+        "Data": lambda r: f"{r.data.spec} ({r.data.split})",
+        "Norm": lambda r: r.threat.norm,
+        "n": lambda r: str(r.n),
+        "Attacks": lambda r: str(r.config.get("attacks", "")),
+    }
+    differ = {title: of for title, of in words.items() if len({of(record) for record in records}) > 1}
+    shared = [f"{title.lower()} {of(records[0])}" for title, of in words.items() if title not in differ]
+    radii: dict[Fraction, str] = {}
+    for record in records:
+        for eps in (*record.curve, record.threat.eps_text):
+            radii.setdefault(Fraction(eps), eps)
+    head = ["Model", *differ, "Clean", *(f"Robust at {radii[eps]}" for eps in sorted(radii))]
+    rows = []
+    for record in records:
+        at = {Fraction(eps): percent(point.value) for eps, point in record.curve.items()}
+        at[Fraction(record.threat.eps_text)] = with_interval(record.robust_accuracy)
+        rows.append(
+            [
+                record.model.spec, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),
+                *(at.get(eps, NONE) for eps in sorted(radii)),
+            ]
+        )  # fmt: skip
+    return f"Robust accuracy: {', '.join(shared)}", head, rows, 1 + len(differ)
