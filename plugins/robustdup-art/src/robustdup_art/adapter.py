@@ -75,7 +75,9 @@ def run(
 ) -> Tensor:
     """Run one attack of ART on images (N, C, H, W) in [0, 1]. Raises UserError, or RunError with what ART said."""
     if threat.norm not in entry.norms and (entry.kind == "bounded" or entry.order):
-        raise UserError(f"art:{entry.name} does not work in {threat.norm}; it works in {', '.join(entry.norms)}.")
+        raise UserError(
+            f"art:{entry.name} does not work in {threat.norm}; it works in {', '.join(entry.norms)}.", code="other-norm"
+        )
     if entry.check is not None:
         entry.check(tuple(images.shape), threat)
     if len(images) == 0:
@@ -95,7 +97,9 @@ def run(
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise RunError(f"art:{entry.name} failed inside ART: {type(error).__name__}: {error}") from error
+            raise RunError(
+                f"art:{entry.name} failed inside ART: {type(error).__name__}: {error}", code="attack-failed"
+            ) from error
 
 
 def _prepare(

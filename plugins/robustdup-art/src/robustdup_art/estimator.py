@@ -53,12 +53,12 @@ def to_art(images: Tensor, layout: Layout = "NCHW") -> Array:
 
 def from_art(array: Any, images: Tensor, layout: Layout = "NCHW") -> Tensor:
     """Return ART's result in the shape, dtype and device of `images`; rounding noise over [0, 1] up to 1e-6 is cut."""
-    adv = torch.from_numpy(np.array(array))
+    adv_images = torch.from_numpy(np.array(array))
     if layout == "NHWC":
-        adv = adv.permute(0, 3, 1, 2)
-    adv = adv.reshape(-1, *images.shape[1:]).to(images)
-    near = (adv > -1e-6) & (adv < 1 + 1e-6)
-    return torch.where(near, adv.clamp(0, 1), adv).contiguous()
+        adv_images = adv_images.permute(0, 3, 1, 2)
+    adv_images = adv_images.reshape(-1, *images.shape[1:]).to(images)
+    near = (adv_images > -1e-6) & (adv_images < 1 + 1e-6)
+    return torch.where(near, adv_images.clamp(0, 1), adv_images).contiguous()
 
 
 @lru_cache(maxsize=1)

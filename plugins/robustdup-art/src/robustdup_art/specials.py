@@ -14,7 +14,7 @@ from robustdup import UserError
 def square_image(shape: tuple[int, ...], threat: Any) -> None:
     """Refuse images (N, C, H, W) that are not square."""
     if shape[2] != shape[3]:
-        raise UserError(f"This attack of ART needs square images, got {shape[2]} x {shape[3]}.")
+        raise UserError(f"This attack of ART needs square images, got {shape[2]} x {shape[3]}.", code="bad-images")
 
 
 def square_attack_image(shape: tuple[int, ...], threat: Any) -> None:
@@ -25,23 +25,27 @@ def square_attack_image(shape: tuple[int, ...], threat: Any) -> None:
     """
     height, width = shape[2:]
     if round(math.sqrt(0.8 * height * width)) >= min(height, width):
-        raise UserError(f"ART's SquareAttack cannot place its squares on images of {height} x {width}.")
+        raise UserError(
+            f"ART's SquareAttack cannot place its squares on images of {height} x {width}.", code="bad-images"
+        )
     if threat.norm == "L2":
         square_image(shape, threat)
         if height < 10:
-            raise UserError(f"ART's SquareAttack in L2 needs images of at least 10 x 10, got {height} x {width}.")
+            raise UserError(
+                f"ART's SquareAttack in L2 needs images of at least 10 x 10, got {height} x {width}.", code="bad-images"
+            )
 
 
 def rgb_image(shape: tuple[int, ...], threat: Any) -> None:
     """Refuse images that are not RGB."""
     if shape[1] != 3:
-        raise UserError(f"This attack of ART draws in colour: it needs 3 channels, got {shape[1]}.")
+        raise UserError(f"This attack of ART draws in colour: it needs 3 channels, got {shape[1]}.", code="bad-images")
 
 
 def grey_or_rgb_image(shape: tuple[int, ...], threat: Any) -> None:
     """Refuse images that are neither grey nor RGB."""
     if shape[1] not in (1, 3):
-        raise UserError(f"This attack of ART needs 1 or 3 channels, got {shape[1]}.")
+        raise UserError(f"This attack of ART needs 1 or 3 channels, got {shape[1]}.", code="bad-images")
 
 
 def several_classes(call: Any, least: int) -> None:
@@ -49,7 +53,8 @@ def several_classes(call: Any, least: int) -> None:
     if call.classifier.nb_classes < least:
         raise UserError(
             f"art:{call.entry.name} needs at least {least} classes with these options, "
-            f"the model has {call.classifier.nb_classes}."
+            f"the model has {call.classifier.nb_classes}.",
+            code="too-few-classes",
         )
 
 
@@ -104,12 +109,12 @@ def apply_patch(attack: Any, call: Any) -> Any:
 
 def apply_targeted_patch(attack: Any, call: Any) -> Any:
     """Train one patch a target class, then paste on each image the one that is not of its own class."""
-    adv = call.x.copy()
+    adv_images = call.x.copy()
     for rows, target in target_groups(call):
         attack.reset_patch(attack.mean_value)
         attack.generate(call.x[rows], call.one_hot(np.full(len(rows), target)))
-        adv[rows] = attack.apply_patch(call.x[rows], scale=call.options["scale"])
-    return adv
+        adv_images[rows] = attack.apply_patch(call.x[rows], scale=call.options["scale"])
+    return adv_images
 
 
 def target_groups(call: Any) -> list[tuple[Any, int]]:
@@ -151,10 +156,10 @@ def build_targeted_universal(call: Any) -> Any:
 
 def generate_to_targets(attack: Any, call: Any) -> Any:
     """Run one universal perturbation a target class."""
-    adv = call.x.copy()
+    adv_images = call.x.copy()
     for rows, target in target_groups(call):
-        adv[rows] = attack.generate(call.x[rows], call.one_hot(np.full(len(rows), target)))
-    return adv
+        adv_images[rows] = attack.generate(call.x[rows], call.one_hot(np.full(len(rows), target)))
+    return adv_images
 
 
 def _order(call: Any) -> float:
@@ -180,7 +185,8 @@ def guide_images(call: Any) -> Any:
         if not len(found):
             raise UserError(
                 f"art:{call.entry.name} needs an image of another class to imitate, and neither this batch nor noise "
-                "has one. Use a larger batch."
+                "has one. Use a larger batch.",
+                code="bad-images",
             )
         guides[row] = noise[found[0]]
     return guides
@@ -251,7 +257,8 @@ def build_threshold(call: Any) -> Any:
     if th < 1:
         raise UserError(
             f"art:ThresholdAttack moves pixels by whole 8-bit levels: eps = {call.threat.eps_text} leaves it none "
-            "on these images."
+            "on these images.",
+            code="bad-images",
         )
     return call.construct(th=th), ((whole + 0.01) / 255).astype(np.float32)
 
@@ -259,8 +266,8 @@ def build_threshold(call: Any) -> Any:
 def generate_threshold(attack: Any, call: Any) -> Any:
     """Run ThresholdAttack on whole levels; where it fails it gives back what it got: the image stays as it is."""
     attack, levels = attack
-    adv = attack.generate(levels, call.y)
-    return call.x if np.array_equal(adv, levels) else adv
+    adv_images = attack.generate(levels, call.y)
+    return call.x if np.array_equal(adv_images, levels) else adv_images
 
 
 def build_laser(call: Any) -> Any:

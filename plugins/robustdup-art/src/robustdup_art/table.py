@@ -220,7 +220,7 @@ ENTRIES: tuple[Entry, ...] = (
         kind="minimum-norm",
         url="https://arxiv.org/abs/1608.04644",
         description="Carlini & Wagner in L0: fixes the pixels that matter least, again and again.",
-        undemonstrated="broke 20 of 20 test points, and so did random values in as many pixels: it changed too many",
+        undemonstrated="broke 20 of 20 test samples, and so did random values in as many pixels: it changed too many",
         options={
             "confidence": 0.0,
             "learning_rate": 0.01,

@@ -28,7 +28,9 @@ def run(
     cannot be imported, RunError where foolbox itself fails.
     """
     if threat.norm not in entry.norms:
-        raise UserError(f"foolbox:{entry.name} attacks in {' or '.join(entry.norms)}, not in {threat.norm}.")
+        raise UserError(
+            f"foolbox:{entry.name} attacks in {' or '.join(entry.norms)}, not in {threat.norm}.", code="other-norm"
+        )
     if len(images) == 0:
         return images.clone()
     with isolated(model, seed=rng.call_seed()), warnings.catch_warnings():
@@ -46,9 +48,12 @@ def run(
             if NOT_BINARISING in str(error):
                 raise UserError(
                     f"foolbox:{entry.name} is for models that binarise their inputs; this one does not do so at the given "
-                    "threshold (threshold=0.5, included_in=upper by default)."
+                    "threshold (threshold=0.5, included_in=upper by default).",
+                    code="model-and-attack",
                 ) from error
-            raise RunError(f"foolbox:{entry.name} stopped with {type(error).__name__}: {error}") from error
+            raise RunError(
+                f"foolbox:{entry.name} stopped with {type(error).__name__}: {error}", code="attack-failed"
+            ) from error
     return without_rounding(result.detach())
 
 
@@ -79,14 +84,15 @@ def _within_dimensions(kind: Any) -> Any:
 def _start_and_run(
     entry: Entry, attack: Any, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel
 ) -> Tensor:
-    """Run an attack that begins at misclassified images; a row for which none is found keeps the nearest miss."""
-    starts, found = starting_points(entry, model, images, labels, threat)
-    if not bool(found.any()):
+    """Run an attack that begins at misclassified images; a sample without one keeps the nearest miss."""
+    starts, is_adv = starting_points(entry, model, images, labels, threat)
+    if not bool(is_adv.any()):
         raise UserError(
             f"foolbox:{entry.name} needs a misclassified image to start from, and found none for any of {len(images)} "
-            "images, neither in noise nor among the other images of the batch. A larger batch of several classes helps."
+            "images, neither in noise nor among the other images of the batch. A larger batch of several classes helps.",
+            code="no-start",
         )
-    rows = found.nonzero()[:, 0]
+    rows = is_adv.nonzero()[:, 0]
     results = starts.clone()
     results[rows] = _run_rows(entry, attack, model, images[rows], labels[rows], threat, starting_points=starts[rows])
     return results
@@ -95,9 +101,9 @@ def _start_and_run(
 def starting_points(
     entry: Entry, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel
 ) -> tuple[Tensor, Tensor]:
-    """Return misclassified images to start from (N, C, H, W) and for which rows one was found (N,) bool.
+    """Return misclassified images to start from (N, C, H, W) and `is_adv` (N,) bool.
 
-    First what foolbox itself starts from (noise, or salt and pepper), then the other images of the batch. Rows without a
+    First what foolbox itself starts from (noise, or salt and pepper), then the other images of the batch. Samples without a
     starting point get the image that came nearest to being misclassified.
     """
     attacks = importlib.import_module("foolbox.attacks")
@@ -108,17 +114,17 @@ def starting_points(
         first = attacks.SaltAndPepperNoiseAttack(steps=1000)
     starts = first.run(_foolbox_model(watched, images), images, _misclassified(labels)).clamp(0, 1)
     with torch.no_grad():
-        found = model(starts).argmax(dim=1) != labels
-        if not bool(found.all()):
+        is_adv = model(starts).argmax(dim=1) != labels
+        if not bool(is_adv.all()):
             prediction = model(images).argmax(dim=1)
-            for row in (~found).nonzero()[:, 0].tolist():
+            for row in (~is_adv).nonzero()[:, 0].tolist():
                 others = (prediction != labels[row]).nonzero()[:, 0]
                 if len(others) > 0:
                     distance = threat.distance(images[row].expand_as(images[others]), images[others])
-                    starts[row], found[row] = images[others[distance.argmin()]], True
+                    starts[row], is_adv[row] = images[others[distance.argmin()]], True
                 elif bool(watched.seen[row]):
                     starts[row] = watched.best[row]
-    return starts, found
+    return starts, is_adv
 
 
 def _run_rows(
@@ -141,7 +147,8 @@ def _run_rows(
     if entry.name == "DatasetAttack" and bool((result == images).all()):
         raise UserError(
             f"foolbox:DatasetAttack found no image of another class among the {len(images)} images of the batch. "
-            "Give it a larger batch of several classes."
+            "Give it a larger batch of several classes.",
+            code="no-start",
         )
     return result
 
@@ -177,7 +184,7 @@ def _second_class(model: nn.Module, images: Tensor, labels: Tensor) -> Any:
     return TargetedMisclassification(logits.argmax(dim=1))
 
 
-def without_rounding(adv: Tensor) -> Tensor:
+def without_rounding(adv_images: Tensor) -> Tensor:
     """Clip to [0, 1] what lies outside by at most 1e-6; a larger excess stays visible."""
-    clipped = adv.clamp(0, 1)
-    return torch.where((adv - clipped).abs() <= ROUNDING, clipped, adv)
+    clipped = adv_images.clamp(0, 1)
+    return torch.where((adv_images - clipped).abs() <= ROUNDING, clipped, adv_images)

@@ -272,7 +272,7 @@ SIMPLE = [
            "sampling_temperature": 0.3, "channel_axis": None, "reduced_dims": None},
           knowledge="score-based", url="https://arxiv.org/abs/1805.11090", targeted=True,
           cost=lambda o: (1 + o["steps"] * o["population"], 0), quick={"steps": 30},
-          warning="A targeted attack: the target is each point's most likely wrong class. Fails on logits above 88, which "
+          warning="A targeted attack: the target is each sample's most likely wrong class. Fails on logits above 88, which "
           "overflow in foolbox's fitness."),
 ]  # fmt: skip
 

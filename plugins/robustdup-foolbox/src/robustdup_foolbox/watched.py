@@ -1,4 +1,4 @@
-"""A model that remembers, for every row, the best image that an attack asked it about."""
+"""A model that remembers, for every sample, the best image that an attack asked it about."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROUNDING = 1e-6
 
 
 class Watched(nn.Module):
-    """Calls `model` and keeps for each row the nearest misclassified image, or else the one of lowest margin.
+    """Calls `model` and keeps for each sample the nearest misclassified image, or else the one of lowest margin.
 
-    Several foolbox attacks return the clean image, a black one or NaN for a row that they give up, although they asked
+    Several foolbox attacks return the clean image, a black one or NaN for a sample that they give up, although they asked
     the model about useful images on the way. Only calls with as many rows as `images` (N, C, H, W) are looked at:
     foolbox never reorders a batch. Images outside [0, 1], and outside the ball if `bounded`, are not kept.
     """
@@ -27,7 +27,7 @@ class Watched(nn.Module):
         self.images, self.labels, self.threat, self.bounded = images, labels, threat, bounded
         self.best = images.clone()
         self.seen = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.fooled = torch.zeros_like(self.seen)
+        self.is_adv = torch.zeros_like(self.seen)
         self.value = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
 
     def forward(self, images: Tensor) -> Any:
@@ -43,18 +43,18 @@ class Watched(nn.Module):
         true = logits.gather(1, self.labels[:, None])[:, 0]
         other = logits.scatter(1, self.labels[:, None], -torch.inf).amax(dim=1)
         margin = (true - other).double()
-        fooled = logits.argmax(dim=1) != self.labels
+        is_adv = logits.argmax(dim=1) != self.labels
         flat = images.flatten(1)
         allowed = margin.isfinite() & (flat >= -ROUNDING).all(dim=1) & (flat <= 1 + ROUNDING).all(dim=1)
-        allowed &= fooled | (distance > 0)
+        allowed &= is_adv | (distance > 0)
         if self.bounded:
             allowed &= distance <= self.threat.radius + self.threat.tolerance
-        value = torch.where(fooled, distance, margin)
-        better = allowed & ((fooled & ~self.fooled) | ((fooled == self.fooled) & (value < self.value)))
-        self.best[better] = images[better]
-        self.value = torch.where(better, value, self.value)
-        self.seen |= better
-        self.fooled |= better & fooled
+        value = torch.where(is_adv, distance, margin)
+        improved = allowed & ((is_adv & ~self.is_adv) | ((is_adv == self.is_adv) & (value < self.value)))
+        self.best[improved] = images[improved]
+        self.value = torch.where(improved, value, self.value)
+        self.seen |= improved
+        self.is_adv |= improved & is_adv
 
     def instead_of_giving_up(self, result: Tensor) -> Tensor:
         """Put the best image seen in every row of `result` that is clean, black or not finite.

@@ -1,6 +1,6 @@
 """The reference AutoAttack (pyautoattack 0.2.0), attack by attack, and its three published versions as ensembles.
 
-AutoAttack runs each attack on the points that are still robust, in dataset order, in batches, and every call starts from
+AutoAttack runs each attack on the samples that are still robust, in dataset order, in batches, and every call starts from
 the same seed. So its attacks are `batch` attacks here and its versions are ensembles: a cascade over survivors that calls
 them with the same batch size gives what `AutoAttack.run_standard_evaluation` gives. Papers:
 https://arxiv.org/abs/2003.01690 (AutoAttack), https://arxiv.org/abs/2103.01208 (L1).
@@ -28,7 +28,7 @@ def apgd_ce(
 ) -> Tensor:  # fmt: skip
     """APGD on the cross-entropy: step-size free PGD, https://arxiv.org/abs/2003.01690.
 
-    (N, C, H, W) in [0, 1] -> the same shape; points that it does not break come back unchanged, as from the reference.
+    (N, C, H, W) in [0, 1] -> the same shape; samples that it does not break come back unchanged, as from the reference.
     None means the standard version's value for the norm: 1 restart in Linf and L2; in L1 5 restarts and `use_largereps`
     (3 eps, 2 eps, eps in turn). `seed` is the run's own seed if not given. Raises UserError on a wrong option.
     """
@@ -46,7 +46,7 @@ def apgd_dlr(
 ) -> Tensor:  # fmt: skip
     """APGD on the difference of logits ratio, https://arxiv.org/abs/2003.01690; needs at least 3 classes.
 
-    (N, C, H, W) in [0, 1] -> the same shape; points that it does not break come back unchanged. `seed` is the run's own
+    (N, C, H, W) in [0, 1] -> the same shape; samples that it does not break come back unchanged. `seed` is the run's own
     seed if not given. Raises UserError on a wrong option or too few classes.
     """
     n_restarts = _count("n_restarts", n_restarts, 5)
@@ -62,7 +62,7 @@ def apgd_t(
 ) -> Tensor:  # fmt: skip
     """APGD on the targeted DLR loss, one target class after the other, https://arxiv.org/abs/2003.01690.
 
-    (N, C, H, W) in [0, 1] -> the same shape; points that it does not break come back unchanged. None means the standard
+    (N, C, H, W) in [0, 1] -> the same shape; samples that it does not break come back unchanged. None means the standard
     version's value for the norm: 9 target classes in Linf and L2; 5, with `use_largereps`, in L1. With fewer classes all
     others are targets (the reference crashes). Raises UserError on a wrong option or below 4 classes.
     """
@@ -80,7 +80,7 @@ def fab(
 ) -> Tensor:  # fmt: skip
     """FAB against every other class, https://arxiv.org/abs/1907.02044: one backward pass a class and iteration.
 
-    (N, C, H, W) in [0, 1] -> the same shape; only results within eps are returned, other points come back unchanged.
+    (N, C, H, W) in [0, 1] -> the same shape; only results within eps are returned, other samples come back unchanged.
     Raises UserError on a wrong option.
     """
     attack = _fab(threat, images, n_iter, _count("n_restarts", n_restarts, 5), targeted=False)
@@ -94,7 +94,7 @@ def fab_t(
 ) -> Tensor:  # fmt: skip
     """FAB against one target class after the other, https://arxiv.org/abs/1907.02044.
 
-    (N, C, H, W) in [0, 1] -> the same shape; only results within eps are returned, other points come back unchanged.
+    (N, C, H, W) in [0, 1] -> the same shape; only results within eps are returned, other samples come back unchanged.
     With fewer classes all others are targets (the reference crashes). Raises UserError on a wrong option.
     """
     attack = _fab(threat, images, n_iter, _count("n_restarts", n_restarts, 1), targeted=True)
@@ -109,13 +109,14 @@ def square(
 ) -> Tensor:  # fmt: skip
     """Square Attack: random search on the margin, no gradients, https://arxiv.org/abs/1912.00049.
 
-    (N, C, H, W) in [0, 1] -> the same shape; points that it does not break come back unchanged. In L2 and L1 the images
+    (N, C, H, W) in [0, 1] -> the same shape; samples that it does not break come back unchanged. In L2 and L1 the images
     must be at least 5 pixels high. Raises UserError on a wrong option or smaller images.
     """
     if threat.norm != "Linf" and images.shape[2] < 5:
         raise UserError(
             f"robustbench:Square tiles an image with 5 x 5 windows in {threat.norm}: images must be at least 5 pixels "
-            f"high, got {tuple(images.shape[1:])}."
+            f"high, got {tuple(images.shape[1:])}.",
+            code="bad-images",
         )
     attack = _module("square").SquareAttack(
         model, p_init=p_init, n_queries=_count("n_queries", n_queries, 5000), eps=threat.radius, norm=threat.norm,
@@ -160,7 +161,8 @@ def _checked(
             raise UserError(
                 f"robustbench:{why}, so that it needs at least {least} classes; this model has {logits.shape[1]}. "
                 "Name the other attacks of the ensemble instead, for instance "
-                "'robustbench:APGD-CE,robustbench:FAB-T,robustbench:Square'."
+                "'robustbench:APGD-CE,robustbench:FAB-T,robustbench:Square'.",
+                code="too-few-classes",
             )
         then(logits.shape[1])
         return logits
@@ -180,7 +182,10 @@ def _count(name: str, value: Any, reference: int) -> int:
     if value is None:
         return reference
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        raise UserError(f"Option {name!r} must be a whole number of at least 1, such as {reference}; got {value!r}.")
+        raise UserError(
+            f"Option {name!r} must be a whole number of at least 1, such as {reference}; got {value!r}.",
+            code="bad-option",
+        )
     return int(value)
 
 
@@ -189,9 +194,9 @@ def _largereps(value: Any, threat: ThreatModel) -> bool:
     if value is None:
         return in_l1
     if not isinstance(value, bool):
-        raise UserError(f"Option 'use_largereps' must be true or false, got {value!r}.")
+        raise UserError(f"Option 'use_largereps' must be true or false, got {value!r}.", code="bad-option")
     if value and not in_l1:
-        raise UserError(f"Option 'use_largereps' exists in L1 only; the norm is {threat.norm}.")
+        raise UserError(f"Option 'use_largereps' exists in L1 only; the norm is {threat.norm}.", code="bad-option")
     return value
 
 
@@ -204,18 +209,18 @@ def _module(name: str) -> Any:
         ) from error
 
 
-# Costs of a point that survives, without the evaluation of the result, which is the referee's.
+# Costs of a sample that survives, without the evaluation of the result, which is the referee's.
 
 
 def apgd_cost(options: Options) -> tuple[float, float]:
-    """Forward and backward passes of a surviving point (Linf and L2; L1 by its `use_largereps`)."""
+    """Forward and backward passes of a surviving sample (Linf and L2; L1 by its `use_largereps`)."""
     per_run = _run_passes(options)
     restarts = options["n_restarts"] or (5 if options.get("use_largereps") else 1)
     return 1 + restarts * per_run, restarts * per_run
 
 
 def apgd_t_cost(options: Options) -> tuple[float, float]:
-    """Forward and backward passes of a surviving point: each target reads the clean logits once more."""
+    """Forward and backward passes of a surviving sample: each target reads the clean logits once more."""
     targets = options["n_target_classes"] or (5 if options.get("use_largereps") else 9)
     runs, per_run = targets * options["n_restarts"], _run_passes(options)
     return 1 + runs * (1 + per_run), runs * per_run
@@ -228,17 +233,17 @@ def _run_passes(options: Options) -> int:
 
 
 def fab_cost(options: Options) -> tuple[float, float]:
-    """Forward and backward passes of a surviving point, for 10 classes."""
+    """Forward and backward passes of a surviving sample, for 10 classes."""
     runs, n_iter = options["n_restarts"], options["n_iter"]
     return 1 + runs * (2 + 2 * n_iter), runs * 10 * n_iter
 
 
 def fab_t_cost(options: Options) -> tuple[float, float]:
-    """Forward and backward passes of a surviving point."""
+    """Forward and backward passes of a surviving sample."""
     runs, n_iter = options["n_target_classes"] * options["n_restarts"], options["n_iter"]
     return 1 + runs * (3 + 2 * n_iter), runs * n_iter
 
 
 def square_cost(options: Options) -> tuple[float, float]:
-    """Forward passes of a surviving point: the start, the queries, and the reference's own check."""
+    """Forward passes of a surviving sample: the start, the queries, and the reference's own check."""
     return 1 + options["n_restarts"] * (options["n_queries"] + 2), 0

@@ -18,7 +18,10 @@ def load(rest: str, options: Any) -> nn.Module:
     name, Unavailable without pyautoattack. https://github.com/fra31/auto-attack/tree/master/autoattack/examples
     """
     if rest != "resnet18":
-        raise UserError(f"pyautoattack carries one model: write pyautoattack:resnet18, not 'pyautoattack:{rest}'.")
+        raise UserError(
+            f"pyautoattack carries one model: write pyautoattack:resnet18, not 'pyautoattack:{rest}'.",
+            code="unknown-model",
+        )
     try:
         import pyautoattack
         from pyautoattack.examples.resnet import ResNet18

@@ -68,7 +68,8 @@ def parse(rest: str) -> tuple[str, str, str]:
         if place.lower() not in allowed:
             raise UserError(
                 f"Cannot read 'robustbench:{rest}': {place!r} is neither a dataset ({', '.join(DATASETS)}) nor a threat "
-                f"model ({', '.join(THREATS)}). Write robustbench:NAME or robustbench:DATASET/THREAT/NAME."
+                f"model ({', '.join(THREATS)}). Write robustbench:NAME or robustbench:DATASET/THREAT/NAME.",
+                code="bad-spec",
             )
         kind, value = allowed[place.lower()]
         found[kind] = value
@@ -121,7 +122,10 @@ def _entry(models: Any, dataset: str, threat: str, name: str) -> dict[str, Any]:
         return dict(names[name])
     elsewhere = [f"robustbench:{d}/{t}/{name}" for (d, t), others in sections.items() if name in others]
     if elsewhere:
-        raise UserError(f"RobustBench has no {name!r} for {dataset}, {threat}. Write {' or '.join(elsewhere)}.")
+        raise UserError(
+            f"RobustBench has no {name!r} for {dataset}, {threat}. Write {' or '.join(elsewhere)}.",
+            code="unknown-model",
+        )
     raise _unknown(name, names, dataset, threat)
 
 
@@ -131,7 +135,8 @@ def _unknown(name: str, names: dict[str, Any], dataset: str, threat: str) -> Use
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(
         f"Unknown RobustBench model {name!r} for {dataset}, {threat}.{hint} "
-        "The names are the 'Model ID' column of https://github.com/RobustBench/robustbench#model-zoo."
+        "The names are the 'Model ID' column of https://github.com/RobustBench/robustbench#model-zoo.",
+        code="unknown-model",
     )
 
 
@@ -169,11 +174,12 @@ def _download(utils: Any, path: Path, address: str, files: list[tuple[Path, str]
 def _missing(files: list[tuple[Path, str]], error: Exception) -> UserError:
     absent = [(path, address) for path, address in files if not path.is_file()]
     if not absent:
-        return UserError(f"RobustBench could not load the model: {type(error).__name__}: {error}")
+        return UserError(f"RobustBench could not load the model: {type(error).__name__}: {error}", code="bad-model")
     what = "\n".join(f"  {address} -> {path.absolute()}" for path, address in absent)
     return UserError(
         f"The checkpoint is not here and could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
-        f"Download it where there is a network, and put it here:\n{what}"
+        f"Download it where there is a network, and put it here:\n{what}",
+        code="missing-file",
     )
 
 
@@ -182,11 +188,13 @@ def _broken(files: list[tuple[Path, str]], error: Exception) -> UserError:
     if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
         return UserError(
             f"The checkpoint ({names}) is a pickle that holds more than weights, and a pickle can run any code. If you "
-            "trust RobustBench with that, give --allow-pickle."
+            "trust RobustBench with that, give --allow-pickle.",
+            code="refused-pickle",
         )
     return UserError(
         f"The checkpoint ({names}) cannot be loaded: {type(error).__name__}: {_first_line(error)}. "
-        "It is truncated, damaged, or not this model's; delete it and fetch it again."
+        "It is truncated, damaged, or not this model's; delete it and fetch it again.",
+        code="damaged-checkpoint",
     )
 
 
@@ -201,7 +209,8 @@ def _refuse_web_page(path: Path, address: str) -> None:
         raise UserError(
             f"{path.absolute()} is a web page, not a checkpoint: Google Drive answered with a page (too many downloads, "
             f"or a question). Delete it, open {address} in a browser, and put the file there. "
-            "(https://github.com/RobustBench/robustbench/issues/68)"
+            "(https://github.com/RobustBench/robustbench/issues/68)",
+            code="damaged-checkpoint",
         )
 
 

@@ -86,7 +86,10 @@ def run(
 
     options = fill_in(row, given, threat)
     if row.kind == "bounded" and threat.norm not in row.norms:
-        raise UserError(f"torchattacks:{row.name} works in {' or '.join(row.norms)}; the threat model is {threat}.")
+        raise UserError(
+            f"torchattacks:{row.name} works in {' or '.join(row.norms)}; the threat model is {threat}.",
+            code="other-norm",
+        )
     for check in row.checks:
         check(row.name, images, options)
     toolkit, seed = load(), rng.call_seed()
@@ -102,13 +105,15 @@ def run(
         call = Call(row, toolkit, guard, options, threat, seed, classes)
         batches = [slice(i, i + 1) for i in range(len(start))] if row.row_by_row(options) else [slice(None)]
         try:
-            adv = torch.cat([getattr(builders, row.build)(call, start[part], labels[part]) for part in batches])
+            adv_images = torch.cat([getattr(builders, row.build)(call, start[part], labels[part]) for part in batches])
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if "out of memory" in str(error) or "allocate memory" in str(error):
                 raise
-            raise RunError(f"torchattacks:{row.name} failed: {type(error).__name__}: {error}") from error
-    boxed = adv.detach().clamp(0, 1)
-    adv = torch.where((adv - boxed).abs() <= ROUNDING, boxed, adv.detach())
-    return adv.to(images.dtype)
+            raise RunError(
+                f"torchattacks:{row.name} failed: {type(error).__name__}: {error}", code="attack-failed"
+            ) from error
+    clipped = adv_images.detach().clamp(0, 1)
+    adv_images = torch.where((adv_images - clipped).abs() <= ROUNDING, clipped, adv_images.detach())
+    return adv_images.to(images.dtype)

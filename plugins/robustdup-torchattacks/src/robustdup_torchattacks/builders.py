@@ -58,10 +58,13 @@ def member_rows(call: Call) -> list[Row]:
         if name.removeprefix("torchattacks:") not in allowed:
             raise UserError(
                 f"torchattacks:MultiAttack cannot take {name!r} here. It stops at the first misclassification, at any "
-                f"distance, so its members are the attacks bounded in {call.threat.norm}: {', '.join(sorted(allowed))}."
+                f"distance, so its members are the attacks bounded in {call.threat.norm}: {', '.join(sorted(allowed))}.",
+                code="bad-option",
             )
     if len(names) < 2:
-        raise UserError(f"torchattacks:MultiAttack needs at least two attacks, such as APGD+FAB; got {text!r}.")
+        raise UserError(
+            f"torchattacks:MultiAttack needs at least two attacks, such as APGD+FAB; got {text!r}.", code="bad-option"
+        )
     return [allowed[name.removeprefix("torchattacks:")] for name in names]
 
 
@@ -97,7 +100,10 @@ def lgv(call: Call, images: Tensor, labels: Tensor) -> Tensor:
     """Collect models by SGD from a copy of the model on these images, then run BIM on them in turn."""
     module: Any = importlib.import_module(call.toolkit.LGV.__module__)
     if torch.cuda.is_available() and images.device.type != "cuda":
-        raise UserError("torchattacks:LGV trains on the GPU wherever there is one: put the model and the images there.")
+        raise UserError(
+            "torchattacks:LGV trains on the GPU wherever there is one: put the model and the images there.",
+            code="other-device",
+        )
     start = Surrogate(copy_counting(call.guard.model), call.guard.dtype)
     for parameter in start.parameters():
         parameter.requires_grad_(True)

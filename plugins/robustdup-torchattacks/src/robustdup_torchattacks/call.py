@@ -58,13 +58,15 @@ def class_count(row: Row, guard: Guard, options: Mapping[str, Any], images: Tens
     if classes < least:
         raise UserError(
             f"torchattacks:{row.name} compares the {least} largest logits and needs a model with at least {least} "
-            f"classes; this one has {classes}. Use torchattacks:PGD or torchattacks:Square."
+            f"classes; this one has {classes}. Use torchattacks:PGD or torchattacks:Square.",
+            code="too-few-classes",
         )
     wanted = options.get("n_classes")
     if wanted is not None and not 2 <= wanted <= classes:
         raise UserError(
             f"Option 'n_classes' of attack 'torchattacks:{row.name}' must be from 2 to the model's {classes} classes, "
-            f"got {wanted}. Leave it out to attack towards all wrong classes."
+            f"got {wanted}. Leave it out to attack towards all wrong classes.",
+            code="bad-option",
         )
     return classes
 
@@ -80,7 +82,8 @@ def fill_in(row: Row, given: Mapping[str, Any], threat: ThreatModel) -> dict[str
         whole = isinstance(defaults.get(name), int) and not isinstance(value, bool)
         if whole and value < least:
             raise UserError(
-                f"Option {name!r} of attack 'torchattacks:{row.name}' must be at least {least}, got {value}."
+                f"Option {name!r} of attack 'torchattacks:{row.name}' must be at least {least}, got {value}.",
+                code="bad-option",
             )
         if isinstance(value, list):
             options[name] = tuple(value)
@@ -99,6 +102,7 @@ def positive(row: Row, name: str, value: Any) -> float:
     if isinstance(value, bool) or not 0 < number < float("inf"):
         raise UserError(
             f"Option {name!r} of attack 'torchattacks:{row.name}' must be a number above 0 in pixel units of [0, 1], "
-            f"such as 2/255, got {value!r}. Left out it is {row.steps[name][0]}."
+            f"such as 2/255, got {value!r}. Left out it is {row.steps[name][0]}.",
+            code="bad-option",
         )
     return number

@@ -1,6 +1,6 @@
 """What an attack cannot take, said before torchattacks crashes on it or silently does something else.
 
-Each check is `(name, images, options) -> None` and raises UserError: the points of the call become undecided.
+Each check is `(name, images, options) -> None` and raises UserError: the samples of the call become undecided.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def rgb(name: str, images: Any, options: Mapping[str, Any]) -> None:
     if images.shape[1] != 3:
         raise UserError(
             f"torchattacks:{name} smooths gradients with a kernel for 3 channels and cannot run on images with "
-            f"{images.shape[1]}. Use torchattacks:MIFGSM or torchattacks:PGD."
+            f"{images.shape[1]}. Use torchattacks:MIFGSM or torchattacks:PGD.",
+            code="bad-images",
         )
 
 
@@ -28,7 +29,8 @@ def square(name: str, images: Any, options: Mapping[str, Any]) -> None:
     height, width = images.shape[2:]
     if height != width:
         raise UserError(
-            f"torchattacks:{name} needs square images (it uses the width for the height); got {height} x {width}."
+            f"torchattacks:{name} needs square images (it uses the width for the height); got {height} x {width}.",
+            code="bad-images",
         )
 
 
@@ -40,7 +42,8 @@ def diversity(name: str, images: Any, options: Mapping[str, Any]) -> None:
     if low == high or low < 1:
         raise UserError(
             f"torchattacks:{name} cannot resize {width} pixels by resize_rate = {options['resize_rate']}: it draws a size "
-            f"from {low} to {high}, and needs a range. Choose a resize_rate of at most {(width - 1) / width:.3f}."
+            f"from {low} to {high}, and needs a range. Choose a resize_rate of at most {(width - 1) / width:.3f}.",
+            code="bad-option",
         )
 
 
@@ -52,7 +55,9 @@ def squares_fit(name: str, images: Any, options: Mapping[str, Any]) -> None:
     if side > min(height, width) or min(height, width) < 5:
         raise UserError(
             f"torchattacks:{name} starts with squares of side {side} (p_init = {share}), which do not fit into images of "
-            f"{height} x {width}; it needs at least 5 x 5 pixels, and p_init below {min(height, width) / max(height, width):.3g}."
+            f"{height} x {width}; it needs at least 5 x 5 pixels, and p_init below "
+            f"{min(height, width) / max(height, width):.3g}.",
+            code="bad-images",
         )
 
 
@@ -62,7 +67,8 @@ def small(name: str, images: Any, options: Mapping[str, Any]) -> None:
     if features > JSMA_FEATURES:
         raise UserError(
             f"torchattacks:{name} builds a table of {features} x {features} pairs of pixels; "
-            f"it is limited to {JSMA_FEATURES} values an image (64 x 64 x 3). Resize the images."
+            f"it is limited to {JSMA_FEATURES} values an image (64 x 64 x 3). Resize the images.",
+            code="bad-images",
         )
 
 
@@ -71,5 +77,6 @@ def ten_iterations(name: str, images: Any, options: Mapping[str, Any]) -> None:
     if options["abort_early"] and options["max_iterations"] < 10:
         raise UserError(
             f"torchattacks:{name} needs max_iterations of at least 10 (got {options['max_iterations']}), "
-            "or abort_early=false: it checks for convergence every tenth of them."
+            "or abort_early=false: it checks for convergence every tenth of them.",
+            code="bad-option",
         )

@@ -182,7 +182,7 @@ ROWS = (
         + " The reference goes through 9 wrong classes, this one through all (n_classes=10 for 9).",
         least_classes=lambda options: 4),
     Row("FAB", BOTH, "https://arxiv.org/abs/1907.02044",
-        "Nearest point across the linearised boundary; returns only what lies within eps. No L1: torchattacks' code for "
+        "Nearest image across the linearised boundary; returns only what lies within eps. No L1: torchattacks' code for "
         "L1 stops with an UnboundLocalError (it never measures the distance there).",
         {**STEPS, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": False},
         takes_norm=True, takes_seed=True, takes_classes=True, cost=fab_cost, warning=NOT_REFERENCE.format(name="FAB")),
@@ -196,7 +196,7 @@ ROWS = (
         takes_classes=True, cost=autoattack_cost, quick={"version": "rand"}, checks=(checks.squares_fit,),
         least_classes=lambda options: 3 if options["version"] == "rand" else 4,
         warning="Not the reference AutoAttack: its APGD, APGDT and FAB run 10 steps instead of 100, and its targeted "
-        "attacks go through all wrong classes instead of 9. It leaves more points standing; report the reference "
+        "attacks go through all wrong classes instead of 9. More samples survive it; report the reference "
         "(pyautoattack) as AutoAttack, never this."),
     # The nearest adversarial example, no eps
     Row("CW", ("L2",), "https://arxiv.org/abs/1608.04644",
