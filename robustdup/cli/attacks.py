@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from robustdup.config import parse_value
@@ -21,6 +22,8 @@ from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
 from robustdup.plugins.specs import Kind, Knowledge
 
 app = typer.Typer(rich_markup_mode=None)
+
+WIDE = 120  # columns that the table of attacks needs
 
 PLUGIN = typer.Option([], "--plugin", help="Plugin files to load, besides installed plugins.")
 JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
@@ -254,15 +257,34 @@ def _console() -> Console:
 
 def _print_list(registry: Registry, specs: Sequence[AttackSpec]) -> None:
     console, grid = _console(), Table(box=None, pad_edge=False)
+    if console.width < WIDE:
+        _print_narrow(console, registry, specs)
+        return
     for title in ("attack", "norms", "kind", "knowledge", "batching"):
         grid.add_column(title, no_wrap=True)
     grid.add_column("", overflow="fold")
     for spec in specs:
-        text = escape(spec.description) if spec.available else f"[yellow]cannot run here:[/] {escape(spec.reason)}"
-        text += f" [yellow]({escape(spec.warning)})[/]" if spec.warning else ""
         norms = " ".join(spec.norms)
-        grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, text)
+        grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, _about(spec))
     console.print(grid)
+    _print_counts(console, registry, specs)
+
+
+def _about(spec: AttackSpec) -> str:
+    text = escape(spec.description) if spec.available else f"[yellow]cannot run here:[/] {escape(spec.reason)}"
+    return text + (f" [yellow]({escape(spec.warning)})[/]" if spec.warning else "")
+
+
+def _print_narrow(console: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
+    """Print an attack as its name with what it is below, for terminals in which columns would break words."""
+    for spec in specs:
+        traits = ", ".join([" ".join(spec.norms), spec.kind, spec.knowledge, spec.batching])
+        console.print(f"[bold]{escape(spec.name)}[/]  {traits}", soft_wrap=True)
+        console.print(Padding(_about(spec), (0, 0, 0, 4)))
+    _print_counts(console, registry, specs)
+
+
+def _print_counts(console: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
     able = sum(spec.available for spec in specs)
     console.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
     for ensemble in registry.ensembles.values():

@@ -78,7 +78,7 @@ def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: boo
 def comparison_table(result: RunComparison) -> Table:
     """Return both differences as a table, in percent."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("accuracy", "A", "B", "A - B", "95% interval", "only A right", "only B right", "p (McNemar)"):
+    for heading in ("accuracy", "A", "B", "A - B", "95% interval", "only A\nright", "only B\nright", "p\n(McNemar)"):
         table.add_column(heading, justify="left" if heading == "accuracy" else "right", no_wrap=True)
     _row(table, "clean", result.clean)
     if result.robust is None:

@@ -17,6 +17,8 @@ from robustdup.records import find_record, load_record, load_samples, to_json
 
 app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
 
+WIDE = 120  # columns that the whole table needs
+
 JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
@@ -47,7 +49,8 @@ def show_command(
         return
     out = console()
     _warn(out, table)
-    out.print(_table(found, several=dataset is None or threat is None), highlight=False)
+    several = dataset is None or threat is None
+    out.print(_table(found, several=several, narrow=out.width < WIDE), highlight=False)
     out.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
 
 
@@ -159,15 +162,19 @@ def _place_text(place: Place, *, bound: bool) -> str:
     return text if bound or not neighbours else f"{text}, {' and '.join(neighbours)}"
 
 
-def _table(entries: list[LeaderboardEntry], *, several: bool) -> Table:
+def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = False) -> Table:
     """The entries as a table; every cell is Text, since names and titles may hold square brackets.
 
-    `several`: the entries may be of several leaderboards, which are then named.
+    `several`: the entries may be of several leaderboards, which are then named. `narrow`: only what fits into 80 columns
+    without breaking words.
     """
     corrupted = any(entry.threat_model == "corruptions" for entry in entries)
     table = Table(box=None, pad_edge=False)
     headings = ["#", *(["dataset", "threat"] if several else []), "model", "architecture", "eps", "clean"]
     headings += ["AutoAttack", "external", *(["corruptions"] if corrupted else []), "extra data", "venue"]
+    if narrow:
+        left_out = {"architecture", "external", "extra data", *(["venue", "eps"] if several else [])}
+        headings = [heading for heading in headings if heading not in left_out]
     right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions"}
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in right | {"model"})

@@ -1,17 +1,25 @@
 """Help that people can read: panels, choices, `-h` everywhere, and where to begin."""
 
+import functools
+import io
 import re
 import subprocess
 import sys
+import types
 from typing import Literal, get_args, get_origin
 
 import pytest
+from rich.console import Console
 
 from robustdup import load_plugins
+from robustdup.cli import attacks as cli_attacks
+from robustdup.cli import leaderboard as cli_leaderboard
+from robustdup.cli.compare import comparison_table
 from robustdup.cli.help import WHERE_TO_BEGIN
 from robustdup.cli.main import main
 from robustdup.cli.verify import USED
 from robustdup.config import DuplicateConfig, EvalConfig, TrainConfig
+from robustdup.leaderboard import PairedDifference
 
 COMMANDS = {"eval": EvalConfig, "train": TrainConfig, "data duplicate": DuplicateConfig}
 
@@ -88,3 +96,35 @@ def test_a_shell_completes_the_words_of_a_choice():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["fp32", "tf32", "bf16"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "longest"),
+    [
+        ("leaderboard show --dataset cifar10 --threat Linf --top 30", "Bartoldson2024Adversarial_WRN-94-16"),
+        ("leaderboard show --top 30", "AutoAttack"),
+        ("attacks list", "difference-of-logits"),
+    ],
+)
+def test_tables_do_not_break_words_at_80_columns(capsys, monkeypatch, words, longest):
+    for module in (cli_attacks, cli_leaderboard):
+        monkeypatch.setattr(module, "Console", functools.partial(Console, width=80))
+        for name in ("console", "_console"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, functools.partial(Console, width=80, highlight=False))
+    assert main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert longest in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines()[:30])) <= 80
+
+
+def test_the_difference_of_two_runs_fits_into_80_columns():
+    difference = PairedDifference(
+        n=9, a=1.0, b=0.9, difference=0.1, low=-0.1234, high=0.1234, only_a=1000, only_b=1000, p_value=1.23e-45
+    )
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(types.SimpleNamespace(clean=difference, robust=difference)))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "-12.34 to +12.34" in text
