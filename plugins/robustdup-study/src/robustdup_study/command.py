@@ -87,12 +87,13 @@ def report_command(words: list[str] = WORDS, out: str | None = OUT, json: bool =
 
 @app.command("status")
 def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
-    """Say which cells are done, failed and missing."""
+    """Say which cells are done, failed and missing: of the grid as it was run, where only its recipe is named."""
     config = _recipe(words, out=out)
     from robustdup_study.plan import saved_runs
     from robustdup_study.run import results
 
-    keys = list(dict.fromkeys(run.key for run in saved_runs(config)))
+    as_run = not split_words(words or [])[1]  # the overrides that it was run with need not be typed again
+    keys = list(dict.fromkeys(run.key for run in saved_runs(config, as_run=as_run)))
     cells = results(config.folder, keys)
     count = Counter(result.status for result in cells.values())
     missing = len(keys) - len(cells)

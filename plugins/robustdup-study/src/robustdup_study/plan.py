@@ -67,8 +67,12 @@ def save_plan(config: StudyConfig, grid: Grid) -> None:
         write_atomic(folder / ANALYSIS_FILE, _json(history))
 
 
-def saved_runs(config: StudyConfig) -> list[PlannedRun]:
-    """Return the runs of the grid that was last run. Raises UserError where nothing was, or another recipe."""
+def saved_runs(config: StudyConfig, *, as_run: bool = False) -> list[PlannedRun]:
+    """Return the runs of the grid that was last run; `as_run`: even where it was run with other settings than these.
+
+    Raises:
+        UserError: Nothing was run, or (without `as_run`) another recipe.
+    """
     path = config.folder / GRID_FILE
     if not path.is_file():
         raise UserError(
@@ -80,7 +84,7 @@ def saved_runs(config: StudyConfig) -> list[PlannedRun]:
     wanted, saved = recipe_of(config), content["recipe"]
     free = ("analysis", "published", "checkpoint")  # may change without changing the cells
     different = [key for key in wanted if key not in free and wanted[key] != saved.get(key)]
-    if different:
+    if different and not as_run:
         raise UserError(
             f"{different[0]!r} in the recipe is not what was run in {str(config.folder)!r}. "
             "Run the study again with it (cells that are there are not run twice), or name another --out.",
