@@ -25,25 +25,27 @@ class PluggedGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of this group's own commands, then those of plugins."""
-        place = _place(ctx)
+        place = self._place(ctx)
         own: list[str] = super().list_commands(ctx)
         return own + [words[-1] for words in sorted(plugged()) if words[:-1] == place and words[-1] not in own]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by its name: robustdup's own, or a plugin's."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or (spec := plugged().get((*_place(ctx), cmd_name))) is None:
+        if own is not None or (spec := plugged().get((*self._place(ctx), cmd_name))) is None:
             return own
         return _as_command(spec)
 
+    def _place(self, ctx: Any) -> tuple[str, ...]:
+        """Return the words before this group's commands: () for robustdup itself.
 
-def _place(ctx: Any) -> tuple[str, ...]:
-    """Return the words before this group's commands: () for robustdup itself."""
-    words: list[str] = []
-    while ctx.parent is not None:
-        words.insert(0, ctx.info_name)
-        ctx = ctx.parent
-    return tuple(words)
+        A context may be this group's own, or that of the group above, where documentation is made.
+        """
+        words: list[str] = [] if ctx.command is self else [str(self.name)]
+        while ctx.parent is not None:
+            words.insert(0, ctx.info_name)
+            ctx = ctx.parent
+        return tuple(words)
 
 
 def _as_command(spec: CommandSpec) -> Any:
