@@ -33,7 +33,11 @@ def command_line() -> str:
 
     command: Any = get_command(app)
     context = typer.Context(command, info_name="robustdup")
-    return get_docs_for_click(obj=command, ctx=context, name="robustdup", title="Command line")
+    text = get_docs_for_click(obj=command, ctx=context, name="robustdup", title="Command line")
+    # Brackets in a sentence are no link; those in code are left alone.
+    return "\n".join(
+        line if "`" in line or line.startswith("$") else line.replace("[", "\\[") for line in text.split("\n")
+    )
 
 
 def configuration() -> str:
