@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from robustdup.api.loading import as_dataset, load_model
 from robustdup.api.options import EvaluateOptions
@@ -102,7 +102,36 @@ def evaluate(
     return EvaluationResult(done.record, done.adv_images, _words(done.outcomes), done.samples, folder)
 
 
-def attack(*arguments: Any, **options: Any) -> Any:
+@overload
+def attack(
+    model: nn.Module | str,
+    images: Any,
+    labels: Any,
+    attack: Any = "apgd-ce",
+    *,
+    norm: str = "Linf",
+    eps: str | float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor: ...
+
+
+@overload
+def attack(model: str, *, norms: Sequence[str], **options: Any) -> Callable[[Any], Any]: ...
+
+
+def attack(
+    model: nn.Module | str,
+    images: Any = None,
+    labels: Any = None,
+    attack: Any = "apgd-ce",
+    *,
+    norm: str = "Linf",
+    eps: str | float | None = None,
+    seed: int = 0,
+    norms: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
     """Attack images and return adversarial ones, projected into the ball and verified.
 
     `attack(model, images, labels, "apgd-ce", eps="8/255", steps=40)`.
@@ -116,6 +145,7 @@ def attack(*arguments: Any, **options: Any) -> Any:
         norm: Linf, L2 or L1.
         eps: the radius in pixel units of [0, 1].
         seed: of everything random.
+        norms: only where this stands for `register_attack`, as it did before.
         options: options of the attack, by name.
 
     Returns:
@@ -124,29 +154,20 @@ def attack(*arguments: Any, **options: Any) -> Any:
     Raises:
         UserError: an unknown attack or option, or images that do not fit.
     """
-    if arguments and isinstance(arguments[0], str) and "norms" in options:
+    if norms is not None and isinstance(model, str):  # the decorator's old name
         warnings.warn(
             "robustdup.attack as a decorator is called robustdup.register_attack now.", DeprecationWarning, stacklevel=2
         )
-        return register_attack(*arguments, **options)
-    return _attack(*arguments, **options)
-
-
-def _attack(
-    model: nn.Module | str, images: Any, labels: Any, attack: Any = "apgd-ce", *, norm: str = "Linf",
-    eps: str | float | None = None, seed: int = 0, **options: Any,
-) -> Tensor:  # fmt: skip
-    written = ",".join(f"{name}={value}" for name, value in options.items())
-    name = attack if isinstance(attack, str) else getattr(attack, "__robustdup_attack__", attack)
-    if written and not isinstance(name, str):
+        return register_attack(model, norms=norms, **options)
+    if options and not isinstance(attack, str):
         raise UserError(
             "Options go with the name of an attack: attack(model, images, labels, 'pgd', steps=40).", code="bad-option"
         )
-    attacks: Any = [f"{attack}({written})" if written else attack]
+    written = ",".join(f"{name}={value}" for name, value in options.items())
+    attacks = [f"{attack}({written})" if options else attack]
     result = evaluate(
-        model, images, labels, norm=norm, eps=eps, attacks=attacks if not isinstance(attack, str) else attacks[0], seed=seed,
-        diagnostics=False, progress=False,
-    )  # fmt: skip
+        model, images, labels, norm=norm, eps=eps, attacks=attacks, seed=seed, diagnostics=False, progress=False
+    )
     return result.adv_images
 
 
