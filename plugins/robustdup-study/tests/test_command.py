@@ -88,6 +88,10 @@ def test_more_seeds_reuse_what_is_there_and_a_report_of_another_recipe_is_refuse
     assert main(["study", "run", *words, "seeds=1"]) == 0
     assert main(["study", "report", *words]) == 2
     assert "'seeds' in the recipe is not what was run" in capsys.readouterr().err
+    assert main(["study", "status", *words, "--json"]) == 0  # overrides need not be typed again to look
+    assert json.loads(capsys.readouterr().out)["cells"] == 3
+    assert main(["study", "status", *words, "seeds=2", "--json"]) == 2  # but one that is typed must be what was run
+    assert "'seeds'" in capsys.readouterr().err
     assert main(["study", "run", *words]) == 0
     starts = [line for line in (tmp_path / "study/log.jsonl").read_text().splitlines() if '"start"' in line]
     assert len(starts) == 6
