@@ -72,7 +72,7 @@ def _verdict(record: EvaluationRecord) -> Panel:
     if record.robust_accuracy_8bit is not None:
         lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
     if record.n_undecided:
-        lines.add_row("[yellow]Undecided", f"[yellow]{record.n_undecided} points: counted only in the upper end")
+        lines.add_row("[yellow]Undecided", f"[yellow]{record.n_undecided} samples: counted only in the upper end")
     about = record.interval_about
     return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
 
@@ -83,7 +83,7 @@ def _attack_table(record: EvaluationRecord) -> Table:
     undecided = any(attack.n_undecided for attack in record.attacks)
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("Attack", overflow="fold", min_width=20)
-    names = ["Points", "Broken", "Robust", "Seconds", "Forward", "Backward"]
+    names = ["Samples", "Broken", "Robust", "Seconds", "Forward", "Backward"]
     for name in [*names, *["Undecided"] * undecided, *["Violations"] * violations]:
         table.add_column(name, justify="right", no_wrap=True)
     for attack in record.attacks:
@@ -120,7 +120,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         found = record.min_distance
         median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"
         points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(found.curve.items())[1::2])
-        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.n_found} of {found.n} points.")
+        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.n_found} of {found.n} samples.")
         lines.append(f"Robust accuracy over eps, at most: {points}")
     if record.escalation is not None:
         lines.append(_escalation(record.escalation))
@@ -133,7 +133,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         if attack.violations:
             kinds = ", ".join(f"{name} {count}" for name, count in attack.violation_kinds.items())
             lines.append(
-                f"[yellow]{escape(attack.name)} left its threat model on {attack.violations} points ({kinds}; worst excess "
+                f"[yellow]{escape(attack.name)} left its threat model on {attack.violations} samples ({kinds}; worst excess "
                 f"{attack.worst_excess:.2g}); their projections were judged, {attack.rejected_claims} claims were refused."
             )
         if attack.warning:

@@ -146,7 +146,7 @@ def duplication_text(plan: DuplicationInfo) -> str:
 def _checkpoints(record: TrainingRecord) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("Checkpoint")
-    for title in ("Step", "Clean (val.)", "Robust (val.)", "Clean (test)", "Robust (test)", "Points"):
+    for title in ("Step", "Clean (val.)", "Robust (val.)", "Clean (test)", "Robust (test)", "Samples"):
         table.add_column(title, justify="right")
     for result in record.checkpoints:
         table.add_row(*_checkpoint_row(result))
