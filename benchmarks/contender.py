@@ -164,25 +164,33 @@ def timed(call: Callable[[], Any], device: torch.device, started: Callable[[], N
     """Return what `call` returns, with its seconds and the memory that it took above what was held before."""
     reset_peak(device)
     before = peak(device)
-    with started_here() as others:
+    with memory_held() as held:
         started()
         start = time.perf_counter()
         result = call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-    return result, {"seconds": seconds, "memory_bytes": max(0, peak(device) - before) + max(others)}
+    own, children = (max(column) for column in zip(*held, strict=True))
+    if device.type == "cuda":
+        own = 0  # what the GPU holds is asked of its allocator
+    return result, {"seconds": seconds, "memory_bytes": max(0, peak(device) - before, own) + children}
 
 
 @contextlib.contextmanager
-def started_here() -> Iterator[list[int]]:
-    """Look four times a second at how many bytes the processes started from this one hold together: [0, bytes, …]."""
-    held, over = [0], threading.Event()
+def memory_held() -> Iterator[list[tuple[int, int]]]:
+    """Look four times a second at the bytes that this process took on top, and at those of the processes it started.
+
+    The kernel's own high-water mark misses nothing between two looks, but not every container lets it be set back.
+    """
+    process, over = psutil.Process(), threading.Event()
+    before, held = process.memory_info().rss, [(0, 0)]
 
     def look() -> None:
         while not over.wait(0.25):
-            with contextlib.suppress(psutil.Error):  # one may end while it is looked at
-                held.append(sum(each.memory_info().rss for each in psutil.Process().children(recursive=True)))
+            with contextlib.suppress(psutil.Error):  # a child may end while it is looked at
+                children = sum(child.memory_info().rss for child in process.children(recursive=True))
+                held.append((process.memory_info().rss - before, children))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()

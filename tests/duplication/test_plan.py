@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import pathlib
 import subprocess
 import sys
 from fractions import Fraction
@@ -383,7 +384,8 @@ seconds, extra = time.perf_counter() - start, peak() - before
 assert len(plan) == 550_000 and extra < 12e6, extra
 print(seconds)
 """
-    if not os.access("/proc/self/clear_refs", os.W_OK):
+    status = pathlib.Path("/proc/self/status")
+    if not (os.access("/proc/self/clear_refs", os.W_OK) and "VmHWM" in status.read_text()):
         pytest.skip("memory is read from Linux's /proc")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
