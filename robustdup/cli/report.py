@@ -35,7 +35,9 @@ def report(
     clean_images: bool = typer.Option(
         False, "--clean-images", help="Read clean images again from their data, for runs that kept none."
     ),
-    card: bool = typer.Option(False, "--card", help="Print a section for a model card instead (--to: a file)."),
+    card: bool = typer.Option(
+        False, "--card", help="Print a section for a model card instead; --to: a file, with .eval_results/ beside it."
+    ),
 ) -> None:
     """Make pages that need no network: what a run found, or several compared."""
     if card:
@@ -59,7 +61,7 @@ def _default_folder(runs: list[str]) -> Path:
 
 
 def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
-    from robustdup.report.card import model_card
+    from robustdup.report.card import eval_results, model_card
 
     if len(runs) != 1:
         raise UserError(f"A model card is about one run; {len(runs)} were given.")
@@ -85,6 +87,12 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
         raise UserError(f"{to!r} is there already. Choose another --to, or replace it with --overwrite.")
     write_atomic(path, text.encode())
     print(path)
+    results = eval_results(record)
+    if results is not None:
+        beside = path.parent / ".eval_results" / "robustdup.yaml"
+        beside.parent.mkdir(exist_ok=True)
+        write_atomic(beside, results.encode())
+        print(beside)
 
 
 def _clean_images(runs: list[str]) -> dict[int, Any]:

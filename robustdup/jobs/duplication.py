@@ -18,6 +18,7 @@ from robustdup.data.splits import Splits, label_tensor, open_splits, split_colum
 from robustdup.data.table import TableSamples
 from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
+from robustdup.duplication.croissant import write_croissant
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan, entry_labels, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
@@ -79,20 +80,25 @@ def duplicate(
     written = {name: made if name == config.split else numbered(split) for name, split in others.items() if len(split)}
     classes = _class_rows(plan, labels, other_labels, columns.class_names)
     card = dataset_card(plan, source, config.split, written, classes, command=command, notes=notes)
-    where = _write(to, written, card, plan, overwrite=overwrite, private=private, progress=progress)
+
+    def beside(folder: Path) -> None:
+        save_plan(plan, folder)
+        write_croissant(folder, written, plan, source.spec)
+
+    where = _write(to, written, card, plan, beside, overwrite=overwrite, private=private, progress=progress)
     return Duplicated(where, plan, {name: len(split) for name, split in written.items()}, tuple(classes), tuple(notes))
 
 
 def _write(
-    to: str, written: dict[str, datasets.Dataset], card: str, plan: DuplicationPlan, *, overwrite: bool, private: bool,
-    progress: Callable[[int, int], None],
+    to: str, written: dict[str, datasets.Dataset], card: str, plan: DuplicationPlan, beside: Callable[[Path], None],
+    *, overwrite: bool, private: bool, progress: Callable[[int, int], None],
 ) -> str:  # fmt: skip
     if not to.startswith(HUB):
-        write_folder(Path(to).expanduser(), written, card, lambda folder: save_plan(plan, folder), progress=progress)
+        write_folder(Path(to).expanduser(), written, card, beside, progress=progress)
         return to
     with tempfile.TemporaryDirectory(prefix="robustdup-") as temporary:
         folder = Path(temporary) / "dataset"
-        write_folder(folder, written, card, lambda folder: save_plan(plan, folder), progress=progress)
+        write_folder(folder, written, card, beside, progress=progress)
         message = f"Duplicated with robustdup: {plan.scheme}, dose {plan.dose:.4g}, plan {plan.hash[:12]}"
         return push_folder(folder, to.removeprefix(HUB), private=private, overwrite=overwrite, message=message)
 

@@ -32,6 +32,43 @@ def model_card(record: EvaluationRecord, samples: pa.Table | None = None) -> str
     return f"---\n{front}---\n\n{section(record, samples)}"
 
 
+def eval_results(record: EvaluationRecord) -> str | None:
+    """Return what the Hub reads from `.eval_results/*.yaml` of a model's repository; None where there is nothing for it.
+
+    It shows results about datasets of the Hub that are registered as benchmarks
+    (https://huggingface.co/docs/hub/eval-results). Values are in percent. A robust accuracy with undecided samples is not
+    among them: it is no result yet.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    data = record.data
+    if not HUB_ID.fullmatch(data.spec) or "/" not in data.spec or Path(data.spec).exists():
+        return None
+    subset = f"{data.split} split, {record.n} of {data.n_total} images"
+    threat = f"{record.threat.norm} {record.threat.eps_text}"
+    results = [("clean_accuracy", record.clean_accuracy, subset)]
+    if record.status == "complete" and not (record.n_undecided or record.n_not_attacked):
+        attacks = ", ".join(label(attack) for attack in record.attacks)
+        results.append(
+            ("robust_accuracy", record.robust_accuracy, f"{threat}; {attacks}; {subset}; seed {record.seed}")
+        )
+    entries = [
+        EvalResultEntry(
+            dataset_id=data.spec,
+            task_id=task,
+            value=round(100 * accuracy.value, 2),
+            dataset_revision=data.revision,
+            date=record.created[:10] or None,
+            notes=f"95% interval {100 * accuracy.low:.2f} to {100 * accuracy.high:.2f}; {notes}",
+        )
+        for task, accuracy, notes in results
+        if math.isfinite(accuracy.value)
+    ]
+    if not entries:
+        return None
+    return yaml.dump(eval_result_entries_to_yaml(entries), Dumper=_OneLine, sort_keys=False, allow_unicode=True)
+
+
 class _OneLine(yaml.SafeDumper):
     """Writes text with line breaks in quotes on one line, so that no line of a name can end the metadata."""
 

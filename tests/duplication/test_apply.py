@@ -7,6 +7,7 @@ import io
 import pickle
 
 import datasets
+import mlcroissant
 import numpy as np
 import pytest
 import torch
@@ -186,6 +187,28 @@ def test_load_dataset_reads_what_was_written(tmp_path, keys):
     again = duplicate(config(**keys), str(tmp_path / "out"), overwrite=True)
     assert again.plan.hash == plan.hash
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of rdflib and pandas, called by mlcroissant
+def test_croissant_metadata_is_valid_and_gives_the_rows(tmp_path, source, monkeypatch):
+    """mlcroissant, the reference implementation, checks the metadata, the files' hashes, and reads the rows."""
+    monkeypatch.setattr("robustdup.duplication.write._FILE_BYTES", 6000)  # so that a split takes several files
+    source.to_parquet(tmp_path / "in" / "train.parquet")
+    keys = {"data": str(tmp_path / "in"), "scheme": "uniform", "dose": 0.4}
+    done = duplicate(config(**keys), str(tmp_path / "out"))
+    metadata = mlcroissant.Dataset(jsonld=str(tmp_path / "out" / "croissant.json"))
+    assert metadata.metadata.ctx.issues.errors == set()
+    parts = metadata.metadata.record_sets
+    assert len(parts) > 1
+    rows = []
+    for part in parts:
+        for row in metadata.records(record_set=part.id):
+            values = {key.rsplit("/", 1)[1]: value for key, value in row.items()}
+            rows.append((values["source_index"], values["copy"], values["label"], np.asarray(values["img"]).tobytes()))
+    with_labels = entry_labels(done.plan, LABELS[:N])
+    pixels = entry_pixels(done.plan, PIXELS[:N], torch.arange(len(done.plan))).permute(0, 2, 3, 1).contiguous().numpy()
+    expected = zip(done.plan.source_index.tolist(), done.plan.copy.tolist(), with_labels.tolist(), pixels, strict=True)
+    assert rows == [(index, copy, label, image.tobytes()) for index, copy, label, image in expected]
 
 
 def damaged(tmp_path, rows):

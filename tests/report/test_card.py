@@ -6,11 +6,12 @@ import re
 import shlex
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from robustdup.cli.main import main
 from robustdup.records import Accuracy, load_samples
-from robustdup.report.card import model_card
+from robustdup.report.card import eval_results, model_card
 
 
 def results(text):
@@ -34,6 +35,26 @@ def test_the_hub_reads_the_records_numbers(run):
     assert ModelCard(text).data.model_name == "model.py:make"
     assert f"| clean | {100 * made.record.clean_accuracy.value:.2f}% |" in text
     assert made.record.command in text
+
+
+def test_the_hub_reads_the_results_beside_the_card(run, tmp_path, capsys):
+    """Numbers are those of the record, in percent; nothing is published about unfinished runs or data that is not there."""
+    made = run()
+    assert main(["report", "--card", str(made.folder), "--to", str(tmp_path / "card" / "README.md")]) == 0
+    assert ".eval_results" in capsys.readouterr().out
+    text = (tmp_path / "card" / ".eval_results" / "robustdup.yaml").read_text()
+    entries = parse_eval_result_entries(yaml.safe_load(text))
+    clean, robust = entries
+    assert (clean.dataset_id, clean.task_id, robust.task_id) == ("some/data", "clean_accuracy", "robust_accuracy")
+    assert clean.value == round(100 * made.record.clean_accuracy.value, 2)
+    assert robust.value == round(100 * made.record.robust_accuracy.value, 2)
+    assert "Linf 0.1" in robust.notes
+    unfinished = made.record.model_copy(update={"n_undecided": 1})
+    assert [entry.task_id for entry in parse_eval_result_entries(yaml.safe_load(eval_results(unfinished)))] == [
+        "clean_accuracy"
+    ]
+    local = made.record.data.model_copy(update={"spec": "builtin:digits"})
+    assert eval_results(made.record.model_copy(update={"data": local})) is None
 
 
 def test_a_path_on_this_machine_is_not_published_as_a_dataset(run, tmp_path):
