@@ -5,8 +5,10 @@ a browser; `-m timing` looks at the clock, which the others do not.
 """
 
 import contextlib
+import os
 import re
 import signal
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("ROBUSTDUP_CACHE", tempfile.mkdtemp(prefix="robustdup-tests-"))  # not the home of who runs them
 # In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -53,9 +53,12 @@ def rank(run: Any) -> RankResult:
         UserError: there is no evaluation at that place.
     """
     from robustdup.leaderboard import position
+    from robustdup.records import find_record
+    from robustdup.records.origin import file_made_here
 
     record, samples = _opened(run)
-    return position(record, samples)
+    made_here = file_made_here(find_record(run)) if isinstance(run, str | Path) else None
+    return position(record, samples, made_here=made_here)
 
 
 def compare(a: Any, b: Any) -> RunComparison:
@@ -78,26 +81,27 @@ def compare(a: Any, b: Any) -> RunComparison:
 
 
 def verify(
-    evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str = "Linf",
-    eps: str | float | None = None, device: str = "auto", **options: Any,
+    evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str | None = None,
+    eps: str | float | None = None, device: str = "auto", trust: bool = False, **options: Any,
 ) -> Verification:  # fmt: skip
     """Judge adversarial examples again, by the referee alone, without an attack.
 
     Args:
         evidence: a bundle (the folder that `eval --bundle` wrote), or a file of adversarial images.
-        model: a module or a spec; for a bundle, the one that its record names if not given.
+        model: a module or a spec; for a bundle, the one that its record names if not given, unless that runs code.
         data: what `load_data` returned, images with `labels`, or a spec; for a bundle, the record's if not given.
         labels: int64 (N,), where `data` is a tensor or array.
-        norm: of the threat model, for a file; a bundle has its own.
-        eps: of the threat model, for a file; a bundle has its own.
+        norm: of the threat model, for a file (Linf if not given); a bundle has its own, and another is refused.
+        eps: of the threat model, for a file; a bundle has its own, and another is refused.
         device: cpu, cuda, or auto.
+        trust: run code that a bundle names, such as a model in a file, without naming it here.
         options: other settings of `robustdup verify`.
 
     Returns:
         What was found: `accepted`, accuracies, violations, problems.
 
     Raises:
-        UserError: there is nothing at that place, or data or weights are not those of the bundle.
+        UserError: there is nothing at that place, data or weights are not those of the bundle, or it names code.
     """
     from robustdup import jobs
     from robustdup.config import EvalConfig, validate
@@ -105,19 +109,19 @@ def verify(
     place = Path(evidence)
     if not place.exists():
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
-    named = {"model": model, "data": data, **options}
+    threat = {"norm": norm, "eps": None if eps is None else str(eps)}
+    named = {
+        key: value for key, value in {"model": model, "data": data, **threat, **options}.items() if value is not None
+    }
     if place.is_dir() and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
-        return jobs.verify_bundle(
-            place, {key: value for key, value in named.items() if value is not None} | {"device": device}
-        )
+        return jobs.verify_bundle(place, named | {"device": device}, trust=trust)
     if place.is_dir():
         dataset = as_dataset(data, labels)
         module = load_model(model) if isinstance(model, str) else model
-        return jobs.verify(place, module, dataset.images, dataset.labels, device=device)
+        return jobs.verify(place, module, dataset.images, dataset.labels, device=device, norm=norm, eps=threat["eps"])
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
-    config = validate(EvalConfig, {**named, "norm": norm, "eps": "" if eps is None else str(eps), "device": device})
-    return jobs.verify_examples(place, config)
+    return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}))
 
 
 def _opened(run: Any) -> tuple[EvaluationRecord, Any]:

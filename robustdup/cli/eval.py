@@ -26,6 +26,9 @@ def _eval(
         metavar="[RUN]",
         help="Go on with an unfinished run: its folder, that of --out, or the latest.",
     ),
+    trust: bool = typer.Option(
+        False, "--trust", help="With --resume: run the code that a run of somebody else names, without naming it again."
+    ),
     bundle: str | None = typer.Option(
         None,
         "--bundle",
@@ -38,7 +41,7 @@ def _eval(
 ) -> int:
     """Evaluate a model: clean and robust accuracy, verified, with intervals. With no arguments: built-in model and data."""
     file, overrides = split_words(words)
-    config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume)
+    config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume, trust=trust)
 
     from robustdup import jobs  # torch is imported from here on
     from robustdup.evidence.bundle import check_place, write_bundle

@@ -14,6 +14,7 @@ from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, lo
 from robustdup.leaderboard.refresh import BASE
 from robustdup.leaderboard.table import Leaderboard
 from robustdup.records import find_record, load_record, load_samples, to_json
+from robustdup.records.origin import file_made_here
 
 app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
 
@@ -61,10 +62,10 @@ def rank_command(
 ) -> None:
     """Say where a run would stand, or why it cannot be compared."""
     table = load()
-    folder = find_record(run).parent
-    result = position(load_record(run), load_samples(folder), table)
+    path = find_record(run)
+    result = position(load_record(run), load_samples(path.parent), table, made_here=file_made_here(path))
     if as_json:
-        print(to_json(result))
+        _print_json({**result.model_dump(mode="json"), "rests_on": result.rests_on})
         return
     out = console()
     _warn(out, table)

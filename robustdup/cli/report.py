@@ -117,11 +117,14 @@ def _clean_images(runs: list[str]) -> dict[int, Any]:
 def _images_of(record: EvaluationRecord) -> Any:
     from robustdup.config import EvalConfig, validate
     from robustdup.jobs import load_data
+    from robustdup.jobs.trust import code_of_data
     from robustdup.plugins import load_plugins
 
     if record.data.selection == "given":
         raise UserError("the run was given its images by a program.")
     config = validate(EvalConfig, record.config)
+    if (code := code_of_data(config.data)) is not None:
+        raise UserError(f"its data would be read by {code}: a record alone must not run code.", code="untrusted-code")
     if record.data.selection == "first":
         config = config.model_copy(update={"n": record.n})
     data = load_data(config, load_plugins())  # not the record's own plugins: reading a record must not run code

@@ -8,19 +8,20 @@ from typing import Any, TypeVar
 
 from robustdup.config import Config, build, validate
 from robustdup.errors import UserError
-from robustdup.records.folder import latest_unfinished, saved_content
+from robustdup.records.folder import is_finished, latest_unfinished, saved_content, started_here
 
 C = TypeVar("C", bound=Config)
 
 
 def configuration(
     kind: type[C], key: str, fresh: Callable[[C], Path], file: str | None, overrides: list[str],
-    flags: dict[str, Any], resume: str | None,
+    flags: dict[str, Any], resume: str | None, *, trust: bool = False,
 ) -> tuple[C, Path]:  # fmt: skip
     """Return the configuration and the run folder; a run that is resumed by its folder alone brings its own settings.
 
     `key` is a setting that only this kind of run has; `fresh` names a folder where none is given. `resume` is a folder,
-    or "" for that of --out or the latest unfinished run. Raises UserError.
+    or "" for that of --out or the latest unfinished run. A run that was not started here, under this account, brings no
+    code: models in files, plugins and pickles are then named anew, or run with `trust`. Raises UserError.
     """
     if resume is None:
         config = build(kind, file, overrides, flags)
@@ -33,4 +34,8 @@ def configuration(
             return build(kind, file, overrides, flags), folder
         raise UserError(f"There is no run folder {str(folder)!r} to resume.", code="no-run")
     saved = validate(kind, saved_content(folder)).model_dump(mode="json")
+    if not is_finished(folder) and not started_here(folder):
+        from robustdup.jobs.trust import check_trust
+
+        check_trust(saved, what=f"The run in {str(folder)!r} was not started here, and", own=given, trust=trust)
     return build(kind, values={**saved, **given}), folder

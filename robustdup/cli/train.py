@@ -27,11 +27,14 @@ def _train_command(
         metavar="[RUN]",
         help="Go on with an unfinished run: its folder, that of --out, or the latest.",
     ),
+    trust: bool = typer.Option(
+        False, "--trust", help="With --resume: run the code that a run of somebody else names, without naming it again."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
 ) -> int:
     """Train a classifier, standard or adversarially. With no arguments: PGD training on the built-in digits."""
     file, overrides = split_words(words)
-    config, folder = configuration(TrainConfig, "objective", _fresh, file, overrides, flags, resume)
+    config, folder = configuration(TrainConfig, "objective", _fresh, file, overrides, flags, resume, trust=trust)
 
     from robustdup import jobs  # torch is imported from here on
     from robustdup.report.training import LiveTraining, show_training

@@ -30,6 +30,9 @@ WORDS = (
 def _verify(
     words: list[str],
     flags: dict[str, Any],
+    trust: bool = typer.Option(
+        False, "--trust", help="Run code that the bundle names (a model in a file), without naming it with --model."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the verification as JSON, and nothing else."),
 ) -> int:
     """Recheck BUNDLE (a folder that eval --bundle wrote) or a FILE of examples (.safetensors, .npz, .npy, .pt).
@@ -50,7 +53,7 @@ def _verify(
     file, overrides = split_words(rest)
     given = build(EvalConfig, file, overrides, flags)
     if place.is_dir():
-        verification = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True))
+        verification = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True), trust=trust)
     else:
         verification = jobs.verify_examples(place, given)
     if json:

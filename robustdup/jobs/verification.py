@@ -13,44 +13,67 @@ from robustdup.config import EvalConfig, validate
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
-from robustdup.evidence.bundle import check_manifest, read_examples
+from robustdup.evidence.bundle import EXAMPLES, check_manifest, read_examples
 from robustdup.evidence.recheck import Verification, recheck_bundle, recheck_examples
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats
+from robustdup.jobs.trust import check_trust
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
-from robustdup.records import load_record
+from robustdup.records import EvaluationRecord, load_record
+from robustdup.threat import ThreatModel
 
 
-def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None) -> Verification:
+def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False) -> Verification:
     """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
 
     Args:
         folder: the bundle.
         changes: keys of EvalConfig that differ on this machine (data in another place, say).
+        trust: whether code that the bundle names may run: a model in a file, say.
 
     Raises:
-        UserError: where the bundle was changed, or where data or weights are not those that it speaks of.
+        UserError: where the bundle was changed, where it names code that the user did not, where norm or eps are others
+            than its own, or where data or weights are not those that it speaks of.
     """
     started = time.perf_counter()
     check_manifest(folder)
+    own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
-    own = {"out": None, "device": "auto", "plugin": [], "allow_pickle": False, **(changes or {})}
-    config = validate(EvalConfig, {**load_record(folder).config, **own})
+    settings = {**record.config, "plugin": [], "allow_pickle": False, "attack_model": None}
+    config = validate(EvalConfig, {**settings, "out": None, "device": "auto", **own})
     if "python" in (config.model, config.data):
         raise UserError(
             "This bundle was made from objects in memory: name what to load with --model and --data, "
             "or call robustdup.verify(folder, model, images, labels).",
             code="bad-option",
         )
+    _check_threat(record, config, own)
+    check_trust(settings, what="The bundle", own=own, trust=trust)
     registry = load_plugins(config.plugin)
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     return _timed(recheck_bundle(folder, _context(config, model), data), started)
 
 
+def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str, Any]) -> None:
+    """Raise UserError where the user named another norm or eps than that of the bundle: it speaks of its own alone."""
+    if not {"norm", "eps"} & own.keys():
+        return
+    stated = ThreatModel(record.threat.norm, record.threat.eps_text)
+    norm, eps = own.get("norm", stated.norm), own.get("eps", stated.eps_text)
+    asked = parse_threats(config.model_copy(update={"norm": norm, "eps": str(eps)}))[-1]
+    if asked != stated:
+        raise UserError(
+            f"The bundle speaks of {stated}, and of nothing else; you asked for {asked}. Leave out --norm and --eps, or judge "
+            f"its examples alone: robustdup verify {EXAMPLES} --model … --data … --norm {asked.norm} --eps {asked.eps_text}.",
+            code="other-threat",
+        )
+
+
 def verify(
-    bundle: str | Path, model: nn.Module, images: Tensor, labels: Tensor, *, device: str = "auto"
-) -> Verification:
+    bundle: str | Path, model: nn.Module, images: Tensor, labels: Tensor, *, device: str = "auto", norm: str | None = None,
+    eps: str | None = None,
+) -> Verification:  # fmt: skip
     """Recheck a bundle on a model and images in memory.
 
     Args:
@@ -59,14 +82,18 @@ def verify(
         images: (N, C, H, W) in [0, 1].
         labels: true classes (N,) int64.
         device: where to compute.
+        norm: of the threat model that the verifier expects; that of the bundle if not given.
+        eps: the same.
 
     Raises:
-        UserError: where the bundle was changed, or where data or weights are not those that it speaks of.
+        UserError: where the bundle was changed, or where data, weights or threat model are not those that it speaks of.
     """
     started = time.perf_counter()
     folder = Path(bundle)
     check_manifest(folder)
-    config = validate(EvalConfig, {**load_record(folder).config, "out": None, "device": device})
+    record = load_record(folder)
+    config = validate(EvalConfig, {**record.config, "out": None, "device": device})
+    _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
     return _timed(recheck_bundle(folder, _context(config, model), data), started)
 

@@ -58,6 +58,7 @@ class PublishedNumbers(_Result):
 class RankResult(_Result):
     """Where a record would stand. Not `comparable`: no rank, and `reasons` says why.
 
+    `made_here` is False for a record that was not written under this account: then `rests_on` says what the rank rests on.
     `autoattack` ranks AutoAttack with AutoAttack, at exactly the same eps. `robustbench` is RobustBench's own order, in
     which an external evaluation replaces AutoAttack's number. `at_most` is not a rank: a weaker attack than AutoAttack
     overestimates robustness, so that the true place is this one or worse.
@@ -79,9 +80,25 @@ class RankResult(_Result):
     robustbench: Place | None = None
     at_most: Place | None = None
     published: PublishedNumbers | None = None
+    made_here: bool | None = None
+
+    @property
+    def rests_on(self) -> str:
+        """What the result rests on, in words: empty for a run that was made here, or given in memory."""
+        if self.made_here is not False:
+            return ""
+        return (
+            "what the record states alone: it was not made here (or was changed since), so that attacks, eps and accuracies "
+            "are claims; 'robustdup verify BUNDLE' proves an upper bound"
+        )
 
     def sentence(self) -> str:
-        """Return the result in one line."""
+        """Return the result in one line, with what it rests on where that is a record that was not made here."""
+        if self.made_here is False:
+            return f"By {self.rests_on}. {self._sentence()}"
+        return self._sentence()
+
+    def _sentence(self) -> str:
         board = f"RobustBench {self.dataset} {self.threat_model} {self.leaderboard_eps}"
         if self.autoattack is not None:
             own = f"; {self.robustbench.text} in RobustBench's own order" if self.robustbench else ""
@@ -98,10 +115,17 @@ class RankResult(_Result):
         return f"No RobustBench rank: {self.reasons[0].rstrip('.')}{more}."
 
 
-def position(record: EvaluationRecord, samples: pa.Table | None = None, table: Leaderboard | None = None) -> RankResult:
+def position(
+    record: EvaluationRecord, samples: pa.Table | None = None, table: Leaderboard | None = None, *,
+    made_here: bool | None = None,
+) -> RankResult:  # fmt: skip
     """Return where a record would stand, or why it cannot be compared.
 
-    `samples` is the record's samples.parquet; without it the images can only be told by the name of the data.
+    Args:
+        record: the record.
+        samples: its samples.parquet; without it the images can only be told by the name of the data.
+        table: the published results; those that ship, or were fetched, if not given.
+        made_here: whether the record was read from a file that was written under this account; None for one in memory.
     """
     table = table if table is not None else load()
     images = check_images(record, samples)
@@ -130,6 +154,7 @@ def position(record: EvaluationRecord, samples: pa.Table | None = None, table: L
         n=record.n,
         robust_accuracy=record.robust_accuracy,
         images=images,
+        made_here=made_here,
     )
     if dataset is None or (dataset, norm) not in table.boards:
         return result

@@ -17,6 +17,7 @@ from robustdup.records.base import (
     to_json,
     write_atomic,
 )
+from robustdup.records.origin import note_made_here
 
 SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
 VERSION = 3
@@ -254,8 +255,9 @@ class EvaluationRecord(Part):
 
 def save_record(record: EvaluationRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path = folder / RECORD_FILE
-    write_atomic(path, (to_json(record) + "\n").encode())
+    path, content = folder / RECORD_FILE, (to_json(record) + "\n").encode()
+    note_made_here(content)
+    write_atomic(path, content)
     return path
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, write_atomic
+from robustdup.records.origin import file_made_here, note_made_here, settings_of, was_made_here
 
 STATE = "state"
 CONFIG_FILE = "config.json"
@@ -63,7 +64,23 @@ def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: 
         raise UserError(
             f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.", code="not-empty"
         )
-    write_atomic(state, (json.dumps(content, indent=2) + "\n").encode())
+    written = (json.dumps(content, indent=2) + "\n").encode()
+    note_made_here(settings_of(folder, written))
+    write_atomic(state, written)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a run folder holds a record and nothing of a run that could go on."""
+    return (folder / RECORD_FILE).is_file() and not (folder / STATE / CONFIG_FILE).is_file()
+
+
+def started_here(folder: Path) -> bool:
+    """Tell whether the run in `folder` was started in this very place under this account, or finished under it."""
+    state = folder / STATE / CONFIG_FILE
+    try:
+        return was_made_here(settings_of(folder, state.read_bytes()))
+    except OSError:
+        return file_made_here(folder / RECORD_FILE)
 
 
 def withdraw(folder: Path) -> None:

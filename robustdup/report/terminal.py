@@ -13,7 +13,8 @@ from rich.table import Table
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import Accuracy, Escalation, EvaluationRecord, load_samples, to_json
+from robustdup.records import RECORD_FILE, Accuracy, Escalation, EvaluationRecord, load_samples, to_json
+from robustdup.records.origin import file_made_here
 from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
@@ -155,7 +156,8 @@ def _escalation(found: Escalation) -> str:
 def _position(record: EvaluationRecord, folder: Path | None) -> str:
     try:
         samples = load_samples(folder) if folder is not None else None
-        return "Leaderboard: " + position(record, samples).sentence()
+        made_here = file_made_here(folder / RECORD_FILE) if folder is not None else None
+        return "Leaderboard: " + position(record, samples, made_here=made_here).sentence()
     except RobustdupError as error:
         return f"Leaderboard: {error}"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
-from robustdup.records import EvaluationRecord
+from robustdup.records import RECORD_FILE, EvaluationRecord
+from robustdup.records.origin import file_made_here
 from robustdup.report.format import interval, missing, number, percent, plural, short, whole
 from robustdup.report.html.board import board_section
 from robustdup.report.html.evaluation_sections import (
@@ -71,7 +72,7 @@ def _samples(run: Run) -> tuple[Samples | None, list[str]]:
 
 def _rank(run: Run) -> RankResult | str:
     try:
-        return position(run.record, run.samples)
+        return position(run.record, run.samples, made_here=file_made_here(run.folder / RECORD_FILE))
     except (RobustdupError, KeyError, ValueError) as error:
         return f"No rank: {error}"
 
@@ -81,6 +82,8 @@ def _rank_text(rank: RankResult | str) -> tuple[str, str]:
     if isinstance(rank, str):
         return "No rank", rank
     board = f"{rank.dataset} {rank.threat_model} {rank.leaderboard_eps}"
+    if rank.made_here is False:
+        board = f"Stated, not checked: the record was not made here. {board}"
     if rank.autoattack is not None:
         best, worst, total = rank.autoattack.best, rank.autoattack.worst, rank.autoattack.n_entries + 1
         if best == worst:

@@ -1,0 +1,113 @@
+"""What a stranger's bundle or run would execute: code and pickles are run only if the user names them, or says so.
+
+Settings that come with a bundle or a run folder are data. Those that name code are taken from the user's own command line,
+or after `--trust`, which comes after the user was told what would run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from robustdup.errors import UserError
+from robustdup.models.files import is_file_spec
+from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
+
+CODE_FREE = ("builtin", "robustbench")  # schemes whose names are looked up in installed packages, never in a file
+MODELS = ("model", "attack_model", "init", "score_model")  # settings that name a model
+DATA = ("data", "test_data", "against")  # settings that name data
+
+
+def code_of_model(spec: str | None) -> str | None:
+    """Say in words what loading a model would run or ask for; None for what needs no trust."""
+    if spec is None or spec == "python":
+        return None
+    if is_file_spec(spec):
+        return f"the file {str(Path(spec.rpartition('.py')[0] + '.py').expanduser().resolve())!r}"
+    scheme, colon, rest = spec.partition(":")
+    if colon and scheme == "run":
+        return _code_of_run(rest)
+    if colon and scheme not in CODE_FREE:
+        return f"the loader of {scheme!r} models, on {rest!r}"
+    return None
+
+
+def code_of_data(spec: str | None) -> str | None:
+    """Say in words what loading data would run; None for built-in data, local files and ids of the Hub, which run nothing."""
+    scheme, colon, rest = (spec or "").partition(":")
+    if not colon or len(scheme) < 2 or "/" in scheme or "\\" in scheme or scheme == "builtin":
+        return None
+    return f"the loader of {scheme!r} data, on {rest!r}"
+
+
+def _code_of_run(rest: str) -> str | None:
+    folder, at, name = rest.rpartition("@")
+    file = Path(folder if at and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))["spec"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # it cannot be loaded, and says so
+    if not isinstance(spec, str) or not (is_file_spec(spec) or ":" in spec):
+        return None
+    return f"{spec!r}, as {str(file)!r} says"
+
+
+def would_run(settings: Mapping[str, Any], own: Collection[str] = ()) -> dict[str, str]:
+    """Return what settings would run, in words, by their names; those in `own` are the user's and left out."""
+    found: dict[str, str] = {}
+    for names, code_of in ((MODELS, code_of_model), (DATA, code_of_data)):
+        for name in names:
+            value = settings.get(name)
+            code = code_of(value) if isinstance(value, str) and name not in own else None
+            if code is not None:
+                found[name] = code
+    files = settings.get("plugin") or []
+    if files and "plugin" not in own:
+        found["plugin"] = ", ".join(f"the file {str(Path(str(file)).resolve())!r}" for file in files)
+    if settings.get("allow_pickle") and "allow_pickle" not in own:
+        found["allow_pickle"] = "whatever the pickles say that hold its weights"
+    return found
+
+
+def check_trust(
+    settings: Mapping[str, Any],
+    *,
+    what: str,
+    own: Collection[str] = (),
+    trust: bool = False,
+    only: Collection[str] = (),
+) -> None:
+    """Refuse to run what came with a stranger's bundle or run, unless the user trusts it.
+
+    Args:
+        settings: what it came with, by name.
+        what: what to call it in messages: "The bundle".
+        own: names of settings that the user gave.
+        trust: whether the user trusts it; what runs is printed on standard error.
+        only: names of the settings that are used at all; all if empty.
+
+    Raises:
+        UserError: untrusted-code, with what would run and what to type.
+    """
+    used = {name: value for name, value in settings.items() if not only or name in only}
+    found = would_run(used, own)
+    if not found:
+        return
+    listed = "; ".join(f"{name} = {_short(settings[name])} runs {code}" for name, code in found.items())
+    if trust:
+        print(f"Trusted by --trust: {listed}.", file=sys.stderr)
+        return
+    flags = " ".join("--allow-pickle" if name == "allow_pickle" else f"--{name.replace('_', '-')} …" for name in found)
+    raise UserError(
+        f"{what} names code that was not run: {listed}. Name your own copy ({flags}), or, if you trust whoever made it "
+        "and have looked at what would run, add --trust.",
+        code="untrusted-code",
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "…"
