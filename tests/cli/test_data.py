@@ -290,8 +290,12 @@ def test_push_to_the_hub(hub, tmp_path):
     Hub.files["data/old-00000-of-00001.parquet"] = b"left over"
     assert push(hub, tmp_path, "--overwrite").returncode == 0
     assert sorted(Hub.files) == [
-        "README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "plan.safetensors"
-    ]  # fmt: skip
+        "README.md",
+        "croissant.json",
+        "data/test-00000-of-00001.parquet",
+        "data/train-00000-of-00001.parquet",
+        "plan.safetensors",
+    ]
 
 
 def test_a_push_that_is_not_allowed_says_how_to_log_in(hub, tmp_path):
