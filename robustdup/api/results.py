@@ -46,6 +46,11 @@ class EvaluationResult:
         return self.record.robust_accuracy
 
     @property
+    def reliable(self) -> bool | None:
+        """Whether the robust accuracy may be believed: False where it is an upper bound only, None if not looked at."""
+        return self.record.reliable
+
+    @property
     def is_adv(self) -> Tensor:
         """Bool (N,): misclassified in the end, under attack or without."""
         import torch
@@ -85,11 +90,17 @@ class EvaluationResult:
         return position(self.record, pa.table(self.samples))
 
     def __str__(self) -> str:
+        from robustdup.records import bound_text, doubt_text
+
         record = self.record
         clean, robust = record.clean_accuracy, record.robust_accuracy
+        doubt = doubt_text(record)
+        found = (
+            f"{bound_text(record)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
+        )
         return (
             f"{record.threat.norm} eps {record.threat.eps_text}, {record.n} samples: clean {clean.value:.2%} "
-            f"[{clean.low:.2%}, {clean.high:.2%}], robust {robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
+            f"[{clean.low:.2%}, {clean.high:.2%}], robust {found}"
         )
 
     def _repr_markdown_(self) -> str:

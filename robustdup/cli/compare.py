@@ -53,7 +53,16 @@ def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: boo
     records = [load_record(run) for run in runs]
     caption, head, rows, left = runs_table(records)
     if as_json:
-        parts = {"threat", "n", "clean_accuracy", "robust_accuracy", "n_undecided", "curve"}
+        parts = {
+            "threat",
+            "n",
+            "clean_accuracy",
+            "robust_accuracy",
+            "n_undecided",
+            "curve",
+            "reliable",
+            "unreliable_reasons",
+        }
         summaries = [record.model_dump(mode="json", include=parts) for record in records]
         named = zip(runs, records, summaries, strict=True)
         print(

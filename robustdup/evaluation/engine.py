@@ -27,6 +27,7 @@ from robustdup.evaluation.context import Context, EngineOptions, check_modules, 
 from robustdup.evaluation.diagnostics import diagnose
 from robustdup.evaluation.micro_batch import choose_packing
 from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
+from robustdup.evaluation.reliability import weigh
 from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
 from robustdup.models.load import fingerprint
 from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
@@ -124,11 +125,13 @@ def evaluate_model(
                 )
             )
         signs: list[Diagnostic] = []
-        probe_passes = Count()
+        probe_passes, doubts = Count(), None
         if options.diagnostics:
             signs, probe_passes = diagnose(
                 context, samples, clean, results, mode=options.mode, was_training=was_training
             )
+            weighed = weigh(context, samples, results, signs)
+            signs, doubts, probe_passes = weighed.signs, weighed.doubts, probe_passes + weighed.passes
         check_unchanged(context, data.images, clean, weights)
         run = FinishedRun(
             options,
@@ -144,6 +147,7 @@ def evaluate_model(
             signs,
             probe_passes,
             notes,
+            doubts,
         )
         record = make_record(run, seconds=time.perf_counter() - started)
         nearest = min_distance(samples, results) if options.min_distance else None

@@ -82,6 +82,7 @@ class FinishedRun:
     diagnostics: list[Diagnostic]
     probe_passes: Count
     notes: list[str]
+    doubts: list[str] | None = None  # why the robust accuracy is a bound only; None where it was not looked at
 
 
 def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
@@ -106,6 +107,8 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         tolerance=last.threat.tolerance,
         clean_accuracy=accuracy(samples.clean.correct_share.numpy(), population=population),
         robust_accuracy=accuracy(correct.numpy(), population=population, undecided=n_undecided),
+        reliable=None if run.doubts is None else not run.doubts,
+        unreliable_reasons=run.doubts or [],
         robust_accuracy_8bit=float(correct_8bit.mean()),
         n_undecided=n_undecided,
         attacks=attacks,

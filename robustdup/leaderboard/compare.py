@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
-from robustdup.records import EvaluationRecord, Outcome
+from robustdup.records import EvaluationRecord, Outcome, doubt_text
 from robustdup.records.columns import Texts, numbers, texts
 from robustdup.statistics import mcnemar, tango_interval
 
@@ -239,6 +239,10 @@ def _notes(
         notes.append(
             f"the attacks differ (A: {names[0]}; B: {names[1]}): the difference may be theirs, not the models'"
         )
+    for side, record in (("A", record_a), ("B", record_b)):
+        doubt = doubt_text(record)
+        if doubt:
+            notes.append(f"the robust accuracy of {side} is an upper bound that is not to be believed, {doubt}")
     if record_a.seed != record_b.seed:
         notes.append(f"the seeds differ (A: {record_a.seed}, B: {record_b.seed})")
     if record_a.model.randomized or record_b.model.randomized:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from robustdup.leaderboard.autoattack import differences, stronger_than_standard
 from robustdup.leaderboard.images import ImageCheck, check_images
 from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, exact_eps, load, plain_name, same_eps
-from robustdup.records import Accuracy, EvaluationRecord
+from robustdup.records import Accuracy, EvaluationRecord, doubt_text
 from robustdup.statistics import wilson
 
 FULL = {"cifar10": 10_000, "cifar100": 10_000}  # samples after which no interval is needed: the whole test set
@@ -129,7 +129,9 @@ def position(
     """
     table = table if table is not None else load()
     images = check_images(record, samples)
-    reasons = list(images.reasons)
+    doubt = doubt_text(record)
+    reasons = [f"the robust accuracy is an upper bound that is not to be believed, {doubt}"] if doubt else []
+    reasons += images.reasons
     dataset, norm = images.dataset, record.threat.norm
     board_eps = None
     if dataset is not None and (dataset, norm) not in table.boards:

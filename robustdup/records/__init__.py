@@ -54,6 +54,7 @@ from robustdup.records.training import (
     load_training_record,
     save_training_record,
 )
+from robustdup.records.verdict import bound_text, doubt_text, doubts
 
 __all__ = [
     "RECORD_FILE",
@@ -88,6 +89,9 @@ __all__ = [
     "TrainingRecord",
     "ValidationPoint",
     "atomic_path",
+    "bound_text",
+    "doubt_text",
+    "doubts",
     "find_record",
     "load_record",
     "load_samples",

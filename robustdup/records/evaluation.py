@@ -207,6 +207,14 @@ class EvaluationRecord(Part):
     robust_accuracy: Accuracy = Field(
         description="Share of samples classified correctly under all attacks; undecided ones only in `high`."
     )
+    reliable: bool | None = Field(
+        default=None,
+        description="Whether the robust accuracy may be believed. false: gradients looked masked and no attack was seen to "
+        "get through, so that it is an upper bound only; null: not looked at.",
+    )
+    unreliable_reasons: list[str] = Field(
+        default_factory=list, description="Why the robust accuracy is an upper bound only, in words."
+    )
     robust_accuracy_8bit: float | None = Field(
         default=None, description="The same after the adversarial images are rounded to 8 bits."
     )
@@ -244,12 +252,16 @@ class EvaluationRecord(Part):
 
     def __str__(self) -> str:
         """Return what it says in one line; `repr` and `to_json` show all of it."""
+        from robustdup.records.verdict import bound_text, doubt_text
+
         clean, robust = self.clean_accuracy, self.robust_accuracy
         undecided = f", {self.n_undecided} undecided" if self.n_undecided else ""
+        doubt = doubt_text(self)
+        found = f"{bound_text(self)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
         return (
             f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.norm} eps {self.threat.eps_text}, "
             f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
-            f"robust {robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]{undecided}"
+            f"robust {found}{undecided}"
         )
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import Accuracy, EvaluationRecord
+from robustdup.records import Accuracy, EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.tables import label
 from robustdup.report.terminal import percent
 
@@ -91,11 +91,12 @@ def _index(record: EvaluationRecord) -> dict[str, Any]:
     dataset: dict[str, Any] = {"name": name, "type": name, "split": data.split}
     dataset |= {key: value for key, value in (("config", data.config), ("revision", data.revision)) if value}
     asked = str(record.config.get("attacks", "")) or ", ".join(attack.name for attack in record.attacks)
+    bound = {"reliable": False, "upper_bound": True} if doubts(record) else {}
     metrics = [
         _metric("Clean accuracy", record.clean_accuracy),
         _metric(
-            "Robust accuracy", record.robust_accuracy,
-            {"norm": record.threat.norm, "eps": record.threat.eps_text, "attacks": asked, "seed": record.seed},
+            "Robust accuracy (upper bound, gradients masked)" if bound else "Robust accuracy", record.robust_accuracy,
+            {**bound, "norm": record.threat.norm, "eps": record.threat.eps_text, "attacks": asked, "seed": record.seed},
         ),
     ]  # fmt: skip
     result = {
@@ -139,11 +140,16 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
     """Return what was found in Markdown: the table, what qualifies it, and the command that gives it again."""
     threat = f"{record.threat.norm}, eps = {record.threat.eps_text}"
     data = f"{_plain(_dataset_id(record.data.spec))} ({_plain(record.data.split)}, {record.n} of {record.data.n_total} images)"
+    doubt = doubt_text(record)
+    verdict = [f"**Robust accuracy {bound_text(record)}, {_plain(doubt)}. Not to be believed.**", ""] if doubt else []
+    robust = _row(f"robust ({threat})", record.robust_accuracy)
+    if doubt:
+        robust = f"| robust ({_plain(threat)}), an upper bound | {bound_text(record)} | |"
     lines = [
-        "## Adversarial robustness", "",
+        "## Adversarial robustness", "", *verdict,
         f"Evaluated with robustdup {_plain(record.versions.get('robustdup', ''))} on {data}, within {threat}.", "",
         "| | accuracy | 95% interval |", "|---|---:|---:|",
-        _row("clean", record.clean_accuracy), _row(f"robust ({threat})", record.robust_accuracy), "",
+        _row("clean", record.clean_accuracy), robust, "",
         "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     lines += [

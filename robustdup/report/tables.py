@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from robustdup.records import Accuracy, AttackResult, EvaluationRecord
+from robustdup.records import Accuracy, AttackResult, EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.format import NONE, percent
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", "≤": r"$\leq$",
 }  # fmt: skip
 
 Rows = Sequence[Sequence[str]]
@@ -49,6 +49,11 @@ def with_interval(accuracy: Accuracy) -> str:
     return f"{percent(accuracy.value)} [{100 * accuracy.low:.2f}, {100 * accuracy.high:.2f}]"
 
 
+def robust_text(record: EvaluationRecord) -> str:
+    """Return the robust accuracy in per cent with its 95% interval, or as a bound where it is not to be believed."""
+    return bound_text(record) if doubts(record) else with_interval(record.robust_accuracy)
+
+
 def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]]:
     """Return (caption, head, rows) of one run: what each attack left, and the accuracy at each eps of a curve."""
     caption = f"{record.model.spec} on {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
@@ -59,9 +64,13 @@ def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]
     ]
     if len(record.curve) > 1:
         rows += [
-            [f"robust at eps = {eps}", str(record.n), "", percent(point.value)] for eps, point in record.curve.items()
+            [f"robust at eps = {eps}", str(record.n), "", f"{'≤ ' if doubts(record) else ''}{percent(point.value)}"]
+            for eps, point in record.curve.items()
         ]
-    rows.append(["robust", str(record.n), "", with_interval(record.robust_accuracy)])
+    doubt = doubt_text(record)
+    if doubt:
+        caption = f"{bound_text(record)}, {doubt}. {caption}"
+    rows.append(["robust, an upper bound" if doubt else "robust", str(record.n), "", robust_text(record)])
     return caption, ["attack", "attacked", "broken", "robust accuracy after"], rows
 
 
@@ -86,7 +95,9 @@ def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], lis
     rows = []
     for record in records:
         at = {Fraction(eps): percent(point.value) for eps, point in record.curve.items()}
-        at[Fraction(record.threat.eps_text)] = with_interval(record.robust_accuracy)
+        if doubts(record):
+            at = {eps: f"≤ {text}" for eps, text in at.items()}
+        at[Fraction(record.threat.eps_text)] = robust_text(record)
         rows.append(
             [
                 record.model.spec, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),

@@ -13,7 +13,17 @@ from rich.table import Table
 
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
-from robustdup.records import RECORD_FILE, Accuracy, Escalation, EvaluationRecord, load_samples, to_json
+from robustdup.records import (
+    RECORD_FILE,
+    Accuracy,
+    Escalation,
+    EvaluationRecord,
+    bound_text,
+    doubt_text,
+    doubts,
+    load_samples,
+    to_json,
+)
 from robustdup.records.origin import file_made_here
 from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
@@ -69,7 +79,11 @@ def _verdict(record: EvaluationRecord) -> Panel:
     lines.add_row("Threat model", f"{record.threat.norm}, eps = {record.threat.eps_text}")
     lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
     expected = " (expected)" if record.model.randomized else ""
-    lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
+    doubt = doubt_text(record)
+    if doubt:
+        lines.add_row("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}")
+    else:
+        lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
     if record.robust_accuracy_8bit is not None:
         lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
     if record.n_undecided:
@@ -116,7 +130,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     lines = []
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
-        lines.append(f"Robust accuracy over eps: {points}")
+        lines.append(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}")
     if record.min_distance is not None:
         found = record.min_distance
         median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustdup.leaderboard import LeaderboardEntry, RankResult
-from robustdup.records import EvaluationRecord
+from robustdup.records import EvaluationRecord, doubts
 from robustdup.report.evaluation_figures import board, board_entries, standing
 from robustdup.report.format import missing
 from robustdup.report.html.page import Section
@@ -56,5 +56,5 @@ def _own(record: EvaluationRecord, rank: RankResult) -> dict[str, Any]:
     return {
         "architecture": record.model.architecture, "clean": 100 * record.clean_accuracy.value,
         "autoattack": robust if rank.autoattack is not None else None, "robust": robust, "eps": record.threat.eps_text,
-        "extra": None, "unreliable": False, "venue": standing(rank)[0], "url": "", "paper": "",
+        "extra": None, "unreliable": bool(doubts(record)), "venue": standing(rank)[0], "url": "", "paper": "",
     }  # fmt: skip

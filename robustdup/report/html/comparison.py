@@ -12,7 +12,7 @@ import numpy as np
 from robustdup.errors import UserError
 from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
 from robustdup.leaderboard.table import same_eps
-from robustdup.records import EvaluationRecord
+from robustdup.records import EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.charts import Axis, Chart, Point, Series, linear, shape, tone
 from robustdup.report.evaluation_figures import LINES, curves
 from robustdup.report.format import attack_label, interval, missing, percent, share_text, signed, whole
@@ -118,7 +118,7 @@ def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
         rows.append(
             {
                 "label": run.label, "record": run.run.record, "link": link, "difference": difference,
-                "partial": "; ".join(partial(run.run.record)), "base": run is base,
+                "partial": "; ".join(partial(run.run.record)), "doubt": doubt_text(run.run.record), "base": run is base,
             }
         )  # fmt: skip
     seen = [difference for difference in found if difference is not None and not difference.reason]
@@ -128,9 +128,9 @@ def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
 
 
 def _lead(runs: list[Compared], differences: Sequence[Difference]) -> str:
-    known = [run for run in runs if not missing(run.run.record.robust_accuracy.value)]
+    known = [run for run in runs if not missing(run.run.record.robust_accuracy.value) and not doubts(run.run.record)]
     if not known:
-        return "No run has a robust accuracy."
+        return "No run has a robust accuracy that may be believed."
     if len({(r.run.record.threat.norm, r.run.record.threat.eps_text) for r in runs}) > 1:
         return "The threat models differ: compare only runs within the same one."
     best = max(known, key=lambda run: run.run.record.robust_accuracy.value)
@@ -190,7 +190,7 @@ def _side_by_side(runs: list[Compared]) -> Section | None:
         ("Threat model", [f"{r.threat.norm}, eps {r.threat.eps_text}" for r in records]),
         ("Parameters", [whole(r.model.parameters) for r in records]),
         ("Clean accuracy", [percent(r.clean_accuracy.value) for r in records]),
-        ("Robust accuracy", [percent(r.robust_accuracy.value) for r in records]),
+        ("Robust accuracy", [bound_text(r) if doubts(r) else percent(r.robust_accuracy.value) for r in records]),
         ("95% interval", [interval(r.robust_accuracy.low, r.robust_accuracy.high) for r in records]),
         ("Diagnostics", [_signs(r) for r in records]),
     ]

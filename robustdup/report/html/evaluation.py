@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
-from robustdup.records import RECORD_FILE, EvaluationRecord
+from robustdup.records import RECORD_FILE, EvaluationRecord, bound_text, doubt_text
 from robustdup.records.origin import file_made_here
 from robustdup.report.format import interval, missing, number, percent, plural, short, whole
 from robustdup.report.html.board import board_section
@@ -125,6 +125,11 @@ def partial(record: EvaluationRecord) -> list[str]:
 
 def _notices(record: EvaluationRecord) -> Iterator[Notice]:
     missing_parts = partial(record)
+    doubt = doubt_text(record)
+    if doubt:
+        yield Notice(
+            "serious", f"Robust accuracy {bound_text(record)}, {doubt}.", "An upper bound that is not to be believed."
+        )
     if missing_parts:
         yield Notice("serious", f"Partial result: {'; '.join(missing_parts)}.", "No rank is given while any remain.")
     serious = [sign for sign in record.diagnostics if sign.severity == "serious"]
@@ -141,10 +146,11 @@ def _notices(record: EvaluationRecord) -> Iterator[Notice]:
 
 def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
     clean, robust = record.clean_accuracy, record.robust_accuracy
+    doubt = doubt_text(record)
     return [
         Figure(
-            "Robust accuracy", percent(robust.value), robust.value, "robust_accuracy.value",
-            f"95% interval {interval(robust.low, robust.high)}", big=True,
+            "Robust accuracy", bound_text(record) if doubt else percent(robust.value), robust.value, "robust_accuracy.value",
+            f"an upper bound, {doubt}" if doubt else f"95% interval {interval(robust.low, robust.high)}", big=True,
         ),
         Figure(
             "Clean accuracy", percent(clean.value), clean.value, "clean_accuracy.value",
@@ -159,7 +165,7 @@ def _sentence(record: EvaluationRecord, samples: Samples | None) -> str:
     if record.model.randomized or samples is None or len(samples) != record.n:
         return (
             f"On {plural(record.n, 'image')}, clean accuracy {percent(record.clean_accuracy.value)} falls to "
-            f"{percent(record.robust_accuracy.value)} under attack within {threat}."
+            f"{bound_text(record) if doubt_text(record) else percent(record.robust_accuracy.value)} under attack within {threat}."
         )
     right = record.n - samples.count("wrong already")
     broken, stands, undecided = (samples.count(outcome) for outcome in ("broken", "stands", "undecided"))

@@ -1,0 +1,36 @@
+"""The first line of an evaluation: a robust accuracy, or an upper bound that is not to be believed, and why."""
+
+from __future__ import annotations
+
+from robustdup.records.evaluation import EvaluationRecord
+
+# Serious signs that attacks did not see what is there; the others speak of something else than the attacks' strength.
+DOUBTFUL = (
+    "zero_gradients", "robust_at_half", "black_box_beats_white_box", "probe_failed", "softmax_outputs",
+    "erratic_gradients", "shaped_scores", "more_eps_more_accuracy",
+)  # fmt: skip
+
+
+def doubts(record: EvaluationRecord) -> list[str]:
+    """Return why the robust accuracy of a record is an upper bound only; empty where it may be believed.
+
+    A record that was not asked (of an older version) is doubted for its serious signs of masked gradients.
+    """
+    if record.reliable is None:
+        return [sign.message for sign in record.diagnostics if sign.severity == "serious" and sign.code in DOUBTFUL]
+    return [] if record.reliable else list(record.unreliable_reasons) or ["gradients look masked"]
+
+
+def bound_text(record: EvaluationRecord) -> str:
+    """Return the robust accuracy as a bound in per cent: ≤ 76.67%."""
+    return f"≤ {100 * record.robust_accuracy.value:.2f}%"
+
+
+def doubt_text(record: EvaluationRecord) -> str:
+    """Return one sentence that says why it is only a bound; empty where it may be believed."""
+    reasons = doubts(record)
+    if not reasons:
+        return ""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    first = reasons[0].rstrip(".")
+    return f"gradients masked: {first[:1].lower() + first[1:]}{more}; no attack here was seen to get through"

@@ -1,0 +1,116 @@
+"""Which number is believed: one whose attacks were seen to get through, and no other."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.masked import masked
+from robustdup import Passes, ThreatModel, evaluate
+from robustdup.config import DataOptions
+from robustdup.data.digits import load_builtin as digits
+from robustdup.evaluation.reliability import leads_somewhere
+from robustdup.models.load import ModelOptions, load_builtin
+
+QUICK = "apgd-ce(steps=10),apgd-dlr(steps=10)"
+
+
+def correct_points(n=16):
+    images, labels = digits("digits", DataOptions(split="test")).fetch(range(2 * n))
+    model = load_builtin("digits-robust", ModelOptions()).eval()
+    right = model(images).argmax(dim=1) == labels
+    return model, images[right][:n], labels[right][:n]
+
+
+class Staircase(nn.Module):
+    """Logits rounded down to halves."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return (2 * self.model(images)).round() / 2
+
+
+class Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class WrongWay(nn.Module):
+    """True answers with the gradient turned round."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(Turned.apply(images))
+
+
+def verdict(model, images, labels, attacks=QUICK):
+    return evaluate(model, images, labels, eps="0.1", attacks=attacks, fold=False).record
+
+
+def test_an_honest_model_is_believed():
+    model, images, labels = correct_points()
+    record = verdict(model, images, labels)
+    assert record.reliable is True
+    assert record.unreliable_reasons == []
+
+
+@pytest.mark.parametrize("wrap", [Staircase, lambda model: masked("quantised", model), WrongWay])
+def test_a_mask_that_nothing_sees_through_is_not_believed(wrap):
+    model, images, labels = correct_points()
+    record = verdict(wrap(model), images, labels)
+    assert record.robust_accuracy.value > 0
+    assert record.reliable is False
+    assert record.unreliable_reasons
+
+
+def test_a_scale_that_hides_one_loss_alone_is_seen_through_by_the_other():
+    model, images, labels = correct_points()
+    alone = verdict(masked("scaled", model), images, labels, attacks="apgd-ce(steps=10)")
+    assert alone.reliable is False
+    both = verdict(masked("scaled", model), images, labels)
+    assert both.reliable is True
+    assert any("apgd-dlr was seen to get through" in sign.message for sign in both.diagnostics)
+    assert not any(sign.severity == "serious" for sign in both.diagnostics)
+
+
+def test_without_diagnostics_nothing_is_said():
+    model, images, labels = correct_points(4)
+    record = evaluate(model, images, labels, eps="0.1", attacks="fgsm", diagnostics=False).record
+    assert record.reliable is None
+
+
+class Linear(nn.Module):
+    """Two classes by the mean of the image; the slope of the backward pass is `slope` times the true one."""
+
+    def __init__(self, slope=1.0):
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, images):
+        mean = images.mean(dim=(1, 2, 3))
+        score = 4 * (self.slope * mean + (mean - self.slope * mean).detach()) - 2
+        return torch.stack([-score, score], dim=1)
+
+
+@pytest.mark.parametrize(("slope", "leads"), [(1.0, True), (0.01, True), (0.0, False), (-1.0, False), (3.0, False)])
+def test_a_route_must_lead_where_its_gradient_points(slope, leads):
+    images, labels = torch.full((4, 1, 3, 3), 0.3), torch.zeros(4, dtype=torch.int64)
+    assert leads_somewhere(
+        Passes(Linear()), Passes(Linear(slope)), images, images, labels, torch.arange(4), ThreatModel("Linf", "0.1"),
+        seed=0,
+    ) is leads  # fmt: skip
+    others = Passes(Linear())
+    others.model.forward = lambda images: Linear()(1 - images)  # answers otherwise
+    assert not leads_somewhere(
+        others, Passes(Linear(slope)), images, images, labels, torch.arange(4), ThreatModel("Linf", "0.1"), seed=0
+    )
