@@ -1,4 +1,4 @@
-"""`robustdup attacks`: list what is registered, show one, run the conformance test, and make the conformance table."""
+"""`robustdup attacks`: list what is registered, show one, test one, begin one, and make the conformance table."""
 
 from __future__ import annotations
 
@@ -107,6 +107,21 @@ def check(
     for report in [] if json else reports:
         _print_report(report)
     return 0 if all(report.ok for report in reports) else 1
+
+
+@app.command("new")
+def new_attack(
+    name: str = typer.Argument(help="The name of the attack: small letters, digits and hyphens."),
+    to: str = typer.Option("", "--to", help="Folder of the package; robustdup-NAME here if not given."),
+) -> int:
+    """Write a package with an attack of your own, its registration and its tests, ready to be changed."""
+    from robustdup.plugins.scaffold import new_package
+
+    folder = to or f"robustdup-{name}"
+    for path in new_package(name, folder):
+        print(path)
+    print(f"Next: pip install -e {folder}, then robustdup attacks check {name}.")
+    return 0
 
 
 @app.command("table")

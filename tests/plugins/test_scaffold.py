@@ -1,0 +1,55 @@
+"""The package that `attacks new` writes: it installs, keeps the contract, and its own tests pass."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustdup.cli.main import main
+from robustdup.errors import UserError
+from robustdup.plugins.scaffold import new_package
+from tests.raising import raises
+
+
+def distribution(folder: Path, package: Path) -> None:
+    """Lay down what `pip install` would of a pure package: its files on the path and its metadata beside them."""
+    import tomllib
+
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]["robustdup.plugins"]
+    (info / "entry_points.txt").write_text(
+        "[robustdup.plugins]\n" + "".join(f"{name} = {place}\n" for name, place in points.items())
+    )
+
+
+def test_its_own_tests_pass_where_it_is_installed(tmp_path, capsys):
+    assert main(["attacks", "new", "my-attack", "--to", str(tmp_path / "package")]) == 0
+    assert "robustdup attacks check my-attack" in capsys.readouterr().out
+    distribution(tmp_path / "site", tmp_path / "package")
+    path = os.pathsep.join([str(tmp_path / "site"), str(tmp_path / "package" / "src"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(tmp_path / "package" / "tests")],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("....") or "4 passed" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["My-Attack", "a b", "1st", "", "a--b", "../x"])
+def test_a_name_that_no_attack_can_have(tmp_path, name):
+    with raises("bad-value", UserError, "towards-grey"):
+        new_package(name, tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with raises("not-empty", UserError, str(tmp_path)):
+        new_package("lambda", tmp_path)
+    assert [path.name for path in new_package("lambda", tmp_path / "package")][-1] == "test_attack.py"
+    assert "def lambda_(" in (tmp_path / "package" / "src" / "robustdup_lambda_" / "attack.py").read_text()
