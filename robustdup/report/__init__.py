@@ -49,6 +49,9 @@ def _evaluation_figures() -> dict[str, FigureSpec]:
             "clean and robust accuracy of each run, with 95% intervals", f"{FIGURES}:plot_accuracy", suits=several
         ),
         "cascade": FigureSpec("which attack broke how many samples", f"{FIGURES}:plot_cascade", one_run=True),
+        "passes": FigureSpec(
+            "robust accuracy against the passes that a sample took", f"{HERE}.passes_figure:plot_passes"
+        ),
         "classes": FigureSpec("clean and robust accuracy per class", f"{FIGURES}:plot_classes", one_run=True),
         "leaderboard": FigureSpec(
             "the run among RobustBench's published models", f"{FIGURES}:plot_leaderboard", one_run=True

@@ -1,0 +1,90 @@
+"""Robust accuracy against the passes that a sample took: what each pass through the model bought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from robustdup.errors import UserError
+from robustdup.records import AttackResult, EvaluationRecord
+from robustdup.report.charts import Axis, Chart, Point, Rule, Series, shape, shares, tone
+from robustdup.report.format import attack_label, number, percent, whole
+from robustdup.report.runs import Run, labels
+
+LINES = 8
+Step = tuple[float, float, str]  # passes that a surviving sample has had, robust accuracy then, words
+
+
+def plot_passes(runs: Sequence[Run], width: str) -> Chart:
+    """Return the figure `passes`: robust accuracy over the forward and backward passes of a surviving sample, log scale."""
+    names = labels(runs)
+    lines = [(name, steps(run.record)) for name, run in zip(names, runs, strict=True) if run.record.attacks][:LINES]
+    if not lines:
+        raise UserError("The records hold no attacks.", code="no-data")
+    highest = max((line[-1][0] for _, line in lines), default=1.0)
+    series = [
+        Series(name, _staircase(line), tone(place), shape(place), marks=False)
+        for place, (name, line) in enumerate(lines)
+    ]
+    rules = []
+    if len(lines) == 1:
+        ends = [list(group)[-1] for _, group in groupby(lines[0][1][1:], key=lambda step: step[2])]
+        rules = [Rule(words, x=_place(passes)) for passes, _, words in ends[:-1]]
+    return Chart(
+        "passes", "Robust accuracy against passes",
+        "Robust accuracy over the passes, forward and backward together, that a sample still standing has had.",
+        _passes_axis(highest), shares("robust accuracy"), series, rules=rules,
+        headings=("run", "attack", "passes per surviving sample", "robust accuracy"),
+        rows=[(name, words, number(passes), percent(share)) for name, line in lines for passes, share, words in line],
+    )  # fmt: skip
+
+
+def steps(record: EvaluationRecord) -> list[Step]:
+    """Return how robust accuracy fell: (passes that a surviving sample has had by then, share of samples, attack).
+
+    Attacks that drop what they have broken say after how many passes; for the others all that they broke counts from
+    their end. Where attacks ran one by one on all samples, each begins anew, and the lowest share so far is shown.
+    """
+    clean = record.clean_accuracy.value
+    line: list[Step] = [(0.0, clean, "clean")]
+    spent = 0.0
+    for attack in record.attacks:
+        before = line[-1][1]
+        total = passes_of_a_survivor(attack)
+        left = before
+        for passes, samples in attack.broken_after:
+            left = max(left - samples / max(record.n, 1), min(attack.robust_accuracy_after, before))
+            line.append((spent + min(passes, total), left, attack_label(attack)))
+        spent += total
+        line.append((spent, min(before, attack.robust_accuracy_after), attack_label(attack)))
+    return line
+
+
+def passes_of_a_survivor(attack: AttackResult) -> float:
+    """Return the passes that a sample had which the attack did not break: what is left of all passes, shared out."""
+    total = attack.forward_passes + attack.backward_passes
+    dropped = sum(samples for _, samples in attack.broken_after)
+    left = attack.n_attacked - dropped
+    if left <= 0:
+        return float(max((passes for passes, _ in attack.broken_after), default=0))
+    return max(0.0, total - sum(passes * samples for passes, samples in attack.broken_after)) / left
+
+
+def _staircase(line: Sequence[Step]) -> list[Point]:
+    points = [Point(0.0, line[0][1], f"clean: {percent(line[0][1])}")]
+    for passes, share, words in line[1:]:
+        points.append(Point(_place(passes), points[-1].y))
+        points.append(Point(_place(passes), share, f"{words}, {whole(round(passes))} passes: {percent(share)}"))
+    return points
+
+
+def _place(passes: float) -> float:
+    """Return where a number of passes lies on the scale: its decimal logarithm, from one pass on."""
+    return math.log10(max(passes, 1.0))
+
+
+def _passes_axis(highest: float) -> Axis:
+    top = max(1, math.ceil(_place(highest)))
+    ticks = tuple((float(power), f"{10**power:,}") for power in range(top + 1))
+    return Axis(0.0, float(top), ticks, "passes per surviving sample (log scale)")
