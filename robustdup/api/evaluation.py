@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from robustdup.api.loading import as_dataset, load_model
+from robustdup.api.given import as_dataset
+from robustdup.api.loading import load_model
 from robustdup.api.options import EvaluateOptions
 from robustdup.api.results import EvaluationResult
 from robustdup.errors import UserError
@@ -74,7 +75,7 @@ def evaluate(
         EvalConfig,
         {
             **_known(dict(options), EvalConfig), "model": spec, "data": dataset.spec, "split": dataset.split,
-            "n": len(dataset) if dataset.selection == "first" else None, "norm": norm, "eps": _eps_text(eps),
+            "n": len(dataset) if dataset.selection in ("first", "stratified") else None, "norm": norm, "eps": _eps_text(eps),
             "attacks": attacks if isinstance(attacks, str) else ",".join(_named(each, registry) for each in attacks),
             "out": None if out is None else str(out),
             "attack_model": attack_model if isinstance(attack_model, str | None) else "python",

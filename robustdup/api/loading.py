@@ -1,4 +1,4 @@
-"""Load models and data by a spec, and take data in whatever form a notebook has it."""
+"""Load models and data by a spec."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustdup.errors import UserError
 from robustdup.plugins import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -46,7 +45,8 @@ def load_data(
     Args:
         spec: `builtin:digits`, a folder, or the id of a dataset of the Hugging Face Hub.
         split: the split to read.
-        n: take the first n samples, as RobustBench does.
+        n: take the first n samples, as RobustBench does; where the labels come in order of class, n by chance, with each
+            class by its share.
         sample: take a random subset of this many samples, drawn from `seed`.
         seed: of the random subset.
         plugins: plugin files to load, besides those that are installed.
@@ -65,112 +65,3 @@ def load_data(
     return load_images(
         spec, DataOptions(split=split, **options), n=n, sample=sample, seed=seed, registry=registry or load_plugins(plugins)
     )  # fmt: skip
-
-
-def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageDataset:
-    """Return data in any form that a notebook has as one dataset in memory.
-
-    Args:
-        data: what `load_data` returned; images (N, C, H, W) in [0, 1], with `labels` (N,); a `DataLoader` or another
-            iterable of (images, labels) batches; a `torch.utils.data.Dataset` of (image, label); a `datasets.Dataset`.
-        labels: int64 (N,), for images as a tensor or array.
-        n: take the first n samples.
-
-    Raises:
-        UserError: the form is unknown, images are not in [0, 1], or labels do not fit.
-    """
-    import torch
-
-    from robustdup.data.dataset import ImageDataset, from_tensors
-
-    if labels is not None:
-        _enough(n, len(data))
-        return from_tensors(data[:n], labels[:n], spec="python")
-    if isinstance(data, ImageDataset):
-        if n is None or n == len(data):
-            return data
-        _enough(n, len(data))
-        return from_tensors(
-            data.images[:n], data.labels[:n], class_names=data.class_names, index=data.index[:n], spec=data.spec,
-            split=data.split,
-        )  # fmt: skip
-    if _is_hub_dataset(data):
-        return _from_hub_dataset(data, n)
-    if isinstance(data, torch.Tensor) or (not hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
-        raise UserError(
-            f"evaluate(model, data) takes a dataset, a DataLoader or images with labels, got a {type(data).__name__}. "
-            "Give images and labels: evaluate(model, images, labels).", code="bad-data",
-        )  # fmt: skip
-    return _from_batches(data, n)
-
-
-def _enough(n: int | None, there: int) -> None:
-    if n is not None and n > there:
-        raise UserError(f"n = {n} is above the {there} images given.", code="bad-value")
-
-
-def _is_hub_dataset(data: Any) -> bool:
-    return type(data).__module__.split(".")[0] == "datasets"
-
-
-def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
-    """Read a `datasets.Dataset`, or the first `n` rows of an `IterableDataset`."""
-    import datasets
-    import torch
-
-    from robustdup.config import DataOptions
-    from robustdup.data.dataset import make_dataset
-    from robustdup.data.table import TableSamples
-
-    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise UserError(f"Name the split to evaluate: data[{next(iter(data), 'test')!r}].", code="bad-data")
-    if isinstance(data, datasets.IterableDataset):
-        if n is None:
-            raise UserError("A streamed dataset has no length: say how many samples to take with n=.", code="bad-value")
-        data = datasets.Dataset.from_list(list(data.take(n)), features=data.features)
-    split = str(data.split or "given")
-    options = DataOptions(split=split)
-    samples = TableSamples(data, options, f"the dataset ({split})")
-    _enough(n, len(samples))
-    index = torch.arange(len(samples) if n is None else n)
-    images, labels = samples.fetch(index.tolist())
-    return make_dataset(
-        images,
-        labels,
-        index,
-        spec="python",
-        options=options,
-        class_names=samples.class_names,
-        n_total=len(samples),
-        selection="all" if n is None else "first",
-        notes=tuple(samples.notes),
-    )
-
-
-def _from_batches(data: Any, n: int | None) -> ImageDataset:
-    """Read a `DataLoader`, or a dataset of single (image, label) pairs, up to `n` samples."""
-    import torch
-
-    from robustdup.data.dataset import from_tensors
-
-    images: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    count = 0
-    rows = data if hasattr(data, "__iter__") else (data[i] for i in range(len(data)))
-    for row in rows:
-        if not isinstance(row, list | tuple) or len(row) != 2:
-            raise UserError(
-                f"A batch must be (images, labels), got a {type(row).__name__}. Wrap your loader so that it yields pairs.",
-                code="bad-data",
-            )
-        image, label = torch.as_tensor(row[0]), torch.as_tensor(row[1])
-        single = label.ndim == 0
-        images.append(image[None] if single else image)
-        labels.append(label[None] if single else label)
-        count += len(labels[-1])
-        if n is not None and count >= n:
-            break
-    if not images:
-        raise UserError("There are no images in the data given.", code="no-data")
-    _enough(n, count)
-    return from_tensors(torch.cat(images)[:n], torch.cat(labels)[:n], spec="python")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustdup.api.loading import as_dataset, load_model
+from robustdup.api.given import as_dataset
+from robustdup.api.loading import load_model
 from robustdup.api.options import TrainOptions
 from robustdup.api.results import EvaluationResult
 from robustdup.errors import UserError

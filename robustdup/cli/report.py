@@ -125,7 +125,7 @@ def _images_of(record: EvaluationRecord) -> Any:
     config = validate(EvalConfig, record.config)
     if (code := code_of_data(config.data)) is not None:
         raise UserError(f"its data would be read by {code}: a record alone must not run code.", code="untrusted-code")
-    if record.data.selection == "first":
+    if record.data.selection in ("first", "stratified"):
         config = config.model_copy(update={"n": record.n})
     data = load_data(config, load_plugins())  # not the record's own plugins: reading a record must not run code
     if data.fingerprint != record.data.fingerprint:

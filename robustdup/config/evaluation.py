@@ -49,8 +49,9 @@ class EvalConfig(DataFields, ModelFields):
     )
     n: int | None = Field(
         default_factory=_usual_n,
-        description="Take the first N samples, as RobustBench does; all if not given, but 200 of the 500 built-in digits "
-        "for autoattack, so that a first look takes less than a minute.",
+        description="Take the first N samples, as RobustBench does (where they come in order of class, N by chance with each "
+        "class by its share); all if not given, but 200 of the 500 built-in digits for autoattack, so "
+        "that a first look takes less than a minute.",
         ge=1,
     )
     options: dict[str, dict[str, Any]] = Field(

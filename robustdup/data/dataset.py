@@ -13,7 +13,7 @@ from torch import Tensor
 from robustdup.config import DataOptions
 from robustdup.errors import UserError
 
-Selection = Literal["all", "first", "sample", "given"]
+Selection = Literal["all", "first", "sample", "stratified", "given"]
 GRID = 1e-4  # how far 255 times a value on the 8-bit grid may be from a whole number
 IMAGES_AT_ONCE = 256  # whose distances to the grid are held in memory
 

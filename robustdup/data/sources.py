@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from robustdup.config import DataOptions
-from robustdup.data.dataset import ImageDataset, Samples, Selection, make_dataset
+from robustdup.data.dataset import ImageDataset, Samples, make_dataset
+from robustdup.data.selection import choose
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import Registry
-from robustdup.rng import SampleRng
 
 
 def load_images(
@@ -21,8 +18,9 @@ def load_images(
 ) -> ImageDataset:  # fmt: skip
     """Return the images and labels of a spec: all, the first `n`, or a random `sample` drawn from `seed`.
 
-    The first n are the samples that RobustBench takes (https://robustbench.github.io); the sample depends only on the
-    seed and the number of samples, and comes in their order. Raises UserError.
+    The first n are the samples that RobustBench takes (https://robustbench.github.io), unless the labels come in order: then
+    n are drawn, each class by its share (see `choose`). The sample depends only on the seed and the number of samples, and
+    comes in their order. Raises UserError.
     """
     options = options or DataOptions()
     if n is not None and sample is not None:
@@ -31,7 +29,7 @@ def load_images(
             code="bad-option",
         )
     samples = open_samples(spec, options, registry)
-    index, selection = select(len(samples), n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
+    index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
     images, labels = samples.fetch(index.tolist())
     return make_dataset(
         images,
@@ -42,7 +40,7 @@ def load_images(
         class_names=samples.class_names,
         n_total=len(samples),
         selection=selection,
-        notes=tuple(getattr(samples, "notes", ())),
+        notes=(*getattr(samples, "notes", ()), *told),
     )
 
 
@@ -72,26 +70,3 @@ def open_samples(spec: str, options: DataOptions, registry: Registry) -> Samples
     raise UserError(
         f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.", code="unknown-data"
     )
-
-
-def select(
-    total: int, *, n: int | None = None, sample: int | None = None, seed: int = 0, place: str = "the data"
-) -> tuple[Tensor, Selection]:
-    """Return the indices that are chosen (n,) int64 in rising order, and how they were chosen. Raises UserError.
-
-    The sample takes the indices with the smallest random words, one word an index, keyed by (seed, index).
-    """
-    if total == 0:
-        raise UserError(f"There are no rows in {place}.", code="no-data")
-    for name, wanted in (("n", n), ("sample", sample)):
-        if wanted is not None and wanted < 1:
-            raise UserError(f"{name} must be at least 1, got {wanted}.", code="bad-value")
-        if wanted is not None and wanted > total:
-            raise UserError(f"{name} = {wanted} is more than {place} has: {total} rows.", code="bad-value")
-    indices = torch.arange(total)
-    if n is not None:
-        return indices[:n], "first"
-    if sample is None:
-        return indices, "all"
-    words = SampleRng(seed, indices).fold("data sample").bits()
-    return words.argsort(stable=True)[:sample].sort().values, "sample"

@@ -88,9 +88,8 @@ class FinishedRun:
 def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     """Take the worst case over all eps into the last cascade, judge its final examples, and return the record."""
     options, about, samples, last = run.options, run.about, run.samples, run.results[-1]
-    population = _population(run.data)
     several = len(run.results) > 1
-    curve = _curve(run.results, samples, population) if several else {}  # before the union: each eps alone
+    curve = _curve(run.results, samples) if several else {}  # before the union: each eps alone
     by_eps = {r.threat.eps_text: attack_results(r, samples, individual=options.individual) for r in run.results}
     _unite(run.results)
     correct, correct_8bit = _last_judgement(run)
@@ -105,8 +104,8 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         n=n,
         threat=Threat(norm=last.threat.norm, eps=last.threat.radius, eps_text=last.threat.eps_text),
         tolerance=last.threat.tolerance,
-        clean_accuracy=accuracy(samples.clean.correct_share.numpy(), population=population),
-        robust_accuracy=accuracy(correct.numpy(), population=population, undecided=n_undecided),
+        clean_accuracy=accuracy(samples.clean.correct_share.numpy()),
+        robust_accuracy=accuracy(correct.numpy(), undecided=n_undecided),
         reliable=None if run.doubts is None else not run.doubts,
         unreliable_reasons=run.doubts or [],
         robust_accuracy_8bit=float(correct_8bit.mean()),
@@ -117,7 +116,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         min_distance=distance_summary(min_distance(samples, run.results), last.threat.radius, last.threat.eps_text)
         if options.min_distance
         else None,
-        interval_about=_interval_text(n, population),
+        interval_about=_interval_text(run.data),
         curve=curve,
         curve_attacks=by_eps if several else {},
         per_class=class_results(
@@ -169,7 +168,7 @@ def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
     return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, rounded)
 
 
-def _curve(results: list[CascadeResult], samples: CleanSamples, population: int | None) -> dict[str, CurvePoint]:
+def _curve(results: list[CascadeResult], samples: CleanSamples) -> dict[str, CurvePoint]:
     right = ~samples.clean.is_adv
     broken = torch.zeros_like(right)
     curve = {}
@@ -178,20 +177,22 @@ def _curve(results: list[CascadeResult], samples: CleanSamples, population: int 
         broken = broken | result.broken
         undecided = result.undecided & ~broken
         standing = (right & ~broken & ~undecided).double().numpy()
-        at = accuracy(standing, population=population, undecided=int(undecided.sum()))
+        at = accuracy(standing, undecided=int(undecided.sum()))
         curve[result.threat.eps_text] = CurvePoint(**at.model_dump(), eps=result.threat.radius, alone=alone)
     return curve
 
 
-def _population(data: ImageDataset) -> int | None:
-    """The size of the split that the samples predict; None where they are all of it, or were given."""
-    return data.n_total if data.selection in ("first", "sample") and len(data.labels) < data.n_total else None
-
-
-def _interval_text(n: int, population: int | None) -> str:
-    about = f"the whole split of {population} images" if population is not None else "images like these"
+def _interval_text(data: ImageDataset) -> str:
+    n, total = len(data.labels), data.n_total
+    taken = {
+        "all": f"all {n} of the split",
+        "first": f"the first {n} of {total}, as if they were drawn at random",
+        "sample": f"{n} of {total}, drawn at random",
+        "stratified": f"{n} of {total}, drawn at random with each class by its share",
+        "given": f"the {n} given",
+    }["all" if data.selection == "first" and n == total else data.selection]
     return (
-        f"95% Wilson intervals about {about}, from {n}. They cover the choice of images, "
+        f"95% Wilson intervals about images of this kind, from {taken}. They cover the choice of images, "
         "not the strength of the attack or its seed."
     )
 

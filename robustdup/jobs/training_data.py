@@ -13,7 +13,8 @@ from robustdup.config import DuplicationOptions, TrainConfig
 from robustdup.data.batches import EntryOptions, TrainingSet, to_bytes
 from robustdup.data.cache import load_pixels
 from robustdup.data.dataset import Samples
-from robustdup.data.sources import open_samples, select
+from robustdup.data.selection import choose
+from robustdup.data.sources import open_samples
 from robustdup.data.streaming import StreamingSet, read_labels
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
@@ -60,9 +61,9 @@ def prepare_data(
     """
     samples = open_samples(config.data, config.data_options(), registry)
     name = f"{config.data} ({config.split})"
-    index, selection = select(len(samples), n=config.n, sample=config.sample, seed=config.seed, place=name)
+    index, selection, told = choose(samples, n=config.n, sample=config.sample, seed=config.seed, place=name)
     count = validation_count(config.validation, len(index))
-    events = list(getattr(samples, "notes", ()))
+    events = [*getattr(samples, "notes", ()), *told]
     say(f"reading {len(index):,} images of {name}")
     every = _read(samples, index, config)
     held = held_out_positions(index, count, config.seed)

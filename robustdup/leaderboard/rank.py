@@ -199,11 +199,11 @@ def place_among(entries: list[tuple[str, float]], accuracy: Accuracy, *, exact: 
 def _predicted(record: EvaluationRecord, dataset: str | None) -> Accuracy:
     """The robust accuracy with the interval that predicts the leaderboard's whole test set.
 
-    The record's own interval does, unless its data is only a part of that set: then Wilson's, with the finite-population
-    correction for the whole, as the record has it (Cochran, Sampling Techniques, 1977, section 3.6).
+    The record's interval is about images of this kind at large; the board is about its own test set alone. So Wilson's
+    interval is narrowed by the finite-population correction (Cochran, Sampling Techniques, 1977, section 3.6).
     """
     full, found = FULL.get(dataset or ""), record.robust_accuracy
-    if full is None or record.data.n_total >= full or record.n >= record.data.n_total:
+    if full is None or record.n >= full:
         return found
     low, high = wilson(found.value * record.n, record.n, population=full)
     return Accuracy(value=found.value, low=low, high=high)
@@ -257,7 +257,7 @@ def _unfit(record: EvaluationRecord) -> list[str]:
 
 def _notes(record: EvaluationRecord, images: ImageCheck) -> list[str]:
     notes = [images.text] if images.text not in images.reasons else []
-    if record.data.selection == "sample":
+    if record.data.selection in ("sample", "stratified"):
         notes.append("a random subset was measured; RobustBench takes the first n")
     serious = [diagnostic.message for diagnostic in record.diagnostics if diagnostic.severity == "serious"]
     return notes + [f"a diagnostic says not to trust the number: {message}" for message in serious]

@@ -42,7 +42,7 @@ class Threat(Part):
 
 
 class Accuracy(Part):
-    """A share in [0, 1] with its 95% interval over images."""
+    """A share in [0, 1] with its 95% Wilson interval about images of this kind, from which the samples are drawn."""
 
     value: float = Field(description="The share; undecided samples are not in it.")
     low: float = Field(description="Lower end of the 95% interval.")
@@ -57,7 +57,10 @@ class DataInfo(Part):
     config: str | None = Field(default=None, description="Configuration (subset) of a Hub dataset.")
     revision: str | None = Field(default=None, description="Revision of a Hub dataset.")
     n_total: int = Field(description="Samples of the split.")
-    selection: Literal["all", "first", "sample", "given"] = Field(description="Which of them were taken.")
+    selection: Literal["all", "first", "sample", "stratified", "given"] = Field(
+        description="Which of them were taken: all, the first n, a random sample, n drawn with each class by its share (where "
+        "the labels come in order), or those that were given."
+    )
     image_shape: list[int] = Field(description="Channels, height, width.")
     class_names: list[str] = Field(description="Names of the classes, by label.")
     fingerprint: str = Field(description="SHA-256 over images, labels and order of the samples that were taken.")

@@ -36,6 +36,12 @@ def with_interval(value: Any) -> str:
     return f"{percent(value.value)} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
 
 
+def images_taken(selection: str, n: int, total: int) -> str:
+    """Return which images of a split were taken: the first 1,000 of 10,000 images."""
+    chosen = {"first": "the first ", "sample": "a random ", "stratified": "a stratified "}.get(selection, "")
+    return f"{chosen}{n:,} of {total:,} images" if n < total else f"{n:,} images"
+
+
 def share_text(share: float) -> str:
     """Return a share in per cent with as many digits as it needs: 20%, 22.5%."""
     return f"{round(100 * share, 6):g}%"

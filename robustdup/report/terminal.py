@@ -25,6 +25,7 @@ from robustdup.records import (
     to_json,
 )
 from robustdup.records.origin import file_made_here
+from robustdup.report.format import images_taken
 from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
@@ -74,7 +75,8 @@ def _verdict(record: EvaluationRecord) -> Panel:
         "Model", f"{escape(record.model.spec)} ({record.model.architecture}, {record.model.parameters:,} parameters)"
     )
     lines.add_row(
-        "Data", f"{escape(record.data.spec)}, {record.data.split}: {record.n} of {record.data.n_total} images"
+        "Data",
+        f"{escape(record.data.spec)}, {record.data.split}: {images_taken(record.data.selection, record.n, record.data.n_total)}",
     )
     lines.add_row("Threat model", f"{record.threat.norm}, eps = {record.threat.eps_text}")
     lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 import robustdup.data
 from robustdup.config import DataOptions
 from robustdup.data.dataset import fingerprint, from_tensors, image_hashes
-from robustdup.data.sources import load_images, select
+from robustdup.data.selection import select
+from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from tests.raising import raises

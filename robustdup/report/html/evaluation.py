@@ -8,7 +8,7 @@ from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
 from robustdup.records import RECORD_FILE, EvaluationRecord, bound_text, doubt_text
 from robustdup.records.origin import file_made_here
-from robustdup.report.format import interval, missing, number, percent, plural, short, whole
+from robustdup.report.format import images_taken, interval, missing, number, percent, plural, short, whole
 from robustdup.report.html.board import board_section
 from robustdup.report.html.evaluation_sections import (
     OUTCOME_NAMES,
@@ -101,10 +101,9 @@ def _rank_text(rank: RankResult | str) -> tuple[str, str]:
 
 
 def _subtitle(record: EvaluationRecord) -> list[str]:
-    data, chosen = record.data, {"first": "the first ", "sample": "a random "}.get(record.data.selection, "")
-    of = f" of {whole(data.n_total)}" if record.n < data.n_total else ""
+    data = record.data
     return [
-        f"{data.spec}, {data.split}: {chosen}{whole(record.n)}{of} images",
+        f"{data.spec}, {data.split}: {images_taken(data.selection, record.n, data.n_total)}",
         f"{record.threat.norm}, eps = {record.threat.eps_text}",
         f"{record.model.architecture}, {short(record.model.parameters)} parameters",
         record.created[:10],

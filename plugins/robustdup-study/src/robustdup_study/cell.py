@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from robustdup.config import TrainConfig, validate
 from robustdup.data.batches import TrainingSet, to_bytes
 from robustdup.data.cache import DatasetCache, caching
-from robustdup.data.sources import load_images, open_samples, select
+from robustdup.data.selection import choose
+from robustdup.data.sources import load_images, open_samples
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.training import check, run_training
@@ -124,7 +125,7 @@ def of_model(
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
     rows = open_samples(config.test_data or config.data, config.data_options(config.test_split), registry)
-    index, _ = select(len(rows), n=measure.get("clean_on") or config.test_n, place="clean_on")
+    index, _, _ = choose(rows, n=measure.get("clean_on") or config.test_n, place="clean_on")
     images, labels = rows.fetch(index.tolist())
     logits = logits_of(model, images)
     metrics: Metrics = dict(zip(("ece", "nll"), calibration(logits, labels), strict=True))

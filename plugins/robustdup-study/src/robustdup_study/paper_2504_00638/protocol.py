@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from robustdup.config import Config, DataOptions, validate
 from robustdup.data.cache import load_pixels
-from robustdup.data.sources import open_samples, select
+from robustdup.data.selection import choose
+from robustdup.data.sources import open_samples
 from robustdup.device import choose_device
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins
@@ -150,7 +151,7 @@ class Sets:
 
 def _load(config: PaperConfig, split: str, n: int | None, device: torch.device) -> tuple[Tensor, Tensor, int]:
     rows = open_samples(config.data, DataOptions(split=split), load_plugins())
-    index, _ = select(len(rows), n=n, place=f"{config.data} ({split})")
+    index, _, _ = choose(rows, n=n, place=f"{config.data} ({split})")
     pixels, labels = load_pixels(rows, index.tolist())
     return pixels.to(device), labels.to(device), len(rows.class_names) or int(labels.max()) + 1
 

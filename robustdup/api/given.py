@@ -1,0 +1,234 @@
+"""Take data in whatever form a notebook has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from robustdup.data.dataset import ImageDataset
+
+IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "input", "inputs")
+LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "y", "class")
+
+
+def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageDataset:
+    """Return data in any form that a notebook has as one dataset in memory.
+
+    Args:
+        data: what `load_data` returned; images (N, C, H, W) in [0, 1], with `labels` (N,); a `DataLoader` or another
+            iterable of (images, labels) batches or of dicts that hold both; a `torch.utils.data.Dataset` of (image, label); a
+            `datasets.Dataset` or `datasets.IterableDataset`.
+        labels: int64 (N,), for images as a tensor or array.
+        n: take the first n samples; where the labels come in order of class, n with each class by its share.
+
+    Raises:
+        UserError: the form is unknown, images are not in [0, 1], or labels do not fit.
+    """
+    import torch
+
+    from robustdup.data.dataset import ImageDataset
+
+    if labels is not None:
+        return _from_arrays(data, labels, n)
+    if isinstance(data, ImageDataset):
+        return _part(data, n)
+    if _is_hub_dataset(data):
+        return _from_hub_dataset(data, n)
+    if isinstance(data, torch.Tensor) or (not hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
+        raise UserError(
+            f"evaluate(model, data) takes a dataset, a DataLoader or images with labels, got a {type(data).__name__}. "
+            "Give images and labels: evaluate(model, images, labels).", code="bad-data",
+        )  # fmt: skip
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
+        return _from_torch_dataset(data, n)
+    return _from_batches(data, n)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """What `choose` looks at: how many samples there are, and their labels where they are known."""
+
+    count: int
+    labels: Any
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _from_arrays(images: Any, labels: Any, n: int | None) -> ImageDataset:
+    """Take images and labels as tensors or arrays; only those that are kept are looked at."""
+    import torch
+
+    from robustdup.data.dataset import from_tensors
+    from robustdup.data.selection import choose
+
+    _enough(n, len(images))
+    if n is None or n == len(images) or len(labels) != len(images):
+        return from_tensors(images, labels, spec="python")
+    index, _, told = choose(_Labelled(len(images), labels), n=n, place="the data given")
+    rows = torch.as_tensor(images)[index], torch.as_tensor(labels)[index]
+    return _marked(from_tensors(*rows, index=index, spec="python"), len(images), told, stratified=bool(told))
+
+
+def _part(data: ImageDataset, n: int | None) -> ImageDataset:
+    """Return `n` samples of data in memory."""
+    from robustdup.data.dataset import from_tensors
+    from robustdup.data.selection import choose
+
+    if n is None or n == len(data):
+        return data
+    _enough(n, len(data))
+    index, _, told = choose(data, n=n, place="the data given")
+    part = from_tensors(
+        data.images[index], data.labels[index], class_names=data.class_names, index=data.index[index], spec=data.spec,
+        split=data.split,
+    )  # fmt: skip
+    return _marked(part, len(data), [*data.notes, *told], stratified=bool(told))
+
+
+def _marked(part: ImageDataset, total: int, notes: Sequence[str], *, stratified: bool) -> ImageDataset:
+    """Return a part of given data with its notes; the first n of data given are themselves data given."""
+    if not stratified:
+        return replace(part, notes=tuple(notes))
+    return replace(part, notes=tuple(notes), selection="stratified", n_total=total)
+
+
+def _enough(n: int | None, there: int) -> None:
+    if n is not None and n > there:
+        raise UserError(f"n = {n} is above the {there} images given.", code="bad-value")
+
+
+def _is_hub_dataset(data: Any) -> bool:
+    return type(data).__module__.split(".")[0] == "datasets"
+
+
+def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
+    """Read a `datasets.Dataset`, or the first `n` rows of an `IterableDataset`."""
+    import datasets
+
+    from robustdup.config import DataOptions
+    from robustdup.data.dataset import make_dataset
+    from robustdup.data.selection import choose
+    from robustdup.data.table import TableSamples
+
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise UserError(f"Name the split to evaluate: data[{next(iter(data), 'test')!r}].", code="bad-data")
+    streamed = isinstance(data, datasets.IterableDataset)
+    split = str(data.split or "given")
+    if streamed:
+        if n is None:
+            raise UserError("A streamed dataset has no length: say how many samples to take with n=.", code="bad-value")
+        data = datasets.Dataset.from_list(list(data.take(n)), features=data.features)
+    options = DataOptions(split=split)
+    samples = TableSamples(data, options, f"the dataset ({split})")
+    _enough(n, len(samples))
+    index, selection, told = choose(samples, n=n, place="the dataset given")
+    images, labels = samples.fetch(index.tolist())
+    if streamed:
+        told += _stream_order(labels)
+    return make_dataset(
+        images,
+        labels,
+        index,
+        spec="python",
+        options=options,
+        class_names=samples.class_names,
+        n_total=len(samples),
+        selection="given" if streamed else selection,
+        notes=(*samples.notes, *told),
+    )
+
+
+def _from_torch_dataset(data: Any, n: int | None) -> ImageDataset:
+    """Read a `torch.utils.data.Dataset` of single samples; its `targets` or `labels` say in which order they come."""
+    from robustdup.data.selection import choose
+
+    _enough(n, len(data))
+    labels = next((found for name in ("targets", "labels") if (found := getattr(data, name, None)) is not None), None)
+    labels = labels if labels is not None and not callable(labels) and len(labels) == len(data) else None
+    index, _, told = choose(_Labelled(len(data), labels), n=n, place="the dataset given")
+    part = _stacked((data[i] for i in index.tolist()), data)
+    if n is None or n == len(data):
+        return part
+    notes = told or (_stream_order(part.labels) if labels is None else [])
+    return _marked(replace(part, index=index), len(data), notes, stratified=bool(told))
+
+
+def _from_batches(data: Any, n: int | None) -> ImageDataset:
+    """Read a `DataLoader`, or another iterable, up to `n` samples: in which order others come is not known."""
+    part = _stacked(data, getattr(data, "dataset", data), n)
+    _enough(n, len(part))
+    return replace(part, notes=tuple(_stream_order(part.labels))) if n is not None else part
+
+
+def _stacked(rows: Any, owner: Any, n: int | None = None) -> ImageDataset:
+    """Return samples, or batches of them, as one dataset of at most `n`; `owner` may know the `classes`."""
+    import torch
+
+    from robustdup.data.dataset import from_tensors
+
+    images: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    count = 0
+    for row in rows:
+        pixels, label = _pair(row)
+        images.append(pixels[None] if label.ndim == 0 else pixels)
+        labels.append(label[None] if label.ndim == 0 else label)
+        count += len(labels[-1])
+        if n is not None and count >= n:
+            break
+    if not images:
+        raise UserError("There are no images in the data given.", code="no-data")
+    kept = torch.cat(labels)[:n]
+    names = _class_names(owner, kept)
+    return from_tensors(torch.cat(images)[:n], kept, class_names=names, spec="python")
+
+
+def _class_names(owner: Any, labels: torch.Tensor) -> list[str] | None:
+    """Return the `classes` of a torchvision dataset where they cover the labels."""
+    names = getattr(owner, "classes", None)
+    if not isinstance(names, list | tuple) or labels.is_floating_point() or int(labels.max()) >= len(names):
+        return None
+    return [str(name) for name in names]
+
+
+def _pair(row: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the image or images and the label or labels of a row: a pair, or a dict that names them."""
+    import torch
+
+    if isinstance(row, Mapping):
+        keys = [key for names in (IMAGE_KEYS, LABEL_KEYS) if (key := next((key for key in names if key in row), None))]
+        if len(keys) < 2:
+            raise UserError(
+                f"A batch must hold images and labels, got a dict with {', '.join(map(str, row)) or 'nothing'}. Name them "
+                "'image' and 'label'.", code="bad-data",
+            )  # fmt: skip
+        row = [row[key] for key in keys]
+    if not isinstance(row, list | tuple) or len(row) != 2:
+        raise UserError(
+            f"A batch must be (images, labels), got a {type(row).__name__}. Wrap your loader so that it yields pairs.",
+            code="bad-data",
+        )
+    image, label = row
+    if type(image).__module__.split(".")[0] == "PIL":
+        from robustdup.config import DataOptions
+        from robustdup.data.decode import to_tensor
+
+        image = to_tensor(image, DataOptions())
+    return torch.as_tensor(image), torch.as_tensor(label)
+
+
+def _stream_order(labels: torch.Tensor) -> list[str]:
+    """Say where the first samples of a stream are in order of class; those that come later are not known."""
+    from robustdup.data.selection import STREAM_IN_ORDER, order_sign
+
+    sign = order_sign(labels)
+    if sign is None and len(labels) > 1 and bool((labels == labels[0]).all()):
+        sign = "all are of one class"
+    return [STREAM_IN_ORDER.format(n=len(labels), place="the data given", sign=sign)] if sign else []
