@@ -14,7 +14,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from robustdup.evidence.recheck import Verification
+    from robustdup.evidence.verification import Verification
     from robustdup.leaderboard import RankResult, RunComparison
     from robustdup.records import EvaluationRecord, TrainingRecord
 

@@ -21,6 +21,18 @@ USED = (
     *("device", "threads", "micro_batch"),
 )
 
+MOST_PROBLEMS = 10
+# What the classes hold, in words; --json lists each field.
+RECHECKED = (
+    "which images are adversarial and in the ball, predictions and margins on clean images and examples, clean accuracy, the "
+    "bound of robust accuracy, 8-bit accuracy, labels, data, weights"
+)
+CONSISTENT = "computed from the rows and compared: intervals, counts, tables, per class, curve, eps, size of the split"
+STATED = (
+    "which attacks ran and how, seeds, passes, times, machine, versions, diagnostics, names, settings, and that nothing "
+    "stronger breaks more"
+)
+
 WORDS = (
     "BUNDLE|FILE [KEY=VALUE ...]",
     "A folder that eval --bundle wrote, or a file of examples; and any setting as KEY=VALUE.",
@@ -67,10 +79,19 @@ def _show(place: Path, verification: Any) -> None:
     console = Console(soft_wrap=True, highlight=False)
     word = "[green]accepted" if verification.accepted else "[bold red]refused"
     threat, seconds = verification.threat, verification.seconds
-    clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy
-    console.print(f"{escape(str(place))}: {word}[/] ({threat.norm}, eps = {threat.eps_text}, {seconds:.1f} s)")
     console.print(
-        f"  {verification.n} samples, clean {clean:.2f}%, robust {robust:.2f}%: {verification.n_broken} examples hold"
+        f"{escape(str(place))}: {word}[/] ({threat.norm}, eps = {escape(threat.eps_text)}, {verification.n} samples, "
+        f"{seconds:.1f} s)"
+    )
+    for problem in verification.problems[:MOST_PROBLEMS]:
+        console.print(f"  [red]{escape(problem)}")
+    if len(verification.problems) > MOST_PROBLEMS:
+        console.print(f"  [red]and {len(verification.problems) - MOST_PROBLEMS} more (--json lists all)")
+    if verification.accepted:
+        console.print(f"  [bold]{escape(verification.headline())}[/]")
+    clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy
+    console.print(
+        f"  clean {clean:.2f}%, robust {robust:.2f}% with the examples in place: {verification.n_broken} examples hold"
     )
     if verification.n_undecided:
         console.print(f"  {verification.n_undecided} samples are undecided")
@@ -81,8 +102,15 @@ def _show(place: Path, verification: Any) -> None:
         )
     if verification.within_rounding:
         console.print(f"  {verification.within_rounding} claims fail only within float32 rounding")
-    for problem in verification.problems:
-        console.print(f"  [red]{escape(problem)}")
+    for note in verification.notes:
+        console.print(f"  {escape(note)}")
+    for title, text, fields in (
+        ("rechecked here", RECHECKED, verification.rechecked),
+        ("consistent", CONSISTENT, verification.consistent),
+        ("only stated", STATED, verification.only_stated),
+    ):
+        if fields:
+            console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{text}")
 
 
 verify = with_flags(EvalConfig, _verify, only=USED, words=WORDS)

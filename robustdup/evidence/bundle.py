@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustdup.errors import RunError, UserError
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, Outcome, load_record, load_samples, write_atomic
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, write_atomic
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
+FORMAT = "robustdup.bundle/1"
 FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
 
 
@@ -40,7 +40,7 @@ def write_bundle(run: Path, folder: Path) -> Path:
     except OSError as error:
         raise RunError(f"Cannot write the bundle {str(folder)!r}: {error.strerror}.", code="cannot-write") from error
     content = {
-        "format": "robustdup.bundle/1",
+        "format": FORMAT,
         "command": record.command,
         "data": record.data.fingerprint,
         "weights": record.model.fingerprint,
@@ -89,6 +89,12 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         files = dict(manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise refused(f"{MANIFEST} is damaged.") from None
+    if manifest.get("format") != FORMAT:
+        raise refused(
+            f"its format is {str(manifest.get('format'))[:60]!r}; this robustdup reads {FORMAT!r}. Is it of a newer version?"
+        )
+    if sorted(manifest) != ["command", "data", "files", "format", "weights"] or sorted(files) != sorted(FILES):
+        raise refused(f"{MANIFEST} holds other fields than {FORMAT!r} has.")
     if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
         raise refused(f"{MANIFEST} was changed after it was written.")
     for name in FILES:
@@ -153,33 +159,3 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _first(content: dict[str, Tensor], names: Sequence[str]) -> Tensor | None:
     return next((content[name] for name in names if name in content), None)
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What a bundle claims, per sample of the run: index, label, image hash, and whether an attack broke it."""
-
-    index: list[int]
-    label: list[int]
-    hashes: list[str]
-    clean_correct: list[bool]
-    broken: list[bool]
-    undecided: list[bool]
-
-
-def read_claims(folder: Path, eps_text: str) -> Claims:
-    """Read what `samples.parquet` claims: broken at any eps of the run, undecided at the one of the verdict."""
-    table = load_samples(folder)
-    rows = table.to_pylist()
-    clean = sorted((row for row in rows if row["attack"] == "clean"), key=lambda row: row["position"])
-    broken = {row["position"] for row in rows if row["outcome"] == Outcome.BROKEN.word}
-    failed = {row["position"] for row in rows if row["outcome"] == Outcome.UNDECIDED.word and row["eps"] == eps_text}
-    undecided = failed - broken
-    return Claims(
-        index=[row["index"] for row in clean],
-        label=[row["label"] for row in clean],
-        hashes=[row["image_sha256"] for row in clean],
-        clean_correct=[row["outcome"] == "correct" for row in clean],
-        broken=[row["position"] in broken for row in clean],
-        undecided=[row["position"] in undecided for row in clean],
-    )

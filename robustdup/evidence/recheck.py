@@ -1,173 +1,364 @@
-"""The recheck: the referee judges claimed adversarial examples again, on the model that the verifier loads; no attack runs."""
+"""The recheck: the referee judges claimed adversarial examples again, on the model that the verifier loads; no attack runs.
+
+Three kinds of fields: what can be computed from examples, data and model is computed again; what follows from other fields
+is derived (see `derive`); the rest is only stated, and said to be so.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from robustdup.attacks.passes import Passes
+from robustdup.attacks.isolation import isolated
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
+from robustdup.evaluation.clean import is_randomized
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.referee import Answers, Verdict, judge, judge_images, violation_counts
-from robustdup.evidence.bundle import EXAMPLES, Claims, check_manifest, read_claims, read_examples, refused
-from robustdup.models.load import fingerprint
-from robustdup.records import EvaluationRecord, Part, Threat, load_record
+from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
+from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
+from robustdup.evidence.derive import compare, contradictions, derive
+from robustdup.evidence.fields import fields_of, sample_fields
+from robustdup.evidence.replay import NAMED, Replay, replay
+from robustdup.evidence.verification import Verification
+from robustdup.models.load import count_parameters, fingerprint
+from robustdup.records import EvaluationRecord, Threat, load_record
+from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
-ROUNDING = 1e-4  # a margin that float32 may round to the other side: another machine adds in another order
-NAMED = 3  # samples of each problem that are named
+ROUNDING = (
+    1e-4  # of the largest logit: what float32 may round to the other side, as another machine adds in another order
+)
+DRAWS = (20, 100)  # fewest and most calls by which a model that answers at random is judged here
+DEVIATIONS = 4.0  # standard deviations that two expected accuracies over fresh draws may differ by
 
 
-class Verification(Part):
-    """What the referee says of claimed examples. Accuracies are over the n samples."""
+@dataclass(frozen=True)
+class Judged:
+    """What the referee says here: of the final examples, of the clean images, and of the model itself."""
 
-    accepted: bool = Field(description="Whether nothing speaks against the claims.")
-    n: int = Field(description="Samples.")
-    threat: Threat = Field(description="The threat model.")
-    clean_accuracy: float = Field(description="Share of samples classified correctly as they are.")
-    robust_accuracy: float = Field(
-        description="Share of samples classified correctly with the examples in their place."
-    )
-    n_broken: int = Field(description="Claimed or given examples that hold.")
-    n_undecided: int = Field(default=0, description="Samples that the bundle says are undecided.")
-    violations: int = Field(description="Examples outside the threat model, whose projections were judged.")
-    violation_kinds: dict[str, int] = Field(
-        default_factory=dict, description="What they violated: not_finite, box, ball."
-    )
-    within_rounding: int = Field(default=0, description="Claims that fail only within float32 rounding.")
-    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
-    seconds: float = Field(default=0.0, description="Seconds that it took.")
+    verdict: Verdict
+    answers: Answers
+    draws: int
+    randomized: bool
+    num_classes: int
+    rounding: float
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) float64: share of right answers with the examples in place."""
+        if self.randomized:
+            return self.verdict.correct_share
+        return (~self.answers.is_adv & ~self.verdict.is_adv).double()
 
 
-def recheck_bundle(folder: Path, context: Context, data: ImageDataset) -> Verification:
+def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_data: bool = False) -> Verification:
     """Judge every example of a bundle, and hold its claims and the numbers of its record against what is seen.
 
     Args:
         folder: the bundle.
         context: holds the verifier's own model.
         data: the verifier's own images, with labels.
+        same_data: whether the data was loaded by the name that the bundle gives, so that its names must agree.
 
     Raises:
         UserError: where the bundle was changed, or where data or weights are not those that it speaks of.
     """
-    check_manifest(folder)
-    record = load_record(folder)
+    manifest, record = check_manifest(folder), load_record(folder)
+    model = context.original.model
     for name, stated, here in (
         ("data", record.data.fingerprint, data.fingerprint),
-        ("weights", record.model.fingerprint, fingerprint(context.original.model)),
+        ("weights", record.model.fingerprint, fingerprint(model)),
     ):
         if stated != here:
             raise refused(f"the {name} here are not those of the bundle ({here[:12]}, not {stated[:12]}).")
-    adv_images, _, index = read_examples(folder / EXAMPLES)
-    claims = read_claims(folder, record.threat.eps_text)
-    if index is None or index.tolist() != data.index.tolist() or claims.index != data.index.tolist():
-        raise refused("its examples are not of the samples that its record names.")
-    if claims.hashes != list(data.hashes):
-        raise refused("the clean images are not those that its samples name.")
-    if adv_images.shape != data.images.shape:
-        raise refused(f"its examples have shape {tuple(adv_images.shape)}, the images {tuple(data.images.shape)}.")
+    if record.model.judge_draws < 1:
+        raise refused(f"its record judges by {record.model.judge_draws} draws.")
+    adv_images = _bundled_examples(folder, data)
     threat = ThreatModel(record.threat.norm, record.threat.eps_text)
-    images, adv_images, labels = (t.to(context.device) for t in (data.images, adv_images, data.labels))
-    verification = recheck(
-        context.original, images, adv_images, labels, threat, claims=claims, draws=record.model.judge_draws,
-        seed=context.seed + 1,
-    )  # fmt: skip
-    problems = [*verification.problems, *_misstated(record, verification, claims, threat)]
-    return verification.model_copy(update={"accepted": not problems, "problems": problems})
+    check_ball(data.images, threat)
+    replayed = replay(folder, record, data)
+    judged = judge_here(context, data, adv_images, threat, draws=record.model.judge_draws, seed=context.seed + 1)
+    unfounded, rounding = ([], 0) if judged.randomized else _unfounded(context, data, adv_images, replayed, judged)
+    stated = record.model_dump()
+    rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
+    correct = torch.where(replayed.undecided, 0.0, judged.correct) if judged.randomized else rows
+    seen_fields, unseen = compare(stated, _seen(record, context, data, judged, same_data=same_data))
+    derived_fields, misstated = compare(stated, derive(record, replayed, correct))
+    problems = [
+        *_outside(data, judged.verdict),
+        *unfounded,
+        *replayed.problems,
+        *misstated,
+        *unseen,
+        *_accuracies(record, context, data, adv_images, replayed, judged, correct, rounding),
+        *contradictions(record),
+        *_other_manifest(manifest, record),
+    ]
+    problems = list(dict.fromkeys(problems))
+    judged_fields = ["clean_accuracy.value", "robust_accuracy.value", "robust_accuracy_8bit"]
+    rechecked = [*seen_fields, *(f"record.{name}" for name in judged_fields)]
+    verification = summarise(judged, threat, undecided=replayed.undecided)
+    return verification.model_copy(
+        update={
+            "accepted": not problems,
+            "problems": problems,
+            "within_rounding": rounding,
+            **fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.randomized)),
+        }
+    )
 
 
-def recheck(
-    original: Passes,
-    clean: Tensor,
-    adv_images: Tensor,
-    labels: Tensor,
-    threat: ThreatModel,
-    *,
-    claims: Claims | None = None,
-    draws: int = 1,
-    seed: int = 0,
-) -> Verification:
-    """Judge examples by the referee alone; with `claims` also whether they hold.
+def _bundled_examples(folder: Path, data: ImageDataset) -> Tensor:
+    """Return the final examples of a bundle (n, C, H, W), which are of exactly these samples with these labels."""
+    try:
+        tensors = load_file(folder / EXAMPLES)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise refused(f"{EXAMPLES} cannot be read: {str(error)[:200]}") from None
+    if sorted(tensors) != ["images", "index", "labels"]:
+        raise refused(f"{EXAMPLES} holds {sorted(tensors)}, not images, labels and index.")
+    if tensors["index"].tolist() != data.index.tolist():
+        raise refused("its examples are not of the samples that its record names.")
+    if tensors["labels"].tolist() != data.labels.tolist():
+        raise refused("the labels of its examples are not those of the data.")
+    images = tensors["images"]
+    if images.shape != data.images.shape or images.dtype != torch.float32:
+        raise refused(
+            f"its examples are {images.dtype} of shape {tuple(images.shape)}, the images torch.float32 of shape "
+            f"{tuple(data.images.shape)}."
+        )
+    return images
 
-    A claim that fails by a margin within float32 rounding is counted apart. For a randomised model (`draws` above 1) the
-    accuracies are expected values, as in the record.
+
+def check_ball(images: Tensor, threat: ThreatModel) -> None:
+    """Raise UserError for a ball that means nothing: one in which random noise lies, for half of the images (n, C, H, W)."""
+    noise = SampleRng(0, torch.arange(len(images))).fold("noise").uniform(images.shape[1:]).to(images)
+    inside = threat.distance(images, noise) <= threat.radius
+    if float(inside.double().mean()) >= 0.5:
+        raise UserError(
+            f"A ball of {threat} is as large as the space of images: random noise lies in it. What holds there says nothing.",
+            code="vacuous-ball",
+        )
+
+
+def judge_here(
+    context: Context, data: ImageDataset, adv_images: Tensor, threat: ThreatModel, *, draws: int = 1, seed: int = 0
+) -> Judged:
+    """Ask the verifier's own model about clean images and examples; whether it answers at random is found out here.
 
     Args:
-        original: the model, images (N, C, H, W) -> logits (N, K).
-        clean: clean images (N, C, H, W) in [0, 1].
-        adv_images: the examples, of the same shape.
-        labels: true classes (N,).
+        context: holds the model.
+        data: images with labels.
+        adv_images: the examples, in the order of the data.
         threat: the threat model.
-        claims: what a bundle says of them.
-        draws: calls of the model, for one that answers at random.
+        draws: calls of a model that answers at random, at least 20.
         seed: of the global random state while the model is asked.
     """
-    verdict = judge(original, clean, adv_images, labels, threat, draws=draws, seed=seed)
-    answers = judge_images(original, clean, labels, draws=draws, seed=seed)
-    problems: list[str] = []
-    rounding, undecided = 0, torch.zeros(len(labels), dtype=torch.bool)
-    if claims is not None:
-        undecided = torch.tensor(claims.undecided)
-        problems, rounding = _unfounded(claims, verdict, answers, deterministic=draws == 1)
-    correct = verdict.correct_share if draws > 1 else (~answers.is_adv & ~verdict.is_adv).double()
-    return Verification(
-        accepted=not problems,
-        n=len(labels),
-        threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
-        clean_accuracy=float(answers.correct_share.mean()),
-        robust_accuracy=float(torch.where(undecided, 0.0, correct).mean()),
-        n_broken=int((~answers.is_adv & verdict.is_adv).sum()),
-        n_undecided=int(undecided.sum()),
-        violations=int((verdict.violation != 0).sum()),
-        violation_kinds=violation_counts(verdict.violation),
-        within_rounding=rounding,
-        problems=problems,
+    original = context.original
+    images, examples, labels = (t.to(context.device) for t in (data.images, adv_images, data.labels))
+    few = slice(0, context.micro_batch)
+    with exact_fp32(), isolated(original.model), torch.no_grad():
+        logits = original(images[few]).double()
+    if int(data.labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"The labels go up to {int(data.labels.max())}, but the model has {logits.shape[1]} outputs. "
+            "Do model and data belong together?",
+            code="model-and-data",
+        )
+    randomized = is_randomized(original, images[few], labels[few])
+    draws = min(max(draws, DRAWS[0]), DRAWS[1]) if randomized else 1
+    finite = logits[logits.isfinite()]
+    return Judged(
+        verdict=judge(original, images, examples, labels, threat, draws=draws, seed=seed),
+        answers=judge_images(original, images, labels, draws=draws, seed=seed),
+        draws=draws,
+        randomized=randomized,
+        num_classes=logits.shape[1],
+        rounding=ROUNDING * max(1.0, float(finite.abs().max()) if len(finite) else 1.0),
     )
 
 
-def _unfounded(claims: Claims, verdict: Verdict, answers: Answers, *, deterministic: bool) -> tuple[list[str], int]:
-    """Return which claims do not hold, in words, and how many fail within rounding."""
+def summarise(judged: Judged, threat: ThreatModel, *, undecided: Tensor | None = None) -> Verification:
+    """Return what was seen, as a verification without problems; `undecided` (n,) are samples that a bundle leaves open."""
+    n, wrong = len(judged.correct), judged.answers.is_adv
+    broken = ~wrong & judged.verdict.is_adv
+    undecided = torch.zeros(n, dtype=torch.bool) if undecided is None else undecided
+    return Verification(
+        accepted=True,
+        n=n,
+        threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
+        clean_accuracy=float(judged.answers.correct_share.mean()),
+        robust_accuracy=float(torch.where(undecided, 0.0, judged.correct).mean()),
+        at_most=float(judged.correct.mean()),
+        n_misclassified=int(wrong.sum()),
+        n_broken=int(broken.sum()),
+        n_left=n - int((wrong | broken).sum()),
+        n_undecided=int(undecided.sum()),
+        randomized=judged.randomized,
+        violations=int((judged.verdict.violation != 0).sum()),
+        violation_kinds=violation_counts(judged.verdict.violation),
+    )
+
+
+def _seen(
+    record: EvaluationRecord, context: Context, data: ImageDataset, judged: Judged, *, same_data: bool
+) -> dict[str, Any]:
+    """Return what of a record is seen here, on the verifier's own data and model, in the shape of a record."""
+    seen: dict[str, Any] = {"fingerprint": data.fingerprint, "image_shape": list(data.images.shape[1:])}
+    if data.selection != "given" or record.data.selection == "given":  # from tensors alone the split cannot be known
+        seen |= {"n_total": data.n_total, "selection": data.selection}
+    if same_data:
+        seen |= {"class_names": data.class_names}
+    model = context.original.model
+    return {
+        "n": len(data),
+        "data": seen,
+        "model": {
+            "architecture": type(model).__name__,
+            "fingerprint": fingerprint(model),
+            "num_classes": judged.num_classes,
+            "parameters": count_parameters(model),
+            "randomized": judged.randomized,
+            **({} if judged.randomized else {"judge_draws": 1}),
+        },
+    }
+
+
+# --- what the examples show of each sample ---
+
+
+def _outside(data: ImageDataset, verdict: Verdict) -> list[str]:
+    rows = (verdict.violation != 0).nonzero()[:NAMED, 0].tolist()
+    return [f"Sample {int(data.index[row])}: the example lies outside the threat model." for row in rows]
+
+
+def _unfounded(
+    context: Context, data: ImageDataset, adv_images: Tensor, replayed: Replay, judged: Judged
+) -> tuple[list[str], int]:
+    """Return which claims of single samples do not hold, in words, and how many fail within rounding."""
     problems: list[str] = []
-    claimed = torch.tensor(claims.broken)
+    verdict, answers, room = judged.verdict, judged.answers, judged.rounding
 
     def name(rows: Tensor, problem: str) -> None:
-        problems.extend(f"Sample {claims.index[row]}{problem}" for row in rows.nonzero()[:NAMED, 0].tolist())
+        problems.extend(f"Sample {int(data.index[row])}{problem}" for row in rows.nonzero()[:NAMED, 0].tolist())
 
-    close = verdict.margin.abs() <= ROUNDING
-    rounding = 0
-    if deterministic:
-        failing = claimed & ~verdict.is_adv
-        rounding = int((failing & close).sum())
-        name(failing & ~close, " is claimed to be broken, but the model classifies it right.")
-        wrong = (torch.tensor(claims.clean_correct) == answers.is_adv) & (answers.margin.abs() > ROUNDING)
-        name(wrong, ": the clean prediction is not the one that the record states.")
-    name(claimed & (verdict.violation != 0), ": the example lies outside the threat model.")
-    return problems, rounding
+    close = verdict.margin.abs() <= room
+    failing = replayed.broken & ~verdict.is_adv
+    name(failing & ~close, " is claimed to be broken, but the model classifies it right.")
+    hidden = ~replayed.broken & replayed.clean_correct & verdict.is_adv
+    name(hidden & ~close, " is claimed to be robust, but its example breaks it.")
+    clean = _stated(replayed.clean, "margin")
+    wrong = replayed.clean_correct == answers.is_adv
+    wrong &= answers.margin.abs() > room
+    wrong |= _far(clean, answers.margin, room)
+    wrong |= _other_class(context, data.images, data.labels, replayed.clean, answers.prediction, room)
+    name(wrong, ": the clean prediction is not the one that the record states.")
+    kept = torch.tensor([row is not None for row in replayed.kept])
+    rows = [row or {} for row in replayed.kept]
+    name(
+        kept & _far(_stated(rows, "margin"), verdict.margin, room), ": the margin of its example is not the one stated."
+    )
+    reach = 1e-6 + 1e-5 * verdict.distance.abs()
+    name(
+        kept & _far(_stated(rows, "distance"), verdict.distance, reach),
+        ": its example lies at another distance than stated.",
+    )
+    other = _other_class(context, verdict.adv_images, data.labels, rows, verdict.prediction, room)
+    name(kept & other, ": the prediction on its example is not the one stated.")
+    moved = (adv_images - data.images).abs().flatten(1).amax(dim=1) > 1e-5
+    name(~kept & moved, ": its example is none that an attack is said to have found.")
+    return problems, int(((failing | hidden) & close).sum())
 
 
-def _misstated(record: EvaluationRecord, verification: Verification, claims: Claims, threat: ThreatModel) -> list[str]:
-    """Say which numbers of a record are not those that its samples and examples show."""
-    random = record.model.randomized
-    allowed = verification.within_rounding / max(verification.n, 1) + (0.05 if random else 1e-9)
-    # The samples' clean outcomes were rechecked one by one; an expected accuracy comes from fresh draws.
-    shares = sum(claims.clean_correct) / max(len(claims.clean_correct), 1)
-    clean = verification.clean_accuracy if random else shares
+def _stated(rows: list[dict[str, Any]], name: str) -> Tensor:
+    values = [row.get(name) for row in rows]
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+
+def _far(stated: Tensor, here: Tensor, room: float | Tensor) -> Tensor:
+    """Tell which stated numbers (n,) are not those here, within room; infinite ones must be the same."""
+    return ~((stated == here) | ((stated - here).abs() <= room))
+
+
+def _other_class(
+    context: Context, images: Tensor, labels: Tensor, rows: list[dict[str, Any]], here: Tensor, room: float
+) -> Tensor:
+    """Tell which stated predictions are not the model's, where no other class is as near as rounding."""
+    stated = torch.tensor([-1 if (value := row.get("prediction")) is None else value for row in rows])
+    other = stated != here
+    for row in other.nonzero()[:, 0].tolist():
+        with exact_fp32(), isolated(context.original.model), torch.no_grad():
+            logits = context.original(images[row : row + 1].to(context.device))[0].double().cpu()
+        known = 0 <= int(stated[row]) < len(logits)
+        other[row] = not known or not bool(logits[stated[row]] >= logits.max() - room)
+    return other
+
+
+# --- accuracies ---
+
+
+def _accuracies(
+    record: EvaluationRecord, context: Context, data: ImageDataset, adv_images: Tensor, replayed: Replay, judged: Judged,
+    correct: Tensor, rounding: int,
+) -> list[str]:  # fmt: skip
+    """Hold the stated accuracies against those that the referee finds here, with room for rounding or for fresh draws."""
+    n = len(correct)
+    in_place = torch.where(replayed.undecided, 0.0, judged.correct)
+    shares = [("clean", judged.answers.correct_share), ("robust", in_place), ("8-bit", judged.correct)]
+    room = {name: rounding / n + 1e-9 for name, _ in shares}
+    if judged.randomized:
+        room = {name: _spread(share, judged.draws, record.model.judge_draws) for name, share in shares}
+    rounded, near = _rounded(context, data, adv_images, replayed, judged, in_place if judged.randomized else correct)
     numbers = (
-        ("an eps of", record.threat.eps, threat.radius, 1e-12),
-        ("a number of samples of", record.n, verification.n, 0),
-        ("a number of undecided samples of", record.n_undecided, verification.n_undecided, 0),
-        ("a clean accuracy of", record.clean_accuracy.value, clean, 0.05 if random else 1e-9),
-        ("a robust accuracy of", record.robust_accuracy.value, verification.robust_accuracy, allowed),
+        ("a clean accuracy of", record.clean_accuracy.value, float(judged.answers.correct_share.mean()), room["clean"]),
+        ("a robust accuracy of", record.robust_accuracy.value, float(in_place.mean()), room["robust"]),
+        ("an 8-bit robust accuracy of", record.robust_accuracy_8bit, float(rounded.mean()), room["8-bit"] + near / n),
     )
     return [
-        f"The record states {name} {stated:.6g}; the evidence shows {shown:.6g}."
-        for name, stated, shown, room in numbers
-        if abs(stated - shown) > room
+        f"The record states {name} {'nothing' if stated is None else f'{stated:.6g}'}; the evidence shows {shown:.6g}."
+        for name, stated, shown, allowed in numbers
+        if stated is None or not abs(stated - shown) <= allowed
     ]
+
+
+def _rounded(
+    context: Context, data: ImageDataset, adv_images: Tensor, replayed: Replay, judged: Judged, correct: Tensor
+) -> tuple[Tensor, int]:
+    """Return the share of right answers after rounding to 8 bits (n,), and how many of these are as near as rounding."""
+    rounded, rows = correct.clone(), replayed.broken.nonzero()[:, 0]
+    if not len(rows):
+        return rounded, 0
+    images = (adv_images[rows].to(context.device) * 255).round() / 255
+    answers = judge_images(
+        context.original, images, data.labels[rows].to(context.device), draws=judged.draws, seed=context.seed + 2
+    )
+    rounded[rows] = answers.correct_share
+    return torch.where(replayed.undecided, 0.0, rounded), int((answers.margin.abs() <= judged.rounding).sum())
+
+
+def _spread(share: Tensor, draws: int, stated_draws: int) -> float:
+    """Return how far the mean of expected shares (n,) may lie from the same over other draws, beyond all chance."""
+    smooth = (share * draws + 1) / (draws + 2)
+    variance = float((smooth * (1 - smooth)).sum()) * (1 / draws + 1 / stated_draws) / len(share) ** 2
+    return DEVIATIONS * math.sqrt(variance) + 1e-9
+
+
+def _other_manifest(manifest: dict[str, Any], record: EvaluationRecord) -> list[str]:
+    twins = (
+        ("command", record.command),
+        ("data", record.data.fingerprint),
+        ("weights", record.model.fingerprint),
+    )
+    return [f"The manifest's {name} is not that of the record." for name, value in twins if manifest[name] != value]
+
+
+# --- examples of other tools ---
 
 
 def recheck_examples(
@@ -187,21 +378,20 @@ def recheck_examples(
     Raises:
         UserError: where shapes, labels or index do not fit.
     """
-    images, truth = data.images, data.labels
     if index is not None:
         rows = _rows(index, data)
-        images, truth = images[rows], truth[rows]
-    if adv_images.shape != images.shape:
+        data = replace(data, images=data.images[rows], labels=data.labels[rows], index=data.index[rows])
+    if adv_images.shape != data.images.shape:
         raise UserError(
-            f"The file holds examples of shape {tuple(adv_images.shape)}; the samples have {tuple(images.shape)}.",
+            f"The file holds examples of shape {tuple(adv_images.shape)}; the samples have {tuple(data.images.shape)}.",
             code="other-samples",
         )
-    if labels is not None and not torch.equal(labels, truth):
+    if labels is not None and not torch.equal(labels, data.labels):
         raise UserError(
             "The labels in the file are not those of the data. Is the order the same?", code="other-samples"
         )
-    images, adv_images, truth = (tensor.to(context.device) for tensor in (images, adv_images, truth))
-    return recheck(context.original, images, adv_images, truth, threat, seed=context.seed)
+    check_ball(data.images, threat)
+    return summarise(judge_here(context, data, adv_images, threat, seed=context.seed), threat)
 
 
 def _rows(index: Tensor, data: ImageDataset) -> Tensor:

@@ -14,13 +14,16 @@ from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
 from robustdup.evidence.bundle import EXAMPLES, check_manifest, read_examples
-from robustdup.evidence.recheck import Verification, recheck_bundle, recheck_examples
+from robustdup.evidence.recheck import recheck_bundle, recheck_examples
+from robustdup.evidence.verification import Verification
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats
 from robustdup.jobs.trust import check_trust
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
 from robustdup.records import EvaluationRecord, load_record
 from robustdup.threat import ThreatModel
+
+DATA_SETTINGS = {"data", "split", "data_config", "revision", "image_column", "label_column"}
 
 
 def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False) -> Verification:
@@ -52,7 +55,8 @@ def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, tru
     registry = load_plugins(config.plugin)
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
-    return _timed(recheck_bundle(folder, _context(config, model), data), started)
+    same_data = not own.keys() & DATA_SETTINGS
+    return _timed(recheck_bundle(folder, _context(config, model), data, same_data=same_data), started)
 
 
 def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str, Any]) -> None:

@@ -1,0 +1,235 @@
+"""What follows from a bundle's own rows: counts, shares, intervals, tables. A record must state exactly that.
+
+Nothing here asks a model. What is derived has the shape of a record with only the fields that follow, so that the fields
+that are compared are also the list of those that were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustdup.evaluation.summary import class_results, distance_summary
+from robustdup.evidence.replay import Replay, Row, stages_of
+from robustdup.records import EvaluationRecord, Outcome
+from robustdup.statistics import wilson
+from robustdup.threat import ThreatModel
+
+ROOM = 1e-9  # of derived numbers, which are sums and quotients of the same numbers
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """A mapping or list that must have exactly these members; others may have more than is compared."""
+
+    content: Any
+
+
+def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[str, Any]:
+    """Return what of a record follows from the rows of its bundle, in the shape of a record.
+
+    Args:
+        record: the record, for names, which do not follow.
+        replay: its rows, replayed.
+        correct: (n,) float64: share of right answers on the final examples, 0 where undecided.
+    """
+    n, threat = len(correct), replay.by_eps[record.threat.eps_text].threat
+    stages = {text: _stages(record, replay, text) for text in replay.by_eps}
+    undecided = int(replay.undecided.sum())
+    nearest = [row["min_distance"] for row in replay.clean]
+    rows = [row for at in replay.by_eps.values() for stage in at.stages for row in stage]
+    reached = {row["position"] for row in rows}
+    left_out = sum(row["outcome"] == "correct" and row["position"] not in reached for row in replay.clean)
+    several = len(replay.by_eps) > 1
+    derived: dict[str, Any] = {
+        "n": n,
+        "status": "failed" if rows and all(row["outcome"] == Outcome.UNDECIDED.word for row in rows) else "complete",
+        "threat": {"norm": threat.norm, "eps": threat.radius},
+        "tolerance": threat.tolerance,
+        "clean_accuracy": _accuracy(replay.clean_share, record),
+        "robust_accuracy": _accuracy(correct, record, undecided),
+        "n_undecided": undecided,
+        "n_not_attacked": record.n_not_attacked if record.n_not_attacked in (0, left_out) else left_out,
+        "attacks": stages[record.threat.eps_text],
+        "curve": Exactly(_curve(record, replay) if several else {}),
+        "curve_attacks": Exactly(stages if several else {}),
+        "per_class": Exactly(
+            [
+                part.model_dump()
+                for part in class_results(
+                    torch.tensor([row["label"] for row in replay.clean]), record.data.class_names, record.model.num_classes,
+                    replay.clean_share, correct,
+                )
+            ]
+        ),
+        "passes": {
+            "clean": n * record.model.judge_draws,
+            **{
+                f"attacks_{way}": sum(attack[f"{way}_passes"] for at in stages.values() for attack in at.content)
+                for way in ("forward", "backward")
+            },
+        },
+    }  # fmt: skip
+    derived["min_distance"] = None
+    if any(distance is not None for distance in nearest):
+        known = torch.tensor([math.nan if distance is None else distance for distance in nearest], dtype=torch.float64)
+        distances = distance_summary(known, threat.radius, threat.eps_text).model_dump()
+        derived["min_distance"] = Exactly({**distances, "curve": Exactly(distances["curve"])})
+    if record.model.randomized:  # expected accuracies come from fresh draws: they are compared elsewhere, with room
+        derived["robust_accuracy"] = _accuracy(
+            torch.full((n,), record.robust_accuracy.value, dtype=torch.float64), record, undecided
+        )
+        derived["per_class"] = Exactly([_without(part, "robust_accuracy") for part in derived["per_class"].content])
+    return derived
+
+
+def _without(part: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != name}
+
+
+def _accuracy(correct: Tensor, record: EvaluationRecord, undecided: int = 0) -> dict[str, float]:
+    """Return a share with its Wilson interval, about the whole split where the record says that it speaks of it."""
+    n, total = len(correct), float(correct.sum())
+    whole = "the whole split of" in record.interval_about and record.data.n_total > n
+    population = record.data.n_total if whole else None
+    low, _ = wilson(total, n, population=population)
+    _, high = wilson(min(total + undecided, n), n, population=population)
+    return {"value": total / n, "low": min(low, total / n), "high": max(high, total / n)}
+
+
+def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
+    """Return what follows of the stages at one eps."""
+    at = replay.by_eps[text]
+    correct = replay.clean_correct
+    broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
+    found = []
+    for rows in at.stages:
+        if record.individual:
+            broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
+        counts = Counter(row["outcome"] for row in rows)
+        broken[_positions(rows, Outcome.BROKEN)] = True
+        undecided[_positions(rows, Outcome.UNDECIDED)] = True
+        kinds = Counter(kind for row in rows for kind in (row["violation"] or "").split("+") if kind)
+        found.append(
+            {
+                "n_attacked": len(rows),
+                "n_broken": counts[Outcome.BROKEN.word],
+                "n_undecided": counts[Outcome.UNDECIDED.word],
+                "violations": sum(bool(row["violation"]) for row in rows),
+                "violation_kinds": Exactly(dict(kinds)),
+                "forward_passes": max((row["forward_passes"] for row in rows), default=0),
+                "backward_passes": max((row["backward_passes"] for row in rows), default=0),
+                "robust_accuracy_after": float((correct & ~broken & ~undecided).sum()) / len(correct),
+            }
+        )
+    return Exactly(found)
+
+
+def _positions(rows: list[Row], outcome: Outcome) -> list[int]:
+    return [row["position"] for row in rows if row["outcome"] == outcome.word]
+
+
+def _curve(record: EvaluationRecord, replay: Replay) -> dict[str, Any]:
+    right = replay.clean_correct
+    broken = torch.zeros_like(right)
+    curve = {}
+    for text, at in replay.by_eps.items():
+        broken = broken | at.broken
+        undecided = at.undecided & ~broken
+        standing = (right & ~broken & ~undecided).double()
+        curve[text] = {
+            **_accuracy(standing, record, int(undecided.sum())),
+            "eps": at.threat.radius,
+            "alone": float((right & ~at.broken & ~at.undecided).double().mean()),
+        }
+    return curve
+
+
+def contradictions(record: EvaluationRecord) -> Iterator[str]:
+    """Name what in a record contradicts its own settings: names, eps, seed, which are only stated all the same."""
+    config, model, data = record.config, record.model, record.data
+    twins = [
+        ("model", model.spec),
+        ("attack_model", model.attack_model),
+        ("mode", model.mode),
+        ("seed", record.seed),
+        ("individual", record.individual),
+    ]
+    if config.get("data") != "python":
+        chosen = "sample" if config.get("sample") is not None else "first" if config.get("n") is not None else "all"
+        twins += [("data", data.spec), ("split", data.split), ("data_config", data.config)]
+        if data.selection in ("first", "sample", "all") and chosen != data.selection:
+            yield f"The record says of its samples {data.selection!r}; its settings say {chosen!r}."
+    yield from (
+        f"The record states {name} = {stated!r}; its settings say {config[name]!r}."
+        for name, stated in twins
+        if name in config and config[name] != stated
+    )
+    if "eps" in config and "norm" in config:
+        texts = [text.strip() for text in str(config["eps"]).split(",") if text.strip()]
+        asked = {ThreatModel(str(config["norm"]), text) for text in texts}
+        if asked != {ThreatModel(record.threat.norm, text) for text in stages_of(record)}:
+            yield f"The record speaks of eps {', '.join(stages_of(record))}; its settings say {config['eps']!r}."
+    if record.curve_attacks and record.attacks != record.curve_attacks.get(record.threat.eps_text):
+        yield "The attacks of the record are not those that its curve has at the largest eps."
+    for text, stages in stages_of(record).items():
+        if any(
+            attack.n_unchanged > attack.n_attacked or attack.rejected_claims > attack.violations for attack in stages
+        ):
+            yield f"The counts of an attack at eps {text} contradict each other."
+
+
+def compare(stated: Any, derived: Any, place: str = "record") -> tuple[list[str], list[str]]:
+    """Return (fields that were compared, what differs in words); `derived` names the fields of `stated` that follow.
+
+    Args:
+        stated: a record as plain data.
+        derived: the same with only the fields that are known; see Exactly.
+        place: what to call it.
+    """
+    exact = isinstance(derived, Exactly)
+    content = derived.content if isinstance(derived, Exactly) else derived
+    if isinstance(content, dict):
+        if not isinstance(stated, dict) or (exact and stated.keys() != content.keys()):
+            there = sorted(stated) if isinstance(stated, dict) else stated
+            return [place], [f"{place} holds {there!r}; the evidence shows {sorted(content)!r}."]
+        parts = [compare(stated.get(name), value, f"{place}.{name}") for name, value in content.items()]
+    elif isinstance(content, list):
+        if not isinstance(stated, list) or len(stated) != len(content):
+            return [place], [f"{place} has another length than the evidence shows ({len(content)})."]
+        parts = [compare(one, value, f"{place}[]") for one, value in zip(stated, content, strict=True)]
+    else:
+        return [place], [] if _same(stated, content) else [_told(place, stated, content)]
+    fields = [field for part, _ in parts for field in part] or [place]
+    return list(dict.fromkeys(fields)), [problem for _, problems in parts for problem in problems]
+
+
+def _same(stated: Any, derived: Any) -> bool:
+    if isinstance(stated, bool) or isinstance(derived, bool) or not isinstance(derived, int | float):
+        return type(stated) is type(derived) and bool(stated == derived)
+    if not isinstance(stated, int | float) or math.isnan(stated):
+        return False
+    return bool(stated == derived) or abs(stated - derived) <= ROOM * max(1.0, abs(derived))
+
+
+def _told(place: str, stated: Any, derived: Any) -> str:
+    name = place.removeprefix("record.")
+    known = {
+        "n": "a number of samples of",
+        "n_undecided": "a number of undecided samples of",
+        "threat.eps": "an eps of",
+        "clean_accuracy.value": "a clean accuracy of",
+        "robust_accuracy.value": "a robust accuracy of",
+    }
+    what = known.get(name, f"{name} =")
+    return f"The record states {what} {_text(stated)}; the evidence shows {_text(derived)}."
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)[:80]

@@ -1,0 +1,59 @@
+"""What a verification says: what is proven here, what follows from what is stated, and what is only stated."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from robustdup.records import Part, Threat
+
+
+class Verification(Part):
+    """What the referee says of claimed examples. Accuracies are over the n samples."""
+
+    accepted: bool = Field(description="Whether nothing speaks against the claims.")
+    n: int = Field(description="Samples.")
+    threat: Threat = Field(description="The threat model.")
+    clean_accuracy: float = Field(description="Share of samples classified correctly as they are.")
+    robust_accuracy: float = Field(
+        description="Share of samples classified correctly with the examples in their place."
+    )
+    at_most: float = Field(
+        description="What is proven: robust accuracy is at most this, since every other sample is misclassified as it is or by "
+        "an example here."
+    )
+    n_misclassified: int = Field(default=0, description="Samples that are misclassified as they are.")
+    n_broken: int = Field(description="Claimed or given examples that hold.")
+    n_left: int = Field(
+        default=0, description="Samples that nothing here breaks. That stronger attacks fail on them is only stated."
+    )
+    n_undecided: int = Field(default=0, description="Samples that the bundle says are undecided.")
+    randomized: bool = Field(
+        default=False, description="Whether the model answers at random: then shares are expected ones."
+    )
+    violations: int = Field(description="Examples outside the threat model, whose projections were judged.")
+    violation_kinds: dict[str, int] = Field(
+        default_factory=dict, description="What they violated: not_finite, box, ball."
+    )
+    within_rounding: int = Field(default=0, description="Claims that fail only within float32 rounding.")
+    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
+    notes: list[str] = Field(default_factory=list, description="What a reader should know: how the examples were read.")
+    rechecked: list[str] = Field(
+        default_factory=list, description="Fields of the bundle that were computed again from examples, data and model."
+    )
+    consistent: list[str] = Field(
+        default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
+    )
+    only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
+    seconds: float = Field(default=0.0, description="Seconds that it took.")
+
+    def headline(self) -> str:
+        """Return what is proven, and what is only stated, in two sentences."""
+        about = "expected over the draws of a model that answers at random" if self.randomized else "proven here"
+        by = f"by {self.n_broken} adversarial examples" if self.n_broken else "by its clean accuracy alone"
+        wrong = (
+            f" and {self.n_misclassified} samples that are misclassified as they are" if self.n_misclassified else ""
+        )
+        left = f"on the other {self.n_left} samples" if self.n_left else "no sample is left"
+        return f"At most {100 * self.at_most:.2f}% robust ({about} {by}{wrong}, of {self.n}). " + (
+            f"That stronger attacks fail {left} is only stated." if self.n_left else "No sample is left to break."
+        )

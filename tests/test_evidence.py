@@ -1,0 +1,411 @@
+"""A bundle that is dressed up is refused: each field is changed in turn, and each kind of forgery that was tried."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import robustdup
+from robustdup import UserError, jobs
+from robustdup.cli.main import main
+from robustdup.config import EvalConfig, build
+from robustdup.evidence import bundle as bundles
+from robustdup.evidence.fields import leaves
+from robustdup.records import SAMPLES_SCHEMA, load_samples, save_samples
+from tests.raising import raises
+
+SETTINGS = {"n": 40, "attacks": "fgsm,pgd(steps=3),fab-t(steps=2,targets=2)", "eps": "0.05,0.1", "min_distance": True}
+SETTINGS["seed"] = 3
+KINDS = ("rechecked", "consistent", "only_stated")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on the built-in digits, with a curve, and its honest bundle."""
+    folder = tmp_path_factory.mktemp("honest") / "run"
+    jobs.run_evaluation(build(EvalConfig, values=SETTINGS), folder=folder)
+    bundles.write_bundle(folder, folder.parent / "bundle")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(finished):
+    """What is asked for each forgery again and again: model and data."""
+    return robustdup.load_model("builtin:digits-robust"), robustdup.load_data("builtin:digits", n=40)
+
+
+@pytest.fixture(scope="module")
+def honest(finished, parts):
+    found = verify(finished.parent / "bundle", parts)
+    assert (found.accepted, found.problems) == (True, [])
+    return found
+
+
+def verify(folder, parts):
+    """Verify a bundle with the model and the data of `parts`, loaded once for all."""
+    from robustdup.evaluation.context import make_context
+    from robustdup.evidence.recheck import recheck_bundle
+
+    model, data = parts
+    return recheck_bundle(folder, make_context(model, None, torch.device("cpu")), data, same_data=True)
+
+
+def forge(finished, to, *, record=None, rows=None, tensors=None):
+    """Write a bundle with right hashes and other content: each argument changes its part in place."""
+    run = to / "run"
+    shutil.copytree(finished, run)
+    path = run / "record.json"
+    content = json.loads(path.read_text())
+    if record is not None:
+        record(content)
+        path.write_text(json.dumps(content))
+    if rows is not None:
+        table = load_samples(run).to_pylist()
+        table = rows(table) or table
+        save_samples({name: [row[name] for row in table] for name in SAMPLES_SCHEMA.names}, run)
+    if tensors is not None:
+        place = run / "images" / "adversarial.safetensors"
+        found = {name: tensor.clone() for name, tensor in load_file(place).items()}
+        tensors(found)
+        save_file(found, place)
+    return bundles.write_bundle(run, to / "bundle")
+
+
+def refused(folder, parts):
+    """Tell whether a bundle is refused, by a problem or by an error."""
+    try:
+        return not verify(folder, parts).accepted
+    except UserError:
+        return True
+
+
+def refused_forgery(finished, to, parts, **changes):
+    """Tell whether a forgery is refused: as what it is, or already as a damaged record."""
+    try:
+        folder = forge(finished, to, **changes)
+    except UserError as error:
+        return error.code == "damaged-record"
+    return refused(folder, parts)
+
+
+def changed(value):
+    """Return another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value + 0.01
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, list):
+        return [*value, value[0] if value else 1]
+    if isinstance(value, dict):
+        return {**value, "more": 1}
+    return 0.5
+
+
+def holders(content, parts):
+    """Walk the places of a field in a record: (what holds it, its key there)."""
+    if len(parts) == 1:
+        yield content, parts[0]
+        return
+    inner = content[parts[0]]
+    for one in inner if isinstance(inner, list) else [inner]:
+        yield from holders(one, parts[1:])
+
+
+def split_path(field, content):
+    """Return the keys of 'record.curve.8/255.value': those of eps hold dots themselves."""
+    keys, rest, at = [], field.removeprefix("record.").replace("[]", ""), content
+    while rest:
+        at = at[0] if isinstance(at, list) else at
+        key = next(key for key in sorted(at, key=len, reverse=True) if rest == key or rest.startswith(f"{key}."))
+        keys.append(key)
+        at, rest = at[key], rest[len(key) + 1 :]
+    return keys
+
+
+def test_every_field_of_a_bundle_is_in_exactly_one_class(finished, honest):
+    fields = [field for kind in KINDS for field in getattr(honest, kind)]
+    assert len(fields) == len(set(fields))
+    content = json.loads((finished / "record.json").read_text())
+    assert {field for field in fields if field.startswith("record.")} == set(leaves(content))
+    named = {field.split(".")[1] for field in fields if field.startswith("samples")}
+    assert named == set(SAMPLES_SCHEMA.names)
+    manifest = json.loads((finished.parent / "bundle" / "manifest.json").read_text())
+    assert {field for field in fields if field.startswith("manifest.")} == {f"manifest.{name}" for name in manifest}
+    assert {f"examples.{name}" for name in load_file(finished / "images" / "adversarial.safetensors")} <= set(fields)
+
+
+def test_a_field_of_the_record_that_is_rechecked_or_consistent_cannot_be_changed(finished, honest, parts, tmp_path):
+    known = [field for kind in KINDS[:2] for field in getattr(honest, kind) if field.startswith("record.")]
+    assert len(known) > 60
+    let_pass = []
+    for number, field in enumerate(known):
+
+        def change(content, field=field):
+            holder, key = next(holders(content, split_path(field, content)))
+            holder[key] = changed(holder[key])
+
+        if not refused_forgery(finished, tmp_path / str(number), parts, record=change):
+            let_pass.append(field)
+    assert let_pass == []
+
+
+def test_a_column_of_samples_that_is_rechecked_or_consistent_cannot_be_changed(finished, honest, parts, tmp_path):
+    table = load_samples(finished).to_pylist()
+    worst: dict = {}  # of each sample that is broken at the largest eps: the row whose example is kept
+    for row in table:
+        if row["outcome"] == "broken" and row["eps"] == "0.1":
+            worst[row["position"]] = min(worst.get(row["position"], row), row, key=lambda row: row["margin"])
+    rows = {
+        "clean": [i for i, row in enumerate(table) if row["stage"] == -1],
+        "kept": [i for i, row in enumerate(table) if any(row is kept for kept in worst.values())],
+        "others": [i for i, row in enumerate(table) if row["outcome"] == "robust" and row["eps"] == "0.05"],
+    }
+    assert all(rows.values())
+    let_pass = []
+    for number, field in enumerate(f for kind in KINDS[:2] for f in getattr(honest, kind) if f.startswith("samples")):
+        kinds, name = field.removeprefix("samples").split(".")
+        for kind in [kinds.strip("[]")] if kinds else rows:
+
+            def change(table, name=name, kind=kind):
+                row = table[rows[kind][-1]]
+                row[name] = {"robust": "broken", "broken": "robust"}.get(row[name], changed(row[name]))
+                if name == "correct_share":
+                    row[name] = float(row["outcome"] in ("broken", "misclassified"))
+                if name == "min_distance" and kind != "clean":
+                    row[name] = 0.5
+
+            if not refused(forge(finished, tmp_path / f"{number}-{kind}", rows=change), parts):
+                let_pass.append(f"{field} ({kind})")
+    assert let_pass == []
+
+
+@pytest.mark.parametrize("name", ["format", "command", "data", "weights", "files", "sha256"])
+def test_a_field_of_the_manifest_cannot_be_changed(finished, parts, tmp_path, name):
+    folder = forge(finished, tmp_path)
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    stated = content.pop("sha256")
+    if name == "files":
+        content["files"]["record.json"] = "0" * 64
+    elif name != "sha256":
+        content[name] = "robustdup.bundle/2" if name == "format" else content[name] + "x"
+    digest = bundles._digest(content) if name != "sha256" else stated[:-1] + "x"
+    path.write_bytes(bundles._canonical({**content, "sha256": digest}))
+    assert refused(folder, parts)
+
+
+# --- forgeries by kind: each with right hashes ---
+
+
+def set_in(*path, to):
+    def change(content):
+        *outer, last = path
+        for key in outer:
+            content = content[key]
+        content[last] = to(content[last]) if callable(to) else to
+
+    return change
+
+
+def clean_again(tensors):
+    tensors["images"][:] = 0.0
+
+
+def relabel(content):
+    content["threat"] = {"norm": "L1", "eps": 40.0, "eps_text": "40"}
+    content["config"] |= {"norm": "L1", "eps": "40"}
+
+
+FORGED_RECORDS = {
+    "interval": set_in("robust_accuracy", "low", to=lambda value: value + 0.05),
+    "interval of the clean accuracy": set_in("clean_accuracy", "low", to=0.5),
+    "8-bit accuracy": set_in("robust_accuracy_8bit", to=0.99),
+    "8-bit accuracy left out": set_in("robust_accuracy_8bit", to=None),
+    "robust accuracy": set_in("robust_accuracy", to={"value": 0.94, "low": 0.9, "high": 0.97}),
+    "accuracy of one class": set_in("per_class", 0, "robust_accuracy", to=0.123),
+    "a class left out": set_in("per_class", to=lambda classes: classes[1:]),
+    "curve": set_in("curve", "0.05", "value", to=0.99),
+    "curve left out": set_in("curve", to={}),
+    "status": set_in("status", to="failed"),
+    "size of the split": set_in("data", "n_total", to=100_000),
+    "how samples were chosen": set_in("data", "selection", to="all"),
+    "class names": set_in("data", "class_names", to=lambda names: names[::-1]),
+    "an attack invented": set_in("attacks", to=lambda attacks: [*attacks, {**attacks[0], "name": "autoattack"}]),
+    "an attack renamed": set_in("attacks", 0, "name", to="autoattack"),
+    "attacks left out": set_in("attacks", to=[]),
+    "name of the model": set_in("model", "spec", to="robustbench:Wong2020Fast"),
+    "name of the data": set_in("data", "spec", to="uoft-cs/cifar10"),
+    "architecture": set_in("model", "architecture", to="WideResNet"),
+    "number of classes": set_in("model", "num_classes", to=11),
+    "parameters": set_in("model", "parameters", to=10**9),
+    "another norm": set_in("threat", "norm", to="L2"),
+    "a deterministic model that is called random": set_in("model", "randomized", to=True),
+    "several draws of a deterministic model": set_in("model", "judge_draws", to=2),
+    "no draws": set_in("model", "judge_draws", to=0),
+    "NaN as robust accuracy": set_in("robust_accuracy", "value", to=math.nan),
+    "NaN as clean accuracy": set_in("clean_accuracy", "value", to=math.nan),
+    "NaN as an end of an interval": set_in("robust_accuracy", "high", to=math.nan),
+    "NaN as 8-bit accuracy": set_in("robust_accuracy_8bit", to=math.nan),
+    "infinite accuracy": set_in("robust_accuracy", "value", to=math.inf),
+    "seed": set_in("seed", to=4),
+    "settings of another eps": set_in("config", "eps", to="8/255"),
+    "counts of an attack": set_in("attacks", 0, "n_broken", to=0),
+    "smallest distances": set_in("min_distance", "median", to=0.5),
+    "norm and eps relabelled, with the settings": relabel,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORGED_RECORDS)
+def test_a_forged_record_is_refused(finished, parts, tmp_path, kind):
+    assert refused_forgery(finished, tmp_path, parts, record=FORGED_RECORDS[kind])
+
+
+def without_survivors(rows):
+    """Take all rows of attacks on one survivor away."""
+    survivor = next(row["position"] for row in rows[::-1] if row["outcome"] == "robust")
+    return [row for row in rows if row["stage"] == -1 or row["position"] != survivor]
+
+
+def with_column(name, value, *, of=lambda row: row["stage"] >= 0):
+    def change(rows):
+        for row in rows:
+            if of(row):
+                row[name] = value(row) if callable(value) else value
+
+    return change
+
+
+def broken(row):
+    return row["outcome"] == "broken"
+
+
+def clean(row):
+    return row["stage"] == -1
+
+
+FORGED_ROWS = {
+    "a row removed": lambda rows: rows[:-1],
+    "rows of a survivor removed": without_survivors,
+    "a row on a clean image removed": lambda rows: rows[1:],
+    "a row doubled": lambda rows: [*rows, rows[-1]],
+    "a row on a clean image doubled": lambda rows: [rows[0], *rows],
+    "a row invented": lambda rows: [*rows, {**rows[-1], "attack": "square", "stage": 3}],
+    "a row of no sample": lambda rows: [*rows, {**rows[-1], "position": 40}],
+    "an unknown outcome": with_column("outcome", "defended", of=broken),
+    "a certified sample": with_column("outcome", "certified", of=broken),
+    "an unknown clean outcome": with_column("outcome", "fine", of=clean),
+    "labels": with_column("label", lambda row: (row["label"] + 1) % 10),
+    "labels on clean images": with_column("label", lambda row: (row["label"] + 1) % 10, of=lambda row: True),
+    "predictions on clean images": with_column("prediction", lambda row: (row["prediction"] + 1) % 10, of=clean),
+    "predictions on examples": with_column("prediction", lambda row: (row["label"] + 5) % 10, of=broken),
+    "margins on clean images": with_column("margin", lambda row: row["margin"] * 1.5, of=clean),
+    "margins on examples": with_column("margin", lambda row: row["margin"] * 1.5, of=broken),
+    "margins that are no numbers": with_column("margin", math.nan),
+    "distances": with_column("distance", lambda row: row["distance"] / 2, of=broken),
+    "distances outside": with_column("distance", 9.0),
+    "half right": with_column("correct_share", 0.4, of=broken),
+    "all robust": with_column("outcome", "robust", of=broken),
+    "all undecided": with_column("outcome", "undecided", of=broken),
+    "hashes": with_column("image_sha256", "0" * 64, of=lambda row: True),
+    "eps of rows": with_column("eps", "0.2"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED_ROWS)
+def test_forged_rows_are_refused(finished, parts, tmp_path, kind):
+    assert refused(forge(finished, tmp_path, rows=FORGED_ROWS[kind]), parts)
+
+
+FORGED_TENSORS = {
+    "labels": lambda tensors: tensors["labels"].add_(1),
+    "index": lambda tensors: tensors["index"].add_(1),
+    "empty images": clean_again,
+    "far away": lambda tensors: tensors["images"].add_(0.3),
+    "not finite": lambda tensors: tensors["images"].fill_(math.nan),
+    "other examples of survivors": lambda tensors: tensors["images"].mul_(0.999),
+    "a tensor more": lambda tensors: tensors.update(more=torch.zeros(1)),
+    "another type": lambda tensors: tensors.update(images=tensors["images"].double()),
+    "fewer": lambda tensors: tensors.update({name: tensor[:39].clone() for name, tensor in tensors.items()}),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED_TENSORS)
+def test_forged_examples_are_refused(finished, parts, tmp_path, kind):
+    assert refused(forge(finished, tmp_path, tensors=FORGED_TENSORS[kind]), parts)
+
+
+def test_columns_that_no_version_writes_are_refused(finished, parts, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = forge(finished, tmp_path)
+    table = load_samples(folder)
+    for number, other in enumerate((table.drop_columns("margin"), table.append_column("more", pa.nulls(len(table))))):
+        pq.write_table(other, tmp_path / "run" / "samples.parquet")
+        assert refused(bundles.write_bundle(tmp_path / "run", tmp_path / f"bundle-{number}"), parts)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L1", "64"), ("L2", "8"), ("L1", "1000000")])
+def test_a_ball_in_which_any_image_lies_is_refused(finished, parts, tmp_path, norm, eps):
+    def change(content):
+        content["threat"] = {"norm": norm, "eps": float(eps), "eps_text": eps}
+
+    with raises("vacuous-ball", UserError, "random noise lies in it"):
+        verify(forge(finished, tmp_path, record=change), parts)
+
+
+# --- what honest bundles look like ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attacks": "fgsm", "eps": "0.1"},
+        {"attacks": "fgsm,pgd(steps=3)", "eps": "0.1", "individual": True},
+        {"attacks": "fgsm", "eps": "0.02", "norm": "L2"},
+        {"attacks": "pgd(steps=2)", "eps": "0.05,0.1,0.15", "batch_size": 7},
+        {"attacks": "fgsm", "eps": "0.1", "sample": 20},
+        {"attacks": "fgsm,fab-t(steps=3)", "eps": "0.1", "min_distance": True},
+    ],
+)
+def test_honest_bundles_of_all_kinds_are_accepted(tmp_path, settings):
+    settings = {"n": None if "sample" in settings else 20, **settings}
+    jobs.run_evaluation(build(EvalConfig, values=settings), folder=tmp_path / "run")
+    found = jobs.verify_bundle(bundles.write_bundle(tmp_path / "run", tmp_path / "bundle"))
+    assert (found.accepted, found.problems) == (True, [])
+
+
+def test_what_is_proven_comes_first_and_the_three_classes_are_printed(finished, honest, tmp_path, capsys):
+    folder = str(finished.parent / "bundle")
+    assert main(["verify", folder]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    wrong, n_broken = honest.n_misclassified, honest.n_broken
+    assert honest.at_most == pytest.approx((40 - wrong - n_broken) / 40)
+    assert f"At most {100 * honest.at_most:.2f}% robust (proven here by {n_broken} adversarial examples" in shown
+    assert f"That stronger attacks fail on the other {honest.n_left} samples is only stated." in shown
+    for words in ("rechecked here", "consistent", "only stated"):
+        assert f"{words} (" in shown
+    assert main(["verify", folder, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {"record.attacks[].seconds", "record.seed", "record.diagnostics"} <= set(content["only_stated"])
+    assert "record.robust_accuracy.low" in content["consistent"]
+    assert "record.robust_accuracy_8bit" in content["rechecked"]
+
+
+@pytest.mark.parametrize("words", [["--eps", "0.2"], ["--norm", "L2"], ["--eps", "0.05"]])
+def test_another_threat_model_than_the_bundles_is_refused(finished, capsys, words):
+    assert main(["verify", str(finished.parent / "bundle"), *words]) == 2
+    assert "Leave out --norm and --eps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_bundles_own_threat_model_may_be_named(finished, capsys):
+    assert main(["verify", str(finished.parent / "bundle"), "--norm", "Linf", "--eps", "1/10", "--json"]) == 0
