@@ -87,7 +87,7 @@ class EvaluationResult:
 
         from robustdup.leaderboard import position
 
-        return position(self.record, pa.table(self.samples))
+        return position(self.record, pa.table(self.samples), made_here=True)
 
     def __str__(self) -> str:
         from robustdup.records import bound_text, doubt_text

@@ -58,7 +58,9 @@ def rank(run: Any) -> RankResult:
     from robustdup.records.origin import file_made_here
 
     record, samples = _opened(run)
-    made_here = file_made_here(find_record(run)) if isinstance(run, str | Path) else None
+    made_here = True if isinstance(run, EvaluationResult) else None
+    if isinstance(run, str | Path):
+        made_here = file_made_here(find_record(run))
     return position(record, samples, made_here=made_here)
 
 

@@ -72,12 +72,12 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     """
     manifest, record = check_manifest(folder), load_record(folder)
     model = context.original.model
-    for name, stated, here in (
+    for name, named, here in (
         ("data", record.data.fingerprint, data.fingerprint),
         ("weights", record.model.fingerprint, fingerprint(model)),
     ):
-        if stated != here:
-            raise refused(f"the {name} here are not those of the bundle ({here[:12]}, not {stated[:12]}).")
+        if named != here:
+            raise refused(f"the {name} here are not those of the bundle ({here[:12]}, not {named[:12]}).")
     if record.model.judge_draws < 1:
         raise refused(f"its record judges by {record.model.judge_draws} draws.")
     adv_images = _bundled_examples(folder, data)
