@@ -85,18 +85,21 @@ def compare(a: Any, b: Any) -> RunComparison:
 
 def verify(
     evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str | None = None,
-    eps: str | float | None = None, device: str = "auto", trust: bool = False, **options: Any,
+    eps: str | float | None = None, device: str = "auto", trust: bool = False,
+    scale: str | None = None, indices: str | None = None, **options: Any,
 ) -> Verification:  # fmt: skip
     """Judge adversarial examples again, by the referee alone, without an attack.
 
     Args:
-        evidence: a bundle (the folder that `eval --bundle` wrote), or a file of adversarial images.
+        evidence: a bundle (the folder that `eval --bundle` wrote), a file of adversarial images, or a folder of pictures.
         model: a module or a spec; for a bundle, the one that its record names if not given, unless that runs code.
         data: what `load_data` returned, images with `labels`, or a spec; for a bundle, the record's if not given.
         labels: int64 (N,), where `data` is a tensor or array.
         norm: of the threat model, for a file (Linf if not given); a bundle has its own, and another is refused.
         eps: of the threat model, for a file; a bundle has its own, and another is refused.
         device: cpu, cuda, or auto.
+        scale: what the pixels of a file are in: 255, cifar10, …; found out where it is clear if not given.
+        indices: of which samples a file holds examples: "0,2,5", a file of numbers, or "nearest".
         trust: run code that a bundle names, such as a model in a file, without naming it here.
         options: other settings of `robustdup verify`.
 
@@ -116,15 +119,16 @@ def verify(
     named = {
         key: value for key, value in {"model": model, "data": data, **threat, **options}.items() if value is not None
     }
-    if place.is_dir() and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
+    is_bundle = jobs.is_bundle(place)
+    if is_bundle and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
         return jobs.verify_bundle(place, named | {"device": device}, trust=trust)
-    if place.is_dir():
+    if is_bundle:
         dataset = as_dataset(data, labels)
         module = load_model(model) if isinstance(model, str) else model
         return jobs.verify(place, module, dataset.images, dataset.labels, device=device, norm=norm, eps=threat["eps"])
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
-    return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}))
+    return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)
 
 
 def _opened(run: Any) -> tuple[EvaluationRecord, Any]:

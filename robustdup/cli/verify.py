@@ -35,7 +35,7 @@ STATED = (
 
 WORDS = (
     "BUNDLE|FILE [KEY=VALUE ...]",
-    "A folder that eval --bundle wrote, or a file of examples; and any setting as KEY=VALUE.",
+    "A folder that eval --bundle wrote, or a file of examples, or a folder of pictures; and any setting as KEY=VALUE.",
 )
 
 
@@ -45,9 +45,17 @@ def _verify(
     trust: bool = typer.Option(
         False, "--trust", help="Run code that the bundle names (a model in a file), without naming it with --model."
     ),
+    scale: str | None = typer.Option(
+        None,
+        "--scale",
+        help="What the pixels of a file are in: 1, 255, -1..1, cifar10, imagenet, mnist. Found out where clear.",
+    ),
+    indices: str | None = typer.Option(
+        None, "--indices", help="Of which samples a file holds examples: 0,2,5, a file of numbers, or nearest."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the verification as JSON, and nothing else."),
 ) -> int:
-    """Recheck BUNDLE (a folder that eval --bundle wrote) or a FILE of examples (.safetensors, .npz, .npy, .pt).
+    """Recheck BUNDLE (a folder that eval --bundle wrote), or examples: a .safetensors, .npz, .npy, .pt file, or pictures.
 
     For a file name model, data, norm and eps as for eval. Exit code 1 where a bundle's claims do not hold.
     """
@@ -64,10 +72,14 @@ def _verify(
 
     file, overrides = split_words(rest)
     given = build(EvalConfig, file, overrides, flags)
-    if place.is_dir():
+    if jobs.is_bundle(place):
+        if scale is not None or indices is not None:
+            raise UserError(
+                "--scale and --indices are for files of examples; a bundle says it itself.", code="bad-option"
+            )
         verification = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True), trust=trust)
     else:
-        verification = jobs.verify_examples(place, given)
+        verification = jobs.verify_examples(place, given, scale=scale, indices=indices)
     if json:
         print(verification.model_dump_json(indent=2))
     else:

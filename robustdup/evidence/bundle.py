@@ -5,14 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from robustdup.errors import RunError, UserError
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, write_atomic
@@ -106,56 +100,3 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     if extra:
         raise refused(f"{extra[0]} does not belong to it.")
     return manifest
-
-
-def read_examples(path: Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Read (images float32 (N, C, H, W), labels or None, index or None) from .safetensors, .npz, .npy or .pt.
-
-    Names looked for: images, adv_images, x_adv; labels, y; index. A .pt file is read with `weights_only=True`.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}.", code="missing-file")
-    try:
-        content = _read(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}", code="bad-examples") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for what weights_only refuses  # noqa: BLE001
-        raise UserError(f"{str(path)!r} is refused: {str(error).splitlines()[0]}", code="bad-examples") from None
-    images = _first(content, ("images", "adv_images", "x_adv", "adv", "x"))
-    if images is None:
-        raise UserError(
-            f"{str(path)!r} holds {sorted(content)}, none of which is 'images' or 'adv_images'.", code="bad-examples"
-        )
-    if images.ndim != 4:
-        raise UserError(
-            f"The images in {str(path)!r} have shape {tuple(images.shape)}, expected (N, C, H, W).", code="bad-examples"
-        )
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    labels, index = _first(content, ("labels", "y", "label")), _first(content, ("index",))
-    return images.float(), labels.long() if labels is not None else None, index.long() if index is not None else None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix in (".npz", ".npy"):
-        import numpy as np
-
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"images": loaded} if path.suffix == ".npy" else dict(loaded)
-        return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    if path.suffix in (".pt", ".pth"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return (
-            {"images": content}
-            if isinstance(content, Tensor)
-            else {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        )
-    raise UserError(
-        f"{str(path)!r}: examples are read from .safetensors, .npz, .npy and .pt files.", code="bad-examples"
-    )
-
-
-def _first(content: dict[str, Tensor], names: Sequence[str]) -> Tensor | None:
-    return next((content[name] for name in names if name in content), None)

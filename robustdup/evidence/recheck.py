@@ -7,7 +7,7 @@ is derived (see `derive`); the rest is only stated, and said to be so.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, ju
 from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
 from robustdup.evidence.derive import compare, contradictions, derive
 from robustdup.evidence.fields import fields_of, sample_fields
+from robustdup.evidence.match import Match
 from robustdup.evidence.replay import NAMED, Replay, replay
 from robustdup.evidence.verification import Verification
 from robustdup.models.load import count_parameters, fingerprint
@@ -361,45 +362,17 @@ def _other_manifest(manifest: dict[str, Any], record: EvaluationRecord) -> list[
 # --- examples of other tools ---
 
 
-def recheck_examples(
-    context: Context, data: ImageDataset, adv_images: Tensor, labels: Tensor | None, index: Tensor | None,
-    threat: ThreatModel,
-) -> Verification:  # fmt: skip
-    """Judge adversarial examples from any tool, in the order of the samples or by their index.
+def recheck_examples(context: Context, found: Match, threat: ThreatModel) -> Verification:
+    """Judge adversarial examples from any tool.
 
     Args:
         context: holds the verifier's own model.
-        data: the verifier's own images, with labels.
-        adv_images: the examples (n, C, H, W).
-        labels: their classes (n,), where the file holds them: they must agree with the data.
-        index: their rows in the dataset (n,), where the file holds them.
+        found: the examples, matched with the verifier's own samples.
         threat: the threat model.
 
     Raises:
-        UserError: where shapes, labels or index do not fit.
+        UserError: for a ball in which anything lies, or a model that does not know the labels.
     """
-    if index is not None:
-        rows = _rows(index, data)
-        data = replace(data, images=data.images[rows], labels=data.labels[rows], index=data.index[rows])
-    if adv_images.shape != data.images.shape:
-        raise UserError(
-            f"The file holds examples of shape {tuple(adv_images.shape)}; the samples have {tuple(data.images.shape)}.",
-            code="other-samples",
-        )
-    if labels is not None and not torch.equal(labels, data.labels):
-        raise UserError(
-            "The labels in the file are not those of the data. Is the order the same?", code="other-samples"
-        )
-    check_ball(data.images, threat)
-    return summarise(judge_here(context, data, adv_images, threat, seed=context.seed), threat)
-
-
-def _rows(index: Tensor, data: ImageDataset) -> Tensor:
-    rows = {number: row for row, number in enumerate(data.index.tolist())}
-    missing = [number for number in index.tolist() if number not in rows]
-    if missing:
-        raise UserError(
-            f"The file holds an example of sample {missing[0]}, which is not among the {len(rows)} samples.",
-            code="other-samples",
-        )
-    return torch.tensor([rows[number] for number in index.tolist()])
+    check_ball(found.data.images, threat)
+    judged = judge_here(context, found.data, found.adv_images, threat, seed=context.seed)
+    return summarise(judged, threat).model_copy(update={"notes": list(found.notes)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from robustdup.config import EvalConfig, validate
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
-from robustdup.evidence.bundle import EXAMPLES, check_manifest, read_examples
+from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest
+from robustdup.evidence.examples import has_pictures, read_examples, read_indices
+from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
 from robustdup.evidence.verification import Verification
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats
@@ -24,6 +27,11 @@ from robustdup.records import EvaluationRecord, load_record
 from robustdup.threat import ThreatModel
 
 DATA_SETTINGS = {"data", "split", "data_config", "revision", "image_column", "label_column"}
+
+
+def is_bundle(place: Path) -> bool:
+    """Tell a bundle from examples: a folder is one, unless it holds pictures and no manifest."""
+    return place.is_dir() and ((place / MANIFEST).is_file() or not has_pictures(place))
 
 
 def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False) -> Verification:
@@ -102,20 +110,36 @@ def verify(
     return _timed(recheck_bundle(folder, _context(config, model), data), started)
 
 
-def verify_examples(path: Path, config: EvalConfig) -> Verification:
-    """Judge a file of adversarial examples from any tool, in the order of the samples that `config` names.
+def verify_examples(
+    path: Path, config: EvalConfig, *, scale: str | None = None, indices: str | None = None
+) -> Verification:
+    """Judge adversarial examples from any tool, in the order of the samples that `config` names, or by their index.
 
-    Labels or an index in the file must agree with the data. Raises UserError where shapes or labels do not fit.
+    Args:
+        path: a file of examples, or a folder of pictures.
+        config: model, data and threat model.
+        scale: what the pixels are in (255, cifar10, …); found out where it is clear if not given.
+        indices: of which samples the examples are: "0,2,5", a file, or "nearest".
+
+    Raises:
+        UserError: where scale, length, order, shapes or labels do not fit the samples.
     """
     started = time.perf_counter()
-    adv_images, labels, index = read_examples(path)
+    examples, threat = read_examples(path), parse_threats(config)[-1]
     registry = load_plugins(config.plugin)
-    if config.n is None and config.sample is None and index is None:
-        config = config.model_copy(update={"n": len(adv_images)})
+    asked = config.n if "n" in config.model_fields_set else None  # the usual number of a first look is not asked for
+    whole = asked is not None or config.sample is not None
+    if indices is not None and indices != "nearest":
+        examples = replace(examples, index=read_indices(indices, len(examples)))
+    if config.sample is None:
+        first = len(examples) if indices is None and examples.index is None else None
+        config = config.model_copy(update={"n": asked or first})
     data = load_data(config, registry)
+    if indices == "nearest":
+        examples = replace(examples, index=nearest_index(examples, data))
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
-    context = _context(config, model)
-    return _timed(recheck_examples(context, data, adv_images, labels, index, parse_threats(config)[-1]), started)
+    found = match(examples, data, threat, scale=scale, whole=whole)
+    return _timed(recheck_examples(_context(config, model), found, threat), started)
 
 
 def _context(config: EvalConfig, model: nn.Module) -> Context:

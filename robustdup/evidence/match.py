@@ -1,0 +1,280 @@
+"""Fit examples of other tools to the samples: layout, scale and order are checked by the nearness of the clean images.
+
+An example looks like the sample it was made from. Where it does not, no accuracy is printed: a file in other units, in
+another order or of other samples would give a number that means nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robustdup.data.dataset import ImageDataset
+from robustdup.errors import UserError, unknown
+from robustdup.evidence.examples import Examples
+from robustdup.threat import ThreatModel
+
+LOOKED_AT = 512  # examples whose likeness to all samples is measured
+ALIKE, UNLIKE = 0.5, 0.3  # correlations of pixels: looks like another sample; does not look like its own
+STRAY = 0.01  # share of examples that may look like another sample
+
+# What brings an image to [0, 1]: (x * scale) + shift for each channel.
+SCALES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "1": ((1.0,), (0.0,)),
+    "255": ((1 / 255,), (0.0,)),
+    "1/255": ((255.0,), (0.0,)),
+    "-1..1": ((0.5,), (0.5,)),
+    "cifar10": ((0.2471, 0.2435, 0.2616), (0.4914, 0.4822, 0.4465)),
+    "imagenet": ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)),
+    "mnist": ((0.3081,), (0.1307,)),
+}
+NAMES = tuple(SCALES)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Examples that fit: images (n, C, H, W) in [0, 1] in the order of `data`, and what a reader should know."""
+
+    adv_images: Tensor
+    data: ImageDataset
+    notes: tuple[str, ...]
+
+
+def match(
+    examples: Examples, data: ImageDataset, threat: ThreatModel, *, scale: str | None = None, whole: bool = False
+) -> Match:
+    """Bring examples to the samples that they were made from.
+
+    Args:
+        examples: what was read.
+        data: the samples, in order; where the examples have an index, all samples that it may name.
+        threat: the threat model.
+        scale: what the pixels are in: 1, 255, -1..1, cifar10, imagenet, mnist; found out if not given.
+        whole: whether the result speaks of all of `data`: samples without an example keep their clean image.
+
+    Raises:
+        UserError: bad-scale, other-samples: with what to do.
+    """
+    own, notes = data, list(examples.notes)
+    if examples.index is not None:
+        own = _chosen(data, examples.index)
+    elif len(examples) != len(data):
+        raise UserError(
+            f"The file holds {len(examples)} examples, and there are {len(data)} samples. Say of which samples they are with "
+            f"--indices (0,2,5, a file, or 'nearest'), or give --n {len(examples)} if they are the first.",
+            code="other-samples",
+        )
+    fitted = _best_layout(examples.images, own)
+    fitted, told = _to_unit(fitted, own, threat, scale, whole_numbers=not examples.images.is_floating_point())
+    notes += told
+    _check_order(fitted, own, data, threat)
+    if examples.labels is not None and not torch.equal(examples.labels, own.labels):
+        wrong = int((examples.labels != own.labels).sum()) if len(examples.labels) == len(own) else len(own)
+        raise UserError(
+            f"The labels in the file are not those of the data ({wrong} of {len(own)} differ). Is the order the same? "
+            "Labels must be the true classes, not predictions or targets.",
+            code="other-samples",
+        )
+    if not whole or own is data:
+        if own is not data:
+            notes.append(
+                "The accuracies are over the samples of the file alone, which whoever made it chose: give --n for all."
+            )
+        return Match(fitted, own, tuple(notes))
+    placed = data.images.clone()
+    rows = _rows(data, own.index)
+    placed[rows] = fitted
+    if len(own) < len(data):
+        notes.append(f"{len(own)} examples for {len(data)} samples: the others are judged as they are.")
+    return Match(placed, data, tuple(notes))
+
+
+def nearest_index(examples: Examples, data: ImageDataset) -> Tensor:
+    """Return the index (n,) of the sample that each example looks most like. Raises UserError where that is not clear."""
+    likeness = _likeness(_best_layout(examples.images, data, ordered=False), data.images)
+    best = likeness.topk(min(2, len(data)), dim=1)
+    sure = best.values[:, 0] >= ALIKE
+    if len(data) > 1:
+        sure &= best.values[:, 0] > best.values[:, 1] + 1e-4
+    rows = best.indices[:, 0]
+    if not bool(sure.all()) or len(set(rows.tolist())) < len(rows):
+        doubtful = int((~sure).sum()) or len(rows) - len(set(rows.tolist()))
+        raise UserError(
+            f"{doubtful} of {len(rows)} examples cannot be told by their looks: give --indices as a list or a file, in the order "
+            "of the examples.",
+            code="other-samples",
+        )
+    return data.index[rows]
+
+
+def _chosen(data: ImageDataset, index: Tensor) -> ImageDataset:
+    rows = _rows(data, index)
+    if len(set(rows.tolist())) < len(rows):
+        raise UserError("The indices name a sample twice: one example a sample is judged.", code="other-samples")
+    return replace(
+        data,
+        images=data.images[rows],
+        labels=data.labels[rows],
+        index=data.index[rows],
+        hashes=[data.hashes[r] for r in rows],
+    )
+
+
+def _rows(data: ImageDataset, index: Tensor) -> Tensor:
+    rows = {number: row for row, number in enumerate(data.index.tolist())}
+    missing = [number for number in index.tolist() if number not in rows]
+    if missing:
+        raise UserError(
+            f"The file holds an example of sample {missing[0]}, which is not among the {len(rows)} samples.",
+            code="other-samples",
+        )
+    return torch.tensor([rows[number] for number in index.tolist()])
+
+
+# --- layout ---
+
+
+def layouts(images: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
+    """Return images as (n, C, H, W) in each way in which their shape can be read: channels first, last, flat, grey."""
+    channels, height, width = shape
+    n, rest = len(images), tuple(images.shape[1:])
+    found = []
+    if rest == shape:
+        found.append(images)
+    if rest == (height, width, channels):
+        found.append(images.permute(0, 3, 1, 2))
+    if rest == (height, width) and channels == 1:
+        found.append(images[:, None])
+    if rest == (height, width, 3) and channels == 1:  # grey pictures that were saved with colours
+        found.append(images.permute(0, 3, 1, 2)[:, :1])
+    if rest == (channels * height * width,):
+        found += [images.reshape(n, *shape), images.reshape(n, height, width, channels).permute(0, 3, 1, 2)]
+    return found
+
+
+def _best_layout(images: Tensor, data: ImageDataset, *, ordered: bool = True) -> Tensor:
+    """Return images in the layout in which they look most like the samples, as float32."""
+    shape = tuple(data.images.shape[1:])
+    found = [layout.float() for layout in layouts(images, (shape[0], shape[1], shape[2]))]
+    if not found:
+        raise UserError(
+            f"The file holds examples of shape {tuple(images.shape[1:])}; the samples have {shape} (channels, height, width). "
+            "Were they resized or cropped? Give --resize, --crop or --grey as for the model.",
+            code="other-samples",
+        )
+    if len(found) == 1 or not ordered:
+        return found[0]
+    few = slice(0, LOOKED_AT)
+    return max(found, key=lambda layout: float(_own_likeness(layout[few], data.images[few]).nan_to_num().mean()))
+
+
+# --- scale ---
+
+
+def _to_unit(
+    images: Tensor, data: ImageDataset, threat: ThreatModel, scale: str | None, *, whole_numbers: bool
+) -> tuple[Tensor, list[str]]:
+    """Return images in [0, 1], and what was done. Raises UserError for pixels in units that have to be named."""
+    if scale is not None:
+        if scale not in SCALES:
+            raise unknown("scale", scale, NAMES)
+        return _scaled(images, scale), []
+    low, high = _ends(images)
+    if whole_numbers and low >= 0 and 1 < high <= 255:
+        return _scaled(images, "255"), ["Pixels are bytes, 0 to 255."]
+    few = slice(0, LOOKED_AT)
+    if float(_in_ball(images[few], data.images[few], threat).double().mean()) >= 0.5:
+        return images, []
+    names = ["1", "1/255"] if low >= 0 and high <= 1 else _possible(images)
+    far = {name: _distance(_scaled(images[few], name), data.images[few]) for name in names}
+    best = min(far, key=lambda name: far[name])
+    if far["1"] <= 2 * far[best]:
+        return images, []
+    span = f"values from {low:.4g} to {high:.4g}"
+    if best == "255":
+        return _scaled(images, "255"), [f"Pixels are {span}: read as 0 to 255, as which they look like the samples."]
+    like = f"as {best!r} they look like the samples: give --scale {best}, if they are in that"
+    raise UserError(
+        f"The examples have {span}, and are no images in [0, 1]: {like}, or save them before they are normalised.",
+        code="bad-scale",
+    )
+
+
+def _possible(images: Tensor) -> list[str]:
+    return [name for name in NAMES if len(SCALES[name][0]) in (1, images.shape[1])]
+
+
+def _scaled(images: Tensor, name: str) -> Tensor:
+    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in SCALES[name])
+    if len(scale) not in (1, images.shape[1]):
+        raise UserError(
+            f"The scale {name!r} is for {len(scale)} channels; the examples have {images.shape[1]}.", code="bad-scale"
+        )
+    return images if name == "1" else images * scale + shift
+
+
+def _ends(images: Tensor) -> tuple[float, float]:
+    finite = images[images.isfinite()]
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+
+
+def _distance(images: Tensor, clean: Tensor) -> float:
+    return float((images - clean).square().flatten(1).mean(dim=1).sqrt().nanmedian())
+
+
+def _in_ball(images: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
+    """Tell which examples (n,) lie in the ball, or beside it by no more than rounding to 8 bits may do."""
+    pixels = clean[0].numel()
+    rounding = {"Linf": 0.5 / 255, "L2": 0.5 / 255 * pixels**0.5, "L1": 0.5 / 255 * pixels}[threat.norm]
+    near: Tensor = threat.distance(clean, images).nan_to_num(torch.inf) <= 1.01 * threat.radius + rounding
+    return near
+
+
+# --- order ---
+
+
+def _check_order(images: Tensor, own: ImageDataset, data: ImageDataset, threat: ThreatModel) -> None:
+    """Raise UserError where examples look like other samples than those they stand for, or like none."""
+    step = -(-len(images) // LOOKED_AT)
+    some = images[::step]
+    outside = ~_in_ball(some, own.images[::step], threat)
+    if not bool(outside.any()):
+        return
+    rows = outside.nonzero()[:, 0]
+    likeness = _likeness(some[rows], data.images)
+    own_likeness = _own_likeness(some[rows], own.images[::step][rows])
+    best = likeness.max(dim=1)
+    stray = (best.values > own_likeness + 0.02) & (best.values >= ALIKE)
+    lost = own_likeness < UNLIKE
+    if int(stray.sum()) <= STRAY * len(some) and int((stray | lost).sum()) <= 0.5 * len(some):
+        return
+    first = int(rows[stray.nonzero()[0, 0]]) * step if bool(stray.any()) else 0
+    looks = ""
+    if bool(stray.any()):
+        like = int(data.index[best.indices[stray.nonzero()[0, 0]]])
+        looks = f" Example {first} stands for sample {int(own.index[first])} and looks like sample {like}."
+    raise UserError(
+        f"{int((stray | lost).sum())} of {len(some)} examples do not look like the samples that they stand for.{looks} Are they "
+        "of other samples, or in another order? Say which with --indices (0,2,5, a file, or 'nearest'), with --n or --sample "
+        "as they were made, or name the right --data and --split.",
+        code="other-samples",
+    )
+
+
+def _standard(images: Tensor) -> Tensor:
+    """Return images as rows (n, pixels) without mean and contrast: their products are correlations; NaN where flat."""
+    flat = images.float().flatten(1).nan_to_num(0.0, 0.0, 0.0)
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    rows: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-12)
+    return rows
+
+
+def _likeness(images: Tensor, clean: Tensor) -> Tensor:
+    """Return the correlation of each image with each clean one, (n, m)."""
+    return _standard(images) @ _standard(clean).T
+
+
+def _own_likeness(images: Tensor, clean: Tensor) -> Tensor:
+    return (_standard(images) * _standard(clean)).sum(dim=1)
