@@ -409,3 +409,56 @@ def test_another_threat_model_than_the_bundles_is_refused(finished, capsys, word
 
 def test_the_bundles_own_threat_model_may_be_named(finished, capsys):
     assert main(["verify", str(finished.parent / "bundle"), "--norm", "Linf", "--eps", "1/10", "--json"]) == 0
+
+
+def rehashed(finished, to):
+    """What was done to a network that one FGSM step breaks: a bundle that says of each sample that it survived."""
+
+    def innocent(rows):
+        clean = {row["position"]: row for row in rows if row["stage"] == -1}
+        right = [position for position, row in clean.items() if row["outcome"] == "correct"]
+        of_stage = {row["stage"]: row for row in rows if row["stage"] >= 0}
+        invented = [
+            {**of_stage[stage], **clean[position], **{name: of_stage[stage][name] for name in ("eps", "attack", "stage")},
+             "outcome": "robust", "min_distance": None, "forward_passes": 1, "violation": ""}
+            for stage in sorted(of_stage) for position in right
+        ]  # fmt: skip
+        return [*clean.values(), *invented]
+
+    def record(content):
+        content["robust_accuracy"] = content["clean_accuracy"]
+        content["robust_accuracy_8bit"] = content["clean_accuracy"]["value"]
+        right = round(content["n"] * content["clean_accuracy"]["value"])
+        for attack in content["attacks"]:
+            attack |= {"n_attacked": right, "n_broken": 0, "violations": 0, "violation_kinds": {}, "forward_passes": 1,
+                       "backward_passes": 0, "robust_accuracy_after": content["clean_accuracy"]["value"]}  # fmt: skip
+        for part in content["per_class"]:
+            part["robust_accuracy"] = part["clean_accuracy"]
+        content["passes"] |= {"attacks_forward": len(content["attacks"]), "attacks_backward": 0}
+
+    clean = load_file(finished / "images" / "clean.safetensors")["images"]
+    images = clean.float() / 255 if clean.dtype == torch.uint8 else clean
+    return forge(
+        finished, to, rows=innocent, record=record, tensors=lambda tensors: tensors.update(images=images.contiguous())
+    )
+
+
+def test_a_bundle_without_examples_proves_nothing_but_its_clean_accuracy_and_a_replay_refutes_it(tmp_path, capsys):
+    settings = {"n": 30, "attacks": "fgsm,pgd(steps=3)", "eps": "0.15", "model": "builtin:digits-standard"}
+    record = jobs.run_evaluation(build(EvalConfig, values=settings), folder=tmp_path / "run").record
+    assert record.robust_accuracy.value < record.clean_accuracy.value - 0.3
+    honest = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
+    assert main(["verify", str(honest), "--replay", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_replayed"], found["n_replayed_broken"]) == (round(30 * record.robust_accuracy.value), 0)
+    folder = rehashed(tmp_path / "run", tmp_path / "forged")
+    found = jobs.verify_bundle(folder)
+    assert (found.accepted, found.problems) == (True, [])  # each field fits: it says little
+    assert "by its clean accuracy alone" in found.headline()
+    assert found.at_most == pytest.approx(record.clean_accuracy.value)
+    assert main(["verify", str(folder), "--replay", "1"]) == 1
+    assert "run again here, break" in " ".join(capsys.readouterr().out.split())
+    assert main(["leaderboard", "rank", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("By what the record states alone")
+    for words in (["--replay", "0"], ["--replay", "1.5"]):
+        assert main(["verify", str(folder), *words]) == 2

@@ -45,6 +45,11 @@ def _verify(
     trust: bool = typer.Option(
         False, "--trust", help="Run code that the bundle names (a model in a file), without naming it with --model."
     ),
+    replay: float | None = typer.Option(
+        None,
+        "--replay",
+        help="Also run the bundle's attacks again on this share of its survivors, drawn at random: 0.1. The slow part.",
+    ),
     scale: str | None = typer.Option(
         None,
         "--scale",
@@ -77,14 +82,24 @@ def _verify(
             raise UserError(
                 "--scale and --indices are for files of examples; a bundle says it itself.", code="bad-option"
             )
-        verification = jobs.verify_bundle(place, given.model_dump(mode="json", exclude_unset=True), trust=trust)
+        verification = jobs.verify_bundle(
+            place, given.model_dump(mode="json", exclude_unset=True), trust=trust, again=_share(replay)
+        )
     else:
+        if replay is not None:
+            raise UserError("--replay is for bundles: a file of examples names no attacks.", code="bad-option")
         verification = jobs.verify_examples(place, given, scale=scale, indices=indices)
     if json:
         print(verification.model_dump_json(indent=2))
     else:
         _show(place, verification)
     return 0 if verification.accepted else 1
+
+
+def _share(replay: float | None) -> float:
+    if replay is not None and not 0 < replay <= 1:
+        raise UserError(f"--replay takes a share of the survivors above 0 and up to 1, got {replay}.", code="bad-value")
+    return replay or 0.0
 
 
 def _show(place: Path, verification: Any) -> None:
@@ -114,6 +129,11 @@ def _show(place: Path, verification: Any) -> None:
         )
     if verification.within_rounding:
         console.print(f"  {verification.within_rounding} claims fail only within float32 rounding")
+    if verification.n_replayed:
+        console.print(
+            f"  the stated attacks, run again here on {verification.n_replayed} of the survivors, drawn at random, broke "
+            f"{verification.n_replayed_broken}"
+        )
     for note in verification.notes:
         console.print(f"  {escape(note)}")
     for title, text, fields in (

@@ -162,10 +162,7 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
         ("individual", record.individual),
     ]
     if config.get("data") != "python":
-        chosen = "sample" if config.get("sample") is not None else "first" if config.get("n") is not None else "all"
         twins += [("data", data.spec), ("split", data.split), ("data_config", data.config)]
-        if data.selection in ("first", "sample", "all") and chosen != data.selection:
-            yield f"The record says of its samples {data.selection!r}; its settings say {chosen!r}."
     yield from (
         f"The record states {name} = {stated!r}; its settings say {config[name]!r}."
         for name, stated in twins

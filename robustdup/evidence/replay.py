@@ -106,6 +106,14 @@ def read_rows(folder: Path) -> list[Row]:
     return list(table.to_pylist())
 
 
+def survivors(folder: Path) -> Tensor:
+    """Return which samples (n,) bool a bundle says are right and survived everything; its rows were replayed before."""
+    rows = read_rows(folder)
+    n = sum(row["stage"] == -1 for row in rows)
+    wrong = {row["position"] for row in rows if row["outcome"] not in ("correct", Outcome.ROBUST.word)}
+    return ~_mask(wrong, n)
+
+
 def _clean_rows(rows: Sequence[Row], data: ImageDataset) -> list[Row]:
     """Return the rows on clean images by position: one for each sample, of exactly these samples."""
     clean = sorted(

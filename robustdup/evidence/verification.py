@@ -44,6 +44,8 @@ class Verification(Part):
         default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
     )
     only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
+    n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
+    n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")
 
     def headline(self) -> str:

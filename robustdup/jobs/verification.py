@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustdup.config import EvalConfig, validate
+from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
@@ -18,8 +21,9 @@ from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest
 from robustdup.evidence.examples import has_pictures, read_examples, read_indices
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
+from robustdup.evidence.replay import survivors
 from robustdup.evidence.verification import Verification
-from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats
+from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
 from robustdup.jobs.trust import check_trust
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
@@ -34,13 +38,16 @@ def is_bundle(place: Path) -> bool:
     return place.is_dir() and ((place / MANIFEST).is_file() or not has_pictures(place))
 
 
-def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False) -> Verification:
+def verify_bundle(
+    folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False, again: float = 0.0
+) -> Verification:
     """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
 
     Args:
         folder: the bundle.
         changes: keys of EvalConfig that differ on this machine (data in another place, say).
         trust: whether code that the bundle names may run: a model in a file, say.
+        again: share of the survivors, drawn at random, on which the stated attacks are run again; 0 for none.
 
     Raises:
         UserError: where the bundle was changed, where it names code that the user did not, where norm or eps are others
@@ -64,7 +71,47 @@ def verify_bundle(folder: Path, changes: Mapping[str, Any] | None = None, *, tru
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     same_data = not own.keys() & DATA_SETTINGS
-    return _timed(recheck_bundle(folder, _context(config, model), data, same_data=same_data), started)
+    verification = recheck_bundle(folder, _context(config, model), data, same_data=same_data)
+    if again:
+        verification = _attacked_again(folder, verification, config, model, data, again)
+    return _timed(verification, started)
+
+
+def _attacked_again(
+    folder: Path, verification: Verification, config: EvalConfig, model: nn.Module, data: ImageDataset, share: float
+) -> Verification:
+    """Run the stated attacks on a share of the survivors, which nobody can foresee; one that breaks refuses the bundle."""
+    if not 0 < share <= 1:
+        raise UserError(f"--replay takes a share of the survivors above 0 and up to 1, got {share}.", code="bad-value")
+    left = survivors(folder).nonzero()[:, 0].tolist()
+    if not left or not verification.accepted or verification.randomized:
+        why = (
+            "no sample is left"
+            if not left
+            else "the model answers at random"
+            if verification.randomized
+            else "it is refused"
+        )
+        return verification.model_copy(update={"notes": [*verification.notes, f"No attack was run again: {why}."]})
+    rows = sorted(random.SystemRandom().sample(left, math.ceil(share * len(left))))
+    some = from_tensors(
+        data.images[rows],
+        data.labels[rows],
+        class_names=data.class_names,
+        index=data.index[rows],
+        spec=data.spec,
+        split=data.split,
+    )
+    plain = config.model_copy(
+        update={"n": None, "sample": None, "out": None, "diagnostics": False, "save_images": False}
+    )
+    record = run_evaluation(plain, model=model, data=some).record
+    broken = round(record.n * (record.clean_accuracy.value - record.robust_accuracy.value)) - record.n_undecided
+    update: dict[str, Any] = {"n_replayed": len(rows), "n_replayed_broken": broken}
+    if broken:
+        problem = f"The stated attacks, run again here, break {broken} of {len(rows)} samples that the bundle says survived them."
+        update |= {"accepted": False, "problems": [*verification.problems, problem]}
+    return verification.model_copy(update=update)
 
 
 def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str, Any]) -> None:
