@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from robustdup.records.evaluation import EvaluationRecord
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustdup.records.evaluation import EvaluationRecord
 
 # Serious signs that attacks did not see what is there; the others speak of something else than the attacks' strength.
 DOUBTFUL = (
