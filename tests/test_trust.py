@@ -110,6 +110,21 @@ def test_plugins_pickles_and_attacked_models_of_a_bundle_are_left_alone(finished
     assert ran(place) == []
 
 
+def test_a_bundle_makes_no_demands_on_memory_threads_or_devices(finished, place):
+    bundle = bundle_with(finished, place, micro_batch=10**9, threads=10**6, workers=500, runner="ray", device="cuda:7")
+    assert jobs.verify_bundle(bundle).accepted
+
+
+def test_a_model_card_of_a_record_from_elsewhere_says_so(finished, tmp_path, capsys):
+    assert main(["report", str(finished), "--card"]) == 0
+    assert "not made here" not in capsys.readouterr().out
+    shutil.copytree(finished, tmp_path / "copy")
+    path = tmp_path / "copy" / "record.json"
+    path.write_text(path.read_text().replace('"n": 10,', '"n": 10 ,'))
+    assert main(["report", str(path), "--card"]) == 0
+    assert "By what the record states alone" in capsys.readouterr().out
+
+
 def test_data_by_a_plugged_loader_is_asked_about(finished, place):
     bundle = bundle_with(finished, place, data="strange:place")
     with raises("untrusted-code", UserError, "the loader of 'strange' data"):

@@ -95,12 +95,17 @@ def submit_command(
         title=title, url=url, authors=authors, venue=venue, architecture=architecture, extra_data=extra_data,
         reported=reported, checkpoint=checkpoint, forward_passes=forward_passes, name=name,
     )  # fmt: skip
-    folder = find_record(run).parent
+    path = find_record(run)
+    folder = path.parent
     result = submit(load_record(run), load_samples(folder), to or folder / "robustbench", paper, draft=draft)
     if as_json:
         print(to_json(result))
         return
     out = console()
+    if not file_made_here(path):
+        out.print(
+            Text("This record was not made here: what is written rests on what it states. See 'robustdup verify'.")
+        )
     for file in result.files:
         out.print(Text(f"Wrote {file}"))
     if result.missing:

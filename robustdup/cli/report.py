@@ -20,6 +20,7 @@ from robustdup.records import (
     schema_of,
     write_atomic,
 )
+from robustdup.records.origin import file_made_here
 from robustdup.records.training import TRAINING_SCHEMA
 
 
@@ -71,14 +72,14 @@ def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:
     )
     if schema_of(runs[0]) == TRAINING_SCHEMA and tested is not None and (tested / RECORD_FILE).is_file():
         folder = tested  # a training is judged by the evaluation of its best checkpoint
-        record = load_record(tested)
+        place, record = tested / RECORD_FILE, load_record(tested)
     else:
-        record = load_record(runs[0])
+        place, record = find_record(runs[0]), load_record(runs[0])
     try:
         samples = load_samples(folder)
     except UserError:
         samples = None  # the rank then says that the images could not be checked
-    text = model_card(record, samples)
+    text = model_card(record, samples, made_here=file_made_here(place))
     if to is None:
         print(text, end="")
         return

@@ -81,7 +81,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(content)
         stated = manifest.pop("sha256")
         files = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise refused(f"{MANIFEST} is damaged.") from None
     if manifest.get("format") != FORMAT:
         raise refused(

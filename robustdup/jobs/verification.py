@@ -57,8 +57,8 @@ def verify_bundle(
     check_manifest(folder)
     own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
-    settings = {**record.config, "plugin": [], "allow_pickle": False, "attack_model": None}
-    config = validate(EvalConfig, {**settings, "out": None, "device": "auto", **own})
+    settings = _without_demands(record.config)
+    config = validate(EvalConfig, {**settings, **own})
     if "python" in (config.model, config.data):
         raise UserError(
             "This bundle was made from objects in memory: name what to load with --model and --data, "
@@ -151,7 +151,7 @@ def verify(
     folder = Path(bundle)
     check_manifest(folder)
     record = load_record(folder)
-    config = validate(EvalConfig, {**record.config, "out": None, "device": device})
+    config = validate(EvalConfig, {**_without_demands(record.config), "device": device})
     _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
     return _timed(recheck_bundle(folder, _context(config, model), data), started)
@@ -187,6 +187,17 @@ def verify_examples(
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     found = match(examples, data, threat, scale=scale, whole=whole)
     return _timed(recheck_examples(_context(config, model), found, threat), started)
+
+
+LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
+
+
+def _without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
+    size = settings.get("micro_batch")
+    kept = size if isinstance(size, int) and size <= LARGEST_MICRO_BATCH else None
+    own = {"plugin": [], "allow_pickle": False, "attack_model": None, "out": None, "device": "auto", "threads": None}
+    return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}
 
 
 def _context(config: EvalConfig, model: nn.Module) -> Context:

@@ -25,11 +25,15 @@ ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def model_card(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
-    """Return the card: YAML metadata between lines of dashes, then Markdown. `samples` are for the leaderboard's rank."""
+def model_card(record: EvaluationRecord, samples: pa.Table | None = None, *, made_here: bool | None = None) -> str:
+    """Return the card: YAML metadata between lines of dashes, then Markdown.
+
+    `samples` are for the leaderboard's rank, and `made_here` says whether the record was read from a file that was written
+    under this account: if not, the card says that its rank rests on what the record states.
+    """
     metadata = {"pipeline_tag": "image-classification", "tags": _tags(), "model-index": [_index(record)]}
     front = yaml.dump(metadata, Dumper=_OneLine, sort_keys=False, allow_unicode=True, width=100_000)
-    return f"---\n{front}---\n\n{section(record, samples)}"
+    return f"---\n{front}---\n\n{section(record, samples, made_here=made_here)}"
 
 
 def eval_results(record: EvaluationRecord) -> str | None:
@@ -136,7 +140,7 @@ def _metric(name: str, found: Accuracy, args: dict[str, Any] | None = None) -> d
     return {**metric, "args": args} if args else metric
 
 
-def section(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
+def section(record: EvaluationRecord, samples: pa.Table | None = None, *, made_here: bool | None = None) -> str:
     """Return what was found in Markdown: the table, what qualifies it, and the command that gives it again."""
     threat = f"{record.threat.norm}, eps = {record.threat.eps_text}"
     data = f"{_plain(_dataset_id(record.data.spec))} ({_plain(record.data.split)}, {record.n} of {record.data.n_total} images)"
@@ -158,7 +162,7 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None) -> str:
     ]
     lines += [
         "",
-        *(f"- {_plain(remark)}" for remark in _remarks(record, samples)),
+        *(f"- {_plain(remark)}" for remark in _remarks(record, samples, made_here)),
         "",
         "```",
         _fenced(_command_elsewhere(record.command)),
@@ -173,14 +177,14 @@ def _row(name: str, found: Accuracy) -> str:
     return f"| {_plain(name)} | {percent(found.value)} | {100 * found.low:.2f} to {100 * found.high:.2f} |"
 
 
-def _remarks(record: EvaluationRecord, samples: pa.Table | None) -> list[str]:
+def _remarks(record: EvaluationRecord, samples: pa.Table | None, made_here: bool | None = None) -> list[str]:
     found = [record.interval_about]
     if record.status != "complete" or record.n_undecided or record.n_not_attacked:
         found.append(
             f"This result is partial: {record.n_undecided} points are undecided, {record.n_not_attacked} were not attacked."
         )
     try:
-        sentence = position(record, samples).sentence()
+        sentence = position(record, samples, made_here=made_here).sentence()
         found.append(sentence.replace(record.data.spec, _dataset_id(record.data.spec)))
     except RobustdupError as error:
         found.append(f"No RobustBench rank: {error}")
