@@ -1,0 +1,228 @@
+"""Prove a margin again, without torch and with every rounding counted: only what this file accepts is called certified.
+
+A network is a list of steps on vectors of float64: sparse matrices, rectifiers, maxima, sums. A linear function of the
+logits is pulled back to the image through lines around each rectifier (https://arxiv.org/abs/1811.00866). Two kinds of
+rounding are bounded as in N. Higham, Accuracy and Stability of Numerical Algorithms, chapter 3: the sums here, in
+float64, and those of the network itself, which runs in float32 in an order that nobody promises. So what is proven holds
+for the answers of the float32 network, not only for those of an ideal one.
+
+This file imports numpy and scipy alone, so that it can be read, and trusted, by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+Array = np.ndarray[Any, Any]
+U64 = 2.0**-53
+U32 = 2.0**-24
+ORDER = 8.0  # the network's sums may be made in any order, and convolutions by other algorithms: its rounding, times this
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `inputs` are the numbers of the values that it reads, 0 is the image (flat).
+
+    affine: `matrix` (outputs, inputs) and `bias`; `shift` bounds |bias| before anything in it cancelled. rectifier:
+    max(x, slope x). maximum: over `windows` (outputs, window) of inputs, -1 beyond the edge. sum: of two values.
+    """
+
+    kind: Literal["image", "affine", "rectifier", "maximum", "sum"]
+    inputs: tuple[int, ...] = ()
+    matrix: sparse.csr_array | None = None
+    bias: Array | None = None
+    shift: Array | None = None
+    slope: float = 0.0
+    windows: Array | None = None
+
+
+@dataclass
+class _Values:
+    """What is known of every step's value: its bounds, and how far float32 may put it from what the step says."""
+
+    low: list[Array]
+    high: list[Array]
+    rounding: list[Array]
+
+    def size(self, number: int) -> Array:
+        """The largest absolute value that each entry may have."""
+        return np.maximum(np.abs(self.low[number]), np.abs(self.high[number]))
+
+
+def proven_margin(
+    steps: Sequence[Step], image: Array, label: int, *, norm: str, radius: float, slopes: Mapping[int, Array] | None = None
+) -> float:
+    """Return a number that the margin of the float32 network is not below, anywhere in the ball inside [0, 1].
+
+    Args:
+        steps: The network, image first and logits last.
+        image: (D,) pixels in [0, 1].
+        label: The true class.
+        norm: Linf, L2 or L1.
+        radius: Of the ball, in pixels of [0, 1].
+        slopes: Of rectifiers' lower lines, by their step, from whoever claims the certificate. Any are sound.
+
+    Returns:
+        The least margin (true logit minus the largest other one) that is possible; -inf where nothing can be said.
+    """
+    image = image.astype(np.float64)
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1 and radius >= 0):
+        return -np.inf
+    with np.errstate(all="ignore"):
+        values = _Values([np.maximum(image - radius * (1 + 4 * U64), 0)], [np.minimum(image + radius * (1 + 4 * U64), 1)], [np.zeros_like(image)])
+        needed = {i for step in steps if step.kind in ("rectifier", "maximum") for i in step.inputs}
+        for number in range(1, len(steps)):
+            _interval_step(steps, number, values)
+            if number in needed:
+                _tighten(steps, number, values, (image, norm, radius))
+        classes = len(values.low[-1])
+        rows = np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0)
+        least = _pull_back(steps, len(steps) - 1, rows, values, (image, norm, radius), slopes or {})
+    return float(least.min()) if np.isfinite(least).all() else -np.inf
+
+
+def _interval_step(steps: Sequence[Step], number: int, values: _Values) -> None:
+    step = steps[number]
+    before = step.inputs[0]
+    low, high = values.low[before], values.high[before]
+    rounding = np.zeros(0)
+    if step.kind == "affine":
+        matrix, bias, shift = _parts(step)
+        size = np.abs(matrix) @ values.size(before)
+        terms = np.diff(matrix.indptr) + 8.0
+        rounding = ORDER * terms * U32 * (size + shift) * (1 + 1e-6) + 1e-40
+        positive, negative = matrix.maximum(0), matrix.minimum(0)
+        # Float64 sums of these sizes err by far less than the float32 rounding that is taken off here besides.
+        ends = positive @ low + negative @ high + bias - rounding, positive @ high + negative @ low + bias + rounding
+    elif step.kind == "rectifier":
+        ends = np.maximum(low, step.slope * low), np.maximum(high, step.slope * high)
+        rounding = _few(ends)
+        ends = ends[0] - rounding, ends[1] + rounding
+    elif step.kind == "maximum":
+        ends = _windows(step, low).max(1), _windows(step, high).max(1)
+    else:
+        other = step.inputs[1]
+        ends = low + values.low[other], high + values.high[other]
+        rounding = 4 * U32 * (values.size(before) + values.size(other)) + 1e-40
+        ends = ends[0] - rounding, ends[1] + rounding
+    values.low.append(ends[0])
+    values.high.append(ends[1])
+    values.rounding.append(rounding if len(rounding) else np.zeros_like(ends[0]))
+
+
+def _parts(step: Step) -> tuple[sparse.csr_array, Array, Array]:
+    assert step.matrix is not None
+    assert step.bias is not None
+    assert step.shift is not None
+    return step.matrix, step.bias, step.shift
+
+
+def _few(ends: tuple[Array, Array]) -> Array:
+    return 4 * U32 * np.maximum(np.abs(ends[0]), np.abs(ends[1])) + 1e-40
+
+
+def _windows(step: Step, values: Array) -> Array:
+    assert step.windows is not None
+    return np.append(values, -np.inf)[step.windows]
+
+
+def _tighten(steps: Sequence[Step], number: int, values: _Values, ball: tuple[Array, str, float]) -> None:
+    is_open = np.flatnonzero((values.low[number] < 0) & (values.high[number] > 0))
+    if steps[number].kind == "image" or not len(is_open):
+        return
+    low, high = values.low[number].copy(), values.high[number].copy()
+    for part in np.array_split(is_open, -(-len(is_open) // 512)):
+        rows = np.zeros((len(part), len(low)))
+        rows[np.arange(len(part)), part] = 1
+        low[part] = np.maximum(low[part], _pull_back(steps, number, rows, values, ball, {}))
+        high[part] = np.minimum(high[part], -_pull_back(steps, number, -rows, values, ball, {}))
+    values.low[number], values.high[number] = low, high
+
+
+def _pull_back(
+    steps: Sequence[Step], number: int, rows: Array, values: _Values, ball: tuple[Array, str, float],
+    slopes: Mapping[int, Array],
+) -> Array:  # fmt: skip
+    """Return lower bounds (S,) of linear functions (S, size) of one step's value, over the ball, less all rounding."""
+    waiting: dict[int, Array] = {number: rows}
+    total, off = np.zeros(len(rows)), np.zeros(len(rows))
+    for index in range(number, 0, -1):
+        coefficients = waiting.pop(index, None)
+        if coefficients is None:
+            continue
+        step = steps[index]
+        absolute = np.abs(coefficients)
+        off += absolute @ values.rounding[index]  # the float32 network may be this far from the step
+        if step.kind == "sum":
+            parts = [coefficients, coefficients]
+        elif step.kind == "affine":
+            matrix, bias, shift = _parts(step)
+            parts = [np.asarray((matrix.T @ coefficients.T).T)]
+            total += coefficients @ bias
+            size = np.abs(matrix) @ values.size(step.inputs[0]) + shift
+            off += 4 * (coefficients.shape[1] + 8) * U64 * (absolute @ size)
+        elif step.kind == "rectifier":
+            constant, part = _through_rectifier(step, index, values, coefficients, slopes.get(index))
+            parts = [part]
+            total += constant
+            off += 16 * (coefficients.shape[1] + 8) * U64 * (absolute @ (values.size(step.inputs[0]) + values.size(index)))
+        else:
+            constant, part = _through_maximum(step, values, coefficients)
+            parts = [part]
+            total += constant
+            off += 16 * (coefficients.shape[1] + 8) * U64 * (absolute @ values.size(index))
+        for before, part in zip(step.inputs, parts, strict=True):
+            if before in waiting:
+                off += 4 * U64 * ((np.abs(part) + np.abs(waiting[before])) @ values.size(before))
+                part = waiting[before] + part
+            waiting[before] = part
+    return total + _least(waiting[0], values, ball) - off * (1 + 1e-6) - 1e-12 * np.abs(total)
+
+
+def _through_rectifier(
+    step: Step, index: int, values: _Values, coefficients: Array, given: Array | None
+) -> tuple[Array, Array]:
+    low, high = values.low[step.inputs[0]], values.high[step.inputs[0]]
+    is_open = (low < 0) & (high > 0)
+    chord = np.clip((high - step.slope * low) / np.where(is_open, high - low, 1.0), step.slope, 1.0)
+    above = np.where(is_open, chord, np.where(low >= 0, 1.0, step.slope))
+    # Any line with this offset lies above both ends, so above the whole of the rectifier between them, which is convex.
+    offset = np.maximum(step.slope * low - above * low, high - above * high)
+    offset = np.where(is_open, offset + 8 * U64 * (np.abs(low) + np.abs(high)), 0.0)
+    below = np.where(high > -low, 1.0, step.slope) if given is None else np.clip(np.nan_to_num(given), step.slope, 1.0)
+    below = np.where(is_open, below, above)
+    positive, negative = np.maximum(coefficients, 0), np.minimum(coefficients, 0)
+    return negative @ offset, positive * below + negative * above
+
+
+def _through_maximum(step: Step, values: _Values, coefficients: Array) -> tuple[Array, Array]:
+    assert step.windows is not None
+    low, high = values.low[step.inputs[0]], values.high[step.inputs[0]]
+    lows, highs = _windows(step, low), _windows(step, high)
+    best = lows.argmax(1)
+    places = np.arange(len(best))
+    others = highs.copy()
+    others[places, best] = -np.inf
+    certain = lows[places, best] >= others.max(1)
+    target = step.windows[places, best]
+    positive, negative = np.maximum(coefficients, 0), np.minimum(coefficients, 0)
+    part = np.zeros((len(coefficients), len(low)))
+    np.add.at(part, (slice(None), target), positive + negative * certain)
+    return negative @ np.where(certain, 0.0, highs.max(1)), part
+
+
+def _least(slopes: Array, values: _Values, ball: tuple[Array, str, float]) -> Array:
+    """Return the least value (S,) of slopes (S, D) times the image over the ball inside [0, 1], less rounding."""
+    image, norm, radius = ball
+    off = 8 * (slopes.shape[1] + 8) * U64 * np.abs(slopes).sum(1)  # pixels are at most 1
+    by_box = np.maximum(slopes, 0) @ values.low[0] + np.minimum(slopes, 0) @ values.high[0]
+    if norm == "Linf":
+        return np.asarray(by_box - off)
+    length = np.sqrt((slopes**2).sum(1)) if norm == "L2" else np.abs(slopes).max(1)
+    by_ball = slopes @ image - radius * (1 + 1e-9) * length
+    return np.asarray(np.maximum(by_box, by_ball) - off)
