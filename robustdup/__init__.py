@@ -10,6 +10,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustdup.api.certification import CertificationResult as CertificationResult
+    from robustdup.api.certification import certify as certify
     from robustdup.api.duplicates import duplicate as duplicate
     from robustdup.api.duplicates import find_duplicates as find_duplicates
     from robustdup.api.evaluation import attack as attack
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     # the verbs
     "attack": "robustdup.api.evaluation",
+    "certify": "robustdup.api.certification",
     "compare": "robustdup.api.runs",
     "duplicate": "robustdup.api.duplicates",
     "evaluate": "robustdup.api.evaluation",
@@ -53,6 +56,7 @@ _PUBLIC = {
     "verify": "robustdup.api.runs",
     # what they return and raise
     "AttackWarning": "robustdup.errors",
+    "CertificationResult": "robustdup.api.certification",
     "EvaluationResult": "robustdup.api.results",
     "RunError": "robustdup.errors",
     "ThreatModel": "robustdup.threat",

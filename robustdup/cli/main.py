@@ -15,6 +15,7 @@ from rich.markup import escape
 
 import robustdup
 from robustdup.cli import attacks, config, data, leaderboard
+from robustdup.cli.certify import certify_command
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
@@ -44,6 +45,7 @@ app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.",
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.command("compare", short_help="Compare runs: paired difference, or a table.")(compare)
 app.command("verify", cls=PanelCommand, short_help="Recheck someone's adversarial examples.")(verify)
+app.command("certify", cls=PanelCommand, short_help="Prove that samples have no adversarial example.")(certify_command)
 app.command("report", short_help="Make pages for a browser from runs.")(report)
 app.command("plot", short_help="Draw a figure for a paper.")(plot)
 app.add_typer(config.app, name="config", help="Recipes that come with robustdup.", no_args_is_help=True)

@@ -41,7 +41,8 @@ def verbs(loader: DataLoader[tuple[Tensor, Tensor]], table: datasets.Dataset) ->
         rank: str = robustdup.rank(result).sentence()
     except UserError as error:
         rank = error.code
+    certified: Tensor = robustdup.certify(model, data, eps="8/255", method="bounds", seconds=10.0).certified
     accepted: bool = robustdup.verify("evidence").accepted
-    print(adv_images.shape, record.status, len(copies), rank, accepted, difference.clean.p_value)
+    print(adv_images.shape, certified, record.status, len(copies), rank, accepted, difference.clean.p_value)
     value: float = result.robust_accuracy.value
     return value + float(torch.mean(result.adv_images))

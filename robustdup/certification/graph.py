@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,8 +20,8 @@ Map = Callable[[Tensor], Tensor]
 class Operation:
     """One step of a network; `inputs` are the numbers of the values that it reads (0 is the image).
 
-    An affine one has `forward` x -> Wx + b, `absolute` x -> |W|x, and `shift`, a bound of |b| per output before anything
-    in it cancels. A rectifier is max(x, slope * x). A maximum is taken over `windows` (outputs, window): numbers of
+    An affine one has `linear` x -> Wx, `absolute` x -> |W|x, `bias` b, and `shift`, a bound of |b| before anything in it
+    cancels. A rectifier is max(x, slope * x). A maximum is taken over `windows` (outputs, window): numbers of
     inputs, -1 where a window hangs over the edge.
     """
 
@@ -29,9 +29,10 @@ class Operation:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     name: str = ""
-    forward: Map | None = None
+    linear: Map | None = None
     absolute: Map | None = None
-    shift: Tensor | None = None
+    bias: Tensor | float = 0.0
+    shift: Tensor | float = 0.0
     slope: float = 0.0
     windows: Tensor | None = None
 
@@ -51,7 +52,9 @@ def read_network(model: nn.Module, images: Tensor) -> list[Operation]:
         graph = fx.symbolic_trace(model)
     except Exception as error:  # a model may do anything  # noqa: BLE001
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"The network cannot be bounded: it cannot be traced ({reason}).", code="not-boundable") from None
+        raise UserError(
+            f"The network cannot be bounded: it cannot be traced ({reason}).", code="not-boundable"
+        ) from None
     operations = _Reader(graph, images).read()
     with torch.no_grad():
         gap = float((run(operations, images) - model(images)).abs().max())
@@ -73,8 +76,9 @@ def run(operations: Sequence[Operation], images: Tensor) -> Tensor:
 def apply(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
     """Return the value (N, *shape) of an operation from those of its inputs."""
     if operation.kind == "affine":
-        assert operation.forward is not None
-        return operation.forward(inputs[0])
+        assert operation.linear is not None
+        bias = operation.bias
+        return operation.linear(inputs[0]) + (bias.to(inputs[0]) if isinstance(bias, Tensor) else bias)
     if operation.kind == "rectifier":
         return torch.maximum(inputs[0], operation.slope * inputs[0])
     if operation.kind == "maximum":
@@ -128,21 +132,22 @@ class _Reader:
         return self._function(node, args)
 
     def _add(self, node: fx.Node, kind: Any, inputs: Sequence[_Number], **keys: Any) -> _Number:
-        shapes = [self.operations[number.index].shape for number in inputs]
-        operation = Operation(kind, tuple(number.index for number in inputs), (), node.name, **keys)
-        with torch.no_grad():
-            examples = [torch.zeros(1, *shape).to(self.images) for shape in shapes]
-            if kind == "maximum":
-                shape = keys.pop("shape")
-            else:
-                shape = tuple(apply(operation, examples).shape[1:])
-        self.operations.append(Operation(kind, operation.inputs, shape, node.name, **keys))
+        shape = keys.pop("shape", ())
+        operation = Operation(kind, tuple(number.index for number in inputs), shape, node.name, **keys)
+        if not shape:
+            with torch.no_grad():
+                examples = [torch.zeros(1, *self.operations[number.index].shape).to(self.images) for number in inputs]
+                operation = replace(operation, shape=tuple(apply(operation, examples).shape[1:]))
+        self.operations.append(operation)
         return _Number(len(self.operations) - 1)
 
-    def _affine(self, node: fx.Node, number: _Number, forward: Map, absolute: Map | None, shift: Tensor | None) -> _Number:
-        """Add x -> forward(x); where `absolute` is None it is its own absolute, without a shift."""
-        plain = forward if absolute is None else absolute
-        return self._add(node, "affine", [number], forward=forward, absolute=plain, shift=shift)
+    def _affine(
+        self, node: fx.Node, number: _Number, linear: Map, absolute: Map | None = None, bias: Tensor | float = 0.0,
+        shift: Tensor | float | None = None,
+    ) -> _Number:  # fmt: skip
+        """Add x -> linear(x) + bias; where `absolute` is None the map is its own, and `shift` is |bias|."""
+        size = (bias.abs() if isinstance(bias, Tensor) else abs(bias)) if shift is None else shift
+        return self._add(node, "affine", [number], linear=linear, absolute=absolute or linear, bias=bias, shift=size)
 
     def _module(self, node: fx.Node, module: nn.Module, args: list[Any]) -> Any:
         number = args[0]
@@ -153,24 +158,30 @@ class _Reader:
         if isinstance(module, nn.ReLU | nn.LeakyReLU):
             return self._add(node, "rectifier", [number], slope=float(getattr(module, "negative_slope", 0.0)))
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
-            weight, bias = module.weight.detach().to(self.images), _or_zero(module.bias, module.out_channels, self.images)
-            options = (module.stride, module.padding, module.dilation, module.groups)
+            weight, bias = (
+                module.weight.detach().to(self.images),
+                _or_zero(module.bias, module.out_channels, self.images),
+            )
+            options: Any = (module.stride, module.padding, module.dilation, module.groups)
             return self._affine(
                 node, number,
-                lambda x: F.conv2d(x, weight.to(x), bias.to(x), *options),
+                lambda x: F.conv2d(x, weight.to(x), None, *options),
                 lambda x: F.conv2d(x, weight.abs().to(x), None, *options),
-                bias.abs().view(-1, 1, 1),
+                bias.view(-1, 1, 1),
             )  # fmt: skip
         if isinstance(module, nn.Linear):
-            weight, bias = module.weight.detach().to(self.images), _or_zero(module.bias, module.out_features, self.images)
+            weight, bias = (
+                module.weight.detach().to(self.images),
+                _or_zero(module.bias, module.out_features, self.images),
+            )
             return self._affine(
                 node, number,
-                lambda x: F.linear(x, weight.to(x), bias.to(x)), lambda x: F.linear(x, weight.abs().to(x)), bias.abs(),
+                lambda x: F.linear(x, weight.to(x)), lambda x: F.linear(x, weight.abs().to(x)), bias,
             )  # fmt: skip
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
             return self._batchnorm(node, number, module)
         if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.Flatten):
-            return self._affine(node, number, lambda x: module(x), None, None)
+            return self._affine(node, number, lambda x: module(x))
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
             return self._maximum(node, number, module)
         raise _not_boundable(node, type(module).__name__)
@@ -185,7 +196,7 @@ class _Reader:
         shift = bias.abs().view(shape) + (module.running_mean.double().view(shape) * scale).abs()
         return self._affine(
             node, number,
-            lambda x: x * scale.to(x) + offset.to(x), lambda x: x * scale.abs().to(x), shift,
+            lambda x: x * scale.to(x), lambda x: x * scale.abs().to(x), offset, shift,
         )  # fmt: skip
 
     def _maximum(self, node: fx.Node, number: _Number, module: nn.MaxPool2d) -> _Number:
@@ -207,8 +218,7 @@ class _Reader:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         numbers = [value for value in args if isinstance(value, _Number)]
         if not numbers:  # arithmetic on shapes and constants
-            values = [value.shape if isinstance(value, _Shape) else value for value in args]
-            return getattr(values[0], name)(*values[1:]) if node.op == "call_method" else node.target(*values)  # type: ignore[operator]
+            return getattr(args[0], name)(*args[1:]) if node.op == "call_method" else node.target(*args)  # type: ignore[operator]
         number = numbers[0]
         if name in ("size", "getattr"):
             shape = (-1, *self.operations[number.index].shape)
@@ -216,18 +226,18 @@ class _Reader:
         if name in ("relu", "relu_"):
             return self._add(node, "rectifier", [number])
         if name == "leaky_relu":
-            slope = args[1] if len(args) > 1 else node.kwargs.get("negative_slope", 0.01)
+            slope: Any = args[1] if len(args) > 1 else node.kwargs.get("negative_slope", 0.01)
             return self._add(node, "rectifier", [number], slope=float(slope))
         if name in ("dropout", "contiguous", "clone"):
             return number
         if name in ("flatten", "view", "reshape"):
-            return self._affine(node, number, lambda x: x.flatten(1), None, None) if self._flattens(node, name, args) else number
+            return self._affine(node, number, lambda x: x.flatten(1)) if self._flattens(node, name, args) else number
         if name in _ARITHMETIC:
             return self._arithmetic(node, _ARITHMETIC[name], args)
         if name in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
             rest, keys = args[1:], {key: self._value(value) for key, value in node.kwargs.items()}
             call = (lambda x: x.mean(*rest, **keys)) if name == "mean" else (lambda x: node.target(x, *rest, **keys))  # type: ignore[operator]
-            return self._affine(node, number, call, None, None)
+            return self._affine(node, number, call)
         raise _not_boundable(node, name)
 
     def _flattens(self, node: fx.Node, name: str, args: list[Any]) -> bool:
@@ -263,7 +273,7 @@ class _Reader:
             scale, shift = -ones, value
         return self._affine(
             node, number,
-            lambda x: x * scale.to(x) + shift.to(x), lambda x: x * scale.abs().to(x) + 0 * shift.to(x), shift.abs(),
+            lambda x: x * scale.to(x), lambda x: x * scale.abs().to(x), shift,
         )  # fmt: skip
 
 
@@ -274,7 +284,6 @@ class _Number:
     index: int
 
 
-_Shape = torch.Size
 _ARITHMETIC = {
     "add": "add", "iadd": "add", "add_": "add", "sub": "sub", "isub": "sub", "sub_": "sub", "mul": "mul", "imul": "mul",
     "mul_": "mul", "truediv": "truediv", "itruediv": "truediv", "div": "truediv", "div_": "truediv",

@@ -21,7 +21,9 @@ from scipy import sparse
 Array = np.ndarray[Any, Any]
 U64 = 2.0**-53
 U32 = 2.0**-24
-ORDER = 8.0  # the network's sums may be made in any order, and convolutions by other algorithms: its rounding, times this
+ORDER = (
+    8.0  # the network's sums may be made in any order, and convolutions by other algorithms: its rounding, times this
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,13 @@ class _Values:
 
 
 def proven_margin(
-    steps: Sequence[Step], image: Array, label: int, *, norm: str, radius: float, slopes: Mapping[int, Array] | None = None
+    steps: Sequence[Step],
+    image: Array,
+    label: int,
+    *,
+    norm: str,
+    radius: float,
+    slopes: Mapping[int, Array] | None = None,
 ) -> float:
     """Return a number that the margin of the float32 network is not below, anywhere in the ball inside [0, 1].
 
@@ -74,7 +82,11 @@ def proven_margin(
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1 and radius >= 0):
         return -np.inf
     with np.errstate(all="ignore"):
-        values = _Values([np.maximum(image - radius * (1 + 4 * U64), 0)], [np.minimum(image + radius * (1 + 4 * U64), 1)], [np.zeros_like(image)])
+        values = _Values(
+            [np.maximum(image - radius * (1 + 4 * U64), 0)],
+            [np.minimum(image + radius * (1 + 4 * U64), 1)],
+            [np.zeros_like(image)],
+        )
         needed = {i for step in steps if step.kind in ("rectifier", "maximum") for i in step.inputs}
         for number in range(1, len(steps)):
             _interval_step(steps, number, values)
@@ -170,7 +182,9 @@ def _pull_back(
             constant, part = _through_rectifier(step, index, values, coefficients, slopes.get(index))
             parts = [part]
             total += constant
-            off += 16 * (coefficients.shape[1] + 8) * U64 * (absolute @ (values.size(step.inputs[0]) + values.size(index)))
+            off += (
+                16 * (coefficients.shape[1] + 8) * U64 * (absolute @ (values.size(step.inputs[0]) + values.size(index)))
+            )
         else:
             constant, part = _through_maximum(step, values, coefficients)
             parts = [part]
@@ -212,7 +226,7 @@ def _through_maximum(step: Step, values: _Values, coefficients: Array) -> tuple[
     target = step.windows[places, best]
     positive, negative = np.maximum(coefficients, 0), np.minimum(coefficients, 0)
     part = np.zeros((len(coefficients), len(low)))
-    np.add.at(part, (slice(None), target), positive + negative * certain)
+    np.add.at(part.T, target, (positive + negative * certain).T)
     return negative @ np.where(certain, 0.0, highs.max(1)), part
 
 

@@ -12,7 +12,7 @@ from robustdup.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Region:
-    """The ball around each image (N, C, H, W), inside [0, 1]; with the referee's tolerance, so that nothing it accepts is outside."""
+    """The ball around each image (N, C, H, W), inside [0, 1]. Its radius has the referee's tolerance on top."""
 
     images: Tensor
     norm: str

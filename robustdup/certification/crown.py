@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustdup.certify.graph import Operation, window_values
-from robustdup.certify.region import Region
+from robustdup.certification.graph import Operation, apply, window_values
+from robustdup.certification.region import Region
 
 ROWS = 2048  # linear functions that are pulled back at once
 Slopes = dict[int, Tensor]  # per rectifier: slopes (N, *shape) of the lower lines of its open inputs
@@ -45,14 +45,15 @@ def interval_step(operation: Operation, bounds: Bounds, region: Region) -> tuple
     lows, highs = [bounds.low[i] for i in operation.inputs], [bounds.high[i] for i in operation.inputs]
     low, high = lows[0], highs[0]
     if operation.kind == "affine":
-        assert operation.forward is not None
         assert operation.absolute is not None
-        centre, spread = operation.forward((low + high) / 2), operation.absolute((high - low) / 2)
+        centre, spread = apply(operation, [(low + high) / 2]), operation.absolute((high - low) / 2)
         return centre - spread, centre + spread
     if operation.kind == "rectifier":
         return torch.maximum(low, operation.slope * low), torch.maximum(high, operation.slope * high)
     if operation.kind == "maximum":
-        ends = [window_values(operation, end, -torch.inf).amax(2).reshape(len(low), *operation.shape) for end in (low, high)]
+        ends = [
+            window_values(operation, end, -torch.inf).amax(2).reshape(len(low), *operation.shape) for end in (low, high)
+        ]
         return ends[0], ends[1]
     return low + lows[1], high + highs[1]
 
@@ -86,7 +87,7 @@ def _tighten(operations: Sequence[Operation], index: int, bounds: Bounds, region
         chosen = order[:, start : start + step]
         rows = torch.zeros(n, chosen.shape[1], low.shape[1]).to(low).scatter_(2, chosen.unsqueeze(2), 1.0)
         least = pull_back(operations, index, torch.cat([rows, -rows], 1).view(n, -1, *shape), bounds, region)
-        below, above = least.split(chosen.shape[1], dim=1)
+        below, above = torch.split(least, chosen.shape[1], dim=1)
         new_low.scatter_(1, chosen, torch.maximum(low.gather(1, chosen), below))
         new_high.scatter_(1, chosen, torch.minimum(high.gather(1, chosen), -above))
     bounds.low[index], bounds.high[index] = new_low.view(-1, *shape), new_high.view(-1, *shape)
@@ -120,7 +121,9 @@ def pull_back(
         elif operation.kind == "rectifier":
             before = operation.inputs[0]
             given = None if slopes is None else slopes.get(number)
-            offset, part = _through_rectifier(operation.slope, bounds.low[before], bounds.high[before], coefficients, given)
+            offset, part = _through_rectifier(
+                operation.slope, bounds.low[before], bounds.high[before], coefficients, given
+            )
             constant = constant + offset
             parts = [part]
         else:
@@ -134,14 +137,14 @@ def pull_back(
 
 
 def _through_affine(operation: Operation, shape: tuple[int, ...], coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    assert operation.forward is not None
+    assert operation.linear is not None
     n, s = coefficients.shape[:2]
     flat = coefficients.reshape(n * s, *operation.shape)
     with torch.enable_grad():
         zeros = torch.zeros(n * s, *shape).to(flat).requires_grad_()
-        outputs = operation.forward(zeros)
-        (part,) = torch.autograd.grad(outputs, zeros, flat, create_graph=coefficients.requires_grad)
-    offset = (flat * outputs[:1].detach()).flatten(1).sum(1)
+        (part,) = torch.autograd.grad(operation.linear(zeros), zeros, flat, create_graph=coefficients.requires_grad)
+    bias = operation.bias
+    offset = (flat * (bias.to(flat) if isinstance(bias, Tensor) else bias)).flatten(1).sum(1)
     return offset.view(n, s), part.view(n, s, *shape)
 
 
@@ -222,7 +225,13 @@ def margins(
 
 
 def _ascend(
-    operations: Sequence[Operation], region: Region, rows: Tensor, bounds: Bounds, slopes: Slopes, best: Tensor, steps: int
+    operations: Sequence[Operation],
+    region: Region,
+    rows: Tensor,
+    bounds: Bounds,
+    slopes: Slopes,
+    best: Tensor,
+    steps: int,
 ) -> tuple[Tensor, Slopes]:
     """Follow the gradient of each sample's worst bound; keep, per sample, the slopes that gave the best one."""
     current = {number: slope.clone().requires_grad_() for number, slope in slopes.items()}
