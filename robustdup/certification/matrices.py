@@ -38,14 +38,8 @@ def checker_steps(operations: Sequence[Operation]) -> list[Step]:
                 blocks.append(sparse.csr_array(operation.linear(rows.view(-1, *shape)).flatten(1).numpy()))
         matrix = sparse.csr_array(sparse.vstack(blocks).T)
         assert matrix.shape == (out, size)
-        steps.append(
-            Step(
-                "affine",
-                operation.inputs,
-                matrix,
-                *(_spread(b, operation.shape) for b in (operation.bias, operation.shift)),
-            )
-        )
+        bias, shift = _spread(operation.bias, operation.shape), _spread(operation.shift, operation.shape)
+        steps.append(Step("affine", operation.inputs, matrix, bias, shift))
     return steps
 
 
