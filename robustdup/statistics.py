@@ -148,6 +148,44 @@ def half_width(sd: float, n: int, level: float = 0.95) -> float:
     return float(special.stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
 
 
+def crossed_interval(differences: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float] | None:
+    """Return the interval of a mean difference over seeds and samples, both drawn from more than there were.
+
+    Two-way random effects without replication: the variance of the grand mean is (MS_seeds + MS_samples - MS_rest) / (S N),
+    its degrees of freedom are Satterthwaite's (https://doi.org/10.2307/3002019). Where samples add nothing it is the t
+    interval over seeds, and it is never narrower than that one.
+
+    Args:
+        differences: One number for each seed and sample, (S, N): after minus before, for instance of 0 and 1.
+        level: Of the interval, in (0, 1).
+
+    Returns:
+        Both ends; None for fewer than two seeds or samples, or without any spread over seeds.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 2 or min(values.shape) < 2:
+        return None
+    n_seeds, n_samples = values.shape
+    mean = float(values.mean())
+    seeds, samples = values.mean(axis=1), values.mean(axis=0)
+    over_seeds = n_samples * float(((seeds - mean) ** 2).sum()) / (n_seeds - 1)
+    if over_seeds <= 1e-24:
+        return None
+    over_samples = n_seeds * float(((samples - mean) ** 2).sum()) / (n_samples - 1)
+    df = (n_seeds - 1) * (n_samples - 1)
+    rest = float(((values - seeds[:, None] - samples[None, :] + mean) ** 2).sum()) / df
+    parts = [(over_seeds, n_seeds - 1), (over_samples, n_samples - 1), (rest, df)]
+    variance = over_seeds + max(over_samples - rest, 0.0)
+    if over_samples <= rest:
+        parts = parts[:1]
+    degrees = variance**2 / sum(part**2 / free for part, free in parts)
+    from scipy import special
+
+    half = float(special.stdtrit(degrees, (1 + level) / 2)) * math.sqrt(variance / values.size)
+    half = max(half, half_width(float(seeds.std(ddof=1)), n_seeds, level))
+    return mean - half, mean + half
+
+
 def bootstrap_interval(
     differences: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import minimize_scalar
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from robustdup.statistics import Z95, bootstrap_interval, holm, mcnemar, mean_estimate, tango_interval, tost, wilson
+from robustdup.statistics import (
+    Z95,
+    bootstrap_interval,
+    crossed_interval,
+    holm,
+    mcnemar,
+    mean_estimate,
+    tango_interval,
+    tost,
+    wilson,
+)
 
 RUNS = 4000
 
@@ -182,3 +195,39 @@ def test_holm_of_nothing_and_of_a_table():
     p_values = [0.01, 0.04, 0.03, 0.005]
     assert holm(p_values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_crossed_interval_is_the_two_way_anova_of_statsmodels():
+    rng = np.random.default_rng(3)
+    values = 0.05 + 0.03 * rng.normal(size=(5, 1)) + 0.4 * rng.normal(size=(1, 30)) + 0.2 * rng.normal(size=(5, 30))
+    seed, image = (grid.ravel() for grid in np.indices(values.shape))
+    frame = pd.DataFrame({"y": values.ravel(), "s": seed, "i": image})
+    table = anova_lm(ols("y ~ C(s) + C(i)", frame).fit())
+    mean_squares = [table.loc[name, "mean_sq"] for name in ("C(s)", "C(i)", "Residual")]
+    df = [table.loc[name, "df"] for name in ("C(s)", "C(i)", "Residual")]
+    variance = mean_squares[0] + mean_squares[1] - mean_squares[2]
+    degrees = variance**2 / sum(m**2 / d for m, d in zip(mean_squares, df, strict=True))
+    half = stats.t.ppf(0.975, degrees) * math.sqrt(variance / 150)
+    assert crossed_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=1e-10)
+
+
+def test_crossed_interval_without_an_effect_of_samples_is_the_t_interval_over_seeds():
+    values = np.array([[0.1, 0.2, 0.0], [0.2, 0.1, 0.3], [-0.1, 0.0, 0.1]])
+    values = values - values.mean(axis=0)  # every sample the same mean
+    values += np.array([[0.1], [0.2], [0.4]])
+    over_seeds = mean_estimate(values.mean(axis=1).tolist())
+    assert crossed_interval(values) == pytest.approx((over_seeds.low, over_seeds.high))
+    assert crossed_interval([[0.0, 1.0]]) is None
+    assert crossed_interval(np.zeros((3, 4))) is None
+
+
+@pytest.mark.parametrize(("seed_sd", "sample_sd"), [(0.02, 0.1), (0.05, 0.0)])
+def test_crossed_interval_covers_the_mean_over_other_seeds_and_samples(seed_sd, sample_sd):
+    rng, hits, runs = np.random.default_rng(9), 0, 600
+    for _ in range(runs):
+        values = (
+            seed_sd * rng.normal(size=(5, 1)) + sample_sd * rng.normal(size=(1, 40)) + 0.3 * rng.normal(size=(5, 40))
+        )
+        low, high = crossed_interval(values)
+        hits += low <= 0 <= high
+    assert hits / runs > 0.95 - monte_carlo(0.05, runs)

@@ -127,5 +127,5 @@ class DuplicateOptions(TypedDict, total=False):
     leak_from: str
     paper_p: int | None
     paper_r: float | None
-    control: Literal["none", "fewer_unique", "class_prior"]
+    control: Literal["none", "fewer_unique", "class_prior", "matched"]
     near: str | None

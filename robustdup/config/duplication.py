@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, get_args
@@ -16,7 +17,7 @@ Scheme = Literal[
     "none", "uniform", "class_skewed", "power_law", "single", "whole_set", "hardest", "easiest", "conflicting", "leak"
 ]  # fmt: skip
 Mode = Literal["append", "replace"]
-Control = Literal["none", "fewer_unique", "class_prior"]
+Control = Literal["none", "fewer_unique", "class_prior", "matched"]
 
 _CHOSEN = ("dose", "fraction", "copies")
 TAKES: dict[str, tuple[str, ...]] = {
@@ -65,7 +66,9 @@ class DuplicationOptions(Config):
         description="class_skewed: from 0 (chosen samples spread over all classes in proportion) to 1 (named classes only).",
     )
     exponent: float = Field(
-        1.0, description="power_law: copies of the sample at rank r fall as r to the power of minus this, in 1/1024ths."
+        1.0,
+        description="power_law: copies of the sample at rank r fall as r to the power of minus this; rounded to 1/1024ths, "
+        "and the rounded one is reported.",
     )
     row: int | None = Field(None, description="single: the row that is copied; drawn from the seed if not given.")
     score_column: str | None = Field(
@@ -81,7 +84,8 @@ class DuplicationOptions(Config):
     control: Control = Field(
         "none",
         description="Instead of the plan, a set without copies to compare it with: fewer_unique (the samples that stay "
-        "under mode = replace) or class_prior (the class shares of the plan, made by dropping samples).",
+        "where copies take the places of others at equal size, whatever mode is), class_prior (the class shares of the plan, "
+        "made by dropping samples) or matched (those shares, and as many distinct samples as the plan has).",
     )
     near: str | None = Field(
         None,
@@ -105,6 +109,18 @@ class DuplicationOptions(Config):
             value = str(value).split(",")
         return [str(part).strip() for part in value] if isinstance(value, list | tuple) else value
 
+    @field_validator("exponent", mode="after")
+    @classmethod
+    def _in_steps(cls, exponent: float) -> float:
+        """Round to a multiple of 1 / STEP, for which every platform computes the same plan; what is out of range stays."""
+        if not 0 <= exponent <= 8:
+            return exponent
+        rounded = round(exponent * STEP) / STEP
+        if rounded != exponent:
+            text = f"exponent = {exponent:.6g} is used as {rounded:.10g}, in steps of 1/{STEP}: so plans are the same everywhere."
+            warnings.warn(text, UserWarning, stacklevel=2)
+        return rounded
+
     @model_validator(mode="after")
     def _check(self) -> DuplicationOptions:
         _check_keys(self)
@@ -121,6 +137,8 @@ class DuplicationOptions(Config):
             "near": self.near,
         }
         keys_given |= {key: getattr(self, key) for key in keys}
+        if self.control == "fewer_unique":  # it is about equal size, so that the mode says nothing
+            keys_given["mode"] = "replace"
         if self.paper_p is not None:
             keys_given["copies"] = self.paper_p // 10
         if self.paper_r is not None:
@@ -188,10 +206,8 @@ def _check_ranges(options: DuplicationOptions) -> None:
         raise UserError(
             f"skew goes from 0 (all classes alike) to 1 (named classes only); got {options.skew:g}.", code="bad-value"
         )
-    if not 0 <= options.exponent <= 8 or options.exponent * STEP % 1:
-        raise UserError(
-            f"exponent must be from 0 to 8 in steps of 1/{STEP}, got {options.exponent:g}.", code="bad-value"
-        )
+    if not 0 <= options.exponent <= 8:
+        raise UserError(f"exponent goes from 0 to 8, got {options.exponent:g}.", code="bad-value")
     if options.row is not None and options.row < 0:
         raise UserError(f"row must be 0 or above, got {options.row}.", code="bad-value")
     if options.paper_p is not None and not 0 <= options.paper_p <= 100:

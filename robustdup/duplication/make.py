@@ -35,17 +35,20 @@ def make_plan(
         raise UserError("There are no rows to duplicate: the split is empty.", code="no-data")
     check_labels(labels, n, len(class_names) or None)
     labels, seed = labels.cpu().long(), options.seed if options.seed is not None else seed
+    if options.control == "fewer_unique":  # what is left at equal size, also where the plan itself would grow
+        options = options.model_copy(update={"mode": "replace"})
     leak = options.scheme == "leak"
     counts = count_copies(
         _other(n_other, other_labels) if leak else labels, options, n_entries=n, seed=seed,
         scores=None if scores is None else scores.cpu(), class_names=class_names,
     )  # fmt: skip
     keep = None
-    if options.mode == "replace" or options.control == "fewer_unique":
+    if options.mode == "replace":
         free = counts == 0 if not leak else torch.ones(n, dtype=torch.bool)
-        keep = _staying(free, int(counts.sum()), labels, seed, class_names)
-    if options.control == "class_prior":
-        keep = _same_prior(labels, counts, keep, seed)
+        asker = "control = fewer_unique" if options.control == "fewer_unique" else "mode = replace"
+        keep = _staying(free, int(counts.sum()), labels, seed, class_names, asker)
+    if options.control in ("class_prior", "matched"):
+        keep = _same_prior(labels, counts, keep, seed, class_names, equal_number=options.control == "matched")
     if options.control != "none":
         counts = torch.zeros_like(counts)
     levels = _levels(counts)
@@ -70,8 +73,10 @@ def _other(n_other: int, other_labels: Tensor | None) -> Tensor:
     return other_labels.cpu().long()
 
 
-def _staying(free: Tensor, leaving: int, labels: Tensor, seed: int, class_names: Sequence[str]) -> Tensor:
-    """Return a mask of the samples that stay when `leaving` of the free ones make room. Raises UserError.
+def _staying(
+    free: Tensor, leaving: int, labels: Tensor, seed: int, class_names: Sequence[str], asker: str
+) -> Tensor:  # fmt: skip
+    """Return a mask of the samples that stay when `leaving` of the free ones make room. Raises UserError, naming `asker`.
 
     They leave from the back of the order that copies are chosen in from the front, so that those who stay at a higher dose
     stayed at a lower one (where the scheme follows that order).
@@ -80,7 +85,7 @@ def _staying(free: Tensor, leaving: int, labels: Tensor, seed: int, class_names:
     order = order[free[order]]
     if leaving > len(order):
         raise UserError(
-            f"mode = replace has no room: {leaving} copies would take the places of {leaving} samples without copies, "
+            f"{asker} has no room: {leaving} copies would take the places of {leaving} samples without copies, "
             f"but there are {len(order)}. Give a lower dose or more copies of fewer samples.",
             code="too-many-copies",
         )
@@ -90,14 +95,20 @@ def _staying(free: Tensor, leaving: int, labels: Tensor, seed: int, class_names:
     if bool(emptied.any()):
         name = class_name(int(emptied.nonzero()[0]), class_names)
         raise UserError(
-            f"mode = replace would leave no sample of class {name!r}. Give a lower dose or mode = append.",
+            f"{asker} would leave no sample of class {name!r}. Give a lower dose"
+            + (" or mode = append." if asker.startswith("mode") else "."),
             code="too-many-copies",
         )
     return keep
 
 
-def _same_prior(labels: Tensor, counts: Tensor, keep: Tensor | None, seed: int) -> Tensor:
-    """Return a mask of the largest set of distinct samples with the class shares of the plan; copied ones stay first."""
+def _same_prior(
+    labels: Tensor, counts: Tensor, keep: Tensor | None, seed: int, class_names: Sequence[str], *, equal_number: bool
+) -> Tensor:
+    """Return a mask of the largest set of distinct samples with the class shares of the plan; copied ones stay first.
+
+    With `equal_number` the set has as many samples as the plan has distinct ones. Raises UserError where a class has too few.
+    """
     entries = counts + (1 if keep is None else keep.long())
     sizes = torch.bincount(labels).tolist()
     wanted = [int(total) for total in torch.bincount(labels, weights=entries.double()).tolist()]
@@ -105,7 +116,21 @@ def _same_prior(labels: Tensor, counts: Tensor, keep: Tensor | None, seed: int) 
     most = min(size * total // want for size, want in zip(sizes, wanted, strict=True) if want)
     order = sample_words(len(labels), seed).argsort(stable=True)
     order = order[(counts[order] == 0).long().argsort(stable=True)]
-    chosen = apportioned(order, labels, [Fraction(want, total) for want in wanted])[:most]
+    shares = [Fraction(want, total) for want in wanted]
+    if equal_number:
+        number = int((entries > 0).sum())
+        if number > most:
+            short = next(
+                k for k, (size, want) in enumerate(zip(sizes, wanted, strict=True)) if want * number > size * total
+            )
+            raise UserError(
+                f"control = matched needs {number} distinct samples with the class shares of the plan, and class "
+                f"{class_name(short, class_names)!r} has only {sizes[short]} of the {wanted[short] * number // total} that are "
+                "its share. Give mode = replace, which leaves others to take, or a lower dose.",
+                code="too-few-samples",
+            )
+        most = number
+    chosen = apportioned(order, labels, shares)[:most]
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[chosen] = True
     return mask

@@ -258,6 +258,38 @@ def test_controls_hold_no_copies_and_what_the_plan_holds():
     assert plan_of(scheme="conflicting", dose=0.2, near="flip", control="fewer_unique").labels is None
 
 
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize(("dose", "left"), [(0.3, 700), (0.5, 500)])
+def test_fewer_unique_is_what_stays_at_equal_size_whatever_the_mode(mode, dose, left):
+    """30% copies of 1,000 entries leave 700 images; appended to 1,000 images they would be 429."""
+    labels = torch.arange(1000) % 4
+    fewer = plan_of(labels, scheme="uniform", dose=dose, mode=mode, control="fewer_unique")
+    swapped = plan_of(labels, scheme="uniform", dose=dose, mode="replace")
+    assert len(fewer) == left == swapped.readings().unique
+    assert torch.equal(fewer.source_index, swapped.source_index[swapped.copy == 0])
+    assert fewer.options["mode"] == "replace"
+
+
+def test_matched_has_the_class_shares_of_the_plan_and_as_many_distinct_samples():
+    keys = {"scheme": "class_skewed", "classes": ["0", "1"], "dose": 0.5, "copies": 2, "mode": "replace"}
+    labels = torch.arange(1000) % 4
+    plan, control = plan_of(labels, **keys), plan_of(labels, **keys, control="matched")
+    assert control.dose == 0
+    assert len(control) == plan.readings().unique == 500
+    shares = [torch.bincount(labels[one.source_index], minlength=4).double() / len(one) for one in (plan, control)]
+    assert float((shares[0] - shares[1]).abs().max()) < 1 / 500
+    assert torch.isin(control.source_index, torch.arange(1000)).all()
+    uniform = plan_of(labels, scheme="uniform", dose=0.5, copies=2, mode="replace", control="matched")
+    assert len(uniform) == 500
+
+
+def test_an_exponent_between_the_steps_is_rounded_and_said():
+    with pytest.warns(UserWarning, match=r"exponent = 1.2 is used as 1.200195312, in steps of 1/1024"):
+        plan = plan_of(scheme="power_law", dose=0.5, exponent=1.2)
+    assert plan.options["exponent"] == 1229 / 1024
+    assert plan.hash == plan_of(scheme="power_law", dose=0.5, exponent=1229 / 1024).hash
+
+
 @QUICK
 @given(labels_of, doses, st.integers(1, 4), st.sampled_from(["append", "replace"]), st.integers(0, 99))
 def test_weights_give_the_mean_loss_over_the_entries(labels, dose, copies, mode, seed):

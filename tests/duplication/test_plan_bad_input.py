@@ -43,8 +43,8 @@ OPTIONS = [
     ),
     ({"scheme": "class_skewed", "dose": 0.1, "skew": 2}, "skew goes from 0 (all classes alike) to 1"),
     (
-        {"scheme": "power_law", "dose": 0.1, "exponent": 0.1},
-        "exponent must be from 0 to 8 in steps of 1/1024, got 0.1.",
+        {"scheme": "power_law", "dose": 0.1, "exponent": 8.1},
+        "exponent goes from 0 to 8, got 8.1.",
     ),
     ({"scheme": "leak", "dose": 0.1, "control": "fewer_unique"}, "control = fewer_unique has nothing to compare with"),
 ]
@@ -200,3 +200,16 @@ def test_an_empty_split_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         duplicate(validate(DuplicateConfig, {"data": data, "scheme": "whole_set", "copies": 1}), str(tmp_path / "out"))
     assert str(caught.value) == f"'{data}/test.parquet' has no rows: give it some, or take it away."
+
+
+def test_fewer_unique_speaks_of_itself_and_not_of_a_mode_that_nobody_chose():
+    options = validate(DuplicationOptions, {"scheme": "whole_set", "copies": 1, "control": "fewer_unique"})
+    with pytest.raises(UserError, match="control = fewer_unique has no room: 10 copies") as caught:
+        make_plan(torch.arange(10) % 2, options, seed=0)
+    assert "mode =" not in str(caught.value)
+
+
+def test_matched_names_the_class_that_has_too_few_samples():
+    keys = {"scheme": "class_skewed", "classes": ["1"], "dose": 0.5, "copies": 2, "control": "matched"}
+    with pytest.raises(UserError, match="class '1' has only 50 of the 75 that are its share. Give mode = replace"):
+        make_plan(torch.arange(100) % 2, validate(DuplicationOptions, keys), seed=0)

@@ -7,8 +7,12 @@ import pytest
 from robustdup_study.analysis import analyse, duplication_rate
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import StudyRun
+from robustdup_study.sides import answers_of
+from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 from robustdup.errors import UserError
+from robustdup.statistics import crossed_interval
 from tests.raising import raises
 
 
@@ -82,7 +86,10 @@ def test_undecided_names_the_seeds_that_would_settle_it():
         assert one.power < 0.5
         if one.seeds_needed is not None:
             assert one.seeds_needed > 3
-            assert f"about {one.seeds_needed} seeds would settle it" in one.sentence
+            ends = one.seeds_needed_low, one.seeds_needed_high or "more than 1,000"
+            told = f"about {one.seeds_needed} seeds (95% range {ends[0]} to {ends[1]}) would settle it under this correction"
+            assert told in one.sentence
+            assert one.seeds_needed_low <= one.seeds_needed <= (one.seeds_needed_high or 1001)
         assert one.seeds_for_precision > 3
 
 
@@ -269,3 +276,96 @@ def test_without_doses_the_levels_themselves_are_compared():
     )
     assert one.sentence.startswith("Robust accuracy under pgd_at is 5.01 points [4.96, 5.06] ")
     assert "lower than under standard, 6 paired seeds (p < 0.001, Holm)." in one.sentence
+
+
+def test_seeds_are_planned_under_the_correction_that_the_verdict_uses():
+    """Of 15 comparisons 8 are decided: the seven that are left are each tested at a seventh of the level.
+
+    A fall of 1.32 points with a spread of 0.867 is seen with p < 0.05 by six seeds, and after correction is not.
+    """
+    z = np.array([-2.0, -1, 0, 1, 2]) / np.std([-2, -1, 0, 1, 2], ddof=1)
+    effects = {f"s{i}": (-0.1, 0.002) for i in range(8)} | {"asked": (-0.0132, 0.00867)}
+    effects |= {f"t{i}": (0.0, 0.03) for i in range(6)}
+    rows = [
+        StudyRun(
+            factors={"scheme": scheme, "dose": dose}, seed=seed, cell=f"{scheme}{dose}{seed}", status="complete",
+            metrics={"robust_accuracy": 0.5 + (mean + sd * z[seed] if dose else 0.0)},
+        )
+        for scheme, (mean, sd) in effects.items() for dose in (0, 0.5) for seed in range(5)
+    ]  # fmt: skip
+    found = analyse(rows, config(anova=False))
+    [one] = by_place(found, scheme="asked")
+    assert (one.verdict, round(one.p_holm / one.p)) == ("undecided", 7)
+    assert TTestPower().solve_power(1.32 / 0.867, alpha=0.05 / 7, power=0.8) == pytest.approx(9.06, abs=0.01)
+    assert one.seeds_needed == 10
+    assert 5 <= one.seeds_needed_low <= 7
+    assert 60 <= one.seeds_needed_high <= 120
+    t = 1.32 / (0.867 / np.sqrt(6))
+    assert 7 * 2 * stats.t.sf(t, 5) > 0.05 > 2 * stats.t.sf(t, 5)
+    alone = analyse([row for row in rows if row.factors["scheme"] == "asked"], config(anova=False))
+    assert by_place(alone, scheme="asked")[0].verdict == "lower"
+
+
+@pytest.mark.parametrize(("level", "limit"), [(0.001, "at floor"), (0.9995, "at ceiling")])
+def test_what_cannot_move_is_neither_equivalent_nor_an_effect_of_the_anova(level, limit):
+    """Standard models are robust on one image in a thousand; their robust accuracy cannot fall by a point."""
+    rows = table(lambda o, d: -0.1 * d * (o == "pgd_at"), noise=0.001, doses=(0, 0.25, 0.5))
+    draw = np.random.default_rng(2)
+    for row in rows:
+        if row.factors["objective"] == "standard":
+            row.metrics["robust_accuracy"] = level + 0.0003 * draw.random()
+    found = analyse(rows, config(contrasts=["objective"]))
+    standard = by_place(found, objective="standard", kind="dose")
+    assert [(one.verdict, one.also_equivalent, one.seeds_needed) for one in standard] == [(limit, False, None)] * 2
+    assert standard[0].tost_p < 0.001
+    assert "on both sides: " in standard[0].sentence
+    assert {one.verdict for one in by_place(found, kind="contrast")} == {limit}
+    assert {term.term for term in found.anova} == {"dose"}
+    assert (
+        "ANOVA of robust accuracy without objective standard: both sides lie at the end of its range." in found.remarks
+    )
+    # a fall to the floor is a fall
+    rows = table(lambda o, d: 0.0, noise=0.0001, doses=(0, 0.5), objectives=("standard",))
+    for row in rows:
+        row.metrics["robust_accuracy"] *= 0.002 if row.factors["dose"] else 1
+    assert {one.verdict for one in analyse(rows, config()).comparisons} == {"lower"}
+
+
+def test_distinct_images_and_what_else_differs_are_said():
+    rows = table(lambda o, d: 0.0, noise=0.001, doses=(0, 0.5), objectives=("standard",))
+    for row in rows:
+        half = row.factors["dose"] > 0
+        row.metrics |= {"unique_samples": 3159.0 if half else 4750.0, "steps": 743.0 if half else 372.0}
+    one = by_place(analyse(rows, config()), metric="robust_accuracy")[0]
+    assert (one.unique_before, one.unique_after) == (4750, 3159)
+    assert one.also_differs == ["optimizer steps 372 → 743", "distinct images 4,750 → 3,159"]
+    assert "6 paired seeds, 3,159 distinct images against 4,750 (" in one.sentence
+    assert "also different: optimizer steps 372 → 743, distinct images 4,750 → 3,159)." in one.sentence
+    steps = by_place(analyse(rows, config()), metric="steps")[0]
+    assert steps.sentence.startswith("Optimizer steps differed by +371 in every seed")
+
+
+def test_the_interval_over_seeds_and_images_stands_beside_the_one_over_seeds():
+    draw = np.random.default_rng(8)
+    rows, answers = [], []
+    hard = draw.random(400)
+    for dose in (0, 0.5):
+        for seed in range(5):
+            right = hard + 0.1 * draw.normal(size=400) < 0.6 - 0.1 * (dose > 0) * (hard < 0.55)
+            rows.append(
+                StudyRun(
+                    factors={"dose": dose}, seed=seed, cell=f"{dose}{seed}", status="complete",
+                    metrics={"robust_accuracy": float(right.mean())},
+                )
+            )  # fmt: skip
+            text = "".join(str(int(one)) for one in right)
+            answers.append((((), float(dose)), seed, {"robust_accuracy": text}))
+    [one] = analyse(rows, config(), answers_of(answers)).comparisons
+    signs = [np.array([int(right) for right in text["robust_accuracy"]]) for _, _, text in answers]
+    matrix = np.array([after - before for before, after in zip(signs[:5], signs[5:], strict=True)])
+    assert (one.crossed_low, one.crossed_high, one.test_images) == (*crossed_interval(matrix), 400)
+    assert one.crossed_low <= one.low + 1e-12
+    assert "over seeds and 400 test images" in one.sentence
+    # answers that are not those of the accuracies give no interval
+    rows[0].metrics["robust_accuracy"] += 0.01
+    assert analyse(rows, config(), answers_of(answers)).comparisons[0].crossed_low is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from robustdup_study.cell import calibration, data_fingerprint, run_cell
+from robustdup_study.answers import calibration, of_class_shares
+from robustdup_study.cell import data_fingerprint, run_cell
 from robustdup_study.cell_record import CellOrder
 
 from robustdup.plugins import load_plugins
@@ -55,16 +57,32 @@ def test_a_cell_is_trained_measured_and_not_run_twice(tmp_path):
         assert metrics[f"{name}_robust"] == sum(samples["robust"][i] for i in mine) / 40
     assert all(held <= right for held, right in zip(samples["robust"], samples["correct"], strict=True))
     assert {"ece", "nll", "best_minus_last_robust", "steps_to_clean_20", "samples_to_robust_99"} <= set(metrics)
+    answers = result.answers
+    assert {name: len(text) for name, text in answers.items()} == {"clean_accuracy": 60, "robust_accuracy": 60}
+    for name, text in answers.items():
+        assert text.count("1") / 60 == pytest.approx(metrics[name])
+    pairs = zip(answers["robust_accuracy"], answers["clean_accuracy"], strict=True)
+    assert all(held <= right for held, right in pairs)
     assert not list(tmp_path.rglob("*.safetensors"))  # weights are not kept unless asked for
     torch.manual_seed(0)
     keep = order.model_copy(update={"folder": str(tmp_path / "again"), "keep_weights": True})
     again = run_cell(keep).measurements[0].metrics
-    timed = {"seconds"}
+    timed = {name for name in metrics if name.startswith("seconds")}
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in metrics.items() if k not in timed}
     assert list((tmp_path / "again").rglob("last.safetensors"))
     # Where the result was lost though the weights had been dropped, the cell runs again.
     lost = run_cell(order).measurements[0].metrics
     assert {k: v for k, v in lost.items() if k not in timed} == {k: v for k, v in metrics.items() if k not in timed}
+
+
+def test_class_shares_and_the_accuracy_without_them_by_hand():
+    """Three of four entries are of class 0: its logit loses log 3 against that of class 1."""
+    entries = SimpleNamespace(labels=torch.tensor([0, 0, 0, 1]), weights=None)
+    logits = torch.tensor([[1.0, 0.0], [1.2, 0.0], [0.0, 1.0]])
+    found = of_class_shares(logits, torch.tensor([1, 0, 1]), entries)
+    assert found == {"class_imbalance": pytest.approx(0.25), "prior_adjusted_accuracy": 1.0}
+    weighted = SimpleNamespace(labels=torch.tensor([0, 1]), weights=torch.tensor([1.5, 0.5]))
+    assert of_class_shares(logits, torch.tensor([1, 0, 1]), weighted) == found
 
 
 def test_data_are_told_apart_by_what_they_hold():

@@ -70,7 +70,7 @@ def test_run_status_report(recipe, tmp_path, capsys):
     assert main(["study", "report", *words]) == 0
     shown = capsys.readouterr().out
     assert "5 of 6 cells" in shown
-    assert "1 of 6 cells have not run: run the study again to go on." in shown
+    assert "1 of 6 cells has not run: run the study again to go on." in shown
 
 
 def test_margins_that_change_after_results_are_told(recipe, tmp_path, capsys):

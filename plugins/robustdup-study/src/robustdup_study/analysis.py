@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from robustdup.statistics import bootstrap_interval, holm, mean_estimate, tost
-from robustdup_study import planning
+from robustdup.statistics import holm, mean_estimate
 from robustdup_study.anova import anova
-from robustdup_study.metrics import metric, to_unit
+from robustdup_study.comparing import Compared, Draft, compare
 from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import AnovaTerm, DoseMean, DuplicationRate, PairedComparison, StudyRun
-from robustdup_study.sentences import sentence, verdict
-from robustdup_study.table import Stratum, Table, Values, effect, split, varying_factors
+from robustdup_study.sides import NO_ANSWERS, Answers, Side
+from robustdup_study.table import Stratum, Table, effect, split, varying_factors
 
 
 @dataclass
@@ -35,57 +32,75 @@ class Analysis:
     remarks: list[str] = field(default_factory=list)
 
 
-def analyse(runs: Sequence[StudyRun], config: AnalysisConfig) -> Analysis:
-    """Analyse the runs of a study: those that failed or are missing count as missing seeds."""
+def analyse(runs: Sequence[StudyRun], config: AnalysisConfig, answers: Answers = NO_ANSWERS) -> Analysis:
+    """Analyse the runs of a study: those that failed or are missing count as missing seeds.
+
+    Args:
+        runs: The runs, with their metrics.
+        config: The analysis that was fixed in the recipe.
+        answers: To single test images, for intervals over seeds and images.
+    """
     table = Table(runs, config.dose)
     varying = varying_factors(runs, config.dose)
     found = Analysis(means=_means(table, config), duplication_rates=_rates(runs, config))
-    plain = [one for stratum in table.strata() for one in _effects(table, stratum, config)]
+    plain = [one for stratum in table.strata() for one in _effects(table, stratum, config, answers)]
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
     factors = config.contrasts or (varying if bare else [])
-    contrasts = [one for name in factors for one in _contrasts(table, name, config, bare=bare)]
+    contrasts = [one for name in factors for one in _contrasts(table, name, config, answers, bare=bare)]
     _mark_primary(plain + contrasts, config, found.remarks, bare=bare)
+    open_questions = Open.of([draft.comparison for draft in plain + contrasts], config.alpha)
     for draft in plain + contrasts:
-        draft.word(config, varying)
+        draft.word(config, varying, open_questions.of_differences, open_questions.of_equivalences)
     found.comparisons = [draft.comparison for draft in plain + contrasts]
     if config.anova:
         for name in config.metrics:
-            found.anova += anova(table, name, varying, found.remarks)
+            found.anova += anova(table, name, varying, found.remarks, config.margins.get(name))
     return found
 
 
-@dataclass
-class Draft:
-    """A comparison on its way: the differences by seed are known, correction and words are still to come."""
+@dataclass(frozen=True)
+class Open:
+    """How many primary comparisons Holm's method has not settled: by what the level of the next one is divided."""
 
-    comparison: PairedComparison
-    differences: list[float]
-    tested: bool
+    of_differences: int
+    of_equivalences: int
 
-    def word(self, config: AnalysisConfig, varying: Sequence[str]) -> None:
-        """Judge, count the seeds that are needed, and say it."""
-        one = self.comparison
-        one.verdict, one.also_equivalent = verdict(one, config.alpha)
-        if self.tested and one.sd:
-            _needs(one, config)
-        one.sentence = sentence(one, varying)
+    @classmethod
+    def of(cls, comparisons: Sequence[PairedComparison], alpha: float) -> Open:
+        """Count them; at least one of each."""
+        primary = [one for one in comparisons if one.primary]
+        return cls(
+            max(1, sum(one.p_holm is not None and one.p_holm >= alpha for one in primary)),
+            max(1, sum(one.tost_p_holm is not None and one.tost_p_holm >= alpha for one in primary)),
+        )
 
 
-def _effects(table: Table, stratum: Stratum, config: AnalysisConfig) -> list[Draft]:
+def _effects(table: Table, stratum: Stratum, config: AnalysisConfig, answers: Answers) -> list[Draft]:
     """Compare every dose of a stratum with dose 0, in every metric."""
     drafts = []
+    none: Side = (stratum, 0.0)
     for dose in table.doses(stratum):
         for name in table.metrics() if dose != 0 else []:
-            before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
-            draft = _compare(
-                name, before, after, table.seeds[stratum], config, kind="dose", factors=dict(stratum), dose=dose
+            here: Side = (stratum, dose)
+            what = Compared(name, [(1, here), (-1, none)], pairs=[(none, here)])
+            values = table.values(*none, name), table.values(*here, name)
+            draft = compare(
+                table,
+                what,
+                *values,
+                table.seeds[stratum],
+                config,
+                answers,
+                kind="dose",
+                factors=dict(stratum),
+                dose=dose,
             )
             if draft is not None:
                 drafts.append(draft)
     return drafts
 
 
-def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -> list[Draft]:
+def _contrasts(table: Table, name: str, config: AnalysisConfig, answers: Answers, *, bare: bool) -> list[Draft]:
     """Compare each level of a factor with its first level in the study's metrics: the effect of each dose, or plain values."""
     levels = list(dict.fromkeys(dict(stratum)[name] for stratum in table.strata()))
     take = table.values if bare else functools.partial(effect, table)
@@ -97,40 +112,24 @@ def _contrasts(table: Table, name: str, config: AnalysisConfig, *, bare: bool) -
             continue
         for dose in table.doses(stratum):
             for measured in config.metrics if bare or dose != 0 else []:
-                draft = _compare(
-                    measured, take(other, dose, measured), take(stratum, dose, measured),
-                    table.seeds[stratum] | table.seeds[other], config, kind="contrast",
-                    factors={key: value for key, value in stratum if key != name}, dose=dose, contrast=name,
-                    level=str(level), against=str(levels[0]),
+                draft = compare(
+                    table, _contrast(measured, other, stratum, dose, bare=bare), take(other, dose, measured),
+                    take(stratum, dose, measured), table.seeds[stratum] | table.seeds[other], config, answers,
+                    kind="contrast", factors={key: value for key, value in stratum if key != name}, dose=dose,
+                    contrast=name, level=str(level), against=str(levels[0]), of_values=bare,
                 )  # fmt: skip
                 if draft is not None:
                     drafts.append(draft)
     return drafts
 
 
-def _compare(
-    name: str, before: Values, after: Values, seeds: set[int], config: AnalysisConfig, **what: Any
-) -> Draft | None:  # fmt: skip
-    """Return the paired difference over the seeds that both have; None where no seed has both."""
-    paired = sorted(before.keys() & after.keys())
-    if not paired:
-        return None
-    differences = [after[seed] - before[seed] for seed in paired]
-    found = mean_estimate(differences, 1 - config.alpha)
-    margin = to_unit(name, config.margins[name]) if name in config.margins else None
-    low, high = (
-        bootstrap_interval(differences, 1 - config.alpha, config.bootstrap)
-        if config.bootstrap and found.varies and name in config.metrics
-        else (None, None)
-    )
-    comparison = PairedComparison(
-        metric=name, primary=False, seeds=paired, missing_seeds=sorted(seeds - set(paired)),
-        before=float(np.mean([before[seed] for seed in paired])),
-        after=float(np.mean([after[seed] for seed in paired])), difference=found.mean, sd=found.sd, low=found.low,
-        high=found.high, bootstrap_low=low, bootstrap_high=high, p=found.p, margin=margin,
-        tost_p=None if margin is None else tost(differences, margin), verdict="undecided", sentence="", **what,
-    )  # fmt: skip
-    return Draft(comparison, differences, tested=name in config.metrics)
+def _contrast(name: str, other: Stratum, stratum: Stratum, dose: float, *, bare: bool) -> Compared:
+    """Return the sides of a contrast: two values, or the effects of a dose on both."""
+    if bare:
+        return Compared(name, [(1, (stratum, dose)), (-1, (other, dose))], pairs=[((other, dose), (stratum, dose))])
+    pairs = [((other, 0.0), (other, dose)), ((stratum, 0.0), (stratum, dose))]
+    signed = [(1, (stratum, dose)), (-1, (stratum, 0.0)), (-1, (other, dose)), (1, (other, 0.0))]
+    return Compared(name, signed, pairs)
 
 
 def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, remarks: list[str], *, bare: bool) -> None:
@@ -173,24 +172,6 @@ def _matches(one: PairedComparison, wanted: Mapping[str, Any], dose: str) -> boo
 def _same(value: Any) -> str:
     """Spell a number of a recipe as a dose is spelt: 1 and 1.0 are the same."""
     return str(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def _needs(one: PairedComparison, config: AnalysisConfig) -> None:
-    """Fill in power, and how many seeds would settle the question or give the wished precision."""
-    assert one.sd is not None
-    n = len(one.seeds)
-    if metric(one.metric).unit == "share":
-        one.seeds_for_precision = planning.seeds_for_precision(one.sd, config.precision / 100, 1 - config.alpha)
-    if one.margin is None:
-        return
-    one.power = planning.power(one.margin, one.sd, n, config.alpha)
-    if one.verdict == "undecided":
-        enough = (
-            planning.seeds_for_difference(one.difference, one.sd, config.power, config.alpha),
-            planning.seeds_for_equivalence(one.margin, one.sd, config.power, config.alpha, one.difference),
-        )
-        known = [number for number in enough if number is not None]
-        one.seeds_needed = max(min(known), n + 1) if known else None
 
 
 def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:

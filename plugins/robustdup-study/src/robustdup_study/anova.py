@@ -8,24 +8,35 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from robustdup_study.metrics import metric
+from robustdup_study.metrics import metric, to_unit
 from robustdup_study.records import AnovaTerm
+from robustdup_study.sides import limit_of_sides
 from robustdup_study.table import Stratum, Table, Values, effect
 
 Combination = tuple[Stratum, float]  # factors and dose
 Levels = tuple[tuple[str, str], ...]  # of a combination as text, by factor
 
 
-def anova(table: Table, name: str, varying: Sequence[str], remarks: list[str]) -> list[AnovaTerm]:
+def anova(
+    table: Table, name: str, varying: Sequence[str], remarks: list[str], margin: float | None = None
+) -> list[AnovaTerm]:  # fmt: skip
     """Return the ANOVA of a metric over factors and dose, on the part of the design in which every level meets every other.
+
+    Effects at the floor or the ceiling of a share are left out: where nothing can be seen, no factor made the difference.
 
     Args:
         table: The finished cells.
         name: The metric.
         varying: Factors besides the dose that have several levels.
         remarks: What was left out, or why there is no ANOVA, is added here.
+        margin: Of the metric, in the unit of the recipe: the room within which a share is at its floor or ceiling.
     """
-    effects = _effects(table, name)
+    effects, without_room = _with_room(
+        table, _effects(table, name), name, None if margin is None else to_unit(name, margin)
+    )
+    if without_room:
+        words = ", ".join(_at_limit(without_room, effects, varying))
+        remarks.append(f"ANOVA of {metric(name).text} without {words}: both sides lie at the end of its range.")
     levels = {combination: _levels(combination, varying) for combination in effects}
     crossed = _crossed(levels)
     factors = [
@@ -62,6 +73,27 @@ def _effects(table: Table, name: str) -> dict[Combination, Values]:
     combinations = [(stratum, dose) for stratum in table.strata() for dose in table.doses(stratum) if dose != 0]
     effects = {combination: effect(table, *combination, name) for combination in combinations}
     return {combination: values for combination, values in effects.items() if values}
+
+
+def _with_room(
+    table: Table, effects: dict[Combination, Values], name: str, margin: float | None
+) -> tuple[dict[Combination, Values], list[Combination]]:
+    """Return the effects that could be seen, and the combinations whose sides both lie at an end of the metric's range."""
+    limits = {
+        (stratum, dose): limit_of_sides(table, [((stratum, 0.0), (stratum, dose))], name, margin)
+        for stratum, dose in effects
+    }
+    without = [combination for combination, limit in limits.items() if limit is not None]
+    return {combination: values for combination, values in effects.items() if limits[combination] is None}, without
+
+
+def _at_limit(
+    without: Sequence[Combination], effects: Mapping[Combination, Values], varying: Sequence[str]
+) -> list[str]:
+    """Return the levels that only combinations without room have, or else how many combinations were left out."""
+    left = {level for combination in effects for level in _levels(combination, varying)}
+    gone = {level for combination in without for level in _levels(combination, varying)} - left
+    return [f"{factor} {level}" for factor, level in sorted(gone)] or [f"{len(without)} of its effects"]
 
 
 def _levels(combination: Combination, varying: Sequence[str]) -> Levels:

@@ -26,12 +26,12 @@ from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
 from robustdup.training.validation import ValidationSet, correct_per_sample
+from robustdup_study.answers import answers_to_test_images, calibration, of_class_shares
 from robustdup_study.cell_record import CellOrder, CellResult, Measurement
 from robustdup_study.grid import Grid, build_grid
 from robustdup_study.recipe import StudyConfig
 
 TRAIN = "train"
-BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
 ROWS = 256
 SPOT_CHECK = 64  # rows of a split that are decoded to tell it from another
 MEMORY = DatasetCache()  # so that the cells of a worker decode an image once
@@ -60,7 +60,7 @@ def _run_cell(order: CellOrder) -> CellResult:
     if record.status != "complete":
         raise RunError(f"Training stopped: {record.reason}", code="training-stopped")
     metrics = of_training(record) | of_checkpoints(record, folder)
-    measured, samples = of_model(config, folder, registry, order.measure)
+    measured, samples, right = of_model(config, folder, registry, order.measure)
     metrics = measured | metrics  # what the referee said wins,
     if order.measure.get("clean_on"):  # unless more images were asked for
         metrics["clean_accuracy"] = measured["clean_accuracy"]
@@ -71,7 +71,8 @@ def _run_cell(order: CellOrder) -> CellResult:
     return CellResult(
         key=order.key, created=now(), status="complete", measurements=[Measurement(metrics=metrics)], config=order.settings,
         duplication={} if record.duplication is None else record.duplication.rates,
-        samples=samples, training=record.model_dump(mode="json", exclude={"curve", "validation"}),
+        samples=samples, answers=answers_to_test_images(right, folder),
+        training=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def of_training(record: TrainingRecord) -> Metrics:
     for reached in record.time_to:
         name = f"{reached.kind}_{round(100 * reached.target)}"
         metrics[f"steps_to_{name}"], metrics[f"samples_to_{name}"] = reached.step, reached.samples
+        metrics[f"seconds_to_{name}"] = reached.seconds
     return metrics
 
 
@@ -120,8 +122,11 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
 def of_model(
     config: TrainConfig, folder: Path, registry: Registry, measure: Mapping[str, Any]
-) -> tuple[Metrics, Samples]:  # fmt: skip
-    """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images."""
+) -> tuple[Metrics, Samples, Tensor]:  # fmt: skip
+    """Return what is measured on the last checkpoint itself: calibration, training images, near and shifted test images.
+
+    With it come the answers to training images, and whether each test image is classified rightly, bool (N,).
+    """
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
     rows = open_samples(config.test_data or config.data, config.data_options(config.test_split), registry)
@@ -132,6 +137,7 @@ def of_model(
     right = logits.argmax(dim=1) == labels
     metrics["clean_accuracy"] = float(right.double().mean())
     data = prepare_data(config, registry, device)
+    metrics |= of_class_shares(logits, labels, data.entries)
     trained, samples = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     metrics |= trained
     if measure.get("near_test"):
@@ -141,21 +147,7 @@ def of_model(
         shifted = load_images(other, config.data_options(split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
         metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
-    return metrics, samples
-
-
-def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the expected calibration error over 15 equal bins, in [0, 1], and the mean negative log-likelihood.
-
-    logits (N, K), labels (N,). https://arxiv.org/abs/1706.04599
-    """
-    chances = logits.double().softmax(dim=1)
-    confidence, answer = chances.max(dim=1)
-    right = (answer == labels).double()
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right)
-    nll = nn.functional.cross_entropy(logits.double(), labels)
-    return float(gaps.abs().sum() / len(labels)), float(nll)
+    return metrics, samples, right
 
 
 def of_training_images(

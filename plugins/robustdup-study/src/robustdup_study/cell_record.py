@@ -63,6 +63,10 @@ class CellResult(Part):
     duplication: dict[str, Any] = Field(default_factory=dict)
     samples: dict[str, list[int]] = Field(default_factory=dict)
     training: dict[str, Any] | None = None
+    answers: dict[str, str] = Field(
+        default_factory=dict,
+        description="By metric (clean_accuracy, robust_accuracy): 1 or 0 for each test image in their order, right or wrong.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -28,6 +28,10 @@ WORDS = typer.Argument(None, metavar="CONFIG [KEY=VALUE ...]", help="A recipe (Y
 JSON = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output.")
 OUT = typer.Option(None, "--out", help="Folder of the study; studies/NAME if not given.")
 
+TABLE = typer.Option(
+    None, "--cells", help="Analyse a table of cells (CSV, or a cells.parquet) and print Markdown; no folder is needed."
+)
+
 
 @app.callback()
 def _group() -> None:
@@ -78,9 +82,23 @@ def run_command(
 
 
 @app.command("report")
-def report_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
+def report_command(
+    words: list[str] = WORDS,
+    cells: Path | None = TABLE,
+    out: str | None = OUT,
+    json: bool = JSON,
+) -> int:
     """Analyse the cells that are there, without running any."""
     config = _recipe(words, out=out)
+    if cells is not None:
+        from robustdup_study.published_cells import record_of_table
+        from robustdup_study.report import markdown
+
+        record = record_of_table(
+            cells, config, shlex.join(["robustdup", "study", "report", *words, "--cells", str(cells)])
+        )
+        print(to_json(record) if json else markdown(record))
+        return 0
     _show(_record(config, words), config.folder, json)
     return 0
 

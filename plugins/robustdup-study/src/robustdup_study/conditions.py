@@ -54,6 +54,10 @@ CONDITIONS = {
     "prior-matched": ControlCondition(
         _control("class_prior"), "no copies, but the class shares of the duplicated set, made by leaving images out"
     ),
+    "matched": ControlCondition(
+        _control("matched"),
+        "no copies, but the class shares of the duplicated set and as many distinct images (mode replace)",
+    ),
     "as-weights": ControlCondition(_as_weights, "no copies, but the loss weights that equal them in expectation"),
     "fewer-unique": ControlCondition(
         _control("fewer_unique"), "no copies, only the images that are left where copies replace others at equal size"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from robustdup_study.publications import Metric, publications
+from robustdup_study.publications import Metric, Unit, publications
 
 METRICS = {
     "clean_accuracy": Metric("clean accuracy"),
@@ -30,6 +30,8 @@ METRICS = {
     "single_robust": Metric("robust accuracy on training images without copies"),
     "shifted_accuracy": Metric("accuracy on the shifted test set"),
     "clean_accuracy_without_near": Metric("clean accuracy without test images that are near a training image"),
+    "prior_adjusted_accuracy": Metric("clean accuracy with the training prior taken out of the logits"),
+    "class_imbalance": Metric("distance of the class shares from equal ones", ""),
     "steps": Metric("optimizer steps", "count"),
     "samples": Metric("training entries seen", "count"),
     "unique_samples": Metric("different training images seen", "count"),
@@ -46,10 +48,11 @@ def metric(name: str) -> Metric:
     for publication in publications():
         if name in publication.metrics:
             return publication.metrics[name]
-    found = re.fullmatch(r"(steps|samples)_to_(clean|robust)_(\d+)", name)
+    found = re.fullmatch(r"(steps|samples|seconds)_to_(clean|robust)_(\d+)", name)
     if found:
-        what = {"steps": "optimizer steps", "samples": "training entries"}[found[1]]
-        return Metric(f"{what} until {found[3]}% {found[2]} validation accuracy", "count")
+        what = {"steps": "optimizer steps", "samples": "training entries", "seconds": "training time"}[found[1]]
+        unit: Unit = "seconds" if found[1] == "seconds" else "count"
+        return Metric(f"{what} until {found[3]}% {found[2]} validation accuracy", unit)
     return Metric(name.replace("_", " "), "")
 
 

@@ -48,8 +48,8 @@ def study_page(run: Run, name: str) -> Page:
     """Return the page of a study, whole or partial."""
     record = run.record
     sections = [
-        _conclusions(record),
         _claims(record),
+        _conclusions(record),
         *_doses(record),
         _published(record),
         *_effects(record),
@@ -122,8 +122,15 @@ def _crossovers(record: StudyRecord) -> Section | None:
 def _claims(record: StudyRecord) -> Section | None:
     if not record.claims:
         return None
-    content = [(claim, VERDICTS.get(claim.verdict, "blank")) for claim in record.claims]
-    return Section("claims", "Published claims", "sections/claims.html.j2", content=content)
+    content = {
+        "claims": [(claim, VERDICTS.get(claim.verdict, "blank")) for claim in record.claims],
+        "budgets": list(dict.fromkeys(budget for claim in record.claims for budget in claim.by_budget)),
+    }
+    lead = (
+        "Effect: did accuracy move as claimed? Attribution: because of copies, or of what came along with them? A claim is "
+        "confirmed or refuted only where copies are all that differs. No verdict reaches further than its scope."
+    )
+    return Section("claims", "Published claims", "sections/claims.html.j2", lead, content)
 
 
 def _doses(record: StudyRecord) -> list[Section]:
@@ -178,7 +185,8 @@ def _effects(record: StudyRecord) -> list[Section]:
         others = [group for group in groups if group not in main]
         if groups:
             lead = (
-                "Paired differences to the same seed without copies, with 95% t intervals over seeds; the grey zone is the "
+                "Paired differences to the same seed without copies, with 95% t intervals over seeds, for these test images; "
+                "the grey zone is the "
                 "margin within which a difference counts as none. Only primary comparisons are corrected for their number."
                 if kind == "dose"
                 else "How much the effect of copies differs between two levels, with 95% t intervals over seeds."

@@ -16,8 +16,10 @@ from robustdup_study.publications import publications
 from robustdup_study.recipe import StudyConfig, label
 from robustdup_study.records import CellStatus, StudyRecord, StudyRun, load_study_record
 from robustdup_study.run import cell_folder, results, unreadable
+from robustdup_study.scope import scope_of
 from robustdup_study.sentences import conclusions
-from robustdup_study.table import varying_factors
+from robustdup_study.sides import Answers, answers_of
+from robustdup_study.table import split, varying_factors
 
 
 def make_record(
@@ -27,28 +29,36 @@ def make_record(
     keys = list(dict.fromkeys(run.key for run in planned))
     cells = results(config.folder, keys)
     runs = study_runs(planned, cells, config)
-    add_effective_robustness(runs, config.analysis.dose)
-    analysis = analyse(runs, config.analysis)
+    return record_of(config, runs, cells, keys, command=command, versions=versions)
+
+
+def record_of(
+    config: StudyConfig, runs: list[StudyRun], cells: Mapping[str, CellResult], keys: Sequence[str], *, command: str,
+    versions: dict[str, str],
+) -> StudyRecord:  # fmt: skip
+    """Return the record of these runs; `cells` are the results of `keys` as far as they are at hand."""
+    shifted = add_effective_robustness(runs, config.analysis.dose)
+    analysis = analyse(runs, config.analysis, _answers(runs, cells, config.analysis.dose))
     level = 1 - config.analysis.alpha
     differences = image_differences(
         runs, cells, config.analysis.dose, varying_factors(runs, config.analysis.dose), level
     )
-    remarks = [*_remarks(config, keys, cells, runs), *analysis.remarks]
-    failed = sum(cells[key].status == "failed" for key in cells)
+    remarks = [*_remarks(config, keys, cells, runs), *shifted, *analysis.remarks]
+    complete, failed = (len({run.cell for run in runs if run.status == status}) for status in ("complete", "failed"))
     history, fixed = analysis_history(config), config.analysis.model_dump(mode="json")
     record = StudyRecord(
         run_id=config.name,
         created=now(),
-        status="complete" if len(cells) - failed == len(keys) else "partial",
+        status="complete" if complete == len(keys) else "partial",
         name=config.name,
         command=command,
         recipe=recipe_of(config),
         factors={name: [label(level) for level in levels] for name, levels in config.factors.items()},
         seeds=config.seed_list,
         n_cells=len(keys),
-        n_complete=len(cells) - failed,
+        n_complete=complete,
         n_failed=failed,
-        n_missing=len(keys) - len(cells),
+        n_missing=len(keys) - complete - failed,
         runs=runs,
         duplication_rates=analysis.duplication_rates,
         means=analysis.means,
@@ -57,9 +67,10 @@ def make_record(
         image_differences=differences,
         conclusions=conclusions(analysis.comparisons),
         remarks=remarks,
+        scope=scope_of(config, runs, cells),
         analysis_since=history[0]["since"] if history else "",
         analysis_changes=_changes(history, fixed),
-        seconds=sum(result.seconds for result in cells.values()),
+        seconds=sum(result.seconds for result in cells.values()) or _seconds(runs),
         versions=versions,
     )
     if config.published:
@@ -94,6 +105,22 @@ def study_runs(planned: Sequence[PlannedRun], cells: Mapping[str, CellResult], c
     return runs
 
 
+def _answers(runs: Sequence[StudyRun], cells: Mapping[str, CellResult], dose: str) -> Answers:
+    """Return the answers of the cells to single test images, by the place in the design that each stands for."""
+    return answers_of(
+        [
+            (split(run.factors, dose), run.seed, cells[run.cell].answers)
+            for run in runs
+            if run.status == "complete" and run.cell in cells and cells[run.cell].answers
+        ]
+    )
+
+
+def _seconds(runs: Sequence[StudyRun]) -> float:
+    """Return the seconds of training of all cells, where their results are not at hand."""
+    return sum({run.cell: run.metrics.get("seconds") or 0.0 for run in runs}.values())
+
+
 def _of_best(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """Return the metrics with test accuracies of the best checkpoint in the place of the last one's."""
     chosen = dict(metrics)
@@ -112,8 +139,15 @@ def _remarks(
     for error in dict.fromkeys(result.error for result in failed):
         same = [result.key for result in failed if result.error == error]
         remarks.append(f"{len(same)} cell{'s' * (len(same) > 1)} failed ({', '.join(same[:3])}): {error}")
-    if len(cells) < len(keys):
-        remarks.append(f"{len(keys) - len(cells)} of {len(keys)} cells have not run: run the study again to go on.")
+    missing = len({run.cell for run in runs if run.status == "missing"})
+    if missing:
+        verb = "has" if missing == 1 else "have"
+        remarks.append(f"{missing} of {len(keys)} cells {verb} not run: run the study again to go on.")
+    if not any(result.answers for result in cells.values()):
+        remarks.append(
+            "Intervals are over seeds, for these test images: the answers to single images, from which an interval over "
+            "other images would follow, were not kept."
+        )
     remarks += unreadable(config.folder, keys)
     sources = [result.training["data"] for result in cells.values() if result.training is not None]
     prints = {

@@ -20,7 +20,9 @@ STUDY_VERSION = 2
 TABLE_FILE = "cells.parquet"
 
 CellStatus = Literal["complete", "failed", "missing"]
-Verdict = Literal["lower", "higher", "equivalent", "undecided", "one seed", "no variation"]
+Verdict = Literal[
+    "lower", "higher", "equivalent", "undecided", "one seed", "no variation", "at floor", "at ceiling"
+]  # fmt: skip
 
 
 class StudyRun(Part):
@@ -70,11 +72,13 @@ class PairedComparison(Part):
     """A paired difference over seeds, in the unit of its metric.
 
     `kind` "dose": the dose against no copies, all else equal; "contrast": how much that effect differs between two levels
-    of `contrast`. `p` is of the paired t test, `tost_p` of two one-sided tests against ±`margin`; `p_holm` and
+    of `contrast`, or where there are no doses (`of_values`) how much the metric itself does. `p` is of the paired t test,
+    `tost_p` of two one-sided tests against ±`margin`; `p_holm` and
     `tost_p_holm` are corrected over the primary comparisons and null for others. `power` is the chance to see a
     difference of the size of the margin with this spread and these seeds; `seeds_needed` what would settle the question
-    at the power of the recipe, if mean and spread stay (null: settled, or beyond counting); `seeds_for_precision` gives
-    an interval as narrow as the recipe wishes.
+    at the power of the recipe and under the correction of the verdict, if mean and spread stay (null: settled, or beyond
+    counting); `seeds_for_precision` gives an interval as narrow as the recipe wishes. Verdicts "at floor" and "at ceiling":
+    both sides lie within the margin of an end of the metric's range, so that nothing could be seen.
     """
 
     kind: Literal["dose", "contrast"]
@@ -102,6 +106,22 @@ class PairedComparison(Part):
     tost_p_holm: float | None = None
     power: float | None = None
     seeds_needed: int | None = None
+    seeds_needed_low: int | None = Field(None, description="Lower end of the 95% range of `seeds_needed`.")
+    seeds_needed_high: int | None = Field(None, description="Its upper end; null where beyond counting.")
+    crossed_low: float | None = Field(
+        None, description="Lower end of the interval over seeds and test images, both taken as drawn from more."
+    )
+    crossed_high: float | None = Field(None, description="Its upper end.")
+    test_images: int | None = Field(None, description="Test images of that interval.")
+    unique_before: float | None = Field(
+        None, description="Distinct training images of the reference side, mean over seeds."
+    )
+    unique_after: float | None = Field(None, description="Distinct training images of the other side.")
+    also_differs: list[str] = Field(
+        default_factory=list,
+        description="What differs between the sides besides what is compared: steps, images, shares.",
+    )
+    of_values: bool = Field(False, description="Whether a contrast is of the metric itself, not of effects of a dose.")
     seeds_for_precision: int | None = None
     verdict: Verdict
     also_equivalent: bool = False
@@ -142,12 +162,27 @@ class ImageDifference(Part):
 
 
 class Claim(Part):
-    """A published claim and what this study says of it; `evidence` are the sentences that it rests on."""
+    """A published claim and what this study says of it; `evidence` are the sentences that it rests on, the largest first.
+
+    Two words besides the verdict: `effect`, whether accuracy moved as claimed, and `attribution`, whether because of copies.
+    """
 
     claim: str
     verdict: Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
     sentence: str
     evidence: list[str] = Field(default_factory=list)
+    effect: str = Field(
+        "", description="Whether accuracy moved as claimed: seen, mixed, absent, opposite, open, not tested."
+    )
+    attribution: str = Field(
+        "", description="Whether because of copies: copies, not copies, open, or nothing to attribute."
+    )
+    attribution_text: str = Field("", description="What the attribution rests on, or what else differs.")
+    by_budget: dict[str, str] = Field(default_factory=dict, description="The effect under each budget, in words.")
+    scope: str = Field("", description="What it was measured on: no verdict reaches further.")
+    cells: int = Field(0, description="Cells whose comparisons were judged.")
+    figure: str = Field("", description="Where the comparisons are drawn on the page of the study.")
+    would_change: str = Field("", description="What would change the verdict.")
 
 
 class PublishedFigure(Part):
@@ -208,6 +243,7 @@ class StudyRecord(Part):
     claims: list[Claim] = Field(default_factory=list)
     published: list[PublishedFigure] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
+    scope: str = Field("", description="Network, images, steps and seeds of the cells, in words.")
     analysis_since: str = ""
     analysis_changes: list[str] = Field(default_factory=list)
     seconds: float = 0.0

@@ -17,9 +17,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from robustdup_study.records import DoseMean, PairedComparison, StudyProgress, StudyRecord
+from robustdup_study.records import Claim, DoseMean, PairedComparison, StudyProgress, StudyRecord
 
 SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
+EVIDENCE = 6  # sentences of a claim that are written out; the rest is in the tables
 VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}
 
 
@@ -113,9 +114,9 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
     ]
     found = [
         ("Conclusions", record.conclusions),
-        ("Between levels (not corrected)", contrasts),
+        ("Between levels (not corrected)", contrasts if brief else []),
         ("The same training images with and without copies", same_images),
-        ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims]),
+        ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims] if brief else []),
         (
             "Doses stated in all usual ways",
             [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.duplication_rates if one.dose],
@@ -278,12 +279,15 @@ def markdown(record: StudyRecord) -> str:
     lines = [f"# {record.name}", "", f"{summary(record)}. `{record.command}`", ""]
     if record.analysis_since:
         lines += [f"The analysis (margins, primary comparisons) was fixed on {record.analysis_since}.", ""]
+    if record.scope:
+        lines += [f"Scope: {record.scope}.", ""]
+    lines += claims_table(record.claims)
     header, rows, _ = cells_of_table(record)
     lines += markdown_table([title.replace("_", " ") for title in header], rows, left=len(varying(record)))
     lines += [
         "",
         "Means over seeds in per cent; differences in points to the same seed without copies, with 95% t intervals over "
-        "seeds, not corrected for their number.",
+        "seeds, for these test images, not corrected for their number.",
         "",
     ]
     if record.published:
@@ -291,14 +295,57 @@ def markdown(record: StudyRecord) -> str:
         lines += ["## Published and here (%)", "", *markdown_table(PUBLISHED_HEAD, rows, left=1), ""]
     for title, sentences in sections(record):
         lines += [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""]
+    lines += _contrast_table(record)
     for claim in record.claims:
         if claim.evidence:
-            lines += [f"### {claim.claim}: {claim.verdict}", "", *(f"- {text}" for text in claim.evidence), ""]
+            more = [f"- {len(claim.evidence) - EVIDENCE} more: see the tables."] * (len(claim.evidence) > EVIDENCE)
+            told = [f"- {text}" for text in claim.evidence[:EVIDENCE]]
+            lines += [f"### {claim.claim}", "", f"{claim.sentence} {claim.attribution_text}", "", *told, *more, ""]
     failed = [row for row in record.runs if row.status == "failed"]
     if failed:
         lines += ["## Failed cells", ""]
         lines += [f"- `{row.cell}` (seed {row.seed}, {_words(row.factors)}): {row.error}" for row in failed] + [""]
     return "\n".join(lines)
+
+
+def claims_table(claims: Sequence[Claim]) -> list[str]:
+    """Return the table of published claims as lines of Markdown, with a heading; nothing where there are none."""
+    if not claims:
+        return []
+    budgets = list(dict.fromkeys(budget for claim in claims for budget in claim.by_budget))
+    header = ["claim", "verdict", "effect", "attribution", *budgets, "scope", "evidence", "what would change it"]
+    rows = [
+        [
+            claim.claim, f"**{claim.verdict}**", claim.effect, f"{claim.attribution}. {claim.attribution_text}".strip(),
+            *(claim.by_budget.get(budget, "–") for budget in budgets), claim.scope or "–",
+            f"{claim.cells} runs; figure {claim.figure}" if claim.figure else "–", claim.would_change or "–",
+        ]
+        for claim in claims
+    ]  # fmt: skip
+    return [
+        "## Claims of arXiv 2504.00638", "",
+        "*Effect*: did accuracy move as claimed? *Attribution*: because of copies, or of what came along with them? A claim is "
+        "confirmed or refuted only where copies are all that differs.", "",
+        *markdown_table(header, rows, left=len(header)), "",
+    ]  # fmt: skip
+
+
+def _contrast_table(record: StudyRecord) -> list[str]:
+    """Return the comparisons between levels as a table: none of them is corrected for their number."""
+    found = [one for one in record.comparisons if one.kind == "contrast" and not one.primary]
+    if not found:
+        return []
+    names = varying(record)
+    rows = [
+        [
+            one.metric.replace("_", " "), f"{one.level} against {one.against}",
+            ", ".join(str(one.factors[name]) for name in names if name in one.factors), f"{one.dose:g}", _effect(one),
+            "–" if one.p is None else f"{one.p:.2g}", one.verdict, str(len(one.seeds)),
+        ]
+        for one in found
+    ]  # fmt: skip
+    header = ["metric", "levels", "where", "dose", "difference", "p", "verdict", "seeds"]
+    return ["## Between levels (explored, not corrected)", "", *markdown_table(header, rows, left=3), ""]
 
 
 def _words(factors: dict[str, Any]) -> str:

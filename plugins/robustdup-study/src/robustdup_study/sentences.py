@@ -10,6 +10,8 @@ from robustdup_study.metrics import metric, unit_words, write
 from robustdup_study.planning import MOST_SEEDS
 from robustdup_study.records import PairedComparison, Verdict
 
+LIMITS = {"at floor": "at the floor on both sides", "at ceiling": "at the ceiling on both sides"}
+
 
 def verdict(one: PairedComparison, alpha: float) -> tuple[Verdict, bool]:
     """Return the verdict of a comparison, and whether a difference that was seen is also shown to be within the margin.
@@ -42,18 +44,28 @@ def place_of(factors: Mapping[str, Any], dose: float, varying: Sequence[str]) ->
 def sentence(one: PairedComparison, varying: Sequence[str]) -> str:
     """Say a comparison in one sentence, with its interval, its seeds and what it does not show."""
     body = _contrast(one) if one.kind == "contrast" else _dose(one)
-    text = f"{body}{where(one, varying)}, {_seeds(one)}"
+    text = f"{body}{where(one, varying)}, {_seeds(one)}{_images(one)}"
     notes = [_p(one)] if one.verdict in ("lower", "higher", "undecided", "equivalent") else []
+    notes.append(_crossed(one))
     if one.also_equivalent and one.margin is not None:
         notes.append(f"yet within ±{_margin(one)}")
     if one.verdict == "undecided":
         notes.append(_needed(one))
+    if one.also_differs and one.kind == "dose":
+        notes.append(f"also different: {', '.join(one.also_differs)}")
     notes = [note for note in notes if note]
     return text[0].upper() + text[1:] + (f" ({'; '.join(notes)})" if notes else "") + "."
 
 
+def _is(name: str) -> str:
+    """Return the verb of a metric: steps are, accuracy is."""
+    return "are" if metric(name).unit == "count" else "is"
+
+
 def _dose(one: PairedComparison) -> str:
     name, difference = metric(one.metric).text, one.difference
+    if one.verdict in LIMITS:
+        return f"{name} {_is(one.metric)} {LIMITS[one.verdict]}: {_signed(one)} {_interval(one)} shows nothing"
     if one.verdict == "one seed":
         return f"{name} differed by {_signed(one)}, one seed and so no interval,"
     if one.verdict == "no variation":
@@ -63,29 +75,33 @@ def _dose(one: PairedComparison) -> str:
             else f"{name} differed by {_signed(one)} in every seed"
         )
     if one.verdict == "equivalent" and one.margin is not None:
-        return f"{name} is equivalent within ±{_margin(one)} ({_signed(one)} {_interval(one)})"
+        return f"{name} {_is(one.metric)} equivalent within ±{_margin(one)} ({_signed(one)} {_interval(one)})"
     if one.verdict == "undecided":
-        return f"{name} is undecided: it differed by {_signed(one)} {_interval(one)}"
+        it = "they" if _is(one.metric) == "are" else "it"
+        return f"{name} {_is(one.metric)} undecided: {it} differed by {_signed(one)} {_interval(one)}"
     return f"{name} {'fell' if difference < 0 else 'rose'} by {_number(one, abs(difference))} {_interval(one, difference < 0)}"
 
 
 def _contrast(one: PairedComparison) -> str:
     name = metric(one.metric).text
-    effect = f"the effect on {name} under {one.level}" if one.dose else f"{name} under {one.level}"
+    effect = f"{name} under {one.level}" if one.of_values or not one.dose else f"the effect on {name} under {one.level}"
+    verb = _is(one.metric) if one.of_values or not one.dose else "is"
     against = f"than under {one.against}"
+    if one.verdict in LIMITS:
+        return f"{effect} cannot be compared with that under {one.against}: one of them {verb} {LIMITS[one.verdict]}"
     if one.verdict == "one seed":
         return f"{effect} differed by {_signed(one)} from that under {one.against}, one seed and so no interval,"
     if one.verdict == "no variation":
         return f"{effect} differed from that under {one.against} by {_signed(one)} in every seed"
     if one.verdict == "equivalent" and one.margin is not None:
         return (
-            f"{effect} is equivalent to that under {one.against} within ±{_margin(one)} "
+            f"{effect} {verb} equivalent to that under {one.against} within ±{_margin(one)} "
             f"({_signed(one)} {_interval(one)})"
         )
     if one.verdict == "undecided":
-        return f"{effect} is undecided against that under {one.against}: {_signed(one)} {_interval(one)}"
+        return f"{effect} {verb} undecided against that under {one.against}: {_signed(one)} {_interval(one)}"
     low = one.difference < 0
-    return f"{effect} is {_number(one, abs(one.difference))} {_interval(one, low)} {'lower' if low else 'higher'} {against}"
+    return f"{effect} {verb} {_number(one, abs(one.difference))} {_interval(one, low)} {'lower' if low else 'higher'} {against}"
 
 
 def _digits(one: PairedComparison) -> int | None:
@@ -121,6 +137,11 @@ def _interval(one: PairedComparison, turned: bool = False) -> str:
     return f"[{write(one.metric, low, digits=_digits(one))}, {write(one.metric, high, digits=_digits(one))}]"
 
 
+def interval_text(one: PairedComparison) -> str:
+    """Return a difference with its interval over seeds: "−1.4 points [−2.1, −0.7]"."""
+    return f"{_signed(one)} {_interval(one)}".rstrip()
+
+
 def _seeds(one: PairedComparison) -> str:
     n = len(one.seeds)
     text = f"{n} paired seed{'s' if n > 1 else ''}"
@@ -144,9 +165,37 @@ def _p(one: PairedComparison) -> str:
 def _needed(one: PairedComparison) -> str:
     if one.margin is None:
         return ""
+    low = one.seeds_needed_low
+    range_ = f"{low}" if low is not None and low == one.seeds_needed_high else f"{low} to {one.seeds_needed_high}"
+    if low is None:
+        range_ = ""
+    elif one.seeds_needed_high is None:
+        range_ = f"{low} to more than {MOST_SEEDS:,}"
+    range_ = f" (95% range {range_})" if range_ else ""
     if one.seeds_needed is None:
-        return f"not even {MOST_SEEDS:,} seeds would settle it"
-    return f"about {one.seeds_needed} seeds would settle it, if mean and spread stay"
+        return f"not even {MOST_SEEDS:,} seeds would settle it{range_}"
+    corrected = " under this correction" if one.primary else ""
+    return f"about {one.seeds_needed} seeds{range_} would settle it{corrected}, if mean and spread stay"
+
+
+def _crossed(one: PairedComparison) -> str:
+    """The interval over seeds and test images, beside the one over seeds."""
+    if one.crossed_low is None or one.crossed_high is None or one.verdict in LIMITS:
+        return ""
+    turned = one.verdict == "lower"
+    low, high = (-one.crossed_high, -one.crossed_low) if turned else (one.crossed_low, one.crossed_high)
+    ends = f"[{write(one.metric, low, digits=_digits(one))}, {write(one.metric, high, digits=_digits(one))}]"
+    return f"{ends} over seeds and {one.test_images:,} test images"
+
+
+def _images(one: PairedComparison) -> str:
+    """The distinct training images of both sides."""
+    if one.unique_before is None or one.unique_after is None:
+        return ""
+    before, after = round(one.unique_before), round(one.unique_after)
+    if before == after:
+        return f", {after:,} distinct images"
+    return f", {after:,} distinct images against {before:,}"
 
 
 def conclusions(comparisons: Iterable[PairedComparison]) -> list[str]:

@@ -50,6 +50,6 @@ def publication() -> Publication:
             "clean_accuracy_plain_test": Metric("clean accuracy on test images without augmentation"),
             "clamped_accuracy": Metric("accuracy on test images clamped to [0, 1] without attack"),
         },
-        figures=Deferred(f"{HERE}.claims:set_beside"),
+        figures=Deferred(f"{HERE}.beside:set_beside"),
         claims=Deferred(f"{HERE}.claims:judge_claims"),
     )

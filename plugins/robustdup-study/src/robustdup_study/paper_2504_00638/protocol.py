@@ -253,6 +253,7 @@ def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.d
             "test_clean_acc": _accuracy(model, sets.test, sets.test_labels, "augmented"),
             "clean_accuracy_plain_test": _accuracy(model, sets.test, sets.test_labels, "plain"),
             "steps": config.epochs * -(-len(entries) // BATCH),
+            "unique_samples": len(sets.labels),
         }
         if config.measure_training:
             metrics["train_clean_acc"] = _accuracy(model, sets.train, sets.labels, "augmented", entries)
@@ -271,7 +272,7 @@ def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torc
         entries = torch.cat([torch.arange(n), extra]).to(device)
         for _ in range(config.epochs):
             _epoch(model, optimizer, sets, entries, darkest=darkest)
-        metrics: dict[str, float | None] = {"steps": config.epochs * -(-len(entries) // BATCH)}
+        metrics: dict[str, float | None] = {"steps": config.epochs * -(-len(entries) // BATCH), "unique_samples": n}
         for name, pixels, labels, rows in (
             ("test", sets.test, sets.test_labels, None),
             ("train", sets.train, sets.labels, entries),

@@ -1,0 +1,182 @@
+"""The published pages of results against the published cells, recomputed with scipy and statsmodels alone."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from robustdup_study.paper_2504_00638.published import FIGURES, NOTEBOOK
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the documentation is there in a clone only")
+
+
+def points(name, factors):
+    """Return {(factors besides the dose, dose, metric): values by seed, in points} of a table of cells."""
+    *others, dose = factors
+    found = {}
+    with (RESULTS / f"{name}.csv").open() as file:
+        for row in csv.DictReader(file):
+            for metric in row:
+                if metric not in (*factors, "seed", "cell", "status") and row[metric]:
+                    key = (*(row[factor] for factor in others), float(row[dose]), metric)
+                    found.setdefault(key, {})[int(row["seed"])] = 100 * float(row[metric])
+    return found
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return points("cifar10-small-cpu", ("objective", "scheme", "arm", "budget", "dose"))
+
+
+def difference(cells, objective, scheme, budget, metric="clean_accuracy", condition="copies", dose=0.5):
+    """Paired differences to the same seeds without copies."""
+    where = (objective, scheme, condition, budget)
+    after, before = cells[*where, dose, metric], cells[*where, 0.0, metric]
+    return np.array([after[seed] - before[seed] for seed in sorted(after)])
+
+
+def told(values, signed=True):
+    """Write a mean with its t interval as the pages do."""
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return (
+        f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+        .replace("+0.0 ", "0.0 ")
+        .replace("−0.0 ", "0.0 ")
+    )
+
+
+PLACES = [
+    (objective, scheme, metric)
+    for scheme in ("uniform", "class_skewed")
+    for objective, metric in (
+        ("standard", "clean_accuracy"),
+        ("pgd_at", "clean_accuracy"),
+        ("pgd_at", "robust_accuracy"),
+    )
+]
+
+
+@pytest.mark.parametrize(("objective", "scheme", "metric"), PLACES)
+def test_differences_and_intervals_of_the_page_are_those_of_the_cells(cells, objective, scheme, metric):
+    page = (RESULTS / "cifar10-small-cpu.md").read_text(encoding="utf-8")
+    words = (
+        {"uniform": "uniform", "class_skewed": "five classes"}[scheme],
+        {"standard": "standard", "pgd_at": "PGD"}[objective],
+    )
+    [row] = re.findall(rf"^\| {', '.join(words)} \| {metric.split('_')[0]} \|.*$", page, flags=re.MULTILINE)
+    for budget in ("fixed-steps", "fixed-epochs"):
+        assert told(difference(cells, objective, scheme, budget, metric)) in row
+
+
+def family(cells):
+    """The 15 comparisons that the recipe calls primary: differences, by place."""
+    found = {}
+    for budget in ("fixed-epochs", "fixed-steps"):
+        for objective, scheme, metric in PLACES:
+            found[objective, scheme, metric, budget] = difference(cells, objective, scheme, budget, metric)
+    for objective, metric in (
+        ("standard", "clean_accuracy"),
+        ("pgd_at", "clean_accuracy"),
+        ("pgd_at", "robust_accuracy"),
+    ):
+        control, copies = (
+            difference(cells, objective, "class_skewed", "fixed-steps", metric, condition)
+            for condition in ("prior-matched", "copies")
+        )
+        found[objective, "control", metric, "fixed-steps"] = control - copies
+    return found
+
+
+def test_corrected_p_values_of_the_page_are_holms_over_the_fifteen(cells):
+    page = (RESULTS / "cifar10-small-cpu.md").read_text(encoding="utf-8")
+    found = family(cells)
+    assert len(found) == 15
+    plain = [stats.ttest_1samp(values, 0).pvalue for values in found.values()]
+    p = dict(zip(found, multipletests(plain, method="holm")[1], strict=True))
+    for (objective, scheme, metric, budget), value in p.items():
+        if scheme == "control":
+            assert value > 0.05
+            assert told(found[objective, scheme, metric, budget]) in page
+            continue
+        name = "uniform" if scheme == "uniform" else "five classes"
+        words = f"{name}, {'standard' if objective == 'standard' else 'PGD'}"
+        [row] = re.findall(rf"^\| {words} \| {metric.split('_')[0]} \|.*$", page, flags=re.MULTILINE)
+        cell = row.split("|")[3 if budget == "fixed-steps" else 4]
+        shown = "open" if value >= 0.05 else "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+        assert shown in cell, (words, metric, budget, value)
+    assert round(p["pgd_at", "uniform", "robust_accuracy", "fixed-steps"], 2) == 0.19
+
+
+def test_the_control_has_a_third_fewer_images(cells):
+    at = ("class_skewed", "prior-matched", "fixed-steps", 0.5, "unique_samples")
+    images = {round(np.mean(list(cells[objective, *at].values())) / 100) for objective in ("standard", "pgd_at")}
+    assert images == {3159}
+    assert "3,159 distinct images against 4,750" in (RESULTS / "cifar10-small-cpu.md").read_text(encoding="utf-8")
+
+
+def test_every_difference_of_the_tables_is_that_of_the_cells(cells):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (RESULTS / "cifar10-small-cpu-tables.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| (standard|pgd_at) \| (uniform|class_skewed) \|", line)
+    ]
+    assert len(rows) == 36
+    for objective, scheme, condition, budget, dose, _, clean, clean_text, robust, robust_text in rows:
+        for metric, mean, text in (("clean_accuracy", clean, clean_text), ("robust_accuracy", robust, robust_text)):
+            values = cells[objective, scheme, condition, budget, float(dose), metric]
+            assert float(mean) == pytest.approx(np.mean(list(values.values())), abs=0.006)
+            if float(dose):
+                found = difference(cells, objective, scheme, budget, metric, condition, float(dose))
+                ends = stats.t.interval(0.95, len(found) - 1, found.mean(), stats.sem(found))
+                numbers = [float(part) for part in re.findall(r"[+-]?[\d.]+", text.replace("−", "-"))]
+                assert numbers == pytest.approx([found.mean(), *ends], abs=0.006)
+
+
+def test_the_page_of_the_published_protocol_is_that_of_its_cells():
+    page = (RESULTS / "paper-small-cpu.md").read_text(encoding="utf-8")
+    cells = points("paper-small-cpu", ("arm", "clamp", "percent"))
+    effects = {}
+    for arm, clamp in (("adversarial", "published"), ("adversarial", "repaired"), ("standard", "published")):
+        for dose in (60.0, 100.0):
+            after, before = (cells[arm, clamp, at, "test_clean_acc"] for at in (dose, 0.0))
+            effects[arm, clamp, dose] = np.array([after[seed] - before[seed] for seed in sorted(after)])
+            assert told(effects[arm, clamp, dose]) in page
+    clamp = [
+        effects["adversarial", "repaired", dose] - effects["adversarial", "published", dose] for dose in (60.0, 100.0)
+    ]
+    assert all(told(values) in page for values in clamp)
+    tested = [effects[key] for key in effects if key[0] == "adversarial"] + clamp
+    p = multipletests([stats.ttest_1samp(values, 0).pvalue for values in tested], method="holm")[1]
+    assert min(p) == pytest.approx(0.55, abs=0.005)
+
+
+def test_the_statistics_of_the_eleven_published_figures():
+    page = " ".join((RESULTS / "paper-small-cpu.md").read_text(encoding="utf-8").split())
+    runs = [figure for figure in FIGURES if figure.arm == "adversarial" and figure.source == NOTEBOOK]
+    again = {
+        figure.percent: figure.clean
+        for figure in FIGURES
+        if figure.source not in (NOTEBOOK,) and figure.arm == "adversarial"
+    }
+    doses, clean = (np.array([getattr(figure, name) for figure in runs]) for name in ("percent", "clean"))
+    assert len(clean) == 11
+    line, rank = stats.linregress(doses, clean), stats.spearmanr(doses, clean)
+    assert f"{10 * line.slope:.2f} points for ten more per cent (p = {line.pvalue:.2f})".replace("-", "−") in page
+    assert f"{rank.statistic:.2f} (p = {rank.pvalue:.2f})".replace("-", "−") in page
+    grubbs = (clean.mean() - clean.min()) / clean.std(ddof=1)
+    t = stats.t.ppf(1 - 0.05 / 11, 9)
+    critical = 10 / np.sqrt(11) * np.sqrt(t**2 / (9 + t**2))
+    assert f"statistic {grubbs:.2f}, critical value {critical:.2f}" in page
+    pairs = np.array([value - again[percent] for percent, value in zip(doses, clean, strict=True) if percent in again])
+    noise = np.sqrt((pairs**2).sum() / 2 / len(pairs))
+    ratio = clean.var(ddof=1) / noise**2
+    assert f"standard deviation of {noise:.1f} points" in page
+    assert f"{clean.std(ddof=1):.1f} (F = {ratio:.1f}, p = {stats.f.sf(ratio, 10, len(pairs)):.2f})" in page
+    smallest = -np.random.default_rng(0).normal(size=(100_000, 11)).min(axis=1).mean()
+    assert f"a smallest {smallest:.1f} standard deviations below" in page
