@@ -176,12 +176,18 @@ def read_training(tmp: Path, out: list[str]) -> dict[str, Any]:
     return found
 
 
+MEASURED_SINCE = ("class_imbalance", "prior_adjusted_accuracy", "seconds_to_")  # metrics that the first edition had not
+
+
 def read_study(tmp: Path, out: list[str]) -> dict[str, Any]:
     folder = tmp / "run"
     cells = {cell["key"]: kept(cell) for cell in map(load, sorted(folder.glob("cells/*/cell.json")))}
     table = columns(folder / "cells.parquet", ("dose", "seed"))
+    record = kept(load(folder / "record.json"))
+    for part in ("means", "comparisons"):
+        record[part] = [one for one in record[part] if not one["metric"].startswith(MEASURED_SINCE)]
     return {
-        "record": kept(load(folder / "record.json")),
+        "record": record,
         "cells": cells,
         "table": {name: values for name, values in table.items() if name not in LEFT_OUT},
     }
