@@ -89,6 +89,12 @@ SPECS = (
         "cosine-pgd-t", "cosine_pgd:cosine_pgd_t", "Cosine PGD towards the likeliest wrong classes.",
         cost="cosine_pgd:cosine_pgd_t_cost", url=COSINE_URL, norms=LINF_L2,
     ),
+    _spec(
+        "straight-through", "straight_through:straight_through",
+        "Through rounding, one-hot answers, NumPy and wrong backward passes: the gradient of a copy that passes them.",
+        cost="straight_through:straight_through_cost", url="https://arxiv.org/abs/1802.00420",
+        quick={"steps": 10, "targets": 1},
+    ),
     # What `fast` adds where the model's gradients look masked.
     _spec(
         "spsa", "spsa:spsa", "SPSA: gradients estimated from wide random probes, for models whose own lead nowhere.",

@@ -45,10 +45,13 @@ FAST = (
     Stage("apgd-t", {"targets": 5, "steps": 20, "larger_eps": True}, take=0.6, norms=L1),
     Stage("apgd-t", {"targets": 9, "steps": 40, "larger_eps": True}, take=0.13, norms=L1),
     Stage("square", {"queries": 250}, take=0.05),
-    Stage("spsa", {"restarts": 2}, when="masked", norms=LINF_L2),
-    Stage("boundary-walk", when="masked", norms=LINF_L2),
-    *(replace(stage, when="masked") for stage in STANDARD),
-    Stage("square", {"restarts": 3}, when="masked", norms=L1),
+    Stage("straight-through", when="masked"),
+    Stage("straight-through", {"targets": 9, "steps": 40}, take=0.25, when="masked"),
+    Stage("spsa", {"steps": 40}, when="blind", norms=LINF_L2),
+    Stage("boundary-walk", {"restarts": 2}, when="blind", norms=LINF_L2),
+    *(replace(stage, when="blind") for stage in STANDARD[:-2]),
+    Stage("square", {"queries": 1500}, when="blind", norms=LINF_L2),
+    Stage("square", when="blind", norms=L1),
 )
 
 

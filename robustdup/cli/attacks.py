@@ -176,7 +176,9 @@ def _stage_text(stage: Stage) -> str:
     limits = [
         f"on the {stage.take:.0%} of survivors nearest to the boundary" if stage.take < 1 else "",
         f"in {' and '.join(stage.norms)}" if stage.norms else "",
-        "only on signs of gradient masking" if stage.when == "masked" else "",
+        {"masked": "only on signs of gradient masking", "blind": "only where nothing got through a mask"}.get(
+            stage.when, ""
+        ),
     ]
     text = ", ".join(filter(None, limits))
     return call_text(stage.attack, stage.options) + (f"  [{text}]" if text else "")

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, call_here, load_call, save_call
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.masking import MaskingSigns, masking_signs
+from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
+from robustdup.evaluation.routes import Followed, Left, find_route
 from robustdup.records import Outcome, Progress
 from robustdup.threat import ThreatModel
 
@@ -136,7 +137,9 @@ def run_cascade(
 
     make = caller if caller is not None else call_here(stages, context, tick)
     for number, stage in enumerate(stages):
-        if stage.when == "masked" and not _masks_gradients(result, samples, context):
+        if stage.when != "always" and not _masks_gradients(result, samples, context):
+            continue
+        if stage.when == "blind" and _gets_through(result, samples, context):
             continue
         all_candidates = individual or (min_distance and stage.spec.kind == "minimum-norm")
         left = candidates if all_candidates else candidates & ~result.broken
@@ -170,15 +173,43 @@ def run_cascade(
     return result
 
 
+def followed(result: CascadeResult) -> list[Followed]:
+    """Return what ran, for the question which of it gets through a mask."""
+    return [
+        Followed(stage.stage.spec.name, stage.stage.spec.source, stage.stage.options, stage.outcome)
+        for stage in result.stages
+    ]
+
+
 def _masks_gradients(result: CascadeResult, samples: CleanSamples, context: Context) -> bool:
     """Look for signs of gradient masking once, on what the stages so far have left."""
     if result.masking is None:
         stages = [(stage.stage.spec.knowledge, stage.outcome) for stage in result.stages]
         left = ~samples.clean.is_adv & ~result.broken
+        rows = (~samples.clean.is_adv).nonzero()[:LOOKED_AT, 0]
+        seen = None
+        if len(rows):
+            seen = look_first(
+                context, samples.images[rows], samples.labels[rows], samples.index[rows], result.threat.norm
+            ).probe
         result.masking = masking_signs(
-            context, samples.images, samples.labels, result.adv_images, left, result.threat, stages
+            context, samples.images, samples.labels, result.adv_images, left, result.threat, stages, seen
         )
     return bool(result.masking.reasons)
+
+
+def _gets_through(result: CascadeResult, samples: CleanSamples, context: Context) -> bool:
+    """Say whether an attack so far was seen to get through the mask, or left nothing to look at; looked at once."""
+    assert result.masking is not None
+    rows = (~samples.clean.is_adv & ~result.broken).nonzero()[:, 0]
+    if len(rows) == 0:
+        return True
+    if result.masking.route is None:
+        left = Left(samples.images[rows], result.adv_images[rows], samples.labels[rows], samples.index[rows])
+        own = result.masking.signs["black_box_won"] <= THRESHOLDS["black_box_won"]
+        name, passes = find_route(context, left, result.threat, followed(result), own=own)
+        result.masking = replace(result.masking, route=name, passes=result.masking.passes + passes)
+    return bool(result.masking.route)
 
 
 def _run_stage(

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class Context:
     longest: float = 0.0  # seconds that the run would take in one process if every sample survived
     batch_size_given: bool = True
     workers: int = 1  # that share the samples
+    first_look: Any = None  # at the model's gradients and outputs, kept for the diagnostics (`masking.look_first`)
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
 
 

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
-from robustdup.attacks.isolation import isolated
-from robustdup.attacks.passes import Count, Passes
+from robustdup.attacks.passes import Count
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
-from robustdup.evaluation.context import Context, fresh_copy
-from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, Probe, black_box_wins, probe
+from robustdup.evaluation.context import Context
+from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, Probe, black_box_wins, look_first
 from robustdup.records import Diagnostic, Outcome
 
 
@@ -43,17 +42,11 @@ def diagnose(
     signs = of_accuracy(float(samples.clean.correct_share.mean()), clean.num_classes)
     spent = Count()
     if len(correct):
-        original = Passes(context.original.model, context.micro_batch)
-        attacked = Passes(fresh_copy(context.attacked), context.micro_batch)
-        tensors = (samples.images, samples.labels, samples.index)
-        images, labels, index = (tensor[correct].to(context.device) for tensor in tensors)
-        seen = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(correct))
-        try:
-            with isolated(attacked.model, seed=context.seed):
-                seen = probe(original, attacked, images, labels, index, results[-1].threat.norm, context.seed)
-        except Exception as error:  # gradients may fail in any way; the attacks' results must not be lost over it  # noqa: BLE001
-            signs.append(_failed_probe(error))
-        spent = original.count + attacked.count
+        look = look_first(
+            context, samples.images[correct], samples.labels[correct], samples.index[correct], results[-1].threat.norm
+        )
+        signs += [] if look.error is None else [_failed_probe(look.error)]
+        seen, spent = look.probe, look.passes
         signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, mode) + of_probe(seen)
     for result in results:
         signs += of_cascade(result)

@@ -24,7 +24,7 @@ Function = Any  # a function, or its name as "module:function"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
 Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Batching = Literal["pool", "batch", "whole"]
-When = Literal["always", "masked"]
+When = Literal["always", "masked", "blind"]
 
 
 class AttackFunction(Protocol):
@@ -175,7 +175,8 @@ class Stage:
     """One step of an ensemble: an attack with options, on the fraction `take` of survivors nearest to being broken.
 
     `norms` limits it to those norms (all that the attack knows, if empty). A stage with `when="masked"` runs only where
-    the stages before it saw signs that the model masks its gradients. Raises UserError for what cannot be.
+    the stages before it saw signs that the model masks its gradients, one with `when="blind"` only where, besides, none of
+    them was seen to get through. Raises UserError for what cannot be.
     """
 
     attack: str

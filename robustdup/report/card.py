@@ -40,8 +40,8 @@ def eval_results(record: EvaluationRecord) -> str | None:
     """Return what the Hub reads from `.eval_results/*.yaml` of a model's repository; None where there is nothing for it.
 
     It shows results about datasets of the Hub that are registered as benchmarks
-    (https://huggingface.co/docs/hub/eval-results). Values are in percent. A robust accuracy with undecided samples is not
-    among them: it is no result yet.
+    (https://huggingface.co/docs/hub/eval-results). Values are in percent. A robust accuracy with undecided samples, or
+    one that is not to be believed, is not among them: it is no result yet.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -51,7 +51,7 @@ def eval_results(record: EvaluationRecord) -> str | None:
     subset = f"{data.split} split, {record.n} of {data.n_total} images"
     threat = f"{record.threat.norm} {record.threat.eps_text}"
     results = [("clean_accuracy", record.clean_accuracy, subset)]
-    if record.status == "complete" and not (record.n_undecided or record.n_not_attacked):
+    if record.status == "complete" and not (record.n_undecided or record.n_not_attacked or doubts(record)):
         attacks = ", ".join(label(attack) for attack in record.attacks)
         results.append(
             ("robust_accuracy", record.robust_accuracy, f"{threat}; {attacks}; {subset}; seed {record.seed}")

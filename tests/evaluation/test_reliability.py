@@ -8,7 +8,7 @@ from benchmarks.masked import masked
 from robustdup import Passes, ThreatModel, evaluate
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
-from robustdup.evaluation.reliability import leads_somewhere
+from robustdup.evaluation.routes import Left, leads_somewhere
 from robustdup.models.load import ModelOptions, load_builtin
 
 QUICK = "apgd-ce(steps=10),apgd-dlr(steps=10)"
@@ -106,11 +106,11 @@ class Linear(nn.Module):
 def test_a_route_must_lead_where_its_gradient_points(slope, leads):
     images, labels = torch.full((4, 1, 3, 3), 0.3), torch.zeros(4, dtype=torch.int64)
     assert leads_somewhere(
-        Passes(Linear()), Passes(Linear(slope)), images, images, labels, torch.arange(4), ThreatModel("Linf", "0.1"),
+        Passes(Linear()), Passes(Linear(slope)), Left(images, images, labels, torch.arange(4)), ThreatModel("Linf", "0.1"),
         seed=0,
     ) is leads  # fmt: skip
     others = Passes(Linear())
     others.model.forward = lambda images: Linear()(1 - images)  # answers otherwise
     assert not leads_somewhere(
-        others, Passes(Linear(slope)), images, images, labels, torch.arange(4), ThreatModel("Linf", "0.1"), seed=0
+        others, Passes(Linear(slope)), Left(images, images, labels, torch.arange(4)), ThreatModel("Linf", "0.1"), seed=0
     )

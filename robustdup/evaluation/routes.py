@@ -1,0 +1,147 @@
+"""Routes through a mask: models whose gradients an attack of the run has followed, and whether they lead anywhere.
+
+A route is the attacked model itself under a loss that ignores the scale of its logits, or a copy that was made to see
+through a mask. It leads somewhere when it says what the judged model says, when its margin falls as its gradient promises,
+and when an attack along it breaks at eps = 0.5 what must break there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.guided import Guided
+from robustdup.attacks.isolation import isolated
+from robustdup.attacks.losses import cw, misclassified
+from robustdup.attacks.passes import Count, Passes, input_gradient
+from robustdup.attacks.pgd import ascent, pgd
+from robustdup.attacks.see_through import SeeThrough
+from robustdup.evaluation.context import Context, fresh_copy
+from robustdup.evaluation.masking import FOLLOWS, LOOKED_AT, THRESHOLDS, is_zero
+from robustdup.projections import row_sum
+from robustdup.records import Outcome
+from robustdup.rng import SampleRng
+from robustdup.threat import ThreatModel
+
+STEP = 1 / 2  # of eps, over which the margin must fall as promised, over all samples together
+AGREES = 0.98  # of the answers of a route, at least, that are the judged model's
+SCALE_FREE = ("apgd-dlr", "apgd-t", "fab", "fab-t", "cosine-pgd", "cosine-pgd-t")  # do not care how large logits are
+
+Make = Callable[[Context], nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Left:
+    """Samples that no attack has broken: `images` and the worst so far (n, C, H, W), `labels` (n,), `index` (n,)."""
+
+    images: Tensor
+    adv_images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A stage that ran: the `name` of its attack, its `source`, its `options`, and an Outcome for each sample (N,)."""
+
+    name: str
+    source: str
+    options: Mapping[str, Any]
+    outcome: Tensor
+
+
+def find_route(
+    context: Context, left: Left, threat: ThreatModel, stages: Sequence[Followed], *, own: bool
+) -> tuple[str, Count]:
+    """Return the name of an attack that was seen to get through, empty where there is none, and what looking cost.
+
+    Args:
+        context: what the evaluation runs on.
+        left: samples that are left; the first 64 are looked at.
+        threat: the threat model.
+        stages: what ran.
+        own: whether the gradients of the attacked model itself may count.
+    """
+    left = Left(*(tensor[:LOOKED_AT].to(context.device) for tensor in vars(left).values()))
+    spent = Count()
+    for name, make in _routes(stages, own=own):
+        try:
+            model = make(context)
+            if model is None:
+                continue
+            route = Passes(model, context.micro_batch)
+            original = Passes(context.original.model, context.micro_batch)
+            with isolated(model, seed=context.seed):
+                leads = leads_somewhere(original, route, left, threat, seed=context.seed)
+        except Exception:  # a model may fail in any way under gradients; then this route leads nowhere  # noqa: BLE001
+            continue
+        spent = spent + original.count + route.count
+        if leads:
+            return name, spent
+    return "", spent
+
+
+def _routes(stages: Sequence[Followed], *, own: bool) -> list[tuple[str, Make]]:
+    """Return (name of an attack, what makes the model whose gradients it followed) for stages that left samples."""
+    found: list[tuple[str, Make]] = []
+    for stage in stages:
+        if stage.source != "native" or not bool((stage.outcome == Outcome.ROBUST).any()):
+            continue
+        if own and (stage.name in SCALE_FREE or stage.options.get("loss") in ("margin", "dlr")):
+            found.append((stage.name, lambda context: fresh_copy(context.attacked)))
+            own = False
+        if stage.name == "straight-through" and all(name != stage.name for name, _ in found):
+            found += [(stage.name, lambda context: SeeThrough(fresh_copy(context.attacked)))]
+            found += [(stage.name, _smooth)]
+    return found
+
+
+def _smooth(context: Context) -> nn.Module:
+    copied = fresh_copy(context.attacked)
+    return Guided(SeeThrough(copied, smooth=True), copied)
+
+
+def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatModel, *, seed: int) -> bool:
+    """Say whether an attack that follows the gradients of `route` sees what the judged model does.
+
+    Args:
+        original: the judged model.
+        route: a model with gradients that stands for it.
+        left: samples that no attack has broken.
+        threat: the threat model.
+        seed: of the attack at eps = 0.5.
+    """
+    images, adv_images, labels, index = left.images, left.adv_images, left.labels, left.index
+    with torch.no_grad():
+        same = [original(part).argmax(dim=1) == route(part).argmax(dim=1) for part in (images, adv_images)]
+    if float(torch.cat(same).double().mean()) < AGREES:
+        return False
+    zero = torch.zeros_like(labels, dtype=torch.bool)
+    promised = fallen = 0.0
+    for part in (adv_images, images):
+        gradient, before, _ = input_gradient(route, part, lambda logits, rows: cw(logits, labels[rows]))
+        zero |= is_zero(gradient)
+        gradient = gradient.nan_to_num(0, 0, 0)
+        moved = (part + STEP * threat.radius * ascent(part, gradient, threat)).clamp(0, 1)
+        if part is images:
+            promised = float(row_sum((gradient * (moved - part)).flatten(1)).sum())
+            with torch.no_grad():
+                fallen = float((cw(route(moved), labels) - before).double().sum())
+    if float(zero.double().mean()) > THRESHOLDS["zero_gradients"] or not fallen > FOLLOWS * promised:
+        return False
+    return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
+
+
+def _breaks_at_half(original: Passes, route: Passes, images: Tensor, labels: Tensor, index: Tensor, seed: int) -> bool:
+    """Say whether an attack at eps = 0.5 leaves no more than the grey image explains."""
+    half, rng = ThreatModel("Linf", "0.5"), SampleRng(seed, index).fold("route")
+    adv_images = half.project(images, pgd(route, images, labels, half, rng=rng, steps=20, loss="margin"))
+    with torch.no_grad():
+        kept = ~misclassified(original(adv_images), labels)
+        grey = original(torch.full_like(images[:1], 0.5)).argmax(dim=1)
+    excess = float(kept.double().mean()) - float((labels == grey).double().mean())
+    return excess <= THRESHOLDS["robust_at_half"]
