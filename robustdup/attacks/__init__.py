@@ -95,6 +95,17 @@ SPECS = (
         cost="straight_through:straight_through_cost", url="https://arxiv.org/abs/1802.00420",
         quick={"steps": 10, "targets": 1},
     ),
+    _spec(
+        "surrogate", "surrogate:surrogate",
+        "A smooth stand-in, the network inside the model or a student of it, attacked and refined by the model's answers.",
+        cost="surrogate:surrogate_cost", url="https://arxiv.org/abs/1602.02697", batching="batch",
+        quick={"fit_steps": 60, "steps": 10, "targets": 1, "queries": 50},
+    ),
+    _spec(
+        "rays", "rays:rays", "RayS: the nearest boundary along rays of signs, from answers alone.",
+        cost="rays:rays_cost", url="https://arxiv.org/abs/2006.12792", norms=LINF_L2, knowledge="decision-based",
+        quick={"queries": 200},
+    ),
     # What `fast` adds where the model's gradients look masked.
     _spec(
         "spsa", "spsa:spsa", "SPSA: gradients estimated from wide random probes, for models whose own lead nowhere.",

@@ -33,9 +33,10 @@ RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 
 # Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never break.
 # What survives several targets at a hair's breadth falls to cross-entropy from new starts rather than to longer runs.
-# Square is the witness for masked gradients. Where they show, the last stages are made too: SPSA, whose wide probes see
-# through rounding and ripples, the walk along the boundary, the only place where clipped scores have a slope, and all of
-# AutoAttack on what is left. Both are weak in L1, where Square looks again from other draws instead.
+# Square is the witness for masked gradients. Where they show, a copy that sees through masks is followed. Where that was not
+# seen to get through, a surrogate is tried, then answers alone, then SPSA, whose wide probes see through rounding and
+# ripples, the walk along the boundary, the only place where clipped scores have a slope, and the parts of AutoAttack: all
+# together in no more passes than AutoAttack's. What is made for Linf and L2 is replaced by a longer Square in L1.
 FAST = (
     Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
     Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
@@ -47,10 +48,13 @@ FAST = (
     Stage("square", {"queries": 250}, take=0.05),
     Stage("straight-through", when="masked"),
     Stage("straight-through", {"targets": 9, "steps": 40}, take=0.25, when="masked"),
-    Stage("spsa", {"steps": 40}, when="blind", norms=LINF_L2),
-    Stage("boundary-walk", {"restarts": 2}, when="blind", norms=LINF_L2),
+    Stage("surrogate", when="blind"),
+    Stage("rays", {"queries": 500}, when="blind", norms=LINF_L2),
+    Stage("spsa", {"steps": 30}, when="blind", norms=LINF_L2),
+    Stage("boundary-walk", {"restarts": 1}, when="blind", norms=LINF_L2),
     *(replace(stage, when="blind") for stage in STANDARD[:-2]),
-    Stage("square", {"queries": 1500}, when="blind", norms=LINF_L2),
+    Stage("fab-t", {"steps": 20}, when="blind"),
+    Stage("square", {"queries": 1000}, when="blind", norms=LINF_L2),
     Stage("square", when="blind", norms=L1),
 )
 
@@ -71,5 +75,6 @@ def register_ensembles(registry: Registry) -> None:
     )  # fmt: skip
     registry.add_ensemble(
         "fast", FAST,
-        description="Short runs towards many classes on the nearest points; all of AutoAttack where gradients look masked.",
+        description="Short runs towards many classes on the nearest samples; straight-through, surrogates and more where "
+        "gradients look masked.",
     )  # fmt: skip

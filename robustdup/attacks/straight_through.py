@@ -80,7 +80,8 @@ def straight_through(
         ("targeted", True),
     )
     views = {smooth: view(model, smooth=smooth) for smooth in (False, True)}
-    _look_through(views[False], images[:1], labels[:1])
+    if not _look_through(views[False], images[:1], labels[:1]):
+        return adv_images
     for number, (kind, smooth) in enumerate(runs):
         if len(remaining) == 0 or (kind == "targeted" and not targets):
             continue
@@ -126,9 +127,17 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return margin(logits, labels).to(images.dtype), misclassified(logits, labels)
 
 
-def _look_through(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Warn where no gradient passes through the copy either."""
-    gradient, _, _ = input_gradient(model, images, lambda logits, rows: cw(logits, labels[rows]))
+def _look_through(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
+    """Say whether the copy runs at all; warn where it does not, and where no gradient passes through it either."""
+    try:
+        gradient, _, _ = input_gradient(model, images, lambda logits, rows: cw(logits, labels[rows]))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        text = (
+            f"straight-through: this model cannot be seen through ({type(error).__name__}: {error}); nothing was tried."
+        )
+        warnings.warn(text, AttackWarning, stacklevel=3)
+        return False
     if not bool(gradient.nan_to_num(0, 0, 0).any()):
         text = "straight-through: no gradient passes through this model, so that only random starts were tried."
-        warnings.warn(text, AttackWarning, stacklevel=2)
+        warnings.warn(text, AttackWarning, stacklevel=3)
+    return True

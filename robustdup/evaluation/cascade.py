@@ -199,16 +199,18 @@ def _masks_gradients(result: CascadeResult, samples: CleanSamples, context: Cont
 
 
 def _gets_through(result: CascadeResult, samples: CleanSamples, context: Context) -> bool:
-    """Say whether an attack so far was seen to get through the mask, or left nothing to look at; looked at once."""
+    """Say whether an attack so far was seen to get through the mask, or left nothing to look at."""
     assert result.masking is not None
     rows = (~samples.clean.is_adv & ~result.broken).nonzero()[:, 0]
     if len(rows) == 0:
         return True
-    if result.masking.route is None:
+    if not result.masking.route and result.masking.looked_after != len(result.stages):
         left = Left(samples.images[rows], result.adv_images[rows], samples.labels[rows], samples.index[rows])
         own = result.masking.signs["black_box_won"] <= THRESHOLDS["black_box_won"]
         name, passes = find_route(context, left, result.threat, followed(result), own=own)
-        result.masking = replace(result.masking, route=name, passes=result.masking.passes + passes)
+        result.masking = replace(
+            result.masking, route=name, looked_after=len(result.stages), passes=result.masking.passes + passes
+        )
     return bool(result.masking.route)
 
 

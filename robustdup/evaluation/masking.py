@@ -49,7 +49,8 @@ class MaskingSigns:
     reasons: tuple[str, ...]
     signs: dict[str, float]
     passes: Count = field(default_factory=Count)
-    route: str | None = None  # the attack that was seen to get through, empty if none, None where it was not looked for
+    route: str = ""  # the attack that was seen to get through
+    looked_after: int = -1  # stages, when it was last looked for
 
 
 @dataclass(frozen=True)

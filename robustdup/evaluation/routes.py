@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.guided import Guided
+from robustdup.attacks.inner import InnerLogits, find_inner
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.passes import Count, Passes, input_gradient
@@ -31,7 +32,7 @@ STEP = 1 / 2  # of eps, over which the margin must fall as promised, over all sa
 AGREES = 0.98  # of the answers of a route, at least, that are the judged model's
 SCALE_FREE = ("apgd-dlr", "apgd-t", "fab", "fab-t", "cosine-pgd", "cosine-pgd-t")  # do not care how large logits are
 
-Make = Callable[[Context], nn.Module | None]
+Make = Callable[[Context, Tensor], nn.Module | None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def find_route(
     spent = Count()
     for name, make in _routes(stages, own=own):
         try:
-            model = make(context)
+            model = make(context, left.images)
             if model is None:
                 continue
             route = Passes(model, context.micro_batch)
@@ -92,17 +93,26 @@ def _routes(stages: Sequence[Followed], *, own: bool) -> list[tuple[str, Make]]:
         if stage.source != "native" or not bool((stage.outcome == Outcome.ROBUST).any()):
             continue
         if own and (stage.name in SCALE_FREE or stage.options.get("loss") in ("margin", "dlr")):
-            found.append((stage.name, lambda context: fresh_copy(context.attacked)))
+            found.append((stage.name, lambda context, _: fresh_copy(context.attacked)))
             own = False
         if stage.name == "straight-through" and all(name != stage.name for name, _ in found):
-            found += [(stage.name, lambda context: SeeThrough(fresh_copy(context.attacked)))]
+            found += [(stage.name, lambda context, _: SeeThrough(fresh_copy(context.attacked)))]
             found += [(stage.name, _smooth)]
+        if stage.name == "surrogate" and all(name != stage.name for name, _ in found):
+            found += [(stage.name, _inside)]
     return found
 
 
-def _smooth(context: Context) -> nn.Module:
+def _smooth(context: Context, _: Tensor) -> nn.Module:
     copied = fresh_copy(context.attacked)
     return Guided(SeeThrough(copied, smooth=True), copied)
+
+
+def _inside(context: Context, images: Tensor) -> nn.Module | None:
+    """The network inside the model, where there is one: a student is no proof."""
+    copied = fresh_copy(context.attacked)
+    name = find_inner(copied, images)
+    return None if name is None else InnerLogits(copied, name)
 
 
 def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatModel, *, seed: int) -> bool:
