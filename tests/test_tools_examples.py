@@ -287,6 +287,25 @@ def test_a_file_of_successes_only_gives_the_accuracy_over_all_that_were_asked_fo
         assert (found["n"], found["at_most"]) == (20, pytest.approx(float(right.double().mean())))
 
 
+def test_a_model_that_answers_at_random_is_judged_by_its_expected_accuracy(digits, tmp_path, capsys):
+    adv, right = digits
+    (tmp_path / "noisy.py").write_text(
+        "import torch, robustdup\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    def __init__(self): super().__init__(); self.net = robustdup.load_model('builtin:digits-standard')\n"
+        "    def forward(self, images):\n"
+        "        logits = self.net(images)\n"
+        "        return torch.where(torch.rand(len(images), 1) < 0.5, logits, -logits)\n"  # wrong in half of the draws
+    )
+    np.save(tmp_path / "adv.npy", adv.numpy())
+    words = ["--model", f"{tmp_path / 'noisy.py'}:Noisy", "--eps", "0.15", "--json", "--judge-draws", "100"]
+    assert main(["verify", str(tmp_path / "adv.npy"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["randomized"]
+    # Of 20 samples each right in half of 100 draws the mean strays by 0.011; the others are sometimes right when turned.
+    assert found["robust_accuracy"] == pytest.approx(0.5 * float(right.double().mean()), abs=0.05)
+
+
 def test_scale_and_indices_are_not_for_bundles(tmp_path, capsys):
     (tmp_path / "manifest.json").write_text("{}")
     assert main(["verify", str(tmp_path), "--scale", "255"]) == 2

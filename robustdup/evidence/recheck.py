@@ -85,7 +85,8 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     threat = ThreatModel(record.threat.norm, record.threat.eps_text)
     check_ball(data.images, threat)
     replayed = replay(folder, record, data)
-    judged = judge_here(context, data, adv_images, threat, draws=record.model.judge_draws, seed=context.seed + 1)
+    draws = min(max(record.model.judge_draws, DRAWS[0]), DRAWS[1])
+    judged = judge_here(context, data, adv_images, threat, draws=draws, seed=context.seed + 1)
     unfounded, rounding = ([], 0) if judged.randomized else _unfounded(context, data, adv_images, replayed, judged)
     stated = record.model_dump()
     rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
@@ -149,7 +150,7 @@ def check_ball(images: Tensor, threat: ThreatModel) -> None:
 
 
 def judge_here(
-    context: Context, data: ImageDataset, adv_images: Tensor, threat: ThreatModel, *, draws: int = 1, seed: int = 0
+    context: Context, data: ImageDataset, adv_images: Tensor, threat: ThreatModel, *, draws: int, seed: int
 ) -> Judged:
     """Ask the verifier's own model about clean images and examples; whether it answers at random is found out here.
 
@@ -158,7 +159,7 @@ def judge_here(
         data: images with labels.
         adv_images: the examples, in the order of the data.
         threat: the threat model.
-        draws: calls of a model that answers at random, at least 20.
+        draws: calls of a model that answers at random; another is called once.
         seed: of the global random state while the model is asked.
     """
     original = context.original
@@ -173,7 +174,7 @@ def judge_here(
             code="model-and-data",
         )
     randomized = is_randomized(original, images[few], labels[few])
-    draws = min(max(draws, DRAWS[0]), DRAWS[1]) if randomized else 1
+    draws = draws if randomized else 1
     finite = logits[logits.isfinite()]
     return Judged(
         verdict=judge(original, images, examples, labels, threat, draws=draws, seed=seed),
@@ -362,17 +363,18 @@ def _other_manifest(manifest: dict[str, Any], record: EvaluationRecord) -> list[
 # --- examples of other tools ---
 
 
-def recheck_examples(context: Context, found: Match, threat: ThreatModel) -> Verification:
+def recheck_examples(context: Context, found: Match, threat: ThreatModel, *, draws: int = DRAWS[0]) -> Verification:
     """Judge adversarial examples from any tool.
 
     Args:
         context: holds the verifier's own model.
         found: the examples, matched with the verifier's own samples.
         threat: the threat model.
+        draws: calls of a model that answers at random.
 
     Raises:
         UserError: for a ball in which anything lies, or a model that does not know the labels.
     """
     check_ball(found.data.images, threat)
-    judged = judge_here(context, found.data, found.adv_images, threat, seed=context.seed)
+    judged = judge_here(context, found.data, found.adv_images, threat, draws=draws, seed=context.seed)
     return summarise(judged, threat).model_copy(update={"notes": list(found.notes)})

@@ -186,7 +186,7 @@ def verify_examples(
         examples = replace(examples, index=nearest_index(examples, data))
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     found = match(examples, data, threat, scale=scale, whole=whole)
-    return _timed(recheck_examples(_context(config, model), found, threat), started)
+    return _timed(recheck_examples(_context(config, model), found, threat, draws=config.judge_draws), started)
 
 
 LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
