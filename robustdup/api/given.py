@@ -115,7 +115,7 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
     from robustdup.config import DataOptions
     from robustdup.data.dataset import make_dataset
     from robustdup.data.selection import choose
-    from robustdup.data.table import TableSamples
+    from robustdup.data.table import open_rows
 
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise UserError(f"Name the split to evaluate: data[{next(iter(data), 'test')!r}].", code="bad-data")
@@ -126,7 +126,7 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
             raise UserError("A streamed dataset has no length: say how many samples to take with n=.", code="bad-value")
         data = datasets.Dataset.from_list(list(data.take(n)), features=data.features)
     options = DataOptions(split=split)
-    samples = TableSamples(data, options, f"the dataset ({split})")
+    samples: Any = open_rows(data, options, f"the dataset ({split})")
     _enough(n, len(samples))
     index, selection, told = choose(samples, n=n, place="the dataset given")
     images, labels = samples.fetch(index.tolist())

@@ -44,7 +44,7 @@ class ModelFields(Config):
 class DatasetFields(Config):
     """Which dataset, which of its splits, and which of its columns."""
 
-    data: str = Field(DIGITS, description="Data: builtin:digits, a Hub dataset id, or a local folder.")
+    data: str = Field(DIGITS, description="Data: builtin:digits, a Hub dataset id, or a folder or file on the disk.")
     split: str = Field("test", description="Split of the data.")
     data_config: str | None = Field(None, description="Configuration (subset) of a Hub dataset.")
     revision: str | None = Field(None, description="Revision of a Hub dataset: branch, tag or commit.")

@@ -11,6 +11,10 @@ def register(registry: Registry) -> None:
         "builtin", "robustdup.data.digits:load_builtin", description="Data that comes with robustdup, offline.",
         examples=("builtin:digits",),
     )  # fmt: skip
+    registry.add_data_source(
+        "torchvision", "robustdup.data.torchvision:load_torchvision", description="A dataset of torchvision that is on the disk.",
+        examples=("torchvision:CIFAR10@root",),
+    )  # fmt: skip
     registry.add_record_kind(
         RecordKind(
             "robustdup.description",

@@ -9,20 +9,44 @@ from typing import Any
 from robustdup.errors import UserError, unknown
 
 IMAGE_NAMES = ("image", "img", "images")
+NUMBER_NAMES = (
+    *IMAGE_NAMES,
+    "pixels",
+    "pixel_values",
+    "x",
+    "data",
+    "input",
+    "inputs",
+)  # of images that are lists of numbers
 LABEL_NAMES = ("label", "labels", "fine_label")  # fine_label: CIFAR-100 as RobustBench ranks it
+MORE_LABEL_NAMES = (
+    "target",
+    "targets",
+    "y",
+    "class",
+    "classes",
+    "cls",
+    "class_id",
+    "class_label",
+    "class_name",
+    "label_name",
+    "category",
+)
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns to read; `label` is empty where there is none and none was needed.
 
-    `raw` marks images that the dataset stores as bytes without saying that they are images.
+    `raw` marks images that the dataset stores as bytes without saying that they are images, `numbers` those that are arrays or
+    nested lists of numbers.
     """
 
     image: str
     label: str
     class_names: list[str]
     raw: bool
+    numbers: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -36,24 +60,31 @@ def find_columns(
     for kind, name in (("image", image), ("label", label)):
         if name is not None and name not in features:
             raise unknown(f"{kind} column of {place}:", name, features)
+    named = image is not None
     image = image or _find_image(features, place)
-    if not (_is_image(features[image]) or _is_image_bytes(features[image])):
+    numbers = _is_numbers(features[image])
+    if not (_is_image(features[image]) or _is_image_bytes(features[image]) or numbers):
         raise UserError(
             f"Column {image!r} of {place} does not hold images but {_describe(features[image])}.", code="bad-column"
         )
-    raw = not _is_image(features[image])
-    if not (label or needs_labels or _labels_of(features)):
-        return Columns(image, "", [], raw, (f"{place} has no labels: conflicts among them cannot be told.",))
-    label, notes = (label, ()) if label else _find_label(features, place)
+    raw = not _is_image(features[image]) and not numbers
+    others = [name for name, feature in features.items() if name != image and _is_image(feature)]
+    told: tuple[str, ...] = ()
+    if others and not named and image in features:
+        told = (f"{place}: images are taken from column {image!r}; image_column could also be {', '.join(others)}.",)
+    if not (label or needs_labels or _labels_of(features, image)):
+        notes = (*told, f"{place} has no labels: conflicts among them cannot be told.")
+        return Columns(image, "", [], raw, numbers, notes)
+    label, notes = (label, ()) if label else _find_label(features, image, place)
     feature = features[label]
     names = list(getattr(feature, "names", None) or [])
-    if not names and not _is_integer(feature):
-        advice = f" Encode it first: dataset.class_encode_column({label!r})." if _dtype(feature) == "string" else ""
+    if not names and not _is_label(feature):
         raise UserError(
-            f"Column {label!r} of {place} does not hold class numbers 0..K-1 but {_describe(feature)}.{advice}",
+            f"Column {label!r} of {place} does not hold classes (numbers, text, true and false, one-hot rows) but "
+            f"{_describe(feature)}.",
             code="bad-column",
         )
-    return Columns(image, label, names, raw=raw, notes=notes)
+    return Columns(image, label, names, raw=raw, numbers=numbers, notes=(*told, *notes))
 
 
 def class_name(number: int, class_names: Sequence[str]) -> str:
@@ -68,28 +99,34 @@ def _find_image(features: Mapping[str, Any], place: str) -> str:
             candidates = [name for name in candidates if name in IMAGE_NAMES]
         if candidates:
             return _choose(candidates, IMAGE_NAMES, "image", place)[0]
+    candidates = [name for name in NUMBER_NAMES if name in features and _is_numbers(features[name])]
+    if candidates:
+        return candidates[0]
     raise UserError(
         f"No column of {place} holds images; it has {_listed(features)}. Name it with image_column if one of them does.",
         code="no-column",
     )
 
 
-def _find_label(features: Mapping[str, Any], place: str) -> tuple[str, tuple[str, ...]]:
-    candidates = _labels_of(features) or [name for name in LABEL_NAMES if name in features]
+def _find_label(features: Mapping[str, Any], image: str, place: str) -> tuple[str, tuple[str, ...]]:
+    candidates = _labels_of(features, image) or [name for name in LABEL_NAMES if name in features]
     if not candidates:
         raise UserError(
             f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column.",
             code="no-column",
         )
-    return _choose(candidates, LABEL_NAMES, "label", place)
+    return _choose(candidates, (*LABEL_NAMES, *MORE_LABEL_NAMES), "label", place)
 
 
-def _labels_of(features: Mapping[str, Any]) -> list[str]:
-    return [
+def _labels_of(features: Mapping[str, Any], image: str) -> list[str]:
+    """Return the columns that hold class numbers for certain; where there is none, those of a usual name that hold classes."""
+    certain = [
         name
         for name, feature in features.items()
         if getattr(feature, "names", None) or (name in LABEL_NAMES and _is_integer(feature))
     ]
+    usual = (*LABEL_NAMES, *MORE_LABEL_NAMES)
+    return certain or [name for name in usual if name in features and name != image and _is_label(features[name])]
 
 
 def _choose(candidates: Sequence[str], usual: Sequence[str], kind: str, place: str) -> tuple[str, tuple[str, ...]]:
@@ -115,6 +152,36 @@ def _is_image_bytes(feature: Any) -> bool:
     if isinstance(feature, Mapping):
         return set(feature) == {"bytes", "path"} and _dtype(feature["bytes"]) in ("binary", "large_binary")
     return _dtype(feature) in ("binary", "large_binary")
+
+
+def _is_numbers(feature: Any) -> bool:
+    """True for images as arrays or nested lists of numbers: at least two levels of lists."""
+    if type(feature).__name__ in ("Array2D", "Array3D"):
+        return True
+    depth = 0
+    while not isinstance(feature, Mapping) and (inner := _inside(feature)) is not None:
+        feature, depth = inner, depth + 1
+    return depth >= 2 and _dtype(feature).startswith(("int", "uint", "float"))
+
+
+def _inside(feature: Any) -> Any:
+    if isinstance(feature, list):
+        return feature[0] if len(feature) == 1 else None
+    return getattr(feature, "feature", None)
+
+
+def _is_label(feature: Any) -> bool:
+    """True for what can be read as one class a row: numbers, text, true and false, and rows of numbers."""
+    if isinstance(feature, Mapping):
+        return False
+    inner = _inside(feature)
+    kinds = ("int", "uint", "float", "bool", *(() if inner is not None else ("string", "large_string")))
+    return _dtype(feature if inner is None else inner).startswith(kinds)
+
+
+def is_class_number(feature: Any) -> bool:
+    """True for a column of class numbers, named or not."""
+    return bool(getattr(feature, "names", None)) or _is_integer(feature)
 
 
 def _is_integer(feature: Any) -> bool:

@@ -36,16 +36,15 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 def plain_image(image: PIL.Image.Image) -> PIL.Image.Image:
     """Return the image in mode L or RGB (8 bits), or F with values in [0, 255] for 16-bit grey.
 
-    Palettes become RGB. Alpha is dropped where it is opaque everywhere. Raises ValueError for what has no plain meaning.
+    Palettes become RGB. White is put behind transparent pixels. Raises ValueError for what has no plain meaning.
     """
     if image.mode == "1":
         return image.convert("L")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in _WITH_ALPHA:
-        if image.getchannel(image.getbands()[-1]).getextrema()[0] != 255:
-            raise ValueError("has transparent pixels, so that its colours depend on a background; flatten it first")
-        return image.convert("L" if image.mode in ("LA", "La") else "RGB")
+        grey = image.mode in ("LA", "La")
+        return (on_white(image) if see_through(image) else image.convert("RGB")).convert("L" if grey else "RGB")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         from PIL import Image
 
@@ -55,6 +54,25 @@ def plain_image(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in _AS_IS:
         return image
     raise ValueError(f"has the pixel mode {image.mode!r}, whose range is unknown; save it with 8 or 16 bits")
+
+
+def see_through(image: PIL.Image.Image) -> bool:
+    """Tell whether a picture has pixels that are not wholly opaque."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("L", "RGB") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode not in _WITH_ALPHA:
+        return False
+    return bool(image.getchannel(image.getbands()[-1]).getextrema()[0] != 255)
+
+
+def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a picture with white behind its transparent pixels, in mode RGB."""
+    from PIL import Image
+
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def fit(image: T, options: DataOptions) -> T:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustdup.data.layouts.local import open_layout
+from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -21,35 +23,65 @@ _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def open_local(path: Path, options: DataOptions) -> datasets.Dataset:
-    """Return one split of a folder (parquet files, imagefolder, `save_to_disk`) or of a parquet file. Raises UserError."""
-    return _split(load_local(path, options), str(path), options.split)
-
-
-def load_local(path: Path, options: DataOptions) -> Any:
-    """Return the splits of a folder as a DatasetDict, or the Dataset that `save_to_disk` kept alone. Raises UserError."""
+def load_local(path: Path, options: DataOptions) -> Opened:
+    """Return the splits of a folder or file: tables that `datasets` reads, or another layout. Raises UserError."""
     if options.revision is not None:
         raise UserError(
             f"revision = {options.revision!r} is for Hub datasets; {str(path)!r} is a local path.", code="bad-option"
         )
     saved = path / "dataset_dict.json", path / "state.json"
-    if path.is_file() or any(file.is_file() for file in saved):
-        if options.config is not None:
-            raise UserError(
-                f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.", code="bad-option"
-            )
-        if path.is_file() and path.suffix != ".parquet":
-            raise UserError(
-                f"{str(path)!r} is a file, but not a parquet file. Name a folder or a .parquet file.", code="bad-data"
-            )
+    if (path.is_file() or any(file.is_file() for file in saved)) and options.config is not None:
+        raise UserError(
+            f"{str(path)!r} has no configurations, got {options.config!r}. Leave it out.", code="bad-option"
+        )
+    layout = None if any(file.is_file() for file in saved) or path.suffix == ".parquet" else open_layout(path, options)
+    if layout is not None:
+        return layout
+    if path.is_file() and path.suffix != ".parquet":
+        raise UserError(
+            f"{str(path)!r} is a file of a kind that is not read. Name a folder, or a parquet, CSV, zip, tar, .npz, .npy, .pt or "
+            ".mat file.", code="bad-data",
+        )  # fmt: skip
     with explained(str(path), lambda: _broken_files(path)), quiet():
         import datasets
 
         if path.is_file():
-            return datasets.load_dataset("parquet", data_files={options.split: str(path)})
+            return _opened(datasets.load_dataset("parquet", data_files={options.split: str(path)}), options)
         if any(file.is_file() for file in saved):
-            return datasets.load_from_disk(str(path))
-        return datasets.load_dataset(str(path), options.config, cache_dir=_own_cache(path))
+            return _opened(datasets.load_from_disk(str(path)), options)
+        return _opened(
+            datasets.load_dataset(str(path), options.config, cache_dir=_own_cache(path)),
+            options,
+            _left_out(path, options),
+        )
+
+
+def _opened(found: Any, options: DataOptions, notes: tuple[str, ...] = ()) -> Opened:
+    """Return what `datasets` gave as splits; a Dataset that was saved alone, without a name, serves any split."""
+    import datasets
+
+    if isinstance(found, datasets.Dataset):
+        return Opened({str(found.split) if found.split is not None else options.split: found}, notes)
+    return Opened({str(name): split for name, split in found.items()}, notes)
+
+
+def _left_out(path: Path, options: DataOptions) -> tuple[str, ...]:
+    """Say which tables of a folder are in no split: where some names hold train or test, `datasets` takes those alone."""
+    import datasets
+
+    tables = [
+        file
+        for file in path.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    builder = datasets.load_dataset_builder(str(path), options.config, cache_dir=_own_cache(path))
+    taken = {Path(str(file)).resolve() for files in (builder.config.data_files or {}).values() for file in files}
+    left = sorted(file.name for file in tables if file.resolve() not in taken)
+    if not left or not taken:
+        return ()
+    return (
+        f"{len(left)} parquet files of {str(path)!r} belong to no split by their names and are left out: {', '.join(left[:5])}.",
+    )
 
 
 def _own_cache(path: Path) -> str | None:
@@ -68,13 +100,8 @@ def _own_cache(path: Path) -> str | None:
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "robustdup" / digest[:16])
 
 
-def open_hub(name: str, options: DataOptions) -> datasets.Dataset:
-    """Return one split of a Hub dataset (never running code from there). Raises UserError, also where it is offline."""
-    return _split(load_hub(name, options), name, options.split)
-
-
-def load_hub(name: str, options: DataOptions) -> Any:
-    """Return all splits of a Hub dataset as a DatasetDict (never running code from there). Raises UserError."""
+def load_hub(name: str, options: DataOptions) -> Opened:
+    """Return all splits of a Hub dataset (never running code from there). Raises UserError, also where it is offline."""
     with explained(name, lambda: ""), quiet():
         import datasets
 
@@ -86,7 +113,7 @@ def load_hub(name: str, options: DataOptions) -> Any:
             f"{name!r} is in the cache, but not at commit {options.revision}: it is at {commit}. Go online.",
             code="offline",
         )
-    return splits
+    return _opened(splits, options)
 
 
 def looks_like_hub_id(spec: str) -> bool:
@@ -101,18 +128,6 @@ def commit_of(dataset: datasets.Dataset) -> str | None:
         if _COMMIT.fullmatch(folder):
             return folder
     return None
-
-
-def _split(opened: Any, place: str, split: str) -> datasets.Dataset:
-    import datasets
-
-    if isinstance(opened, datasets.Dataset):  # save_to_disk of one split; one without a name serves any
-        named = str(opened.split) if opened.split is not None else split
-        opened = {named: opened}
-    if split not in opened:
-        raise unknown(f"split of {place}:", split, [str(name) for name in opened])
-    dataset: datasets.Dataset = opened[split]
-    return dataset
 
 
 @contextmanager

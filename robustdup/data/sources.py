@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from robustdup.config import DataOptions
 from robustdup.data.dataset import ImageDataset, Samples, make_dataset
+from robustdup.data.layouts.opened import Opened, pick
 from robustdup.data.selection import choose
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import Registry
@@ -28,7 +31,7 @@ def load_images(
             f"Give either the first samples (n = {n}) or a random sample (sample = {sample}), not both.",
             code="bad-option",
         )
-    samples = open_samples(spec, options, registry)
+    samples = open_samples(spec, options, registry, lenient=True)
     index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
     images, labels = samples.fetch(index.tolist())
     return make_dataset(
@@ -40,33 +43,53 @@ def load_images(
         class_names=samples.class_names,
         n_total=len(samples),
         selection=selection,
-        notes=(*getattr(samples, "notes", ()), *told),
+        notes=(*getattr(samples, "notes", ()), *told, *_from_one(samples, torch.unique(labels).tolist())),
     )
 
 
-def open_samples(spec: str, options: DataOptions, registry: Registry) -> Samples:
+def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient: bool = False) -> Samples:
     """Return the samples behind a spec without decoding any image. Raises UserError.
 
-    A known scheme goes to its source; otherwise an existing path is a local folder (or a parquet file), and NAME or
-    OWNER/NAME a dataset of the Hugging Face Hub.
+    A known scheme goes to its source; otherwise an existing path is a local folder or file, and NAME or OWNER/NAME a dataset of
+    the Hugging Face Hub. With `lenient`, validation data or the only split serve where there are no test data, with a note.
     """
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in registry.data:
         samples: Samples = registry.data[scheme].load(rest, options)
         return samples
     from robustdup.data.cache import cached
-    from robustdup.data.hub import looks_like_hub_id, open_hub, open_local
-    from robustdup.data.table import TableSamples
+    from robustdup.data.hub import load_hub, load_local, looks_like_hub_id
 
     path = Path(spec).expanduser()
-    place = f"{spec} ({options.split})"
     if spec and path.exists():
-        return cached((str(path.absolute()), options), lambda: TableSamples(open_local(path, options), options, place))
+        key = str(path.absolute()), options, lenient
+        return cached(key, lambda: _chosen(load_local(path, options), options, spec, lenient=lenient))
     if colon and "/" not in scheme and "\\" not in scheme and len(scheme) > 1:
         examples = [example for source in registry.data.values() for example in source.examples]
         raise unknown("data", spec, [*examples, *(f"{name}:…" for name in registry.data)])
     if looks_like_hub_id(spec):
-        return cached((spec, options), lambda: TableSamples(open_hub(spec, options), options, place))
+        return cached(
+            (spec, options, lenient), lambda: _chosen(load_hub(spec, options), options, spec, lenient=lenient)
+        )
     raise UserError(
         f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.", code="unknown-data"
     )
+
+
+def _from_one(samples: Samples, labels: list[int]) -> list[str]:
+    """Say where class numbers without names run from 1 to K: models count from 0."""
+    if samples.class_names or len(labels) < 3 or labels != list(range(1, len(labels) + 1)):
+        return []
+    return [
+        f"The labels run from 1 to {len(labels)}. Models count classes from 0: if these are the same classes, subtract 1."
+    ]
+
+
+def _chosen(opened: Opened, options: DataOptions, spec: str, *, lenient: bool) -> Samples:
+    """Return the samples of the split that `options` wants. Raises UserError."""
+    from robustdup.data.labels import with_class_numbers
+    from robustdup.data.table import open_rows
+
+    opened = with_class_numbers(opened, options, spec)
+    name, notes = pick(opened, options.split, spec, lenient=lenient)
+    return open_rows(opened.splits[name], options, f"{spec} ({name})", notes=notes)

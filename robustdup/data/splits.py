@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from robustdup.config import DataOptions
+from robustdup.data.arrays import Arrays, as_table
 from robustdup.data.columns import Columns, find_columns
 from robustdup.data.hub import commit_of, load_hub, load_local, looks_like_hub_id
-from robustdup.errors import UserError, unknown
+from robustdup.data.labels import as_arrays, with_class_numbers
+from robustdup.data.layouts.opened import Opened, pick
+from robustdup.data.torchvision import open_torchvision
+from robustdup.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -28,8 +32,7 @@ class Splits:
 
     def get(self, name: str) -> datasets.Dataset:
         """Return a split with rows. Raises UserError with the nearest name."""
-        if name not in self.splits:
-            raise unknown(f"split of {self.spec}:", name, self.splits)
+        name, _ = pick(Opened(dict(self.splits)), name, self.spec)
         if len(self.splits[name]) == 0:
             raise UserError(f"There are no rows in {self.spec} ({name}).", code="no-data")
         return self.splits[name]
@@ -40,25 +43,50 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
 
     `builtin:digits`, an existing path (a folder or a parquet file), or NAME and OWNER/NAME on the Hugging Face Hub.
     """
-    import datasets
-
     if spec == "builtin:digits":
         note = "The built-in digits have 17 grey levels; v of 16 is written as the byte nearest to 255 v / 16."
         return Splits({name: _digits(name) for name in ("train", "test")}, spec, notes=(note,))
     path = Path(spec).expanduser()
     if spec and path.exists():
-        opened: Any = load_local(path, options)
+        opened = load_local(path, options)
     elif looks_like_hub_id(spec):
         opened = load_hub(spec, options)
+    elif spec.startswith("torchvision:"):
+        opened = open_torchvision(spec.partition(":")[2], options.split)
     else:
         raise UserError(
             f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",
             code="unknown-data",
         )
-    if isinstance(opened, datasets.Dataset):  # one split that save_to_disk kept alone; without a name it serves any
-        opened = {str(opened.split) if opened.split is not None else options.split: opened}
-    splits = {str(name): split for name, split in opened.items()}
-    return Splits(splits, spec, next((commit_of(split) for split in splits.values()), None))
+    opened = with_class_numbers(opened, options, spec)
+    tables = {name: _table(name, rows, options, spec) for name, rows in opened.splits.items()}
+    notes = [
+        *opened.notes,
+        *(note for more in opened.split_notes.values() for note in more),
+        *(n for _, told in tables.values() for n in told),
+    ]
+    splits = {name: rows for name, (rows, _) in tables.items()}
+    return Splits(splits, spec, next((commit_of(split) for split in splits.values()), None), tuple(notes))
+
+
+def _table(name: str, rows: Any, options: DataOptions, spec: str) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    """Return a split whose pixels are arrays or columns of numbers as a table of pictures, and what to tell of it."""
+    if isinstance(rows, Arrays):
+        return as_table(rows, name)
+    try:
+        columns = find_columns(
+            rows.features, image=options.image_column, label=options.label_column, place=spec, needs_labels=False
+        )
+    except UserError:  # said when the split is read
+        return rows, ()
+    if not columns.numbers:
+        return rows, ()
+    import datasets
+
+    pictures, notes = as_table(as_arrays(rows, replace(columns, label=""), f"{spec} ({name})"), name)
+    content = pictures.cast_column("image", datasets.Image(decode=False)).with_format(None)["image"]
+    changed = rows.remove_columns([columns.image]).add_column(columns.image, list(content), feature=datasets.Image())
+    return changed.select_columns(rows.column_names), notes
 
 
 def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> torch.Tensor:

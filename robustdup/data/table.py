@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import find_columns
-from robustdup.data.decode import check_options, stack, to_tensor, why_unreadable
+from robustdup.data.decode import check_options, see_through, stack, to_tensor, why_unreadable
 from robustdup.data.hub import commit_of
 from robustdup.errors import UserError
 
@@ -17,8 +17,31 @@ if TYPE_CHECKING:
     import datasets
 
     from robustdup.config import DataOptions
+    from robustdup.data.dataset import Samples
 
+TWELVE_BITS = 4096 / 65535
 _CHUNK = 256  # rows whose encoded bytes are held at once
+
+
+def open_rows(rows: Any, options: DataOptions, place: str, *, notes: tuple[str, ...] = ()) -> Samples:
+    """Return the samples of one split, which lies in a table or in arrays; `notes` come before its own. Raises UserError."""
+    from robustdup.data.arrays import Arrays, ArraySamples
+    from robustdup.data.labels import as_arrays, numbered_labels
+
+    samples: Any
+    if isinstance(rows, Arrays):
+        samples = ArraySamples(rows, options, place)
+    else:
+        rows, told = numbered_labels(rows, options, place)
+        notes = (*notes, *told)
+        columns = find_columns(rows.features, image=options.image_column, label=options.label_column, place=place)
+        if columns.numbers:
+            samples = ArraySamples(as_arrays(rows, columns, place), options, place)
+            notes = (*notes, *columns.notes)
+        else:
+            samples = TableSamples(rows, options, place)
+    samples.add_notes(notes)
+    return samples  # type: ignore[no-any-return]
 
 
 class TableSamples:
@@ -29,7 +52,8 @@ class TableSamples:
         import datasets
 
         columns = find_columns(dataset.features, image=options.image_column, label=options.label_column, place=place)
-        self.revision, self.class_names, self.notes = commit_of(dataset), columns.class_names, columns.notes
+        self.revision, self.class_names = commit_of(dataset), columns.class_names
+        self._notes, self._see_through, self._deepest = columns.notes, set[int](), 0.0
         self._columns, self._options, self._place = columns, options, place
         self._decoder = datasets.Image()
         if columns.raw:
@@ -39,6 +63,25 @@ class TableSamples:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def add_notes(self, notes: tuple[str, ...]) -> None:
+        """Put notes before those of the columns."""
+        self._notes = (*notes, *self._notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know, of the columns and of the pictures that were read so far."""
+        told = list(self._notes)
+        if self._see_through:
+            told.append(
+                f"{len(self._see_through)} pictures of {self._place} have transparent pixels; white is put behind them."
+            )
+        if 0 < self._deepest < TWELVE_BITS:
+            told.append(
+                f"The 16-bit pictures of {self._place} have values below 4,096 alone, as 12-bit ones have: they are read as "
+                "dark as that. Scale them to 65,535 first."
+            )
+        return tuple(told)
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these samples. Raises UserError."""
@@ -62,7 +105,13 @@ class TableSamples:
                 f"Row {row} of {self._place} has no image in column {self._columns.image!r}.", code="unreadable-image"
             )
         try:
-            return to_tensor(self._decoder.decode_example(encoded), self._options)
+            image = self._decoder.decode_example(encoded)
+            if see_through(image):
+                self._see_through.add(row)
+            tensor = to_tensor(image, self._options)
+            if image.mode.startswith("I"):
+                self._deepest = max(self._deepest, float(tensor.max()))
+            return tensor
         except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises all of these for broken files
             raise UserError(
                 f"The image in row {row}{_name(encoded)} of {self._place} {_reason(error)}.", code="unreadable-image"

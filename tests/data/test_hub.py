@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from robustdup.config import DataOptions
-from robustdup.data.hub import looks_like_hub_id, open_hub
+from robustdup.data.hub import load_hub, looks_like_hub_id
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
@@ -214,7 +214,7 @@ def test_never_asks_for_remote_code(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with raises("bad-data", UserError, "parquet"):
-        open_hub("some/data", DataOptions())
+        load_hub("some/data", DataOptions())
     assert "trust_remote_code" not in seen
 
 
@@ -223,9 +223,9 @@ def test_a_commit_that_was_not_loaded_is_refused(monkeypatch, tmp_path):
     rows.save_to_disk(tmp_path / COMMIT)
     rows = datasets.load_from_disk(str(tmp_path / COMMIT))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.DatasetDict({"test": rows}))
-    open_hub("a/b", DataOptions(revision=COMMIT))
+    load_hub("a/b", DataOptions(revision=COMMIT))
     with raises("offline", UserError, "1111111111111111111111111111111111111111"):
-        open_hub("a/b", DataOptions(revision="1" * 40))
+        load_hub("a/b", DataOptions(revision="1" * 40))
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,11 @@ def test_imagefolder_and_saved_to_disk(tmp_path):
 
 def test_missing_split_and_columns_name_the_nearest(tmp_path):
     write(tmp_path, [png(pixels(4, 4))], [0], split="train")
-    with raises("unknown-split", UserError, "'test'", "train"):
-        read(tmp_path)
+    assert "'train', is taken" in read(tmp_path).notes[-1]
+    with raises("unknown-split", UserError, "'tst'", "train"):
+        read(tmp_path, split="tst")
+    with raises("unknown-split", UserError, "'validation'", "train"):
+        read(tmp_path, split="validation")
     with raises("unknown-image-column", UserError, "'img'"):
         read(tmp_path, split="train", image_column="imgs")
     with raises("unknown-label-column", UserError, "'label'"):
@@ -126,8 +129,7 @@ def test_ambiguous_and_unsuitable_columns(tmp_path):
         read(tmp_path / "two")
     assert read(tmp_path / "two", label_column="shape").labels.tolist() == [0]
     write(tmp_path / "text", image, [1], label="colour", names=(), label_=(["red"], datasets.Value("string")))
-    with raises("bad-column", UserError, "text", "class_encode_column"):
-        read(tmp_path / "text", label_column="label_")
+    assert read(tmp_path / "text", label_column="label_").class_names == ["red"]
     with raises("no-column", UserError, "label_column"):
         read(tmp_path / "text")
     write(tmp_path / "negative", image, [-1], names=())
@@ -165,11 +167,17 @@ def test_pixel_modes(tmp_path):
     deep = RANDOM.integers(0, 65536, (4, 4), dtype=np.uint16)
     expected = torch.from_numpy(deep.astype(np.float64) / 65535)
     assert (one(tmp_path, "deep", Image.fromarray(deep))[0] - expected).abs().max() < 1e-6
+    assert read(tmp_path / "deep").notes == ()
+    one(tmp_path, "twelve", Image.fromarray(deep // 16))
+    assert "12-bit" in read(tmp_path / "twelve").notes[0]
     assert one(tmp_path, "grey", array, grey=True).shape == (1, 4, 4)
     see_through = Image.fromarray(array).convert("RGBA")
     see_through.putpixel((0, 0), (1, 2, 3, 0))
-    with raises("unreadable-image", UserError, "row 0", "transparent"):
-        one(tmp_path, "alpha", see_through)
+    on_white = rgb.clone()
+    on_white[:, 0, 0] = 1
+    assert torch.equal(one(tmp_path, "alpha", see_through), on_white)
+    assert "1 pictures of" in read(tmp_path / "alpha").notes[0]
+    assert "white is put behind" in read(tmp_path / "alpha").notes[0]
     write(tmp_path / "mixed", [png(pixels(4, 4)), png(array)], [0, 1])
     assert read(tmp_path / "mixed").images.shape == (2, 3, 4, 4)
 

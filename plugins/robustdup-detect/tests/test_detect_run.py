@@ -229,16 +229,20 @@ def test_data_without_labels_will_do(planted, tmp_path, labels):
     (tmp_path / "bare").mkdir()
     (rows if labels is None else rows.add_column("label", names)).to_parquet(tmp_path / "bare" / "train.parquet")
     record = detect(str(tmp_path / "bare"), tmp_path / "run", to=str(tmp_path / "less"))
-    detect(planted, tmp_path / "labelled")
+    labelled = detect(planted, tmp_path / "labelled")
     assert found(tmp_path / "run") == found(tmp_path / "labelled")
-    assert (record.n_conflicts, record.class_names) == (0, [])
-    assert all(pair.a.label is None for pair in record.pairs)
-    assert [note for note in record.notes if "(train) has no labels: conflicts among them cannot be told." in note]
+    if labels is None:
+        assert (record.n_conflicts, record.class_names) == (0, [])
+        assert all(pair.a.label is None for pair in record.pairs)
+        assert [note for note in record.notes if "(train) has no labels: conflicts among them cannot be told." in note]
+    else:  # text is read as classes
+        assert (record.n_conflicts, record.class_names) == (labelled.n_conflicts, labelled.class_names)
     less = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
     assert len(less) == 50
     assert less.column_names == ["img", *(["label"] if labels else []), "source_index"]
-    with pytest.raises(UserError, match="consistent"):
-        detect(str(tmp_path / "bare"), tmp_path / "none", keep="consistent")
+    if labels is None:
+        with pytest.raises(UserError, match="consistent"):
+            detect(str(tmp_path / "bare"), tmp_path / "none", keep="consistent")
 
 
 @pytest.mark.parametrize("file", ["finder.safetensors", "score.json", "pairs-20.safetensors", "pairs.parquet"])

@@ -1,0 +1,139 @@
+"""Archives: zips and tars of folders are unpacked once beside the datasets' cache; shards of WebDataset are read as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustdup.data.arrays import class_numbers
+from robustdup.data.columns import LABEL_NAMES
+from robustdup.data.layouts.folders import PICTURES
+from robustdup.data.layouts.opened import Opened, split_name
+from robustdup.errors import UserError
+
+LABEL_FILES = ("cls", "label", "target", "txt", "json")
+
+
+def is_archive(file: Path) -> bool:
+    """Tell a zip or a tar by its name: .zip, .tar, .tar.gz, .tgz and alike."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return suffixes[-1:] in ([".zip"], [".tar"], [".tgz"]) or suffixes[-2:-1] == [".tar"]
+
+
+def unpack(file: Path) -> Path:
+    """Return a folder with what an archive holds, unpacked once for its place, size and time.
+
+    Members that point outside the folder, links and devices are refused. Raises UserError.
+    """
+    import datasets
+
+    seen = file.stat()
+    digest = hashlib.sha256(f"{file.resolve()} {seen.st_size} {seen.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "robustdup" / f"{digest}-unpacked"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{digest}-"))
+    try:
+        _extract(file, partial)
+        partial.replace(folder)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
+        if folder.is_dir():  # another process was quicker
+            return folder
+        raise UserError(f"{str(file)!r} cannot be unpacked: {error}.", code="bad-file") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _extract(file: Path, folder: Path) -> None:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"{name!r} points outside")
+            archive.extractall(folder)  # links are written as plain files
+        return
+    with tarfile.open(file) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def open_shards(files: Sequence[Path]) -> Opened | None:
+    """Return the splits of WebDataset shards: pictures with a .cls, .txt or .json of the same key. None for other tars.
+
+    https://github.com/webdataset/webdataset. The split is told by the names of the shards: test-000000.tar. Raises UserError.
+    """
+    import datasets
+
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        word = file.name.split(".")[0].replace("_", "-").split("-")
+        groups.setdefault(next((found for part in word if (found := split_name(part))), ""), []).append(file)
+    rows = {name: [row for file in group for row in _rows(file)] for name, group in groups.items()}
+    if not any(label is not None for group in rows.values() for _, label in group):
+        return None
+    everything = [label for group in rows.values() for _, label in group]
+    if None in everything:
+        raise UserError(
+            f"{everything.count(None)} pictures in {files[0].parent} have no .cls or .json beside them.",
+            code="no-label",
+        )
+    kinds = {type(label) for label in everything}
+    values = np.array(everything if len(kinds) == 1 else [str(label) for label in everything])
+    numbers, names, told = class_numbers(values, str(files[0].parent))
+    splits, start = {}, 0
+    for name, group in rows.items():
+        label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+        splits[name or "test"] = datasets.Dataset.from_dict(
+            {
+                "image": [{"bytes": content, "path": None} for content, _ in group],
+                "label": numbers[start : start + len(group)].tolist(),
+            },
+            features=datasets.Features({"image": datasets.Image(), "label": label}),
+        )
+        start += len(group)
+    return Opened(splits, tuple(told), unnamed=list(rows) == [""])
+
+
+def _rows(file: Path) -> Iterator[tuple[bytes, Any]]:
+    """Yield (encoded picture, label or None) for each key of a shard, in its order."""
+    keys: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                key, dot, kind = name.partition(".")
+                if member.isfile() and dot and key and (stream := archive.extractfile(member)) is not None:
+                    keys.setdefault(f"{folder}/{key}", {})[kind.lower()] = stream.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{str(file)!r} is not a whole tar: {error}.", code="bad-file") from error
+    for parts in keys.values():
+        picture = next((content for kind, content in parts.items() if f".{kind.rpartition('.')[2]}" in PICTURES), None)
+        if picture is not None:
+            yield picture, _label(parts)
+
+
+def _label(parts: dict[str, bytes]) -> Any:
+    for kind in LABEL_FILES:
+        if kind not in parts:
+            continue
+        text = parts[kind].decode("utf-8", errors="replace").strip()
+        if kind != "json":
+            return int(text) if text.lstrip("-").isdecimal() else text
+        try:
+            content = json.loads(text)
+        except ValueError:
+            return None
+        if isinstance(content, dict):
+            return next((content[name] for name in ("cls", *LABEL_NAMES) if name in content), None)
+        return content
+    return None

@@ -1,0 +1,192 @@
+"""Files of arrays: .npz, .npy pairs such as CIFAR-10-C and CIFAR-10.1, and .pt or .safetensors with images and labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustdup.data.arrays import Arrays, make_arrays
+from robustdup.data.layouts.binaries import CIFAR10
+from robustdup.data.layouts.opened import Opened, split_name
+from robustdup.errors import UserError, unknown
+
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
+IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels")
+LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels")
+SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robustness
+
+
+def open_array_file(file: Path, config: str | None = None) -> Opened:
+    """Return the splits of a file of arrays. Raises UserError."""
+    if file.suffix == ".npy":
+        return _npy(file.parent, file)
+    content = _content(file)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, values in content.items():
+        words = [word for word in re.split(r"[_\-./ ]+", name.lower()) if word]
+        kind = "images" if set(words) & set(IMAGES) else "labels" if set(words) & set(LABELS) else ""
+        split = next((found for word in words if (found := split_name(word))), "")
+        if kind:
+            groups.setdefault(split, {}).setdefault(kind, values)
+    whole = {split: pair for split, pair in groups.items() if len(pair) == 2}
+    if not whole and len(content) == 2:  # arr_0 and arr_1, or a tuple
+        whole = {"": dict(zip(("images", "labels"), content.values(), strict=True))}
+    if not whole:
+        listed = ", ".join(f"{name} {tuple(np.shape(values))}" for name, values in content.items()) or "nothing"
+        raise UserError(
+            f"{str(file)!r} holds {listed}; images and labels are looked for, for instance x_test and y_test.",
+            code="bad-data",
+        )
+    splits = {
+        split or split_name(file.stem) or "test": make_arrays(
+            pair["images"], pair["labels"], f"{file} ({split or 'all'})"
+        )
+        for split, pair in whole.items()
+    }
+    return Opened(splits, unnamed=list(whole) == [""] and split_name(file.stem) is None)
+
+
+def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
+    """Return the arrays of a file by name; no code of it runs. Raises UserError."""
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        if file.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return dict(load_file(file))
+        return _torch_content(file)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{str(file)!r} cannot be read as plain arrays ({reason}). Pickled objects are never loaded: save tensors.",
+            code="bad-file",
+        ) from error
+
+
+def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    with torch.serialization.safe_globals([TensorDataset]):
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(content, TensorDataset):
+        content = content.tensors
+    if isinstance(content, Sequence) and len(content) == 3 and isinstance(content[2], type):
+        content = content[:2]
+    if isinstance(content, Sequence) and len(content) == 2:
+        content = {"images": content[0], "labels": content[1]}
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{str(file)!r} holds a {type(content).__name__}; images and labels are wanted: torch.save((x, y), …).",
+            code="bad-data",
+        )
+    flat: dict[str, Any] = {}
+    for name, values in content.items():
+        if isinstance(values, Sequence) and len(values) == 2 and all(isinstance(part, torch.Tensor) for part in values):
+            flat |= {f"{name}_images": values[0], f"{name}_labels": values[1]}
+        elif isinstance(values, Mapping):
+            flat |= {f"{name}_{inner}": value for inner, value in values.items()}
+        else:
+            flat[str(name)] = values
+    return {
+        name: np.asarray(values) for name, values in flat.items() if isinstance(values, torch.Tensor | list | tuple)
+    }
+
+
+def open_array_folder(root: Path, files: Sequence[Path], config: str | None) -> Opened:
+    """Return the splits of a folder of array files; where it has several sets, `config` names one. Raises UserError."""
+    pairs = [file for file in files if file.suffix == ".npy" and not _is_labels(file)]
+    others = [file for file in files if file.suffix != ".npy"]
+    if pairs and not others:
+        by_split = {split_name(word) for file in pairs for word in re.split(r"[_\-.]+", file.stem)} - {None}
+        if len(pairs) > 1 and len(by_split) == len(pairs):
+            opened = [_npy(root, file) for file in pairs]
+            return Opened({name: split for each in opened for name, split in each.splits.items()})
+        return _npy(root, _one(pairs, root, config))
+    named = {split_name(file.stem) or split_name(file.stem.rpartition("_")[2]) for file in others}
+    if len(others) > 1 and len(named) == len(others) and None not in named:
+        splits = {}
+        for file in others:
+            (arrays,) = open_array_file(file).splits.values()
+            splits[str(split_name(file.stem) or split_name(file.stem.rpartition("_")[2]))] = arrays
+        return Opened(splits)
+    return open_array_file(_one(others, root, config))
+
+
+def _one(files: Sequence[Path], root: Path, config: str | None) -> Path:
+    names = [file.stem for file in files]
+    if config is not None:
+        if config not in names:
+            raise unknown(f"configuration of {root}:", config, names)
+        return files[names.index(config)]
+    if len(files) != 1:
+        raise UserError(
+            f"{str(root)!r} has several sets of images. Name one with --data-config: {', '.join(names)}.",
+            code="bad-option",
+        )
+    return files[0]
+
+
+def _is_labels(file: Path) -> bool:
+    return bool(set(re.split(r"[_\-.]+", file.stem.lower())) & set(LABELS))
+
+
+def _npy(root: Path, file: Path) -> Opened:
+    """Return the split of one .npy of images, whose labels lie beside it."""
+    if _is_labels(file):
+        raise UserError(f"{str(file)!r} holds labels by its name; name the file of the images.", code="bad-data")
+    labels = _labels_beside(root, file)
+    images, numbers = (_load(each) for each in (file, labels))
+    word = next((found for part in re.split(r"[_\-.]+", file.stem) if (found := split_name(part))), None)
+    names = CIFAR10 if root.name.lower().startswith("cifar-10-c") or file.stem.startswith("cifar10") else ()
+    arrays = make_arrays(images, numbers, str(file), class_names=names if names and numbers.max() < len(names) else ())
+    if word is not None:
+        return Opened({word: arrays})
+    return _severities(arrays, file) or Opened({"test": arrays}, unnamed=True)
+
+
+def _load(file: Path) -> np.typing.NDArray[Any]:
+    try:
+        values: np.typing.NDArray[Any] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{str(file)!r} is not a file of plain numbers: {error}.", code="bad-file") from error
+    return values
+
+
+def _labels_beside(root: Path, file: Path) -> Path:
+    """Return the labels of images: the same name with labels in place of images or data, or labels.npy."""
+    stem = file.stem
+    words = "|".join(IMAGES)
+    for label in LABELS:
+        other = re.sub(rf"(?i)(?<![a-z])({words})(?![a-z])", label, stem)
+        if other != stem and (root / f"{other}.npy").is_file():
+            return root / f"{other}.npy"
+    for name in [f"{stem}_{label}" for label in LABELS] + list(LABELS):
+        if (root / f"{name}.npy").is_file():
+            return root / f"{name}.npy"
+    raise UserError(f"There are no labels beside {str(file)!r}: labels.npy, or {stem}_labels.npy.", code="no-label")
+
+
+def _severities(arrays: Arrays, file: Path) -> Opened | None:
+    """Return one split a severity where the labels are five times the same, as in CIFAR-10-C; None elsewhere."""
+    labels = arrays.labels
+    if labels is None or len(labels) % SEVERITIES or len(labels) < 2 * SEVERITIES:
+        return None
+    blocks = labels.reshape(SEVERITIES, -1)
+    if (blocks != blocks[0]).any() or len(np.unique(blocks[0])) < 2:
+        return None
+    size = blocks.shape[1]
+    splits = {"test": arrays}
+    for number in range(SEVERITIES):
+        part = slice(number * size, (number + 1) * size)
+        splits[f"severity-{number + 1}"] = Arrays(arrays.images[part], labels[part], arrays.class_names, arrays.notes)
+    note = f"{file.name} holds {size} images at five severities, one after the other: 'test' is all, --split severity-5 the last."
+    return Opened(splits, split_notes={"test": (note,)})

@@ -1,0 +1,193 @@
+"""The files of CIFAR, MNIST, SVHN and STL-10, as their authors distribute them: pickles, records, idx and MATLAB files.
+
+torchvision reads them too, but demands the official checksums; files of ones own in the same form are read here.
+Sources: https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist/, http://ufldl.stanford.edu/housenumbers/.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustdup.data.arrays import Arrays, make_arrays
+from robustdup.data.layouts.opened import Opened
+from robustdup.errors import UserError
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SAFE = {
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    ),
+}  # fmt: skip
+
+
+class _Plain(pickle.Unpickler):
+    """Reads pickles of plain values and NumPy arrays; anything else is refused before it is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in SAFE:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+
+
+def read_plain_pickle(file: Path) -> dict[str, Any]:
+    """Return a pickled dict of plain values and arrays with text keys; no code of the file runs. Raises UserError."""
+    try:
+        with file.open("rb") as stream:
+            content = _Plain(stream, encoding="bytes").load()
+    except Exception as error:
+        raise UserError(
+            f"{str(file)!r} is not a pickle of plain arrays ({' '.join(str(error).split())}); no other is read.",
+            code="bad-file",
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{str(file)!r} holds a {type(content).__name__}, not the arrays of a dataset.", code="bad-file"
+        )
+    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+def open_known(root: Path) -> Opened | None:
+    """Return the splits of a folder in one of these forms, or of one of its folders; None for another folder."""
+    places = [root, *sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))]
+    places += [place / "raw" for place in places[1:] if (place / "raw").is_dir()]
+    for place in places:
+        for read in (_cifar10_python, _cifar100_python, _cifar10_binary, _cifar100_binary, _idx, _svhn, _stl10):
+            splits = read(place)
+            if splits:
+                return Opened(dict(splits))
+    return None
+
+
+def _cifar10_python(place: Path) -> dict[str, Arrays]:
+    splits = {}
+    for split, files in (("train", sorted(place.glob("data_batch_[0-9]"))), ("test", [place / "test_batch"])):
+        if files and all(file.is_file() for file in files):
+            parts = [read_plain_pickle(file) for file in files]
+            splits[split] = _cifar(parts, "labels", _names(place / "batches.meta", "label_names"), f"{place} ({split})")
+    return splits
+
+
+def _cifar100_python(place: Path) -> dict[str, Arrays]:
+    if not ((place / "meta").is_file() and ((place / "train").is_file() or (place / "test").is_file())):
+        return {}
+    names = _names(place / "meta", "fine_label_names")
+    found = [split for split in ("train", "test") if (place / split).is_file()]
+    return {s: _cifar([read_plain_pickle(place / s)], "fine_labels", names, f"{place} ({s})") for s in found}
+
+
+def _names(file: Path, key: str) -> list[str]:
+    names = read_plain_pickle(file).get(key, []) if file.is_file() else []
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _cifar(parts: list[dict[str, Any]], key: str, names: list[str], place: str) -> Arrays:
+    try:
+        pixels = np.concatenate([np.asarray(part["data"]).reshape(-1, 3, 32, 32) for part in parts])
+        return make_arrays(pixels, np.concatenate([np.asarray(part[key]) for part in parts]), place, class_names=names)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{place} is not in CIFAR's form: {error}.", code="bad-file") from error
+
+
+def _cifar10_binary(place: Path) -> dict[str, Arrays]:
+    names = _lines(place / "batches.meta.txt") or list(CIFAR10)
+    files = {"train": sorted(place.glob("data_batch_[0-9].bin")), "test": sorted(place.glob("test_batch.bin"))}
+    return {split: _records(found, 1, names, f"{place} ({split})") for split, found in files.items() if found}
+
+
+def _cifar100_binary(place: Path) -> dict[str, Arrays]:
+    if not (place / "fine_label_names.txt").is_file():
+        return {}
+    names = _lines(place / "fine_label_names.txt")
+    files = {split: [place / f"{split}.bin"] for split in ("train", "test") if (place / f"{split}.bin").is_file()}
+    return {split: _records(found, 2, names, f"{place} ({split})") for split, found in files.items()}
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+
+
+def _records(files: list[Path], head: int, names: list[str], place: str) -> Arrays:
+    """Read records of `head` label bytes, the last of which is the class, and 3,072 pixels."""
+    content = np.concatenate([np.fromfile(file, dtype=np.uint8) for file in files])
+    if content.size == 0 or content.size % (head + 3072):
+        raise UserError(f"{place} is not made of records of {head + 3072} bytes.", code="bad-file")
+    rows = content.reshape(-1, head + 3072)
+    return make_arrays(rows[:, head:].reshape(-1, 3, 32, 32), rows[:, head - 1], place, class_names=names)
+
+
+def _idx(place: Path) -> dict[str, Arrays]:
+    splits = {}
+    for split, words in (("train", ("train",)), ("test", ("t10k", "test"))):
+        files = [_first(place, [f"*{word}*{kind}*idx*" for word in words]) for kind in ("images", "labels")]
+        if files[0] is not None and files[1] is not None:
+            splits[split] = make_arrays(read_idx(files[0]), read_idx(files[1]), f"{place} ({split})")
+    return splits
+
+
+def _first(place: Path, patterns: list[str]) -> Path | None:
+    found = [file for pattern in patterns for file in sorted(place.glob(pattern)) if file.is_file()]
+    return min(found, key=lambda file: file.suffix == ".gz") if found else None
+
+
+def read_idx(file: Path) -> np.typing.NDArray[Any]:
+    """Return the array of an idx file, which may be gzipped. Raises UserError."""
+    try:
+        raw = file.read_bytes()
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        zeros, kind, dims = struct.unpack(">HBB", content[:4])
+        if zeros != 0:
+            raise ValueError("it does not begin as one")
+        shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
+        dtype = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}[kind]
+        values = np.frombuffer(content, dtype=dtype, offset=4 + 4 * dims, count=math.prod(shape)).reshape(shape)
+    except (OSError, EOFError, ValueError, KeyError, struct.error) as error:
+        raise UserError(f"{str(file)!r} is not a whole idx file: {error}.", code="bad-file") from error
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def read_svhn(file: Path) -> Arrays:
+    """Return the images and labels of a MATLAB file in SVHN's form, X (32, 32, 3, N) and y; ten stands for the digit 0."""
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(io.BytesIO(file.read_bytes()))
+        images, labels = content["X"], content["y"].astype(np.int64).reshape(-1)
+    except KeyError as error:
+        raise UserError(f"{str(file)!r} has no {error}; SVHN's files have X and y.", code="bad-file") from error
+    except Exception as error:
+        raise UserError(f"{str(file)!r} cannot be read as a MATLAB file: {error}.", code="bad-file") from error
+    return make_arrays(
+        images.transpose(3, 2, 0, 1), labels % 10, str(file), class_names=[str(digit) for digit in range(10)]
+    )
+
+
+def _svhn(place: Path) -> dict[str, Arrays]:
+    return {
+        split: read_svhn(place / f"{split}_32x32.mat")
+        for split in ("train", "test")
+        if (place / f"{split}_32x32.mat").is_file()
+    }
+
+
+def _stl10(place: Path) -> dict[str, Arrays]:
+    splits = {}
+    for split in ("train", "test"):
+        files = [place / f"{split}_{letter}.bin" for letter in "Xy"]
+        if all(file.is_file() for file in files):
+            pixels, labels = (np.fromfile(file, dtype=np.uint8) for file in files)
+            images = pixels.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
+            splits[split] = make_arrays(
+                images, labels.astype(np.int64) - 1, f"{place} ({split})", class_names=_lines(place / "class_names.txt")
+            )
+    return splits

@@ -1,0 +1,180 @@
+"""Folders of pictures: which are splits, which are classes, and which files are left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robustdup.data.classes import missing_note, number_classes
+from robustdup.data.layouts.opened import KEYWORDS, Opened, split_name
+from robustdup.errors import UserError
+
+PICTURES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+        ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".avif", ".heic", ".heif",
+    }
+)  # fmt: skip
+UNREAD = frozenset(
+    {
+        ".heic", ".heif", ".avif", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw", ".eps", ".pdf", ".jxl", ".mp4", ".avi",
+        ".mov",
+    }
+)  # fmt: skip
+SYSTEM = ("__MACOSX", "@eaDir")
+
+Parts = tuple[str, ...]  # of a path below the folder
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a folder holds: pictures, folders that hold nothing, and other files, each as parts of a path below `root`."""
+
+    root: Path
+    pictures: list[Parts] = field(default_factory=list)
+    empty: list[Parts] = field(default_factory=list)
+    unread: list[Parts] = field(default_factory=list)
+    others: list[Parts] = field(default_factory=list)
+
+
+def scan(root: Path) -> Tree:
+    """Return what a folder holds, in the order of paths. Hidden files and those that systems leave behind are passed over."""
+    tree, readable = Tree(root), _readable()
+    for place, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
+        parts = Path(place).relative_to(root).parts
+        seen = sorted(name for name in files if not name.startswith("."))
+        if parts and not folders and all(Path(name).suffix.lower() in UNREAD - readable for name in seen):
+            tree.empty.append(parts)
+        for name in seen:
+            suffix = Path(name).suffix.lower()
+            kind = tree.pictures if suffix in readable else tree.unread if suffix in UNREAD else tree.others
+            kind.append((*parts, name))
+    for kind in (tree.pictures, tree.empty, tree.unread, tree.others):
+        kind.sort(key="/".join)
+    return tree
+
+
+def _readable() -> frozenset[str]:
+    from PIL import Image
+
+    Image.init()
+    known = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
+    return PICTURES & known
+
+
+def open_folders(tree: Tree) -> Opened:
+    """Return the splits of a folder of pictures.
+
+    Folders right below that are called train, val, test or alike are splits, and folders in those are classes; where there are
+    no such folders, those right below are classes. A split's word inside another name means nothing. Where pictures lie
+    deeper, the innermost folder is the class if its name is that of one class only, else the outermost. A folder without
+    pictures keeps its number, and all splits share the numbers. Raises UserError where there are no pictures.
+    """
+    inner = _inner(tree)
+    splits = _split_folders(inner)
+    unnamed = not splits
+    groups = {
+        name: [(parts, parts[1:]) for parts in inner.pictures if parts[0] in folders and len(parts) > 1]
+        for name, folders in splits.items()
+    } or {"train": [(parts, parts) for parts in inner.pictures]}
+    notes = [*unread_notes(tree)]
+    outside = len(inner.pictures) - sum(len(group) for group in groups.values())
+    if outside:
+        notes.append(f"{outside} pictures lie outside the folders {', '.join(sorted(splits))}; they are left out.")
+    empty = [parts[1:] if splits else parts for parts in inner.empty if not splits or len(parts) > 1]
+    classes, told = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
+    notes += told
+    names, numbers, told = number_classes(set(classes.values()))
+    notes += told
+    opened, split_notes = {}, {}
+    for split, group in groups.items():
+        kept = [(parts, classes.get(tail[:-1])) for parts, tail in group]
+        loose = sum(name is None for _, name in kept)
+        if names and loose and loose < len(kept):
+            kept = [(parts, name) for parts, name in kept if name is not None]
+        labelled = bool(names) and loose < len(group)
+        labels = [numbers[name] for _, name in kept if name is not None] if labelled else None
+        opened[split] = picture_table([inner.root.joinpath(*parts) for parts, _ in kept], labels, names, split)
+        split_notes[split] = (
+            missing_note(split, names, (name for _, name in kept if name is not None)) if labelled else ()
+        )
+        if labelled and loose:
+            split_notes[split] += (
+                f"{loose} pictures of {split} lie beside the folders of classes; they are left out.",
+            )
+    if not any(len(rows) for rows in opened.values()):
+        raise UserError(
+            f"There are no pictures in {str(tree.root)!r} that can be read.{' '.join(['', *notes])}", code="no-data"
+        )
+    return Opened(opened, tuple(notes), split_notes, unnamed=unnamed)
+
+
+def picture_table(files: Sequence[Path], labels: Sequence[int] | None, class_names: Sequence[str], split: str) -> Any:
+    """Return a `datasets.Dataset` of picture files, with labels where they are known."""
+    import datasets
+
+    features: dict[str, Any] = {"image": datasets.Image()}
+    columns: dict[str, Any] = {"image": [str(file.absolute()) for file in files]}
+    if labels is not None:
+        features["label"] = datasets.ClassLabel(names=list(class_names)) if class_names else datasets.Value("int64")
+        columns["label"] = list(labels)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features), split=split)
+
+
+def unread_notes(tree: Tree) -> Iterable[str]:
+    """Say how many files are pictures of kinds that are not read here."""
+    kinds = Counter(Path(parts[-1]).suffix.lower() for parts in tree.unread)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        yield f"{len(tree.unread)} files of {str(tree.root)!r} are of kinds that are not read here and are left out: {listed}."
+
+
+def _inner(tree: Tree) -> Tree:
+    """Return the folder inside, where all pictures are in one that itself has folders of splits (as in an unpacked archive)."""
+    first = {parts[0] for parts in tree.pictures if len(parts) > 1}
+    if len(first) != 1 or any(len(parts) == 1 for parts in tree.pictures):
+        return tree
+    (name,) = first
+    if split_name(name) or not any(len(parts) > 2 and split_name(parts[1]) for parts in tree.pictures):
+        return tree
+    below = [
+        [parts[1:] for parts in kind if parts[0] == name and len(parts) > 1] for kind in (tree.pictures, tree.empty)
+    ]
+    return _inner(Tree(tree.root / name, below[0], below[1]))
+
+
+def _split_folders(tree: Tree) -> dict[str, list[str]]:
+    """Return the names of the folders of each split; none where the folders right below are classes."""
+    first = {parts[0] for parts in tree.pictures if len(parts) > 1}
+    words = [name for name in sorted(first) if split_name(name)]
+    named = {str(split_name(name)) for name in words}
+    deep = {parts[0] for parts in tree.pictures if len(parts) > 2}
+    if not words or (len(words) < len(first) and len(named) < 2 and not deep & set(words)):
+        return {}  # a class may be called "train"
+    return {split: [name for name in words if split_name(name) == split] for split in KEYWORDS if split in named}
+
+
+def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts, str], list[str]]:
+    """Return the class of each folder below a split, and what to tell of folders in folders."""
+    folders = sorted({parts for parts in used if parts})
+    last = {parts[-1] for parts in folders if len(parts) > 1}
+    same = len(last) == 1 and len(folders) > 1 and all(len(parts) > 1 for parts in folders)
+    cut = {parts: parts[:-1] if same else parts for parts in folders}  # Tiny ImageNet: class/images/1.jpg
+    paths = set(cut.values())
+    if all(len(parts) == 1 for parts in paths):
+        depth, told = 0, []
+    elif len({parts[-1] for parts in paths}) == len(paths):
+        depth, told = -1, ["Folders lie in folders: the innermost are taken as classes."]
+    else:
+        depth, told = 0, ["Folders lie in folders, of the same names in several: the outermost are taken as classes."]
+    classes = {parts: path[depth] for parts, path in cut.items()}
+    longest = max((len(path) for path in paths), default=1)
+    for parts in empty:
+        if parts and (depth == 0 or len(parts) == longest):
+            classes[parts] = parts[0 if depth == 0 else -1]
+    return classes, told

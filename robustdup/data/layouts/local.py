@@ -1,0 +1,123 @@
+"""Which layout a local folder or file has, and its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustdup.data.classes import number_classes
+from robustdup.data.layouts import array_files, lists
+from robustdup.data.layouts.archives import is_archive, open_shards, unpack
+from robustdup.data.layouts.binaries import open_known, read_idx, read_svhn
+from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
+from robustdup.data.layouts.opened import Opened
+from robustdup.errors import UserError
+
+if TYPE_CHECKING:
+    from robustdup.config import DataOptions
+
+TABLES = (".parquet", ".arrow")
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+
+
+def open_layout(path: Path, options: DataOptions) -> Opened | None:
+    """Return the splits of a folder or file in a layout that is read here; None where `datasets` reads it. Raises UserError."""
+    if path.is_file():
+        return _open_file(path, options)
+    if (card := path / "README.md").is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return None
+    known = open_known(path)
+    if known is not None:
+        return known
+    tree = scan(path)
+    files = [path.joinpath(*parts) for parts in tree.others]
+    if any(file.suffix in TABLES for file in files):
+        return None
+    return _open_folder(path, tree, files, options)
+
+
+def _open_file(path: Path, options: DataOptions) -> Opened | None:
+    if path.suffix in (".parquet", ".arrow"):
+        return None
+    if is_archive(path):
+        shards = open_shards([path]) if path.suffix == ".tar" else None
+        return shards or open_layout(unpack(path), options)
+    if path.suffix in array_files.SUFFIXES:
+        return array_files.open_array_file(path)
+    if path.suffix == ".mat":
+        return Opened({"test": read_svhn(path)}, unnamed="test" not in path.name)
+    if path.suffix in lists.SUFFIXES:
+        opened = lists.open_listed(path.parent, [path], Tree(path.parent), label_column=options.label_column)
+        if opened is None:
+            raise UserError(
+                f"{str(path)!r} does not name pictures that are there: a column of paths (file_name, path, image …) and one of "
+                "classes (label, class …) are looked for, and paths below its folder.", code="bad-data",
+            )  # fmt: skip
+        return opened
+    if "idx" in path.name:
+        read_idx(path)
+        return open_known(path.parent)
+    return None
+
+
+def _open_folder(path: Path, tree: Tree, files: list[Path], options: DataOptions) -> Opened | None:
+    if tree.pictures:
+        return _open_pictures(path, tree, files, options)
+    tries: list[tuple[Callable[[Path], bool], Callable[[list[Path]], Opened | None]]] = [
+        (lambda file: file.suffix in array_files.SUFFIXES and file.parent == path,
+         lambda found: array_files.open_array_folder(path, found, options.config)),
+        (lambda file: file.suffix == ".tar", open_shards),
+        (is_archive, lambda found: open_layout(unpack(found[0]), options) if len(found) == 1 else None),
+    ]  # fmt: skip
+    for fits, read in tries:
+        found = [file for file in files if fits(file)]
+        opened = read(found) if found else None
+        if opened is not None:
+            return opened
+    if tree.unread:
+        raise UserError(
+            f"There are no pictures in {str(path)!r} that can be read. {' '.join(unread_notes(tree))}", code="no-data"
+        )
+    return None
+
+
+def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptions) -> Opened:
+    annotations = path / "val" / "val_annotations.txt"
+    if annotations.is_file() and any(parts[:2] == ("val", "images") for parts in tree.pictures):
+        return _tiny_imagenet(path, tree, annotations)
+    truth = next((place for place in (path / GROUND_TRUTH, path.parent / GROUND_TRUTH) if place.is_file()), None)
+    flat = all(len(parts) == 1 for parts in tree.pictures)
+    if truth is not None and flat:
+        rows = lists.read_ground_truth(truth, [path / parts[0] for parts in tree.pictures])
+        names, numbers, told = number_classes(name for _, name in rows)
+        table = picture_table(
+            [picture for picture, _ in rows], [numbers[name] for _, name in rows], names, "validation"
+        )
+        return Opened({"validation": table}, (*unread_notes(tree), *told))
+    found = [file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= 3]
+    if flat:
+        found += [file for file in sorted(path.parent.iterdir()) if file.suffix in lists.SUFFIXES and file.is_file()]
+    listed = lists.open_listed(path, found, tree, label_column=options.label_column) if found else None
+    return listed or open_folders(tree)
+
+
+def _tiny_imagenet(path: Path, tree: Tree, annotations: Path) -> Opened:
+    """Return the splits of Tiny ImageNet as it is downloaded: train/WNID/images/, val/images/ with its list."""
+    train = [(path.joinpath(*parts), parts[1]) for parts in tree.pictures if parts[0] == "train" and len(parts) > 2]
+    rows = [(annotations.parent / "images" / name, wnid) for name, wnid, _ in lists.read_list(annotations)]
+    folders = path / "train"
+    every = {wnid for _, wnid in [*train, *rows]} | {
+        f.name for f in (folders.iterdir() if folders.is_dir() else ()) if f.is_dir()
+    }
+    names, numbers, told = number_classes(every)
+    there = [(file, wnid) for file, wnid in rows if file.is_file()]
+    splits = {
+        split: picture_table([file for file, _ in group], [numbers[wnid] for _, wnid in group], names, split)
+        for split, group in (("train", train), ("validation", there)) if group
+    }  # fmt: skip
+    notes = [*unread_notes(tree), *told, "The classes of Tiny ImageNet are in the order of their WordNet numbers."]
+    missing, unlabelled = len(rows) - len(there), sum(parts[0] == "test" for parts in tree.pictures)
+    notes += [f"{missing} rows of val_annotations.txt name pictures that are not there."] if missing else []
+    notes += [f"{unlabelled} pictures of test have no labels; they are left out."] if unlabelled else []
+    return Opened(splits, tuple(notes))

@@ -1,0 +1,66 @@
+"""The splits of a dataset as they were opened, and the choice of one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robustdup.errors import unknown
+
+KEYWORDS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+USUAL = {word: split for split, words in KEYWORDS.items() for word in words}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Splits by name, each a `datasets.Dataset` or `Arrays`, with what a reader should know of all and of each.
+
+    `unnamed` tells that there is one split whose name is not from the data: it serves any.
+    """
+
+    splits: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    split_notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unnamed: bool = False
+
+
+def split_name(word: str) -> str | None:
+    """Return train, validation or test for a word that usually names that split (val, testing, dev); None for others."""
+    return USUAL.get(word.lower())
+
+
+def pick(opened: Opened, wanted: str, place: str, *, lenient: bool = False) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the split that `wanted` means, and what to tell of the choice and of the split.
+
+    A split goes by any of its usual names. With `lenient`, where test data are wanted and there are none, validation data
+    are taken, or the one split that there is. Raises UserError.
+    """
+    names = list(opened.splits)
+    name, told = _find(names, wanted, place, lenient=lenient, unnamed=opened.unnamed)
+    if name is None:
+        raise unknown(f"split of {place}:", wanted, names)
+    return name, (*opened.notes, *opened.split_notes.get(name, ()), *told)
+
+
+def _find(names: list[str], wanted: str, place: str, *, lenient: bool, unnamed: bool) -> tuple[str | None, list[str]]:
+    if wanted in names:
+        return wanted, []
+    same = [name for name in names if split_name(name) is not None and split_name(name) == split_name(wanted)]
+    if len(same) == 1:
+        return same[0], []
+    if unnamed and len(names) == 1 and lenient:
+        return names[0], [f"{place} has no splits: all of it is taken as {wanted!r}."]
+    if not lenient or split_name(wanted) != "test":
+        return None, []
+    held_out = [name for name in names if split_name(name) == "validation"]
+    if len(held_out) == 1:
+        return held_out[0], [f"{place} has no split {wanted!r}: {held_out[0]!r} is taken."]
+    if len(names) == 1:
+        warning = " A model that was trained on it looks better than it is." if split_name(names[0]) == "train" else ""
+        return names[0], [f"{place} has no split {wanted!r}: its only split, {names[0]!r}, is taken.{warning}"]
+    return None, []
