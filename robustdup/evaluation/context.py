@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.guided import Guided
 from robustdup.attacks.passes import Passes
 from robustdup.errors import UserError
 from robustdup.models.attack_copy.prepare import Prepared, prepare
@@ -97,7 +98,7 @@ def make_context(
     original = _placed(model, device, options.mode)
     return Context(
         original=Passes(original, micro_batch),
-        attacked=original if stand_in is None else _placed(stand_in, device, options.mode),
+        attacked=original if stand_in is None else _guided(stand_in, original, device, options.mode),
         device=device,
         batch_size=options.batch_size or (512 if cuda else 128),
         micro_batch=micro_batch,
@@ -114,6 +115,16 @@ def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
         model = copy.deepcopy(model).to(dtype=torch.float32)
     model = model.to(device)
     return model.eval() if mode == "eval" else model
+
+
+def _guided(stand_in: nn.Module, original: nn.Module, device: torch.device, mode: str) -> nn.Module:
+    """Return the stand-in with the answers of the judged model, so that a sample leaves when that one is wrong."""
+    guide = _placed(stand_in, device, mode)
+    try:
+        judged = copy.deepcopy(original)
+    except Exception:  # see _placed  # noqa: BLE001
+        return guide
+    return Guided(guide, judged)
 
 
 def make_attack_copy(

@@ -89,6 +89,26 @@ def test_without_diagnostics_nothing_is_said():
     assert record.reliable is None
 
 
+class Towards(nn.Module):
+    """Two classes by the mean of the image: the second from `bound` on."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, images):
+        score = images.mean(dim=(1, 2, 3)) - self.bound
+        return torch.stack([-score, score], dim=1)
+
+
+def test_under_a_stand_in_a_sample_leaves_when_the_judged_model_is_wrong():
+    images, labels = torch.full((4, 1, 3, 3), 0.3), torch.zeros(4, dtype=torch.int64)
+    easy, judged = Towards(0.32), Towards(0.395)  # the stand-in is wrong a fifth of the way
+    attacks = "pgd(steps=10,step_size=0.01,random_start=False)"
+    record = evaluate(judged, images, labels, eps="0.1", attacks=attacks, attack_model=easy).record
+    assert record.robust_accuracy.value == 0
+
+
 class Linear(nn.Module):
     """Two classes by the mean of the image; the slope of the backward pass is `slope` times the true one."""
 
