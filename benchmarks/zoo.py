@@ -80,7 +80,7 @@ def _votes(model: nn.Module, images: Tensor) -> Tensor:
 def _detector(model: nn.Module, images: Tensor) -> Tensor:
     logits = model(images)
     sure = (logits.softmax(dim=1).amax(dim=1, keepdim=True) > 0.3).to(logits.dtype)
-    return torch.where(sure > 0, logits.detach() * 100, logits.detach())
+    return (1 + 99 * sure) * logits.detach()
 
 
 def _shaped(model: nn.Module, images: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ def _shaped(model: nn.Module, images: Tensor) -> Tensor:
     wanted = (
         step + 0.99 * (1 - (margin - step)) + 0.005
     )  # falls where the margin rises: https://arxiv.org/abs/2205.12134
-    return logits.scatter_add(1, logits.argmax(dim=1, keepdim=True), (wanted - margin)[:, None])
+    shaped: Tensor = logits.scatter_add(1, logits.argmax(dim=1, keepdim=True), (wanted - margin)[:, None])
+    return shaped
 
 
 class _Turned(torch.autograd.Function):
