@@ -80,7 +80,8 @@ def _votes(model: nn.Module, images: Tensor) -> Tensor:
 def _detector(model: nn.Module, images: Tensor) -> Tensor:
     logits = model(images)
     sure = (logits.softmax(dim=1).amax(dim=1, keepdim=True) > 0.3).to(logits.dtype)
-    return (1 + 99 * sure) * logits.detach()
+    answers: Tensor = (1 + 99 * sure) * logits.detach()
+    return answers
 
 
 def _shaped(model: nn.Module, images: Tensor) -> Tensor:
