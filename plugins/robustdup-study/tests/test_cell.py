@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from robustdup_study.answers import calibration, of_class_shares
-from robustdup_study.cell import data_fingerprint, run_cell
+from robustdup_study.answers import answers_to_test_images, calibration, of_class_shares
+from robustdup_study.cell import _last_evaluation, data_fingerprint, run_cell
 from robustdup_study.cell_record import CellOrder
 
 from robustdup.plugins import load_plugins
@@ -83,6 +83,16 @@ def test_class_shares_and_the_accuracy_without_them_by_hand():
     assert found == {"class_imbalance": pytest.approx(0.25), "prior_adjusted_accuracy": 1.0}
     weighted = SimpleNamespace(labels=torch.tensor([0, 1]), weights=torch.tensor([1.5, 0.5]))
     assert of_class_shares(logits, torch.tensor([1, 0, 1]), weighted) == found
+
+
+def test_answers_are_those_of_the_last_checkpoint_also_where_it_is_the_best_one(tmp_path):
+    """Then it was evaluated once, in the folder of the other."""
+    both = [SimpleNamespace(name=name, evaluation="evaluation-best") for name in ("best", "last")]
+    assert _last_evaluation(SimpleNamespace(checkpoints=both), tmp_path) == tmp_path / "evaluation-best"
+    none = [SimpleNamespace(name="last", evaluation=None)]
+    assert _last_evaluation(SimpleNamespace(checkpoints=none), tmp_path) is None
+    right = torch.tensor([True, False, True])
+    assert answers_to_test_images(right, None) == {"clean_accuracy": "101"}
 
 
 def test_data_are_told_apart_by_what_they_hold():

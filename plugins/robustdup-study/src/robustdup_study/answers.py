@@ -15,12 +15,14 @@ BINS = 15  # of the calibration error, as in https://arxiv.org/abs/1706.04599
 LOST = ("misclassified", Outcome.BROKEN.word, Outcome.UNDECIDED.word)  # undecided counts as broken in the value
 
 
-def answers_to_test_images(right: Tensor, folder: Path) -> dict[str, str]:
-    """Return the answers to single test images as strings of 1 and 0: clean, and under attack as the referee judged."""
+def answers_to_test_images(right: Tensor, evaluation: Path | None) -> dict[str, str]:
+    """Return the answers to single test images as strings of 1 and 0: clean, and under attack as the referee judged.
+
+    `right` (N,) are those on clean images; `evaluation` is the folder of the evaluation, if there is one.
+    """
     found = {"clean_accuracy": "".join(str(int(one)) for one in right.tolist())}
-    path = folder / "evaluation-last" / SAMPLES_FILE
-    if path.is_file():
-        table = load_samples(path.parent)
+    if evaluation is not None and (evaluation / SAMPLES_FILE).is_file():
+        table = load_samples(evaluation)
         rows = zip(*(table.column(name).to_pylist() for name in ("position", "attack", "outcome")), strict=True)
         held: dict[int, bool] = {}
         for position, attack, outcome in rows:

@@ -71,9 +71,17 @@ def _run_cell(order: CellOrder) -> CellResult:
     return CellResult(
         key=order.key, created=now(), status="complete", measurements=[Measurement(metrics=metrics)], config=order.settings,
         duplication={} if record.duplication is None else record.duplication.rates,
-        samples=samples, answers=answers_to_test_images(right, folder),
+        samples=samples, answers=answers_to_test_images(right, _last_evaluation(record, folder)),
         training=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
+
+
+def _last_evaluation(record: TrainingRecord, folder: Path) -> Path | None:
+    """Return the folder of the last checkpoint's evaluation: that of the best one, where they are the same."""
+    names = [
+        result.evaluation for result in record.checkpoints if result.name == "last" and result.evaluation is not None
+    ]
+    return folder / names[0] if names else None
 
 
 def of_training(record: TrainingRecord) -> Metrics:

@@ -196,13 +196,14 @@ def _by_budget(found: Sequence[Judged]) -> dict[str, str]:
     for budget in dict.fromkeys(_budget(one) for _, one in found):
         here = [(word, one) for word, one in found if _budget(one) == budget]
         largest = here[0][1]
-        told[budget or "all cells"] = f"{_count(here)}; {interval_text(largest)} {_place(largest)}"
+        told[budget or "all cells"] = f"{_count(here)}; {interval_text(largest)} {_place(largest)}".rstrip()
     return told
 
 
 def _place(one: PairedComparison) -> str:
     names = [str(level) for name, level in one.factors.items() if name not in ("budget", "condition")]
-    return f"({', '.join([*names, f'dose {one.dose:g}'])})"
+    places = [*names, f"dose {one.dose:g}"] if one.dose else names
+    return f"({', '.join(places)})" if places else ""
 
 
 def _count(found: Sequence[Judged]) -> str:
