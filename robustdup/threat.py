@@ -17,10 +17,31 @@ RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1
 Eps = str | float | int | Fraction
 
 
+def exact_number(text: str) -> Fraction:
+    """Return a number as it is written, exactly: '8/255', '0.031', '8./255.', '1e-3'. Raises ValueError, ZeroDivisionError."""
+    above, slash, below = text.replace(" ", "").partition("/")
+    return Fraction(_whole_point(above)) / (Fraction(_whole_point(below)) if slash else 1)
+
+
+def _whole_point(text: str) -> str:
+    """Return '8.' as '8.0', which older Pythons want."""
+    return f"{text}0" if text.endswith(".") else text
+
+
+def _readable(written: str, value: Fraction) -> str:
+    """Return eps as it was written, where others can read that too: '8./255.' is 8/255."""
+    text = written.replace(" ", "")
+    try:
+        Fraction(text)
+    except ValueError:
+        return str(value)
+    return text
+
+
 def parse_eps(eps: Eps) -> Fraction:
     """Return eps as an exact fraction: `8/255` is kept exactly, and so is `0.031`. Raises UserError."""
     try:
-        value = Fraction(str(eps).replace(" ", "")) if not isinstance(eps, Fraction) else eps
+        value = exact_number(str(eps)) if not isinstance(eps, Fraction) else eps
     except (ValueError, ZeroDivisionError):
         raise UserError(
             f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5.", code="bad-eps"
@@ -74,7 +95,7 @@ class ThreatModel:
             )
         object.__setattr__(self, "norm", name)
         object.__setattr__(self, "eps", value)
-        object.__setattr__(self, "eps_text", eps_text if eps_text is not None else str(eps).replace(" ", ""))
+        object.__setattr__(self, "eps_text", eps_text if eps_text is not None else _readable(str(eps), value))
 
     def __str__(self) -> str:
         return f"{self.norm}, eps = {self.eps_text}"

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 import robustdup
-from robustdup.errors import UserError
-from tests.raising import raises
 
 ATTACKS = "apgd-ce(steps=8),apgd-dlr(steps=5),apgd-t(steps=5),fab(steps=3),fab-t(steps=5),square(queries=20)"
 
@@ -82,11 +80,6 @@ def test_few_classes_are_attacked_with_another_loss_and_the_record_says_so(class
     assert record.robust_accuracy.value < 1
     assert len(record.events) == len(said)
     assert all(event.startswith(start) for event, start in zip(record.events, said, strict=True))
-
-
-def test_one_class_is_refused_in_one_message():
-    with raises("model-and-data", UserError, "one output"):
-        evaluated(network(classes=1))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

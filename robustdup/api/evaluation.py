@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from robustdup.api.given import as_dataset
-from robustdup.api.loading import load_model
 from robustdup.api.options import EvaluateOptions
 from robustdup.api.results import EvaluationResult
 from robustdup.errors import UserError
@@ -66,11 +65,7 @@ def evaluate(
     registry = load_plugins(options.get("plugin") or ())
     dataset = as_dataset(data, labels, n=n)
     spec = model if isinstance(model, str) else "python"
-    module = (
-        load_model(model, registry=registry, allow_pickle=bool(options.get("allow_pickle")))
-        if isinstance(model, str)
-        else model
-    )
+    module = _loaded(model, registry, bool(options.get("allow_pickle")))
     config = validate(
         EvalConfig,
         {
@@ -101,6 +96,15 @@ def evaluate(
     if out is None:
         _delete_at_exit(folder.parent)
     return EvaluationResult(done.record, done.adv_images, _words(done.outcomes), done.samples, folder)
+
+
+def _loaded(model: nn.Module | str, registry: Registry, allow_pickle: bool) -> nn.Module:
+    """Load a model that is named; how it was loaded stands in the record."""
+    if not isinstance(model, str):
+        return model
+    from robustdup.models.load import load_model
+
+    return load_model(model, registry=registry, allow_pickle=allow_pickle)
 
 
 @overload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    spec: str, *, allow_pickle: bool = False, plugins: Iterable[str | Path] = (), registry: Registry | None = None
-) -> nn.Module:
+    spec: str, *, allow_pickle: bool = False, normalize: str | None = None, plugins: Iterable[str | Path] = (),
+    registry: Registry | None = None,
+) -> nn.Module:  # fmt: skip
     """Load a classifier by its spec, in eval mode.
 
     Args:
         spec: `file.py:factory@weights`, `builtin:NAME`, `run:FOLDER`, `robustbench:NAME`, `hf:MODEL_ID`, and what plugins add.
         allow_pickle: load weights that are pickles; they can run any code.
+        normalize: what the model leaves to its caller: "imagenet", "cifar10", …, or means and deviations, "0.5,0.5".
         plugins: plugin files to load, besides those that are installed.
         registry: use this registry in place of loading plugins.
 
@@ -31,9 +34,14 @@ def load_model(
     Raises:
         UserError: the spec is unknown, or its files cannot be read or do not fit.
     """
+    from robustdup.models.adapt import Adaptation, adapted, notes_of
     from robustdup.models.load import load_model as load
+    from robustdup.models.normalisation import parse_normalisation
 
-    return load(spec, registry=registry or load_plugins(plugins), allow_pickle=allow_pickle).eval()
+    model = load(spec, registry=registry or load_plugins(plugins), allow_pickle=allow_pickle)
+    for note in notes_of(model):
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return adapted(model, Adaptation(normalise=parse_normalisation(normalize))).eval()
 
 
 def load_data(

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypedDict
 class EvaluateOptions(TypedDict, total=False):
     """Further options of `robustdup.evaluate`: see `robustdup eval --help`."""
 
+    normalize: str | None
+    class_names: Literal["compare", "ignore"]
     split: str
     data_config: str | None
     revision: str | None
@@ -47,6 +49,7 @@ class TrainOptions(TypedDict, total=False):
     """Options of `robustdup.train`: see `robustdup train --help`."""
 
     model: str
+    normalize: str | None
     data: str
     split: str
     data_config: str | None

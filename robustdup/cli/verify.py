@@ -16,7 +16,7 @@ from robustdup.errors import UserError
 
 # The referee runs no attack: what is judged, and on what.
 USED = (
-    *("model", "mode", "judge_draws", "allow_pickle", "norm", "eps", "seed", "plugin"),
+    *("model", "normalize", "class_names", "mode", "judge_draws", "allow_pickle", "norm", "eps", "seed", "plugin"),
     *("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
     *("device", "threads", "micro_batch"),
 )

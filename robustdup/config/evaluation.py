@@ -22,7 +22,7 @@ class EvalConfig(DataFields, ModelFields):
 
     recipes_of: ClassVar[str] = "eval"
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "attack_model", "mode", "judge_draws", "allow_pickle"),
+        "Model": ("model", "normalize", "class_names", "attack_model", "mode", "judge_draws", "allow_pickle"),
         "Data": ("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
         "Threat model": ("norm", "eps"),
         "Attacks": ("attacks", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin"),
@@ -59,6 +59,10 @@ class EvalConfig(DataFields, ModelFields):
     )
     individual: bool = Field(
         False, description="Run each attack on all samples instead of on survivors, to compare attacks."
+    )
+    class_names: Literal["compare", "ignore"] = Field(
+        "compare",
+        description="Compare the names of the model's classes with the data's and map labels by name, or ignore them.",
     )
     attack_model: str | None = Field(
         None, description="Attack this model and judge --model: BPDA, stand-ins, transfer."

@@ -39,6 +39,11 @@ class ModelFields(Config):
         "builtin:digits-robust",
         description="Model: builtin:NAME, robustbench:NAME, run:FOLDER, file.py:factory@weights, …",
     )
+    normalize: str | None = Field(
+        None,
+        description="What the model leaves to its caller: imagenet, cifar10, cifar100, 0..255, caffe, …, or means, then "
+        "deviations: 0.5,0.5. None: it normalises images in [0, 1] itself.",
+    )
 
 
 class DatasetFields(Config):

@@ -31,7 +31,7 @@ class TrainConfig(DataFields, ModelFields):
 
     recipes_of: ClassVar[str] = "train"
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "init", "allow_pickle"),
+        "Model": ("model", "normalize", "init", "allow_pickle"),
         "Data": (
             "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "resize", "crop", "grey",
             *DATA_DETAILS,
@@ -53,6 +53,11 @@ class TrainConfig(DataFields, ModelFields):
         "small-cnn",
         description="Architecture to train: small-cnn, small-resnet, preact-resnet18, wide-resnet(depth=28,width=10), "
         "timm:NAME, file.py:factory, …",
+    )
+    normalize: str | None = Field(
+        None,
+        description="Mean and deviation that the network normalises by: imagenet, cifar10, …, 0.5,0.5; the training images' own "
+        "if not given. Put before a file.py:factory, which is left alone otherwise.",
     )
     init: str | None = Field(None, description="Start from the weights of this model (run:FOLDER, file.safetensors).")
     split: str = Field("train", description="Split to train on.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswe
     randomized = is_randomized(context.original, images[few], labels[few])
     context.original.count = Count()
     answers = _judge_in_memory(context, images, labels, draws if randomized else 1)
-    if not bool(answers.margin.isfinite().all()):
+    if not bool(answers.margin.isfinite().any()):
         raise _not_finite()
     return CleanAnswers(answers, num_classes, randomized)
 
@@ -125,8 +126,7 @@ def _check_model(context: Context, images: Tensor, labels: Tensor) -> int:
         raise
     except Exception as error:
         raise UserError(
-            f"The model cannot take images of shape {tuple(images.shape[1:])}: {error}. "
-            "Check channels (--grey) and size (--resize, --crop).",
+            f"The model cannot take images of shape {tuple(images.shape[1:])}: {error}. {_what_to_check(error)}",
             code="model-and-data",
         ) from error
     context.original.count = Count()
@@ -135,7 +135,7 @@ def _check_model(context: Context, images: Tensor, labels: Tensor) -> int:
             "The model has one output. A classifier of two classes needs two: torch.cat([-logit, logit], 1).",
             code="model-and-data",
         )
-    if not bool(logits.isfinite().all()):
+    if not bool(logits.isfinite().all(dim=1).any()):
         raise _not_finite()
     if int(labels.max()) >= logits.shape[1]:
         raise UserError(
@@ -146,9 +146,37 @@ def _check_model(context: Context, images: Tensor, labels: Tensor) -> int:
     return int(logits.shape[1])
 
 
+def _what_to_check(error: Exception) -> str:
+    """Return where to look for what a model's forward raised: at the device, the batch, or the images' shape."""
+    text = f"{type(error).__name__}: {error}".lower()
+    if any(word in text for word in ("cuda", "nvidia", "same device", "mps backend", "hip error")):
+        return (
+            "Its forward moves tensors to a device of its own (.cuda(), .to('cuda')): take that out, and name the device "
+            "with --device."
+        )
+    if re.search(r"batch", text) and re.search(r"\d", text) and "norm" not in text:
+        return "It seems to take one number of images only: give that with --micro-batch."
+    if re.search(r"dtype|scalar type|should be the same", text):
+        return "Its forward computes in a precision of its own: leave the images' and the weights' dtype alone."
+    shape = r"shape|size|dimension|channel|\bdim\b|mat1|matmul|broadcast|expected input|kernel|image height|image size"
+    if re.search(shape, text):
+        return "Check channels (--grey) and size (--resize, --crop)."
+    return f"The error ({type(error).__name__}) comes from its forward: call it on torch.zeros(2, …) of that shape to see where."
+
+
+def not_finite_note(clean: CleanAnswers) -> list[str]:
+    """Say on how many clean images the logits are NaN or infinite: they count as wrong."""
+    count = int((~clean.answers.margin.isfinite()).sum())
+    if not count:
+        return []
+    return [
+        f"The model's logits are NaN or infinite on {count} of {len(clean.answers.margin)} clean images: they count as wrong."
+    ]
+
+
 def _not_finite() -> UserError:
     return UserError(
-        "The model returns NaN or infinite logits on clean images. Check its weights and normalisation.",
+        "The model returns NaN or infinite logits on all clean images. Check its weights and normalisation.",
         code="not-finite",
     )
 

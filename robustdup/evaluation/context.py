@@ -165,7 +165,11 @@ def fresh_copy(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model)
     except Exception:  # see _placed  # noqa: BLE001
         return model
-    return copied.requires_grad_(False)
+    for parameter in copied.parameters():  # of a TorchScript module too, which has no requires_grad_
+        if not parameter.is_leaf:  # what copying TorchScript leaves
+            parameter.detach_()
+        parameter.requires_grad_(False)
+    return copied
 
 
 def remarks(model: nn.Module, context: Context) -> list[str]:

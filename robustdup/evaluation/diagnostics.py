@@ -211,8 +211,8 @@ def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
                     "attack_failed",
                     "serious",
                     f"{stage.stage.spec.name} failed on {count} samples: {failed[0].error}",
-                    "These samples are undecided unless another attack broke them. Fix or drop the attack and run again "
-                    "with --resume.",
+                    "These samples are undecided unless another attack broke them. --resume tries them again with the "
+                    "same settings; for another model, or without this attack, start a new run.",
                 )
             )
     return signs

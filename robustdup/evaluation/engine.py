@@ -22,7 +22,7 @@ from robustdup.data.dataset import ImageDataset, on_8bit_grid
 from robustdup.device import cpu_threads
 from robustdup.evaluation.calls import Caller, PlannedStage
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, run_cascade
-from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers
+from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers, not_finite_note
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
 from robustdup.evaluation.micro_batch import choose_packing
@@ -105,7 +105,11 @@ def evaluate_model(
         weights = fingerprint(original)
         clean = clean_answers(context, data, weights, draws=options.draws, plugins=about.plugins, state=about.state)
         context.draws = options.draws if clean.randomized else 1
-        notes = remarks(model, context) + choose_packing(context, options, data.images, clean, stages, about.state)
+        notes = (
+            remarks(model, context)
+            + not_finite_note(clean)
+            + choose_packing(context, options, data.images, clean, stages, about.state)
+        )
         samples = CleanSamples(data.images, data.labels, data.index, clean.answers)
         caller = stack.enter_context(workers(context, samples, clean, weights))
         results: list[CascadeResult] = []

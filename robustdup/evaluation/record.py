@@ -18,6 +18,7 @@ from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import judge_images
 from robustdup.evaluation.summary import attack_results, class_results, distance_summary, min_distance
+from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.records import (
     CurvePoint,
@@ -49,6 +50,7 @@ class RunInfo:
         plugins: plugin files that were loaded.
         runner: where the workers are.
         notes: what a reader should know that was seen before the run.
+        signs: what speaks against the result already before the run.
         state: folder in which what is done is kept; None keeps nothing.
         seconds: seconds spent before the run, on loading for instance.
     """
@@ -61,6 +63,7 @@ class RunInfo:
     plugins: tuple[str, ...] = ()
     runner: str = "local"
     notes: tuple[str, ...] = ()
+    signs: tuple[Diagnostic, ...] = ()
     state: Path | None = None
     seconds: float = 0.0
 
@@ -122,7 +125,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         per_class=class_results(
             samples.labels, run.data.class_names, run.clean.num_classes, samples.clean.correct_share, correct
         ),
-        diagnostics=run.diagnostics,
+        diagnostics=[*about.signs, *run.diagnostics],
         events=[*about.notes, *run.notes, *dict.fromkeys(note for call in calls for note in call.notes)],
         passes=_pass_totals(run),
         seconds=max(about.seconds + seconds, sum(call.seconds for call in calls)),
@@ -230,7 +233,7 @@ def _data_info(data: ImageDataset) -> DataInfo:
 def _model_info(run: FinishedRun) -> ModelInfo:
     return ModelInfo(
         spec=run.about.model,
-        architecture=type(run.model).__name__,
+        architecture=type(inner(run.model)).__name__,
         fingerprint=run.weights,
         num_classes=run.clean.num_classes,
         parameters=count_parameters(run.model),
@@ -239,6 +242,7 @@ def _model_info(run: FinishedRun) -> ModelInfo:
         judge_draws=run.context.draws,
         attack_model=run.about.attack_model,
         attack_model_fingerprint=fingerprint(run.attack_model) if run.attack_model is not None else None,
+        class_order=order_of(run.model),
     )
 
 

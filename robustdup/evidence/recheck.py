@@ -28,6 +28,7 @@ from robustdup.evidence.fields import fields_of, sample_fields
 from robustdup.evidence.match import Match
 from robustdup.evidence.replay import NAMED, Replay, replay
 from robustdup.evidence.verification import Verification
+from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.records import EvaluationRecord, Threat, load_record
 from robustdup.rng import SampleRng
@@ -222,9 +223,10 @@ def _seen(
         "n": len(data),
         "data": seen,
         "model": {
-            "architecture": type(model).__name__,
+            "architecture": type(inner(model)).__name__,
             "fingerprint": fingerprint(model),
             "num_classes": judged.num_classes,
+            "class_order": order_of(model),
             "parameters": count_parameters(model),
             "randomized": judged.randomized,
             **({} if judged.randomized else {"judge_draws": 1}),

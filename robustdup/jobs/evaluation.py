@@ -27,6 +27,8 @@ from robustdup.evaluation.context import Context, EngineOptions, check_modules, 
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, plan_stages
+from robustdup.jobs.models import Fitted, check_gradient, fit_model
+from robustdup.models.adapt import PLAIN, Adaptation, adapted
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
@@ -80,6 +82,12 @@ def run_evaluation(
     data = data if data is not None else load_data(config, registry)
     device = choose_device(config.device)
     original, stand_in = load_models(config, model, attack_model, registry)
+    fitted, fitted_stand_in = fit_models(config, original, stand_in, data, device)
+    check_gradient(fitted_stand_in or fitted, stages, stand_in=stand_in is not None)
+    original, stand_in = fitted.model, None if fitted_stand_in is None else fitted_stand_in.model
+    given = GivenModels(model, attack_model, fitted.adaptation, fitted_stand_in.adaptation if fitted_stand_in else None)
+    for sign in fitted.signs:  # at once: the run may take hours
+        progress(_remark(f"{sign.message} {sign.advice}", stages, threats[0], len(data)))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
@@ -92,13 +100,14 @@ def run_evaluation(
             config=config.model_dump(mode="json"),
             plugins=tuple(config.plugin),
             runner=config.runner,
-            notes=(*notes, *data.notes),
+            notes=(*notes, *data.notes, *fitted.notes),
+            signs=fitted.signs,
             state=folder / STATE if folder is not None else None,
             seconds=time.perf_counter() - started,
         )
         result = evaluate_model(
             original, data, stages, threats, engine_options(config), attack_model=stand_in, device=device, about=about,
-            workers=functools.partial(_workers, config, model, attack_model, spread), progress=progress,
+            workers=functools.partial(_workers, config, given, spread), progress=progress,
         )  # fmt: skip
         if folder is None:
             return result
@@ -106,6 +115,14 @@ def run_evaluation(
         if result.record.n_undecided == 0:
             shutil.rmtree(folder / STATE, ignore_errors=True)
     return replace(result, folder=folder)
+
+
+def _remark(message: str, stages: list[PlannedStage], threat: ThreatModel, n: int) -> Progress:
+    """Return the event that says something before the first stage."""
+    return Progress(
+        eps_text=threat.eps_text, stage=0, n_stages=len(stages), attack=stages[0].spec.name, done=0, total=n, survivors=n,
+        n=n, forward_passes=0, seconds=0.0, message=message,
+    )  # fmt: skip
 
 
 def engine_options(config: EvalConfig) -> EngineOptions:
@@ -167,6 +184,14 @@ def load_models(
     return original, attack_model
 
 
+def fit_models(
+    config: EvalConfig, original: nn.Module, stand_in: nn.Module | None, data: ImageDataset, device: torch.device
+) -> tuple[Fitted, Fitted | None]:
+    """Return the model to judge and the one to attack as classifiers of the data. Raises UserError where they cannot be."""
+    fitted = fit_model(original, data, config, device)
+    return fitted, None if stand_in is None else fit_model(stand_in, data, config, device, search=False)
+
+
 # --- a run that is done, or that goes on ---
 
 
@@ -194,12 +219,21 @@ def finished_record(folder: Path) -> EvaluationRecord | None:
 
 
 @dataclass(frozen=True)
+class GivenModels:
+    """Models that were given as objects, and how those given and those loaded are adapted."""
+
+    model: nn.Module | None
+    attack_model: nn.Module | None
+    adaptation: Adaptation
+    attack_adaptation: Adaptation | None
+
+
+@dataclass(frozen=True)
 class WorkerOrder:
     """What a worker needs to make calls as the parent would: models only where they were given as objects."""
 
     config: EvalConfig
-    model: nn.Module | None
-    attack_model: nn.Module | None
+    given: GivenModels
     weights: str
     micro_batch: int
     smaller: tuple[int, ...]
@@ -212,19 +246,18 @@ class WorkerOrder:
 
 @contextlib.contextmanager
 def _workers(
-    config: EvalConfig, model: nn.Module | None, attack_model: nn.Module | None, spread: bool, context: Context,
+    config: EvalConfig, given: GivenModels, spread: bool, context: Context,
     samples: CleanSamples, clean: CleanAnswers, weights: str,
 ) -> Iterator[Caller | None]:  # fmt: skip
     """Open the workers that the configuration asks for; None where this process makes the calls itself."""
-    context.workers = config.workers or _usual_workers(config, model, context, spread)
+    context.workers = config.workers or _usual_workers(config, given.model, context, spread)
     if context.workers == 1 and config.runner == "local":
         yield None
         return
     correct = (~samples.clean.is_adv).nonzero()[: context.micro_batch, 0]
     order = WorkerOrder(
         config=config,
-        model=model,
-        attack_model=attack_model,
+        given=given,
         weights=weights,
         micro_batch=context.micro_batch,
         smaller=context.smaller,
@@ -266,7 +299,10 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
     stages, _ = plan(config, registry, parse_threats(config)[-1])
-    original, stand_in = load_models(config, order.model, order.attack_model, registry)
+    original, stand_in = load_models(config, order.given.model, order.given.attack_model, registry)
+    original = adapted(original, order.given.adaptation)
+    if stand_in is not None:
+        stand_in = adapted(stand_in, order.given.attack_adaptation or PLAIN)
     context = make_context(original, stand_in, torch.device(place.device or "cpu"), options)
     if fingerprint(context.original.model) != order.weights:
         raise RunError(

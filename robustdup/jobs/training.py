@@ -173,7 +173,12 @@ def assemble(
         _start_from(model, config, registry)
     initial = fingerprint(model)
     if processes.first:
-        save_network(folder, describe_network(config.model, **_shapes(data), class_names=data.info.class_names))
+        save_network(
+            folder,
+            describe_network(
+                config.model, **_shapes(data), normalize=config.normalize, class_names=data.info.class_names
+            ),
+        )
     model = model.to(device)
     data.entries.channels_last = config.channels_last and fits_channels_last(model, device)
     check_model(orders.objective, model)
@@ -219,7 +224,7 @@ def usual_threads(model: nn.Module, data: TrainingData, device: torch.device) ->
 
 def network_for(config: TrainConfig, data: TrainingData, registry: Registry) -> nn.Module:
     """Build the network that fits the data, with initial weights from the seed of the run."""
-    return build_network(config.model, **_shapes(data), seed=config.seed, registry=registry)
+    return build_network(config.model, **_shapes(data), seed=config.seed, registry=registry, normalize=config.normalize)
 
 
 def _shapes(data: TrainingData) -> dict[str, Any]:

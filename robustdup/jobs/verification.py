@@ -24,7 +24,9 @@ from robustdup.evidence.recheck import recheck_bundle, recheck_examples
 from robustdup.evidence.replay import survivors
 from robustdup.evidence.verification import Verification
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
+from robustdup.jobs.models import fit_model
 from robustdup.jobs.trust import check_trust
+from robustdup.models.adapt import adapted
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
 from robustdup.records import EvaluationRecord, load_record
@@ -71,7 +73,7 @@ def verify_bundle(
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     same_data = not own.keys() & DATA_SETTINGS
-    verification = recheck_bundle(folder, _context(config, model), data, same_data=same_data)
+    verification = recheck_bundle(folder, _context(config, model, data), data, same_data=same_data)
     if again:
         verification = _attacked_again(folder, verification, config, model, data, again)
     return _timed(verification, started)
@@ -154,7 +156,8 @@ def verify(
     config = validate(EvalConfig, {**_without_demands(record.config), "device": device})
     _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
-    return _timed(recheck_bundle(folder, _context(config, model), data), started)
+    order = load_record(folder).model.class_order  # these images come without names of their classes
+    return _timed(recheck_bundle(folder, _context(config, model, data, order), data), started)
 
 
 def verify_examples(
@@ -186,7 +189,8 @@ def verify_examples(
         examples = replace(examples, index=nearest_index(examples, data))
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     found = match(examples, data, threat, scale=scale, whole=whole)
-    return _timed(recheck_examples(_context(config, model), found, threat, draws=config.judge_draws), started)
+    context = _context(config, model, data)
+    return _timed(recheck_examples(context, found, threat, draws=config.judge_draws), started)
 
 
 LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
@@ -200,8 +204,14 @@ def _without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}
 
 
-def _context(config: EvalConfig, model: nn.Module) -> Context:
-    return make_context(model, None, choose_device(config.device), engine_options(config))
+def _context(config: EvalConfig, model: nn.Module, data: ImageDataset, order: list[int] | None = None) -> Context:
+    """Return what the referee judges on; `order` is that of the model's outputs, where names do not say it."""
+    device = choose_device(config.device)
+    fitted = fit_model(model, data, config, device, search=False)
+    adaptation = fitted.adaptation
+    if order is not None and adaptation.order is None:
+        adaptation = replace(adaptation, order=tuple(order))
+    return make_context(adapted(model, adaptation), None, device, engine_options(config))
 
 
 def _timed(verification: Verification, started: float) -> Verification:

@@ -9,21 +9,23 @@ from torch import nn
 
 from robustdup.config import parse_call
 from robustdup.errors import UserError, unknown
+from robustdup.models.adapt import Adaptation, adapted
 from robustdup.models.attack_copy.agreement import undisturbed
 from robustdup.models.files import is_file_spec, load_from_file
+from robustdup.models.normalisation import parse_normalisation
 from robustdup.models.timm_source import PREFIX, timm_network
 from robustdup.plugins import Registry
 
 
 def build_network(
     spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    seed: int, registry: Registry,
+    seed: int, registry: Registry, normalize: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """Return the network of a spec with weights drawn from `seed`: images (N, channels, *size) in [0, 1] -> logits.
 
     A spec is the name of an architecture, with options as 'name(option=value)'; 'timm:NAME'; or 'file.py:factory', a
-    function without arguments (the file is run). `mean` and `std` have one value a channel, or one for all. The global
-    random state is left alone. Raises UserError.
+    function without arguments (the file is run). `mean` and `std` have one value a channel, or one for all; `normalize`
+    says others, which are put before a network of a file too. The global random state is left alone. Raises UserError.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(channels, height, width) < 1 or classes < 2:
@@ -32,9 +34,19 @@ def build_network(
             f"{classes} classes.",
             code="bad-data",
         )
+    normalisation = parse_normalisation(normalize)
+    if normalisation is not None:
+        normalisation.layer(channels)
+        mean, std = normalisation.mean, normalisation.std
+        if normalisation.bgr and not is_file_spec(spec):
+            raise UserError(
+                f"--normalize {normalize} feeds blue first: only a file.py:factory needs that.", code="bad-option"
+            )
     mean, std = (_per_channel(what, values, channels) for what, values in (("mean", mean), ("std", std)))
     with undisturbed(nn.Identity(), seed):
         network = _build(spec, registry, channels, (height, width), classes, mean, std)
+        if is_file_spec(spec):
+            network = adapted(network, Adaptation(normalise=normalisation))
         if is_file_spec(spec) or spec.strip().startswith(PREFIX):  # what is not known to take any size
             _check(spec, network, channels, (height, width), classes)
     return network

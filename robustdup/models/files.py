@@ -18,14 +18,16 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustdup.errors import UserError, unknown
+from robustdup.models.adapt import keep_names, keep_notes
+from robustdup.models.class_names import names_in
+from robustdup.models.pickles import harmless, is_torchscript, main_is
+from robustdup.models.state_dicts import fit_state
 from robustdup.plugins.loading import FreshSource
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema")  # keys under which checkpoints nest
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-_SPEC = re.compile(r"(?P<file>.+\.py):(?P<factory>[^@:/\\]*)(?:@(?P<weights>.+))?")
+_SPEC = re.compile(r"(?P<file>.+?\.py):(?P<factory>[^@:/\\(]*)(?P<options>\(.*?\))?(?:@(?P<weights>.+))?", re.DOTALL)
 
 
 def is_file_spec(spec: str) -> bool:
@@ -44,17 +46,26 @@ def load_from_file(spec: str, *, allow_pickle: bool = False) -> nn.Module:
     file = Path(match["file"]).expanduser()
     if not file.is_file():
         raise UserError(f"There is no file {match['file']!r} for the model {spec!r}.", code="missing-file")
-    weights = Path(match["weights"]).expanduser() if match["weights"] else None
+    weights, named = _place_of_weights(match["weights"])
     if weights is not None and not weights.is_file():
-        raise UserError(f"There is no weights file {match['weights']!r} for the model {spec!r}.", code="missing-file")
-    model = _call(file, match["factory"])
+        raise UserError(f"There is no weights file {str(weights)!r} for the model {spec!r}.", code="missing-file")
+    module = _import(file)
+    model = _call(file, module, match["factory"], match["options"] or "()")
     if weights is not None:
-        load_weights(model, weights, allow_pickle=allow_pickle)
+        load_weights(model, weights, allow_pickle=allow_pickle, named=named, module=module)
     return model
 
 
-def _call(file: Path, name: str) -> nn.Module:
-    module = _import(file)
+def _place_of_weights(text: str | None) -> tuple[Path | None, str | None]:
+    """Split FILE#NAME into the file and the set of weights in it; a file may have a # in its name."""
+    if not text:
+        return None, None
+    whole = Path(text).expanduser()
+    file, mark, named = text.rpartition("#")
+    return (whole, None) if whole.is_file() or not mark else (Path(file).expanduser(), named)
+
+
+def _call(file: Path, module: ModuleType, name: str, written: str) -> nn.Module:
     factory = getattr(module, name, None)
     if factory is None:
         raise unknown(f"model factory of {file.name}:", name, _functions(file))
@@ -65,32 +76,54 @@ def _call(file: Path, name: str) -> nn.Module:
             f"{name!r} in {file.name} is a {type(factory).__name__}, not a function that returns a model.",
             code="bad-factory",
         )
-    needed = _needed(factory)
+    arguments, options = _read_arguments(f"{file.name}:{name}{written}", written)
+    needed = _needed(factory, arguments, options)
     if needed:
         raise UserError(
-            f"{file.name}:{name} needs the argument {needed!r}; a factory is called without arguments.",
+            f"{file.name}:{name} needs the argument {needed!r}: write {file.name}:{name}({needed}=…).",
             code="bad-factory",
         )
     try:
-        model = factory()
+        model = factory(*arguments, **options)
     except Exception as error:
         raise UserError(
-            f"{file.name}:{name}() failed with {type(error).__name__}: {error}", code="bad-factory"
+            f"{file.name}:{name}{written} failed with {type(error).__name__}: {error}", code="bad-factory"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"{file.name}:{name}() returned a {type(model).__name__}, not a torch.nn.Module.", code="bad-factory"
+            f"{file.name}:{name}{written} returned a {type(model).__name__}, not a torch.nn.Module.", code="bad-factory"
         )
     return model
 
 
-def _needed(factory: object) -> str | None:
+def _read_arguments(spec: str, written: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read '(10, act="silu")' as positional and named values; bare words are text. Raises UserError."""
     try:
-        parameters = inspect.signature(factory).parameters.values()  # type: ignore[arg-type]
+        call = ast.parse(f"f{written}", mode="eval").body
+        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        arguments = [_value(node) for node in call.args]
+        return arguments, {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError):
+        raise UserError(
+            f"Cannot read the arguments of {spec}. Write values: file.py:make(10), file.py:make(depth=28, act='silu').",
+            code="bad-spec",
+        ) from None
+
+
+def _value(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def _needed(factory: object, arguments: list[Any], options: dict[str, Any]) -> str | None:
+    """Return an argument without a default that is not given; calling says what else is wrong."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())[len(arguments) :]  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return next((p.name for p in parameters if p.default is p.empty and p.kind not in optional), None)
+    missing = (p.name for p in parameters if p.default is p.empty and p.kind not in optional and p.name not in options)
+    return next(missing, None)
 
 
 def _import(file: Path) -> ModuleType:
@@ -121,32 +154,35 @@ def _functions(file: Path) -> list[str]:
     return [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
-def load_weights(model: nn.Module, file: Path, *, allow_pickle: bool = False) -> None:
-    """Load a checkpoint into a model, strictly. Raises UserError for a broken file, a pickle, or keys that do not fit."""
-    state = unwrap(read_checkpoint(file, allow_pickle=allow_pickle), model, file)
-    expected = model.state_dict()
-    missing, unexpected = _difference(expected, state), _difference(state, expected)
-    if missing or unexpected:
-        parts = [
-            f"{len(keys)} keys are {what}, the first is {keys[0]!r}"
-            for what, keys in (("missing from it", missing), ("not in the model", unexpected))
-            if keys
-        ]
-        raise UserError(
-            f"{str(file)!r} does not fit the model: {'; '.join(parts)}. Is it another architecture?",
-            code="other-network",
-        )
-    for name, value in expected.items():
-        if isinstance(value, Tensor) and tuple(value.shape) != tuple(state[name].shape):
-            raise UserError(
-                f"{str(file)!r} does not fit the model: {name!r} has the shape {tuple(state[name].shape)} in the file and "
-                f"{tuple(value.shape)} in the model.",
-                code="other-network",
-            )
-    model.load_state_dict(state)
+def load_weights(
+    model: nn.Module,
+    file: Path,
+    *,
+    allow_pickle: bool = False,
+    named: str | None = None,
+    module: ModuleType | None = None,
+) -> None:
+    """Load a checkpoint into a model; what a reader should know of that, and names of classes, are kept with it.
+
+    Args:
+        model: the network.
+        file: the checkpoint.
+        allow_pickle: whether it may run code.
+        named: the set of weights to take, where it holds several.
+        module: the file that the network comes from, whose classes the checkpoint may name.
+
+    Raises:
+        UserError: a broken file, a pickle, or weights that do not fit.
+    """
+    content = read_checkpoint(file, allow_pickle=allow_pickle, module=module)
+    fit, notes = fit_state(content, model, repr(str(file)), named=named)
+    model.load_state_dict(fit.state, strict=False)
+    keep_notes(model, notes)
+    if isinstance(content, Mapping):
+        keep_names(model, names_in(content))
 
 
-def read_checkpoint(file: Path, *, allow_pickle: bool = False) -> Any:
+def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleType | None = None) -> Any:
     """Return what a checkpoint holds, on the CPU. Raises UserError for anything that is not one."""
     with file.open("rb") as stream:
         head = stream.read(512)
@@ -171,53 +207,39 @@ def read_checkpoint(file: Path, *, allow_pickle: bool = False) -> Any:
             from safetensors.torch import load_file
 
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        if is_torchscript(file):
+            return torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(harmless(file, module)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise _broken(file, error) from error
         if not allow_pickle:
             raise UserError(
-                f"{str(file)!r} holds more than weights: loading it as a pickle can run any code of whoever made it. "
-                "Save the state dict alone (safetensors, or torch.save(model.state_dict())), or, if you trust the file, "
-                "give --allow-pickle.",
+                f"{str(file)!r} holds more than weights{_named_in(error)}: loading it as a pickle can run any code of whoever "
+                "made it. Save the state dict alone (safetensors, or torch.save(model.state_dict())), or, if you trust the "
+                "file, give --allow-pickle.",
                 code="refused-pickle",
             ) from error
     except Exception as error:
         raise _broken(file, error) from error
     try:
-        return torch.load(file, map_location="cpu", weights_only=False)
+        with main_is(module):
+            return torch.load(file, map_location="cpu", weights_only=False)
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise UserError(
+            f"{str(file)!r} is a whole pickled model, and what it is made of cannot be found here: {error}. Put the class "
+            "into the file that you name, where the factory is, or save its state dict alone.",
+            code="missing-class",
+        ) from error
     except Exception as error:
         raise _broken(file, error) from error
 
 
-def unwrap(content: Any, model: nn.Module, file: Path) -> dict[str, Tensor]:
-    """Return the state dict inside a checkpoint, without the usual wrappers and prefixes. Raises UserError."""
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    expected = set(model.state_dict())
-    for _ in range(3):
-        if not isinstance(content, Mapping) or expected & set(content):
-            break
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping | nn.Module)), None)
-        if inner is None:
-            break
-        content = inner.state_dict() if isinstance(inner, nn.Module) else inner
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(
-            f"{str(file)!r} holds a {type(content).__name__} without weights, not a state dict.",
-            code="damaged-checkpoint",
-        )
-    state = {str(key): value for key, value in content.items()}
-    for _ in _PREFIXES:
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None or expected & set(state):
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _difference(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    return [key for key in some if key not in others]
+def _named_in(error: Exception) -> str:
+    """Return what a refused file names, for a message."""
+    names = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _broken(file: Path, error: Exception) -> UserError:

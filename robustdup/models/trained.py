@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
+from robustdup.models.adapt import keep_names
 from robustdup.models.architectures import build_network
 from robustdup.models.files import is_file_spec, load_weights
 from robustdup.plugins import Registry
@@ -36,11 +37,12 @@ class NetworkDescription(Part):
     mean: list[float]
     std: list[float]
     class_names: list[str] = Field(default_factory=list)
+    normalize: str | None = None
 
 
 def describe_network(
     spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] = (), normalize: str | None = None,
 ) -> NetworkDescription:  # fmt: skip
     """Return the description of a network; the file of a 'file.py:factory' is named by its whole path."""
     if is_file_spec(spec):
@@ -48,7 +50,7 @@ def describe_network(
         spec = f"{Path(file + '.py').expanduser().resolve()}:{factory}" if colon else spec
     return NetworkDescription(
         spec=spec, channels=channels, size=(size, size) if isinstance(size, int) else size, classes=classes,
-        mean=list(mean), std=list(std), class_names=list(class_names),
+        mean=list(mean), std=list(std), class_names=list(class_names), normalize=normalize,
     )  # fmt: skip
 
 
@@ -86,8 +88,10 @@ def load_trained(rest: str, registry: Registry) -> nn.Module:
     network = build_network(
         description.spec, channels=description.channels, size=description.size, classes=description.classes,
         mean=description.mean, std=description.std, seed=0, registry=registry,
+        normalize=description.normalize,
     )  # fmt: skip
     load_weights(network, weights)
+    keep_names(network, description.class_names)
     return network
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.models.adapt import keep_names
+from robustdup.models.class_names import names_in
 from robustdup.models.networks import Normalise
 
 
@@ -68,7 +70,9 @@ def load_hf(name: str) -> nn.Module:
             f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}.",
             code="missing-weights",
         )
-    return ImageClassifier(model, *_statistics(processor, _channels(model)), size=input_size(processor))
+    classifier = ImageClassifier(model, *_statistics(processor, _channels(model)), size=input_size(processor))
+    keep_names(classifier, names_in({"id2label": getattr(model.config, "id2label", None)}))
+    return classifier
 
 
 def load_hf_features(name: str) -> tuple[nn.Module, int]:

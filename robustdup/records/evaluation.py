@@ -169,6 +169,10 @@ class ModelInfo(Part):
     judge_draws: int = Field(default=1, description="Draws by which the referee judges an example.")
     attack_model: str | None = Field(default=None, description="How the attacked model was named, where it is another.")
     attack_model_fingerprint: str | None = Field(default=None, description="Its fingerprint.")
+    class_order: list[int] | None = Field(
+        default=None,
+        description="Which output of the model is the data's class 0, 1, …, where their names say another order.",
+    )
 
 
 class Environment(Part):

@@ -1,0 +1,108 @@
+"""What a checkpoint may name without running a stranger's code: numbers, settings, layers of torch, classes of the given file."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import types
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Named = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+
+def harmless(file: Path, module: ModuleType | None) -> list[Named]:
+    """Return what `torch.load(weights_only=True)` may be allowed besides, for one file.
+
+    Numbers and types of numpy, settings (Namespace, paths), layers of torch by their classes, and classes of `module`, which
+    the user named to be run, also where the file says that they were in `__main__`. None of them runs code from the file.
+    """
+    allowed: list[Named] = [
+        argparse.Namespace, types.SimpleNamespace, defaultdict, np.dtype, *_numpy_types(), *_paths(),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]  # fmt: skip
+    for name in _globals_of(file):
+        found = _layer(name) or _of_module(name, module)
+        if found is not None:
+            allowed.append((found, name))
+    return allowed
+
+
+scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+
+
+def _numpy_types() -> list[Named]:
+    kinds = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
+    import _codecs  # numpy writes its numbers as text in latin-1
+
+    return [*(kind for kind in kinds if isinstance(kind, type)), (_codecs.encode, "_codecs.encode")]
+
+
+def _paths() -> list[Named]:
+    kinds = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    return [(pathlib.PurePath, f"{place}.{kind}") for place in ("pathlib", "pathlib._local") for kind in kinds]
+
+
+def _globals_of(file: Path) -> list[str]:
+    """Return what a file names that is not allowed by torch itself; [] for old files, which do not say it beforehand."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # noqa: BLE001
+        return []
+
+
+def _layer(name: str) -> type | None:
+    """Return a class of layers of torch by its whole name, `torch.nn.modules.conv.Conv2d`."""
+    place, _, last = name.rpartition(".")
+    if not place.startswith("torch.nn.modules."):
+        return None
+    found = getattr(sys.modules.get(place), last, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def _of_module(name: str, module: ModuleType | None) -> type | None:
+    """Return a network's class of the user's own file, where the checkpoint names one that stood in the same file."""
+    place, _, last = name.rpartition(".")
+    if module is None or place not in ("__main__", module.__name__, Path(str(module.__file__)).stem):
+        return None
+    found = getattr(module, last, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+@contextmanager
+def main_is(module: ModuleType | None) -> Iterator[None]:
+    """Let a pickle find in `__main__`, and under the file's own name, what stands in the user's file."""
+    if module is None:
+        yield
+        return
+    main, stem = sys.modules["__main__"], Path(str(module.__file__)).stem
+    lent = {name: value for name, value in vars(module).items() if not hasattr(main, name)}
+    before = sys.modules.get(stem)
+    vars(main).update(lent)
+    sys.modules.setdefault(stem, module)
+    try:
+        yield
+    finally:
+        for name in lent:
+            vars(main).pop(name, None)
+        if before is None:
+            sys.modules.pop(stem, None)
+
+
+def is_torchscript(file: Path) -> bool:
+    """Tell whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+    return "constants.pkl" in names

@@ -1,0 +1,222 @@
+"""Layouts of checkpoints that people bring: each is built here, and the network must answer as the saved one does."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import robustdup.models
+from robustdup.models.adapt import names_of, notes_of
+from robustdup.models.load import load_model
+from robustdup.plugins import Registry
+from tests.raising import raises
+
+NETWORK = """
+    import torch
+    from torch import nn
+
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1))
+
+        def forward(self, images):
+            return images - self.mean
+
+    class Net(nn.Module):
+        def __init__(self, width=4):
+            super().__init__()
+            self.normalise = Norm()
+            self.body = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width * 4, 2))
+
+        def forward(self, images):
+            return self.body(self.normalise(images))
+
+    def make(width=4):
+        return Net(width)
+"""
+IMAGES = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    (folder / "net.py").write_text(textwrap.dedent(NETWORK))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registry():
+    registry = Registry()
+    robustdup.models.register(registry)
+    return registry
+
+
+@pytest.fixture(scope="module")
+def net(place, registry):
+    """Return a network with weights of its own, statistics and all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = load_model(f"{place / 'net.py'}:make", registry=registry)
+        network.body[1].running_mean.normal_()
+        network.body[1].running_var.uniform_(0.5, 2)
+    return network
+
+
+def prefixed(state, prefix):
+    return collections.OrderedDict((prefix + key, value) for key, value in state.items())
+
+
+def others(state):
+    return {key: value + 1 for key, value in state.items()}
+
+
+LAYOUTS = {
+    "a state dict": lambda s, n: s,
+    "DataParallel": lambda s, n: {"state_dict": prefixed(s, "module."), "best_acc": 0.9, "epoch": 3},
+    "numpy numbers": lambda s, n: {"net": s, "acc": np.float64(91.2), "step": np.int64(3), "curve": np.float32(2)},
+    "settings": lambda s, n: {"model": s, "args": argparse.Namespace(lr=0.1, out=pathlib.PosixPath("/tmp/x"))},
+    "compiled": lambda s, n: prefixed(s, "_orig_mod.module."),
+    "compiled parts": lambda s, n: {k.replace("body.", "body._orig_mod."): v for k, v in s.items()},
+    "Lightning": lambda s, n: {"state_dict": prefixed(s, "net."), "hyper_parameters": {"lr": 0.1}, "epoch": 1},
+    "Lightning and a loss": lambda s, n: {"state_dict": {**prefixed(s, "model."), "criterion.weight": torch.ones(2)}},
+    "AveragedModel": lambda s, n: AveragedModel(n).state_dict(),
+    "before counters": lambda s, n: {k: v for k, v in s.items() if "num_batches" not in k},
+    "without constants": lambda s, n: {k: v for k, v in s.items() if "normalise" not in k},
+    "the body alone": lambda s, n: n.body.state_dict(),
+    "constants of another shape": lambda s, n: {**s, "normalise.mean": s["normalise.mean"].flatten()},
+    "a Sequential": lambda s, n: nn.Sequential(n.normalise, n.body).state_dict(),
+    "an attacker around it": lambda s, n: {
+        "model": {
+            **prefixed(n.body.state_dict(), "module.model."), **prefixed(n.body.state_dict(), "module.attacker.model."),
+            "module.normalizer.new_mean": torch.zeros(3), "module.attacker.normalize.new_mean": torch.zeros(3),
+        },
+        "epoch": 150,
+    },
+    "a wrapper of any name": lambda s, n: {
+        "best_state_dict_of_all": s, "optimizer": {"state": {0: torch.ones(2)}, "param_groups": []},
+    },
+    "wrappers in wrappers": lambda s, n: {"checkpoint": {"state": {"model": s}}},
+    "a list": lambda s, n: [s, {"epoch": 3}],
+    "averaged alone": lambda s, n: {"model_ema": prefixed(s, "module."), "epoch": 3},
+    "raw and averaged": lambda s, n: {"state_dict": s, "state_dict_ema": others(s)},
+    "averaged first": lambda s, n: {"ema": {"shadow": others(s), "decay": 0.9}, "model": s},
+    "the same twice": lambda s, n: {"best": s, "last": s},
+    "thop's counters": lambda s, n: {**s, "total_ops": torch.zeros(1), "body.total_params": torch.zeros(1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_without_a_pickle(place, registry, net, layout):
+    torch.save(LAYOUTS[layout](net.state_dict(), net), place / "w.pt")
+    model = load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+    torch.testing.assert_close(model(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize("wrap", [lambda n: n, lambda n: {"model": n, "epoch": 3}], ids=["itself", "wrapped"])
+def test_a_whole_model_whose_class_stood_in_the_training_script_is_the_given_files(
+    place, registry, net, monkeypatch, wrap
+):
+    import __main__
+
+    for kind in (type(net), type(net.normalise)):  # as torch.save(model) writes them from a script
+        monkeypatch.setattr(kind, "__module__", "__main__")
+        monkeypatch.setattr(__main__, kind.__name__, kind, raising=False)
+    torch.save(wrap(net), place / "w.pt")
+    monkeypatch.undo()
+    model = load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+    torch.testing.assert_close(model(IMAGES), net(IMAGES))
+
+
+def test_half_precision(place, registry, net):
+    torch.save(
+        {key: v.half() if v.is_floating_point() else v for key, v in net.state_dict().items()}, place / "half.pt"
+    )
+    model = load_model(f"{place / 'net.py'}:make@{place / 'half.pt'}", registry=registry)
+    torch.testing.assert_close(model(IMAGES), net(IMAGES), atol=0.02, rtol=0.01)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_raw_and_averaged_weights_are_told_apart_and_either_can_be_named(place, registry, net):
+    state = net.state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": others(state)}, place / "ema.pt")
+    spec = f"{place / 'net.py'}:make@{place / 'ema.pt'}"
+    (note,) = notes_of(load_model(spec, registry=registry))
+    assert "'state_dict' was taken" in note
+    assert "@FILE#state_dict_ema" in note
+    averaged = load_model(f"{spec}#state_dict_ema", registry=registry)
+    torch.testing.assert_close(averaged.body[0].weight, state["body.0.weight"] + 1)
+    assert not notes_of(averaged)
+    with raises("unknown-weights", ValueError, "'state_dict_ema'"):
+        load_model(f"{spec}#state_dict_emma", registry=registry)
+    torch.save({**prefixed(state, "net."), **prefixed(others(state), "ema_net.")}, place / "ema.pt")
+    torch.testing.assert_close(load_model(spec, registry=registry)(IMAGES), net(IMAGES))
+    ema = load_model(f"{spec}#ema_net", registry=registry)
+    torch.testing.assert_close(ema.body[0].weight, state["body.0.weight"] + 1)
+
+
+def test_several_networks_that_nobody_can_choose_between_are_refused(place, registry, net):
+    state = net.state_dict()
+    torch.save({**prefixed(state, "student."), **prefixed(others(state), "teacher.")}, place / "two.pt")
+    spec = f"{place / 'net.py'}:make@{place / 'two.pt'}"
+    with raises("several-weights", ValueError, "'student'", "'teacher'"):
+        load_model(spec, registry=registry)
+    torch.testing.assert_close(load_model(f"{spec}#student", registry=registry)(IMAGES), net(IMAGES))
+
+
+def test_what_was_kept_from_the_factory_or_left_in_the_file_is_said(place, registry, net):
+    state = {key: value for key, value in net.state_dict().items() if "normalise" not in key}
+    torch.save({**prefixed(state, "net."), "loss.weight": torch.ones(2)}, place / "w.pt")
+    notes = " ".join(notes_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)))
+    assert "lacks 'normalise.mean': the factory's values were kept" in notes
+    assert "'loss.weight'" in notes
+
+
+def test_statistics_and_weights_are_never_made_up(place, registry, net):
+    for gone in ("body.1.running_mean", "body.0.weight"):
+        torch.save({key: value for key, value in net.state_dict().items() if key != gone}, place / "w.pt")
+        with raises("other-network", ValueError, gone):
+            load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+
+
+def test_names_of_classes_in_a_checkpoint_go_with_the_model(place, registry, net):
+    torch.save({"state_dict": net.state_dict(), "class_to_idx": {"cat": 1, "ant": 0}}, place / "w.pt")
+    assert names_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)) == ["ant", "cat"]
+
+
+def test_factories_with_arguments(place, registry):
+    for written, width in (("make(6)", 6), ("make(width=5)", 5), ("Net(7)", 7), ("make()", 4), ("make", 4)):
+        model = load_model(f"{place / 'net.py'}:{written}", registry=registry)
+        assert model.body[0].out_channels == width
+    torch.save(model.state_dict(), place / "w.pt")
+    load_model(f"{place / 'net.py'}:make(width=4)@{place / 'w.pt'}", registry=registry)
+    for written, code in (("make(depth=3)", "bad-factory"), ("make(1 +)", "bad-spec"), ("make(open('x'))", "bad-spec")):
+        with raises(code, ValueError, written):
+            load_model(f"{place / 'net.py'}:{written}", registry=registry)
+
+
+def test_a_class_that_is_not_there_is_named(place, registry, net):
+    class Elsewhere(nn.Linear):
+        pass
+
+    Elsewhere.__module__, Elsewhere.__qualname__ = "__main__", "Elsewhere"
+    import __main__
+
+    __main__.Elsewhere = Elsewhere
+    try:
+        torch.save(Elsewhere(2, 2), place / "w.pt")
+    finally:
+        del __main__.Elsewhere
+    spec = f"{place / 'net.py'}:make@{place / 'w.pt'}"
+    with raises("refused-pickle", ValueError, "Elsewhere"):
+        load_model(spec, registry=registry)
+    with raises("missing-class", ValueError, "Elsewhere"):
+        load_model(spec, registry=registry, allow_pickle=True)
