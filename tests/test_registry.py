@@ -235,3 +235,15 @@ def test_an_undecorated_function_is_not_an_attack():
 def test_public_names_exist():
     for name in robustdup.__all__:
         assert getattr(robustdup, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("attack", "option", "ours"),
+    [
+        ("pgd", "alpha", "step_size"), ("pgd", "n_iter", "steps"), ("apgd-ce", "iters", "steps"), ("pgd", "nb_iter", "steps"),
+        ("square", "n_queries", "queries"), ("apgd-ce", "n_restarts", "restarts"), ("pgd", "epsilon", "--eps"),
+    ],
+)  # fmt: skip
+def test_words_of_other_toolkits_are_named(attack, option, ours):
+    with raises("unknown-option", UserError, repr(option), ours):
+        load_plugins().get_attack(attack).check_options({option: 2})

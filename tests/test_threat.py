@@ -194,3 +194,12 @@ def test_distances_hold_few_rows_at_once_and_are_those_of_all(norm, monkeypatch)
     assert torch.equal(row_length(adv - clean, norm), lengths)
     assert held == [2, 2, 2, 1] * 2
     assert threat.distance(clean[:0], adv[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8./255.", Fraction(8, 255)), ("0.5/2", Fraction(1, 4)), ("1e-1", Fraction(1, 10))]
+)
+def test_fractions_of_decimals_are_read_and_shown_so_that_others_can_read_them(text, value):
+    threat = ThreatModel("Linf", text)
+    assert threat.eps == value
+    assert Fraction(threat.eps_text) == value

@@ -79,7 +79,7 @@ def prepare_data(
         message = f"No image of {name} is left to train on: {count} are held out and {n_excluded} are near them."
         raise UserError(message, code="no-data")
     class_names = list(samples.class_names)
-    classes = len(class_names) or int(every.labels.max()) + 1
+    classes = len(class_names) or numbered_classes(every.labels, name)
     source = every.only(kept)
     plan, other = _plan(config, source, class_names, registry, say)
     some = source.take(torch.arange(0, len(source), max(1, len(source) // FOR_STATISTICS)))
@@ -144,6 +144,20 @@ def _read(samples: Samples, index: Tensor, config: TrainConfig) -> _Images:
         pixels, labels = load_pixels(samples, index.tolist())
         return _Images(samples, index, labels, pixels)
     return _Images(samples, index, read_labels(samples, index), None)
+
+
+def numbered_classes(labels: Tensor, name: str) -> int:
+    """Return the number of classes of labels (N,) without names. Raises UserError where most numbers are unused."""
+    values = labels.unique(sorted=True).tolist()  # type: ignore[no-untyped-call]
+    count = int(values[-1]) + 1
+    if count > 2 * len(values) + 8:
+        shown = f"{', '.join(map(str, values[:5]))}, …, {values[-1]}"
+        raise UserError(
+            f"The labels of {name} have {len(values)} values ({shown}), and the network would get {count:,} outputs. Number "
+            "the classes 0, 1, 2, … (datasets: class_encode_column), or give folders named by class.",
+            code="gap-labels",
+        )
+    return count
 
 
 def validation_count(validation: float, total: int) -> int:

@@ -97,6 +97,34 @@ def attack_signature(
     return inspect.Signature(parameters)
 
 
+# What other toolkits call the same: theirs -> ours.
+ELSEWHERE_CALLED = {
+    **dict.fromkeys(("alpha", "eps_iter", "stepsize", "eps_step", "rel_stepsize", "abs_stepsize"), "step_size"),
+    **dict.fromkeys(
+        ("n_iter", "iters", "iterations", "nb_iter", "num_steps", "n_steps", "max_iter", "num_iter", "iter"), "steps"
+    ),
+    **dict.fromkeys(("n_restarts", "num_restarts", "nb_restarts", "num_random_init", "random_restarts"), "restarts"),
+    **dict.fromkeys(("n_queries", "max_queries", "num_queries", "query_limit"), "queries"),
+    **dict.fromkeys(("eot_iter", "n_eot", "eot_samples"), "eot"),
+    **dict.fromkeys(("loss_fn", "loss_type", "objective"), "loss"),
+}
+RADIUS = ("eps", "epsilon", "epsilons", "max_norm", "radius")
+
+
+def _other_word(what: str, option: str, value: Any, known: Mapping[str, inspect.Parameter]) -> UserError | None:
+    """Return the error for what other toolkits call an option; None where it is no such word."""
+    ours = ELSEWHERE_CALLED.get(option.lower())
+    if ours in known:
+        return UserError(
+            f"{what[0].upper()}{what[1:]} calls {option!r} {ours!r}: write {ours}={value}.", code="unknown-option"
+        )
+    if option.lower() in RADIUS and what.startswith("attack"):
+        return UserError(
+            f"{option!r} is no option of {what}: the radius is that of the run, --eps {value}.", code="unknown-option"
+        )
+    return None
+
+
 def check_keywords(
     what: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -104,7 +132,7 @@ def check_keywords(
     checked = {}
     for option, value in options.items():
         if option not in known:
-            raise unknown(f"option of {what}:", option, known)
+            raise _other_word(what, option, value, known) or unknown(f"option of {what}:", option, known)
         checked[option] = _check_value(what, known[option], value)
     missing = [option for option, p in known.items() if p.default is p.empty and option not in checked]
     if missing:
