@@ -141,6 +141,8 @@ def test_data_by_a_plugged_loader_is_asked_about(finished, place):
         ("python", None),
         ("hf:owner/name", "the loader of 'hf' models, on 'owner/name'"),
         ("strange:thing", "the loader of 'strange' models, on 'thing'"),
+        ("script.pt", "the TorchScript 'script.pt'"),
+        ("timm:lcnet_035@w.pt", "the loader of 'timm' models, on 'lcnet_035@w.pt'"),
     ],
 )
 def test_which_models_need_trust(spec, code):

@@ -32,7 +32,7 @@ def code_of_model(spec: str | None) -> str | None:
         return _code_of_run(rest)
     if colon and scheme not in CODE_FREE:
         return f"the loader of {scheme!r} models, on {rest!r}"
-    return None
+    return f"the TorchScript {spec!r}" if not colon else None
 
 
 def code_of_data(spec: str | None) -> str | None:

@@ -37,6 +37,12 @@ def register(registry: Registry) -> None:
         examples=("hf:microsoft/resnet-50",),
     )  # fmt: skip
 
+    registry.add_model_source(
+        "timm", "robustdup.models.timm_source:load_timm",
+        description="Networks of timm with their pretrained weights, or with a checkpoint, normalised as they were trained.",
+        examples=("timm:resnet18.a1_in1k", "timm:resnet18(num_classes=10)@weights.pth"),
+    )  # fmt: skip
+
     def load_run(rest: str, options: ModelOptions) -> nn.Module:
         from robustdup.models.trained import load_trained
 

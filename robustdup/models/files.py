@@ -46,7 +46,7 @@ def load_from_file(spec: str, *, allow_pickle: bool = False) -> nn.Module:
     file = Path(match["file"]).expanduser()
     if not file.is_file():
         raise UserError(f"There is no file {match['file']!r} for the model {spec!r}.", code="missing-file")
-    weights, named = _place_of_weights(match["weights"])
+    weights, named = place_of_weights(match["weights"])
     if weights is not None and not weights.is_file():
         raise UserError(f"There is no weights file {str(weights)!r} for the model {spec!r}.", code="missing-file")
     module = _import(file)
@@ -56,7 +56,7 @@ def load_from_file(spec: str, *, allow_pickle: bool = False) -> nn.Module:
     return model
 
 
-def _place_of_weights(text: str | None) -> tuple[Path | None, str | None]:
+def place_of_weights(text: str | None) -> tuple[Path | None, str | None]:
     """Split FILE#NAME into the file and the set of weights in it; a file may have a # in its name."""
     if not text:
         return None, None

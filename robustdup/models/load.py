@@ -33,6 +33,8 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = registry.models[scheme].load(rest, options)
     elif is_file_spec(spec):
         model = load_from_file(spec, allow_pickle=allow_pickle)
+    elif Path(spec).expanduser().is_file():
+        model = load_script(Path(spec).expanduser())
     elif colon and (error := missing_plugin(scheme)) is not None:
         raise error
     else:
@@ -51,6 +53,19 @@ def _examples(registry: Registry) -> list[str]:
 def _how(registry: Registry) -> str:
     schemes = ", ".join(f"{scheme}:…" for scheme in sorted(registry.models))
     return f"Write {schemes} or path/to/model.py:factory@weights."
+
+
+def load_script(file: Path) -> nn.Module:
+    """Return the TorchScript module of a file. Raises UserError for a file that holds no network, only its weights, say."""
+    from robustdup.models.pickles import is_torchscript
+
+    if is_torchscript(file):
+        return torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call, no-any-return]
+    raise UserError(
+        f"{str(file)!r} is no TorchScript, and weights alone are no network: name what builds it, "
+        f"path/to/model.py:factory@{file}.",
+        code="no-network",
+    )
 
 
 def load_builtin(rest: str, options: ModelOptions) -> nn.Module:

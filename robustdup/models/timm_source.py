@@ -1,15 +1,21 @@
-"""Networks of timm as architectures to train: `timm:NAME`, where timm is installed."""
+"""Networks of timm, `timm:NAME`, where timm is installed: architectures to train, and trained ones to evaluate."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustdup.config import parse_call
 from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.models.adapt import keep_names, keep_notes, names_of, notes_of
 from robustdup.models.networks import Normalise
+
+if TYPE_CHECKING:
+    from robustdup.models.load import ModelOptions
 
 PREFIX = "timm:"
 
@@ -84,3 +90,57 @@ def _create(create: Any, name: str, options: Mapping[str, Any], size: tuple[int,
         if "img_size" not in str(error):
             raise
         return create(name, **options)  # type: ignore[no-any-return]
+
+
+def load_timm(rest: str, options: ModelOptions) -> nn.Module:
+    """Return a network of timm, `NAME`, `NAME(num_classes=10)` or `NAME(…)@weights`, that normalises as its weights want.
+
+    Without weights of yours they are timm's, downloaded, and images of another size are resized to theirs inside.
+    https://huggingface.co/docs/timm. Raises UserError; Unavailable where timm, or the download, is.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise Unavailable(
+            f"{PREFIX}{rest} needs timm, which cannot be imported here ({error}). Install it: "
+            + how_to_install("robustdup[timm]")
+        ) from None
+    written, _, place = rest.partition("@")
+    name, given = parse_call(written, "timm network")
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
+        raise UserError(f"timm {timm.__version__} has no network {name!r}.{hint}", code="unknown-network")
+    try:
+        net = timm.create_model(name, **{"pretrained": not place, **given})
+    except (OSError, RuntimeError, ConnectionError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise Unavailable(f"{PREFIX}{rest}: timm cannot load its weights ({type(error).__name__}: {text}).") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{PREFIX}{rest} cannot be built: {error}", code="bad-option") from error
+    if place:
+        from robustdup.models.files import load_weights, place_of_weights
+
+        file, named = place_of_weights(place)
+        if file is None or not file.is_file():
+            raise UserError(f"There is no weights file {place!r} for {PREFIX}{written}.", code="missing-file")
+        load_weights(net, file, allow_pickle=options.allow_pickle, named=named)
+    settings = timm.data.resolve_model_data_config(net)
+    network: nn.Module = TimmNetwork(net, settings["mean"], settings["std"])
+    keep_names(network, names_of(net))
+    keep_notes(network, notes_of(net))
+    return network if place else Resized(network, tuple(settings["input_size"][-2:]))
+
+
+class Resized(nn.Module):
+    """A classifier that resizes images of another size than `size` (height, width) first, bilinear and antialiased."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True, align_corners=False)
+        return self.model(images)  # type: ignore[no-any-return]

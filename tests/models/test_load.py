@@ -179,7 +179,7 @@ def test_wrong_files(tmp_path, registry):
     [
         ("builtin:digits-robus", "Did you mean 'builtin:digits-robust'"), ("digits-robust", "'builtin:digits-robust'"),
         ("builtn:digits-standard", "Did you mean 'builtin:digits-standard'"), ("", r"path/to/model\.py:factory"),
-        ("runs:folder", "builtin:…, hf:…, run:… or"),
+        ("runs:folder", "builtin:…, hf:…, run:…, timm:… or"),
     ],
 )  # fmt: skip
 def test_wrong_specs(registry, spec, message):
@@ -274,6 +274,28 @@ def test_transformers_rescaling_to_plus_minus_one(registry, transformers):
     images = torch.rand(1, 3, 6, 4)
     model(images)
     assert torch.allclose(model.model.seen, images * 2 - 1, atol=1e-6)
+
+
+def test_a_network_of_timm_with_weights_normalises_as_timm_says(registry, tmp_path):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("lcnet_035", num_classes=3).eval()
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
+    model = load_model(f"timm:lcnet_035(num_classes=3)@{tmp_path / 'w.pth'}", registry=registry)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(net.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(model(images), net((images - mean) / std))
+    with raises("unknown-network", UserError, "timm:lcnet_035"):
+        load_model("timm:lcnet_03", registry=registry)
+
+
+def test_a_torchscript_file_is_a_model_and_weights_alone_are_not(registry, tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    images = torch.rand(2, 3, 2, 2)
+    torch.jit.trace(net, images).save(str(tmp_path / "script.pt"))
+    torch.testing.assert_close(load_model(str(tmp_path / "script.pt"), registry=registry)(images), net(images))
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    with raises("no-network", UserError, "model.py:factory@"):
+        load_model(str(tmp_path / "w.pt"), registry=registry)
 
 
 def test_transformers_not_installed(registry, monkeypatch):
