@@ -15,7 +15,7 @@ Side = tuple[Stratum, float]  # factors and dose
 Limit = Literal["at floor", "at ceiling"]
 LEAST_ROOM = 0.01  # of a share without a margin: a point
 SAME_STEPS = 0.01  # relative: fewer is a rest of a batch
-SAME_SHARES = 0.02  # of class imbalance
+SAME_SHARES = 0.05  # of class imbalance: less comes by chance in small sets
 TOLERANCE = 1e-9
 # Metric of a cell, what it is called, and how it is written.
 BESIDES = {
