@@ -59,6 +59,42 @@ class AttackWarning(UserWarning):
     """What an attack did that a reader of its result should know, given with `warnings.warn`: kept in the record."""
 
 
+LONGEST_REASON = 2000  # letters of a stranger's message that are kept
+
+
+def plain(text: object, limit: int | None = None, *, lines: bool = False) -> str:
+    """Return text that any terminal, file or page can take: no control characters and no lone surrogates.
+
+    Args:
+        text: anything; what raises when it is asked for its text is called by its type.
+        limit: letters that are kept, the middle of a longer text being left out; None keeps all.
+        lines: whether line breaks and tabs are kept.
+    """
+    try:
+        words = str.__str__(text) if isinstance(text, str) else str(text)
+    except BaseException as error:  # a stranger's __str__ may do anything
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        words = f"({type(text).__name__} without a text)"
+    if limit is not None and len(words) > limit:
+        words = f"{words[: limit // 2]} … ({len(words)} letters) … {words[-(limit // 2) :]}"
+    if words.isprintable():
+        return words
+    kept = "\n\t" if lines else ""
+    return "".join(letter if letter.isprintable() or letter in kept else _escape(letter) for letter in words)
+
+
+def _escape(letter: str) -> str:
+    """Return a letter that cannot be printed as it would be written in code; odd spaces become plain ones."""
+    return " " if letter.isspace() and letter not in "\x0b\x0c\x1c\x1d\x1e\x1f\x85" else ascii(letter)[1:-1]
+
+
+def error_text(error: BaseException, limit: int = LONGEST_REASON) -> str:
+    """Return "ValueError: what it says" in plain text, or the name alone of an exception that says nothing."""
+    words, kind = plain(error, limit), plain(type(error).__name__, 100)
+    return f"{kind}: {words}" if words else kind
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed spelling nearest to `word`, or None where nothing is near (case is ignored)."""
     by_lower = {candidate.lower(): candidate for candidate in allowed}

@@ -114,6 +114,10 @@ class ThreatModel:
         """Return the threat model of the same norm with another eps."""
         return ThreatModel(self.norm, eps)
 
+    def copy(self) -> ThreatModel:
+        """Return the same threat model as another object, for code that may write into it."""
+        return ThreatModel(self.norm, self.eps, self.eps_text)
+
     def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""
         return row_distance(adv, clean, self.norm)

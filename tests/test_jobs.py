@@ -235,9 +235,10 @@ def test_a_model_that_cannot_be_copied_is_named_restored_and_checked_at_the_end(
         model.model.forward = lambda images: torch.eye(2)[torch.zeros(len(images), dtype=torch.int64)]
         return images
 
-    for attack in (patch, liar):
-        with raises("model-changed", RunError):
-            run(Stubborn().eval(), attacks=[attack])
+    for attack in (patch, liar):  # the attacks run on the very model that is judged: it is put back, and that is said
+        record = run(Stubborn().eval(), attacks=[attack])
+        assert record.attacks[0].n_broken == 0
+        assert any("put back" in event for event in record.events)
 
 
 def test_weights_in_another_precision_are_judged_as_float32_and_that_is_said():
@@ -846,3 +847,48 @@ def test_state_is_readable_json(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         jobs.run_evaluation(small(), folder=tmp_path / "run", progress=stop)
     assert json.loads((tmp_path / "run" / "state" / "config.json").read_text())["n"] == 60
+
+
+def test_a_refused_run_stays_refused(tmp_path, monkeypatch):
+    """The model of the judge changed at the end, seen by nothing that could put it back."""
+    from robustdup.evaluation import engine
+
+    def changed(*_):
+        raise RunError("The judged model's answers changed.", code="model-changed")
+
+    monkeypatch.setattr(engine, "check_unchanged", changed)
+    with raises("model-changed", RunError):
+        jobs.run_evaluation(small(), folder=tmp_path / "run")
+    monkeypatch.undo()
+    with raises("refused-run", RunError, "stays so", "answers changed"):
+        jobs.run_evaluation(small(), folder=tmp_path / "run", resume=True)
+
+
+MODEL_FILE = """
+import torch, helper
+class Net(torch.nn.Module):
+    def forward(self, images):
+        signal = helper.SCALE * (images.flatten(1).mean(1) - 0.5)
+        return torch.stack([-signal, signal] + [signal * 0 - 9] * 8, 1)
+def make():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("edited", ["model.py", "helper.py"])
+def test_model_code_that_is_edited_between_kill_and_resume_is_noticed(tmp_path, edited, monkeypatch):
+    (tmp_path / "model.py").write_text(MODEL_FILE)
+    (tmp_path / "helper.py").write_text("SCALE = 10.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    config = small(model=f"{tmp_path / 'model.py'}:make", attacks="noise,noise", n=20)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_evaluation(config, folder=tmp_path / "run", progress=stop)
+    with (tmp_path / edited).open("a") as file:
+        file.write("\n# another model now\n")
+    with raises("other-run", UserError, "code of the model"):
+        jobs.run_evaluation(config, folder=tmp_path / "run", resume=True)

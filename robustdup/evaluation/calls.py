@@ -6,8 +6,12 @@ again after a kill.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import json
+import signal
+import threading
 import time
 import traceback
 import warnings
@@ -25,14 +29,16 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Count, Passes
 from robustdup.device import out_of_memory
-from robustdup.errors import AttackWarning, RunError
+from robustdup.errors import LONGEST_REASON, AttackWarning, RunError, error_text, plain
 from robustdup.evaluation.context import Context, fresh_copy
+from robustdup.evaluation.guard import Refused, guard_of
 from robustdup.evaluation.referee import Verdict, join, judge
 from robustdup.plugins import AttackSpec
 from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
+MOST_WARNINGS = 20  # of one call that are kept
 CLOSE = 0.01  # of the usual clean margin: nearer than this, folding may change a verdict
 
 
@@ -87,7 +93,10 @@ def call_here(stages: list[PlannedStage], context: Context, tick: Tick | None = 
 
 
 def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Tick | None = None) -> Call:
-    """Run an attack on some samples and judge what it returns; a failure makes its samples undecided."""
+    """Run an attack on some samples and judge what it returns; a failure makes its samples undecided.
+
+    Raises Refused where the attack changed the judge for good.
+    """
     stage, started = stages[work.number], time.perf_counter()
     attacked = _model_for(stage, context)
     if tick is not None:
@@ -95,18 +104,22 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
     before = context.original.count.copy()
     attempt = _Attempt(stage, context, attacked)
     error, verdict = "", None
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _interrupts() as pressed:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AttackWarning)
         try:
             verdict = _attack_in_memory(attempt, work, torch.arange(len(work.positions)))
         except _TickFailed as failure:
             raise failure.__cause__ or failure from None
-        except (Exception, SystemExit) as failure:  # an attack may fail in any way; the run goes on and says so  # noqa: BLE001
-            frame = traceback.extract_tb(failure.__traceback__)[-1]
-            error = f"{type(failure).__name__}: {failure} ({Path(frame.filename).name}:{frame.lineno})"
-    notes = attempt.notes
-    notes += dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, AttackWarning))
+        except Refused:
+            raise
+        except BaseException as failure:  # an attack may fail in any way; the run goes on and says so
+            if isinstance(failure, KeyboardInterrupt) and (pressed or _by_signal(failure)):
+                raise
+            error = _told(failure)
+    notes = [plain(note, LONGEST_REASON) for note in attempt.notes]
+    warned = [warning.message for warning in caught if issubclass(warning.category, AttackWarning)]
+    notes += dict.fromkeys(plain(warning, LONGEST_REASON) for warning in warned[:MOST_WARNINGS])
     if _ruined(attacked.model, stage, context):
         notes.append(f"{stage.spec.name} changed the weights of its copy of the model; the copy was thrown away.")
     pool = stage.spec.batching == "pool"
@@ -114,12 +127,51 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
         positions=work.positions,
         verdict=verdict,
         seconds=time.perf_counter() - started,
-        attack_passes=sum(attempt.further_passes, attacked.count),
+        attack_passes=sum(attempt.further_passes, _count(attacked)),
         referee_passes=context.original.count - before,
         error=error,
         notes=notes,
         broken_after=dropped(attacked, verdict) if pool and verdict is not None else [],
     )
+
+
+def _told(failure: BaseException) -> str:
+    """Return what a failure of an attack says, and where it came from, in text that can be saved and shown."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    place = f" ({plain(Path(frames[-1].filename).name)}:{frames[-1].lineno})" if frames else ""
+    return f"{error_text(failure)}{place}"
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """Tell Ctrl-C from an attack that raises KeyboardInterrupt itself: yield a list that is empty until it was pressed."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield [True]  # somebody else handles it: every interrupt is believed
+        return
+    pressed: list[bool] = []
+
+    def press(number: int, frame: object) -> None:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _by_signal(failure: BaseException) -> bool:
+    """Say whether an exception came out of a handler of signals, such as a scheduler's that asks for the end."""
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(failure.__traceback__))
+
+
+def _count(attacked: Passes) -> Count:
+    """Return what was counted; zeros where an attack wrote something else there."""
+    count = attacked.count
+    return count if type(count) is Count and all(type(value) is int for value in vars(count).values()) else Count()
 
 
 class _TickFailed(BaseException):
@@ -140,7 +192,7 @@ def _watching(attacked: Passes, stage: PlannedStage, work: Work, tick: Tick) -> 
             passes = attacked.count.forward + attacked.count.backward
             try:
                 tick(work, min(passes / expected, 1.0) if expected else 0.0, passes)
-            except Exception as failure:
+            except BaseException as failure:
                 raise _TickFailed from failure
 
     return watch
@@ -209,7 +261,7 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
     rng = SampleRng(context.seed, index).fold(stage.spec.name).fold(work.number)
     try:
         batch = _Batch(images, labels, rng, work.threat)
-        return _again_where_unearned(attempt, batch, _attack_and_judge(stage, attacked, batch, context))
+        return _again_where_unearned(attempt, batch, _attack_and_judge(attempt, attacked, batch))
     except (RuntimeError, MemoryError) as failure:
         if not out_of_memory(failure) or len(rows) == 1:
             raise
@@ -220,36 +272,52 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
     return join([_attack_in_memory(attempt, work, part) for part in (rows[:half], rows[half:])])
 
 
-def _attack_and_judge(stage: PlannedStage, attacked: Passes, batch: _Batch, context: Context) -> Verdict:
-    with isolated(attacked.model, seed=batch.rng.call_seed()):
-        adv_images = _attack(stage, attacked, batch)
-    return judge(
+def _attack_and_judge(attempt: _Attempt, attacked: Passes, batch: _Batch) -> Verdict:
+    """Let the attack run on `attacked`, watched by the guard of the judge, and judge what it returns."""
+    stage, context, guard = attempt.stage, attempt.context, guard_of(attempt.context)
+    bounded, seed = stage.spec.kind == "bounded", batch.rng.fold("referee").call_seed()
+    given = _Batch(batch.images.clone(), batch.labels.clone(), batch.rng[:], batch.threat.copy())
+    threat = batch.threat.copy()
+    with isolated(attacked.model, seed=batch.rng.call_seed()), guard.around(stage.spec.name, attempt.notes):
+        returned = _attack(stage, attacked, given)
+    adv_images = _checked(returned, stage.spec.name, batch.images)
+    verdict = judge(
         context.original,
         batch.images,
         adv_images,
         batch.labels,
-        batch.threat,
-        bounded=stage.spec.kind == "bounded",
+        threat,
+        bounded=bounded,
         draws=context.draws,
-        seed=batch.rng.fold("referee").call_seed(),
+        seed=seed,
     )
+    guard.check()
+    return verdict
 
 
 def _attack(stage: PlannedStage, model: Passes, batch: _Batch) -> Tensor:
-    """Call the attack on copies, and check that what comes back is a batch of images at all."""
+    """Call the attack with what is its own: copies of images, labels, threat model, streams and options."""
     assert stage.spec.function is not None  # a planned stage is available
-    images, name = batch.images, stage.spec.name
-    adv_images = stage.spec.function(
-        model, images.clone(), batch.labels.clone(), batch.threat, rng=batch.rng, **stage.call_options
-    )
-    if not isinstance(adv_images, Tensor):
-        raise RunError(f"{name} returned a {type(adv_images).__name__}, not a tensor of images.", code="no-images")
-    if adv_images.shape != images.shape:
-        shape = tuple(adv_images.shape)
+    options = {name: value if callable(value) else copy.deepcopy(value) for name, value in stage.call_options.items()}
+    returned = stage.spec.function(model, batch.images, batch.labels, batch.threat, rng=batch.rng, **options)
+    if not isinstance(returned, Tensor):
+        kind = type(returned).__name__
+        raise RunError(f"{stage.spec.name} returned a {kind}, not a tensor of images.", code="no-images")
+    if type(returned) is Tensor:
+        return returned
+    with torch._C.DisableTorchFunctionSubclass():  # what a class says of its tensors is its own word
+        content = Tensor.numpy(Tensor.as_subclass(returned, Tensor), force=True)
+    return torch.from_numpy(content.copy())
+
+
+def _checked(returned: Tensor, name: str, images: Tensor) -> Tensor:
+    """Return a copy of what an attack returned like `images`. Raises RunError where it is no batch of images at all."""
+    if type(returned) is not Tensor or returned.shape != images.shape:
+        shape = tuple(returned.shape)
         raise RunError(f"{name} returned shape {shape} for images of {tuple(images.shape)}.", code="no-images")
-    if not adv_images.dtype.is_floating_point:
-        raise RunError(f"{name} returned {adv_images.dtype}, not floating-point images.", code="no-images")
-    return adv_images.detach().to(images)
+    if not returned.dtype.is_floating_point:
+        raise RunError(f"{name} returned {returned.dtype}, not floating-point images.", code="no-images")
+    return returned.detach().to(images).clone(memory_format=torch.contiguous_format)
 
 
 def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) -> Verdict:
@@ -271,7 +339,7 @@ def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) ->
     if len(rows) == 0:
         return verdict
     original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)
-    second = _attack_and_judge(stage, original, batch[rows.to(context.device)], context).tensors()
+    second = _attack_and_judge(attempt, original, batch[rows.to(context.device)]).tensors()
     attempt.further_passes.append(original.count)
     attempt.notes.append(
         f"{stage.spec.name}: {len(rows)} samples were attacked again on the original model, "
@@ -282,13 +350,21 @@ def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) ->
     return verdict
 
 
+def _looks(attacked: Passes) -> list[tuple[int, int]]:
+    """Return the looks that were noted; none where an attack wrote something else there."""
+    looks = attacked.looks if type(attacked.looks) is list else []
+    sound = all(type(look) is tuple and [type(part) for part in look] == [int, int] for look in looks)
+    return looks if sound else []
+
+
 def dropped(attacked: Passes, verdict: Verdict) -> list[tuple[int, int]]:
     """Return (passes per sample, samples dropped) pairs from the looks of an attack that drops the rows it has broken.
 
     What was broken and not seen to be dropped was broken at the last look. Empty where the number of rows did not only
     fall: then the looks say nothing of that kind.
     """
-    looks, spent = attacked.looks, attacked.count.forward + attacked.count.backward
+    total = _count(attacked)
+    looks, spent = _looks(attacked), total.forward + total.backward
     rows = [count for count, _ in looks]
     if not rows or any(after > before for before, after in itertools.pairwise(rows)):
         return []

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, call_here, load_call, save_call
+from robustdup.evaluation.calls import CLOSE, Call, Caller, PlannedStage, Work, call_here, load_call, save_call
 from robustdup.evaluation.context import Context
+from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
 from robustdup.evaluation.routes import Followed, Left, find_route
@@ -231,6 +232,7 @@ def _run_stage(
     calls: dict[int, Call] = {}
 
     def keep(start: int, call: Call) -> None:
+        _refuse_unchanged(call, samples, size.context)
         result.take_in(outcome, call)
         if call.verdict is not None:
             # The worst images are kept already; those of every stage, or views that hold them, would fill the memory.
@@ -254,6 +256,29 @@ def _run_stage(
         size.learn(call)
         keep(starts[order], call)
     return StageResult(stage, [calls[start] for start in sorted(calls)], outcome)
+
+
+def _refuse_unchanged(call: Call, samples: CleanSamples, context: Context) -> None:
+    """Let no image that is the clean one count as broken: the clean one is right, or it would not have been attacked.
+
+    Raises Refused where a model that answers without chance was clearly right: then another one has judged.
+    """
+    verdict, rows = call.verdict, call.positions
+    if verdict is None or not bool(verdict.is_adv.any()):
+        return
+    wrong = verdict.is_adv & (verdict.adv_images == samples.images[rows]).flatten(1).all(dim=1)
+    if not bool(wrong.any()):
+        return
+    clean = samples.clean
+    clear = clean.margin[rows[wrong]] > CLOSE * context.usual_margin
+    if context.draws == 1 and bool(clear.any()):
+        raise Refused(
+            f"{int(clear.sum())} unchanged images, which the model gets right, came back as broken: what judged them was "
+            "not the model any more, and the results cannot be trusted."
+        )
+    verdict.is_adv[wrong] = False
+    verdict.margin[wrong], verdict.correct_share[wrong] = clean.margin[rows[wrong]], clean.correct_share[rows[wrong]]
+    verdict.raw_is_adv[wrong & verdict.unchanged] = False
 
 
 @dataclass

@@ -20,6 +20,7 @@ from robustdup.device import out_of_memory
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import Answers, judge_images
+from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
 
@@ -58,6 +59,8 @@ def clean_answers(
         "data": data.fingerprint,
         "weights": weights,
         "weights of the attacked model": fingerprint(context.attacked),
+        "code of the model": code_fingerprint(context.original.model),
+        "code of the attacked model": code_fingerprint(context.attacked),
         "plugin files": " ".join(
             hashlib.sha256(file.read_bytes()).hexdigest() for file in map(Path, plugins) if file.is_file()
         ),
@@ -81,9 +84,10 @@ def _saved_answers(path: Path, inputs: dict[str, str]) -> CleanAnswers:
             f"{str(path)!r} is damaged ({error}). Start the run again in another --out.", code="damaged-run"
         ) from None
     for name, value in inputs.items():
-        if head.get(name) != value:
+        if head.get(name, value if name.startswith("code") else None) != value:  # older runs kept no code
             raise UserError(
-                f"The {name} are not those that the run in {str(path.parent.parent)!r} was started with.",
+                f"The run in {str(path.parent.parent)!r} was started with another state: the {name} changed since. "
+                "Put it back as it was, or start again in another --out.",
                 code="other-run",
             )
     return CleanAnswers(answers, int(head["num_classes"]), head["randomized"] == "True")

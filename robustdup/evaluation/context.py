@@ -77,6 +77,7 @@ class Context:
     workers: int = 1  # that share the samples
     first_look: Any = None  # at the model's gradients and outputs, kept for the diagnostics (`masking.look_first`)
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
+    guard: Any = None  # of the judge: `robustdup.evaluation.guard`, made when the first attack is about to run
 
 
 def check_modules(model: object, attack_model: object = None) -> None:

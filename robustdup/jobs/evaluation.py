@@ -29,6 +29,7 @@ from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, plan_stages
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.models.adapt import PLAIN, Adaptation, adapted
+from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
@@ -105,10 +106,15 @@ def run_evaluation(
             state=folder / STATE if folder is not None else None,
             seconds=time.perf_counter() - started,
         )
-        result = evaluate_model(
-            original, data, stages, threats, engine_options(config), attack_model=stand_in, device=device, about=about,
-            workers=functools.partial(_workers, config, given, spread), progress=progress,
-        )  # fmt: skip
+        try:
+            result = evaluate_model(
+                original, data, stages, threats, engine_options(config), attack_model=stand_in, device=device, about=about,
+                workers=functools.partial(_workers, config, given, spread), progress=progress,
+            )  # fmt: skip
+        except RunError as error:
+            if folder is not None and error.code == "model-changed":
+                run_folder.refuse(folder, str(error))
+            raise
         if folder is None:
             return result
         save_result(folder, result, data, images=config.save_images)
@@ -235,6 +241,7 @@ class WorkerOrder:
     config: EvalConfig
     given: GivenModels
     weights: str
+    code: str
     micro_batch: int
     smaller: tuple[int, ...]
     referee_micro_batch: int | None
@@ -259,6 +266,7 @@ def _workers(
         config=config,
         given=given,
         weights=weights,
+        code=code_fingerprint(context.original.model),
         micro_batch=context.micro_batch,
         smaller=context.smaller,
         referee_micro_batch=context.original.micro_batch,
@@ -308,6 +316,12 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
         raise RunError(
             f"Worker {place.number} loaded other weights for {config.model!r} than the parent has.",
             code="other-weights",
+        )
+    if code_fingerprint(context.original.model) != order.code:
+        raise RunError(
+            f"The code of {config.model!r} was changed while the run was at work: worker {place.number} would run another "
+            "model than the parent. Put it back as it was, and go on with --resume.",
+            code="other-code",
         )
     context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
     context.smaller, context.draws, context.usual_margin = order.smaller, order.draws, order.usual_margin

@@ -14,13 +14,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from robustdup.errors import UserError
+from robustdup.errors import RunError, UserError
 from robustdup.records.base import RECORD_FILE, write_atomic
 from robustdup.records.origin import file_made_here, note_made_here, settings_of, was_made_here
 
 STATE = "state"
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
+REFUSED_FILE = "refused.json"
 
 
 def fresh_folder(*names: str) -> Path:
@@ -59,6 +60,7 @@ def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: 
                 code="unfinished-run",
             )
         check_same(folder, content, saved_content(folder), elsewhere=elsewhere)
+        check_not_refused(folder)
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
@@ -81,6 +83,26 @@ def started_here(folder: Path) -> bool:
         return was_made_here(settings_of(folder, state.read_bytes()))
     except OSError:
         return file_made_here(folder / RECORD_FILE)
+
+
+def refuse(folder: Path, reason: str) -> None:
+    """Note in a run folder that its results cannot be trusted, which no resumed run may forget."""
+    write_atomic(folder / STATE / REFUSED_FILE, (json.dumps({"reason": reason}) + "\n").encode())
+
+
+def check_not_refused(folder: Path) -> None:
+    """Raise RunError where the run in `folder` was refused."""
+    path = folder / STATE / REFUSED_FILE
+    if not path.is_file():
+        return
+    try:
+        reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+    except (ValueError, KeyError, TypeError):
+        reason = "its results cannot be trusted."
+    raise RunError(
+        f"The run in {str(folder)!r} was refused, and stays so: {reason} Start again in another --out.",
+        code="refused-run",
+    )
 
 
 def withdraw(folder: Path) -> None:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
-from robustdup.errors import RobustdupError, RunError
+from robustdup.errors import RobustdupError, RunError, error_text
 from robustdup.runners.pool import PATIENCE, Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     THREAD_VARIABLES,
     WorkerPlace,
     answer,
     begin,
-    error_text,
     limit_threads,
     to_bytes,
 )

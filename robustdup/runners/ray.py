@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robustdup.errors import RunError, Unavailable, how_to_install
+from robustdup.errors import RunError, Unavailable, error_text, how_to_install
 from robustdup.runners.pool import Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     WorkerPlace,
     answer,
     begin,
-    error_text,
     limit_threads,
     to_bytes,
 )

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from robustdup.errors import RobustdupError, RunError, Unavailable, UserError
+from robustdup.errors import RobustdupError, RunError, Unavailable, UserError, error_text, plain
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+LONGEST_TRACE = 20_000  # letters
 WHAT_TO_DO = (
     "use one local worker (workers=1), to which nothing is sent, "
     "or name the model by a spec such as 'path/to/model.py:make_model'."
@@ -100,8 +101,8 @@ def failure(error: BaseException) -> bytes:
     """Return the pickled `Reply` of an exception: its kind and text, because the exception itself may not travel."""
     kinds = (Unavailable, UserError, RunError, RobustdupError)
     kind = next((kind for kind in kinds if isinstance(error, kind)), None)
-    text = str(error) if kind is not None else error_text(error)
-    trace = "".join(traceback.format_exception(error))
+    text = plain(error) if kind is not None else error_text(error)
+    trace = _trace(error)
     return pickle.dumps(
         Reply(
             failed=True, kind=kind, text=text, code=error.code if isinstance(error, RobustdupError) else "", trace=trace
@@ -116,6 +117,9 @@ def error_of(reply: Reply, where: str) -> RobustdupError:
     return error
 
 
-def error_text(error: BaseException) -> str:
-    """Return "ValueError: what it says", or the name alone of an exception that says nothing."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _trace(error: BaseException) -> str:
+    """Return the traceback of an exception as text, as far as the exception lets it be written."""
+    try:
+        return plain("".join(traceback.format_exception(error)), LONGEST_TRACE, lines=True)
+    except Exception as failure:  # a stranger's __str__ may raise  # noqa: BLE001
+        return f"(no traceback: {type(failure).__name__})"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_a_run_that_was_cut_off_continues_to_the_same_result_and_runs_no_call_tw
     def counted(model, images, labels, threat, *, rng):
         calls.append(rng.index.tolist())
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         noise = rng.uniform(images.shape[1:], low=-0.1, high=0.1)
         return (step(model, images, labels, threat, rng=rng, size=0.05) + noise * 0.1).clamp(0, 1)
 

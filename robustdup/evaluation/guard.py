@@ -1,0 +1,195 @@
+"""The guard of the judge: what an attack must not change is compared before and after it, and put back.
+
+An attack gets copies, but it runs in the process of the referee, and may reach all of it: by mistake, or on purpose. What
+can be put back is put back, with a note; where it cannot, the run is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.process_state import ProcessState
+from robustdup.attacks.watched_code import WatchedCode
+from robustdup.errors import RunError
+from robustdup.evaluation.context import Context
+from robustdup.plugins.exits import no_exits
+
+SHOWN = 5  # things that a note names
+TABLES = ("_parameters", "_buffers", "_modules")  # of a module, besides its hooks
+
+
+class Refused(RunError):
+    """The judge was changed: what it says cannot be trusted. No attack may catch it, and no resumed run forgets it."""
+
+    code = "model-changed"
+
+
+class Guard:
+    """What decides a result, as it was when the attacks began: the models' weights, the code, the settings of torch."""
+
+    def __init__(self, context: Context) -> None:
+        original = context.original.model
+        models = [original]
+        if context.attacked is not original:
+            models.append(context.attacked)
+        self._models = models
+        self._weights = [_Weights(model) for model in models]
+        if context.attack_copy is not None:
+            self._weights.append(_Weights(context.attack_copy.model))
+        self._code = WatchedCode(models)
+
+    @contextmanager
+    def around(self, name: str, notes: list[str]) -> Iterator[None]:
+        """Compare before and after the block; what an attack of that name changed goes to `notes`.
+
+        Raises:
+            Refused: where something cannot be put back.
+        """
+        before = self._put_back()
+        if before:  # by what an attack left running
+            notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
+        state, modules = ProcessState(), [_Modules(model) for model in self._models]
+        try:
+            with no_exits():
+                yield
+        finally:
+            changed = self._put_back(state, modules)
+            if changed:
+                notes.append(f"{name} changed what the judge stands on, and it was put back: {_named(changed)}.")
+
+    def check(self) -> None:
+        """Raise Refused where what was judged last may have been judged by something else than the model."""
+        changed = self._put_back()
+        if changed:
+            raise Refused(
+                f"The judge was changed while it was at work ({_named(changed)}): its results cannot be trusted.",
+            )
+
+    def _put_back(self, state: ProcessState | None = None, modules: list[_Modules] | None = None) -> list[str]:
+        try:
+            changed = self._code.put_back()
+            changed += state.put_back() if state is not None else []
+            for part in modules or []:
+                changed += part.put_back()
+            for weights in self._weights:
+                changed += weights.put_back()
+        except (Exception, SystemExit) as error:
+            raise Refused(
+                f"An attack changed what the judge stands on, and it cannot be put back ({type(error).__name__}: {error}): "
+                "the results cannot be trusted."
+            ) from error
+        return list(dict.fromkeys(changed))
+
+
+def guard_of(context: Context) -> Guard:
+    """Return the guard of an evaluation, made when its first attack is about to run."""
+    guard = context.guard
+    if not isinstance(guard, Guard):
+        guard = context.guard = Guard(context)
+    return guard
+
+
+def _named(changed: list[str]) -> str:
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    return f"{', '.join(changed[:SHOWN])}{more}"
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a dense tensor, so that NaN is equal to itself."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _same(tensor: Tensor, kept: Tensor) -> bool:
+    alike = tensor.shape == kept.shape and tensor.dtype == kept.dtype and tensor.device == kept.device
+    if not alike or tensor.layout != torch.strided:
+        return alike and tensor.layout == kept.layout
+    return tensor.numel() == 0 or torch.equal(_bytes(tensor), _bytes(kept))
+
+
+class _Weights:
+    """The parameters and buffers of a model, and a copy of their values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._kept = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors.items()]
+
+    @torch.no_grad()
+    def put_back(self) -> list[str]:
+        changed = []
+        for name, tensor, kept in self._kept:
+            if not _same(tensor, kept):
+                changed.append(f"the weights {name}")
+                tensor.data = kept.clone()
+        return changed
+
+
+@dataclass
+class _Module:
+    """What a module held at one time: its attributes, tensors with their values, and what is in the tables of torch."""
+
+    module: nn.Module
+    kind: type
+    content: dict[str, Any]
+    inner: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class _Modules:
+    """All modules of a model: classes, hooks, attributes, and which parts belong to which."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [_kept(module) for module in model.modules()]
+
+    def put_back(self) -> list[str]:
+        """Put back what is different, and return what of it is more than a module's memory of its last call."""
+        changed = []
+        for kept in self._kept:
+            changed += _put_back(kept)
+        return changed
+
+
+def _kept(module: nn.Module) -> _Module:
+    content = dict(vars(module))
+    inner = {name: value.copy() for name, value in content.items() if _is_table(name, value)}
+    tensors = {name: value.detach().clone() for name, value in content.items() if isinstance(value, Tensor)}
+    return _Module(module, type(module), content, inner, tensors)
+
+
+def _is_table(name: str, value: Any) -> bool:
+    return isinstance(value, dict) and (name in TABLES or "hooks" in name)
+
+
+def _put_back(kept: _Module) -> list[str]:
+    module, now, label = kept.module, vars(kept.module), kept.kind.__name__
+    changed = []
+    if type(module) is not kept.kind:
+        changed.append(f"the class of {label}")
+        object.__setattr__(module, "__class__", kept.kind)
+    for name in list(now):
+        if name not in kept.content:
+            if callable(now[name]):
+                changed.append(f"{label}.{name}")
+            del now[name]
+    for name, value in kept.content.items():
+        if now.get(name) is not value or name not in now:
+            if callable(value) or callable(now.get(name)) or name in ("training", *TABLES):
+                changed.append(f"{label}.{name}")
+            now[name] = value
+        if name in kept.inner and not _alike(value, kept.inner[name]):
+            changed.append(f"{label}.{name}")
+            value.clear()
+            value.update(kept.inner[name])
+        if name in kept.tensors and not _same(value, kept.tensors[name]):
+            with torch.no_grad():
+                value.data = kept.tensors[name].clone()
+    return changed
+
+
+def _alike(table: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    return list(table) == list(before) and all(table[key] is before[key] for key in before)

@@ -1,0 +1,416 @@
+"""Hostile and careless attacks: none may break more than one that does nothing, and nothing may stay changed."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import os
+import signal
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import robustdup.evaluation.calls
+import robustdup.evaluation.referee
+from robustdup.attacks.passes import Count, Passes
+from robustdup.errors import RunError
+from robustdup.evaluation.calls import PlannedStage
+from robustdup.evaluation.cascade import CleanSamples, run_cascade
+from robustdup.evaluation.context import Context
+from robustdup.evaluation.guard import Refused
+from robustdup.evaluation.referee import judge_images
+from robustdup.plugins import AttackSpec
+from robustdup.records import Outcome
+from robustdup.threat import ThreatModel
+from tests.raising import raises
+
+EPS = "0.01"
+
+
+class Net(nn.Module):
+    """Two classes by the mean of the image, by way of layers that a hostile attack may take hold of."""
+
+    scale = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.norm = nn.BatchNorm2d(1)
+        self.head = nn.Linear(16, 2)
+        self.shift = torch.zeros(2)
+        self.factor = 1.0
+        with torch.no_grad():
+            self.conv.weight.fill_(1.0)
+            self.conv.bias.fill_(-0.5)
+            self.head.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
+            self.head.bias.zero_()
+
+    def forward(self, images):
+        return self.factor * self.head(F.relu(self.norm(self.conv(images)) + 1).flatten(1) - 1) + self.shift
+
+
+class Uncopyable(Net):
+    """A network that copy.deepcopy refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def points():
+    values = torch.cat([torch.linspace(0.22, 0.45, 10), torch.linspace(0.55, 0.78, 10)])
+    return values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous(), (values > 0.5).long()
+
+
+def stage(function, name="evil", batching="batch"):
+    return PlannedStage(AttackSpec(name=name, function=function, norms=("Linf",), batching=batching), {}, {})
+
+
+def setting(model):
+    images, labels = points()
+    original = Passes(model.eval(), 4)
+    clean = judge_images(original, images, labels)
+    context = Context(original, model, torch.device("cpu"), 10, 4, draws=1, seed=0, usual_margin=2.0)
+    return CleanSamples(images, labels, torch.arange(len(labels)), clean), context
+
+
+def step(model, images, labels, threat, *, rng):
+    """Move towards the other class by 0.3, which breaks 20 of 20 in a ball that allows it."""
+    return (images + torch.where(labels == 1, -0.3, 0.3).view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def run(function, model=None, eps=EPS):
+    """Return what the attack, and after it an honest one in the same small ball, broke."""
+    samples, context = setting(model or Net())
+    return run_cascade([stage(function), stage(step, "honest")], samples, ThreatModel("Linf", eps), context)
+
+
+EVIL = {}
+
+
+def evil(function):
+    """Keep a hostile attack for the tests below."""
+    EVIL[function.__name__] = function
+    return function
+
+
+@evil
+def eps_of_the_threat_model(model, images, labels, threat, *, rng):
+    object.__setattr__(threat, "eps", Fraction(1))
+    return step(model, images, labels, threat, rng=rng)
+
+
+@evil
+def images_in_place(model, images, labels, threat, *, rng):
+    adv = step(model, images, labels, threat, rng=rng)
+    images.copy_(adv)
+    labels.copy_(1 - labels)
+    rng.index.zero_()
+    return adv
+
+
+@evil
+def a_function_of_torch(model, images, labels, threat, *, rng):
+    usual = F.conv2d
+    F.conv2d = lambda *args, **options: usual(*args, **options) * -1
+    return images
+
+
+@evil
+def a_name_of_torch(model, images, labels, threat, *, rng):
+    torch.where = lambda *args: args[2]
+    torch.Tensor.argmax = lambda self, *args, **options: torch.full((len(self),), 7)
+    return images
+
+
+@evil
+def code_of_a_function(model, images, labels, threat, *, rng):
+    def relu(input, inplace=False):
+        return -input
+
+    F.relu.__code__ = relu.__code__
+    return images
+
+
+@evil
+def builtins_of_python(model, images, labels, threat, *, rng):
+    builtins.len = lambda _: 0
+    builtins.any = lambda _: False
+    return images
+
+
+@evil
+def the_referee(model, images, labels, threat, *, rng):
+    usual = robustdup.evaluation.referee.judge_images
+    robustdup.evaluation.referee.judge_images = lambda *a, **o: usual(*a, **o).__class__(*(
+        value * 0 for value in vars(usual(*a, **o)).values()
+    ))  # fmt: skip
+    robustdup.evaluation.calls.judge = None
+    ThreatModel.project = lambda self, clean, adv: adv
+    robustdup.evaluation.referee.bool = lambda _: False
+    return step(model, images, labels, threat, rng=rng)
+
+
+@evil
+def the_class_of_the_model(model, images, labels, threat, *, rng):
+    Net.forward = lambda self, images: torch.zeros(len(images), 2)
+    nn.Linear.__call__ = lambda self, images: self.forward(images) * -1
+    return images
+
+
+@evil
+def weights_of_the_original(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if type(module) in (Net, Uncopyable):
+            module.head.weight.data.mul_(-1)
+            module.norm.running_mean.add_(1)
+    return images
+
+
+@evil
+def attributes_of_the_original(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if type(module) in (Net, Uncopyable):
+            module.factor = -1.0
+            module.shift.add_(torch.tensor([5.0, -5.0]))
+            module.head = nn.Linear(16, 2)
+            module.conv.register_forward_hook(lambda module, given, out: -out)
+            module.forward = lambda images: torch.zeros(len(images), 2)
+    return images
+
+
+@evil
+def a_finetuned_model(model, images, labels, threat, *, rng):
+    weights = list(model.parameters())
+    for _ in range(5):
+        for weight in weights:
+            weight.requires_grad_(True)
+        grads = torch.autograd.grad(F.cross_entropy(model(images), 1 - labels), weights)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.data -= 5 * grad
+    return images
+
+
+@evil
+def a_hook_of_all_modules(model, images, labels, threat, *, rng):
+    nn.modules.module.register_module_forward_hook(
+        lambda module, given, out: -out if isinstance(module, nn.Linear) else None
+    )
+    return images
+
+
+@evil
+def a_mode_of_functions(model, images, labels, threat, *, rng):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            return -out if getattr(func, "__name__", "") == "linear" else out
+
+    Mode().__enter__()
+    return images
+
+
+@evil
+def a_mode_of_dispatch(model, images, labels, threat, *, rng):
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            return -out if "addmm" in str(func) else out
+
+    Mode().__enter__()
+    return images
+
+
+class Liar(torch.Tensor):
+    """A tensor that says of itself that it lies nowhere outside."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        lies = getattr(func, "__name__", "") in ("__gt__", "gt", "__lt__", "lt", "__or__")
+        return torch.zeros_like(out.as_subclass(torch.Tensor)) if lies else out
+
+
+@evil
+def a_tensor_that_lies(model, images, labels, threat, *, rng):
+    return step(model, images, labels, threat, rng=rng).as_subclass(Liar)
+
+
+@evil
+def settings_of_torch(model, images, labels, threat, *, rng):
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(True)
+    torch.autograd.set_detect_anomaly(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.mkldnn.enabled = False
+    torch.backends.cudnn.deterministic = True
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
+    return images
+
+
+@evil
+def settings_of_the_process(model, images, labels, threat, *, rng):
+    os.chdir("/")
+    os.environ["OMP_NUM_THREADS"] = "77"
+    os.umask(0o777)
+    sys.stdout = None
+    sys.setrecursionlimit(900)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return images
+
+
+@evil
+def passes_that_were_never_made(model, images, labels, threat, *, rng):
+    model.count = "many"
+    model.looks = [("a", "b")]
+    return images
+
+
+def hooks():
+    return [dict(value) for name, value in vars(nn.modules.module).items() if name.startswith("_global") and value]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Fail where a hostile attack leaves something behind for the next test, and for the user's next call."""
+
+    def look():
+        return (
+            F.conv2d, F.relu.__code__, torch.where, torch.Tensor.argmax, len, any, Net.forward, nn.Linear.__call__,
+            robustdup.evaluation.referee.judge_images, robustdup.evaluation.calls.judge, ThreatModel.project,
+            torch.get_num_threads(), torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
+            torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"), Path.cwd(), os.environ.get("OMP_NUM_THREADS"),
+            sys.stdout is None, sys.getrecursionlimit(),
+            signal.getsignal(signal.SIGINT), hooks(), os._exit,
+        )  # fmt: skip
+
+    before = look()
+    yield
+    assert look() == before
+
+
+@pytest.mark.parametrize("kind", [Net, Uncopyable])
+@pytest.mark.parametrize("name", EVIL)
+def test_no_attack_breaks_more_than_one_that_does_nothing(name, kind):
+    model = kind()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = run(EVIL[name], model)
+    assert int(result.broken.sum()) == 0
+    assert int(result.undecided.sum()) == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_an_honest_attack_in_a_ball_that_allows_it_breaks_all():
+    """The other side: the guard takes nothing away, and what the hostile ones above return would break all there."""
+    assert int(run(step, eps="0.3").broken.sum()) == 20
+
+
+def test_what_was_changed_is_said():
+    calls = run(a_function_of_torch).stages[0].calls
+    assert calls[0].notes == ["evil changed what the judge stands on, and it was put back: torch.nn.functional.conv2d."]
+    assert run(step).stages[0].calls[0].notes == []
+
+
+class Silent(BaseException):
+    """An error that is no Exception and says nothing."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+FAILURES = {
+    "a lone surrogate": ValueError("no file \udcff.png"),
+    "no text": Silent(),
+    "no Exception": GeneratorExit(),
+    "an exit": SystemExit(0),
+    "an interrupt of its own": KeyboardInterrupt(),
+    "200 KB": ValueError("A" * 200_000),
+    "control characters": ValueError("\x1b[31mred\x1b]0;title\x07"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_the_run_goes_on_after_any_failure(name, tmp_path):
+    def fails(model, images, labels, threat, *, rng):
+        raise FAILURES[name]
+
+    samples, context = setting(Net())
+    result = run_cascade([stage(fails), stage(step)], samples, ThreatModel("Linf", "0.3"), context, folder=tmp_path)
+    assert result.stages[0].outcome.tolist() == [Outcome.UNDECIDED] * 20
+    assert int(result.broken.sum()) == 20
+    for call in result.stages[0].calls:
+        assert type(FAILURES[name]).__name__ in call.error
+        assert len(call.error) < 3000
+        assert call.error.isprintable()
+        call.error.encode()
+
+
+@pytest.mark.parametrize("ending", [lambda: os._exit(0), lambda: os.abort(), lambda: os.execv("/bin/true", ["true"])])
+def test_an_attack_that_ends_the_process_fails_like_any_other(ending):
+    def ends(model, images, labels, threat, *, rng):
+        ending()
+
+    result = run(ends)
+    assert "would have ended the process" in result.stages[0].calls[0].error
+    assert [len(s.calls) for s in result.stages] == [2, 2]
+
+
+def test_a_real_interrupt_interrupts():
+    def interrupted(model, images, labels, threat, *, rng):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted)
+
+
+@pytest.mark.parametrize("returned", [None, "images", torch.zeros(3), torch.zeros(10, 1, 4, 4, dtype=torch.int64),
+                                      torch.zeros(10, 1, 4, 4, device="meta"), torch.zeros(10, 1, 4, 4).to_sparse()])  # fmt: skip
+def test_what_is_no_batch_of_images_is_a_failure(returned):
+    result = run(lambda model, images, labels, threat, *, rng: returned)
+    assert result.stages[0].outcome.tolist() == [Outcome.UNDECIDED] * 20
+    assert int(result.broken.sum()) == 0
+
+
+def test_unchanged_images_that_come_back_as_broken_end_the_run():
+    """What no guard sees, here a caller that stands for a worker whose judge was changed."""
+    samples, context = setting(Net())
+
+    def caller(works):
+        from robustdup.evaluation.calls import make_call
+
+        for work in works:
+            call = make_call(work, [stage(lambda model, images, *_, rng: images)], context)
+            call.verdict.is_adv.fill_(True)
+            yield call
+
+    with raises("model-changed", RunError, "unchanged images"):
+        run_cascade([stage(step)], samples, ThreatModel("Linf", EPS), context, caller=caller)
+
+
+def test_what_cannot_be_put_back_ends_the_run(monkeypatch):
+    from robustdup.attacks.watched_code import WatchedCode
+
+    def fails(self):
+        raise TypeError("cannot set it")
+
+    monkeypatch.setattr(WatchedCode, "put_back", fails)
+    with pytest.raises(Refused):
+        run(step)
+
+
+def test_counts_of_passes_are_zero_where_an_attack_wrote_over_them():
+    calls = run(passes_that_were_never_made).stages[0].calls
+    assert calls[0].attack_passes == Count()
+    assert calls[0].broken_after == []
