@@ -28,6 +28,7 @@ from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, plan_stages
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
+from robustdup.jobs.second_judge import judge_again
 from robustdup.models.adapt import PLAIN, Adaptation, adapted
 from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint, load_model
@@ -83,6 +84,7 @@ def run_evaluation(
     data = data if data is not None else load_data(config, registry)
     device = choose_device(config.device)
     original, stand_in = load_models(config, model, attack_model, registry)
+    code = code_fingerprint(original) if model is None else None
     fitted, fitted_stand_in = fit_models(config, original, stand_in, data, device)
     check_gradient(fitted_stand_in or fitted, stages, stand_in=stand_in is not None)
     original, stand_in = fitted.model, None if fitted_stand_in is None else fitted_stand_in.model
@@ -111,6 +113,7 @@ def run_evaluation(
                 original, data, stages, threats, engine_options(config), attack_model=stand_in, device=device, about=about,
                 workers=functools.partial(_workers, config, given, spread), progress=progress,
             )  # fmt: skip
+            result.record.events += judge_again(config, result, data, stages, code=code, adaptation=fitted.adaptation)
         except RunError as error:
             if folder is not None and error.code == "model-changed":
                 run_folder.refuse(folder, str(error))

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from robustdup.errors import UserError
@@ -17,10 +17,17 @@ ENTRY_POINTS = "robustdup.plugins"
 NATIVE = "native-"  # what robustdup's own entry points begin with
 
 
-def load_plugins(files: Iterable[str | Path] = ()) -> Registry:
-    """Return a registry with all installed plugins and the given files. One that fails is reported, never fatal."""
+def load_plugins(files: Iterable[str | Path] = (), *, installed: Collection[str] | None = None) -> Registry:
+    """Return a registry with installed plugins and the given files. One that fails is reported, never fatal.
+
+    Args:
+        files: Python files that register attacks, models and more.
+        installed: names of the installed plugins to load besides robustdup's own; None: all.
+    """
     registry = Registry()
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if installed is not None:
+        points = points.__class__(p for p in points if p.name.startswith(NATIVE) or p.name in installed)
     for point in sorted(points, key=lambda p: (not p.name.startswith(NATIVE), p.name)):
         origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
         source = "native" if point.name.startswith(NATIVE) else point.name

@@ -57,7 +57,10 @@ class Registry:
                 )
             spec = marked
         prefix, colon, _ = spec.name.partition(":")
-        spec = replace(spec, source=spec.source or (prefix if colon else self._owner))
+        stated = (
+            "" if spec.source == "native" != self._owner else spec.source
+        )  # nobody else's attack is robustdup's own
+        spec = replace(spec, source=stated or (prefix if colon else self._owner))
         self._put("attack", self.attacks, spec.name, spec, also=self.ensembles)
 
     def add_ensemble(self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = "") -> None:
