@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.errors import UserError
+from robustdup.errors import UserError, error_text
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Passes(nn.Module):
             self.looks.append((images.shape[0], self.count.forward + self.count.backward))
         self.count.forward += images.shape[0]
         if self.micro_batch is None or images.shape[0] == 0:
-            logits = self._checked(self.model(_own(images)), images.shape[0])
+            logits = self._checked(self._answer(_own(images)), images.shape[0])
         else:
             logits = torch.cat([self._padded(part) for part in torch.split(images, self.micro_batch)])
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
@@ -99,7 +99,13 @@ class Passes(nn.Module):
         if missing:
             self.count.padding += missing
             part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])
-        return self._checked(self.model(_own(part)), part.shape[0])[:rows]
+        return self._checked(self._answer(_own(part)), part.shape[0])[:rows]
+
+    def _answer(self, images: Tensor) -> Any:
+        try:
+            return self.model(images)
+        except SystemExit as error:
+            raise UserError(f"The model wanted to end the program ({error_text(error)}).", code="no-logits") from error
 
     def _checked(self, logits: Any, rows: int) -> Tensor:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
@@ -111,6 +117,12 @@ class Passes(nn.Module):
             raise UserError(
                 f"The model returned {got} for {rows} images; a classifier returns logits of shape ({rows}, classes). "
                 "Wrap it so that its forward returns the logits tensor alone.",
+                code="no-logits",
+            )
+        if not logits.dtype.is_floating_point:
+            kind = str(logits.dtype).removeprefix("torch.")
+            raise UserError(
+                f"The model returned logits of {kind}; a classifier returns real floating-point numbers, such as float32.",
                 code="no-logits",
             )
         return logits

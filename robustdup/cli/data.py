@@ -22,6 +22,7 @@ from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.help import PanelCommand
 from robustdup.cli.leaderboard import console
 from robustdup.cli.plugged import PluggedGroup
+from robustdup.cli.quiet import diverted
 from robustdup.config import DuplicateConfig, build
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, now
@@ -52,7 +53,7 @@ def _duplicate(
     from robustdup.jobs.duplication import duplicate  # torch is imported from here on
 
     command = shlex.join(["robustdup", *_arguments(words, flags, to)])
-    with _bar("writing", quiet=json) as progress, contextlib.redirect_stdout(sys.stderr):
+    with _bar("writing", quiet=json) as progress, diverted():
         done = duplicate(config, to, overwrite=overwrite, private=private, command=command, progress=progress)
     if json:
         print(jsonlib.dumps(done.summary(), indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import typer
 
 from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import EvalConfig
 from robustdup.errors import RunError, UserError
@@ -60,7 +60,7 @@ def _eval(
         view = LiveView(enabled=not quiet and sys.stderr.isatty(), lines=True)
         try:
             # What toolkits print must not stand between the lines of the record.
-            with view, contextlib.redirect_stdout(sys.stderr if quiet else sys.stdout):
+            with view, diverted(quiet):
                 record = jobs.run_evaluation(
                     config, folder=folder, resume=resume is not None, progress=view.update, spread=True
                 ).record

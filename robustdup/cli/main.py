@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run that failed, 2 a user's mistake, 130 interrupted (re
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +26,14 @@ from robustdup.cli.plugged import PluggedGroup
 from robustdup.cli.report import report
 from robustdup.cli.train import train_command
 from robustdup.cli.verify import verify
-from robustdup.errors import RobustdupError, UserError
+from robustdup.errors import RobustdupError, UserError, error_text, plain
+from robustdup.plugins.exits import Exit, no_exits
 
 # Newer typer carries a copy of click of its own: the base of all its errors is found through one that typer exports.
 USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+LONGEST_MESSAGE = 4000  # letters of an error that are shown
+TRACEBACK = "ROBUSTDUP_TRACEBACK"  # a variable of the environment
 
 app = typer.Typer(
     name="robustdup",
@@ -77,12 +82,13 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     """Run a command line and return its exit code; errors are one message on standard error, without a traceback."""
     words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        result = app(words, prog_name=name, standalone_mode=False)
+        with no_exits():
+            result = app(words, prog_name=name, standalone_mode=False)
     except USAGE_ERRORS as error:
         error.show()
         return 2
     except RobustdupError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False)
+        _say(plain(error, LONGEST_MESSAGE, lines=True))
         return 2 if isinstance(error, UserError) else 1
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted.", file=sys.stderr)
@@ -90,10 +96,26 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except (SystemExit, Exit) as error:  # of a stranger's code: robustdup itself returns its exit code
+        _say(f"A model, plugin or data source wanted to end the program ({error_text(error)}). Nothing was finished.")
+        return 1
     except OSError as error:  # a folder that may not be read, a name that is too long
-        print(f"Error: {error}", file=sys.stderr)
+        _say(plain(error, LONGEST_MESSAGE))
+        return 1
+    except MemoryError:
+        _say("Out of memory. Take fewer images (--n), smaller ones (--resize), or smaller options.")
+        return 1
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _say(f"{error_text(error)}. This was not foreseen: {TRACEBACK}=1 shows where it comes from; please report it.")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _say(message: str) -> None:
+    """Print an error in one piece: a long one is not wrapped, which takes minutes where it has no spaces."""
+    Console(stderr=True, soft_wrap=True).print("[bold red]Error:[/] " + escape(message), highlight=False)
 
 
 def _resume_without_value(words: list[str]) -> list[str]:

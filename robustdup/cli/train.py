@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import typer
 
 from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import TrainConfig
 from robustdup.errors import UserError
@@ -42,7 +42,7 @@ def _train_command(
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
     view = LiveTraining(enabled=first and not json and sys.stderr.isatty(), lines=first)
     try:
-        with view, contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        with view, diverted(json):
             record = jobs.run_training(config, folder=folder, resume=resume is not None, progress=view.update)
     except KeyboardInterrupt:
         if not folder.is_dir():

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, error_text, unknown
 from robustdup.models.adapt import keep_names, keep_notes
 from robustdup.models.class_names import names_in
 from robustdup.models.pickles import harmless, is_torchscript, main_is
 from robustdup.models.state_dicts import fit_state
+from robustdup.plugins.exits import Exit, no_exits
 from robustdup.plugins.loading import FreshSource
 
 _SPEC = re.compile(r"(?P<file>.+?\.py):(?P<factory>[^@:/\\(]*)(?P<options>\(.*?\))?(?:@(?P<weights>.+))?", re.DOTALL)
@@ -84,11 +85,12 @@ def _call(file: Path, module: ModuleType, name: str, written: str) -> nn.Module:
             code="bad-factory",
         )
     try:
-        model = factory(*arguments, **options)
-    except Exception as error:
-        raise UserError(
-            f"{file.name}:{name}{written} failed with {type(error).__name__}: {error}", code="bad-factory"
-        ) from error
+        with no_exits():
+            model = factory(*arguments, **options)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise UserError(f"{file.name}:{name}{written} failed with {error_text(error)}", code="bad-factory") from error
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{file.name}:{name}{written} returned a {type(model).__name__}, not a torch.nn.Module.", code="bad-factory"
@@ -138,12 +140,11 @@ def _import(file: Path) -> ModuleType:
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        loader.exec_module(module)
-    except Exception as error:
+        with no_exits():
+            loader.exec_module(module)
+    except (Exception, SystemExit, Exit) as error:
         del sys.modules[name]
-        raise UserError(
-            f"{str(file)!r} cannot be imported: {type(error).__name__}: {error}", code="bad-file"
-        ) from error
+        raise UserError(f"{str(file)!r} cannot be imported: {error_text(error)}", code="bad-file") from error
     finally:
         sys.path.remove(folder)
     return module

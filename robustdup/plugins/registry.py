@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from robustdup.errors import Unavailable, UserError, how_to_install, missing_plugin, unknown
+from robustdup.errors import (
+    LONGEST_REASON,
+    Unavailable,
+    UserError,
+    error_text,
+    how_to_install,
+    missing_plugin,
+    plain,
+    unknown,
+)  # fmt: skip
+from robustdup.plugins.exits import no_exits
 from robustdup.plugins.options import deferred
 from robustdup.plugins.specs import (
     Architecture,
@@ -194,13 +204,14 @@ class Registry:
         before = {table: copy.copy(getattr(self, table)) for table in tables}
         self._owner = source or name
         try:
-            load()(self)
+            with no_exits():
+                load()(self)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may fail in any way; the rest must go on  # noqa: BLE001
             for table, content in before.items():
                 setattr(self, table, content)
-            reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            reason = plain(error, LONGEST_REASON) if isinstance(error, UserError) else error_text(error)
             self.plugins.append(PluginStatus(name, origin, version, ok=False, reason=reason))
         else:
             self.plugins.append(PluginStatus(name, origin, version, ok=True))
