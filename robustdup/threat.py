@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -40,6 +41,8 @@ def _readable(written: str, value: Fraction) -> str:
 
 def parse_eps(eps: Eps) -> Fraction:
     """Return eps as an exact fraction: `8/255` is kept exactly, and so is `0.031`. Raises UserError."""
+    if ((far := re.search(r"[eE]([-+]?\d+)\s*$", str(eps)[:100])) and len(far[1]) > 4) or len(str(eps)) > 100:
+        raise UserError(f"eps {str(eps)[:50]!r} is no size of a pixel: write '8/255' or 0.5.", code="bad-eps")
     try:
         value = exact_number(str(eps)) if not isinstance(eps, Fraction) else eps
     except (ValueError, ZeroDivisionError):
@@ -52,6 +55,8 @@ def parse_eps(eps: Eps) -> Fraction:
         raise UserError(
             f"eps must be above 0, got {eps}. (The accuracy at eps = 0 is the clean accuracy.)", code="bad-eps"
         )
+    if float(value) < 1e-30:
+        raise UserError(f"eps = {eps} is smaller than any difference of two pixels.", code="bad-eps")
     return value
 
 

@@ -33,10 +33,10 @@ def test_numbers_and_lists_become_text_where_text_is_meant():
     assert (config.eps, config.attacks) == ("0.5", "fgsm,pgd")
 
 
-def test_an_empty_file_is_the_defaults(tmp_path):
-    file = tmp_path / "empty.yaml"
-    file.write_text("")
-    assert build(EvalConfig, file) == EvalConfig()
+def test_an_empty_file_is_a_mistake(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    with raises("bad-file", UserError, "empty"):
+        build(EvalConfig, tmp_path / "empty.yaml")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ class Passes(nn.Module):
     def _answer(self, images: Tensor) -> Any:
         try:
             return self.model(images)
-        except SystemExit as error:
+        except BaseException as error:
+            if isinstance(error, Exception | KeyboardInterrupt):
+                raise
             raise UserError(f"The model wanted to end the program ({error_text(error)}).", code="no-logits") from error
 
     def _checked(self, logits: Any, rows: int) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, plain, unknown
+
+LONGEST = 200  # letters of a value that a message shows
 
 
 class Config(BaseModel):
@@ -22,7 +24,7 @@ class Config(BaseModel):
     that default too.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     recipes_of: ClassVar[str] = ""  # whose recipes a file may be named by: "eval", "train", "study"; any if empty
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # how help groups the fields, the everyday ones first
 
@@ -70,6 +72,8 @@ def validate(kind: type[C], content: Mapping[str, Any]) -> C:
         if key not in kind.model_fields:
             raise unknown("configuration key", key, kind.model_fields)
     ready = {key: _as_text(kind, key, value) for key, value in content.items()}
+    for key, value in ready.items():
+        _check_plain(kind, key, value)
     try:
         return kind.model_validate(ready)
     except ValidationError as error:
@@ -78,7 +82,8 @@ def validate(kind: type[C], content: Mapping[str, Any]) -> C:
             raise cause from None
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"Configuration key {place!r}: {first['msg'].lower()}, got {first['input']!r}.", code="bad-value"
+            f"Configuration key {place!r}: {first['msg'].lower()}, got {plain(repr(first['input']), LONGEST)}.",
+            code="bad-value",
         ) from None
 
 
@@ -93,15 +98,41 @@ def _as_text(kind: type[Config], key: str, value: Any) -> Any:
     return value
 
 
+def _check_plain(kind: type[Config], key: str, value: Any) -> None:
+    """Refuse what pydantic would take for something else: true for 1, and numbers that nothing can count to."""
+    words = str(kind.model_fields[key].annotation)
+    if isinstance(value, bool) and ("int" in words or "float" in words) and "bool" not in words:
+        raise UserError(f"Configuration key {key!r}: a number is meant, got {str(value).lower()}.", code="bad-value")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"Configuration key {key!r}: the number is too large (up to 2^63 - 1).", code="bad-value")
+
+
+class _Once(yaml.SafeLoader):
+    """Reads YAML in which no key stands twice: the first would be dropped in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raises ConstructorError for a key that stands twice."""
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:
     if not path.is_file():
         path = _recipe(path, recipes_of)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not valid YAML: {error}", code="bad-file") from None
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 500)
+        raise UserError(f"{str(path)!r} is not valid YAML: {said}", code="bad-file") from None
     if content is None:
-        return {}
+        raise UserError(f"{str(path)!r} is empty: it must hold KEY: VALUE lines.", code="bad-file")
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, found a {type(content).__name__}.", code="bad-file")
     return {str(key): value for key, value in content.items()}
@@ -135,8 +166,10 @@ def parse_value(text: str) -> Any:
     """Read one value as YAML does; `1e-3` is a number too. Raises UserError."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{text!r} is not a value (YAML: 3, 0.5, true, name, [a, b]).", code="bad-value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(
+            f"{plain(text, LONGEST)!r} is not a value (YAML: 3, 0.5, true, name, [a, b]).", code="bad-value"
+        ) from None
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)
     return value

@@ -33,6 +33,7 @@ from robustdup.models.adapt import PLAIN, Adaptation, adapted
 from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import Registry, load_plugins
+from robustdup.plugins.loading import check_loaded
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
 from robustdup.records import folder as run_folder
 from robustdup.records.folder import CONFIG_FILE, STATE, locked
@@ -163,6 +164,7 @@ def parse_threats(config: EvalConfig) -> list[ThreatModel]:
 
 def plan(config: EvalConfig, registry: Registry, threat: ThreatModel) -> tuple[list[PlannedStage], list[str]]:
     """Return the stages that the configuration names, and notes on them. Raises UserError before anything runs."""
+    check_loaded(registry, config.plugin)
     attacks = parse_attacks(config.attacks)
     names = [name for name, _ in attacks]
     for name in config.options:

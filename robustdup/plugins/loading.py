@@ -38,6 +38,14 @@ def load_plugins(files: Iterable[str | Path] = (), *, installed: Collection[str]
     return registry
 
 
+def check_loaded(registry: Registry, files: Iterable[str | Path]) -> None:
+    """Raise UserError where one of the files that the user named did not load: what it registers would be missed later."""
+    named = {str(Path(file)) for file in files}
+    for plugin in registry.plugins:
+        if not plugin.ok and plugin.origin in named:
+            raise UserError(f"The plugin {plugin.origin!r} did not load: {plugin.reason}.", code="bad-plugin")
+
+
 class FreshSource(importlib.machinery.SourceFileLoader):
     """Compile a user's file every time: cached bytecode is stale when a file of the same size changes within a second."""
 

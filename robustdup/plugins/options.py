@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
         except ValidationError:
             allowed = map(str, typing.get_args(annotation))
             raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{place} must be a number, got {value!r}.", code="bad-option")
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UserError(f"{place} must be true or false, got {value!r}.", code="bad-option")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from robustdup.errors import RunError, UserError
+from robustdup.errors import RunError, UserError, plain
 
 RECORD_FILE = "record.json"
 TOOLKITS = {
@@ -168,9 +168,10 @@ def read_content(path: Path) -> dict[str, Any]:
     """Return the JSON object of a record file as it stands. Raises UserError where it is not whole."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise UserError(
-            f"{str(path)!r} is not a whole JSON file ({error}). Was the copy cut off? Run with --resume.",
+            f"{str(path)!r} is not a whole JSON file ({said}). Was the copy cut off? Run with --resume.",
             code="damaged-record",
         ) from None
     return content if isinstance(content, dict) else {"schema_name": type(content).__name__}

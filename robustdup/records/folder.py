@@ -37,7 +37,7 @@ def saved_content(folder: Path) -> dict[str, Any]:
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 saved = content if key is None else content[key]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).", code="damaged-record") from None
             if not isinstance(saved, dict):
                 raise UserError(

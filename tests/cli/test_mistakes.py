@@ -1,0 +1,59 @@
+"""Some four hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from robustdup.cli.main import main
+from tests.cli import mistakes
+
+
+def answered(capsys, words, codes=(1, 2)):
+    """Run a command that cannot work, and look at how it says so."""
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert code in codes, f"{code}: {out[-300:]} {err[-500:]}"
+    assert "Traceback" not in err
+    assert "not foreseen" not in err
+    assert 0 < len(err) < 8000
+    assert "\x1b[2J" not in err
+    assert "\x1b[31m[" not in err
+    return err
+
+
+def name_of(words):
+    return " ".join(words)[:60].encode("ascii", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize("words", [*mistakes.EPS, *mistakes.INTEGERS, *mistakes.WORDS], ids=name_of)
+def test_words(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answered(capsys, words)
+
+
+@pytest.mark.parametrize("reader", mistakes.READERS)
+@pytest.mark.parametrize("content", mistakes.BROKEN_JSON)
+def test_records(content, reader, capsys, tmp_path):
+    run = mistakes.broken_run(tmp_path / "run", mistakes.BROKEN_JSON[content])
+    answered(capsys, [str(run) if word == "RUN" else word for word in mistakes.READERS[reader]])
+
+
+@pytest.mark.parametrize("content", mistakes.YAML)
+def test_recipes(content, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(mistakes.YAML[content])
+    answered(capsys, ("eval", "recipe.yaml", "--attacks", "fgsm"))
+
+
+@pytest.mark.parametrize("factory", mistakes.FACTORIES)
+def test_models(factory, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").write_text(mistakes.MODELS)
+    answered(capsys, (*mistakes.EVAL, "--model", f"m.py:{factory}"))
+
+
+@pytest.mark.parametrize("content", mistakes.PLUGINS)
+def test_plugins(content, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.py").write_text(mistakes.PLUGINS[content])
+    answered(capsys, (*mistakes.EVAL, "--plugin", "p.py"))
