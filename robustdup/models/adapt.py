@@ -183,7 +183,7 @@ def _as_logits(answer: Tensor, adaptation: Adaptation, rows: int) -> tuple[Tenso
         half = answer.reshape(-1, 1) / 2
         answer = torch.cat([-half, half], dim=1)
         notes.append("The model has one output: above 0 it means class 1, below it class 0.")
-    if answer.ndim != 2 or answer.shape[0] != rows:
+    if answer.ndim != 2 or answer.shape[0] != rows or not answer.shape[1] or not answer.dtype.is_floating_point:
         raise UserError("The model returns no logits.", code="no-logits")
     ruled_out = answer == -torch.inf
     if bool(ruled_out.any()) and bool((ruled_out.sum(dim=1) < answer.shape[1]).any()):
