@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,9 @@ from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup_detect.calibrate import Calibration
 from robustdup_detect.groups import Groups, cluster, conflicting, leaving
+from robustdup_detect.labels import read_labels
 from robustdup_detect.pairs import Pairs, joined, turned_round, with_identical
+from robustdup_detect.paths import load_paths
 from robustdup_detect.summary import SearchResult
 from robustdup_detect.work import SearchPlan, load_shard_pairs, shards_of
 
@@ -58,7 +59,9 @@ def search_result(
     config = plan.config
     n = plan.rows[config.split]
     a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels = {name: _labels(source.splits[name], split.label) for name, split in columns.items()}
+    labels, class_names = read_labels(
+        {name: source.splits[name] for name in columns}, {name: split.label for name, split in columns.items()}
+    )
     facts = plan.store(config.split).read("facts")
     if config.against is None:
         clusters, all_labels = cluster(n, a, b), labels[config.split]
@@ -72,14 +75,14 @@ def search_result(
                for row in plan.store(name).finished("read", shard.start) or ()]
         for name in columns
     }  # fmt: skip
+    paths = {
+        name: load_paths(
+            plan.store(name).folder, plan.rows[name],
+            [shard.start for shard in shards_of(plan, "read", {name: plan.rows[name]})], config.data,
+        )
+        for name in columns
+    }  # fmt: skip
     return SearchResult(
-        plan, pairs, calibration, columns, source, labels, clusters, conflicting(clusters, all_labels), out, broken
-    )
-
-
-def _labels(dataset: Any, column: str) -> Any:
-    """Return the labels of a split, int64 (n,), -1 where there is none; all of them where there is no column."""
-    if not column:
-        return np.full(len(dataset), -1, np.int64)
-    values = dataset.select_columns([column]).with_format("arrow")[:][column]
-    return np.array(values.fill_null(-1).to_numpy(), dtype=np.int64)
+        plan, pairs, calibration, columns, source, labels, class_names, clusters, conflicting(clusters, all_labels), out,
+        broken, paths,
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from robustdup.records.folder import fresh_folder
 from robustdup_detect.options import DetectConfig
 
 if TYPE_CHECKING:
-    from robustdup_detect.record import DuplicatesRecord
+    from robustdup_detect.record import DuplicatesRecord, ImageRef
 
 LISTED = 20  # pairs and unreadable images that are shown
 
@@ -157,11 +157,16 @@ def _pairs(record: DuplicatesRecord) -> Table:
             for side in (pair.a, pair.b)
         ]
         table.add_row(
-            str(pair.a.row), str(pair.b.row), "same pixels" if pair.kind == "exact" else f"{pair.score:.3f}",
+            _where(pair.a), _where(pair.b), "same pixels" if pair.kind == "exact" else f"{pair.score:.3f}",
             escape(labels[0] if labels[0] == labels[1] else " / ".join(labels)), pair.change,
             style="yellow" if pair.conflict else "",
         )  # fmt: skip
     return table
+
+
+def _where(image: ImageRef) -> str:
+    """Return the row of an image, or its file where it has one."""
+    return escape(image.path) if image.path else str(image.row)
 
 
 def _percent(share: float | None) -> str:

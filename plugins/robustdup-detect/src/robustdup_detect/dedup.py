@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 import yaml
 
 from robustdup.data.hub import quiet
-from robustdup.data.splits import Splits, split_columns
+from robustdup.data.splits import Splits
 from robustdup.duplication.write import write_folder
+from robustdup_detect.labels import open_columns
 from robustdup_detect.options import DetectConfig
+from robustdup_detect.paths import encoded_column
 from robustdup_detect.record import DuplicatesRecord, save_duplicates
+from robustdup_detect.store import unreadable_rows
 
 KEPT = {
     "first": "the first image",
@@ -23,28 +26,37 @@ KEPT = {
 
 
 def write_deduplicated(
-    source: Splits, config: DetectConfig, record: DuplicatesRecord, leaving: Any, to: Path, *,
+    source: Splits, config: DetectConfig, record: DuplicatesRecord, leaving: Any, *, to: Path,
+    broken: Mapping[str, Sequence[Any]], paths: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write all splits to a folder that `load_dataset` reads, without the rows `leaving` of the searched one.
 
-    The column `source_index` says which row of the source each is. Returns the rows of each split. Raises RunError where
-    the disk is full; then nothing is left behind.
+    Images that cannot be read are in no split: those of the splits that were read are `broken`, as (row, …); the other
+    splits are looked through here. The column `source_index` says which row of the source each is, `source_path` which file
+    where images are files. Returns the rows of each split. Raises RunError where the disk is full; then nothing is left behind.
     """
-    written = {}
+    written, unread = {}, {}
     with quiet():
         for name, split in source.splits.items():
             options = config.data_options(name)
-            dataset, _ = split_columns(split, options, f"{config.data} ({name})", needs_labels=False)
-            rows = np.arange(len(dataset))
+            dataset, columns = open_columns(split, options, f"{config.data} ({name})")
+            bad = broken.get(name)
+            if bad is None:
+                bad = unreadable_rows(encoded_column(dataset, columns.image), columns.image, config.background)
+            unread[name] = len(bad)
+            rows = np.setdiff1d(np.arange(len(dataset)), [row for row, *_ in bad])
             if name == config.split:
                 rows = np.setdiff1d(rows, leaving)
+            if len(rows) < len(dataset):
                 dataset = dataset.select(rows)
             if "source_index" not in dataset.column_names:
                 dataset = dataset.add_column("source_index", rows.tolist())
+            if any(paths[name]) and "source_path" not in dataset.column_names:
+                dataset = dataset.add_column("source_path", [paths[name][row] for row in rows.tolist()])
             if len(dataset):
                 written[name] = dataset
-    card = _card(config, record, {name: len(split) for name, split in written.items()})
+    card = _card(config, record, {name: len(split) for name, split in written.items()}, unread, paths)
     write_folder(to, written, card, lambda folder: _keep_record(record, folder), progress=progress)
     return {name: len(split) for name, split in written.items()}
 
@@ -54,7 +66,10 @@ def _keep_record(record: DuplicatesRecord, folder: Path) -> None:
     path.rename(path.with_name("duplicates.json"))  # beside a dataset, record.json would say too little
 
 
-def _card(config: DetectConfig, record: DuplicatesRecord, rows: dict[str, int]) -> str:
+def _card(
+    config: DetectConfig, record: DuplicatesRecord, rows: dict[str, int], unread: dict[str, int],
+    paths: Mapping[str, Sequence[str]],
+) -> str:  # fmt: skip
     head = {
         "configs": [{"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*"} for s in rows]}],
         "task_categories": ["image-classification"],
@@ -67,12 +82,16 @@ def _card(config: DetectConfig, record: DuplicatesRecord, rows: dict[str, int]) 
         else f"of each cluster of one picture, {KEPT[config.keep]} stayed"
     )
     named = f"`{record.data}`" + (f" at commit `{record.revision}`" if record.revision else "")
+    files = ", `source_path` its file" if any(map(any, paths.values())) else ""
+    lost = ", ".join(f"{n:,} of {name}" for name, n in unread.items() if n)
+    unreadable = f" Images that cannot be read were left out: {lost}." if lost else ""
     table = "\n".join(f"| {name} | {n:,} |" for name, n in rows.items())
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n# {record.data}, deduplicated\n\n"
         f"Made from {named}. Exact and near duplicates were looked for {where}; {rule}: {record.n_redundant:,} of "
-        f"{config.split} left. The column `source_index` is the row of an image in the source. The licence and the terms of "
-        f"the source hold for this dataset too.\n\n| split | rows |\n|---|---|\n{table}\n\n`duplicates.json` says what was "
-        f"found, with the threshold ({record.method.threshold:g}) and what to expect of it. Made with\n\n"
+        f"{config.split} left.{unreadable} The column `source_index` is the row of an image in the "
+        f"source{files}. The licence and the terms of the source hold for this dataset too.\n\n"
+        f"| split | rows |\n|---|---|\n{table}\n\n`duplicates.json` says what was found, with the threshold "
+        f"({record.method.threshold:g}) and what to expect of it. Made with\n\n"
         f"```\n{record.command}\n```\n"
     )

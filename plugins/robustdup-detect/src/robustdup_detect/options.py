@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from robustdup.config import DatasetFields
 
@@ -18,7 +18,7 @@ class DetectConfig(DatasetFields):
     """What `robustdup data detect` needs. Field descriptions are the help texts of the flags."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column"),
+        "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column", "background"),
         "Search": ("embedding", "precision", "threshold", "search", "keep", "seed"),
         "Speed": ("workers", "runner", "shard"),
         "Output": ("out", "pictures"),
@@ -30,6 +30,11 @@ class DetectConfig(DatasetFields):
     split: str = Field("train", description="Split in which duplicates are looked for.")
     against: str | None = Field(
         None, description="Another split: pairs between the two are looked for, such as test images in training data."
+    )
+    background: str = Field(
+        "white",
+        description="Colour behind transparent pixels, by name or as #rrggbb. Two images that differ in what is "
+        "transparent alone are identical over it.",
     )
     embedding: str = Field(
         CLASSICAL,
@@ -60,6 +65,14 @@ class DetectConfig(DatasetFields):
     shard: int = Field(5000, description="Images in one piece of work, which is what a kill can lose.", ge=16)
     seed: int = Field(0, description="Seed of what is sampled for calibration.", ge=0)
     out: str | None = Field(None, description="Run folder; runs/<time>-detect-<data> if not given.")
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        from PIL import ImageColor
+
+        ImageColor.getrgb(value)  # raises ValueError
+        return value
 
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.

@@ -204,7 +204,7 @@ def _pair_tables(record: DuplicatesRecord, pairs: Sequence[ShownPair], name: str
         for pair in pairs
     ]
     headings = ("First", "Second", "Kind", "Change", "Score")
-    return (Table(f"{name}-table", "Pairs, as split, row and label", headings, rows, left=4),) if rows else ()
+    return (Table(f"{name}-table", "Pairs: split and row, or file, and label", headings, rows, left=4),) if rows else ()
 
 
 def _scores(record: DuplicatesRecord) -> Section | None:

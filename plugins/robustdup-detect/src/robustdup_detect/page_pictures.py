@@ -28,8 +28,9 @@ def class_name(record: DuplicatesRecord, label: int | None) -> str:
 
 
 def image_name(record: DuplicatesRecord, image: ImageRef) -> str:
-    """Return what an image is called: its split, index and label."""
-    return f"{image.split} {image.row}: {class_name(record, image.label)}"
+    """Return what an image is called: its file where it has one, otherwise its split and index; and its label."""
+    name = image.path or f"{image.split} {image.row}"
+    return name if image.label is None else f"{name}: {class_name(record, image.label)}"
 
 
 def crosses(pair: ShownPair) -> bool:

@@ -37,6 +37,8 @@ PAIRS_SCHEMA = pa.schema(
         ("shift_x", pa.float64()),
         ("shift_y", pa.float64()),
         ("cluster", pa.int64()),
+        ("path_a", pa.string()),  # the file, where images are files of their own
+        ("path_b", pa.string()),
     ]
 )
 
@@ -47,6 +49,9 @@ class ImageRef(Part):
     split: str = Field(description="Split of the image.")
     row: int = Field(description="Index of the image in its split.")
     label: int | None = Field(default=None, description="Its label; null where unknown.")
+    path: str | None = Field(
+        default=None, description="The image's own file, where it has one; relative to the data's folder."
+    )
     file: str | None = Field(default=None, description="Its file in the run folder, where it is shown.")
 
 
@@ -56,7 +61,7 @@ class ShownPair(Part):
     a: ImageRef
     b: ImageRef
     score: float = Field(description="How sure it is that both show one picture, in (0, 1]; 1 for identical pixels.")
-    kind: Literal["exact", "near"] = Field(description="exact: the pixels are identical.")
+    kind: Literal["exact", "near"] = Field(description="exact: the decoded pixels are identical.")
     mirrored: bool = Field(description="Whether one is the mirror image of the other.")
     change: str = Field(description="What turns the first image into the second, in words.")
     cluster: int = Field(description="Number of the pair's cluster.")
@@ -146,7 +151,11 @@ class DuplicatesRecord(Part):
     n_against: int | None = Field(description="Images of the other split that were read.")
     n_unreadable: int = Field(description="Images that cannot be read.")
     unreadable: list[SkippedImage] = Field(description="The first 1,000 of them.")
-    n_exact: int = Field(description="Pairs with identical pixels.")
+    unread_files: dict[str, int] = Field(
+        default_factory=dict,
+        description="Pictures of the data's folder that are in no split and were not looked at, by the end of their names.",
+    )
+    n_exact: int = Field(description="Pairs with identical decoded pixels.")
     n_near: int = Field(description="Near-duplicate pairs.")
     n_mirrored: int = Field(description="Pairs of which one is mirrored.")
     n_clusters: int = Field(description="Clusters of images of one picture.")

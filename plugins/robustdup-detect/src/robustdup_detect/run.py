@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustdup.data.splits import open_splits, split_columns
+from robustdup.data.splits import Splits, open_splits
 from robustdup.duplication.write import check_target
 from robustdup.errors import UserError
 from robustdup.records import write_atomic
@@ -25,11 +25,13 @@ from robustdup_detect.collect import collect_pairs, search_result
 from robustdup_detect.dedup import write_deduplicated
 from robustdup_detect.features import SIZE, Embedder
 from robustdup_detect.groups import Groups, group_identical
+from robustdup_detect.labels import open_columns
 from robustdup_detect.options import CLASSICAL, ELSEWHERE, DetectConfig
 from robustdup_detect.pairs import learn
+from robustdup_detect.paths import dataset_paths
 from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
 from robustdup_detect.search import LARGE, build_index, import_faiss
-from robustdup_detect.summary import make_record, pair_columns
+from robustdup_detect.summary import SearchResult, make_record, pair_columns
 from robustdup_detect.work import (
     FINDER_FILE,
     INDEX_FILE,
@@ -97,8 +99,7 @@ def run_detection(
             f"split and against are both {config.split!r}: leave out against for pairs within it.", code="bad-value"
         )
     opened = {
-        name: split_columns(source.get(name), config.data_options(name), f"{config.data} ({name})", needs_labels=False)
-        for name in names
+        name: open_columns(source.get(name), config.data_options(name), f"{config.data} ({name})") for name in names
     }
     if config.keep == "consistent" and not opened[config.split][1].label:
         raise UserError(
@@ -131,13 +132,24 @@ def run_detection(
         if to is not None:
             record = record.model_copy(update={"deduplicated": to})
             write_deduplicated(
-                source, config, record, result.leaving, Path(to).expanduser(),
+                source, config, record, result.leaving, to=Path(to).expanduser(),
+                broken=result.broken, paths=_all_paths(source, config, result),
                 progress=lambda done, total: progress("write", done, total),
             )  # fmt: skip
             times.stage("write")
         record = record.model_copy(update={"seconds": times.seconds})
         save_duplicates(record, folder)
         return record
+
+
+def _all_paths(source: Splits, config: DetectConfig, result: SearchResult) -> dict[str, list[str]]:
+    """Return the files of the rows of every split, those that were not searched too."""
+    image = result.columns[config.split].image
+    return {
+        name: result.paths[name] if name in result.paths
+        else dataset_paths(split, image, config.data) if image in split.column_names else [""] * len(split)
+        for name, split in source.splits.items()
+    }  # fmt: skip
 
 
 def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:

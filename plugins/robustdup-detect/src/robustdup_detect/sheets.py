@@ -21,18 +21,18 @@ COLUMNS, LINES = 6, 10  # pairs on a page
 LARGEST = 256  # pixels of the longer side of an image in a file
 
 
-def write_image(encoded: Any, path: Path) -> None:
+def write_image(encoded: Any, path: Path, background: str = "white") -> None:
     """Write an image as PNG, made smaller where it is large."""
-    image = as_rgb(encoded)
+    image = as_rgb(encoded, background)
     image.thumbnail((LARGEST, LARGEST))
     write_atomic(path, _png(image))
 
 
-def as_rgb(encoded: Any) -> PIL.Image.Image:
+def as_rgb(encoded: Any, background: str = "white") -> PIL.Image.Image:
     """Return an encoded image in mode RGB."""
     from PIL import Image
 
-    image, _ = decode(encoded)
+    image, _ = decode(encoded, background)
     if image.mode == "F":
         image = Image.fromarray(np.asarray(image).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

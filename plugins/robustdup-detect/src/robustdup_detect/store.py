@@ -20,6 +20,7 @@ from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup_detect.features import SIZE
 from robustdup_detect.groups import DIGEST, digest
+from robustdup_detect.paths import save_paths
 
 if TYPE_CHECKING:
     import datasets
@@ -98,40 +99,42 @@ def _unwritten(folder: Path, error: OSError) -> RunError:
 
 
 CHUNK = 500  # encoded images in memory at once
+ORIENTATION = 0x0112  # EXIF tag
 
 
-def encoded_images(dataset: datasets.Dataset, image: str) -> datasets.Dataset:
-    """Return a dataset of the image column alone, as bytes and paths."""
-    import datasets
-
-    return dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format("arrow")
-
-
-def read_rows(images: datasets.Dataset, image: str, store: Store, start: int, stop: int) -> list[tuple[int, str, str]]:
+def read_rows(
+    images: datasets.Dataset, image: str, store: Store, start: int, stop: int, background: str = "white"
+) -> list[tuple[int, str, str]]:
     """Decode rows start..stop-1 into the store; return (row, path, reason) of those that cannot be read."""
-    broken = []
+    broken: list[tuple[int, str, str]] = []
+    paths: list[str] = []
     for low in range(start, stop, CHUNK):
         column = images[low : min(low + CHUNK, stop)][image]
         n = len(column)
         pictures = np.zeros((n, 3, SIZE, SIZE), np.uint8)
         hashes, facts = np.zeros((n, DIGEST), np.uint8), np.zeros((n, 4), np.int64)
         for place, encoded in enumerate(column.to_pylist()):
+            paths.append((encoded or {}).get("path") or "")
             try:
-                picture, content = decode(encoded)
+                picture, content = decode(encoded, background)
                 pictures[place] = small(picture)
             except UNREADABLE as error:
-                broken.append((low + place, (encoded or {}).get("path") or "", why_unreadable(error)))
+                broken.append((low + place, paths[-1], why_unreadable(error)))
                 continue
-            hashes[place] = np.frombuffer(digest(np.asarray(picture)), np.uint8)
+            hashes[place] = np.frombuffer(digest(decoded_pixels(picture)), np.uint8)
             facts[place] = (*picture.size, content, 1)
         for name, rows in (("pictures", pictures), ("hashes", hashes), ("facts", facts)):
             store.write(name, low, rows)
+    save_paths(store.folder, start, paths)
     return broken
 
 
-def decode(encoded: Any) -> tuple[PIL.Image.Image, int]:
-    """Return an image in mode L, RGB or F (see `plain_image`; transparency over white) and the bytes that it was read from."""
-    from PIL import Image
+def decode(encoded: Any, background: str = "white") -> tuple[PIL.Image.Image, int]:
+    """Return an image upright in mode L, RGB or F (see `plain_image`) and the bytes that it was read from.
+
+    It is turned as its EXIF orientation says, as `datasets` does; what is transparent shows the background.
+    """
+    from PIL import Image, ImageOps
 
     if encoded is None:
         raise ValueError("no image")
@@ -141,19 +144,47 @@ def decode(encoded: Any) -> tuple[PIL.Image.Image, int]:
             content = file.read()
     image: PIL.Image.Image = Image.open(io.BytesIO(content))
     image.load()
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
     return plain_image(image), len(content)
 
 
-def read_pictures(images: datasets.Dataset, image: str, rows: Any, size: int) -> Any:
+def decoded_pixels(image: PIL.Image.Image) -> Any:
+    """Return what tells identical images: grey as colour, 16 bits as 8 where 8 hold the same values.
+
+    uint8 (H, W, 3), or float32 (H, W) for the values of 16 bits that 8 cannot hold.
+    """
+    if image.mode != "F":
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    whole = values.round()
+    if np.abs(values - whole).max(initial=0) > 1e-3:
+        return values
+    return np.repeat(whole.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def unreadable_rows(images: datasets.Dataset, image: str, background: str = "white") -> list[tuple[int, str, str]]:
+    """Return (row, path, reason) of the images that cannot be read."""
+    broken = []
+    for low in range(0, len(images), CHUNK):
+        for place, encoded in enumerate(images[low : low + CHUNK][image].to_pylist()):
+            try:
+                decode(encoded, background)
+            except UNREADABLE as error:
+                broken.append((low + place, (encoded or {}).get("path") or "", why_unreadable(error)))
+    return broken
+
+
+def read_pictures(images: datasets.Dataset, image: str, rows: Any, size: int, background: str = "white") -> Any:
     """Return the pictures at rows, in any order, as numpy uint8 (N, 3, size, size); black where one cannot be read."""
     pictures = np.zeros((len(rows), 3, size, size), np.uint8)
     for low in range(0, len(rows), CHUNK):
         for place, encoded in enumerate(images[rows[low : low + CHUNK].tolist()][image].to_pylist()):
             with contextlib.suppress(*UNREADABLE):  # listed when it was read first
-                pictures[low + place] = small(decode(encoded)[0], size)
+                pictures[low + place] = small(decode(encoded, background)[0], size)
     return pictures
 
 

@@ -17,6 +17,7 @@ from robustdup.data.splits import Splits
 from robustdup.records import now
 from robustdup_detect.calibrate import Calibration
 from robustdup_detect.pairs import NEIGHBOURS, Pairs
+from robustdup_detect.paths import dataset_paths, encoded_column, unread_files, unread_note
 from robustdup_detect.record import (
     Band,
     ClassBalance,
@@ -29,7 +30,7 @@ from robustdup_detect.record import (
     SkippedImage,
 )
 from robustdup_detect.sheets import COLUMNS, LINES, change_in_words, write_image, write_sheet
-from robustdup_detect.store import DIMENSIONS, encoded_images
+from robustdup_detect.store import DIMENSIONS
 from robustdup_detect.verify import MEASURES
 from robustdup_detect.work import INDEX_FILE, SearchPlan, load_finder
 
@@ -52,10 +53,12 @@ class SearchResult:
     columns: dict[str, Columns]
     source: Splits
     labels: dict[str, Any]
+    class_names: list[str]
     clusters: Any
     conflicts: Any
     leaving: Any
     broken: dict[str, list[Any]]
+    paths: dict[str, list[str]]
 
     @property
     def exact(self) -> Any:
@@ -68,12 +71,18 @@ def pair_columns(result: SearchResult) -> dict[str, Any]:
     config, pairs = result.plan.config, result.pairs
     a, b, warp = pairs.a.numpy(), pairs.b.numpy(), pairs.warp.double().numpy()
     return {
+        "path_a": _paths(result, config.split, a), "path_b": _paths(result, result.plan.other, b),
         "split_a": [config.split] * len(pairs), "row_a": a, "label_a": result.labels[config.split][a],
         "split_b": [result.plan.other] * len(pairs), "row_b": b, "label_b": result.labels[result.plan.other][b],
         "score": pairs.score.double().numpy(), "kind": np.where(result.exact, "exact", "near").tolist(),
         "mirrored": pairs.mirrored.numpy(), "scale_x": warp[:, 0], "scale_y": warp[:, 1], "shift_x": warp[:, 2],
         "shift_y": warp[:, 3], "cluster": result.clusters[a],
     }  # fmt: skip
+
+
+def _paths(result: SearchResult, split: str, rows: Any) -> list[str | None]:
+    """Return the files of rows; None where the images are in no files of their own."""
+    return [result.paths[split][row] or None for row in rows.tolist()]
 
 
 def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float], command: str) -> DuplicatesRecord:
@@ -84,10 +93,11 @@ def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float]
     files = {(image.split, image.row): image.file for pair in shown for image in (pair.a, pair.b)}
     n = plan.rows[config.split]
     unreadable = [
-        SkippedImage(split=name, row=row, path=path, reason=reason)
+        SkippedImage(split=name, row=row, path=result.paths[name][row], reason=reason)
         for name, rows in result.broken.items()
-        for row, path, reason in rows
+        for row, _, reason in rows
     ]
+    unread, names = _unread(result)
     scores = result.pairs.score.numpy()[near]
     edges = zip(BANDS, (*BANDS[1:-1], math.inf), strict=False)
     bands = [
@@ -96,7 +106,7 @@ def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float]
     return DuplicatesRecord(
         run_id=folder.name, created=now(), command=command, data=config.data, split=config.split,
         against=config.against, data_config=config.data_config, revision=result.source.revision,
-        class_names=result.columns[config.split].class_names, n=n - len(result.broken[config.split]),
+        class_names=result.class_names, n=n - len(result.broken[config.split]),
         n_against=None if config.against is None else plan.rows[config.against] - len(result.broken[config.against]),
         n_unreadable=len(unreadable), unreadable=unreadable[:LISTED], n_exact=int(result.exact.sum()),
         n_near=int(near.sum()), n_mirrored=int(result.pairs.mirrored.sum()),
@@ -106,8 +116,25 @@ def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float]
         clusters=_clusters(result, files, folder), classes=_classes(result), sheets=sheets, method=_method(result),
         expected=_expected(result),
         seconds=dict(seconds), config=config.model_dump(mode="json"), environment=environment(),
-        notes=[*result.source.notes, *(note for columns in result.columns.values() for note in columns.notes)],
+        unread_files=unread,
+        notes=list(dict.fromkeys(
+            [*result.source.notes, *(note for columns in result.columns.values() for note in columns.notes),
+             *([unread_note(unread, names)] if unread else [])]
+        )),
     )  # fmt: skip
+
+
+def _unread(result: SearchResult) -> tuple[dict[str, int], list[str]]:
+    """Return the pictures of the source's folder that no split holds, by ending, and their names."""
+    data = result.plan.config.data
+    paths = [path for part in result.paths.values() for path in part]
+    if not any(paths):
+        return {}, []
+    image = result.columns[result.plan.config.split].image
+    for name, split in result.source.splits.items():
+        if name not in result.paths and image in split.column_names:
+            paths += dataset_paths(split, image, data)
+    return unread_files(data, paths)
 
 
 def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str]]:
@@ -125,8 +152,8 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
         for split, row, label in (
             (config.split, int(a[place]), int(labels_a[place])), (plan.other, int(b[place]), int(labels_b[place])),
         ):  # fmt: skip
-            file = _picture(images, split, row, folder)
-            sides.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
+            file = _picture(images, split, row, folder, config.background)
+            sides.append(_image(result, split, row, label, file))
         facts = plan.store(config.split).read("facts")[a[place]]
         shown.append(
             ShownPair(
@@ -145,20 +172,25 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
     return shown, sheets
 
 
+def _image(result: SearchResult, split: str, row: int, label: int, file: str | None) -> ImageRef:
+    path = result.paths[split][row] or None
+    return ImageRef(split=split, row=row, label=label if label >= 0 else None, path=path, file=file)
+
+
 def _encoded(result: SearchResult) -> dict[str, tuple[Any, str]]:
     """The images of each split as they are stored, and the name of their column."""
     return {
-        name: (encoded_images(result.source.splits[name], columns.image), columns.image)
+        name: (encoded_column(result.source.splits[name], columns.image), columns.image)
         for name, columns in result.columns.items()
     }
 
 
-def _picture(images: dict[str, tuple[Any, str]], split: str, row: int, folder: Path) -> str:
+def _picture(images: dict[str, tuple[Any, str]], split: str, row: int, folder: Path, background: str) -> str:
     """Write an image into the run folder unless it is there, and return its name there."""
     file = f"images/{re.sub(r'[^A-Za-z0-9_.-]', '-', split)}-{row}.png"
     if not (folder / file).is_file():
         dataset, column = images[split]
-        write_image(dataset[row : row + 1][column].to_pylist()[0], folder / file)
+        write_image(dataset[row : row + 1][column].to_pylist()[0], folder / file, background)
     return file
 
 
@@ -173,7 +205,7 @@ def _classes(result: SearchResult) -> list[ClassBalance]:
     labels = np.asarray(result.labels[config.split])
     clustered, leaves = result.clusters[: len(labels)] >= 0, np.zeros(len(labels), dtype=bool)
     leaves[np.asarray(result.leaving, dtype=np.int64)] = True
-    names = result.columns[config.split].class_names
+    names = result.class_names
     return [
         ClassBalance(
             name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(members.sum()),
@@ -202,8 +234,8 @@ def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], fo
             label = int(result.labels[split][row])
             file = files.get((split, row))
             if file is None and turn < pictured and shown < each:
-                file = _picture(encoded, split, row, folder)
-            images.append(ImageRef(split=split, row=row, label=label if label >= 0 else None, file=file))
+                file = _picture(encoded, split, row, folder, config.background)
+            images.append(_image(result, split, row, label, file))
         made.append(Cluster(cluster=number, size=len(parts[number]), conflict=number in conflicts, images=images))
     return made
 

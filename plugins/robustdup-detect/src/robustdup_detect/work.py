@@ -14,15 +14,17 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from robustdup.data.splits import open_splits, split_columns
+from robustdup.data.splits import open_splits
 from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
+from robustdup_detect.labels import open_columns
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
+from robustdup_detect.paths import encoded_column
 from robustdup_detect.search import nearest, nearest_by_index
-from robustdup_detect.store import Store, encoded_images, read_pictures, read_rows
+from robustdup_detect.store import Store, read_pictures, read_rows
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
 MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
@@ -100,7 +102,7 @@ class ShardWorker:
     def read(self, store: Store, shard: Shard) -> Any:
         """Decode rows; the result lists those that cannot be read."""
         images, column = self._images(shard.split)
-        return read_rows(images, column, store, shard.start, shard.stop)
+        return read_rows(images, column, store, shard.start, shard.stop, self.plan.config.background)
 
     def embed(self, store: Store, shard: Shard) -> Any:
         """Embed rows."""
@@ -114,7 +116,7 @@ class ShardWorker:
         if self.embedder.size == SIZE:
             return torch.from_numpy(np.array(self.plan.store(split).read("pictures")[rows]))
         images, column = self._images(split)
-        return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size))
+        return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size, self.plan.config.background))
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -189,15 +191,13 @@ class ShardWorker:
         """Return the encoded images of a split and the name of their column, opened once."""
         if split not in self._opened:
             options = self.plan.config.data_options(split)
-            dataset, columns = split_columns(
-                open_splits(self.plan.config.data, options).get(split), options, split, needs_labels=False
-            )
+            dataset, columns = open_columns(open_splits(self.plan.config.data, options).get(split), options, split)
             if len(dataset) != self.plan.rows[split]:
                 raise RunError(
                     f"The split {split!r} has {len(dataset)} rows now; it had {self.plan.rows[split]}.",
                     code="data-changed",
                 )
-            self._opened[split] = encoded_images(dataset, columns.image), columns.image
+            self._opened[split] = encoded_column(dataset, columns.image), columns.image
         return self._opened[split]
 
     @cached_property
