@@ -17,7 +17,6 @@ import pytest
 import torch
 from detect_pictures import NAMES, detect, encoded, found, pictures, write
 from PIL import Image
-from robustdup_detect.calibrate import _different
 from robustdup_detect.groups import cluster, conflicting, leaving
 from robustdup_detect.pairs import Pairs, turned_round
 from robustdup_detect.record import load_duplicates, load_pairs
@@ -281,14 +280,6 @@ def test_shards_do_not_matter(planted, tmp_path):
     assert detect(planted, tmp_path / "a", shard=16).pairs == detect(planted, tmp_path / "b", shard=1000).pairs
 
 
-def test_calibration_says_what_to_expect(tmp_path):
-    images = pictures(300)
-    record = detect(write(tmp_path / "data", images=[encoded(image) for image in images]), tmp_path / "run", shard=1000)
-    assert record.expected.calibrated
-    assert record.expected.recall > 0.9
-    assert record.n_near == 0  # all are different
-
-
 @pytest.mark.parametrize(
     ("settings", "code", "named"),
     [
@@ -355,13 +346,6 @@ def test_turning_a_pair_round_turns_the_warp_round(mirrored):
     assert back[0] * sign * bx + back[2] == pytest.approx(x)
     assert back[1] * by + back[3] == pytest.approx(y)
     assert torch.allclose(turned_round(turned).warp, warp)
-
-
-def test_the_tail_of_an_exponential_is_extrapolated():
-    odds = -12 + np.random.default_rng(0).exponential(1.5, 20000)
-    duplicates = np.full(300, 4.0)
-    expected = 20000 * np.exp(-12 / 1.5)  # different pictures above even odds
-    assert _different(np.concatenate([odds, duplicates]), 0.5) == pytest.approx(expected, rel=0.4)
 
 
 def test_an_approximate_index_finds_nearly_the_same(tmp_path):

@@ -1,15 +1,17 @@
-"""How sure is a score? Learned from the user's own images: changed copies of them, and their nearest different neighbours.
+"""What to expect of a score on the data at hand, without labels: which threshold, how many wrong pairs, which copies are found.
 
-Nobody has labelled the neighbours, and some of them are duplicates. So the score is fitted in rounds that leave out what
-the round before took for the same picture, and the number of different pictures above a threshold is extrapolated: the
-log odds of different pictures fall off exponentially, at a rate measured where few duplicates are.
+The score itself is fixed. How many pairs of different pictures lie above a threshold is extrapolated from all candidates that
+were compared: their log odds fall off exponentially, at a rate measured below those scores at which duplicates are. So real
+duplicates are not counted as different pictures, and nothing depends on a sample. Recall of real duplicates cannot be told
+this way: it is known only where somebody says which pairs are duplicates. Copies that are made here, of kinds that nothing
+was learned from, say how far the search reaches.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,160 +19,104 @@ import torch
 from torch import Tensor
 
 from robustdup_detect.features import Embedder
-from robustdup_detect.pairs import NEIGHBOURS, USUAL_SCORE, USUAL_THRESHOLD, Finder, Score, canvas
+from robustdup_detect.kinds import copies_of_kinds
+from robustdup_detect.pairs import NEIGHBOURS, SUREST, USUAL_THRESHOLD, Finder, Score, canvas, with_similarity
 from robustdup_detect.search import nearest
-from robustdup_detect.transforms import changed_copies
 from robustdup_detect.verify import COARSE_ENOUGH, align_outlines, measure, outline
 
-SAMPLE = 1000  # images whose copies and neighbours are looked at
-FEWEST = 200  # images below which the usual score is taken
-ROUNDS = 5
-LEAST, MOST = 0.02, 0.98  # thresholds that a calibration may choose
+SAMPLE = 600  # images whose copies are looked for
+FEWEST = 200  # images, and
+FEWEST_CANDIDATES = 50  # candidates in the range of the fit, below which nothing is expected
+LEAST, MOST = 0.3, 0.98  # thresholds that a calibration may choose
+FEW = 10  # pairs: where fewer are found, half a wrong one may be expected at a precision of 95%
+BULK = (0.85, 0.8, 0.9)  # share of the candidates below the range of the fit: the one taken, and those of the interval
+CLEAR = -2.0  # log odds below which duplicates are few among the candidates
+HELD_OUT = (
+    "grey", "hue", "contrast", "gamma", "blur", "text line", "watermark", "border 10%", "letterbox", "rotation 5",
+    "crop 80%", "occlusion 25%",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How many different pictures are expected above log odds `x`: count * exp(-rate * (x - start)), from `n` candidates."""
+
+    start: float
+    rate: float
+    count: float
+    n: int
+
+    def above(self, odds: float) -> float:
+        """Return the expected number of pairs of different pictures with at least these log odds."""
+        return float(self.count * math.exp(-self.rate * max(odds - self.start, 0.0)))
+
+    def spread(self, odds: float) -> float:
+        """Return the factor of two standard errors of `above`."""
+        reach = max(odds - self.start, 0.0) * self.rate
+        return math.exp(2 * math.sqrt((1 + reach**2) / max(self.n, 1)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A score, its threshold, and what is expected of it; NaN where there were too few images to say.
+    """A score, its threshold, and what is expected of it; None where that is not known.
 
-    `recall` is the share of changed copies that were found, through the whole search; `recall_by_change` of each kind.
-    `different_a_query` is the expected number of pairs of different pictures that a query brings above the threshold,
-    `precision` the expected share of right pairs among those that the sample found.
+    `different` is the expected number of pairs of different pictures above the threshold, among `above` judged pairs, with
+    its interval. `recall_by_change` is the share of made copies of each held out kind that the search finds.
     """
 
     score: Score
     threshold: float
-    precision: float
-    recall: float
-    recall_by_change: dict[str, float]
-    different_a_query: float
-    positives: int
-    negatives: int
-    calibrated: bool
+    above: int = 0
+    different: float | None = None
+    different_low: float | None = None
+    different_high: float | None = None
+    recall_by_change: dict[str, float] = field(default_factory=dict)
+    positives: int = 0
+    negatives: int = 0
+    missed: bool = False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there was enough to calibrate on."""
+        return self.different is not None
+
+    def precision(self, different: float | None) -> float | None:
+        """Return the expected precision where so many of the judged pairs are different pictures."""
+        return None if different is None or not self.above else max(1 - different / self.above, 0.0)
 
 
-def calibrate(
-    load: Callable[[Any], Tensor], rows: Any, database: Tensor, database_pictures: Any, finder: Finder, embedder: Embedder, *,
-    within: bool, target: float, threshold: float | None, seed: int,
-) -> Calibration:  # fmt: skip
-    """Calibrate on a sample of the pictures at `rows`, whose neighbours come from the database.
-
-    `load` gives the pictures uint8 (N, 3, S, S) at some rows, of the size that the embedder takes. `database` (M, D) holds
-    embeddings, `database_pictures` (M, 3, 32, 32) their pictures; `within` says that place i of both is the picture
-    rows[i]. `target` is the precision that the threshold is chosen for, unless one is given.
-    """
-    rng = np.random.default_rng([seed, 1])
-    places = np.sort(rng.permutation(len(rows))[:SAMPLE])
-    if len(places) < FEWEST:
-        nan = math.nan
-        return Calibration(USUAL_SCORE, threshold or USUAL_THRESHOLD, nan, nan, {}, nan, 0, 0, calibrated=False)
-    originals = load(rows[places])
-    copies, names = changed_copies(originals, rng)
-    positive, reached = _positives(originals, copies, names, database, finder, embedder)
-    negative = _negatives(originals, places, database, database_pictures, finder, embedder, within)
-    learn = torch.arange(len(positive)) % 2 == 0
-    score = _fit(positive[learn & reached], negative)
-    odds = _log_odds(score, negative)
-    cut = threshold if threshold is not None else _threshold(odds, target)
-    tail = _different(odds, cut)
-    above = int((odds >= _logit(cut)).sum())
-    recovered = (score(positive) >= cut) & reached
-    tried = ~learn
-    by_change = {}
-    for name in dict.fromkeys(names):
-        of_kind = torch.tensor([each == name for each in names]) & tried
-        by_change[name] = float(recovered[of_kind].float().mean())
+def calibrate(odds: Any, images: int, score: Score, *, target: float, threshold: float | None) -> Calibration:
+    """Choose the threshold for a precision of `target` from the log odds (C,) of all candidates, unless one is given."""
+    odds = np.asarray(odds, dtype=np.float64)
+    tails = [tail for share in BULK if (tail := fit_tail(odds, share)) is not None]
+    if images < FEWEST or len(tails) < len(BULK):
+        cut = USUAL_THRESHOLD if threshold is None else threshold
+        return Calibration(score, cut, above=_above(odds, cut))
+    cut, missed = (threshold, False) if threshold is not None else choose_threshold(odds, tails[0], target)
+    at = logit(cut)
+    expected = [tail.above(at) for tail in tails]
+    spread = tails[0].spread(at)
     return Calibration(
-        score, cut, max(1 - tail / above, 0.0) if above else math.nan, float(recovered[tried].float().mean()), by_change,
-        tail / len(places), int(tried.sum()), len(negative), calibrated=True,
+        score, cut, above=_above(odds, cut), different=expected[0], different_low=min(*expected, expected[0] / spread),
+        different_high=max(*expected, expected[0] * spread), negatives=tails[0].n, missed=missed,
     )  # fmt: skip
 
 
-def _positives(
-    originals: Tensor, copies: Tensor, names: list[str], database: Tensor, finder: Finder, embedder: Embedder
-) -> tuple[Tensor, Tensor]:
-    """Return the measures of copies against their originals, and which the search would have brought together."""
-    flip = torch.tensor(["mirror" in name for name in names])
-    straight = torch.where(flip[:, None, None, None], copies.flip(-1), copies)
-    first, second = canvas(straight), canvas(originals)
-    warp, agreement = align_outlines(outline(first), outline(second))
-    measures, _ = measure(first, second, warp)
-    embedded = finder.projection(embedder.describe(straight))
-    own = (embedded * finder.projection(embedder.describe(originals))).sum(dim=1)
-    query, _, value = nearest(embedded, database, NEIGHBOURS)
-    last = torch.full((len(copies),), 2.0).scatter_reduce(0, query, value, "amin")
-    return measures, (own >= finder.least) & (own >= last - 1e-5) & (agreement >= COARSE_ENOUGH)
+def fit_tail(odds: Any, share: float = BULK[0]) -> Tail | None:
+    """Fit how candidates of different pictures fall off, above the bulk and below what duplicates score; None for too few.
 
-
-def _negatives(
-    originals: Tensor, places: Any, database: Tensor, pictures: Any, finder: Finder, embedder: Embedder, within: bool
-) -> Tensor:
-    """Return the measures of the nearest neighbours of the originals, without the originals themselves."""
-    measured = []
-    for mirrored in (False, True):
-        turned_ones = originals.flip(-1) if mirrored else originals
-        shown = canvas(turned_ones)
-        query, row, _ = nearest(
-            finder.projection(embedder.describe(turned_ones)), database, NEIGHBOURS + within, least=finder.least
-        )
-        if within:
-            query, row = query[own := torch.from_numpy(places)[query] != row], row[own]
-        for start in range(0, len(query), 512):
-            q, r = query[start : start + 512], row[start : start + 512].numpy()
-            first, second = shown[q], torch.from_numpy(np.array(pictures[r]))
-            warp, agreement = align_outlines(outline(first), outline(second))
-            near = agreement >= COARSE_ENOUGH
-            if bool(near.any()):
-                measured.append(measure(first[near], second[near], warp[near])[0])
-    return torch.cat(measured) if measured else torch.empty(0, len(USUAL_SCORE.weights))
-
-
-def _fit(positive: Tensor, negative: Tensor) -> Score:
-    """Return the logistic score that tells copies from neighbours, but for those that it takes for copies."""
-    from sklearn.linear_model import LogisticRegression
-
-    if len(negative) < 30 or len(positive) < 30:
-        return USUAL_SCORE
-    score, kept = USUAL_SCORE, negative
-    for _ in range(ROUNDS):
-        kept = negative[score(negative) < 0.5]
-        if len(kept) < 30:
-            break
-        values = torch.cat([positive, kept]).numpy().astype(np.float64)
-        truth = np.repeat([1, 0], [len(positive), len(kept)])
-        mean, spread = values.mean(axis=0), values.std(axis=0) + 1e-6
-        model = LogisticRegression(C=1.0, max_iter=1000).fit((values - mean) / spread, truth)
-        weights = model.coef_[0] / spread
-        score = Score(tuple(weights.tolist()), float(model.intercept_[0] - weights @ mean))
-    return score
-
-
-def _log_odds(score: Score, measures: Tensor) -> Any:
-    return _clipped(measures.double().numpy() @ np.array(score.weights) + score.bias)
-
-
-def _clipped(odds: Any) -> Any:
-    return np.clip(odds, -60, 60)
-
-
-def _logit(share: float) -> float:
-    share = min(max(share, 1e-6), 1 - 1e-6)
-    return math.log(share / (1 - share))
-
-
-def _different(odds: Any, threshold: float) -> float:
-    """Return the expected number of different pictures above a threshold among neighbours with these log odds.
-
-    Between the 60th percentile and even odds the fall is fitted (maximum likelihood of a truncated exponential), and
-    extrapolated from there.
+    Maximum likelihood of an exponential that is cut off at both ends.
     """
-    low = float(np.quantile(odds, 0.6)) if len(odds) else 0.0
-    high = max(low + 2.0, -1.0)
+    negative = odds[odds < 0]
+    if not len(negative):
+        return None
+    low = float(np.quantile(negative, share))
+    high = max(CLEAR, low + 2.0)
     inside = odds[(odds >= low) & (odds < high)] - low
-    if len(inside) < 10:
-        return 0.0
+    if len(inside) < FEWEST_CANDIDATES:
+        return None
     rate = _truncated_rate(float(inside.mean()), high - low)
-    whole = len(inside) / -math.expm1(-rate * (high - low))
-    return float(whole * math.exp(-rate * max(_logit(threshold) - low, 0.0)))
+    return Tail(low, rate, len(inside) / -math.expm1(-rate * (high - low)), len(inside))
 
 
 def _truncated_rate(mean: float, width: float) -> float:
@@ -187,11 +133,51 @@ def _truncated_rate(mean: float, width: float) -> float:
     return most if excess(most) >= 0 else float(brentq(excess, least, most))
 
 
-def _threshold(odds: Any, target: float) -> float:
-    """Return the lowest threshold above which the expected share of different pictures is small enough."""
-    for threshold in np.linspace(LEAST, MOST, 97):
-        above = int((odds >= _logit(threshold)).sum())
-        expected = _different(odds, float(threshold))
-        if expected <= (1 - target) * max(above, 1):
-            return round(float(threshold), 2)
-    return MOST
+def choose_threshold(odds: Any, tail: Tail, target: float) -> tuple[float, bool]:
+    """Return the lowest threshold above which few enough different pictures are expected, and whether there was none.
+
+    Where hardly any pair is found there is no share to hold: the usual threshold is taken, if half a wrong pair or more is
+    expected at all others. It is told, too.
+    """
+    for threshold in np.round(np.arange(LEAST, MOST + 0.005, 0.01), 2).tolist():
+        if tail.above(logit(threshold)) <= (1 - target) * max(_above(odds, threshold), FEW):
+            return threshold, False
+    return (USUAL_THRESHOLD if _above(odds, USUAL_THRESHOLD) < 2 * FEW else MOST), True
+
+
+def _above(odds: Any, threshold: float) -> int:
+    return int((odds >= logit(threshold)).sum())
+
+
+def logit(share: float) -> float:
+    """Return the log odds of a share."""
+    share = min(max(share, 1e-6), SUREST)
+    return math.log(share / (1 - share))
+
+
+def made_copies(
+    load: Callable[[Any], Tensor], rows: Any, database: Tensor, finder: Finder, embedder: Embedder, score: Score,
+    *, threshold: float, seed: int,
+) -> tuple[dict[str, float], int]:  # fmt: skip
+    """Return the share of changed copies of each held out kind that the whole search finds, and how many were tried.
+
+    `load` gives the pictures uint8 (N, 3, S, S) at some rows, of the size that the embedder takes; `database` (M, D) holds
+    the embeddings among which their originals would be.
+    """
+    if len(rows) < FEWEST:
+        return {}, 0
+    rng = np.random.default_rng([seed, 1])
+    originals = load(rows[np.sort(rng.permutation(len(rows))[:SAMPLE])])
+    copies, names = copies_of_kinds(originals, rng, HELD_OUT)
+    first, second = canvas(copies), canvas(originals)
+    warp, agreement = align_outlines(outline(first), outline(second))
+    measures, _ = measure(first, second, warp)
+    embedded = finder.projection(embedder.describe(copies))
+    own = (embedded * finder.projection(embedder.describe(originals))).sum(dim=1)
+    query, _, value = nearest(embedded, database, NEIGHBOURS)
+    last = torch.full((len(copies),), 2.0).scatter_reduce(0, query, value, "amin")
+    many = torch.bincount(query, minlength=len(copies)) >= NEIGHBOURS
+    reached = (own >= finder.least) & ((own >= last - 1e-5) | ~many) & (agreement >= COARSE_ENOUGH)
+    found = reached & (score(with_similarity(measures, own)) >= threshold)
+    kinds = np.array(names)
+    return {name: float(found[torch.from_numpy(kinds == name)].float().mean()) for name in HELD_OUT}, len(copies)

@@ -10,6 +10,7 @@ import torch
 from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup_detect.calibrate import Calibration
+from robustdup_detect.decisions import Decisions, decide, known_recall, read_decisions
 from robustdup_detect.groups import Groups, cluster, conflicting, leaving
 from robustdup_detect.labels import read_labels
 from robustdup_detect.pairs import Pairs, joined, turned_round, with_identical
@@ -18,8 +19,8 @@ from robustdup_detect.summary import SearchResult
 from robustdup_detect.work import SearchPlan, load_shard_pairs, shards_of
 
 
-def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int) -> Pairs:
-    """Return all pairs of rows: what the pieces of work judged, each pair once, and the identical images."""
+def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int, threshold: float) -> Pairs:
+    """Return all pairs of rows that score at least the threshold, each once, and the identical images."""
     config = plan.config
     parts = [
         load_shard_pairs(plan.state / plan.asking / "done" / f"pairs-{shard.start}.safetensors")
@@ -28,6 +29,7 @@ def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int) -> Pai
     own_rows, other_rows = plan.different_rows(config.split), plan.different_rows(plan.other)
     within = config.against is None
     judged = joined(parts)
+    judged = judged[judged.score >= threshold]
     if plan.asking != config.split:
         judged = turned_round(judged)
     # Places among the different rows, as identical ones are known by their groups.
@@ -58,6 +60,20 @@ def search_result(
     """Return the clusters, conflicts and rows to leave out beside the pairs."""
     config = plan.config
     n = plan.rows[config.split]
+    paths = {
+        name: load_paths(
+            plan.store(name).folder, plan.rows[name],
+            [shard.start for shard in shards_of(plan, "read", {name: plan.rows[name]})], config.data,
+        )
+        for name in columns
+    }  # fmt: skip
+    decisions = Decisions()
+    if config.decisions is not None:
+        decisions = read_decisions(
+            config.decisions, paths[config.split], paths[plan.other], within=config.against is None
+        )
+    recall = known_recall(pairs, decisions)
+    pairs, decided = decide(pairs, decisions)
     a, b = pairs.a.numpy(), pairs.b.numpy()
     labels, class_names = read_labels(
         {name: source.splits[name] for name in columns}, {name: split.label for name, split in columns.items()}
@@ -75,14 +91,7 @@ def search_result(
                for row in plan.store(name).finished("read", shard.start) or ()]
         for name in columns
     }  # fmt: skip
-    paths = {
-        name: load_paths(
-            plan.store(name).folder, plan.rows[name],
-            [shard.start for shard in shards_of(plan, "read", {name: plan.rows[name]})], config.data,
-        )
-        for name in columns
-    }  # fmt: skip
     return SearchResult(
         plan, pairs, calibration, columns, source, labels, class_names, clusters, conflicting(clusters, all_labels), out,
-        broken, paths,
+        broken, paths, decisions, decided, recall,
     )  # fmt: skip

@@ -124,11 +124,14 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         ),
         ("clusters with conflicting labels", f"{record.n_conflicts:,}"),
         ("threshold of the score", f"{record.method.threshold:g}"),
-        ("expected precision of near pairs", _percent(expected.precision)),
-        ("expected recall of changed copies", _percent(expected.recall)),
+        (
+            "expected precision of near pairs",
+            _percent(expected.precision, expected.precision_low, expected.precision_high),
+        ),
+        ("recall of confirmed pairs", _percent(expected.recall, expected.recall_low, expected.recall_high)),
         ("seconds", f"{sum(record.seconds.values()):.1f}"),
     ):
-        table.add_row(escape(name), value)
+        table.add_row(escape(name), escape(value))
     out.print(table, highlight=False)
     if record.pairs:
         out.print(_pairs(record), highlight=False)
@@ -137,6 +140,9 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         for bad in record.unreadable[:LISTED]:
             path = f" ({bad.path})" if bad.path else ""
             out.print(escape(f"  {bad.split} row {bad.row}{path}: {bad.reason}"), soft_wrap=True, highlight=False)
+    if expected.recall_by_change:
+        kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in expected.recall_by_change.items())
+        out.print(escape(f"Of copies made here, found by kind: {kinds}."), highlight=False, soft_wrap=True)
     for note in (expected.about, *record.notes):
         out.print(escape(note), style="dim", highlight=False, soft_wrap=True)
     if record.deduplicated:
@@ -169,8 +175,10 @@ def _where(image: ImageRef) -> str:
     return escape(image.path) if image.path else str(image.row)
 
 
-def _percent(share: float | None) -> str:
-    return "not known" if share is None else f"{share:.1%}"
+def _percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
+    if share is None:
+        return "not known"
+    return f"{share:.1%}" if low is None or high is None else f"{share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 detect_command = with_flags(DetectConfig, _detect)

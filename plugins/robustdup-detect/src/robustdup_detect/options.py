@@ -19,7 +19,7 @@ class DetectConfig(DatasetFields):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column", "background"),
-        "Search": ("embedding", "precision", "threshold", "search", "keep", "seed"),
+        "Search": ("embedding", "precision", "threshold", "decisions", "search", "keep", "seed"),
         "Speed": ("workers", "runner", "shard"),
         "Output": ("out", "pictures"),
     }
@@ -47,6 +47,11 @@ class DetectConfig(DatasetFields):
     threshold: float | None = Field(
         None, description="Least score of a pair, above 0 and at most 1, instead of one that is calibrated.", gt=0, le=1
     )
+    decisions: str | None = Field(
+        None,
+        description="CSV file of pairs that somebody looked at, with the columns a, b (rows or files) and duplicate (true or "
+        "false): they are honoured, and say what recall is.",
+    )
     keep: Keep = Field(
         "first",
         description="Which image of a cluster a deduplicated dataset keeps: the first; quality (most pixels, then most "
@@ -63,7 +68,7 @@ class DetectConfig(DatasetFields):
     )
     runner: str = Field("local", description="Where the workers are: local, or ray (a cluster; --out must be shared).")
     shard: int = Field(5000, description="Images in one piece of work, which is what a kill can lose.", ge=16)
-    seed: int = Field(0, description="Seed of what is sampled for calibration.", ge=0)
+    seed: int = Field(0, description="Seed of what is sampled to learn how candidates are found.", ge=0)
     out: str | None = Field(None, description="Run folder; runs/<time>-detect-<data> if not given.")
 
     @field_validator("background")
@@ -76,4 +81,4 @@ class DetectConfig(DatasetFields):
 
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.
-ELSEWHERE = ("workers", "runner", "out", "pictures", "keep")
+ELSEWHERE = ("workers", "runner", "out", "pictures", "keep", "decisions", "precision")

@@ -119,6 +119,8 @@ def _multiplicities(record: DuplicatesRecord) -> Section | None:
 def _classes(record: DuplicatesRecord) -> Section | None:
     """Return how the classes share the images, the clusters and what would leave; of earlier records the clusters alone."""
     balance = [(index, count) for index, count in enumerate(record.classes) if count.n]
+    if len(balance) == 1:  # one class, or no labels: nothing to compare
+        return None
     if not balance:
         return _classes_of_clusters(record)
     n = sum(count.n for _, count in balance)
@@ -140,14 +142,13 @@ def _classes(record: DuplicatesRecord) -> Section | None:
                 Cell(percent(after), after),
             ]
         )
-    worst = max(rows, key=lambda row: row[4].value or 0.0)
-    _, name, before, after = max(changes)
-    lead = (
-        f"Class {worst[0].text} repeats itself most: {worst[4].text} of its images could go. Without them the share of "
-        f"{name} goes from {percent(before)} to {percent(after)}, the largest change."
-        if redundant
-        else "No image of any class is redundant."
-    )
+    lead = "No image of any class is redundant."
+    if redundant:
+        worst = max(rows, key=lambda row: row[4].value or 0.0)
+        change, name, before, after = max(changes)
+        lead = f"Class {worst[0].text} repeats itself most: {worst[4].text} of its images could go."
+        if change >= 0.0005:
+            lead += f" Without them the share of {name} goes from {percent(before)} to {percent(after)}, the largest change."
     headings = ("Class", "Images", "In clusters", "Redundant", "Of the class", "Share before", "Share after")
     table = Table("balance-table", f"Classes of {record.split}", headings, rows)
     return Section("balance", "Class balance", TABLE, lead, (table,))
@@ -213,11 +214,19 @@ def _scores(record: DuplicatesRecord) -> Section | None:
     lead = ""
     if expected.precision is not None:
         lead = f"Expected precision of the near pairs: {percent(expected.precision)}."
-    if expected.recall is not None:
-        lead += f" Expected recall of changed copies: {percent(expected.recall)}."
+    if expected.recall is not None and expected.confirmed:
+        lead += f" {percent(expected.recall)} of {whole(expected.confirmed)} confirmed pairs were found."
+    elif expected.recall is not None:
+        lead += f" Expected recall of copies that robustdup made: {percent(expected.recall)}."
+    elif expected.calibrated:
+        lead += " Recall of real duplicates is not known."
     charts = (_score_chart(record),) if any(band.pairs for band in record.bands) else ()
     rows = [[Cell(kind), Cell(percent(share), share, bar=share)] for kind, share in expected.recall_by_change.items()]
-    tables = (Table("recall-table", "Expected recall by kind of change", ("Change", "Recall"), rows),) if rows else ()
+    tables = (
+        (Table("recall-table", "Copies made of these images: found, by kind of change", ("Change", "Found"), rows),)
+        if rows
+        else ()
+    )
     return Section("scores", "How sure", TABLE, lead.strip(), tables, charts) if lead or charts or tables else None
 
 

@@ -32,14 +32,20 @@ class Score:
     weights: tuple[float, ...]
     bias: float
 
+    def odds(self, measures: Tensor) -> Tensor:
+        """Return the log odds float32 (N,) of measures (N, 7)."""
+        return measures @ torch.tensor(self.weights) + self.bias
+
     def __call__(self, measures: Tensor) -> Tensor:
-        """Return scores float32 (N,) of measures (N, 6)."""
-        return torch.sigmoid(measures @ torch.tensor(self.weights) + self.bias)
+        """Return scores float32 (N,) of measures (N, 7), below 1, which is kept for identical pixels."""
+        return torch.sigmoid(self.odds(measures)).clamp(max=SUREST)
 
 
-# Fitted on CIFAR-10: changed copies of its images against the nearest different images.
-USUAL_SCORE = Score((2.74, 1.86, -14.92, -0.38, -3.85, 2.66), 0.56)
-USUAL_THRESHOLD = 0.5
+# Fitted on candidates between CIFAR-10's splits: near pairs that ciFAIR's authors annotated (half of their list) and others
+# that were looked at, against the rest. The second one is for embeddings whose similarity nothing was fitted on.
+USUAL_SCORE = Score((0.44, 9.14, -8.38, 0.27, -0.59, 0.92, 5.77), -12.64)
+SCORE_WITHOUT_SIMILARITY = Score((1.83, 9.37, -8.45, 1.81, -1.06, 0.95, 0.0), -8.16)
+USUAL_THRESHOLD = 0.75
 SUREST = 0.999999  # score of a near pair at most: 1 is kept for identical pixels
 
 
@@ -62,6 +68,16 @@ class Pairs:
 
     def __getitem__(self, rows: Tensor) -> Pairs:
         return Pairs(self.a[rows], self.b[rows], self.score[rows], self.mirrored[rows], self.warp[rows])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs to be judged: rows `a`, `b` (C,), `mirrored` (C,) bool, and how alike their embeddings are, `alike` (C,)."""
+
+    a: Tensor
+    b: Tensor
+    mirrored: Tensor
+    alike: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,38 +166,42 @@ def learn(pictures: Tensor, seed: int = 0, embedder: Embedder = CLASSICAL) -> Fi
     return Finder(projection, float(min(max(similarity.quantile(0.003).item(), 0.3), 0.55)))
 
 
-def find(
-    pictures: Tensor, database: Tensor, finder: Finder, *, within: bool, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return candidates (a, b, mirrored): rows of pictures uint8 (N, 3, 32, 32) and of embeddings (M, D), each pair once."""
+def find(pictures: Tensor, database: Tensor, finder: Finder, *, within: bool, progress: Progress) -> Candidates:
+    """Return candidates: rows of pictures uint8 (N, 3, 32, 32) and of embeddings (M, D), each pair once."""
     candidates = []
     for mirrored in (False, True):
         queries = finder.projection(describe(pictures.flip(-1) if mirrored else pictures))
         stage = "search mirrored" if mirrored else "search"
-        a, b, _ = nearest(queries, database, NEIGHBOURS + within, least=finder.least, progress=partial(progress, stage))
+        a, b, alike = nearest(
+            queries, database, NEIGHBOURS + within, least=finder.least, progress=partial(progress, stage)
+        )
         if within:
-            a, b = once(a, b, len(database))
-        candidates.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
-    a, b, flipped = (torch.cat(part) for part in zip(*candidates, strict=True))
-    return a, b, flipped
+            a, b, alike = once(a, b, alike, len(database))
+        candidates.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool), alike))
+    return Candidates(*(torch.cat(part) for part in zip(*candidates, strict=True)))
 
 
-def once(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Return pairs of rows below n in order and without repeats, a < b."""
+def once(a: Tensor, b: Tensor, alike: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs of rows below n in order and without repeats, a < b, each with its similarity."""
     low, high = torch.minimum(a, b), torch.maximum(a, b)
-    pairs = torch.unique((low * n + high)[low < high])
-    return pairs // n, pairs % n
+    low, high, alike = low[low < high], high[low < high], alike[low < high]
+    _, first = np.unique((low * n + high).numpy(), return_index=True)
+    chosen = torch.from_numpy(first)
+    return low[chosen], high[chosen], alike[chosen]
 
 
 def judge(
-    pictures_a: Tensor, pictures_b: Tensor, candidates: tuple[Tensor, Tensor, Tensor], score: Score, threshold: float,
-    *, progress: Progress,
+    pictures_a: Tensor, pictures_b: Tensor, candidates: Candidates, score: Score, threshold: float,
+    *, progress: Progress, seen: list[tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> Pairs:  # fmt: skip
-    """Return the candidates that score at least the threshold, each pair once, by falling score."""
-    a, b, mirrored = candidates
+    """Return the candidates that score at least the threshold, each pair once, by falling score.
+
+    `seen` is given (a, b, log odds) of all that were measured, those below the threshold too.
+    """
+    a, b, mirrored = candidates.a, candidates.b, candidates.mirrored
     outlines_a = outline(pictures_a)
     outlines_b = outlines_a if pictures_b is pictures_a else outline(pictures_b)
-    scores, warps, rows = [torch.empty(0)], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
+    odds, warps, rows = [torch.empty(0)], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
     for start in range(0, len(a), BATCH):
         part = torch.arange(start, min(start + BATCH, len(a)))
         warp, agreement = align_outlines(turned(outlines_a, a[part], mirrored[part]), outlines_b[b[part]])
@@ -189,17 +209,25 @@ def judge(
         part, warp = part[kept], warp[kept]
         if len(part):
             measures, warp = measure(turned(pictures_a, a[part], mirrored[part]), pictures_b[b[part]], warp)
-            scores.append(score(measures).clamp(max=SUREST))
+            odds.append(score.odds(with_similarity(measures, candidates.alike[part])))
             warps.append(warp)
             rows.append(part)
         progress("compare", min(start + BATCH, len(a)), len(a))
-    row, value, warp = torch.cat(rows), torch.cat(scores), torch.cat(warps)
+    row, log_odds, warp = torch.cat(rows), torch.cat(odds), torch.cat(warps)
+    if seen is not None:
+        seen.append((a[row], b[row], log_odds))
+    value = torch.sigmoid(log_odds).clamp(max=SUREST)
     order = value.argsort(descending=True, stable=True)
     order = order[value[order] >= threshold]
     pairs = Pairs(a[row], b[row], value, mirrored[row], warp)[order]
     # A symmetric picture is found as it is and mirrored: the better way counts.
     _, first = np.unique((pairs.a * len(pictures_b) + pairs.b).numpy(), return_index=True)
     return pairs[torch.from_numpy(np.sort(first))]
+
+
+def with_similarity(measures: Tensor, alike: Tensor) -> Tensor:
+    """Return measures (N, 6) with a seventh: the similarity (N,) of the embeddings, stretched near 1."""
+    return torch.cat([measures, torch.atanh(alike.clamp(-0.9999, 0.9999))[:, None]], dim=1)
 
 
 def turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:

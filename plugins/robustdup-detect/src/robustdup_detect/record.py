@@ -37,6 +37,7 @@ PAIRS_SCHEMA = pa.schema(
         ("shift_x", pa.float64()),
         ("shift_y", pa.float64()),
         ("cluster", pa.int64()),
+        ("decided", pa.bool_()),  # whether somebody said that it is a duplicate
         ("path_a", pa.string()),  # the file, where images are files of their own
         ("path_b", pa.string()),
     ]
@@ -121,15 +122,28 @@ class Method(Part):
 
 
 class Expected(Part):
-    """What calibration on the user's own images expects; null where there were too few of them."""
+    """What is expected of the pairs listed; null where it is not known."""
 
-    calibrated: bool = Field(description="Whether there were enough images to calibrate on.")
-    precision: float | None = Field(description="Expected precision of the near pairs listed in this record.")
+    calibrated: bool = Field(
+        description="Whether there were enough images and candidates to say what precision to expect."
+    )
+    precision: float | None = Field(description="Expected precision of the near pairs that were judged.")
+    precision_low: float | None = Field(default=None, description="Lower end of its interval.")
+    precision_high: float | None = Field(default=None, description="Upper end of its interval.")
     different_pairs: float | None = Field(description="Expected number of wrong pairs among them.")
-    recall: float | None = Field(description="Share of changed copies that the whole search found.")
-    recall_by_change: dict[str, float] = Field(description="The same by kind of change.")
-    positives: int = Field(description="Changed copies that were tried.")
-    negatives: int = Field(description="Neighbours that were measured.")
+    recall: float | None = Field(
+        description="Share of the near pairs that somebody confirmed which the search found; null where too few are confirmed. "
+        "Records before the field `confirmed` hold the share of copies that robustdup had made."
+    )
+    recall_low: float | None = Field(default=None, description="Lower end of its 95% interval (Wilson).")
+    recall_high: float | None = Field(default=None, description="Upper end of its 95% interval.")
+    confirmed: int = Field(default=0, description="Confirmed near pairs from which the recall is told.")
+    recall_by_change: dict[str, float] = Field(
+        description="Share of copies of these images, made by robustdup, that the search found, by kind of change; nothing is "
+        "learned from these kinds."
+    )
+    positives: int = Field(description="Copies that were made and looked for.")
+    negatives: int = Field(description="Candidates from whose scores the number of wrong pairs was extrapolated.")
     about: str = Field(description="How these numbers come about, in words.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from robustdup.records import write_atomic
 from robustdup.records.folder import STATE, locked, start
 from robustdup.runners import Runner, open_runner
 from robustdup.runners.local import usable_cores
-from robustdup_detect.calibrate import Calibration, calibrate
+from robustdup_detect.calibrate import Calibration, calibrate, made_copies
 from robustdup_detect.collect import collect_pairs, search_result
 from robustdup_detect.dedup import write_deduplicated
 from robustdup_detect.features import SIZE, Embedder
@@ -41,7 +41,9 @@ from robustdup_detect.work import (
     WorkerSetup,
     database,
     load_finder,
+    load_odds,
     save_finder,
+    score_of,
     shards_of,
 )
 
@@ -119,11 +121,14 @@ def run_detection(
             _do(runner, "read", shards_of(plan, "read", {n: plan.rows[n] for n in names}), total, progress)
             times.stage("read")
             groups = {name: _groups(plan, name) for name in names}
-            calibration = _learn(runner, ShardWorker(plan, open_embedder), groups, progress, times)
+            worker = ShardWorker(plan, open_embedder)
+            _learn(runner, worker, groups, progress, times)
             rows = len(plan.different_rows(plan.asking))
             _do(runner, "compare", shards_of(plan, "compare", {plan.asking: rows}), rows, progress)
         times.stage("compare")
-        pairs = collect_pairs(plan, groups, rows)
+        calibration = _calibrate(worker, rows, progress)
+        times.stage("calibrate")
+        pairs = collect_pairs(plan, groups, rows, calibration.threshold)
         result = search_result(plan, pairs, calibration, {n: c for n, (_, c) in opened.items()}, source)
         times.stage("cluster")
         record = make_record(result, folder, seconds=times.seconds, command=command)
@@ -193,8 +198,8 @@ def _groups(plan: SearchPlan, split: str) -> Groups:
 
 def _learn(
     runner: Runner[Shard, int], worker: ShardWorker, groups: dict[str, Groups], progress: Progress, times: StageTimes
-) -> Calibration:
-    """Learn how candidates are found, embed all rows, and calibrate; what a killed run had learned is used again."""
+) -> None:
+    """Learn how candidates are found, embed all rows; what a killed run had learned is used again."""
     plan = worker.plan
     config, state = plan.config, plan.state
     if not (state / FINDER_FILE).is_file():
@@ -214,32 +219,28 @@ def _learn(
         progress,
     )
     times.stage("embed")
-    finder = load_finder(state)
-    queries, others = plan.different_rows(plan.asking), plan.different_rows(plan.asked)
-    embedded = database(plan, others)
+    others = plan.different_rows(plan.asked)
     if config.search == "faiss" or (config.search == "auto" and len(others) >= LARGE):
         if not (state / INDEX_FILE).is_file():
-            build_index(embedded.numpy(), state / INDEX_FILE)
+            build_index(database(plan, others).numpy(), state / INDEX_FILE)
         times.stage("index")
+
+
+def _calibrate(worker: ShardWorker, rows: int, progress: Progress) -> Calibration:
+    """Choose the threshold, and look for made copies."""
+    plan = worker.plan
+    config = plan.config
     progress("calibrate", 0, 1)
-    calibration = calibrate(
-        partial(worker.pictures, plan.asking), queries, embedded, _SelectedRows(plan.store(plan.asked).read("pictures"), others),
-        finder, worker.embedder, within=config.against is None, target=config.precision, threshold=config.threshold,
-        seed=config.seed,
+    score = score_of(config)
+    odds = load_odds(plan, rows)
+    calibration = calibrate(odds, rows, score, target=config.precision, threshold=config.threshold)
+    by_change, tried = made_copies(
+        partial(worker.pictures, plan.asking), plan.different_rows(plan.asking),
+        database(plan, plan.different_rows(plan.asked)), load_finder(plan.state), worker.embedder, score,
+        threshold=calibration.threshold, seed=config.seed,
     )  # fmt: skip
-    score = {"weights": calibration.score.weights, "bias": calibration.score.bias, "threshold": calibration.threshold}
-    write_atomic(state / "score.json", json.dumps(score).encode())
+    calibration = replace(calibration, recall_by_change=by_change, positives=tried)
+    chosen = {"weights": score.weights, "bias": score.bias, "threshold": calibration.threshold}
+    write_atomic(plan.state / "score.json", json.dumps(chosen).encode())
     progress("calibrate", 1, 1)
-    times.stage("calibrate")
     return calibration
-
-
-@dataclass(frozen=True)
-class _SelectedRows:
-    """Some rows of an array on disk, by place."""
-
-    array: Any
-    rows: Any
-
-    def __getitem__(self, places: Any) -> Any:
-        return self.array[self.rows[places]]

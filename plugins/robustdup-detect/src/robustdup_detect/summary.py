@@ -16,6 +16,7 @@ from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup.records import now
 from robustdup_detect.calibrate import Calibration
+from robustdup_detect.decisions import Decisions
 from robustdup_detect.pairs import NEIGHBOURS, Pairs
 from robustdup_detect.paths import dataset_paths, encoded_column, unread_files, unread_note
 from robustdup_detect.record import (
@@ -59,6 +60,9 @@ class SearchResult:
     leaving: Any
     broken: dict[str, list[Any]]
     paths: dict[str, list[str]]
+    decisions: Decisions
+    decided: Any
+    recall: tuple[float, float, float, int] | None
 
     @property
     def exact(self) -> Any:
@@ -71,7 +75,7 @@ def pair_columns(result: SearchResult) -> dict[str, Any]:
     config, pairs = result.plan.config, result.pairs
     a, b, warp = pairs.a.numpy(), pairs.b.numpy(), pairs.warp.double().numpy()
     return {
-        "path_a": _paths(result, config.split, a), "path_b": _paths(result, result.plan.other, b),
+        "decided": result.decided, "path_a": _paths(result, config.split, a), "path_b": _paths(result, result.plan.other, b),
         "split_a": [config.split] * len(pairs), "row_a": a, "label_a": result.labels[config.split][a],
         "split_b": [result.plan.other] * len(pairs), "row_b": b, "label_b": result.labels[result.plan.other][b],
         "score": pairs.score.double().numpy(), "kind": np.where(result.exact, "exact", "near").tolist(),
@@ -119,7 +123,7 @@ def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float]
         unread_files=unread,
         notes=list(dict.fromkeys(
             [*result.source.notes, *(note for columns in result.columns.values() for note in columns.notes),
-             *([unread_note(unread, names)] if unread else [])]
+             *([unread_note(unread, names)] if unread else []), *_calibration_notes(result)]
         )),
     )  # fmt: skip
 
@@ -245,36 +249,59 @@ def _method(result: SearchResult) -> Method:
     return Method(
         search="faiss" if (result.plan.state / INDEX_FILE).is_file() else "exact",
         embedding=result.plan.config.embedding, dimensions=DIMENSIONS,
-        neighbours=NEIGHBOURS, least_similarity=load_finder(result.plan.state).least, measures=list(MEASURES),
+        neighbours=NEIGHBOURS, least_similarity=load_finder(result.plan.state).least, measures=[*MEASURES, "similarity"],
         weights=list(score.weights), bias=score.bias, threshold=result.calibration.threshold,
     )  # fmt: skip
 
 
 def _expected(result: SearchResult) -> Expected:
-    """Return what is expected of the near pairs listed, from the sample and the number of images that were compared."""
+    """Return what is expected of the near pairs listed, from all candidates that were compared and what somebody decided."""
     calibration = result.calibration
-    near = int((~result.exact).sum())
+    recall, low, high, confirmed = result.recall or (None, None, None, 0)
+    known = (
+        f"Recall: the share of {confirmed} pairs that somebody confirmed (--decisions) which the search found by itself."
+        if confirmed
+        else "Recall of real duplicates is not known: it would take pairs that somebody confirmed (--decisions)."
+    )
     if not calibration.calibrated:
         about = (
-            "Too few images to calibrate: the score is the one that was fitted on CIFAR-10, and its usual threshold."
+            "Too few images or candidates to say what precision to expect: the threshold is the usual one, of CIFAR-10. "
+            + known
         )
-        return Expected(
-            calibrated=False, precision=None, different_pairs=None, recall=None, recall_by_change={}, positives=0,
-            negatives=0, about=about,
-        )  # fmt: skip
-    queries = len(np.load(result.plan.state / result.plan.asking / "different.npy"))
-    # Within a split, each pair is result from both of its images.
-    wrong = calibration.different_a_query * queries / (2 if result.plan.config.against is None else 1)
-    about = (
-        "Recall: the share of changed copies (shift, mirror, crop, brightness, JPEG, noise, and two at once) of "
-        f"{calibration.positives} of these images that the search result. Precision: different pictures above the threshold, "
-        "extrapolated from the scores of nearest neighbours, against the pairs that were result; an estimate, not a count."
-    )
+    else:
+        about = (
+            "Precision: pairs of different pictures above the threshold, extrapolated from the scores of all candidates "
+            f"below those of duplicates, against the pairs found; an estimate, not a count. {known}"
+        )
+    if calibration.positives:
+        about += f" Made copies: {calibration.positives} copies of these images were made in ways that nothing was learned from."
+    different = calibration.different if calibration.above else None
     return Expected(
-        calibrated=True, precision=max(1 - wrong / near, 0.0) if near else None, different_pairs=wrong,
-        recall=calibration.recall, recall_by_change=calibration.recall_by_change, positives=calibration.positives,
+        calibrated=calibration.calibrated, precision=calibration.precision(different),
+        precision_low=calibration.precision(calibration.different_high),
+        precision_high=calibration.precision(calibration.different_low), different_pairs=calibration.different,
+        recall=recall, recall_low=low, recall_high=high, confirmed=confirmed,
+        recall_by_change=calibration.recall_by_change, positives=calibration.positives,
         negatives=calibration.negatives, about=about,
     )  # fmt: skip
+
+
+def _calibration_notes(result: SearchResult) -> list[str]:
+    """Say where the wanted precision is not expected."""
+    config, calibration = result.plan.config, result.calibration
+    notes = []
+    if calibration.missed:
+        notes.append(
+            f"The precision of {config.precision:.0%} that was asked for is not expected: about {calibration.different:.0f} of "
+            f"the {calibration.above:,} pairs with a score of {calibration.threshold:g} or more may be wrong. Look at them, or "
+            "give --threshold."
+        )
+    if len(result.decisions):
+        notes.append(
+            f"{len(result.decisions):,} decisions were honoured: {len(result.decisions.same):,} duplicates, "
+            f"{len(result.decisions.different):,} that are none."
+        )
+    return notes
 
 
 def environment() -> dict[str, str]:

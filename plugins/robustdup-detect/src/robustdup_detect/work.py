@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,14 +19,27 @@ from robustdup.records import write_atomic
 from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
 from robustdup_detect.labels import open_columns
+from robustdup_detect.options import CLASSICAL as CLASSICAL_NAME
 from robustdup_detect.options import DetectConfig
-from robustdup_detect.pairs import NEIGHBOURS, Finder, Pairs, Score, joined, judge
+from robustdup_detect.pairs import (
+    NEIGHBOURS,
+    SCORE_WITHOUT_SIMILARITY,
+    USUAL_SCORE,
+    USUAL_THRESHOLD,
+    Candidates,
+    Finder,
+    Pairs,
+    Score,
+    joined,
+    judge,
+)
 from robustdup_detect.paths import encoded_column
 from robustdup_detect.search import nearest, nearest_by_index
 from robustdup_detect.store import Store, read_pictures, read_rows
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
 MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
+LEAST_KEPT = 0.02  # score from which pairs are kept until the threshold is known
 EMBEDDED = 2000  # pictures of 32 x 32 pixels whose features are in memory at once
 
 
@@ -138,54 +150,54 @@ class ShardWorker:
         return torch.cat([self._embedded(part.flip(-1) if mirrored else part) for part in parts])
 
     def compare(self, store: Store, shard: Shard) -> Any:
-        """Judge different rows against the different rows of the other side; the pairs go into a file."""
+        """Judge different rows against the different rows of the other side; pairs and all log odds go into a file."""
         places = np.arange(shard.start, shard.stop)
-        pairs, candidates = self._judged(shard.split, places, NEIGHBOURS)
+        pairs, seen = self._judged(shard.split, places, NEIGHBOURS)
         # Where most neighbours are the same picture, there may be more of them.
-        many = torch.bincount(pairs.a, minlength=len(places)) >= NEIGHBOURS // 2
+        likely = pairs.a[pairs.score >= USUAL_THRESHOLD]
+        many = torch.bincount(likely, minlength=len(places)) >= NEIGHBOURS // 2
         if bool(many.any()):
             again = many.nonzero()[:, 0]
             more, tried = self._judged(shard.split, places[again.numpy()], MANY_NEIGHBOURS)
-            candidates += tried
             pairs = joined([pairs[~many[pairs.a]], replace(more, a=again[more.a])])
-        rows = self.plan.different_rows(shard.split)[places]
-        save_shard_pairs(
-            store.folder / "done" / f"pairs-{shard.start}.safetensors",
-            pairs,
-            rows,
-            self.plan.different_rows(self.plan.asked),
-        )
-        return {"pairs": len(pairs), "candidates": candidates}
+            others = ~many[seen[0]]
+            seen = tuple(
+                torch.cat([part[others], new]) for part, new in zip(seen, (again[tried[0]], *tried[1:]), strict=True)
+            )
+        rows, asked = self.plan.different_rows(shard.split)[places], self.plan.different_rows(self.plan.asked)
+        save_shard_pairs(store.folder / "done" / f"pairs-{shard.start}.safetensors", pairs, seen, rows, asked)
+        return {"pairs": len(pairs), "candidates": len(seen[0])}
 
-    def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, int]:
-        """Return the pairs (position in `places`, place in the database), and how many candidates were compared."""
+    def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, tuple[Tensor, ...]]:
+        """Return the pairs (position in `places`, place in the database), and (a, b, log odds) of all that were measured."""
         within = self.plan.config.against is None
         rows = self.plan.different_rows(split)[places]
         pictures = torch.from_numpy(np.array(self.plan.store(split).read("pictures")[rows]))
-        score, threshold = self._score
         parts = []
         for mirrored in (False, True):
             queries = self._queries(split, rows, mirrored=mirrored)
-            a, b = self._search(queries, k + within, self._finder.least)
+            a, b, alike = self._search(queries, k + within, self._finder.least)
             if within:  # a pair may be found from either side, in two pieces of work: the parent keeps one
                 other = torch.from_numpy(places)[a] != b
-                a, b = a[other], b[other]
-            parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool)))
-        a, b, flipped = (torch.cat(part) for part in zip(*parts, strict=True))
+                a, b, alike = a[other], b[other], alike[other]
+            parts.append((a, b, torch.full_like(a, mirrored, dtype=torch.bool), alike))
+        a, b, flipped, alike = (torch.cat(part) for part in zip(*parts, strict=True))
         needed, place = torch.unique(b, return_inverse=True)
         other_rows = self.plan.different_rows(self.plan.asked)[needed.numpy()]
         others = torch.from_numpy(np.array(self.plan.store(self.plan.asked).read("pictures")[other_rows]))
-        pairs = judge(pictures, others, (a, place, flipped), score, threshold, progress=lambda *_: None)
-        return replace(pairs, b=needed[pairs.b]), len(a)
+        measured: list[tuple[Tensor, Tensor, Tensor]] = []
+        pairs = judge(
+            pictures, others, Candidates(a, place, flipped, alike), score_of(self.plan.config), kept_from(self.plan.config),
+            progress=lambda *_: None, seen=measured,
+        )  # fmt: skip
+        ((seen_a, seen_b, odds),) = measured
+        return replace(pairs, b=needed[pairs.b]), (seen_a, needed[seen_b], odds)
 
-    def _search(self, queries: Tensor, k: int, least: float) -> tuple[Tensor, Tensor]:
+    def _search(self, queries: Tensor, k: int, least: float) -> tuple[Tensor, Tensor, Tensor]:
         index = self.plan.state / INDEX_FILE
-        a, b, _ = (
-            nearest_by_index(queries, index, k, least=least)
-            if index.is_file()
-            else nearest(queries, self._database, k, least=least)
-        )
-        return a, b
+        if index.is_file():
+            return nearest_by_index(queries, index, k, least=least)
+        return nearest(queries, self._database, k, least=least)
 
     def _images(self, split: str) -> tuple[Any, str]:
         """Return the encoded images of a split and the name of their column, opened once."""
@@ -203,11 +215,6 @@ class ShardWorker:
     @cached_property
     def _finder(self) -> Finder:
         return load_finder(self.plan.state)
-
-    @cached_property
-    def _score(self) -> tuple[Score, float]:
-        content = json.loads((self.plan.state / "score.json").read_text(encoding="utf-8"))
-        return Score(tuple(content["weights"]), content["bias"]), content["threshold"]
 
     @cached_property
     def _database(self) -> Tensor:
@@ -236,11 +243,22 @@ def load_finder(state: Path) -> Finder:
     return Finder(projection, float(content["least"][0]))
 
 
-def save_shard_pairs(path: Path, pairs: Pairs, rows_a: Any, rows_b: Any) -> None:
-    """Keep pairs of places as pairs of rows of the splits."""
+def score_of(config: DetectConfig) -> Score:
+    """Return the score of a search: similarity counts where it is that of the embedding which the score was fitted with."""
+    return USUAL_SCORE if config.embedding == CLASSICAL_NAME else SCORE_WITHOUT_SIMILARITY
+
+
+def kept_from(config: DetectConfig) -> float:
+    """Return the least score of pairs that are kept until the threshold is known."""
+    return LEAST_KEPT if config.threshold is None else config.threshold
+
+
+def save_shard_pairs(path: Path, pairs: Pairs, seen: tuple[Tensor, ...], rows_a: Any, rows_b: Any) -> None:
+    """Keep pairs of places as pairs of rows of the splits; beside them `seen`, all that were measured (a, b, log odds)."""
     content = {
         "a": rows_a[pairs.a.numpy()], "b": rows_b[pairs.b.numpy()], "score": pairs.score.numpy(),
-        "mirrored": pairs.mirrored.numpy(), "warp": pairs.warp.numpy(),
+        "mirrored": pairs.mirrored.numpy(), "warp": pairs.warp.numpy(), "seen_a": rows_a[seen[0].numpy()],
+        "seen_b": rows_b[seen[1].numpy()], "odds": seen[2].numpy(),
     }  # fmt: skip
     write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
 
@@ -249,6 +267,22 @@ def load_shard_pairs(path: Path) -> Pairs:
     """Return the pairs of rows that `save_shard_pairs` kept."""
     content = load_file(path)
     return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp")))
+
+
+def load_odds(plan: SearchPlan, rows: int) -> Any:
+    """Return the log odds of all candidates, numpy float32 (C,), each pair once, in its better way."""
+    found: list[tuple[Any, Any, Any]] = []
+    for shard in shards_of(plan, "compare", {plan.asking: rows}):
+        content = load_file(plan.state / plan.asking / "done" / f"pairs-{shard.start}.safetensors")
+        found.append((content["seen_a"], content["seen_b"], content["odds"]))
+    a, b, odds = (np.concatenate(part) for part in zip(*found, strict=True))
+    if plan.config.against is None:
+        a, b = np.minimum(a, b), np.maximum(a, b)
+    order = np.lexsort((-odds, b, a))
+    a, b, odds = a[order], b[order], odds[order]
+    first = np.ones(len(a), dtype=bool)
+    first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    return odds[first]
 
 
 @dataclass(frozen=True)
