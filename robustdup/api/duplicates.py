@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 D = TypeVar("D")
-BY_CLASS = ("class_skewed", "conflicting")  # schemes that look at labels; so does control="class_prior"
 
 
 def duplicate(
@@ -47,7 +46,7 @@ def duplicate(
     from robustdup.config import validate
     from robustdup.config.duplication import DuplicationOptions
     from robustdup.duplication.apply import apply_plan
-    from robustdup.duplication.make import make_plan
+    from robustdup.duplication.make import looks_at_labels, make_plan
 
     source: Any = dataset
     if isinstance(dataset, datasets.DatasetDict):
@@ -57,8 +56,7 @@ def duplicate(
             )
         source = dataset[split]
     config = validate(DuplicationOptions, {"scheme": scheme, **options})
-    by_class = scheme in BY_CLASS or config.control == "class_prior"
-    labels, class_names = _labels(source, label_column, needed=by_class)
+    labels, class_names = _labels(source, label_column, needed=looks_at_labels(config))
     plan = make_plan(
         labels, config, seed=seed, class_names=class_names, scores=None if scores is None else torch.as_tensor(scores),
         n_other=0 if other is None else len(other), other_labels=None if other is None else _labels(other, label_column)[0],

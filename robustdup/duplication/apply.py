@@ -120,7 +120,10 @@ def _table(plan: DuplicationPlan, dataset: datasets.Dataset, other: Any, names: 
 def _columns(plan: DuplicationPlan, dataset: Any, names: dict[str, str | None]) -> Any:
     if plan.near is None and plan.labels is None:
         return None
-    return find_columns(dataset.features, image=names["image"], label=names["label"], place="the dataset")
+    return find_columns(
+        dataset.features, image=names["image"], label=names["label"], place="the dataset",
+        needs_labels=plan.labels is not None,
+    )  # fmt: skip
 
 
 def _with_near_copies(plan: DuplicationPlan, made: datasets.Dataset, image: str) -> datasets.Dataset:

@@ -20,6 +20,15 @@ _LEVELS = 1024  # copy numbers, and
 _BLOCK = 8192  # entries, that are written at once
 
 
+BY_CLASS = ("class_skewed", "conflicting")  # schemes that look at labels
+
+
+def looks_at_labels(options: DuplicationOptions) -> bool:
+    """Return whether a plan depends on the labels; where it does not, data without labels will do."""
+    scored = getattr(options, "score_model", None) is not None  # a margin is that of the true class
+    return options.scheme in BY_CLASS or options.control == "class_prior" or scored
+
+
 def make_plan(
     labels: Tensor, options: DuplicationOptions, *, seed: int, scores: Tensor | None = None,
     class_names: Sequence[str] = (), n_other: int = 0, other_labels: Tensor | None = None,

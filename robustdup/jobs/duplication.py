@@ -19,7 +19,7 @@ from robustdup.data.table import TableSamples
 from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
 from robustdup.duplication.croissant import write_croissant
-from robustdup.duplication.make import make_plan
+from robustdup.duplication.make import looks_at_labels, make_plan
 from robustdup.duplication.plan import DuplicationPlan, entry_labels, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
@@ -63,22 +63,24 @@ def duplicate(
     options = config.data_options()
     source = open_splits(config.data, options)
     place = f"{config.data} ({config.split})"
-    dataset, columns = split_columns(source.get(config.split), options, place)
-    labels = label_tensor(dataset, columns, place)
-    other, other_labels = _leaking(config, source, options)
+    needs_labels = looks_at_labels(config) or config.label_column is not None
+    dataset, columns = split_columns(source.get(config.split), options, place, needs_labels=needs_labels)
+    labels = label_tensor(dataset, columns, place) if columns.label else torch.zeros(len(dataset), dtype=torch.int64)
+    other, other_labels = _leaking(config, source, options, needs_labels=needs_labels)
     plan = make_plan(
         labels, config, seed=0, class_names=columns.class_names, scores=_scores(config, dataset, columns, labels, place),
         n_other=0 if other is None else len(other), other_labels=other_labels,
     )  # fmt: skip
-    notes = [*source.notes, *columns.notes]
+    notes = [*source.notes, *(columns.notes if columns.label else [f"{place} has no labels; the plan needs none."])]
     if plan.near is not None or config.check_images:
         plan, more = _readable(plan, dataset, other, columns.image)
         notes += more
     with quiet():
-        made = apply_plan(plan, dataset, other=other, image_column=columns.image, label_column=columns.label)
+        made = apply_plan(plan, dataset, other=other, image_column=columns.image, label_column=columns.label or None)
     others = source.splits if config.other_splits else {config.split: dataset}
     written = {name: made if name == config.split else numbered(split) for name, split in others.items() if len(split)}
-    classes = _class_rows(plan, labels, other_labels, columns.class_names)
+    class_names = columns.class_names if columns.label else ["(no labels)"]
+    classes = _class_rows(plan, labels, other_labels, class_names)
     card = dataset_card(plan, source, config.split, written, classes, command=command, notes=notes)
 
     def beside(folder: Path) -> None:
@@ -104,7 +106,7 @@ def _write(
 
 
 def _leaking(
-    config: DuplicateConfig, source: Splits, options: DataOptions
+    config: DuplicateConfig, source: Splits, options: DataOptions, *, needs_labels: bool
 ) -> tuple[datasets.Dataset | None, Tensor | None]:
     if config.scheme != "leak":
         return None, None
@@ -113,7 +115,9 @@ def _leaking(
             f"A split does not leak into itself: split and leak_from are both {config.split!r}.", code="bad-value"
         )
     place = f"{config.data} ({config.leak_from})"
-    other, columns = split_columns(source.get(config.leak_from), options, place)
+    other, columns = split_columns(source.get(config.leak_from), options, place, needs_labels=needs_labels)
+    if not columns.label:
+        return other, torch.zeros(len(other), dtype=torch.int64)
     return other, label_tensor(other, columns, place)
 
 

@@ -173,7 +173,7 @@ def test_data_without_labels_or_rows_is_refused(capsys, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "name": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": [image], "name": ["x"]}, features=features)
     rows.to_parquet(tmp_path / "bare.parquet")
-    words = ("scheme=uniform", "dose=0.1", "--to", tmp_path / "out")
+    words = ("scheme=conflicting", "dose=0.1", "--to", tmp_path / "out")
     code, _, err = run(capsys, "data", "duplicate", tmp_path / "bare.parquet", *words)
     assert code == 2
     assert "is known to hold labels; it has image (Image), name (text)" in err
@@ -303,3 +303,25 @@ def test_a_push_that_is_not_allowed_says_how_to_log_in(hub, tmp_path):
     done = push(hub, tmp_path)
     assert done.returncode == 2
     assert "The Hub does not let you write 'me/dup' (403). Log in: 'hf auth login'." in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("scheme", ["uniform", "class_skewed"])
+@pytest.mark.parametrize("near", [(), ("near=jpeg",)])
+def test_labels_are_asked_for_only_where_the_scheme_looks_at_them(capsys, tmp_path, scheme, near):
+    content = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(content, "PNG")
+    picture = {"bytes": content.getvalue(), "path": None}
+    rows = datasets.Dataset.from_dict({"image": [picture] * 20, "caption": [f"text {row}" for row in range(20)]})
+    (tmp_path / "data").mkdir()
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "data" / "train.parquet")
+    words = ("data", "duplicate", tmp_path / "data", f"scheme={scheme}", "dose=0.5", "copies=1", *near)
+    code, out, err = run(capsys, *words, "--to", tmp_path / "out", "--json")
+    if scheme == "class_skewed":
+        assert code == 2
+        assert "label_column" in err
+        return
+    made = json.loads(out)
+    assert (code, made["rows"]) == (0, {"train": 40})
+    assert made["classes"] == [{"name": "(no labels)", "source": 20, "entries": 40, "copies": 20}]
+    table = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert sorted(table["caption"]) == sorted([f"text {row}" for row in range(20)] * 2)

@@ -29,8 +29,10 @@ FEWEST = 200  # images, and
 FEWEST_CANDIDATES = 50  # candidates in the range of the fit, below which nothing is expected
 LEAST, MOST = 0.3, 0.98  # thresholds that a calibration may choose
 FEW = 10  # pairs: where fewer are found, half a wrong one may be expected at a precision of 95%
-BULK = (0.85, 0.8, 0.9)  # share of the candidates below the range of the fit: the one taken, and those of the interval
+BULK = (0.8, 0.85, 0.9)  # share of the candidates below the range of the fit: the one taken, and those of the interval
 CLEAR = -2.0  # log odds below which duplicates are few among the candidates
+EVEN = 1.0  # log odds up to which duplicates are taken to be spread evenly
+ROUNDS = 200
 HELD_OUT = (
     "grey", "hue", "contrast", "gamma", "blur", "text line", "watermark", "border 10%", "letterbox", "rotation 5",
     "crop 80%", "occlusion 25%",
@@ -89,7 +91,8 @@ def calibrate(odds: Any, images: int, score: Score, *, target: float, threshold:
     """Choose the threshold for a precision of `target` from the log odds (C,) of all candidates, unless one is given."""
     odds = np.asarray(odds, dtype=np.float64)
     tails = [tail for share in BULK if (tail := fit_tail(odds, share)) is not None]
-    if images < FEWEST or len(tails) < len(BULK):
+    most = fit_tail(odds, BULK[0], duplicates=False)
+    if images < FEWEST or len(tails) < len(BULK) or most is None:
         cut = USUAL_THRESHOLD if threshold is None else threshold
         return Calibration(score, cut, above=_above(odds, cut))
     cut, missed = (threshold, False) if threshold is not None else choose_threshold(odds, tails[0], target)
@@ -98,25 +101,35 @@ def calibrate(odds: Any, images: int, score: Score, *, target: float, threshold:
     spread = tails[0].spread(at)
     return Calibration(
         score, cut, above=_above(odds, cut), different=expected[0], different_low=min(*expected, expected[0] / spread),
-        different_high=max(*expected, expected[0] * spread), negatives=tails[0].n, missed=missed,
+        different_high=max(*expected, most.above(at) * most.spread(at)), negatives=tails[0].n, missed=missed,
     )  # fmt: skip
 
 
-def fit_tail(odds: Any, share: float = BULK[0]) -> Tail | None:
-    """Fit how candidates of different pictures fall off, above the bulk and below what duplicates score; None for too few.
+def fit_tail(odds: Any, share: float = BULK[0], *, duplicates: bool = True) -> Tail | None:
+    """Fit how candidates of different pictures fall off above the bulk; None for too few.
 
-    Maximum likelihood of an exponential that is cut off at both ends.
+    Maximum likelihood of an exponential that is cut off at both ends, and, beside it, of `duplicates` that lie evenly over
+    the range (their scores change slowly there). Without these, all are taken for different pictures, below what most
+    duplicates score: that is the most that there can be.
     """
     negative = odds[odds < 0]
     if not len(negative):
         return None
     low = float(np.quantile(negative, share))
-    high = max(CLEAR, low + 2.0)
+    high = max(EVEN if duplicates else CLEAR, low + 2.0)
     inside = odds[(odds >= low) & (odds < high)] - low
-    if len(inside) < FEWEST_CANDIDATES:
+    width, n = high - low, len(inside)
+    if n < FEWEST_CANDIDATES:
         return None
-    rate = _truncated_rate(float(inside.mean()), high - low)
-    return Tail(low, rate, len(inside) / -math.expm1(-rate * (high - low)), len(inside))
+    rate, part = _truncated_rate(float(inside.mean()), width), 1.0
+    if duplicates:
+        part = 0.95
+        for _ in range(ROUNDS):
+            falling = part * rate * np.exp(-rate * inside) / -math.expm1(-rate * width)
+            own = falling / (falling + (1 - part) / width)
+            part = float(own.mean())
+            rate = _truncated_rate(float((own * inside).sum() / own.sum()), width)
+    return Tail(low, rate, n * part / -math.expm1(-rate * width), n)
 
 
 def _truncated_rate(mean: float, width: float) -> float:
@@ -124,6 +137,7 @@ def _truncated_rate(mean: float, width: float) -> float:
     from scipy.optimize import brentq
 
     least, most = math.log(2) / width, 100 / width
+    mean = max(mean, 1.01 / most)
 
     def excess(rate: float) -> float:
         return 1 / rate - width / math.expm1(rate * width) - mean
