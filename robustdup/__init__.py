@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustdup.api.certification import CertificationResult as CertificationResult
     from robustdup.api.certification import certify as certify
+    from robustdup.api.duplicates import drop_duplicates as drop_duplicates
     from robustdup.api.duplicates import duplicate as duplicate
     from robustdup.api.duplicates import find_duplicates as find_duplicates
     from robustdup.api.evaluation import attack as attack
@@ -46,6 +47,7 @@ _PUBLIC = {
     "attack": "robustdup.api.evaluation",
     "certify": "robustdup.api.certification",
     "compare": "robustdup.api.runs",
+    "drop_duplicates": "robustdup.api.duplicates",
     "duplicate": "robustdup.api.duplicates",
     "evaluate": "robustdup.api.evaluation",
     "find_duplicates": "robustdup.api.duplicates",

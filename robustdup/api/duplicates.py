@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from robustdup.api.options import DuplicateOptions
 from robustdup.errors import UserError
 from robustdup.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Unpack
 
 D = TypeVar("D")
@@ -123,6 +124,79 @@ def find_duplicates(dataset: Any, *, against: Any = None, image_column: str | No
     return spec.find(first) if against is None else spec.find(first, _pixels(against, image_column))
 
 
+def drop_duplicates(
+    dataset: Any, *, keep: Literal["first", "last", "none"] = "first", against: Any = None, image_column: str | None = None,
+    finder: str = "",
+) -> Any:  # fmt: skip
+    """Return a dataset without its exact and near duplicates.
+
+    A sample leaves only where it is itself a duplicate of one that stays: likeness is not handed on from sample to sample.
+
+    Args:
+        dataset: a `datasets.Dataset` with an image column.
+        keep: which of two duplicates stays: the first, the last, or none of them.
+        against: another dataset (or images): samples that also occur there leave, and duplicates within the first one stay.
+        image_column: found by itself if not named.
+        finder: the name of a duplicate finder; the first that is installed if not given.
+
+    Returns:
+        The samples that stay, in their order: `dataset.select(rows)`.
+
+    Raises:
+        Unavailable: no plugin searches for duplicates here.
+        UserError: the data is no `datasets.Dataset`, `keep` is none of the three, or the images differ in shape.
+    """
+    import datasets
+
+    if keep not in ("first", "last", "none"):
+        raise UserError(f"keep must be first, last or none, got {keep!r}.", code="bad-value")
+    if not isinstance(dataset, datasets.Dataset):
+        raise UserError(
+            f"drop_duplicates() takes a datasets.Dataset, got a {type(dataset).__name__}. Of images in memory, "
+            "find_duplicates() gives the pairs.",
+            code="bad-data",
+        )
+    pairs = find_duplicates(dataset, against=against, image_column=image_column, finder=finder)
+    a, b = pairs.a.tolist(), pairs.b.tolist()
+    if against is not None:
+        leaving = set(a)
+    elif keep == "none":
+        leaving = {*a, *b}
+    else:
+        identical = [score == 1 for score in pairs.score.tolist()]
+        leaving = _leaving(len(dataset), list(zip(a, b, identical, strict=True)), last=keep == "last")
+    return dataset.select([row for row in range(len(dataset)) if row not in leaving])
+
+
+def _leaving(n: int, pairs: Sequence[tuple[int, int, bool]], *, last: bool) -> set[int]:
+    """Return the rows of n that leave: each is identical to, or directly paired with, one that stays."""
+    group = list(range(n))  # of identical rows, named by the smallest
+
+    def root(row: int) -> int:
+        while group[row] != row:
+            row = group[row]
+        return row
+
+    for a, b, identical in pairs:
+        if identical:
+            low, high = sorted((root(a), root(b)))
+            group[high] = low
+    groups = [root(row) for row in range(n)]
+    alike: dict[int, set[int]] = {}
+    for a, b, _ in pairs:
+        alike.setdefault(groups[a], set()).add(groups[b])
+        alike.setdefault(groups[b], set()).add(groups[a])
+    staying: set[int] = set()
+    leaving: set[int] = set()
+    for row in reversed(range(n)) if last else range(n):
+        own = groups[row]
+        if own in staying or alike.get(own, set()) & staying:
+            leaving.add(row)
+        else:
+            staying.add(own)
+    return leaving
+
+
 def _pixels(data: Any, image_column: str | None) -> Any:
     """Return images as uint8 (N, C, H, W)."""
     import torch
@@ -138,10 +212,10 @@ def _pixels(data: Any, image_column: str | None) -> Any:
     if isinstance(data, torch.Tensor):
         return data if data.dtype == torch.uint8 else to_bytes(data)
     options = DataOptions(split=str(getattr(data, "split", None) or "given"), image_column=image_column)
-    split_columns(data, options, "the dataset", needs_labels=False)
-    labelled = data if "label" in data.features else data.add_column("label", [0] * len(data))
+    opened, columns = split_columns(data, options, "the dataset", needs_labels=False)
+    labelled = opened.select_columns([columns.image]).add_column("label", [0] * len(data))  # pairs need no labels
     samples = TableSamples(
-        labelled, DataOptions(split=options.split, image_column=image_column, label_column="label"), "the dataset"
+        labelled, DataOptions(split=options.split, image_column=columns.image, label_column="label"), "the dataset"
     )
     images, _ = samples.fetch(range(len(samples)))
     return to_bytes(images)

@@ -169,6 +169,44 @@ def test_copies_are_found_again():
     assert set(zip(across.a.tolist(), across.b.tolist(), strict=True)) >= {(i, i - 5) for i in range(5, 10)}
 
 
+def picture_dataset(rows, label):
+    random = torch.Generator().manual_seed(0)
+    small = torch.rand(12, 3, 4, 4, generator=random)
+    images = (torch.nn.functional.interpolate(small, (32, 32), mode="bicubic").clamp(0, 1) * 255).byte()
+    pictures = [Image.fromarray(images[row].permute(1, 2, 0).numpy()) for row in rows]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    return datasets.Dataset.from_dict(
+        {"image": pictures, "label": [f"{label}{i}" for i in range(len(rows))]}, features=features
+    )
+
+
+@pytest.mark.parametrize(("keep", "rows"), [("first", [0, 1, 2, 5]), ("last", [1, 4, 5, 6]), ("none", [1, 5])])
+def test_duplicates_are_dropped(keep, rows):
+    """Rows 0, 3 and 6 are one picture, 2 and 4 another."""
+    pytest.importorskip("robustdup_detect")
+    dataset = picture_dataset([0, 1, 2, 0, 2, 5, 0], "text ")
+    left = robustdup.drop_duplicates(dataset, keep=keep)
+    assert left["label"] == [f"text {row}" for row in rows]
+    across = robustdup.drop_duplicates(dataset, against=picture_dataset([5, 7, 2], ""))
+    assert across["label"] == ["text 0", "text 1", "text 3", "text 6"]
+
+
+def test_likeness_is_not_handed_on():
+    """0 is like 1 and 1 is like 2, but 0 is not like 2: 2 stays. 3, 4, 5 are identical, and 5 is like 6."""
+    from robustdup.api.duplicates import _leaving
+
+    chain = [(0, 1, False), (1, 2, False), (3, 4, True), (3, 5, True), (5, 6, False)]
+    assert _leaving(8, chain, last=False) == {1, 4, 5, 6}
+    assert _leaving(8, chain, last=True) == {1, 3, 4, 5}
+
+
+def test_mistakes_in_dropping_are_explained():
+    with raises("bad-value"):
+        robustdup.drop_duplicates(picture_dataset([0], ""), keep="best")
+    with raises("bad-data"):
+        robustdup.drop_duplicates(torch.zeros(2, 3, 8, 8))
+
+
 def test_importing_is_quick_and_light():
     code = "import sys, robustdup; heavy = {'torch', 'datasets', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
