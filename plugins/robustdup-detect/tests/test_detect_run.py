@@ -195,7 +195,7 @@ def test_data_without_labels_will_do(planted, tmp_path, labels):
     (tmp_path / "bare").mkdir()
     (rows if labels is None else rows.add_column("label", names)).to_parquet(tmp_path / "bare" / "train.parquet")
     record = detect(str(tmp_path / "bare"), tmp_path / "run", to=str(tmp_path / "less"))
-    labelled = detect(planted, tmp_path / "labelled")
+    detect(planted, tmp_path / "labelled")
     assert found(tmp_path / "run") == found(tmp_path / "labelled")
     if labels is None:
         assert (record.n_conflicts, record.class_names) == (0, [])

@@ -76,7 +76,7 @@ def search_result(
     pairs, decided = decide(pairs, decisions)
     a, b = pairs.a.numpy(), pairs.b.numpy()
     labels, class_names = read_labels(
-        {name: source.splits[name] for name in columns}, {name: split.label for name, split in columns.items()}
+        {name: source.get(name) for name in columns}, {name: split.label for name, split in columns.items()}
     )
     facts = plan.store(config.split).read("facts")
     if config.against is None:

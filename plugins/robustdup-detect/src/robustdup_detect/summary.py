@@ -184,7 +184,7 @@ def _image(result: SearchResult, split: str, row: int, label: int, file: str | N
 def _encoded(result: SearchResult) -> dict[str, tuple[Any, str]]:
     """The images of each split as they are stored, and the name of their column."""
     return {
-        name: (encoded_column(result.source.splits[name], columns.image), columns.image)
+        name: (encoded_column(result.source.get(name), columns.image), columns.image)
         for name, columns in result.columns.items()
     }
 
