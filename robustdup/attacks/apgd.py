@@ -6,8 +6,9 @@ It is a `pool` attack, and that is where it differs from that code:
 
 - A sample leaves the moment it is misclassified, with that very iterate; one that survives returns the iterate of highest
   loss, over several runs the one of them with the smallest margin.
-- The last iterate gets no gradient, and with `eot` a single draw: loss and success are taken from the last draw only, as
-  published.
+- The last iterate gets no gradient. With `eot` no sample leaves, and losses are averaged over the draws as gradients are,
+  where the published code takes both from the last draw: of several runs the one is kept whose image is right in the
+  fewest draws when asked again (see `expectation`).
 - Random starts belong to the sample. Gradients that are not finite count as zero, a loss that is NaN is never the best, and
   logits that are not finite count as misclassified.
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.apgd_run import Phase, RowLoss, run_phases
 from robustdup.attacks.apgd_steps import random_start
+from robustdup.attacks.expectation import asked_again, expected_height
 from robustdup.attacks.losses import Loss, cw, dlr, find_loss
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
@@ -97,7 +99,7 @@ def apgd(
             margin, with an AttackWarning.
         steps: for each run.
         restarts: runs from random starts.
-        eot: calls over which a gradient is averaged, for randomised models.
+        eot: calls over which gradient and loss are averaged, for randomised models; above 1 no sample leaves.
         rho: share of steps that must raise the loss between two checkpoints, or the step size is halved (not in L1).
         larger_eps: in L1, spend 30% of the steps at 3 eps and 30% at 2 eps.
 
@@ -150,7 +152,7 @@ def apgd_dlr(
 def apgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
     gradients = options["steps"] * options["eot"]
-    last_looks = 3 if options["larger_eps"] else 1
+    last_looks = (3 if options["larger_eps"] else 1) * options["eot"] + asked_again(options["eot"])
     return options["restarts"] * (gradients + last_looks), options["restarts"] * gradients
 
 
@@ -206,6 +208,8 @@ def strongest_of_runs(
 ) -> Tensor:
     """Run APGD on each of `losses`, `restarts` times, on the samples still correct; return each one's best image.
 
+    With EOT no sample leaves, and the best image is the one that is right in the fewest draws.
+
     Shapes as in `apgd`. The attack `name` is for messages. Raises UserError for a setting that cannot work.
     """
     settings.check(name, threat)
@@ -225,7 +229,10 @@ def strongest_of_runs(
             return loss(logits, indices[part])
 
         run = run_phases(model, clean, labels[indices], phases, on_these, start, eot=settings.eot, rho=settings.rho)
-        improved = run.is_adv | (run.margin < lowest[indices]) | (draw == 0)
-        adv_images[indices[improved]], lowest[indices[improved]] = run.adv_images[improved], run.margin[improved]
+        height = run.margin
+        if settings.eot > 1:
+            height = expected_height(model, run.adv_images, labels, asked_again(settings.eot))
+        improved = run.is_adv | (height < lowest[indices]) | (draw == 0)
+        adv_images[indices[improved]], lowest[indices[improved]] = run.adv_images[improved], height[improved]
         remaining = indices[~run.is_adv]
     return adv_images

@@ -123,7 +123,7 @@ def ascend(
             watch(step, state.index, state.iterate, state.step_size)
         last = step == steps
         gradient, losses, margins, is_adv = _look(model, state, labels, loss, eot, gradient=not last)
-        if phase.may_leave and bool(is_adv.any()):
+        if phase.may_leave and eot == 1 and bool(is_adv.any()):
             left = state.index[is_adv]
             run.adv_images[left], run.margin[left], run.is_adv[left] = state.iterate[is_adv], margins[is_adv], True
             if len(left) == len(state.index):
@@ -189,23 +189,24 @@ def _step(state: State, threat: ThreatModel, *, first: bool) -> Tensor:
 def _look(
     model: nn.Module, state: State, labels: Tensor, loss: RowLoss, eot: int, *, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (gradient averaged over `eot` calls, loss, margin, is_adv) of each sample; the last three of the last call."""
+    """Return (gradient, loss, margin, is_adv) of each sample, the first three averaged over `eot` calls.
+
+    `is_adv` is of the last call. Without a gradient, it is that of the last look.
+    """
     index, dtype = state.index, state.iterate.dtype
-    if not gradient:
-        with torch.no_grad():
-            logits = model(state.iterate)
-            losses = loss(logits, index)
-        average = state.gradient
-    else:
-        total: Tensor | None = None
-        for _ in range(eot):
-            grad, losses, logits = input_gradient(model, state.iterate, lambda logits, part: loss(logits, index[part]))
-            grad = grad.nan_to_num_(0, 0, 0)
-            total = grad if total is None else total.add_(grad)
-        assert total is not None
-        average = total.div_(eot) if eot > 1 else total
-    margins, is_adv = margin(logits, labels[index]), misclassified(logits, labels[index])
-    return average, losses.to(dtype), margins.to(dtype), is_adv
+    gradients, losses, margins = torch.zeros_like(state.iterate), *torch.zeros(2, len(index)).to(state.iterate)
+    for _ in range(eot):
+        if gradient:
+            grad, values, logits = input_gradient(model, state.iterate, lambda logits, part: loss(logits, index[part]))
+            gradients = gradients + grad.nan_to_num_(0, 0, 0)
+        else:
+            with torch.no_grad():
+                logits = model(state.iterate)
+                values = loss(logits, index)
+        losses, margins = losses + values, margins + margin(logits, labels[index])
+    is_adv = misclassified(logits, labels[index])
+    average = gradients / eot if gradient else state.gradient
+    return average, (losses / eot).to(dtype), (margins / eot).to(dtype), is_adv
 
 
 def _remember(state: State, gradient: Tensor, losses: Tensor, margins: Tensor, *, first: bool) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.apgd import Settings, apgd_cost, strongest_of_runs
 from robustdup.attacks.apgd_run import RowLoss
+from robustdup.attacks.expectation import mean_logits
 from robustdup.attacks.losses import cw_targeted, dlr_targeted, misclassified
 from robustdup.errors import AttackWarning, UserError
 from robustdup.rng import SampleRng
@@ -44,7 +45,7 @@ def apgd_t(
     Args:
         targets: wrong classes to aim at; all where there are fewer.
     """
-    adv_images, (rows, losses) = images.clone(), targeted_losses("apgd-t", model, images, labels, targets)
+    adv_images, (rows, losses) = images.clone(), targeted_losses("apgd-t", model, images, labels, targets, eot)
     if len(rows) == 0:
         return adv_images
     settings = Settings(steps, restarts, eot, rho, larger_eps)
@@ -57,25 +58,24 @@ def apgd_t(
 def apgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs where the model has enough classes."""
     forward, backward = apgd_cost(options)
-    return 1 + options["targets"] * forward, options["targets"] * backward
+    return options["eot"] + options["targets"] * forward, options["targets"] * backward
 
 
 def targeted_losses(
-    name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: int
+    name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: int, eot: int = 1
 ) -> tuple[Tensor, list[RowLoss]]:
     """Return the samples that are correct on the clean image, and one targeted DLR for each rank of wrong class.
 
-    The order of the classes comes from one pass over the images (N, C, H, W); a loss takes logits and indices among
-    those samples. Warns (AttackWarning), for the attack `name`, and takes the targeted margin where there are fewer than four
-    classes. Raises UserError for fewer than one target.
+    The order of the classes comes from `eot` passes over the images (N, C, H, W); a loss takes logits and indices among
+    those samples, which are all of them under EOT. Warns (AttackWarning), for the attack `name`, and takes the targeted
+    margin where there are fewer than four classes. Raises UserError for fewer than one target.
     """
     if targets < 1:
         raise UserError(f"{name}: targets must be at least 1, got {targets}.", code="bad-option")
     if len(images) == 0:
         return labels.new_empty(0), []
-    with torch.no_grad():
-        logits = model(images)
-    rows = (~misclassified(logits, labels)).nonzero()[:, 0]
+    logits = mean_logits(model, images, eot)
+    rows = (~misclassified(logits, labels) | (eot > 1)).nonzero()[:, 0]
     correct, order = labels[rows], target_order(logits[rows], labels[rows], targets)
     targeted = dlr_targeted
     if logits.shape[1] < 4:

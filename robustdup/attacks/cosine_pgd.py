@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
 from robustdup.attacks.apgd_t import targeted_losses
+from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import UserError
@@ -57,7 +58,8 @@ def cosine_pgd(
         steps: for each run.
         restarts: runs from random starts.
         loss: the name of a loss, or a function (logits (N, K), labels (N,)) -> (N,).
-        eot: calls over which a gradient is averaged, for randomised models; loss and success are of the last.
+        eot: calls over which a gradient is averaged, for randomised models; above 1 no sample leaves, and what is returned was
+            right in the fewest calls.
 
     Returns:
         Images (N, C, H, W) inside the ball and [0, 1].
@@ -93,7 +95,7 @@ def cosine_pgd_t(
     Args:
         targets: wrong classes to aim at; all where there are fewer.
     """
-    adv_images, (rows, losses) = images.clone(), targeted_losses("cosine-pgd-t", model, images, labels, targets)
+    adv_images, (rows, losses) = images.clone(), targeted_losses("cosine-pgd-t", model, images, labels, targets, eot)
     if len(rows) == 0:
         return adv_images
     _check("cosine-pgd-t", steps=steps, restarts=restarts, eot=eot)
@@ -112,14 +114,15 @@ def cosine_pgd_t(
 
 def cosine_pgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    gradients = options["restarts"] * options["steps"] * options["eot"]
-    return gradients + options["restarts"], gradients
+    eot, restarts = options["eot"], options["restarts"]
+    gradients = restarts * options["steps"] * eot
+    return gradients + restarts * (eot + 2 * asked_again(eot)), gradients
 
 
 def cosine_pgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs where the model has enough classes."""
     forward, backward = cosine_pgd_cost(options)
-    return 1 + options["targets"] * forward, options["targets"] * backward
+    return options["eot"] + options["targets"] * forward, options["targets"] * backward
 
 
 def tempered_probability_cw(logits: Tensor, labels: Tensor) -> Tensor:
@@ -145,7 +148,10 @@ def _strongest_of_runs(
     steps: int,
     eot: int,
 ) -> Tensor:
-    """Run once on each of `losses`, on the samples still correct, and return each one's iterate of smallest margin."""
+    """Run once on each of `losses`, on the samples still correct, and return each one's iterate of smallest margin.
+
+    With EOT no sample leaves; each run's iterate that was right in the fewest draws, and its last, are asked again.
+    """
     adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
     remaining, rng = torch.arange(len(images), device=images.device), rng.fold("start")
     move = linf_step if threat.norm == "Linf" else l2_step
@@ -154,11 +160,12 @@ def _strongest_of_runs(
             break
         clean = images[remaining]
         iterate = previous = random_start(clean, threat, rng[remaining], draw=draw)
+        best, best_height = (adv_images, lowest) if eot == 1 else (clean.clone(), torch.full_like(lowest, torch.inf))
         for step in range(steps + 1):
             last = step == steps
-            gradient, margins, is_adv = _look(model, iterate, labels, loss, remaining, 0 if last else eot)
-            improved = (margins < lowest[remaining]) | is_adv
-            adv_images[remaining[improved]], lowest[remaining[improved]] = iterate[improved], margins[improved]
+            gradient, heights, is_adv = _look(model, iterate, labels, loss, remaining, eot, gradient=not last)
+            improved = (heights < best_height[remaining]) | is_adv
+            best[remaining[improved]], best_height[remaining[improved]] = iterate[improved], heights[improved]
             keep = ~is_adv
             remaining = remaining[keep]
             if gradient is None or len(remaining) == 0:
@@ -169,19 +176,33 @@ def _strongest_of_runs(
             sizes = per_sample(torch.full_like(lowest[remaining], step_size), iterate)
             moved = move(clean, iterate, previous, gradient, sizes, threat.radius, first=step == 0)
             iterate, previous = moved, iterate
+        for candidate in (best, iterate) if eot > 1 else ():
+            asked = expected_height(model, candidate, labels, asked_again(eot))
+            lower = asked < lowest
+            adv_images[lower], lowest[lower] = candidate[lower], asked[lower]
     return adv_images
 
 
 def _look(
-    model: nn.Module, iterate: Tensor, labels: Tensor, loss: RowLoss, index: Tensor, eot: int
+    model: nn.Module, iterate: Tensor, labels: Tensor, loss: RowLoss, index: Tensor, eot: int, *, gradient: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return (summed gradient of `eot` calls or None, margin, is_adv); the last two of the last call."""
-    total = None
-    if eot == 0:
-        with torch.no_grad():
-            logits = model(iterate)
+    """Return (summed gradient of `eot` calls, if asked for, height, is_adv) of each sample.
+
+    Of one call the height is the margin; of several it is that of `expectation`, and no sample is to leave.
+    """
+    total, margins = None, torch.zeros_like(iterate[:, 0, 0, 0])
+    share = torch.zeros_like(margins)
     for _ in range(eot):
-        grad, _, logits = input_gradient(model, iterate, lambda logits, part: loss(logits, index[part]))
-        grad = grad.nan_to_num_(0, 0, 0)
-        total = grad if total is None else total.add_(grad)
-    return total, margin(logits, labels[index]).to(iterate.dtype), misclassified(logits, labels[index])
+        if gradient:
+            grad, _, logits = input_gradient(model, iterate, lambda logits, part: loss(logits, index[part]))
+            grad = grad.nan_to_num_(0, 0, 0)
+            total = grad if total is None else total.add_(grad)
+        else:
+            with torch.no_grad():
+                logits = model(iterate)
+        margins += margin(logits, labels[index]).to(margins) / eot
+        is_adv = misclassified(logits, labels[index])
+        share = share + ~is_adv / eot
+    if eot == 1:
+        return total, margins, is_adv
+    return total, height(share, margins, eot).to(margins), torch.zeros_like(is_adv)

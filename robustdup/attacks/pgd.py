@@ -1,7 +1,8 @@
 """PGD: ascend the loss step by step, projecting onto the ball inside [0, 1] after each. The clear example of an attack.
 
 It is a `pool` attack: it sees any number of samples at once, drops a sample the moment it is misclassified, and draws its
-randomness from the sample's own stream, so that a result does not depend on which others are there.
+randomness from the sample's own stream, so that a result does not depend on which others are there. With `eot` it drops
+none, and looks for the image that is right in the fewest draws: see `expectation`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import input_gradient
@@ -57,7 +59,8 @@ def pgd(
         loss: the name of a loss, or a function (logits (N, K), labels (N,)) -> (N,).
         momentum: of the accumulated gradient, https://arxiv.org/abs/1710.06081.
         random_start: whether to start in the ball at random, or at the clean image.
-        eot: calls over which a gradient is averaged, for randomised models; a sample is misclassified where all of them were.
+        eot: calls over which a gradient is averaged, for randomised models. Above 1 no sample leaves: of its iterate that was
+            right in the fewest calls and its last one, the one is returned that is right less often when asked again.
 
     Returns:
         Images (N, C, H, W) inside the ball and [0, 1].
@@ -82,25 +85,33 @@ def pgd(
         if random_start:
             iterate = threat.project(clean, clean + ball_noise(clean, threat, rng[active].fold("start"), draw=restart))
         velocity = torch.zeros_like(iterate)
+        best, best_height = (adv_images, lowest) if eot == 1 else (clean.clone(), torch.full_like(lowest, torch.inf))
         for taken in range(steps + 1):
             last = taken == steps
-            gradient, margins, is_adv = _look(model, iterate, true, function, eot, gradient=not last)
-            improved = (margins < lowest[active]) | is_adv
-            adv_images[active[improved]], lowest[active[improved]] = iterate[improved], margins[improved]
+            gradient, heights, is_adv = _look(model, iterate, true, function, eot, gradient=not last)
+            improved = (heights < best_height[active]) | is_adv
+            best[active[improved]], best_height[active[improved]] = iterate[improved], heights[improved]
             keep = ~is_adv
             active, clean, true, iterate = active[keep], clean[keep], true[keep], iterate[keep]
             if last or len(active) == 0:
                 break
             velocity = momentum * velocity[keep] + unit_l1(gradient[keep])
             iterate = threat.project(clean, iterate + step * ascent(clean, velocity, threat))
+        if eot > 1:  # the fewest right draws of many looks are luck in part: what is chosen between is asked again
+            for candidate in (best, iterate):
+                asked = expected_height(model, candidate, labels, asked_again(eot))
+                lower = asked < lowest
+                adv_images[lower], lowest[lower] = candidate[lower], asked[lower]
+        else:
+            adv_images, lowest = best, best_height
         remaining = active
     return adv_images
 
 
 def pgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    calls = options["restarts"] * options["eot"]
-    return calls * (options["steps"] + 1), calls * options["steps"]
+    steps, eot, restarts = options["steps"], options["eot"], options["restarts"]
+    return restarts * ((steps + 1) * eot + 2 * asked_again(eot)), restarts * steps * eot
 
 
 def ascent(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:
@@ -132,9 +143,12 @@ def unit_l1(gradient: Tensor) -> Tensor:
 def _look(
     model: nn.Module, images: Tensor, labels: Tensor, loss: Loss, eot: int, *, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (gradient, margin (N,), is_adv (N,) bool) at `images`, over `eot` calls; the gradient only where asked."""
+    """Return (gradient, height (N,), is_adv (N,) bool) at `images`, over `eot` calls; the gradient only where asked.
+
+    Of one call the height is the margin; of several it is that of `expectation`, and no sample is to leave.
+    """
     total, margins = torch.zeros_like(images), torch.zeros_like(images[:, 0, 0, 0])
-    is_adv = torch.ones_like(labels, dtype=torch.bool)
+    share = torch.zeros_like(margins)
     for _ in range(eot):
         if gradient:
             grad, _, logits = input_gradient(model, images, lambda logits, rows: loss(logits, labels[rows]))
@@ -143,8 +157,11 @@ def _look(
             with torch.no_grad():
                 logits = model(images)
         margins += margin(logits, labels) / eot
-        is_adv &= misclassified(logits, labels)
-    return total, margins, is_adv
+        is_adv = misclassified(logits, labels)
+        share = share + ~is_adv / eot
+    if eot == 1:
+        return total, margins, is_adv
+    return total, height(share, margins, eot).to(margins), torch.zeros_like(is_adv)
 
 
 def _check(**counts: int) -> None:

@@ -73,9 +73,12 @@ class EvalConfig(DataFields, ModelFields):
         "plugin's.",
     )
     eot: int = Field(
-        1, description="Gradient draws a step for randomised models (EOT), for attacks that take it.", ge=1
+        1,
+        description="Gradient draws a step for randomised models (EOT), for attacks that take it; 10 for such a model if "
+        "not given.",
+        ge=1,
     )
-    judge_draws: int = Field(20, description="Fresh draws by which a randomised model is judged.", ge=1)
+    judge_draws: int = Field(100, description="Fresh draws by which a randomised model is judged.", ge=1)
     mode: Literal["eval", "as-is"] = Field("eval", description="Put the model in eval mode, or leave it as it comes.")
     seed: int = Field(0, description="Seed of everything random.", ge=0)
     batch_size: int | None = Field(

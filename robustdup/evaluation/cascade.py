@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustdup.evaluation.calls import CLOSE, Call, Caller, PlannedStage, Work, call_here, load_call, save_call
 from robustdup.evaluation.context import Context
+from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
@@ -34,21 +35,30 @@ CALL_MEMORY = 2**28  # pixels of all samples in a call; an attack keeps some ten
 
 @dataclass(frozen=True)
 class CleanSamples:
-    """The samples under attack, on CPU: `images` (N, C, H, W) float32, `labels` (N,), `index` (N,), clean answers."""
+    """The samples under attack, on CPU: `images` (N, C, H, W) float32, `labels` (N,), `index` (N,), clean answers.
+
+    `afresh` (N,) is the share of correct answers by fresh draws, or in the stated batch, of a model that does not repeat
+    itself; None for any other.
+    """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     clean: Answers
+    afresh: Tensor | None = None
 
 
 @dataclass
 class StageResult:
-    """All calls of a stage; `outcome` (N,) uint8 holds an Outcome for each sample of the run."""
+    """All calls of a stage; `outcome` (N,) uint8 holds an Outcome for each sample of the run.
+
+    `expected_after` is the accuracy left after it, of a model that does not repeat itself.
+    """
 
     stage: PlannedStage
     calls: list[Call]
     outcome: Tensor
+    expected_after: float | None = None
 
 
 @dataclass
@@ -57,7 +67,7 @@ class CascadeResult:
 
     `nearest` (N,) is the distance of the nearest adversarial image seen, inside the ball or out, infinite where there
     was none. `masking` says what was looked at before stages that run only on signs of gradient masking, None where there
-    were none.
+    were none. `expected` (N,) is the share of correct answers, judged afresh, of a model that does not repeat itself.
     """
 
     threat: ThreatModel
@@ -69,6 +79,24 @@ class CascadeResult:
     correct_share: Tensor
     nearest: Tensor
     masking: MaskingSigns | None = None
+    expected: Tensor | None = None
+
+    def left(self, candidates: Tensor) -> Tensor:
+        """Return which of the candidates (N,) bool still have something to lose: right in any draw at all."""
+        if self.expected is None:
+            return candidates & ~self.broken
+        return candidates & ((self.correct_share > 0) | (self.expected > 0))
+
+    def judge_afresh(self, samples: CleanSamples, context: Context) -> None:
+        """Judge the kept images of a model that does not repeat itself; where the clean image does worse, it is kept."""
+        if samples.afresh is None:
+            return
+        shares = judged_afresh(context, self.adv_images, samples.labels)
+        self.expected, restored = not_above(samples.afresh, shares)
+        self.adv_images[restored] = samples.images[restored]
+        self.margin[restored] = samples.clean.margin[restored]
+        self.correct_share[restored] = samples.clean.correct_share[restored]
+        self.broken = self.expected <= 0.5
 
     def take_in(self, outcome: Tensor, call: Call) -> None:
         """Note the outcomes of a call in `outcome` (N,), and keep what is worse than the worst so far."""
@@ -85,7 +113,8 @@ class CascadeResult:
         self.margin[rows[worse]] = verdict.margin[worse]
         self.correct_share[rows[worse]] = verdict.correct_share[worse]
         self.broken[rows] |= verdict.is_adv
-        distance = torch.where(verdict.is_adv, verdict.distance, torch.inf)
+        # What breaks within the ball does so at eps, whatever rounding has added to its distance.
+        distance = torch.where(verdict.is_adv, verdict.distance.clamp(max=self.threat.radius), torch.inf)
         raw_distance = torch.where(verdict.raw_is_adv, verdict.raw_distance, torch.inf)
         self.nearest[rows] = torch.minimum(self.nearest[rows], torch.minimum(distance, raw_distance))
 
@@ -104,6 +133,9 @@ def run_cascade(
 ) -> CascadeResult:
     """Run the stages on the samples that the clean model gets right; survivors only, unless `individual`.
 
+    A model that answers at random gets a sample right in some of its draws. Each sample that is right in any draw is
+    attacked, and attacked on until it is right in none.
+
     Args:
         stages: attacks with their options, in order.
         samples: images with labels, and what the model says of them.
@@ -115,7 +147,7 @@ def run_cascade(
         progress: is told of each stage, of each call, and now and then inside a call that is made here.
         caller: makes the calls; here if not given.
     """
-    candidates = ~samples.clean.is_adv
+    candidates = samples.clean.correct_share > 0
     result = CascadeResult(
         threat=threat,
         stages=[],
@@ -125,6 +157,7 @@ def run_cascade(
         margin=samples.clean.margin.clone(),
         correct_share=samples.clean.correct_share.clone(),
         nearest=torch.full_like(samples.clean.margin, torch.inf),
+        expected=None if samples.afresh is None else samples.afresh.clone(),
     )
     latest: list[Progress] = []  # of the stage under way
 
@@ -143,7 +176,7 @@ def run_cascade(
         if stage.when == "blind" and _gets_through(result, samples, context):
             continue
         all_candidates = individual or (min_distance and stage.spec.kind == "minimum-norm")
-        left = candidates if all_candidates else candidates & ~result.broken
+        left = candidates if all_candidates else result.left(candidates)
         rows = _nearest(left.nonzero()[:, 0], result.margin, stage.take)
 
         def report(
@@ -170,6 +203,10 @@ def run_cascade(
         stage_folder = None if folder is None else folder / f"{number:02d}-{_slug(stage.spec.name)}"
         size = CallSize(stage, context, samples.images[0].numel(), len(rows))
         result.stages.append(_run_stage(stage, number, rows, samples, size, result, stage_folder, report, make))
+        result.judge_afresh(samples, context)
+        if result.expected is not None:
+            open_rows = result.undecided & ~result.broken
+            result.stages[-1].expected_after = float(torch.where(open_rows, 0.0, result.expected).mean())
     result.undecided &= ~result.broken
     return result
 
@@ -349,11 +386,11 @@ def _missing(rows: Tensor, saved: dict[int, Call], size: CallSize) -> Iterator[t
 
 
 def _nearest(rows: Tensor, margin: Tensor, take: float) -> Tensor:
-    """Keep the share `take` of rows with the smallest margin so far, in dataset order."""
+    """Keep the share `take` of rows with the smallest margin so far, on either side, in dataset order."""
     if take >= 1.0:
         return rows
     count = math.ceil(take * len(rows))
-    return rows[margin[rows].argsort(stable=True)[:count].sort().values]
+    return rows[margin[rows].abs().argsort(stable=True)[:count].sort().values]
 
 
 def _slug(name: str) -> str:

@@ -20,6 +20,7 @@ from robustdup.device import out_of_memory
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import Answers, judge_images
+from robustdup.evaluation.steadiness import examine
 from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint
 from robustdup.records import write_atomic
@@ -29,11 +30,20 @@ ANSWERS_FILE = "clean.safetensors"  # in the state of a run
 
 @dataclass(frozen=True)
 class CleanAnswers:
-    """What the model says of the clean images, how many classes it knows, and whether it answers at random."""
+    """What the model says of the clean images, how many classes it knows, and whether it repeats itself.
+
+    `randomized`: it answers at random. `batch_dependent`: its answers change with the images that share a batch.
+    """
 
     answers: Answers
     num_classes: int
     randomized: bool
+    batch_dependent: bool = False
+
+    @property
+    def wavering(self) -> bool:
+        """Whether the model does not repeat itself, in one way or the other."""
+        return self.randomized or self.batch_dependent
 
 
 def clean_answers(
@@ -69,7 +79,8 @@ def clean_answers(
         return _saved_answers(path, inputs)
     clean = _judge_clean(context, data, draws)
     if path is not None:
-        head = {**inputs, "num_classes": str(clean.num_classes), "randomized": str(clean.randomized)}
+        head = {**inputs, "num_classes": str(clean.num_classes)}
+        head |= {name: str(getattr(clean, name)) for name in ("randomized", "batch_dependent")}
         write_atomic(path, save({**vars(clean.answers)}, metadata=head))
     return clean
 
@@ -90,7 +101,8 @@ def _saved_answers(path: Path, inputs: dict[str, str]) -> CleanAnswers:
                 "Put it back as it was, or start again in another --out.",
                 code="other-run",
             )
-    return CleanAnswers(answers, int(head["num_classes"]), head["randomized"] == "True")
+    randomized, batch_dependent = (head.get(name) == "True" for name in ("randomized", "batch_dependent"))
+    return CleanAnswers(answers, int(head["num_classes"]), randomized, batch_dependent)
 
 
 def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswers:
@@ -99,12 +111,14 @@ def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswe
     num_classes = _check_model(context, images[few], labels)
     if context.attacked is not context.original.model:
         _check_stand_in(context, images[few], labels)
-    randomized = is_randomized(context.original, images[few], labels[few])
+    answers = _judge_in_memory(context, images, labels, 1)
+    steady = examine(context.original, images, labels, answers, seed=context.seed)
+    if steady.randomized:
+        answers = _judge_in_memory(context, images, labels, draws)
     context.original.count = Count()
-    answers = _judge_in_memory(context, images, labels, draws if randomized else 1)
     if not bool(answers.margin.isfinite().any()):
         raise _not_finite()
-    return CleanAnswers(answers, num_classes, randomized)
+    return CleanAnswers(answers, num_classes, steady.randomized, steady.batch_dependent)
 
 
 def _judge_in_memory(context: Context, images: Tensor, labels: Tensor, draws: int) -> Answers:
@@ -201,14 +215,6 @@ def _check_stand_in(context: Context, images: Tensor, labels: Tensor) -> None:
             f"{int(labels.max())}. It must know the classes of the judged model.",
             code="model-and-data",
         )
-
-
-def is_randomized(model: Passes, images: Tensor, labels: Tensor) -> bool:
-    """Tell whether two calls under different seeds differ on the same images (N, C, H, W) by more than rounding."""
-    first = judge_images(model, images, labels, seed=1).margin
-    second = judge_images(model, images, labels, seed=2).margin
-    scale = first[first.isfinite()].abs().max().clamp(min=1.0) if first.isfinite().any() else torch.tensor(1.0)
-    return bool(((first - second).abs().nan_to_num() > 1e-5 * scale).any())
 
 
 def check_unchanged(context: Context, images: Tensor, clean: CleanAnswers, weights: str) -> None:

@@ -41,7 +41,7 @@ class EngineOptions:
     fold: bool = True
     compile: Literal["auto", "off", "on", "cudagraphs"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    draws: int = 20
+    draws: int = 100
     mode: Literal["eval", "as-is"] = "eval"
     seed: int = 0
     threads: int | None = None
@@ -78,6 +78,9 @@ class Context:
     first_look: Any = None  # at the model's gradients and outputs, kept for the diagnostics (`masking.look_first`)
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
     guard: Any = None  # of the judge: `robustdup.evaluation.guard`, made when the first attack is about to run
+    batch_dependent: bool = (
+        False  # whether answers depend on who shares a batch: then its rows are not chosen by the clock
+    )
 
 
 def check_modules(model: object, attack_model: object = None) -> None:

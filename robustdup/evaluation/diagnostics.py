@@ -47,12 +47,19 @@ def diagnose(
         )
         signs += [] if look.error is None else [_failed_probe(look.error)]
         seen, spent = look.probe, look.passes
-        signs += of_randomness(clean.randomized, context.draws) + of_mode(was_training, mode) + of_probe(seen)
+        signs += of_mode(was_training, mode) + of_probe(seen)
+    signs += of_randomness(clean.randomized, context.draws)
+    signs += of_company(clean.batch_dependent, context.original.micro_batch)
     for result in results:
         signs += of_cascade(result)
     n = len(samples.labels)
     decided = [r for r in results if not r.undecided.any()]  # an attack that failed says nothing of its eps
-    alone = {r.threat.eps_text: float((~samples.clean.is_adv & ~r.broken).sum()) / n for r in decided}
+    alone = {
+        r.threat.eps_text: float((~samples.clean.is_adv & ~r.broken).sum()) / n
+        if r.expected is None
+        else float(r.expected.mean())
+        for r in decided
+    }
     signs += of_curve(alone, n)
     return list({(sign.code, sign.message): sign for sign in signs}.values()), spent
 
@@ -75,10 +82,27 @@ def of_randomness(randomized: bool, draws: int) -> list[Diagnostic]:
         _sign(
             "randomized",
             "warning",
-            f"The model answers differently when asked twice. Each final example is judged by {draws} fresh draws, "
-            "and the accuracies are expected values.",
-            "Attack the expected gradient: add --eot 20. If the randomness is not part of the defence, check that "
-            "dropout and noise layers are off.",
+            f"The model answers differently when asked again. Accuracies are expected values: shares of {draws} fresh draws "
+            "that had no part in choosing the images. Samples that are right in only a few draws are attacked too.",
+            "Raise --eot (draws of a gradient) and --judge-draws and see whether the number stays. If the randomness is "
+            "not part of the defence, check that dropout and noise layers are off.",
+        )
+    ]
+
+
+def of_company(batch_dependent: bool, rows: int | None) -> list[Diagnostic]:
+    """Return a sign where an answer depends on which images share a batch; `rows` are in the batches of the judgement."""
+    if not batch_dependent:
+        return []
+    return [
+        _sign(
+            "batch_dependent",
+            "serious",
+            "The model's answer to an image depends on the other images in its batch (BatchNorm with batch statistics, "
+            f"perhaps). It was judged in batches of {rows}, in the order of the data, clean among clean images and attacked "
+            "among attacked ones; other batches give another number.",
+            "Put BatchNorm into eval mode with running statistics. If the batch belongs to the defence, state it: "
+            "--micro-batch.",
         )
     ]
 

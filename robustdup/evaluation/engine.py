@@ -25,10 +25,13 @@ from robustdup.evaluation.cascade import CascadeResult, CleanSamples, run_cascad
 from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers, not_finite_note
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
+from robustdup.evaluation.expected import judged_afresh
 from robustdup.evaluation.micro_batch import choose_packing
 from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
 from robustdup.evaluation.reliability import weigh
+from robustdup.evaluation.stages import for_model
 from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
+from robustdup.evaluation.vacuous import check_eps
 from robustdup.models.load import fingerprint
 from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
 from robustdup.threat import ThreatModel
@@ -93,6 +96,7 @@ def evaluate_model(
     started = time.perf_counter()
     options, about, device = options or EngineOptions(), about or RunInfo(), device or torch.device("cpu")
     check_modules(model, attack_model)
+    large_eps = check_eps(data.images, threats[-1])
     was_training = any(module.training for module in model.modules())
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated(model))
@@ -105,12 +109,13 @@ def evaluate_model(
         weights = fingerprint(original)
         clean = clean_answers(context, data, weights, draws=options.draws, plugins=about.plugins, state=about.state)
         context.draws = options.draws if clean.randomized else 1
-        notes = (
-            remarks(model, context)
-            + not_finite_note(clean)
-            + choose_packing(context, options, data.images, clean, stages, about.state)
-        )
-        samples = CleanSamples(data.images, data.labels, data.index, clean.answers)
+        context.batch_dependent = clean.batch_dependent
+        context.batch_size_given |= clean.batch_dependent
+        stages, averaged = for_model(stages, randomized=clean.randomized)
+        notes = large_eps + remarks(model, context) + not_finite_note(clean) + averaged
+        notes += choose_packing(context, options, data.images, clean, stages, about.state)
+        afresh = judged_afresh(context, data.images, data.labels) if clean.wavering else None
+        samples = CleanSamples(data.images, data.labels, data.index, clean.answers, afresh)
         caller = stack.enter_context(workers(context, samples, clean, weights))
         results: list[CascadeResult] = []
         for threat in threats:

@@ -100,6 +100,8 @@ def masking_signs(
                 signs |= gradient_signs(model, clean, worst, classes, threat)
         except RuntimeError as error:
             reasons.append(f"gradients cannot be computed ({error})")
+    if context.draws > 1:  # a loss that is drawn anew at each step does not follow its own gradient, and hides nothing
+        signs.pop("erratic", None)
     if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
         reasons.append(f"the gradient is zero for {signs['zero_gradients']:.0%} of {len(rows)} samples")
     if signs.get("erratic", 0.0) > max(THRESHOLDS["erratic"], 1.5 / max(len(rows), 1)):

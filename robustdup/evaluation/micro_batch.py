@@ -63,17 +63,15 @@ def choose_packing(
         return []
     path = None if state is None else state / MICRO_BATCH_FILE
     examples = images[correct.nonzero()[: context.micro_batch, 0]].to(context.device)
-    make_attack_copy(
-        context, options, examples, clean.randomized, compiled=False
-    )  # compiling waits for the micro-batch
+    make_attack_copy(context, options, examples, clean.wavering, compiled=False)  # compiling waits for the micro-batch
     if path is not None and path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
-    else:
+    elif not clean.batch_dependent:  # else the number depends on it, and the clock must not choose that
         _measure(context, options, examples, int(correct.sum()), pool)
     if path is not None:
         write_atomic(path, json.dumps({"micro_batch": context.micro_batch, "smaller": context.smaller}).encode())
-    notes = make_attack_copy(context, options, examples, clean.randomized)
+    notes = make_attack_copy(context, options, examples, clean.wavering)
     if context.attack_copy is not None and context.attack_copy.compiled != "off":
         context.smaller = ()  # it is compiled for one shape
     return list(notes)

@@ -15,6 +15,7 @@ from robustdup.data.dataset import ImageDataset
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions
+from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import judge_images
 from robustdup.evaluation.summary import attack_results, class_results, distance_summary, min_distance
@@ -30,6 +31,7 @@ from robustdup.records import (
     ModelInfo,
     PassTotals,
     Threat,
+    no_substance,
     now,
     versions,
 )
@@ -91,15 +93,18 @@ class FinishedRun:
 def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     """Take the worst case over all eps into the last cascade, judge its final examples, and return the record."""
     options, about, samples, last = run.options, run.about, run.samples, run.results[-1]
+    clean_share = samples.clean.correct_share if samples.afresh is None else samples.afresh
     several = len(run.results) > 1
-    curve = _curve(run.results, samples) if several else {}  # before the union: each eps alone
+    curve = {}
+    if several:  # before the union: each eps alone
+        curve = _curve(run.results, samples, exact_distances=options.min_distance)
     by_eps = {r.threat.eps_text: attack_results(r, samples, individual=options.individual) for r in run.results}
     _unite(run.results)
     correct, correct_8bit = _last_judgement(run)
     n_undecided, n = int(last.undecided.sum()), len(samples.labels)
     calls = [call for result in run.results for stage in result.stages for call in stage.calls]
     attacks = by_eps[last.threat.eps_text]
-    return EvaluationRecord(
+    record = EvaluationRecord(
         run_id=about.run_id,
         created=now(),
         status="failed" if calls and all(call.verdict is None for call in calls) else "complete",
@@ -107,7 +112,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         n=n,
         threat=Threat(norm=last.threat.norm, eps=last.threat.radius, eps_text=last.threat.eps_text),
         tolerance=last.threat.tolerance,
-        clean_accuracy=accuracy(samples.clean.correct_share.numpy()),
+        clean_accuracy=accuracy(clean_share.numpy()),
         robust_accuracy=accuracy(correct.numpy(), undecided=n_undecided),
         reliable=None if run.doubts is None else not run.doubts,
         unreliable_reasons=run.doubts or [],
@@ -116,15 +121,13 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         attacks=attacks,
         individual=options.individual,
         escalation=_escalation(last),
-        min_distance=distance_summary(min_distance(samples, run.results), last.threat.radius, last.threat.eps_text)
+        min_distance=distance_summary(min_distance(samples, run.results), last.threat, float(correct.mean()))
         if options.min_distance
         else None,
         interval_about=_interval_text(run.data),
         curve=curve,
         curve_attacks=by_eps if several else {},
-        per_class=class_results(
-            samples.labels, run.data.class_names, run.clean.num_classes, samples.clean.correct_share, correct
-        ),
+        per_class=class_results(samples.labels, run.data.class_names, run.clean.num_classes, clean_share, correct),
         diagnostics=[*about.signs, *run.diagnostics],
         events=[*about.notes, *run.notes, *dict.fromkeys(note for call in calls for note in call.notes)],
         passes=_pass_totals(run),
@@ -136,6 +139,10 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         environment=_environment(run.context, about.runner),
         versions=versions({*(attack.source for attack in attacks), about.model.split(":")[0]}),
     )
+    nothing = no_substance(record)
+    return record.model_copy(
+        update={"reliable": False, "unreliable_reasons": [nothing, *(run.doubts or [])]} if nothing else {}
+    )
 
 
 def _unite(results: list[CascadeResult]) -> None:
@@ -143,6 +150,9 @@ def _unite(results: list[CascadeResult]) -> None:
     last = results[-1]
     for smaller in results[:-1]:
         rows = smaller.broken & ~last.broken
+        if smaller.expected is not None and last.expected is not None:
+            rows = smaller.expected < last.expected
+            last.expected[rows] = smaller.expected[rows]
         last.adv_images[rows] = smaller.adv_images[rows]
         last.margin[rows] = smaller.margin[rows]
         last.correct_share[rows] = smaller.correct_share[rows]
@@ -153,16 +163,18 @@ def _unite(results: list[CascadeResult]) -> None:
 def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
     """Return the share of correct answers on the final examples (N,), as they are and rounded to 8 bits.
 
-    A randomised model is asked afresh, so that the draws that chose an example do not judge it. Undecided samples are 0.
+    A model that does not repeat itself was asked afresh after the last stage: the draws that chose an example do not judge
+    it, see `expected`. Undecided samples are 0.
     """
     context, last, seed = run.context, run.results[-1], run.options.seed
     labels = run.samples.labels.to(context.device)
     correct = (~run.samples.clean.is_adv & ~last.broken).double()
-    if run.clean.randomized:
-        adv_images = last.adv_images.to(context.device)
-        correct = judge_images(context.original, adv_images, labels, draws=context.draws, seed=seed + 1).correct_share
+    if last.expected is not None and run.samples.afresh is not None:
+        open_rows, images = last.undecided, (last.adv_images * 255).round() / 255
+        rounded, _ = not_above(run.samples.afresh, judged_afresh(context, images, run.samples.labels))
+        return torch.where(open_rows, 0.0, last.expected), torch.where(open_rows, 0.0, rounded)
     rounded, rows = correct.clone(), last.broken.nonzero()[:, 0]
-    for part in torch.split(rows, max(len(rows), 1) if run.clean.randomized else ROUNDED_AT_ONCE):
+    for part in torch.split(rows, ROUNDED_AT_ONCE):
         images = (last.adv_images[part].to(context.device) * 255).round() / 255
         answers = judge_images(
             context.original, images, labels[part.to(context.device)], draws=context.draws, seed=seed + 2
@@ -171,15 +183,21 @@ def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
     return torch.where(last.undecided, 0.0, correct), torch.where(last.undecided, 0.0, rounded)
 
 
-def _curve(results: list[CascadeResult], samples: CleanSamples) -> dict[str, CurvePoint]:
+def _curve(results: list[CascadeResult], samples: CleanSamples, *, exact_distances: bool) -> dict[str, CurvePoint]:
+    """Return the accuracy left at each eps; with `exact_distances` the nearest image seen at any eps counts at each."""
     right = ~samples.clean.is_adv
     broken = torch.zeros_like(right)
-    curve = {}
+    nearest = min_distance(samples, results) if exact_distances else torch.full(right.shape, torch.inf)
+    curve, expected = {}, samples.afresh
     for result in results:
         alone = float((right & ~result.broken & ~result.undecided).double().mean())
-        broken = broken | result.broken
+        broken = broken | result.broken | (nearest <= result.threat.radius + result.threat.tolerance)
         undecided = result.undecided & ~broken
         standing = (right & ~broken & ~undecided).double().numpy()
+        if expected is not None and result.expected is not None:
+            alone = float(torch.where(result.undecided, 0.0, result.expected).mean())
+            expected = torch.minimum(expected, result.expected)
+            standing = torch.where(undecided, 0.0, expected).numpy()
         at = accuracy(standing, undecided=int(undecided.sum()))
         curve[result.threat.eps_text] = CurvePoint(**at.model_dump(), eps=result.threat.radius, alone=alone)
     return curve
@@ -206,7 +224,7 @@ def _pass_totals(run: FinishedRun) -> PassTotals:
     looked = sum((result.masking.passes for result in run.results if result.masking is not None), Count())
     refereed = sum((call.referee_passes for call in calls), Count())
     return PassTotals(
-        clean=len(run.samples.labels) * run.context.draws,
+        clean=len(run.samples.labels) * run.context.draws * (1 if run.samples.afresh is None else 2),
         attacks_forward=spent.forward,
         attacks_backward=spent.backward,
         referee=refereed.forward,
@@ -240,6 +258,8 @@ def _model_info(run: FinishedRun) -> ModelInfo:
         mode=run.options.mode,
         randomized=run.clean.randomized,
         judge_draws=run.context.draws,
+        batch_dependent=run.clean.batch_dependent,
+        judged_in_batches_of=run.context.original.micro_batch if run.clean.batch_dependent else None,
         attack_model=run.about.attack_model,
         attack_model_fingerprint=fingerprint(run.attack_model) if run.attack_model is not None else None,
         class_order=order_of(run.model),

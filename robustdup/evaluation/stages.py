@@ -11,6 +11,8 @@ from robustdup.evaluation.calls import PlannedStage
 from robustdup.plugins import AttackSpec, Registry, Stage
 from robustdup.threat import ThreatModel
 
+USUAL_EOT = 10  # draws of a gradient of a model that answers at random, where none were asked for
+
 
 @dataclass(frozen=True)
 class NativeOptions:
@@ -67,6 +69,25 @@ def plan_stages(
     return stages, notes
 
 
+def for_model(stages: Sequence[PlannedStage], *, randomized: bool) -> tuple[list[PlannedStage], list[str]]:
+    """Return the stages as a model needs them, and what a reader should know of it.
+
+    Where the model answers at random, native attacks that can average gradients over draws do.
+    """
+    if not randomized:
+        return list(stages), []
+    fitted, averaged = [], []
+    for stage in stages:
+        if stage.spec.source == "native" and "eot" in stage.spec.parameters and "eot" not in stage.options:
+            switch = {"eot": USUAL_EOT}
+            stage = replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
+            averaged.append(stage.spec.name)
+        fitted.append(stage)
+    names = ", ".join(dict.fromkeys(averaged))
+    notes = [f"The model answers at random: {names} averaged gradients over {USUAL_EOT} draws (--eot)."]
+    return fitted, notes if averaged else []
+
+
 def _other_norm(spec: AttackSpec, registry: Registry, norm: str) -> UserError:
     able = sorted(other.name for other in registry.attacks.values() if norm in other.norms and other.available)
     return UserError(
@@ -102,9 +123,9 @@ def _minimising(
 ) -> list[PlannedStage]:
     """Let minimum-norm attacks search to the end; where there is none, add the native one of published strength."""
     stages = list(stages)
-    if not any(stage.spec.kind == "minimum-norm" for stage in stages):
+    if not any(stage.spec.kind == "minimum-norm" and stage.when == "always" for stage in stages):
         notes.append(
-            "min_distance: fab-t was added, since none of the attacks looks for the nearest adversarial image."
+            "min_distance: fab-t was added, since none of the attacks is sure to look for the nearest adversarial image."
         )
         stages.append(_planned(Stage("fab-t"), registry.get_attack("fab-t"), registry, native, {}))
     switch = {"stop_within_eps": False}

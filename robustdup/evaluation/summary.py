@@ -15,16 +15,20 @@ from robustdup.evaluation.calls import Call
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, StageResult
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
 from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome
+from robustdup.threat import ThreatModel
 
 CURVE_POINTS = 64
 
 
 def outcomes(samples: CleanSamples, result: CascadeResult) -> Tensor:
-    """Return what became of each sample in a cascade: an Outcome (N,) uint8, NOT_ATTACKED where the clean image is wrong."""
+    """Return what became of each sample in a cascade: an Outcome (N,) uint8, NOT_ATTACKED where the clean image is wrong.
+
+    A model that does not repeat itself is asked afresh; NOT_ATTACKED is what it gets wrong in all draws.
+    """
     outcome = torch.full((len(samples.labels),), Outcome.ROBUST, dtype=torch.uint8)
     outcome[result.undecided] = Outcome.UNDECIDED
     outcome[result.broken] = Outcome.BROKEN
-    outcome[samples.clean.is_adv] = Outcome.NOT_ATTACKED
+    outcome[samples.clean.correct_share == 0] = Outcome.NOT_ATTACKED
     return outcome
 
 
@@ -40,11 +44,22 @@ def attack_results(result: CascadeResult, samples: CleanSamples, *, individual: 
         broken |= stage.outcome == Outcome.BROKEN
         undecided |= stage.outcome == Outcome.UNDECIDED
         after = float((correct & ~broken & ~undecided).sum()) / max(len(correct), 1)
-        attacks.append(_attack_result(stage, after))
+        if samples.afresh is not None:
+            after = _expected_alone(stage, samples.afresh) if individual else stage.expected_after or 0.0
+        attacks.append(_attack_result(stage, result.threat, after))
     return attacks
 
 
-def _attack_result(stage: StageResult, after: float) -> AttackResult:
+def _expected_alone(stage: StageResult, afresh: Tensor) -> float:
+    """Return the accuracy that one stage alone leaves of a model that does not repeat itself; `afresh` (N,) without it."""
+    share = afresh.clone()
+    for call in stage.calls:
+        judged = torch.zeros(()) if call.verdict is None else call.verdict.correct_share
+        share[call.positions] = torch.minimum(share[call.positions], judged.to(share))
+    return float(share.mean())
+
+
+def _attack_result(stage: StageResult, threat: ThreatModel, after: float) -> AttackResult:
     spec = stage.stage.spec
     passes = sum((call.attack_passes for call in stage.calls), Count())
     verdicts = [call.verdict for call in stage.calls if call.verdict is not None]
@@ -57,6 +72,7 @@ def _attack_result(stage: StageResult, after: float) -> AttackResult:
         source=spec.source,
         kind=spec.kind,
         knowledge=spec.knowledge,
+        evidence=threat.norm in spec.norms and not spec.undemonstrated,
         n_attacked=int((stage.outcome != Outcome.NOT_ATTACKED).sum()),
         n_broken=int((stage.outcome == Outcome.BROKEN).sum()),
         n_undecided=int((stage.outcome == Outcome.UNDECIDED).sum()),
@@ -108,14 +124,20 @@ def min_distance(samples: CleanSamples, results: Sequence[CascadeResult]) -> Ten
     return torch.where(samples.clean.is_adv, 0.0, nearest)
 
 
-def distance_summary(nearest: Tensor, eps: float, eps_text: str) -> MinDistance:
-    """Return median, mean and the accuracy left over eps: at 20 steps up to twice `eps`, and at `eps` itself."""
+def distance_summary(nearest: Tensor, threat: ThreatModel, robust_accuracy: float) -> MinDistance:
+    """Return median, mean and the accuracy left over eps: at 20 steps up to twice eps, and at eps itself.
+
+    At eps it is the verdict, `robust_accuracy` in [0, 1], and on either side no curve of one model can cross it. A
+    distance counts within a radius as the referee's does: up to its tolerance.
+    """
+    eps, eps_text = threat.radius, threat.eps_text
     finite = nearest[nearest.isfinite()]
     n = max(len(nearest), 1)
     grid = {f"{eps * step / 10:.6g}": eps * step / 10 for step in range(1, 21) if step != 10} | {eps_text: eps}
-    curve = {
-        text: float((nearest > radius).sum()) / n for text, radius in sorted(grid.items(), key=lambda item: item[1])
-    }
+    curve = {}
+    for text, radius in sorted(grid.items(), key=lambda item: item[1]):
+        left = float((nearest > radius + threat.tolerance).sum()) / n
+        curve[text] = robust_accuracy if text == eps_text else (max if radius < eps else min)(left, robust_accuracy)
     return MinDistance(
         n=len(nearest),
         n_found=len(finite),
@@ -156,14 +178,15 @@ def sample_rows(
     clean, n = samples.clean, len(samples.labels)
     everyone = torch.arange(n)
     _common(columns, samples, hashes, everyone, "", "clean", -1)
-    columns["outcome"] += ["misclassified" if wrong else "correct" for wrong in clean.is_adv.tolist()]
+    share = clean.correct_share if samples.afresh is None else samples.afresh
+    columns["outcome"] += ["misclassified" if right <= 0.5 else "correct" for right in share.tolist()]
     columns["prediction"] += clean.prediction.tolist()
     columns["margin"] += clean.margin.tolist()
     columns["distance"] += [0.0] * n
     columns["violation"] += [""] * n
     columns["forward_passes"] += [1] * n
     columns["backward_passes"] += [0] * n
-    columns["correct_share"] += clean.correct_share.tolist()
+    columns["correct_share"] += share.tolist()
     columns["min_distance"] += [None] * n if nearest is None else nearest.tolist()
     for result in results:
         for number, stage in enumerate(result.stages):

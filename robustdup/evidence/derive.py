@@ -57,7 +57,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         "n_undecided": undecided,
         "n_not_attacked": record.n_not_attacked if record.n_not_attacked in (0, left_out) else left_out,
         "attacks": stages[record.threat.eps_text],
-        "curve": Exactly(_curve(record, replay) if several else {}),
+        "curve": Exactly(_curve(record, replay, nearest) if several else {}),
         "curve_attacks": Exactly(stages if several else {}),
         "per_class": Exactly(
             [
@@ -69,7 +69,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
             ]
         ),
         "passes": {
-            "clean": n * record.model.judge_draws,
+            "clean": n * record.model.judge_draws * (2 if record.model.wavering else 1),
             **{
                 f"attacks_{way}": sum(attack[f"{way}_passes"] for at in stages.values() for attack in at.content)
                 for way in ("forward", "backward")
@@ -79,9 +79,13 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
     derived["min_distance"] = None
     if any(distance is not None for distance in nearest):
         known = torch.tensor([math.nan if distance is None else distance for distance in nearest], dtype=torch.float64)
-        distances = distance_summary(known, threat.radius, threat.eps_text).model_dump()
+        value = record.robust_accuracy.value if record.model.wavering else float(correct.mean())
+        distances = distance_summary(known, threat, value).model_dump()
         derived["min_distance"] = Exactly({**distances, "curve": Exactly(distances["curve"])})
-    if record.model.randomized:  # expected accuracies come from fresh draws: they are compared elsewhere, with room
+    if record.model.wavering:  # accuracies are judged afresh: they are compared elsewhere, with room for other draws
+        for at in [derived["attacks"], *derived["curve_attacks"].content.values()]:
+            at.content[:] = [_without(stage, "robust_accuracy_after") for stage in at.content]
+        del derived["curve"]
         derived["robust_accuracy"] = _accuracy(
             torch.full((n,), record.robust_accuracy.value, dtype=torch.float64), record, undecided
         )
@@ -135,12 +139,13 @@ def _positions(rows: list[Row], outcome: Outcome) -> list[int]:
     return [row["position"] for row in rows if row["outcome"] == outcome.word]
 
 
-def _curve(record: EvaluationRecord, replay: Replay) -> dict[str, Any]:
+def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]) -> dict[str, Any]:
+    distance = torch.tensor([math.inf if value is None else value for value in nearest], dtype=torch.float64)
     right = replay.clean_correct
     broken = torch.zeros_like(right)
     curve = {}
     for text, at in replay.by_eps.items():
-        broken = broken | at.broken
+        broken = broken | at.broken | (distance <= at.threat.radius + at.threat.tolerance)
         undecided = at.undecided & ~broken
         standing = (right & ~broken & ~undecided).double()
         curve[text] = {

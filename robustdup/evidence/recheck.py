@@ -19,9 +19,9 @@ from torch import Tensor
 from robustdup.attacks.isolation import isolated
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
-from robustdup.evaluation.clean import is_randomized
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
+from robustdup.evaluation.steadiness import examine
 from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
 from robustdup.evidence.derive import compare, contradictions, derive
 from robustdup.evidence.fields import fields_of, sample_fields
@@ -49,14 +49,20 @@ class Judged:
     answers: Answers
     draws: int
     randomized: bool
+    batch_dependent: bool
     num_classes: int
     rounding: float
 
     @property
+    def wavering(self) -> bool:
+        """Whether the model does not repeat itself: it answers at random, or by who shares a batch."""
+        return self.randomized or self.batch_dependent
+
+    @property
     def correct(self) -> Tensor:
-        """(n,) float64: share of right answers with the examples in place."""
-        if self.randomized:
-            return self.verdict.correct_share
+        """(n,) float64: share of right answers with the examples in place, never above that on the clean images."""
+        if self.wavering:
+            return torch.minimum(self.verdict.correct_share, self.answers.correct_share)
         return (~self.answers.is_adv & ~self.verdict.is_adv).double()
 
 
@@ -82,16 +88,18 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
             raise refused(f"the {name} here are not those of the bundle ({here[:12]}, not {named[:12]}).")
     if record.model.judge_draws < 1:
         raise refused(f"its record judges by {record.model.judge_draws} draws.")
+    if record.model.judged_in_batches_of is not None and record.model.judged_in_batches_of > 0:
+        context.original.micro_batch = record.model.judged_in_batches_of
     adv_images = _bundled_examples(folder, data)
     threat = ThreatModel(record.threat.norm, record.threat.eps_text)
     check_ball(data.images, threat)
     replayed = replay(folder, record, data)
     draws = min(max(record.model.judge_draws, DRAWS[0]), DRAWS[1])
     judged = judge_here(context, data, adv_images, threat, draws=draws, seed=context.seed + 1)
-    unfounded, rounding = ([], 0) if judged.randomized else _unfounded(context, data, adv_images, replayed, judged)
+    unfounded, rounding = ([], 0) if judged.wavering else _unfounded(context, data, adv_images, replayed, judged)
     stated = record.model_dump()
     rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
-    correct = torch.where(replayed.undecided, 0.0, judged.correct) if judged.randomized else rows
+    correct = torch.where(replayed.undecided, 0.0, judged.correct) if judged.wavering else rows
     seen_fields, unseen = compare(stated, _seen(record, context, data, judged, same_data=same_data))
     derived_fields, misstated = compare(stated, derive(record, replayed, correct))
     problems = [
@@ -113,7 +121,7 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
             "accepted": not problems,
             "problems": problems,
             "within_rounding": rounding,
-            **fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.randomized)),
+            **fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.wavering)),
         }
     )
 
@@ -174,7 +182,9 @@ def judge_here(
             "Do model and data belong together?",
             code="model-and-data",
         )
-    randomized = is_randomized(original, images[few], labels[few])
+    first = judge_images(original, images, labels, seed=context.seed)
+    steady = examine(original, images, labels, first, seed=context.seed)
+    randomized = steady.randomized
     draws = draws if randomized else 1
     finite = logits[logits.isfinite()]
     return Judged(
@@ -182,6 +192,7 @@ def judge_here(
         answers=judge_images(original, images, labels, draws=draws, seed=seed),
         draws=draws,
         randomized=randomized,
+        batch_dependent=steady.batch_dependent,
         num_classes=logits.shape[1],
         rounding=ROUNDING * max(1.0, float(finite.abs().max()) if len(finite) else 1.0),
     )
@@ -229,6 +240,7 @@ def _seen(
             "class_order": order_of(model),
             "parameters": count_parameters(model),
             "randomized": judged.randomized,
+            "batch_dependent": judged.batch_dependent,
             **({} if judged.randomized else {"judge_draws": 1}),
         },
     }
@@ -318,7 +330,7 @@ def _accuracies(
     room = {name: rounding / n + 1e-9 for name, _ in shares}
     if judged.randomized:
         room = {name: _spread(share, judged.draws, record.model.judge_draws) for name, share in shares}
-    rounded, near = _rounded(context, data, adv_images, replayed, judged, in_place if judged.randomized else correct)
+    rounded, near = _rounded(context, data, adv_images, replayed, judged, in_place if judged.wavering else correct)
     numbers = (
         ("a clean accuracy of", record.clean_accuracy.value, float(judged.answers.correct_share.mean()), room["clean"]),
         ("a robust accuracy of", record.robust_accuracy.value, float(in_place.mean()), room["robust"]),

@@ -172,7 +172,7 @@ def _odd_rows(rows: Sequence[Row], record: EvaluationRecord) -> list[str]:
     radii = {threat.eps_text: threat.radius + 2 * threat.tolerance for threat in threats}
     odd: dict[str, list[int]] = {}
     for row in rows:
-        contradiction = _contradiction(row, random=record.model.randomized, radii=radii)
+        contradiction = _contradiction(row, random=record.model.wavering, radii=radii)
         if contradiction:
             odd.setdefault(contradiction, []).append(row["index"])
     return [f"Sample {index}: {text}." for text, places in odd.items() for index in places[:NAMED]]
@@ -221,7 +221,7 @@ def _replay_eps(
     for attack, rows in zip(attacks, stages, strict=True):
         everyone = record.individual or (record.min_distance is not None and attack.kind == "minimum-norm")
         left = [position for position in candidates if everyone or position not in broken]
-        if not record.model.randomized and not _are_due([row["position"] for row in rows], left, margin):
+        if not record.model.wavering and not _are_due([row["position"] for row in rows], left, margin):
             problems.append(
                 f"At eps {threat.eps_text}, {attack.name} was run on {len(rows)} samples, which are not those that the attacks "
                 f"before it left ({len(left)})."

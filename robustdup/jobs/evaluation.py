@@ -26,7 +26,7 @@ from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
-from robustdup.evaluation.stages import NativeOptions, plan_stages
+from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.jobs.second_judge import judge_again
 from robustdup.models.adapt import PLAIN, Adaptation, adapted
@@ -263,6 +263,10 @@ def _workers(
 ) -> Iterator[Caller | None]:  # fmt: skip
     """Open the workers that the configuration asks for; None where this process makes the calls itself."""
     context.workers = config.workers or _usual_workers(config, given.model, context, spread)
+    if clean.batch_dependent:  # who shares a batch would follow from who shares the samples
+        context.workers = 1
+        yield None
+        return
     if context.workers == 1 and config.runner == "local":
         yield None
         return
@@ -312,6 +316,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
     stages, _ = plan(config, registry, parse_threats(config)[-1])
+    stages, _ = for_model(stages, randomized=order.randomized)
     original, stand_in = load_models(config, order.given.model, order.given.attack_model, registry)
     original = adapted(original, order.given.adaptation)
     if stand_in is not None:

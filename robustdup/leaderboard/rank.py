@@ -246,6 +246,8 @@ def _unfit(record: EvaluationRecord) -> list[str]:
         reasons.append(f"{record.n_not_attacked} of {record.n} samples were not attacked")
     if model.randomized:
         reasons.append("the model is randomised; RobustBench takes deterministic models only")
+    if model.batch_dependent:
+        reasons.append("the model's answers depend on which images share a batch")
     if model.attack_model is not None and (
         model.attack_model_fingerprint is None or model.attack_model_fingerprint != model.fingerprint
     ):

@@ -54,7 +54,7 @@ from robustdup.records.training import (
     load_training_record,
     save_training_record,
 )
-from robustdup.records.verdict import bound_text, doubt_text, doubts
+from robustdup.records.verdict import bound_text, doubt_text, doubts, no_substance
 
 __all__ = [
     "RECORD_FILE",
@@ -96,6 +96,7 @@ __all__ = [
     "load_record",
     "load_samples",
     "load_training_record",
+    "no_substance",
     "now",
     "read_record",
     "save_record",

@@ -94,6 +94,11 @@ class AttackResult(Part):
     knowledge: str = Field(
         default="white-box", description="What it knows: white-box, score-based, decision-based, transfer."
     )
+    evidence: bool = Field(
+        default=True,
+        description="Whether what it leaves standing says anything of the threat model: false for an attack of another one "
+        "(patches, single pixels), whose projections were judged, and for one that is not known to beat noise.",
+    )
     n_attacked: int = Field(description="Samples that it was run on.")
     n_broken: int = Field(description="Samples that it broke, by the referee.")
     n_undecided: int = Field(default=0, description="Samples on which it failed.")
@@ -167,12 +172,23 @@ class ModelInfo(Part):
     mode: str = Field(default="eval", description="eval: put in eval mode; as-is: left as it came.")
     randomized: bool = Field(default=False, description="Whether it answers differently when asked twice.")
     judge_draws: int = Field(default=1, description="Draws by which the referee judges an example.")
+    batch_dependent: bool = Field(
+        default=False, description="Whether its answer to an image changes with the other images in a batch."
+    )
+    judged_in_batches_of: int | None = Field(
+        default=None, description="Images in a batch, in the order of the data, of a model whose answers depend on it."
+    )
     attack_model: str | None = Field(default=None, description="How the attacked model was named, where it is another.")
     attack_model_fingerprint: str | None = Field(default=None, description="Its fingerprint.")
     class_order: list[int] | None = Field(
         default=None,
         description="Which output of the model is the data's class 0, 1, …, where their names say another order.",
     )
+
+    @property
+    def wavering(self) -> bool:
+        """Whether it does not repeat itself: it answers at random, or by who shares a batch."""
+        return self.randomized or self.batch_dependent
 
 
 class Environment(Part):

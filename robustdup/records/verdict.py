@@ -14,11 +14,28 @@ DOUBTFUL = (
 )  # fmt: skip
 
 
+def no_substance(record: EvaluationRecord) -> str:
+    """Return why no attack of a record says anything of its threat model; empty where one does, or none was to run."""
+    stages = record.curve_attacks.values() if record.curve_attacks else [record.attacks]
+    ran = [attack for attacks in stages for attack in attacks if attack.n_attacked > attack.n_undecided]
+    if not ran or any(attack.evidence and attack.n_unchanged < attack.n_attacked for attack in ran):
+        return ""
+    names = ", ".join(dict.fromkeys(attack.name for attack in ran))
+    return (
+        f"no attack that works within {record.threat.norm} {record.threat.eps_text} was run, only {names}: made for another "
+        "threat model, random, or idle"
+    )
+
+
 def doubts(record: EvaluationRecord) -> list[str]:
     """Return why the robust accuracy of a record is an upper bound only; empty where it may be believed.
 
-    A record that was not asked (of an older version) is doubted for its serious signs of masked gradients.
+    Where no attack of substance ran, that comes first. A record that was not asked (of an older version) is doubted for its
+    serious signs of masked gradients.
     """
+    nothing = no_substance(record)
+    if nothing:
+        return list(dict.fromkeys([nothing, *record.unreliable_reasons]))
     if record.reliable is None:
         return [sign.message for sign in record.diagnostics if sign.severity == "serious" and sign.code in DOUBTFUL]
     return [] if record.reliable else list(record.unreliable_reasons) or ["gradients look masked"]
@@ -34,6 +51,8 @@ def doubt_text(record: EvaluationRecord) -> str:
     reasons = doubts(record)
     if not reasons:
         return ""
+    if no_substance(record):
+        return reasons[0]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     first = reasons[0].rstrip(".")
     return f"gradients masked: {first[:1].lower() + first[1:]}{more}; no attack here was seen to get through"

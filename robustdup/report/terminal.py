@@ -81,6 +81,8 @@ def _verdict(record: EvaluationRecord) -> Panel:
     lines.add_row("Threat model", f"{record.threat.norm}, eps = {record.threat.eps_text}")
     lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
     expected = " (expected)" if record.model.randomized else ""
+    if record.model.batch_dependent:
+        expected += f" (in batches of {record.model.judged_in_batches_of})"
     doubt = doubt_text(record)
     if doubt:
         lines.add_row("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}")

@@ -258,7 +258,7 @@ DEFAULTS = {"steps": 100, "restarts": 1, "eot": 1, "larger_eps": False}
     [
         (apgd_ce, "Linf", {}, (101, 100)),
         (apgd_dlr, "L2", {"restarts": 2}, (202, 200)),
-        (apgd, "L1", {"steps": 7, "eot": 3}, (22, 21)),
+        (apgd, "L1", {"steps": 7, "eot": 3}, (3 * 8 + 4 * 3, 21)),
         (apgd_ce, "L1", {"larger_eps": True, "restarts": 5}, (5 * 103, 500)),
         (apgd_t, "Linf", {}, (1 + 9 * 101, 900)),
         (apgd_t, "L1", {"steps": 10, "targets": 2, "larger_eps": True}, (1 + 2 * 13, 20)),

@@ -140,7 +140,11 @@ def _notices(record: EvaluationRecord) -> Iterator[Notice]:
     if warnings:
         yield Notice("warning", f"{plural(warnings, 'warning')} about this evaluation: see Diagnostics.")
     if record.model.randomized:
-        yield Notice("info", "The model is randomised: accuracies are expected values over fresh draws.")
+        yield Notice(
+            "info",
+            f"The model is randomised: accuracies are expected values over {record.model.judge_draws} fresh draws, which had "
+            "no part in choosing the images.",
+        )
 
 
 def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
@@ -161,7 +165,7 @@ def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
 
 def _sentence(record: EvaluationRecord, samples: Samples | None) -> str:
     threat = f"{record.threat.norm} {record.threat.eps_text}"
-    if record.model.randomized or samples is None or len(samples) != record.n:
+    if record.model.randomized or record.model.batch_dependent or samples is None or len(samples) != record.n:
         return (
             f"On {plural(record.n, 'image')}, clean accuracy {percent(record.clean_accuracy.value)} falls to "
             f"{bound_text(record) if doubt_text(record) else percent(record.robust_accuracy.value)} under attack within {threat}."
@@ -178,7 +182,7 @@ def _sentence(record: EvaluationRecord, samples: Samples | None) -> str:
 
 def _segments(record: EvaluationRecord, samples: Samples | None) -> list[Segment]:
     """What became of the samples, as parts of a bar; empty where it is not known sample by sample."""
-    if samples is None or not len(samples) or record.model.randomized:
+    if samples is None or not len(samples) or record.model.randomized or record.model.batch_dependent:
         return []
     counts = {outcome: samples.count(outcome) for outcome in OUTCOMES}
     return [Segment(OUTCOME_NAMES[o], n, n / len(samples), TONES[o]) for o, n in counts.items() if n]

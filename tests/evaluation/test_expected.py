@@ -1,0 +1,162 @@
+"""Models that answer at random: expected accuracies whose right values are computed apart."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import robustdup
+
+VALUES = torch.linspace(0.3, 0.7, 24)
+IMAGES = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+LABELS = (VALUES > 0.5).long()
+LABELS[[10, 13]] = (
+    1 - LABELS[[10, 13]]
+)  # near the boundary and on its wrong side: right in some draws, in fewer than half
+GAP = torch.where(LABELS == 1, VALUES - 0.5, 0.5 - VALUES)  # how far on its own side each sample lies
+EPS = 0.05
+
+
+class NoiseAtTheInput(nn.Module):
+    """Two classes by the mean of the image, which noise of deviation 0.05 shifts as a whole."""
+
+    def forward(self, images):
+        signal = 10 * (images.flatten(1).mean(dim=1) + 0.05 * torch.randn(len(images)) - 0.5)
+        return torch.stack([-signal, signal], dim=1)
+
+    @staticmethod
+    def expected(gap):
+        return torch.distributions.Normal(0, 1).cdf(gap / 0.05)
+
+
+class Dropout(nn.Module):
+    """Two classes by the sum of four parts of the image, each of which is left out with probability 0.3."""
+
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def forward(self, images):
+        parts = images.flatten(1).view(-1, 4, 4).mean(dim=2) - 0.5
+        kept = nn.functional.dropout(parts * self.weights, 0.3, training=True)
+        signal = kept.sum(dim=1) + 0.004  # all four left out: class 1
+        return torch.stack([-signal, signal], dim=1)
+
+    @classmethod
+    def expected(cls, gap):
+        """Sum over the sixteen masks: all parts move alike, so that each mask is right or wrong by its own threshold."""
+        share = torch.zeros_like(gap)
+        for mask in itertools.product([0.0, 1.0], repeat=4):
+            kept = torch.tensor(mask)
+            chance = torch.where(kept == 1, 0.7, 0.3).prod()
+            signal = (kept * cls.weights).sum() / 0.7 * torch.where(LABELS == 1, gap, -gap) + 0.004
+            share += chance * ((signal > 0) == (LABELS == 1))
+        return share
+
+
+class Shift(nn.Module):
+    """Two classes by a window of three by three pixels that is drawn for each call, as random cropping does it."""
+
+    def forward(self, images):
+        top, left = torch.randint(0, 2, (2,)).tolist()
+        signal = images[:, 0, top : top + 3, left : left + 3].mean(dim=(1, 2)) - 0.5
+        signal = signal + 0.06 * (top - left)
+        return torch.stack([-signal, signal], dim=1)
+
+    @staticmethod
+    def expected(gap):
+        signs = torch.where(LABELS == 1, 1.0, -1.0)
+        return sum(((gap + 0.06 * offset * signs) > 0).float() for offset in (0, 0, 1, -1)) / 4
+
+
+MODELS = [NoiseAtTheInput, Dropout, Shift]
+ATTACKS = ["pgd(steps=10)", "apgd-ce(steps=10)", "cosine-pgd(steps=8)", "cosine-pgd-t(steps=8)"]
+
+
+def evaluate(model, attacks="pgd(steps=5)", **options):
+    options = {"eps": str(EPS), "diagnostics": False, "workers": 1, "judge_draws": 80, "eot": 6, **options}
+    return robustdup.evaluate(model.eval(), IMAGES, LABELS, attacks=attacks, **options)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_expected_accuracy_is_brought_to_its_minimum_on_every_sample(model, attack):
+    record = evaluate(model(), attack).record
+    assert record.model.randomized
+    assert not record.model.batch_dependent
+    clean, best = float(model.expected(GAP).mean()), float(model.expected(GAP - EPS).mean())
+    assert clean - best > 0.08
+    assert record.clean_accuracy.value == pytest.approx(clean, abs=0.03)
+    assert record.robust_accuracy.value == pytest.approx(best, abs=0.03)
+
+
+def test_samples_that_are_right_in_fewer_than_half_of_the_draws_are_attacked_too():
+    result = evaluate(NoiseAtTheInput())
+    few = [10, 13]
+    assert 0.2 < float(NoiseAtTheInput.expected(GAP)[few].max()) < 0.5
+    lowest = result.adv_images[few].flatten(1).mean(dim=1) - VALUES[few]
+    assert torch.allclose(lowest, torch.where(LABELS[few] == 1, -EPS, EPS), atol=0.005)
+    assert result.record.attacks[0].n_attacked >= 22
+
+
+def test_the_draws_are_averaged_without_being_told():
+    record = evaluate(NoiseAtTheInput(), eot=1).record
+    assert record.attacks[0].options["eot"] == 10
+    assert any("averaged gradients over 10 draws" in event for event in record.events)
+
+
+def test_fast_brings_it_down_as_far_and_does_not_take_the_draws_for_masked_gradients():
+    record = evaluate(NoiseAtTheInput(), "fast", eot=2, judge_draws=50).record
+    best = float(NoiseAtTheInput.expected(GAP - EPS).mean())
+    assert record.robust_accuracy.value == pytest.approx(best, abs=0.04)
+    assert record.escalation is not None
+    assert not record.escalation.escalated
+
+
+class Coin(nn.Module):
+    """Right in seven of ten draws, whatever the image."""
+
+    def forward(self, images):
+        right = torch.where(torch.rand(len(images)) < 0.7, 1.0, -1.0)
+        signal = right * torch.where(images.flatten(1).mean(dim=1) > 0.5, 1.0, -1.0) * 4
+        return torch.stack([-signal, signal], dim=1) + 0 * images.flatten(1)[:, :2]
+
+
+def test_the_draws_that_chose_an_image_do_not_judge_it():
+    images, labels = (
+        torch.tensor([0.2, 0.8]).repeat(40).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+        torch.tensor([0, 1] * 40),
+    )
+    options = {"eps": "0.1", "judge_draws": 10, "diagnostics": False, "workers": 1}
+    record = robustdup.evaluate(Coin(), images, labels, attacks=",".join(["noise(draws=1)"] * 6), **options).record
+    # The lowest share of six times ten draws would be 0.47 on average.
+    assert record.robust_accuracy.value == pytest.approx(0.7, abs=0.05)
+
+
+@robustdup.register_attack("lazy", norms=["Linf"])
+def lazy(model, images, labels, threat, *, rng):
+    return images.clone()
+
+
+@robustdup.register_attack("helpful", norms=["Linf"])
+def helpful(model, images, labels, threat, *, rng):
+    """Move each sample away from the boundary: the clean image is harder."""
+    return (images + torch.where(labels == 1, threat.radius, -threat.radius).view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("attacks", [[lazy], [helpful], [helpful, "noise(draws=2)"], ["fgsm"]])
+@pytest.mark.parametrize("model", [*MODELS, Coin])
+def test_no_model_is_more_accurate_under_attack_than_without(model, attacks, seed):
+    record = evaluate(model(), attacks, eps="0.01,0.05", judge_draws=8, seed=seed, eot=1).record
+    clean = record.clean_accuracy.value
+    assert record.robust_accuracy.value <= clean
+    assert record.robust_accuracy_8bit <= clean
+    assert all(c.robust_accuracy <= c.clean_accuracy for c in record.per_class)
+    assert all(attack.robust_accuracy_after <= clean for attack in record.attacks)
+    points = [clean, *(point.value for point in record.curve.values())]
+    assert points == sorted(points, reverse=True)
+    assert points[-1] == record.robust_accuracy.value
+    if attacks == [helpful]:
+        assert record.robust_accuracy.value >= clean - 0.03  # of the same draws
