@@ -18,6 +18,7 @@ import yaml
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
 from robustdup.records import Accuracy, EvaluationRecord, bound_text, doubt_text, doubts
+from robustdup.report.format import printable
 from robustdup.report.tables import label
 from robustdup.report.terminal import percent
 
@@ -31,6 +32,7 @@ def model_card(record: EvaluationRecord, samples: pa.Table | None = None, *, mad
     `samples` are for the leaderboard's rank, and `made_here` says whether the record was read from a file that was written
     under this account: if not, the card says that its rank rests on what the record states.
     """
+    record = printable(record)
     metadata = {"pipeline_tag": "image-classification", "tags": _tags(), "model-index": [_index(record)]}
     front = yaml.dump(metadata, Dumper=_OneLine, sort_keys=False, allow_unicode=True, width=100_000)
     return f"---\n{front}---\n\n{section(record, samples, made_here=made_here)}"

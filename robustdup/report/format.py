@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from robustdup.errors import plain
+
+Record = TypeVar("Record", bound=BaseModel)
 
 NONE = "–"
+
+
+def printable(record: Record) -> Record:
+    """Return a record whose texts any terminal or file can take: names come from strangers, with what they please in them."""
+    return type(record).model_validate(_plain_texts(record.model_dump()))
+
+
+def _plain_texts(value: Any) -> Any:
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return plain(value, lines=True)
+    if isinstance(value, dict):
+        return {_plain_texts(key): _plain_texts(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain_texts(part) for part in value)
+    return value
 
 
 def missing(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from robustdup.errors import plain
 from robustdup.records import Accuracy, AttackResult, EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.format import NONE, percent
 
@@ -30,12 +31,17 @@ def as_latex(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1) ->
 def as_markdown(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1) -> str:
     """Return a Markdown table below its caption; the first `left` columns are aligned left, the others right."""
     rule = "|".join(["---"] * left + ["---:"] * (len(head) - left))
-    cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (head, *rows)]
-    return "\n".join([caption, "", f"| {cells[0]} |", f"|{rule}|", *(f"| {row} |" for row in cells[1:])])
+    cells = [" | ".join(_markdown(cell).replace("|", "\\|") for cell in row) for row in (head, *rows)]
+    return "\n".join([_markdown(caption), "", f"| {cells[0]} |", f"|{rule}|", *(f"| {row} |" for row in cells[1:])])
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in plain(text))
+
+
+def _markdown(text: str) -> str:
+    """Return text on one line in which no name makes HTML or a link."""
+    return plain(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def label(attack: AttackResult) -> str:

@@ -25,7 +25,7 @@ from robustdup.records import (
     to_json,
 )
 from robustdup.records.origin import file_made_here
-from robustdup.report.format import images_taken
+from robustdup.report.format import images_taken, printable
 from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
@@ -39,7 +39,9 @@ def show_record(
     """Print a record on standard output in one of four forms; `json` prints the record and nothing else."""
     if form == "json":
         print(to_json(record))
-    elif form == "latex":
+        return
+    record = printable(record)
+    if form == "latex":
         print(latex_table(record))
     elif form == "markdown":
         print(markdown_table(record))
@@ -57,6 +59,7 @@ def show_record(
 
 def verdict_and_attacks(record: EvaluationRecord) -> tuple[Panel, Table]:
     """Return the panel of the verdict and the table of attacks, as notebooks show them too."""
+    record = printable(record)
     return _verdict(record), _attack_table(record)
 
 
@@ -72,13 +75,15 @@ def _interval(value: Accuracy) -> str:
 def _verdict(record: EvaluationRecord) -> Panel:
     lines = Table.grid(padding=(0, 2))
     lines.add_row(
-        "Model", f"{escape(record.model.spec)} ({record.model.architecture}, {record.model.parameters:,} parameters)"
+        "Model",
+        f"{escape(record.model.spec)} ({escape(record.model.architecture)}, {record.model.parameters:,} parameters)",
     )
     lines.add_row(
         "Data",
-        f"{escape(record.data.spec)}, {record.data.split}: {images_taken(record.data.selection, record.n, record.data.n_total)}",
+        f"{escape(record.data.spec)}, {escape(record.data.split)}: "
+        + escape(images_taken(record.data.selection, record.n, record.data.n_total)),
     )
-    lines.add_row("Threat model", f"{record.threat.norm}, eps = {record.threat.eps_text}")
+    lines.add_row("Threat model", escape(f"{record.threat.norm}, eps = {record.threat.eps_text}"))
     lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
     expected = " (expected)" if record.model.randomized else ""
     if record.model.batch_dependent:
@@ -92,7 +97,7 @@ def _verdict(record: EvaluationRecord) -> Panel:
         lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
     if record.n_undecided:
         lines.add_row("[yellow]Undecided", f"[yellow]{record.n_undecided} samples: counted only in the upper end")
-    about = record.interval_about
+    about = escape(record.interval_about)
     return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
 
 
@@ -134,23 +139,24 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     lines = []
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
-        lines.append(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}")
+        lines.append(escape(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}"))
     if record.min_distance is not None:
         found = record.min_distance
         median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"
         points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(found.curve.items())[1::2])
-        lines.append(f"Smallest eps found ({record.threat.norm}): {median}, for {found.n_found} of {found.n} samples.")
-        lines.append(f"Robust accuracy over eps, at most: {points}")
+        norm = escape(record.threat.norm)
+        lines.append(f"Smallest eps found ({norm}): {median}, for {found.n_found} of {found.n} samples.")
+        lines.append(escape(f"Robust accuracy over eps, at most: {points}"))
     if record.escalation is not None:
         lines.append(_escalation(record.escalation))
     for attack in record.attacks:
         if attack.distances is not None and attack.distances.median is not None:
             lines.append(
                 f"{escape(attack.name)}: median distance {attack.distances.median:.4g} over {attack.distances.n} examples "
-                f"({record.threat.norm})"
+                f"({escape(record.threat.norm)})"
             )
         if attack.violations:
-            kinds = ", ".join(f"{name} {count}" for name, count in attack.violation_kinds.items())
+            kinds = ", ".join(f"{escape(name)} {count}" for name, count in attack.violation_kinds.items())
             lines.append(
                 f"[yellow]{escape(attack.name)} left its threat model on {attack.violations} samples ({kinds}; worst excess "
                 f"{attack.worst_excess:.2g}); their projections were judged, {attack.rejected_claims} claims were refused."
@@ -182,10 +188,10 @@ def _position(record: EvaluationRecord, folder: Path | None) -> str:
 
 def markdown_table(record: EvaluationRecord) -> str:
     """Return the result as a Markdown table."""
-    return as_markdown(*run_table(record))
+    return as_markdown(*run_table(printable(record)))
 
 
 def latex_table(record: EvaluationRecord) -> str:
     """Return the result as a LaTeX table (booktabs), escaped."""
-    caption, head, rows = run_table(record)
+    caption, head, rows = run_table(printable(record))
     return as_latex(caption, [title.capitalize() for title in head], rows)

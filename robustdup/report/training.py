@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
+from robustdup.report.format import printable
 from robustdup.report.live import Lines
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -81,6 +82,7 @@ def show_training(record: TrainingRecord, folder: Path | None, *, json: bool = F
     if json:
         print(to_json(record))
         return
+    record = printable(record)
     out = Console()
     out.print(_summary(record))
     if record.checkpoints:
