@@ -257,7 +257,7 @@ RUNS = {
         read_evaluation,
     ),
     "eval_digits_fast_curve": Run(
-        [["eval", *DIGITS, "--attacks", "fast", "--n", "40", "--eps", "0.1,0.15", "--min-distance", *EVAL]],
+        [["eval", *DIGITS, "--attacks", "fast", "--n", "40", "--eps", "0.1,0.15", *EVAL]],
         read_evaluation,
     ),
     "eval_digits_l2_individual": Run(

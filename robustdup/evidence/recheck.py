@@ -20,6 +20,7 @@ from robustdup.attacks.isolation import isolated
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context
+from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
 from robustdup.evaluation.steadiness import examine
 from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
@@ -350,6 +351,10 @@ def _rounded(
     rounded, rows = correct.clone(), replayed.broken.nonzero()[:, 0]
     if not len(rows):
         return rounded, 0
+    if judged.batch_dependent:  # the company matters: all of them together, as the run judged them
+        images = (adv_images * 255).round() / 255
+        rounded, _ = not_above(judged.answers.correct_share, judged_afresh(context, images, data.labels))
+        return torch.where(replayed.undecided, 0.0, rounded), 0
     images = (adv_images[rows].to(context.device) * 255).round() / 255
     answers = judge_images(
         context.original, images, data.labels[rows].to(context.device), draws=judged.draws, seed=context.seed + 2

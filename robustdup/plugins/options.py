@@ -153,7 +153,7 @@ def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
         except ValidationError:
             allowed = map(str, typing.get_args(annotation))
             raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and math.isnan(value) and not isinstance(default, int):
         raise UserError(f"{place} must be a number, got {value!r}.", code="bad-option")
     if isinstance(default, bool):
         if not isinstance(value, bool):

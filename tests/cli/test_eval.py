@@ -159,11 +159,12 @@ def test_a_plugin_file_appears_in_eval_list_and_check(capsys, tmp_path, monkeypa
     assert json.loads(out)[0]["ok"]
 
 
-def test_a_broken_plugin_harms_nothing_else_and_doctor_names_it(capsys, tmp_path, monkeypatch):
+def test_a_broken_plugin_that_is_named_is_an_error_and_doctor_says_why(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("import does_not_exist\n")
-    code, _, _ = run(capsys, "eval", "--plugin", "broken.py", *QUICK, "--out", "run", "--json")
-    assert code == 0
+    code, _, err = run(capsys, "eval", "--plugin", "broken.py", *QUICK, "--out", "run", "--json")
+    assert code == 2  # it was named, so that leaving it out would be another run than was asked for
+    assert "does_not_exist" in err
     code, out, _ = run(capsys, "doctor", "--plugin", "broken.py", "--json")
     assert code == 1
     (status,) = [plugin for plugin in json.loads(out)["plugins"] if plugin["name"] == "broken"]

@@ -31,7 +31,7 @@ OPTIONS = [
         {"scheme": "uniform", "dose": 1.0},
         "dose is the share of training entries that are copies, from 0 to below 1; got 1.",
     ),
-    ({"scheme": "uniform", "dose": float("nan")}, "from 0 to below 1; got nan."),
+    ({"scheme": "uniform", "dose": float("nan")}, "'dose': input should be a finite number, got nan."),
     ({"scheme": "uniform", "fraction": 0.1, "copies": 0}, "copies must be at least 1 for each chosen sample, got 0."),
     ({"scheme": "uniform", "fraction": 0.1, "dose": 0.1}, "Give dose or fraction, not both"),
     ({"scheme": "whole_set", "copies": 2, "dose": 0.1}, "Give dose or copies for scheme = whole_set, not both"),
@@ -170,9 +170,8 @@ IMAGES = [{"bytes": b"1", "path": None}] * 3
         ),
         ([IMAGES, [0, None, 2]], ["img", "label"], "Row 1 of DATA (train) has no label in column 'label'."),
         (
-            [IMAGES, ["cat", "dog", "cat"]], ["img", "label"],
-            "Column 'label' of DATA (train) does not hold class numbers 0..K-1 but text. Encode it first: "
-            "dataset.class_encode_column('label').",
+            [IMAGES, [0.5, 1.0, 2.0]], ["img", "label"],
+            "The labels of DATA (train) are fractions, not classes.",
         ),
         (
             [[0, 1, 2]], ["label"],
@@ -188,7 +187,9 @@ IMAGES = [{"bytes": b"1", "path": None}] * 3
 def test_columns(tmp_path, columns, names, message):
     data = parquet(tmp_path / "data", columns, names)
     with pytest.raises(UserError) as caught:
-        duplicate(validate(DuplicateConfig, {"data": data, "scheme": "whole_set", "copies": 1}), str(tmp_path / "out"))
+        duplicate(
+            validate(DuplicateConfig, {"data": data, "scheme": "conflicting", "fraction": 0.5}), str(tmp_path / "out")
+        )
     assert str(caught.value).replace(data, "DATA") == message
     assert not (tmp_path / "out").exists()
 

@@ -220,7 +220,8 @@ def test_recipes_of_the_repository_are_valid(file, registry, monkeypatch):
         # All doses of the standard arm are one cell.
         levels = {name: len(found) for name, found in config.factors.items()}
         adversarial = levels["percent"] * levels.get("clamp", 1)
-        assert len(made.cells) == (1 + adversarial) * len(config.seed_list)
+        standard = int("standard" in config.factors.get("arm", ["standard"]))
+        assert len(made.cells) == (standard + adversarial) * len(config.seed_list)
     else:
         made = build_grid(config, registry, lambda train: "d", lambda train: check(train, registry))
     assert len(made.cells) >= 2
