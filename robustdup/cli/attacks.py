@@ -12,7 +12,6 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from robustdup.config import parse_value
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
 from robustdup.plugins.specs import Kind, Knowledge
+from robustdup.report.format import escape
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.config import EvalConfig, build
 from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError
+from robustdup.report.format import escape
 
 USED = (
     *("model", "allow_pickle", "norm", "eps", "seed", "plugin", "threads"),

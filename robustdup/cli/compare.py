@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
 from robustdup.records import find_record, load_record, load_samples, to_json
+from robustdup.report.format import escape
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20

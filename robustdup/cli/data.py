@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from robustdup.cli.quiet import diverted
 from robustdup.config import DuplicateConfig, build
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, now
+from robustdup.report.format import escape
 
 if TYPE_CHECKING:
     from robustdup.jobs.duplication import Duplicated

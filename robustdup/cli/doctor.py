@@ -8,8 +8,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from robustdup.report.format import escape
 
 CHECKS = "robustdup.doctor"
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 import robustdup
 from robustdup.cli import attacks, config, data, leaderboard
@@ -28,6 +27,7 @@ from robustdup.cli.train import train_command
 from robustdup.cli.verify import verify
 from robustdup.errors import RobustdupError, UserError, error_text, plain
 from robustdup.plugins.exits import Exit, no_exits
+from robustdup.report.format import escape
 
 # Newer typer carries a copy of click of its own: the base of all its errors is found through one that typer exports.
 USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -8,12 +8,18 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from rich.markup import escape as escape_markup
 
 from robustdup.errors import plain
 
 Record = TypeVar("Record", bound=BaseModel)
 
 NONE = "–"
+
+
+def escape(text: object) -> str:
+    """Return text from anywhere as rich prints it letter by letter: no markup is read in it, no control character goes out."""
+    return escape_markup(plain(text, lines=True))
 
 
 def printable(record: Record) -> Record:

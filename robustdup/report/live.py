@@ -8,12 +8,11 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from robustdup.records import Progress
-from robustdup.report.format import duration, short
+from robustdup.report.format import duration, escape, short
 
 EVERY = 30.0  # seconds between two lines
 

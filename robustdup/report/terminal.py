@@ -7,7 +7,6 @@ from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from robustdup.records import (
     to_json,
 )
 from robustdup.records.origin import file_made_here
-from robustdup.report.format import images_taken, printable
+from robustdup.report.format import escape, images_taken, printable
 from robustdup.report.tables import as_latex, as_markdown, label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]

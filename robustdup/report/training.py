@@ -7,14 +7,13 @@ from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
-from robustdup.report.format import printable
+from robustdup.report.format import escape, printable
 from robustdup.report.live import Lines
 
 LEVELS = "▁▂▃▄▅▆▇█"

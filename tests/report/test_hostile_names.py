@@ -90,3 +90,20 @@ def test_tables_and_cards_stay_whole(record):
     prose, fence, _ = card.split("\n---\n", 1)[1].partition("```")
     assert fence
     assert not re.search(r"(?<!\\)<", prose)
+
+
+def test_classes_and_files_of_a_folder_are_shown_as_they_are_written(tmp_path, capsys):
+    from PIL import Image
+
+    from robustdup.cli.main import main
+
+    for name in ("[red]a[bold]", "b\x1b]0;title\x07"):
+        folder = tmp_path / "data" / "test" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "x.png")
+    assert main(["data", "describe", str(tmp_path / "data"), "--split", "test"]) == 0
+    shown = capsys.readouterr()
+    assert "[red]a[bold]" in shown.out
+    assert not CONTROLS.search(shown.out)
+    assert main(["data", "describe", str(tmp_path / "b\x1b[31m")]) == 2
+    assert not CONTROLS.search(capsys.readouterr().err)

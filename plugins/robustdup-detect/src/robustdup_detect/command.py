@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from robustdup.cli.leaderboard import console
 from robustdup.cli.runs import configuration
 from robustdup.records import to_json
 from robustdup.records.folder import fresh_folder
+from robustdup.report.format import escape
 from robustdup_detect.options import DetectConfig
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.report.format import escape
 from robustdup_study.records import Claim, DoseMean, PairedComparison, StudyProgress, StudyRecord
 
 SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
