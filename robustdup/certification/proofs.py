@@ -90,32 +90,32 @@ def certify_samples(
             found.notes.append(f"Time was up after {seconds:g} s: {len(todo) - done * BATCH} samples were not tried.")
             break
         region = region_of(images[rows], threat)
-        if done == 0 and _hopeless(operations, region, labels[rows]):
+        with torch.no_grad():
+            least, slopes = margins(operations, region, labels[rows])
+        if done == 0 and _hopeless(operations, region, labels[rows], least):
             found.notes.append("Bounds are far from proving anything at this eps; the other samples were not tried.")
             break
-        _certify(operations, steps, region, labels[rows], rows.tolist(), found)
+        _check(steps, region, labels[rows], rows.tolist(), least, slopes, "crown", found)
+        _ascend(operations, steps, region, labels[rows], rows.tolist(), found)
         progress(min((done + 1) * BATCH, len(todo)), len(todo))
     return Certificates(
         found.correct, found.certified, found.margins, found.methods, time.monotonic() - start, found.notes
     )
 
 
-def _hopeless(operations: list[Operation], region: Region, labels: Tensor) -> bool:
-    """Say whether CROWN's margins of a batch are so far below zero that no sample like these will be certified."""
+def _hopeless(operations: list[Operation], region: Region, labels: Tensor, least: Tensor) -> bool:
+    """Say whether CROWN's margins (N,) of a batch are so far below zero that no sample like these will be certified."""
     with torch.no_grad():
-        least, _ = margins(operations, region, labels)
         clean = interval_bounds(operations, Region(region.images, "Linf", 0.0)).low[-1]
         rows = margin_rows(labels, clean.shape[1]).to(clean)
         largest = (rows @ clean.unsqueeze(2)).squeeze(2).amin(1)
     return bool((least < -HOPELESS * largest.clamp(min=1e-6)).all())
 
 
-def _certify(
+def _ascend(
     operations: list[Operation], steps: list[Step], region: Region, labels: Tensor, rows: list[int], found: Certificates
 ) -> None:
-    with torch.no_grad():
-        least, slopes = margins(operations, region, labels)
-    _check(steps, region, labels, rows, least, slopes, "crown", found)
+    """Try alpha-CROWN on the samples of a batch that are still open."""
     left = [place for place, row in enumerate(rows) if not found.certified[row]]
     if not left:
         return
