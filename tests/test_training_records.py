@@ -39,7 +39,8 @@ def test_version_1_is_read(tmp_path):
     assert record.duplication.rates == old["duplication"]["readings"]
     assert (record.steps, len(record.validation), record.checkpoints[1].n) == (2, 2, 20)
     again = record.model_dump(mode="json")
-    renamed = {"schema_version", "n_kept_out", "n_excluded", "duplication"}
+    renamed = {"schema_version", "n_kept_out", "n_excluded", "duplication", "extra"}
+    assert again["extra"] is None
     assert {name: again[name] for name in again.keys() - renamed} == {name: old[name] for name in old.keys() - renamed}
     save_training_record(record, tmp_path)
     assert load_training_record(tmp_path) == record

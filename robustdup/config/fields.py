@@ -20,7 +20,10 @@ DATA_DETAILS = ("data_config", "revision", "image_column", "label_column")  # se
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How to read a dataset. `resize` (shorter side), then `crop` (centre) are in pixels; `grey` makes one channel."""
+    """How to read a dataset. `resize` (shorter side), then `crop` (centre) are in pixels; `grey` makes one channel.
+
+    Without `needs_labels` files of arrays may lack labels: they are -1 then.
+    """
 
     split: str = "test"
     config: str | None = None
@@ -30,6 +33,7 @@ class DataOptions:
     resize: int | None = None
     crop: int | None = None
     grey: bool = False
+    needs_labels: bool = True
 
 
 class ModelFields(Config):

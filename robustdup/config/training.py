@@ -34,13 +34,13 @@ class TrainConfig(DataFields, ModelFields):
         "Model": ("model", "normalize", "init", "allow_pickle"),
         "Data": (
             "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "resize", "crop", "grey",
-            *DATA_DETAILS,
+            "extra_data", "extra_share", "extra_split", "extra_labels", *DATA_DETAILS,
         ),
         "Duplication": ("duplicate", "score_model", "as_weights", "share_augmentation", "keep_near_duplicates"),
         "Objective": ("objective", "update", "norm", "eps", "attack", "inner_bn", "label_smoothing", "plugin"),
         "Training": (
             "epochs", "steps", "samples", "batch_size", "optimizer", "lr", "schedule", "warmup", "milestones",
-            "schedule_steps", "weight_decay", "decay_all", "momentum", "muon_lr", "clip", "ema", "swa", "seed",
+            "schedule_steps", "weight_decay", "decay_all", "momentum", "nesterov", "muon_lr", "clip", "ema", "swa", "seed",
         ),
         "Evaluation": (
             "validation", "validation_attack", "validate_every", "evaluate", "test_n", "targets",
@@ -66,6 +66,18 @@ class TrainConfig(DataFields, ModelFields):
     n: int | None = Field(None, description="Train on the first N images of the split.", ge=1)
     sample: int | None = Field(
         None, description="Train on a random subset of this many images, drawn from the seed.", ge=1
+    )
+    extra_data: str | None = Field(
+        None,
+        description="More images to train on, generated ones say: file.npz (image, label), or any data spec. Epochs count the "
+        "data's own.",
+    )
+    extra_share: float = Field(
+        0.7, description="Share of each batch that comes from the extra data, to the nearest whole number.", gt=0, lt=1
+    )
+    extra_split: str | None = Field(None, description="Split of the extra data; train, or the only one, if not given.")
+    extra_labels: str | None = Field(
+        None, description="Model that labels the extra images (pseudo-labels), in place of labels of their own."
     )
     duplicate: DuplicationOptions = Field(
         default_factory=lambda: DuplicationOptions.model_validate({}),
@@ -110,11 +122,15 @@ class TrainConfig(DataFields, ModelFields):
     )
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
         default_factory=_usual("sgd", digits="adamw"),
-        description="SGD with Nesterov momentum, AdamW, or Muon for layers behind a normalisation (SGD for the rest).",
+        description="SGD with momentum, AdamW, or Muon for layers behind a normalisation (SGD for the rest).",
     )
     lr: float = Field(default_factory=_usual(0.1, digits=0.005), description="Largest learning rate.", gt=0)
     muon_lr: float = Field(0.03, description="Largest step of Muon, as a share of a weight's length.", gt=0)
     momentum: float = Field(0.9, description="Momentum of SGD.", ge=0, lt=1)
+    nesterov: bool = Field(
+        True,
+        description="Nesterov's momentum in sgd; the papers on TRADES, MART, AWP and robust overfitting use plain.",
+    )
     weight_decay: float = Field(default_factory=_usual(5e-4, digits=0.01), description="Weight decay.", ge=0)
     decay_all: bool = Field(True, description="Decay biases and normalisation layers too.")
     schedule: Literal["cosine", "one-cycle", "linear", "piecewise", "constant"] = Field(

@@ -152,9 +152,11 @@ class ArraySamples:
 
     def __init__(self, arrays: Arrays, options: DataOptions, place: str) -> None:
         check_options(options)
-        if arrays.labels is None:
+        labels = arrays.labels
+        if labels is None and options.needs_labels:
             raise UserError(f"{place} has images but no labels.", code="no-label")
-        self._arrays, self._options, self._place, self._labels = arrays, options, place, arrays.labels
+        self._labels = np.full(len(arrays), -1, dtype=np.int64) if labels is None else labels
+        self._arrays, self._options, self._place = arrays, options, place
         self.class_names, self.notes = list(arrays.class_names), arrays.notes
 
     def __len__(self) -> int:

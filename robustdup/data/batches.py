@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.augment import augment_images, check_augment
+from robustdup.data.passes_over import PassesOver, extra_rows, interleaved
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 
@@ -95,7 +96,8 @@ class EntryOptions:
     """How training entries become samples.
 
     `share_augmentation` gives copies the crop and flip of the original, `padding` (pixels) is for the crop. `classes` is
-    the number of classes (by default, of those that occur). Images come in `channels_last` layout on `device`.
+    the number of classes (by default, of those that occur). Images come in `channels_last` layout on `device`. Where there
+    are extra images, each batch takes `extra_share` of its samples from them, to the nearest whole number.
     """
 
     seed: int = 0
@@ -105,6 +107,7 @@ class EntryOptions:
     channels_last: bool = False
     classes: int | None = None
     device: torch.device | str = "cpu"
+    extra_share: float = 0.0
 
 
 USUAL = EntryOptions()
@@ -117,6 +120,9 @@ class Entries:
     `source_index` are numbers of these N images (those that leak in from another split come behind the plan's own).
     `weights` (M,) weigh the loss, `size` is (height, width). Of each entry `image` (M,) is the number of its image among
     the N, `index` (M,) that image's index in the dataset, `copy` (M,) 0 for an original.
+
+    The last `extra` of the N images are extra data (generated ones, say): they belong to no plan, have no copies and the
+    weight 1, and are entries behind those of the plan. `len()` counts the plan's entries: an epoch is as many samples.
     """
 
     def __init__(
@@ -129,12 +135,13 @@ class Entries:
         index: Tensor | None = None,
         weights: Tensor | None = None,
         options: EntryOptions = USUAL,
+        extra: int = 0,
     ) -> None:
         check_augment(options.augment)
-        n = labels.shape[0]
+        n = labels.shape[0] - extra
         image = torch.arange(n) if plan is None else torch.as_tensor(plan.source_index).cpu()
-        index = torch.arange(n) if index is None else index.cpu()
-        if n == 0 or index.shape != (n,):
+        index = torch.arange(n + extra) if index is None else index.cpu()
+        if n < 1 or index.shape != labels.shape:
             raise UserError(f"There are {n} training images, with {len(index)} indices.", code="bad-shape")
         if len(image) == 0 or int(image.max()) >= n or (plan is not None and plan.n_source > n):
             message = f"The duplication plan has {len(image)} entries, not all of them among these {n} images."
@@ -147,9 +154,13 @@ class Entries:
         check_numbers("source", index, MAX_SOURCE)
         check_numbers("copy", copy, MAX_COPY)
         self.options, self.channels_last = options, options.channels_last
-        self.channels, self.size, self.n_images = channels, size, n
+        self.channels, self.size, self.n_images, self.n_extra = channels, size, n, extra
+        self.n_entries, self.unique = len(image), int((torch.bincount(image) > 0).sum())
+        if extra:
+            image = torch.cat([image, torch.arange(n, n + extra)])
+            copy, own = torch.cat([copy, torch.zeros(extra).long()]), torch.cat([own, labels[n:].cpu()])
+            weights = None if weights is None else torch.cat([weights.cpu().float(), torch.ones(extra)])
         self.classes = int(own.max()) + 1 if options.classes is None else options.classes
-        self.unique = int((torch.bincount(image) > 0).sum())
         self.device = torch.device(options.device)
         self.image, self.index, self.copy = (t.long().to(self.device) for t in (image, index[image], copy))
         self.labels = own.long().to(self.device)
@@ -159,13 +170,18 @@ class Entries:
         self._levels = torch.tensor(255.0, device=self.device)
 
     def __len__(self) -> int:
-        return self.image.shape[0]
+        return self.n_entries
 
-    def order(self, epoch: int) -> Tensor:
-        """Return the positions (M,) in the order of an epoch: sorted by 62 random bits of each entry's key."""
+    def order(self, epoch: int, *, extra: bool = False) -> Tensor:
+        """Return the positions (M,) in the order of an epoch: sorted by 62 random bits of each entry's key.
+
+        With `extra`, those of the extra images, behind the others, as they are in a pass of their own.
+        """
         check_numbers("epoch", torch.tensor(epoch), MAX_EPOCH)
-        words = SampleRng(self.options.seed, _join(self.index, self.copy, epoch)).fold("order").bits((2,))
-        return ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
+        rows = slice(self.n_entries, None) if extra else slice(self.n_entries)
+        words = SampleRng(self.options.seed, _join(self.index[rows], self.copy[rows], epoch)).fold("order").bits((2,))
+        places = ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
+        return places + self.n_entries if extra else places
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) for each (step, positions, epochs)."""
@@ -225,6 +241,7 @@ class TrainingSet(Entries):
         index: Tensor | None = None,
         weights: Tensor | None = None,
         options: EntryOptions = USUAL,
+        extra: int = 0,
     ) -> None:
         if pixels.ndim != 4 or pixels.dtype not in (torch.uint8, torch.float32) or len(pixels) != len(labels):
             raise UserError(
@@ -234,8 +251,9 @@ class TrainingSet(Entries):
             )
         size = (pixels.shape[2], pixels.shape[3])
         super().__init__(
-            labels, channels=pixels.shape[1], size=size, plan=plan, index=index, weights=weights, options=options
-        )
+            labels, channels=pixels.shape[1], size=size, plan=plan, index=index, weights=weights, options=options,
+            extra=extra,
+        )  # fmt: skip
         self.pixels = pixels.to(self.device)
 
     def batch(self, positions: Tensor, epochs: Tensor) -> Batch:
@@ -260,6 +278,9 @@ class Stream:
     So a batch may span two epochs, every batch is full but perhaps the very last, and a run of `total_samples` sees just
     so many. Iterating gives (step, batch) from `start_step` on. Of every batch, rank r of p processes takes the r-th of p
     runs of neighbours, as equal as can be; of a last batch with fewer than p samples some ranks get none.
+
+    Where there are extra images, each batch holds the share of them that `entries.options` say, evenly among the others;
+    both come from passes of their own.
     """
 
     def __init__(
@@ -278,13 +299,16 @@ class Stream:
         if not 0 <= rank < processes or start_step < 0:
             message = f"There is no rank {rank} of {processes} processes from step {start_step}."
             raise UserError(message, code="bad-value")
-        if total_samples > len(entries) * MAX_EPOCH:
-            message = f"{total_samples} samples are more than {MAX_EPOCH} epochs of {len(entries)} entries."
-            raise UserError(message, code="bad-value")
         self.entries, self.rank, self.processes = entries, rank, processes
         self.batch_size, self.total_samples, self.start_step = batch_size, total_samples, start_step
         self.n_steps = math.ceil(total_samples / batch_size)
-        self._epoch, self._order = -1, entries.image[:0]
+        self._own = PassesOver(len(entries), entries.order)
+        self._extra = PassesOver(entries.n_extra, lambda epoch: entries.order(epoch, extra=True))
+        self._orders: dict[int, Tensor] = {}
+        for passes, samples in zip((self._own, self._extra), self.drawn(total_samples), strict=True):
+            if samples > passes.count * MAX_EPOCH:
+                message = f"{samples} samples are more than {MAX_EPOCH} epochs of {passes.count} entries."
+                raise UserError(message, code="bad-value")
 
     def __len__(self) -> int:
         return max(self.n_steps - self.start_step, 0)
@@ -293,31 +317,44 @@ class Stream:
         """Return the samples of a step over all processes: the batch size, but for the last step."""
         return min(self.batch_size, self.total_samples - step * self.batch_size)
 
+    def drawn(self, samples: int) -> tuple[int, int]:
+        """Return how many of the first `samples` of the stream are the plan's own entries, and how many extra images."""
+        batches, rest = divmod(samples, self.batch_size)
+        extra = batches * self._extra_rows(self.batch_size) + self._extra_rows(rest)
+        return samples - extra, extra
+
     def unique_seen(self, samples: int) -> int:
-        """Return how many different source images are among the first `samples` of the stream."""
-        if samples >= len(self.entries):
-            return self.entries.unique
-        first = self.entries.order(0)[:samples]
-        return int((torch.bincount(self.entries.image[first]) > 0).sum())
+        """Return how many different source images are among the first `samples` of the stream, extra ones among them."""
+        own, extra = self.drawn(samples)
+        if own >= len(self.entries):
+            seen = self.entries.unique
+        else:
+            seen = int((torch.bincount(self.entries.image[self._own.different(own)]) > 0).sum())
+        return seen + min(extra, self.entries.n_extra)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         return self.entries.batches(self._requests())
 
     def _requests(self) -> Iterator[Request]:
         for step in range(self.start_step, self.n_steps):
-            first, rows = step * self.batch_size, self.rows(step)
-            low, high = (first + rows * rank // self.processes for rank in (self.rank, self.rank + 1))
-            yield step, *self._samples(low, high)
+            rows = self.rows(step)
+            low, high = (rows * rank // self.processes for rank in (self.rank, self.rank + 1))
+            if self.entries.n_extra:
+                positions, epochs = self._mixed(step, rows)
+                yield step, positions[low:high], epochs[low:high]
+            else:
+                first = step * self.batch_size
+                yield step, *self._own.samples(first + low, first + high)
 
-    def _samples(self, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """Return positions and epochs of the samples [low, high) of the stream."""
-        positions, epochs = [self._order[:0]], [self._order[:0]]
-        while low < high:
-            epoch, start = divmod(low, len(self.entries))
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, self.entries.order(epoch)
-            part = self._order[start : start + high - low]
-            positions.append(part)
-            epochs.append(torch.full_like(part, epoch))
-            low += len(part)
-        return torch.cat(positions), torch.cat(epochs)
+    def _extra_rows(self, rows: int) -> int:
+        return extra_rows(rows, self.entries.options.extra_share) if self.entries.n_extra else 0
+
+    def _mixed(self, step: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Return positions and epochs of a whole batch, own entries and extra images interleaved."""
+        own, extra = self.drawn(step * self.batch_size)
+        more = self._extra_rows(rows)
+        parts = self._own.samples(own, own + rows - more), self._extra.samples(extra, extra + more)
+        positions, epochs = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        if rows not in self._orders:  # moved once: a copy to a GPU waits for it
+            self._orders[rows] = interleaved(rows - more, more).to(positions.device)
+        return positions[self._orders[rows]], epochs[self._orders[rows]]

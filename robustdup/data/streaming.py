@@ -59,9 +59,9 @@ class StreamingSet(Entries):
         # What the worker processes are told stays on the CPU.
         self._images, self._indices, self._copies = self.image.cpu(), self.index.cpu(), self.copy.cpu()
 
-    def order(self, epoch: int) -> Tensor:
-        """Return the positions (M,) in the order of an epoch, on the CPU."""
-        return super().order(epoch).cpu()
+    def order(self, epoch: int, *, extra: bool = False) -> Tensor:
+        """Return the positions (M,) in the order of an epoch, or of a pass over the extra images, on the CPU."""
+        return super().order(epoch, extra=extra).cpu()
 
     def batch(self, positions: Tensor, epochs: Tensor) -> Batch:
         """Return the entries at `positions` (n,) int64 as they are in `epochs` (n,) int64, read here and now."""

@@ -193,7 +193,12 @@ def assemble(
         entries=len(data.entries),
         module=module,
         processes=processes,
-        data={"data": data.info.fingerprint, "plan": data.plan.hash, "initial": initial},
+        data={
+            "data": data.info.fingerprint,
+            "plan": data.plan.hash,
+            "initial": initial,
+            **({} if data.extra is None else {"extra": data.extra.fingerprint}),
+        },
         settings=config.model_dump(mode="json"),
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -10,25 +9,23 @@ import torch
 from torch import Tensor
 
 from robustdup.config import DuplicationOptions, TrainConfig
-from robustdup.data.batches import EntryOptions, TrainingSet, to_bytes
+from robustdup.data.batches import EntryOptions, TrainingSet
 from robustdup.data.cache import load_pixels
-from robustdup.data.dataset import Samples
 from robustdup.data.selection import choose
 from robustdup.data.sources import open_samples
-from robustdup.data.streaming import StreamingSet, read_labels
+from robustdup.data.streaming import StreamingSet
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
-from robustdup.errors import UserError, how_to_install
+from robustdup.errors import UserError
+from robustdup.jobs.extra_data import ExtraData, read_extra
+from robustdup.jobs.training_images import Images, as_floats, duplicates_of, fingerprint_of, read_images, statistics
 from robustdup.plugins import Registry
-from robustdup.records import DataInfo, DuplicationInfo
+from robustdup.records import DataInfo, DuplicationInfo, ExtraDataInfo
 from robustdup.rng import SampleRng
 from robustdup.training.validation import ValidationSet
 
-IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
 FOR_STATISTICS = 5_000  # images on disk from which mean and deviation are taken
-FOR_FINGERPRINT = 1_000  # images on disk that stand for all
 OTHER_SPLIT = 1 << 31  # where the indices of images begin that leak in from another split
-SMALLEST_FOR_NEAR = 16  # pixels a side below which near-duplicates cannot be told from similar images
 
 Say = Callable[[str], None]
 
@@ -41,6 +38,7 @@ class TrainingData:
     validation: ValidationSet | None
     plan: DuplicationPlan
     duplication: DuplicationInfo | None
+    extra: ExtraDataInfo | None
     info: DataInfo
     n_excluded: int
     channels: int
@@ -65,14 +63,14 @@ def prepare_data(
     count = validation_count(config.validation, len(index))
     events = [*getattr(samples, "notes", ()), *told]
     say(f"reading {len(index):,} images of {name}")
-    every = _read(samples, index, config)
+    every = read_images(samples, index, config)
     held = held_out_positions(index, count, config.seed)
     kept = torch.ones(len(index), dtype=torch.bool)
     kept[held] = False
     n_excluded = 0
     if count and not config.keep_near_duplicates:
         say(f"looking for near-duplicates of {count:,} validation images")
-        near = _duplicates_of(every, held, kept, registry, events)
+        near = duplicates_of(every, held, kept, registry, events)
         kept[near] = False
         n_excluded = len(near)
     if not kept.any():
@@ -93,14 +91,19 @@ def prepare_data(
         selection=selection,
         image_shape=list(some.shape[1:]),
         class_names=class_names,
-        fingerprint=_fingerprint(every),
+        fingerprint=fingerprint_of(every),
     )
-    validation = ValidationSet(_floats(every.take(held)), every.labels[held], index[held]) if count else None
+    held_out = every.take(held) if count else None
+    validation = None if held_out is None else ValidationSet(as_floats(held_out), every.labels[held], index[held])
+    extra = read_extra(
+        config, source, registry, class_names=class_names, classes=classes, held_out=held_out, events=events, say=say
+    )
     return TrainingData(
-        entries=_entries(config, source, classes, plan, other, device),
+        entries=_entries(config, source, classes, plan, [images for images in (other, extra) if images], device),
         validation=validation,
         plan=plan,
         duplication=_duplication_info(plan, config),
+        extra=None if extra is None else extra.info,
         info=info,
         n_excluded=n_excluded,
         channels=some.shape[1],
@@ -110,40 +113,6 @@ def prepare_data(
         std=std,
         events=events,
     )
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images of a split with their labels (N,) and indices (N,): `pixels` (N, C, H, W), or None where they stay on disk."""
-
-    samples: Samples
-    index: Tensor
-    labels: Tensor
-    pixels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def only(self, kept: Tensor) -> _Images:
-        """Keep the images that a mask or an index names."""
-        pixels = None if self.pixels is None else self.pixels[kept]
-        return _Images(self.samples, self.index[kept], self.labels[kept], pixels)
-
-    def take(self, positions: Tensor) -> Tensor:
-        """Return the pixels at these positions, read if need be."""
-        if self.pixels is not None:
-            return self.pixels[positions]
-        return load_pixels(self.samples, self.index[positions].tolist())[0]
-
-
-def _read(samples: Samples, index: Tensor, config: TrainConfig) -> _Images:
-    """Read all images into memory, unless they are too many or are asked to stay where they are."""
-    first, _ = samples.fetch([int(index[0])])
-    keep = config.in_memory is True or (config.in_memory == "auto" and first.numel() * len(index) <= IN_MEMORY)
-    if keep:
-        pixels, labels = load_pixels(samples, index.tolist())
-        return _Images(samples, index, labels, pixels)
-    return _Images(samples, index, read_labels(samples, index), None)
 
 
 def numbered_classes(labels: Tensor, name: str) -> int:
@@ -181,33 +150,9 @@ def held_out_positions(index: Tensor, count: int, seed: int) -> Tensor:
     return words.argsort(stable=True)[:count].sort().values
 
 
-def _duplicates_of(images: _Images, held: Tensor, kept: Tensor, registry: Registry, events: list[str]) -> Tensor:
-    """Return the positions of training images that are duplicates of held-out ones: near ones, or exact ones of tiny images."""
-    positions, pixels = kept.nonzero().squeeze(1), images.pixels
-    if pixels is None:
-        events.append(
-            "The images stay on disk: near-duplicates of validation images were not looked for. Find and remove them with "
-            "'robustdup data detect'."
-        )
-        return positions[:0]
-    shape = "x".join(str(side) for side in pixels.shape[1:])
-    if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3):
-        reason = f"Near-duplicates cannot be told from similar images of {shape} values"
-    elif not registry.duplicate_finders:
-        reason = f"No plugin here searches for near-duplicates ({how_to_install('robustdup[detect]')})"
-    else:
-        as_bytes = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
-        pairs = registry.get_duplicate_finder().find(as_bytes[held], as_bytes[positions])
-        return positions[torch.unique(pairs.b)]
-    events.append(f"{reason}: only exact duplicates of validation images were kept out of training.")
-    contents = {image.numpy().tobytes() for image in pixels[held]}
-    same = [position for position in positions.tolist() if pixels[position].numpy().tobytes() in contents]
-    return torch.tensor(same, dtype=torch.int64)
-
-
 def _plan(
-    config: TrainConfig, source: _Images, class_names: list[str], registry: Registry, say: Say
-) -> tuple[DuplicationPlan, _Images | None]:
+    config: TrainConfig, source: Images, class_names: list[str], registry: Registry, say: Say
+) -> tuple[DuplicationPlan, Images | None]:
     """Return the plan, and for `leak` the images of the split that leaks in, with indices of their own."""
     options, other = config.duplicate, None
     if options.scheme == "leak":
@@ -218,7 +163,7 @@ def _plan(
         samples = open_samples(config.data, config.data_options(options.leak_from), registry)
         say(f"reading {len(samples):,} images of {config.data} ({options.leak_from})")
         pixels, labels = load_pixels(samples, list(range(len(samples))))
-        other = _Images(samples, torch.arange(len(samples)) + OTHER_SPLIT, labels, pixels)
+        other = Images(samples, torch.arange(len(samples)) + OTHER_SPLIT, labels, pixels)
     plan = make_plan(
         source.labels,
         options,
@@ -231,7 +176,7 @@ def _plan(
     return plan, other
 
 
-def _scores(config: TrainConfig, source: _Images, registry: Registry, say: Say) -> Tensor | None:
+def _scores(config: TrainConfig, source: Images, registry: Registry, say: Say) -> Tensor | None:
     """Return the margins of `score_model` on the source images, where the scheme ranks them: the lower, the harder."""
     if config.duplicate.scheme not in ("hardest", "easiest"):
         return None
@@ -248,16 +193,16 @@ def _scores(config: TrainConfig, source: _Images, registry: Registry, say: Say) 
     positions = torch.arange(len(source))
     with torch.no_grad():
         return torch.cat(
-            [margin(model(_floats(source.take(some))), source.labels[some]) for some in torch.split(positions, 256)]
+            [margin(model(as_floats(source.take(some))), source.labels[some]) for some in torch.split(positions, 256)]
         )
 
 
 def _entries(
     config: TrainConfig,
-    source: _Images,
+    source: Images,
     classes: int,
     plan: DuplicationPlan,
-    other: _Images | None,
+    more: list[Images | ExtraData],
     device: torch.device,
 ) -> TrainingSet | StreamingSet:
     images, weights, used = source, None, plan
@@ -272,6 +217,7 @@ def _entries(
         share_augmentation=config.share_augmentation,
         classes=classes,
         device=device,
+        extra_share=config.extra_share,
     )
     pixels, labels, index = images.pixels, images.labels, images.index
     if pixels is None:
@@ -279,37 +225,15 @@ def _entries(
         return StreamingSet(
             images.samples, labels, plan=used, index=index, weights=weights, options=options, workers=workers
         )
-    if other is not None and other.pixels is not None:
-        pixels, labels = torch.cat([pixels, other.pixels]), torch.cat([labels, other.labels])
-        index = torch.cat([index, other.index])
-    return TrainingSet(pixels, labels, plan=used, index=index, weights=weights, options=options)
-
-
-def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of images (N, C, H, W), in units of [0, 1]."""
-    count, total, square = 0, torch.zeros(pixels.shape[1]).double(), torch.zeros(pixels.shape[1]).double()
-    for part in torch.split(pixels, 2048):
-        values = _floats(part).double()
-        count += values.numel() // values.shape[1]
-        total += values.sum(dim=(0, 2, 3))
-        square += values.square().sum(dim=(0, 2, 3))
-    mean = total / count
-    std = (square / count - mean.square()).clamp(min=1e-6).sqrt()
-    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, 0.05), 4) for v in std.tolist())
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-
-
-def _fingerprint(images: _Images) -> str:
-    """Return one SHA-256 (hex) over the images, their labels and their order; of images on disk, over some of them."""
-    every = 1 if images.pixels is not None else max(1, len(images) // FOR_FINGERPRINT)
-    pixels = images.take(torch.arange(0, len(images), every))
-    digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}{len(images)}".encode())
-    for part in (pixels, images.labels):
-        digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    n_extra = 0
+    for others in more:
+        if isinstance(others, ExtraData):
+            pixels, labels, index = others.joined(pixels, labels, index)
+            n_extra = len(others.labels)
+        elif others.pixels is not None:
+            pixels, labels = torch.cat([pixels, others.pixels]), torch.cat([labels, others.labels])
+            index = torch.cat([index, others.index])
+    return TrainingSet(pixels, labels, plan=used, index=index, weights=weights, options=options, extra=n_extra)
 
 
 def _duplication_info(plan: DuplicationPlan, config: TrainConfig) -> DuplicationInfo | None:

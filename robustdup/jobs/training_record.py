@@ -117,6 +117,7 @@ def make_record(
         checkpoints=checkpoints,
         data=data.info,
         duplication=data.duplication,
+        extra=data.extra,
         initial_fingerprint=str(parts.data["initial"]),
         events=[*data.events, *result.events],
         seed=config.seed,

@@ -44,6 +44,7 @@ from robustdup.records.samples import SAMPLES_FILE, SAMPLES_SCHEMA, Outcome, loa
 from robustdup.records.training import (
     CheckpointResult,
     DuplicationInfo,
+    ExtraDataInfo,
     TimeTo,
     TrainEnvironment,
     TrainingRecord,
@@ -74,6 +75,7 @@ __all__ = [
     "Environment",
     "Escalation",
     "EvaluationRecord",
+    "ExtraDataInfo",
     "MinDistance",
     "ModelInfo",
     "Outcome",

@@ -99,6 +99,22 @@ class DuplicationInfo(Part):
     rates: dict[str, Any] = Field(default_factory=dict, description="How much was duplicated, in all usual measures.")
 
 
+class ExtraDataInfo(Part):
+    """The extra data that was trained on beside the training data."""
+
+    spec: str = Field(description="What was named.")
+    split: str = Field(description="Its split.")
+    n: int = Field(description="Images that were drawn from.")
+    n_excluded: int = Field(default=0, description="Near-duplicates of validation images, which were left out.")
+    share: float = Field(description="Share of each batch that was asked for, in (0, 1).")
+    in_batch: int = Field(description="Extra images in each full batch.")
+    labels: str = Field(description="'given', or the model that labelled the images.")
+    agreement: float | None = Field(
+        default=None, description="Share of its labels that are those of the data; null where the data have none."
+    )
+    fingerprint: str = Field(description="SHA-256 over images, labels and order.")
+
+
 class TrainEnvironment(Part):
     """Where it ran and in which precision."""
 
@@ -154,6 +170,9 @@ class TrainingRecord(Part):
     data: DataInfo = Field(description="The training data.")
     duplication: DuplicationInfo | None = Field(
         default=None, description="What was duplicated; null where nothing was."
+    )
+    extra: ExtraDataInfo | None = Field(
+        default=None, description="Extra data that was trained on; null where there was none."
     )
     initial_fingerprint: str = Field(description="SHA-256 of the weights before the first step.")
     events: list[str] = Field(default_factory=list, description="What a reader should know of how the run went.")

@@ -103,6 +103,8 @@ def _summary(record: TrainingRecord) -> Panel:
     lines.add_row("Data", escape(_data(record)))
     if record.duplication is not None:
         lines.add_row("Duplicates", escape(duplication_text(record.duplication)))
+    if record.extra is not None:
+        lines.add_row("Extra data", escape(extra_text(record)))
     lines.add_row("Objective", escape(_objective(record)))
     lines.add_row(
         "Budget",
@@ -142,6 +144,16 @@ def duplication_text(plan: DuplicationInfo) -> str:
     how = " as loss weights" if plan.as_weights else ""
     near = f", near copies ({plan.near})" if plan.near else ""
     return f"{plan.scheme} ({plan.mode}){how}: {plan.dose:.1%} of {plan.entries:,} entries are copies{near}"
+
+
+def extra_text(record: TrainingRecord) -> str:
+    """Say in one line what extra data were trained on: which, how many of each batch, whose labels. Empty for none."""
+    extra = record.extra
+    if extra is None:
+        return ""
+    labels = "" if extra.labels == "given" else f", labelled by {extra.labels}"
+    labels += "" if extra.agreement is None else f" ({extra.agreement:.1%} as given)"
+    return f"{extra.spec}: {extra.in_batch} of each {record.batch_size} from {extra.n:,} images{labels}"
 
 
 def _checkpoints(record: TrainingRecord) -> Table:

@@ -24,6 +24,7 @@ class TrainerOptions:
     lr: float = 0.1
     muon_lr: float = 0.03
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     decay_all: bool = True
     schedule: Literal["cosine", "one-cycle", "linear", "piecewise", "constant"] = "one-cycle"

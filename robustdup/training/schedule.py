@@ -113,7 +113,7 @@ def _one_cycle(step: int, total: int, rise: float) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainerOptions) -> torch.optim.Optimizer:
-    """Return SGD (Nesterov where there is momentum), AdamW or Muon over the model's parameters that are trained.
+    """Return SGD (with `nesterov` where there is momentum), AdamW or Muon over the model's parameters that are trained.
 
     Muon takes the weights of layers without a bias, which a normalisation follows, at `muon_lr`; SGD the rest. Without
     `decay_all` vectors and scalars (biases, normalisation) do not decay. Raises UserError where nothing is trained.
@@ -136,7 +136,9 @@ def make_optimizer(model: nn.Module, options: TrainerOptions) -> torch.optim.Opt
         return Muon(groups, lr=options.lr, momentum=options.momentum)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.lr)
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov and options.momentum > 0
+    )
 
 
 def _before_normalisation(model: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ from robustdup.plugins import ObjectiveSpec, Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
 from robustdup.training.objectives import check_model, find_objective
-from robustdup.training.objectives.adversarial import divergence, mart_loss
+from robustdup.training.objectives.adversarial import divergence, mart_loss, trades
 from robustdup.training.objectives.morel import Embedding, multi_positive_contrast
 from tests.networks import resnet
 from tests.raising import raises
@@ -278,3 +278,24 @@ def test_a_strangers_objective_comes_through_the_same_door():
     spec, options = find_objective("mine(power=3)", registry)
     assert isinstance(spec, ObjectiveSpec)
     assert (spec.update, spec.features, options) == ("", False, {"power": 3.0})
+
+
+def test_running_statistics_of_trades_take_in_clean_and_adversarial_images_once_each():
+    """The authors' code passes clean, adversarial, then clean images again: the difference that the recipes name."""
+    norm = nn.BatchNorm2d(1, momentum=0.5)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(4, 2))
+    clean, adv = torch.full((2, 1, 2, 2), 0.2), torch.full((2, 1, 2, 2), 0.6)
+    trades(model, clean, torch.tensor([0, 1]), attack=Fixed(adv), rng=None)
+    assert norm.running_mean.item() == pytest.approx(0.5 * (0.5 * 0.2) + 0.5 * 0.6)
+
+
+class Fixed:
+    """An inner attack that returns given images."""
+
+    label_smoothing = 0.0
+
+    def __init__(self, adv_images):
+        self.adv_images = adv_images
+
+    def __call__(self, images, labels, loss=None):
+        return self.adv_images

@@ -138,6 +138,7 @@ def test_biases_and_norms_do_not_decay_where_asked():
     assert len(kept["params"]) == 3
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
     assert (decayed["nesterov"], decayed["momentum"]) == (True, 0.8)
+    assert make_optimizer(model, TrainerOptions(nesterov=False)).param_groups[0]["nesterov"] is False
     assert len(make_optimizer(model, TrainerOptions()).param_groups) == 1
     assert isinstance(make_optimizer(model, TrainerOptions(optimizer="adamw")), torch.optim.AdamW)
 

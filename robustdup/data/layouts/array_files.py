@@ -20,8 +20,8 @@ LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels")
 SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robustness
 
 
-def open_array_file(file: Path, config: str | None = None) -> Opened:
-    """Return the splits of a file of arrays. Raises UserError."""
+def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
+    """Return the splits of a file of arrays; images alone, where labels are not needed. Raises UserError."""
     if file.suffix == ".npy":
         return _npy(file.parent, file)
     content = _content(file)
@@ -33,6 +33,8 @@ def open_array_file(file: Path, config: str | None = None) -> Opened:
         if kind:
             groups.setdefault(split, {}).setdefault(kind, values)
     whole = {split: pair for split, pair in groups.items() if len(pair) == 2}
+    if not whole and not needs_labels:
+        whole = {split: {"labels": None, **pair} for split, pair in groups.items() if "images" in pair}
     if not whole and len(content) == 2:  # arr_0 and arr_1, or a tuple
         whole = {"": dict(zip(("images", "labels"), content.values(), strict=True))}
     if not whole:

@@ -44,7 +44,7 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
         shards = open_shards([path]) if path.suffix == ".tar" else None
         return shards or open_layout(unpack(path), options)
     if path.suffix in array_files.SUFFIXES:
-        return array_files.open_array_file(path)
+        return array_files.open_array_file(path, needs_labels=options.needs_labels)
     if path.suffix == ".mat":
         return Opened({"test": read_svhn(path)}, unnamed="test" not in path.name)
     if path.suffix in lists.SUFFIXES:

@@ -8,6 +8,7 @@ from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
 from robustdup.report.format import duration, interval, number, percent, plural, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
 from robustdup.report.runs import Run
+from robustdup.report.training import extra_text
 from robustdup.report.training_figures import accuracies, best_and_last, loss, rate, throughput, validation
 
 
@@ -216,6 +217,7 @@ def _reproduce(record: TrainingRecord) -> Section:
         "Weights at the start": record.initial_fingerprint,
         **{f"Weights, {found.name}": found.fingerprint for found in record.checkpoints},
         "Images and labels": record.data.fingerprint,
+        **({} if record.extra is None else {"Extra data": f"{extra_text(record)}; {record.extra.fingerprint}"}),
         "Device": f"{env.device} ({env.device_name}), {plural(env.threads, 'thread')}, "
         f"{plural(env.processes, 'process', 'processes')}",
         "Precision": env.precision,

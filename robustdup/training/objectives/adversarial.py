@@ -39,8 +39,9 @@ def trades(
 ) -> LossAndMetrics:
     """Return CE(clean) + beta * KL(clean answer || adversarial answer); the inner attack maximises that divergence.
 
-    Clean and adversarial images are two passes with their own batch statistics, as in the authors' code. "correct" is
-    of the adversarial images, "correct_clean" of the clean ones. https://arxiv.org/abs/1901.08573
+    Clean and adversarial images are two passes with their own batch statistics. The loss is that of the authors' code; it
+    passes the clean images once more, so that its running statistics are two thirds clean, here one half. "correct" is of
+    the adversarial images, "correct_clean" of the clean ones. https://arxiv.org/abs/1901.08573
     """
     adv_images = attack(images, labels, divergence_from_clean(attack, images))
     clean, adv = model(images), model(adv_images)

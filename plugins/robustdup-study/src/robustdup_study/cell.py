@@ -19,7 +19,8 @@ from robustdup.data.sources import load_images, open_samples
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.training import check, run_training
-from robustdup.jobs.training_data import SMALLEST_FOR_NEAR, TrainingData, prepare_data
+from robustdup.jobs.training_data import TrainingData, prepare_data
+from robustdup.jobs.training_images import SMALLEST_FOR_NEAR
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now

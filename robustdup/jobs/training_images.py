@@ -1,0 +1,118 @@
+"""Images of a split as a training reads them: kept in memory or left on the disk, compared, fingerprinted, averaged."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustdup.config import TrainConfig
+from robustdup.data.batches import to_bytes
+from robustdup.data.cache import load_pixels
+from robustdup.data.dataset import Samples
+from robustdup.data.streaming import read_labels
+from robustdup.errors import how_to_install
+from robustdup.plugins import Registry
+
+IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
+FOR_FINGERPRINT = 1_000  # images on disk that stand for all
+SMALLEST_FOR_NEAR = 16  # pixels a side below which near-duplicates cannot be told from similar images
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a split with their labels (N,) and indices (N,): `pixels` (N, C, H, W), or None where they stay on disk."""
+
+    samples: Samples
+    index: Tensor
+    labels: Tensor
+    pixels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, kept: Tensor) -> Images:
+        """Keep the images that a mask or an index names."""
+        pixels = None if self.pixels is None else self.pixels[kept]
+        return Images(self.samples, self.index[kept], self.labels[kept], pixels)
+
+    def take(self, positions: Tensor) -> Tensor:
+        """Return the pixels at these positions, read if need be."""
+        if self.pixels is not None:
+            return self.pixels[positions]
+        return load_pixels(self.samples, self.index[positions].tolist())[0]
+
+
+def read_images(samples: Samples, index: Tensor, config: TrainConfig) -> Images:
+    """Read all images into memory, unless they are too many or are asked to stay where they are."""
+    first, _ = samples.fetch([int(index[0])])
+    keep = config.in_memory is True or (config.in_memory == "auto" and first.numel() * len(index) <= IN_MEMORY)
+    if keep:
+        pixels, labels = load_pixels(samples, index.tolist())
+        return Images(samples, index, labels, pixels)
+    return Images(samples, index, read_labels(samples, index), None)
+
+
+def duplicates_of(images: Images, held: Tensor, kept: Tensor, registry: Registry, events: list[str]) -> Tensor:
+    """Return the positions of training images that are duplicates of held-out ones: near ones, or exact ones of tiny images."""
+    positions, pixels = kept.nonzero().squeeze(1), images.pixels
+    if pixels is None:
+        events.append(
+            "The images stay on disk: near-duplicates of validation images were not looked for. Find and remove them with "
+            "'robustdup data detect'."
+        )
+        return positions[:0]
+    return positions[duplicates_among(pixels[positions], pixels[held], registry, events)]
+
+
+def duplicates_among(pixels: Tensor, held: Tensor, registry: Registry, events: list[str]) -> Tensor:
+    """Return the positions of the images that are duplicates of held-out ones: near ones, or exact ones of tiny images."""
+    shape = "x".join(str(side) for side in pixels.shape[1:])
+    if min(pixels.shape[2:]) < SMALLEST_FOR_NEAR or pixels.shape[1] not in (1, 3):
+        reason = f"Near-duplicates cannot be told from similar images of {shape} values"
+    elif not registry.duplicate_finders:
+        reason = f"No plugin here searches for near-duplicates ({how_to_install('robustdup[detect]')})"
+    else:
+        pairs = registry.get_duplicate_finder().find(as_bytes(held), as_bytes(pixels))
+        near: Tensor = torch.unique(pairs.b)
+        return near
+    event = f"{reason}: only exact duplicates of validation images were kept out of training."
+    events += [] if event in events else [event]
+    contents = {image.numpy().tobytes() for image in as_bytes(held)}
+    same = [place for place, image in enumerate(as_bytes(pixels)) if image.numpy().tobytes() in contents]
+    return torch.tensor(same, dtype=torch.int64)
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Return pixels (N, C, H, W), bytes or floats in [0, 1], as bytes."""
+    return pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
+
+
+def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of images (N, C, H, W), in units of [0, 1]."""
+    count, total, square = 0, torch.zeros(pixels.shape[1]).double(), torch.zeros(pixels.shape[1]).double()
+    for part in torch.split(pixels, 2048):
+        values = as_floats(part).double()
+        count += values.numel() // values.shape[1]
+        total += values.sum(dim=(0, 2, 3))
+        square += values.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    std = (square / count - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, 0.05), 4) for v in std.tolist())
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Return pixels (N, C, H, W), bytes or floats, as floats in [0, 1]."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def fingerprint_of(images: Images) -> str:
+    """Return one SHA-256 (hex) over the images, their labels and their order; of images on disk, over some of them."""
+    every = 1 if images.pixels is not None else max(1, len(images) // FOR_FINGERPRINT)
+    pixels = images.take(torch.arange(0, len(images), every))
+    digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}{len(images)}".encode())
+    for part in (pixels, images.labels):
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
