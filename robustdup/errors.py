@@ -125,6 +125,13 @@ def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = N
     return UserError(message, code=f"unknown-{kind}")
 
 
+def check_counts(attack: str, *, least: int = 1, **counts: int) -> None:
+    """Raise UserError (`bad-option`), in the name of the attack, for an option below the `least` that it can be."""
+    for option, count in counts.items():
+        if count < least:
+            raise UserError(f"{attack}: {option} must be at least {least}, got {count}.", code="bad-option")
+
+
 def how_to_install(*requirements: str) -> str:
     """Return the command that installs packages into this environment: one that works where it is printed.
 

@@ -30,7 +30,7 @@ from robustdup.attacks.apgd_run import Phase, RowLoss, run_phases
 from robustdup.attacks.apgd_steps import random_start
 from robustdup.attacks.expectation import asked_again, expected_height
 from robustdup.attacks.losses import Loss, cw, dlr, find_loss
-from robustdup.errors import AttackWarning, UserError
+from robustdup.errors import AttackWarning, UserError, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -47,9 +47,7 @@ class Settings:
 
     def check(self, name: str, threat: ThreatModel) -> None:
         """Raise UserError, in the name of the attack, for a setting that cannot work."""
-        for option, count in (("steps", self.steps), ("restarts", self.restarts), ("eot", self.eot)):
-            if count < 1:
-                raise UserError(f"{name}: {option} must be at least 1, got {count}.", code="bad-option")
+        check_counts(name, steps=self.steps, restarts=self.restarts, eot=self.eot)
         if not 0 <= self.rho <= 1:
             raise UserError(f"{name}: rho is a share of steps between 0 and 1, got {self.rho}.", code="bad-option")
         if self.larger_eps and threat.norm != "L1":

@@ -18,7 +18,7 @@ from robustdup.attacks.apgd import Settings, apgd_cost, strongest_of_runs
 from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.expectation import mean_logits
 from robustdup.attacks.losses import cw_targeted, dlr_targeted, misclassified
-from robustdup.errors import AttackWarning, UserError
+from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -70,8 +70,7 @@ def targeted_losses(
     those samples, which are all of them under EOT. Warns (AttackWarning), for the attack `name`, and takes the targeted
     margin where there are fewer than four classes. Raises UserError for fewer than one target.
     """
-    if targets < 1:
-        raise UserError(f"{name}: targets must be at least 1, got {targets}.", code="bad-option")
+    check_counts(name, targets=targets)
     if len(images) == 0:
         return labels.new_empty(0), []
     logits = mean_logits(model, images, eot)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, unit_l1
-from robustdup.errors import UserError
+from robustdup.errors import UserError, check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -66,9 +66,7 @@ def boundary_walk(
     Raises:
         UserError: a setting that cannot work.
     """
-    for name, count in {"steps": steps, "probes": probes, "restarts": restarts}.items():
-        if count < 1:
-            raise UserError(f"boundary-walk: {name} must be at least 1, got {count}.", code="bad-option")
+    check_counts("boundary-walk", steps=steps, probes=probes, restarts=restarts)
     if not 0 < reach < float("inf"):
         raise UserError(f"boundary-walk: reach is a share of eps and must be above 0, got {reach}.", code="bad-option")
     walk = _Walk(model, images, labels, threat)

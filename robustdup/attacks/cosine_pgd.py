@@ -23,7 +23,7 @@ from robustdup.attacks.apgd_t import targeted_losses
 from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
-from robustdup.errors import UserError
+from robustdup.errors import check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -70,7 +70,7 @@ def cosine_pgd(
     function = find_loss(loss)
     if function is probability_cw:
         function = tempered_probability_cw
-    _check("cosine-pgd", steps=steps, restarts=restarts, eot=eot)
+    check_counts("cosine-pgd", steps=steps, restarts=restarts, eot=eot)
     losses: list[RowLoss] = [lambda logits, index: function(logits, labels[index])] * restarts
     return _strongest_of_runs(model, images, labels, threat, losses, rng=rng, steps=steps, eot=eot)
 
@@ -98,7 +98,7 @@ def cosine_pgd_t(
     adv_images, (rows, losses) = images.clone(), targeted_losses("cosine-pgd-t", model, images, labels, targets, eot)
     if len(rows) == 0:
         return adv_images
-    _check("cosine-pgd-t", steps=steps, restarts=restarts, eot=eot)
+    check_counts("cosine-pgd-t", steps=steps, restarts=restarts, eot=eot)
     adv_images[rows] = _strongest_of_runs(
         model,
         images[rows],
@@ -129,12 +129,6 @@ def tempered_probability_cw(logits: Tensor, labels: Tensor) -> Tensor:
     """Return minus the probability margin of logits scaled to a margin of at most 10: (N, K), (N,) -> (N,) in [-1, 1]."""
     size = margin(logits.detach(), labels).abs()
     return probability_cw(logits / (size / CONFIDENT).clamp(min=1.0)[:, None], labels)
-
-
-def _check(name: str, **counts: int) -> None:
-    for option, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name}: {option} must be at least 1, got {count}.", code="bad-option")
 
 
 def _strongest_of_runs(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
 from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import in_micro_batches
-from robustdup.errors import UserError
+from robustdup.errors import UserError, check_counts
 from robustdup.projections import fold_length, fold_sum, per_sample, row_length
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -49,8 +49,7 @@ class Settings:
 
     def check(self, attack: str) -> None:
         """Raise UserError, in the name of the attack, for a setting that cannot work."""
-        for option, count in (("steps", self.steps), ("restarts", self.restarts)):
-            check_count(attack, option, count)
+        check_counts(attack, steps=self.steps, restarts=self.restarts)
         for option, value in (("alpha_max", self.alpha_max), ("beta", self.beta)):
             if not 0 <= value <= 1:
                 raise UserError(f"{attack}: {option} must be between 0 and 1, got {value}.", code="bad-option")
@@ -296,12 +295,6 @@ def check_classes(attack: str, logits: Tensor) -> int:
             code="too-few-classes",
         )
     return logits.shape[1]
-
-
-def check_count(attack: str, option: str, count: int) -> None:
-    """Raise UserError for a count below 1."""
-    if count < 1:
-        raise UserError(f"{attack}: {option} must be at least 1, got {count}.", code="bad-option")
 
 
 def _kept(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

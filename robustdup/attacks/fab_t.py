@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.fab import Linearise, Nearest, Settings, check_classes, check_count, search
+from robustdup.attacks.fab import Linearise, Nearest, Settings, check_classes, search
 from robustdup.attacks.passes import input_gradient
+from robustdup.errors import check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -43,7 +44,7 @@ def fab_t(
         targets: wrong classes to walk towards; all where there are fewer.
     """
     settings = Settings(steps, restarts, alpha_max, eta, beta, stop_within_eps)
-    check_count("fab-t", "targets", targets)
+    check_counts("fab-t", targets=targets)
     settings.check("fab-t")
     nearest = Nearest.none(images)
     if len(images) == 0:

@@ -17,7 +17,7 @@ from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import input_gradient
-from robustdup.errors import UserError
+from robustdup.errors import UserError, check_counts
 from robustdup.projections import per_sample, row_length, row_sum
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, parse_eps
@@ -68,7 +68,7 @@ def pgd(
     Raises:
         UserError: an unknown loss, or a setting that cannot work.
     """
-    _check(steps=steps, restarts=restarts, eot=eot)
+    check_counts("pgd", steps=steps, restarts=restarts, eot=eot)
     if restarts > 1 and not random_start:
         raise UserError(
             "pgd: restarts above 1 need random_start=True; without it each repeats the first.", code="bad-option"
@@ -162,9 +162,3 @@ def _look(
     if eot == 1:
         return total, margins, is_adv
     return total, height(share, margins, eot).to(margins), torch.zeros_like(is_adv)
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"pgd: {name} must be at least 1, got {count}.", code="bad-option")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.losses import misclassified
-from robustdup.errors import UserError
+from robustdup.errors import check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -52,8 +52,7 @@ def rays(
     Raises:
         UserError: a setting that cannot work.
     """
-    if queries < 1:
-        raise UserError(f"rays: queries must be at least 1, got {queries}.", code="bad-option")
+    check_counts("rays", queries=queries)
     return search_rays(model, images, labels, threat, torch.ones_like(images), queries)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.losses import margin, misclassified
 from robustdup.attacks.pgd import ascent, unit_l1
-from robustdup.errors import UserError
+from robustdup.errors import UserError, check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -146,9 +146,8 @@ def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
 
 def _check(steps: int, probes: int, restarts: int, reach: float, first_step: float, momentum: float) -> None:
-    for name, count, least in (("steps", steps, 1), ("probes", probes, 2), ("restarts", restarts, 1)):
-        if count < least:
-            raise UserError(f"spsa: {name} must be at least {least}, got {count}.", code="bad-option")
+    check_counts("spsa", steps=steps, restarts=restarts)
+    check_counts("spsa", least=2, probes=probes)
     if probes % 2:
         raise UserError(
             f"spsa: probes come in pairs, so that their number must be even; got {probes}.", code="bad-option"

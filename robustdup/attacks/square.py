@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.losses import ce, margin, misclassified
 from robustdup.attacks.square_windows import CHUNK, Moves, Windows, draw_moves, window_sides
-from robustdup.errors import AttackWarning, UserError, unknown
+from robustdup.errors import AttackWarning, UserError, check_counts, unknown
 from robustdup.projections import project_l1_changed, row_sum
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -286,9 +286,7 @@ def _sizes(delta: Tensor, norm: str) -> Tensor:
 
 
 def _check(queries: int, restarts: int, p_init: float, loss: str) -> None:
-    for name, count in {"queries": queries, "restarts": restarts}.items():
-        if count < 1:
-            raise UserError(f"square: {name} must be at least 1, got {count}.", code="bad-option")
+    check_counts("square", queries=queries, restarts=restarts)
     if not 0 < p_init <= 1:
         raise UserError(
             f"square: p_init is a share of the image, above 0 and at most 1, got {p_init}.", code="bad-option"

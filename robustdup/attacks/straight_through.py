@@ -23,7 +23,7 @@ from robustdup.attacks.guided import Guided, counted, inside
 from robustdup.attacks.losses import cw, margin, misclassified
 from robustdup.attacks.passes import Passes, input_gradient
 from robustdup.attacks.see_through import SeeThrough
-from robustdup.errors import AttackWarning, UserError
+from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -61,14 +61,8 @@ def straight_through(
     Raises:
         UserError: a setting that cannot work.
     """
-    for name, count, least in (
-        ("steps", steps, 1),
-        ("targets", targets, 0),
-        ("restarts", restarts, 1),
-        ("eot", eot, 1),
-    ):
-        if count < least:
-            raise UserError(f"straight-through: {name} must be at least {least}, got {count}.", code="bad-option")
+    check_counts("straight-through", steps=steps, restarts=restarts, eot=eot)
+    check_counts("straight-through", least=0, targets=targets)
     adv_images, remaining = images.clone(), torch.arange(len(images), device=images.device)
     lowest = images.new_full((len(images),), torch.inf)
     if len(images) == 0:

@@ -25,7 +25,7 @@ from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.rays import search_rays
 from robustdup.attacks.student import BATCH, fit_student
-from robustdup.errors import AttackWarning, UserError
+from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -63,14 +63,8 @@ def surrogate(
     Raises:
         UserError: a setting that cannot work.
     """
-    for name, count, least in (
-        ("fit_steps", fit_steps, 0),
-        ("steps", steps, 1),
-        ("targets", targets, 0),
-        ("queries", queries, 0),
-    ):
-        if count < least:
-            raise UserError(f"surrogate: {name} must be at least {least}, got {count}.", code="bad-option")
+    check_counts("surrogate", steps=steps)
+    check_counts("surrogate", least=0, fit_steps=fit_steps, targets=targets, queries=queries)
     adv_images, remaining = images.clone(), torch.arange(len(images), device=images.device)
     if len(images) == 0:
         return adv_images
