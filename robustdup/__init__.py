@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from robustdup.api.loading import load_model as load_model
     from robustdup.api.results import EvaluationResult as EvaluationResult
     from robustdup.api.runs import compare as compare
+    from robustdup.api.runs import gate as gate
     from robustdup.api.runs import rank as rank
     from robustdup.api.runs import train as train
     from robustdup.api.runs import verify as verify
@@ -51,6 +52,7 @@ _PUBLIC = {
     "duplicate": "robustdup.api.duplicates",
     "evaluate": "robustdup.api.evaluation",
     "find_duplicates": "robustdup.api.duplicates",
+    "gate": "robustdup.api.runs",
     "load_data": "robustdup.api.loading",
     "load_model": "robustdup.api.loading",
     "rank": "robustdup.api.runs",

@@ -58,6 +58,60 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, float(exact([[0, only_a], [only_b, 0]], exact=True).pvalue))
 
 
+def drop_p_value(lost: int, gained: int) -> float:
+    """Return the one-sided p value of McNemar's exact test against "nothing was lost but by chance".
+
+    Args:
+        lost: Samples on which only the old model is right.
+        gained: Samples on which only the new one is.
+
+    Returns:
+        The probability of so many lost or more among `lost + gained`, where either side is as likely; in [0, 1].
+    """
+    from scipy import special
+
+    return 1.0 if lost == 0 else float(special.bdtrc(lost - 1, lost + gained, 0.5))
+
+
+def drop_power(n: int, drop: float, gained: float, *, margin: float, alpha: float) -> float:
+    """Return how often a drop is found: more than `margin` is seen lost, and `drop_p_value` is at most `alpha`.
+
+    Args:
+        n: Samples, at least 1.
+        drop: True difference of the shares, old minus new, in [0, 1].
+        gained: True share of samples on which only the new model is right; `drop + gained` is that of the lost ones.
+        margin: Drop of the shares that is let pass.
+        alpha: Level of the test.
+
+    Returns:
+        The exact probability, in [0, 1].
+    """
+    from scipy.stats import binom
+
+    differ = min(1.0, drop + 2 * gained)
+    if differ <= 0:
+        return 0.0
+    counts = np.arange(n + 1)
+    chance = binom.pmf(counts, n, differ)
+    counts, chance = counts[chance > 1e-15], chance[chance > 1e-15]
+    by_chance = binom.isf(alpha, counts, 0.5)  # as many may be lost
+    by_margin = np.floor((counts + margin * n) / 2 + 1e-9)
+    found = binom.sf(np.maximum(by_chance, by_margin), counts, min(1.0, (drop + gained) / differ))
+    return float((chance * found).sum())
+
+
+def detectable_drop(n: int, gained: float, *, margin: float, alpha: float, power: float = 0.95) -> float | None:
+    """Return the smallest drop that is found with a given power (see `drop_power`); None where none is."""
+    low, high = 0.0, 1.0 - 2 * gained
+    if high <= 0 or drop_power(n, high, gained, margin=margin, alpha=alpha) < power:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        is_found = drop_power(n, middle, gained, margin=margin, alpha=alpha) >= power
+        low, high = (low, middle) if is_found else (middle, high)
+    return high
+
+
 def tango_interval(only_a: int, only_b: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Return Tango's score interval of a difference of paired shares, (only_a - only_b) / n.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from robustdup.evidence.verification import Verification
-    from robustdup.leaderboard import RankResult, RunComparison
+    from robustdup.leaderboard import GateResult, RankResult, RunComparison
     from robustdup.records import EvaluationRecord, TrainingRecord
 
 Run = "str | Path | EvaluationResult | EvaluationRecord"
@@ -81,6 +81,42 @@ def compare(a: Any, b: Any) -> RunComparison:
         if samples is None:
             raise UserError(f"{run!r} comes without its samples: give the run folder.", code="missing-file")
     return compare_records(*pairs[0], *pairs[1])
+
+
+def gate(
+    run: Any, baseline: Any = None, *, minimum: str | float | None = None, margin: str | float = "1pt",
+    accept_doubt: bool = False,
+) -> GateResult:  # fmt: skip
+    """Say whether a run may pass: no drop against a baseline beyond a margin and chance, a minimum, a number to be believed.
+
+    Args:
+        run: a run folder, its record.json, or what `evaluate` returned.
+        baseline: an earlier one on the same samples; the drop is tested by McNemar's exact test, one-sided, at 1%.
+        minimum: robust accuracy that the run must have, such as 0.45 or "45%".
+        margin: drop that is let pass: "1pt" (a percentage point), "1%" or 0.01.
+        accept_doubt: let a robust accuracy pass that is an upper bound only.
+
+    Returns:
+        The result: `passed`, `checks`, `paired`, `lost`, `notes`; `str()` of it is one line.
+
+    Raises:
+        UserError: unusable-baseline, with the reason; missing-argument with neither baseline nor minimum; no-record.
+    """
+    from robustdup.leaderboard import gate as gate_records
+    from robustdup.leaderboard.gate import unusable
+
+    def opened(place: Any) -> tuple[EvaluationRecord, Any]:
+        record, samples = _opened(place)
+        if samples is None:
+            raise UserError(f"{place!r} comes without its samples: give the run folder.", code="missing-file")
+        return record, samples
+
+    record, samples = opened(run)
+    try:
+        old = None if baseline is None else opened(baseline)
+    except UserError as error:
+        raise unusable(str(error)) from None
+    return gate_records(record, samples, old, minimum=minimum, margin=margin, accept_doubt=accept_doubt)
 
 
 def verify(

@@ -1,6 +1,6 @@
 """The `robustdup` command: collects the commands and turns errors into messages and exit codes.
 
-Exit codes: 0 done, 1 a run that failed, 2 a user's mistake, 130 interrupted (resumable).
+Exit codes: 0 done, 1 a run that failed, 2 a user's mistake, 3 a gate that failed, 130 interrupted (resumable).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from robustdup.cli.certify import certify_command
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
+from robustdup.cli.gate import gate
 from robustdup.cli.help import CONTEXT, WHERE_TO_BEGIN, PanelCommand
 from robustdup.cli.plot import plot
 from robustdup.cli.plugged import PluggedGroup
@@ -49,6 +50,7 @@ app.add_typer(data.app, name="data", help="Duplicates in datasets: put in, count
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)
 app.command("compare", short_help="Compare runs: paired difference, or a table.")(compare)
+app.command("gate", short_help="Pass or fail a run: a drop, a minimum (for CI).")(gate)
 app.command("verify", cls=PanelCommand, short_help="Recheck someone's adversarial examples.")(verify)
 app.command("certify", cls=PanelCommand, short_help="Prove that samples have no adversarial example.")(certify_command)
 app.command("report", short_help="Make pages for a browser from runs.")(report)

@@ -1,6 +1,7 @@
 """RobustBench's published table: show it, rank a record in it, submit to it, refresh it; and compare two records."""
 
 from robustdup.leaderboard.compare import PairedDifference, RunComparison, compare, paired_difference
+from robustdup.leaderboard.gate import GateResult, gate
 from robustdup.leaderboard.rank import Place, PublishedNumbers, RankResult, position
 from robustdup.leaderboard.refresh import Refreshed, refresh
 from robustdup.leaderboard.select import ordered, select
@@ -8,6 +9,7 @@ from robustdup.leaderboard.submit import Paper, submit
 from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, load
 
 __all__ = [
+    "GateResult",
     "Leaderboard",
     "LeaderboardEntry",
     "PairedDifference",
@@ -18,6 +20,7 @@ __all__ = [
     "Refreshed",
     "RunComparison",
     "compare",
+    "gate",
     "load",
     "ordered",
     "paired_difference",

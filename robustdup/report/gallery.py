@@ -119,7 +119,7 @@ def make_gallery(
     rows = choose(samples, limit)
     order = np.array([OUTCOMES.index(o) for o in samples.outcome[rows]])
     by_outcome = rows[np.argsort(np.where(order == 1, -1, order), kind="stable")]
-    adv = _displayable(pictures.adversarial(rows))
+    adv = displayable(pictures.adversarial(rows))
     clean = pictures.clean_images(rows)
     columns = [adv]
     scale = None
@@ -133,8 +133,8 @@ def make_gallery(
     sheets = []
     for number, start in enumerate(range(0, len(by_outcome), PER_SHEET)):
         at = [place[int(row)] for row in by_outcome[start : start + PER_SHEET]]
-        sheet = _sheet([column[at] for column in columns], factor)
-        sheets.append((f"images/{prefix}-{number:02d}.{'png' if art else 'jpg'}", _encode(sheet, png=art)))
+        sheet = tiles([column[at] for column in columns], factor)
+        sheets.append((f"images/{prefix}-{number:02d}.{'png' if art else 'jpg'}", encoded(sheet, png=art)))
     data = {
         "sheets": [name for name, _ in sheets],
         "perSheet": PER_SHEET,
@@ -147,7 +147,8 @@ def make_gallery(
     return Gallery(data, sheets, len(rows), len(samples), magnified, clean is not None, factor > 1)
 
 
-def _displayable(images: Array) -> Array:
+def displayable(images: Array) -> Array:
+    """Return images as numbers in [0, 1] that can be drawn."""
     return np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
 
 
@@ -158,7 +159,7 @@ def _scale(record: EvaluationRecord, difference: Array) -> float:
     return chosen if math.isfinite(chosen) and chosen > 0 else 1.0
 
 
-def _sheet(columns: list[Array], factor: int) -> Array:
+def tiles(columns: list[Array], factor: int) -> Array:
     """Lay tiles (n, C, H, W) of each column side by side, samples below each other: uint8 (n * H, columns * W, C)."""
     rows = [np.concatenate([_shrunk(column[i], factor) for column in columns], axis=2) for i in range(len(columns[0]))]
     whole = np.concatenate(rows, axis=1)
@@ -174,7 +175,8 @@ def _shrunk(image: Array, factor: int) -> Array:
     return np.asarray(cut.reshape(channels, height, factor, width, factor).mean(axis=(2, 4)))
 
 
-def _encode(sheet: Array, *, png: bool) -> bytes:
+def encoded(sheet: Array, *, png: bool) -> bytes:
+    """Return a sheet (H, W, C) uint8 as the content of a PNG or JPEG file."""
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet)
     content = io.BytesIO()
     if png:
