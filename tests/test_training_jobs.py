@@ -11,6 +11,7 @@ from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.jobs import run_training
+from robustdup.jobs import training as jobs
 from robustdup.jobs.training import trainer_options
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import load_plugins
@@ -176,11 +177,28 @@ def test_what_cannot_be_is_refused_in_one_message(tmp_path, words, code, names):
 
 
 def test_the_trainer_is_told_what_the_configuration_says():
-    assert trainer_options(TrainConfig(data="given", steps=3), threads=None) == TrainerOptions(steps=3)
-    words = ("data=given", "samples=5", "lr=0.3", "schedule=piecewise", "milestones=[0.2]", "clip=2", "precision=bf16")
-    assert trainer_options(build(TrainConfig, overrides=words), threads=2) == TrainerOptions(
+    assert trainer_options(TrainConfig(data="given", steps=3), None, "fp32") == TrainerOptions(steps=3)
+    words = ("data=given", "samples=5", "lr=0.3", "schedule=piecewise", "milestones=[0.2]", "clip=2", "precision=auto")
+    assert trainer_options(build(TrainConfig, overrides=words), 2, "bf16") == TrainerOptions(
         samples=5, lr=0.3, schedule="piecewise", milestones=(0.2,), clip=2.0, precision="bf16", threads=2
     )
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_started_with(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 2:
+            raise Stop
+
+    small = ("epochs=null", "steps=3", "evaluate=none", "checkpoint_every=1")
+    monkeypatch.setattr(jobs, "training_precision", lambda *_, **__: "bf16")
+    with pytest.raises(Stop):
+        train(tmp_path / "run", *small, progress=stop)
+    monkeypatch.setattr(jobs, "training_precision", lambda *_, **__: "fp32")  # a machine that computes otherwise
+    assert train(tmp_path / "run", *small, resume=True).environment.precision == "bf16"
+    assert train(tmp_path / "other", *small).environment.precision == "fp32"
 
 
 def test_none_is_no_evaluation(tmp_path):

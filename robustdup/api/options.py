@@ -37,7 +37,7 @@ class EvaluateOptions(TypedDict, total=False):
     runner: str
     fold: bool
     compile: Literal["auto", "off", "on", "cudagraphs"]
-    precision: Literal["fp32", "tf32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
     min_distance: bool
     allow_pickle: bool
     diagnostics: bool
@@ -101,7 +101,7 @@ class TrainOptions(TypedDict, total=False):
     evaluate: str | None
     test_n: int | None
     targets: list[float]
-    precision: Literal["fp32", "tf32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
     compile: Literal["auto", "off", "on", "cudagraphs"]
     channels_last: bool
     device: str

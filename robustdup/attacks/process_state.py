@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch.nn.modules import module as hooks_of_torch
 
+from robustdup.precision import fp32_switches, put_back
+
 _C: Any = torch._C
 _GLOBAL_HOOKS = [
     value for name, value in vars(hooks_of_torch).items() if name.startswith("_global_") and value is not None
 ]
 _DEVICES = ("cpu", "cuda")
-_PRECISIONS = [("mkldnn", op) for op in ("all", "conv", "rnn", "matmul")]
 _ATTENTION = [
     (getattr(_C, f"_get_{kind}_sdp_enabled"), getattr(_C, f"_set_sdp_use_{kind}"))
     for kind in ("flash", "mem_efficient", "math", "cudnn")
@@ -137,15 +138,6 @@ def _set_streams(streams: list[Any]) -> None:
     sys.stdin, sys.stdout, sys.stderr = streams
 
 
-def _precisions() -> list[str]:
-    return [_C._get_fp32_precision_getter(backend, op) for backend, op in _PRECISIONS]
-
-
-def _set_precisions(values: list[str]) -> None:
-    for (backend, op), value in zip(_PRECISIONS, values, strict=True):
-        _C._set_fp32_precision_setter(backend, op, value)
-
-
 def _deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
@@ -166,14 +158,12 @@ SETTINGS: tuple[Setting, ...] = (
     ("autocast", _autocast, _set_autocast),
     ("the number of threads", torch.get_num_threads, torch.set_num_threads),
     ("deterministic algorithms", _deterministic, _set_deterministic),
-    ("precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    *([("precision of oneDNN", _precisions, _set_precisions)] if hasattr(_C, "_get_fp32_precision_getter") else []),
     ("oneDNN", _C._get_mkldnn_enabled, _C._set_mkldnn_enabled),
     ("oneDNN's determinism", _C._get_mkldnn_deterministic, _C._set_mkldnn_deterministic),
     ("cuDNN", _C._get_cudnn_enabled, _C._set_cudnn_enabled),
     ("cuDNN's benchmark", _C._get_cudnn_benchmark, _C._set_cudnn_benchmark),
     ("cuDNN's determinism", _C._get_cudnn_deterministic, _C._set_cudnn_deterministic),
-    ("cuDNN's TF32", _C._get_cudnn_allow_tf32, _C._set_cudnn_allow_tf32),
+    ("precision of float32", fp32_switches, put_back),
     ("NNPACK", _C._get_nnpack_enabled, _C._set_nnpack_enabled),
     *(("kernels of attention", get, put) for get, put in _ATTENTION),
     ("the fast path of attention", torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),

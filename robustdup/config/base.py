@@ -7,13 +7,14 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustdup.errors import UserError, plain, unknown
 
+SWITCHES = {True: ("on", "yes", "true"), False: ("off", "no", "false")}  # what YAML 1.1 reads as booleans
 LONGEST = 200  # letters of a value that a message shows
 
 
@@ -88,8 +89,14 @@ def validate(kind: type[C], content: Mapping[str, Any]) -> C:
 
 
 def _as_text(kind: type[Config], key: str, value: Any) -> Any:
-    """A number or a list written where text is meant (eps=0.5, attacks=[fgsm, pgd]) becomes that text."""
+    """A number or a list written where text is meant (eps=0.5, attacks=[fgsm, pgd]) becomes that text.
+
+    So does a word that YAML takes for a boolean (compile=on) where the field knows that word and no boolean.
+    """
     annotation = kind.model_fields[key].annotation
+    words = [word for word in get_args(annotation) if isinstance(word, str)]
+    if isinstance(value, bool) and get_origin(annotation) is Literal and True not in get_args(annotation):
+        return next((word for word in SWITCHES[value] if word in words), value)
     if annotation in (str, str | None):
         if isinstance(value, list):
             return ",".join(str(part) for part in value)

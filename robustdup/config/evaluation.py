@@ -106,8 +106,10 @@ class EvalConfig(DataFields, ModelFields):
     compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
         "auto", description="Compile the copy that native attacks use: auto is off on a CPU and on with CUDA."
     )
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="Precision of the copy that native attacks use; the judge is always fp32."
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto",
+        description="Precision of the copy that native attacks use; the judge is always strict fp32. auto: TF32 on CUDA from "
+        "compute capability 8.0 on, as torch's own defaults have it, else fp32.",
     )
     min_distance: bool = Field(
         False, description="Also look for the smallest eps of every sample, and report robust accuracy over eps."

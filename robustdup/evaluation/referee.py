@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import margin
 from robustdup.attacks.passes import Passes
+from robustdup.precision import fp32_switches_kept, set_tf32
 from robustdup.threat import ThreatModel
 
 NOT_FINITE, BOX, BALL = 1, 2, 4  # bits of `violation`
@@ -75,15 +76,10 @@ def violation_counts(violation: Tensor) -> dict[str, int]:
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Compute matrix products and convolutions in true fp32 (no TF32, no autocast) inside the block."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+    with fp32_switches_kept():
+        set_tf32(False)
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def judge_images(model: Passes, images: Tensor, labels: Tensor, *, draws: int = 1, seed: int = 0) -> Answers:

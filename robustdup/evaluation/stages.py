@@ -11,6 +11,7 @@ from robustdup.evaluation.calls import PlannedStage
 from robustdup.plugins import AttackSpec, Registry, Stage
 from robustdup.threat import ThreatModel
 
+AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which published AutoAttack figures were computed
 USUAL_EOT = 10  # draws of a gradient of a model that answers at random, where none were asked for
 
 
@@ -33,7 +34,7 @@ def plan_stages(
         registry: where attacks, ensembles and losses are found.
         threat: the threat model; stages that do not know its norm are left out of an ensemble.
         native: the loss and the EOT draws for native attacks.
-        precision: of the attack copy.
+        precision: of the attack copy, as asked for.
         min_distance: whether minimum-norm attacks search to the end.
 
     Raises:
@@ -43,10 +44,10 @@ def plan_stages(
     stages: list[PlannedStage] = []
     notes: list[str] = []
     for name, written in attacks:
-        if name.startswith("autoattack") and precision != "fp32":
+        if name.startswith("autoattack") and precision not in AS_PUBLISHED:
             raise UserError(
-                f"{name!r} means fp32, not {precision}: low precision changes which steps are taken. "
-                "Use --attacks fast, or --precision fp32.",
+                f"{name!r} means fp32 (or TF32, as torch computes convolutions by default on a GPU), not {precision}: low "
+                "precision changes which steps are taken. Use --attacks fast, or --precision auto.",
                 code="bad-option",
             )
         members = registry.stages(name, dict(written))

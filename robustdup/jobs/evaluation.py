@@ -34,6 +34,7 @@ from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint, load_model
 from robustdup.plugins import Registry, load_plugins
 from robustdup.plugins.loading import check_loaded
+from robustdup.precision import attack_precision
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
 from robustdup.records import folder as run_folder
 from robustdup.records.folder import CONFIG_FILE, STATE, locked
@@ -111,8 +112,8 @@ def run_evaluation(
         )
         try:
             result = evaluate_model(
-                original, data, stages, threats, engine_options(config), attack_model=stand_in, device=device, about=about,
-                workers=functools.partial(_workers, config, given, spread), progress=progress,
+                original, data, stages, threats, engine_options(config, device), attack_model=stand_in, device=device,
+                about=about, workers=functools.partial(_workers, config, given, spread), progress=progress,
             )  # fmt: skip
             result.record.events += judge_again(config, result, data, stages, code=code, adaptation=fitted.adaptation)
         except RunError as error:
@@ -135,14 +136,14 @@ def _remark(message: str, stages: list[PlannedStage], threat: ThreatModel, n: in
     )  # fmt: skip
 
 
-def engine_options(config: EvalConfig) -> EngineOptions:
-    """Return how the engine is to compute what `config` asks for."""
+def engine_options(config: EvalConfig, device: torch.device) -> EngineOptions:
+    """Return how the engine is to compute what `config` asks for on a device."""
     return EngineOptions(
         batch_size=config.batch_size,
         micro_batch=config.micro_batch,
         fold=config.fold,
         compile=config.compile,
-        precision=config.precision,
+        precision=attack_precision(config.precision, device),
         draws=config.judge_draws,
         mode=config.mode,
         seed=config.seed,
@@ -311,7 +312,8 @@ def _usual_workers(config: EvalConfig, model: nn.Module | None, context: Context
 
 def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work], Call]:
     """Set up one worker of an evaluation: it loads the model anew and makes the calls that it is given."""
-    config, options = order.config, engine_options(order.config)
+    config, device = order.config, torch.device(place.device or "cpu")
+    options = engine_options(config, device)
     torch.set_num_threads(place.threads)
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
@@ -321,7 +323,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     original = adapted(original, order.given.adaptation)
     if stand_in is not None:
         stand_in = adapted(stand_in, order.given.attack_adaptation or PLAIN)
-    context = make_context(original, stand_in, torch.device(place.device or "cpu"), options)
+    context = make_context(original, stand_in, device, options)
     if fingerprint(context.original.model) != order.weights:
         raise RunError(
             f"Worker {place.number} loaded other weights for {config.model!r} than the parent has.",

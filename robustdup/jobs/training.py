@@ -27,6 +27,7 @@ from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.models.load import fingerprint, load_model
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.plugins import ObjectiveSpec, Registry, load_plugins
+from robustdup.precision import training_precision
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -36,6 +37,7 @@ from robustdup.records import (
     load_record,
     load_training_record,
     save_training_record,
+    write_atomic,
 )
 from robustdup.records import folder as run_folder
 from robustdup.threat import ThreatModel
@@ -50,6 +52,7 @@ from robustdup.training.tracking import check_trackers
 from robustdup.training.updates import UpdateRule, make_update
 from robustdup.training.validation import Validate, ValidationAttack, find_validation_attack, make_validate
 
+PRECISION_FILE = "precision.txt"
 SMALL = 2e8  # multiply-adds of an inner pass below which CPU threads wait for each other longer than they compute
 
 Say = Callable[[str], None]
@@ -203,7 +206,9 @@ def assemble(
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )
     threads = config.threads or usual_threads(model, data, device)
-    options = trainer_options(config, threads)
+    small = count_operations(model, torch.zeros(data.channels, *data.size, device=device)) * CPU_ROWS < SMALL
+    precision = training_precision(config.precision, device, small=small)
+    options = trainer_options(config, threads, _kept_precision(folder, processes, precision))
     return Assembled(config, orders.threat, orders.objective, parts, options, data, device)
 
 
@@ -214,10 +219,23 @@ def _validate(run: Assembled, orders: Orders) -> Validate | None:
     return make_validate(run.data.validation, orders.validation_attack, seed=run.options.seed, device=run.device)
 
 
-def trainer_options(config: TrainConfig, threads: int | None) -> TrainerOptions:
-    """Return the settings of the configuration that concern the trainer: those of the same name."""
+def _kept_precision(folder: Path, processes: Processes, chosen: str) -> str:
+    """Return the precision that the run in `folder` was started with, wherever it goes on; else the chosen one, kept."""
+    path = folder / run_folder.STATE / PRECISION_FILE
+    if processes.first:
+        if path.is_file():
+            chosen = path.read_text(encoding="utf-8").strip()
+        else:
+            write_atomic(path, f"{chosen}\n".encode())
+    return processes.from_first(chosen)
+
+
+def trainer_options(config: TrainConfig, threads: int | None, precision: str) -> TrainerOptions:
+    """Return the settings of the configuration that concern the trainer: those of the same name, and what was chosen."""
     values = {field.name: getattr(config, field.name) for field in fields(TrainerOptions)}
-    return TrainerOptions(**{**values, "milestones": tuple(config.milestones), "threads": threads})
+    return TrainerOptions(
+        **{**values, "milestones": tuple(config.milestones), "threads": threads, "precision": precision}
+    )
 
 
 def usual_threads(model: nn.Module, data: TrainingData, device: torch.device) -> int:

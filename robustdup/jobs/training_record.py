@@ -136,7 +136,7 @@ def _environment(run: Assembled, compiled: str) -> TrainEnvironment:
         processes=run.parts.processes.count,
         python=platform.python_version(),
         platform=platform.platform(),
-        precision=run.config.precision,
+        precision=run.options.precision,
         compiled=compiled,
         channels_last=run.data.entries.channels_last,
         folded=run.parts.inner.folded,

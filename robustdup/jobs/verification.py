@@ -211,7 +211,7 @@ def _context(config: EvalConfig, model: nn.Module, data: ImageDataset, order: li
     adaptation = fitted.adaptation
     if order is not None and adaptation.order is None:
         adaptation = replace(adaptation, order=tuple(order))
-    return make_context(adapted(model, adaptation), None, device, engine_options(config))
+    return make_context(adapted(model, adaptation), None, device, engine_options(config, device))
 
 
 def _timed(verification: Verification, started: float) -> Verification:

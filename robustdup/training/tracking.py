@@ -14,6 +14,7 @@ import torch
 
 from robustdup.attacks.isolation import isolated
 from robustdup.errors import Unavailable, how_to_install, unknown
+from robustdup.precision import fp32_switches_kept, set_tf32
 from robustdup.training.options import TrainerOptions
 from robustdup.training.processes import Processes
 
@@ -45,16 +46,13 @@ def open_session(
     """
     trackers = check_trackers(options.track)
     threads = torch.get_num_threads()
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated())
         stack.callback(torch.set_num_threads, threads)
-        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
-        stack.callback(torch.set_float32_matmul_precision, matmul)
+        stack.enter_context(fp32_switches_kept())
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        torch.set_float32_matmul_precision("high" if options.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+        set_tf32(options.precision == "tf32")
         torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have one shape; `isolated` puts it back
         autocast: Autocast = contextlib.nullcontext
         if options.precision == "bf16":

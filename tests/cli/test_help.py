@@ -95,7 +95,7 @@ def test_a_shell_completes_the_words_of_a_choice():
         env={"_ROBUSTDUP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3", "PATH": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["fp32", "tf32", "bf16"], done.stderr
+    assert done.stdout.split() == ["auto", "fp32", "tf32", "bf16"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def test_mistakes_are_named_before_anything_runs(linear, points):
         stages(("noise", {}), native=NativeOptions(eot=2))
     with raises("bad-option", UserError, "autoattack", "bf16"):
         stages(("autoattack", {}), precision="bf16")
+    assert (
+        len(stages(("autoattack", {}), precision="tf32")[0]) == 4
+    )  # as torch computes convolutions by default on a GPU
     with raises("not-a-module", UserError, "function"):
         evaluate_model(lambda images: images, from_tensors(*points), [], [THREAT])
 

@@ -68,7 +68,7 @@ def test_the_configuration_gives_muon_to_layers_without_a_bias():
     config = build(
         TrainConfig, overrides=["data=given", "optimizer=muon", "lr=0.2", "muon_lr=0.04", "weight_decay=0.01"]
     )
-    options = trainer_options(config, threads=1)
+    options = trainer_options(config, 1, "fp32")
     model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     optimizer = make_optimizer(model, options)
     set_rate(optimizer, 0.1)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.models.attack_copy.compile import compiled_call
+from robustdup.precision import Fp32Switches, fp32_switches, is_tf32, put_back, set_tf32
 
-FLAGS = {"fp32": ("highest", False), "tf32": ("high", True)}  # float32 matmul precision, cuDNN's TF32
+TF32 = {"fp32": False, "tf32": True}  # whether a precision allows it; bf16 leaves the switches as they are
 
 
 class AttackCopy(nn.Module):
@@ -62,24 +63,21 @@ class AttackCopy(nn.Module):
 
 
 class _Switch:
-    """The global float32 flags that a precision needs, switched on and back; nothing where they are right already."""
+    """The global float32 switches that a precision needs, set and put back; nothing where they are right already."""
 
     def __init__(self, precision: str, images: Tensor) -> None:
-        now = _flags()
-        self.wanted = FLAGS.get(precision, now)
-        if not images.is_cuda:
-            self.wanted = (self.wanted[0], now[1])
-        self.needed = self.wanted != now
-        self.before: tuple[str, bool] | None = None
+        self.wanted, self.cuda = TF32.get(precision), images.is_cuda
+        self.needed = self.wanted is not None and not is_tf32(self.wanted, cuda=self.cuda)
+        self.before: Fp32Switches | None = None
 
     def __enter__(self) -> None:
         if self.needed and self.before is None:
-            self.before = _flags()
-            _set_flags(self.wanted)
+            self.before = fp32_switches()
+            set_tf32(bool(self.wanted), cuda=self.cuda)
 
     def __exit__(self, *_: object) -> None:
         if self.before is not None:
-            _set_flags(self.before)
+            put_back(self.before)
             self.before = None
 
 
@@ -119,12 +117,3 @@ def fits_channels_last(model: nn.Module, device: torch.device) -> bool:
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     risky = [c for c in layers if c.in_channels // c.groups < 8 and c.kernel_size == (1, 1) and c.stride != (1, 1)]
     return bool(layers) and not (device.type == "cpu" and risky)
-
-
-def _flags() -> tuple[str, bool]:
-    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-
-
-def _set_flags(flags: tuple[str, bool]) -> None:
-    torch.set_float32_matmul_precision(flags[0])
-    torch.backends.cudnn.allow_tf32 = flags[1]

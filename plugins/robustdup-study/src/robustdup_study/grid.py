@@ -245,6 +245,8 @@ def _dose(combination: Mapping[str, Level], plan: dict[str, Any]) -> float | Non
 
 def _validated(content: dict[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with every default filled in; errors name the combination."""
+    # A cell computes the same wherever it runs: its precision does not hang on the machine unless the recipe says so.
+    content = {"precision": "fp32", **content}
     train: TrainConfig = _named(factors, lambda given: validate(TrainConfig, given), content)
     full = train.model_dump(mode="json")
     full["duplicate"] = train.duplicate.model_dump(mode="json", exclude_unset=True)
