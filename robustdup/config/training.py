@@ -31,7 +31,7 @@ class TrainConfig(DataFields, ModelFields):
 
     recipes_of: ClassVar[str] = "train"
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Model": ("model", "normalize", "init", "allow_pickle"),
+        "Model": ("model", "normalize", "init", "new_head", "freeze", "allow_pickle"),
         "Data": (
             "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "resize", "crop", "grey",
             "extra_data", "extra_share", "extra_split", "extra_labels", *DATA_DETAILS,
@@ -52,14 +52,23 @@ class TrainConfig(DataFields, ModelFields):
     model: str = Field(
         "small-cnn",
         description="Architecture to train: small-cnn, small-resnet, preact-resnet18, wide-resnet(depth=28,width=10), "
-        "timm:NAME, file.py:factory, …",
+        "timm:NAME, hf:ID, file.py:factory, …",
     )
     normalize: str | None = Field(
         None,
         description="Mean and deviation that the network normalises by: imagenet, cifar10, …, 0.5,0.5; the training images' own "
         "if not given. Put before a file.py:factory, which is left alone otherwise.",
     )
-    init: str | None = Field(None, description="Start from the weights of this model (run:FOLDER, file.safetensors).")
+    init: str | None = Field(
+        None,
+        description="Start from these weights: run:FOLDER, timm:NAME, hf:ID, file.safetensors. The last layer is new where they "
+        "have other classes.",
+    )
+    new_head: bool = Field(False, description="Draw the last layer anew though that of init would fit.")
+    freeze: str | None = Field(
+        None,
+        description="Parts that are not trained: backbone (all but the last layer), or names with commas and *: net.layer1,net.bn*.",
+    )
     split: str = Field("train", description="Split to train on.")
     test_split: str = Field("test", description="Split on which the best and the last checkpoint are evaluated.")
     test_data: str | None = Field(None, description="Other data to evaluate on; the training data's own if not given.")

@@ -24,7 +24,8 @@ from robustdup.jobs.training_data import TrainingData, prepare_data
 from robustdup.jobs.training_record import BEST, LAST, Assembled, checkpoint_results, make_record
 from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.layout import fits_channels_last
-from robustdup.models.load import fingerprint, load_model
+from robustdup.models.load import count_parameters, fingerprint
+from robustdup.models.start import head_of, start_from
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.plugins import ObjectiveSpec, Registry, load_plugins
 from robustdup.precision import training_precision
@@ -42,6 +43,7 @@ from robustdup.records import (
 from robustdup.records import folder as run_folder
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
+from robustdup.training.frozen import freeze
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import fit
 from robustdup.training.objectives import check_model, find_objective
@@ -172,8 +174,8 @@ def assemble(
     """Read the data, build the network, and put together what `fit` trains. The network is described in `folder`."""
     data = prepare_data(config, registry, device, say=say)
     model = network_for(config, data, registry)
-    if config.init is not None:
-        _start_from(model, config, registry)
+    data.events.extend(_started(model, config, data, registry))
+    frozen = _frozen(model, config, data)
     initial = fingerprint(model)
     if processes.first:
         save_network(
@@ -203,6 +205,7 @@ def assemble(
             **({} if data.extra is None else {"extra": data.extra.fingerprint}),
         },
         settings=config.model_dump(mode="json"),
+        frozen=frozen,
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )
     threads = config.threads or usual_threads(model, data, device)
@@ -256,15 +259,29 @@ def _shapes(data: TrainingData) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def _start_from(model: nn.Module, config: TrainConfig, registry: Registry) -> None:
-    """Load the weights of `config.init` into the model. Raises UserError for those of another network."""
-    start = load_model(str(config.init), registry=registry, allow_pickle=config.allow_pickle)
-    try:
-        model.load_state_dict(start.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        message = f"init = {config.init!r} has weights of another network than {config.model!r}: {reason}"
-        raise UserError(message, code="bad-weights") from None
+def _started(model: nn.Module, config: TrainConfig, data: TrainingData, registry: Registry) -> list[str]:
+    """Load the weights of `config.init` into the model and return what to tell. Raises UserError for those of another network."""
+    if config.init is None:
+        if config.new_head:
+            raise UserError("new_head is about the weights to start from: name them with init.", code="missing-option")
+        return []
+    return start_from(
+        model, config.init, classes=data.classes, registry=registry, allow_pickle=config.allow_pickle,
+        new_head=config.new_head,
+    )  # fmt: skip
+
+
+def _frozen(model: nn.Module, config: TrainConfig, data: TrainingData) -> list[nn.Module]:
+    """Freeze the parts that `config.freeze` names, tell how much is left to train, and return the frozen modules."""
+    if not config.freeze:
+        return []
+    if config.swa:
+        message = "swa measures the statistics of BatchNorm anew and does not go with freeze: average with ema."
+        raise UserError(message, code="options-conflict")
+    frozen = freeze(model, config.freeze, head_of(model, data.classes))
+    left = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    data.events.append(f"{left:,} of {count_parameters(model):,} parameters are trained; frozen: {config.freeze}.")
+    return frozen
 
 
 def _objective_module(

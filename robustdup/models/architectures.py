@@ -16,6 +16,8 @@ from robustdup.models.normalisation import parse_normalisation
 from robustdup.models.timm_source import PREFIX, timm_network
 from robustdup.plugins import Registry
 
+HUB = "hf:"  # a network of transformers, on the Hub or in a folder
+
 
 def build_network(
     spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
@@ -23,7 +25,7 @@ def build_network(
 ) -> nn.Module:  # fmt: skip
     """Return the network of a spec with weights drawn from `seed`: images (N, channels, *size) in [0, 1] -> logits.
 
-    A spec is the name of an architecture, with options as 'name(option=value)'; 'timm:NAME'; or 'file.py:factory', a
+    A spec is the name of an architecture, with options as 'name(option=value)'; 'timm:NAME'; 'hf:ID'; or 'file.py:factory', a
     function without arguments (the file is run). `mean` and `std` have one value a channel, or one for all; `normalize`
     says others, which are put before a network of a file too. The global random state is left alone. Raises UserError.
     """
@@ -47,7 +49,7 @@ def build_network(
         network = _build(spec, registry, channels, (height, width), classes, mean, std)
         if is_file_spec(spec):
             network = adapted(network, Adaptation(normalise=normalisation))
-        if is_file_spec(spec) or spec.strip().startswith(PREFIX):  # what is not known to take any size
+        if is_file_spec(spec) or spec.strip().startswith((PREFIX, HUB)):  # what is not known to take any size
             _check(spec, network, channels, (height, width), classes)
     return network
 
@@ -58,6 +60,10 @@ def _build(
 ) -> nn.Module:  # fmt: skip
     if is_file_spec(spec):
         return load_from_file(spec)
+    if spec.startswith(HUB):
+        from robustdup.models.transformers_source import hf_network
+
+        return hf_network(spec.removeprefix(HUB), channels=channels, classes=classes, mean=mean, std=std)
     name, options = parse_call(spec, "architecture")
     known = registry.architectures.get(name)
     if known is not None:
@@ -72,7 +78,7 @@ def _build(
         return timm_network(
             name.removeprefix(PREFIX), options, channels=channels, size=size, classes=classes, mean=mean, std=std
         )
-    raise unknown("architecture", name, [*registry.architectures, f"{PREFIX}NAME", "file.py:factory"])
+    raise unknown("architecture", name, [*registry.architectures, f"{PREFIX}NAME", f"{HUB}ID", "file.py:factory"])
 
 
 def _per_channel(what: str, values: Sequence[float], channels: int) -> list[float]:

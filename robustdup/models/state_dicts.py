@@ -64,17 +64,7 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
     Raises:
         UserError: no weights, none that fit, several that nobody can choose between, or none of that name.
     """
-    sets = dict(_sets(content, ""))
-    if not sets:
-        raise UserError(
-            f"{place} holds a {type(content).__name__} without weights, not a state dict.", code="damaged-checkpoint"
-        )
-    fits = [fit for name, state in sets.items() for fit in _fits(name, state, model)]
-    if named is not None:
-        chosen = [fit for fit in fits if named in (fit.name, *_tails(fit.name))]
-        if not chosen:
-            raise unknown(f"weights of {place}:", named, sorted({fit.name for fit in fits if fit.name} or sets))
-        fits = chosen
+    sets, fits = _every_fit(content, model, place, named)
     whole = _distinct([fit for fit in fits if fit.whole])
     if not whole:
         raise _other_network(max(fits, key=_agreement), model, place, [name for name in sets if name])
@@ -89,6 +79,32 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
             code="several-weights",
         )
     return first, _notes(first, others, place, named)
+
+
+def best_fit(content: Any, model: nn.Module, place: str, *, named: str | None = None) -> Fit:
+    """Return the weights in a checkpoint's content that fit a network best, wholly or not. Arguments are those of `fit_state`.
+
+    Raises UserError where there are none, or none of that name.
+    """
+    return max(_every_fit(content, model, place, named)[1], key=_agreement)
+
+
+def _every_fit(
+    content: Any, model: nn.Module, place: str, named: str | None
+) -> tuple[dict[str, dict[str, Tensor]], list[Fit]]:
+    """Return the sets of weights in a checkpoint's content by name, and how each fits; of those named, if any are."""
+    sets = dict(_sets(content, ""))
+    if not sets:
+        raise UserError(
+            f"{place} holds a {type(content).__name__} without weights, not a state dict.", code="damaged-checkpoint"
+        )
+    fits = [fit for name, state in sets.items() for fit in _fits(name, state, model)]
+    if named is not None:
+        chosen = [fit for fit in fits if named in (fit.name, *_tails(fit.name))]
+        if not chosen:
+            raise unknown(f"weights of {place}:", named, sorted({fit.name for fit in fits if fit.name} or sets))
+        fits = chosen
+    return sets, fits
 
 
 def _sets(content: Any, name: str, depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:

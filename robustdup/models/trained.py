@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
 from robustdup.models.adapt import keep_names
-from robustdup.models.architectures import build_network
+from robustdup.models.architectures import HUB, build_network
 from robustdup.models.files import is_file_spec, load_weights
 from robustdup.plugins import Registry
 from robustdup.records.base import Part, to_json, write_atomic
@@ -44,10 +44,12 @@ def describe_network(
     spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
     class_names: Sequence[str] = (), normalize: str | None = None,
 ) -> NetworkDescription:  # fmt: skip
-    """Return the description of a network; the file of a 'file.py:factory' is named by its whole path."""
+    """Return the description of a network; the file of a 'file.py:factory', or the folder of an 'hf:', is named by its whole path."""
     if is_file_spec(spec):
         file, colon, factory = spec.rpartition(".py:")
         spec = f"{Path(file + '.py').expanduser().resolve()}:{factory}" if colon else spec
+    elif spec.startswith(HUB) and Path(spec.removeprefix(HUB)).expanduser().is_dir():
+        spec = f"{HUB}{Path(spec.removeprefix(HUB)).expanduser().resolve()}"
     return NetworkDescription(
         spec=spec, channels=channels, size=(size, size) if isinstance(size, int) else size, classes=classes,
         mean=list(mean), std=list(std), class_names=list(class_names), normalize=normalize,

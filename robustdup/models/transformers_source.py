@@ -75,6 +75,25 @@ def load_hf(name: str) -> nn.Module:
     return classifier
 
 
+def hf_network(name: str, *, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """Return an untrained image classifier of the kind that a model of the Hub, or of a local folder, is.
+
+    Only its configuration is read, with another number of classes and channels; images of another size than it takes are
+    resized inside. Raises UserError; Unavailable where transformers is not installed.
+    """
+    transformers, place = _place(name)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        settings.num_labels = classes
+        if hasattr(settings, "num_channels"):
+            settings.num_channels = channels
+        model = transformers.AutoModelForImageClassification.from_config(settings, trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot(name, error) from error
+    return ImageClassifier(model, mean, std, size=input_size(processor))
+
+
 def load_hf_features(name: str) -> tuple[nn.Module, int]:
     """Return a model of the Hub or of a local folder without its head, and the side of the square images that it takes.
 
@@ -100,6 +119,24 @@ def load_hf_features(name: str) -> tuple[nn.Module, int]:
 
 def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
     """Return a model (an automatic class of transformers says of what kind), its processor, and the weights it lacks."""
+    transformers, place = _place(name)
+    try:
+        model, found = getattr(transformers, kind).from_pretrained(
+            place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot(name, error) from error
+    return model, processor, sorted(found.get("missing_keys") or ())
+
+
+def _cannot(name: str, error: Exception) -> UserError:
+    text = " ".join(str(error).split())
+    return UserError(f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}", code="bad-model")
+
+
+def _place(name: str) -> tuple[Any, str]:
+    """Return the package transformers and where a model lies: a folder, or an id of the Hub. Raises UserError, Unavailable."""
     try:
         import transformers
     except ImportError as error:
@@ -112,17 +149,7 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
     place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
     if place == name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"There is no folder {name!r}; model ids of the Hub look like owner/name.", code="missing-file")
-    try:
-        model, found = getattr(transformers, kind).from_pretrained(
-            place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"Cannot load the model hf:{name}: {type(error).__name__}: {text[:400]}", code="bad-model"
-        ) from error
-    return model, processor, sorted(found.get("missing_keys") or ())
+    return transformers, place
 
 
 def _channels(model: Any) -> int:

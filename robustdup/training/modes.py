@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 def inner_mode(model: nn.Module, bn: str = "eval") -> Iterator[None]:
     """Freeze the parameters and put the model in eval mode; with `bn` "train", BatchNorm uses the batch's statistics.
 
-    Running statistics are neither used nor changed in train mode. Everything is put back module by module, error or not.
+    Running statistics are neither used nor changed in train mode; layers that are in eval mode (frozen ones) stay so.
+    Everything is put back module by module, error or not.
     """
     modules = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norms = [module for module, _ in modules if isinstance(module, _NormBase)] if bn == "train" else []
+    norms = [module for module, on in modules if on and isinstance(module, _NormBase)] if bn == "train" else []
     try:
         for module, _ in modules:
             module.training = False

@@ -50,7 +50,8 @@ class Parts:
     that it has of its own and that are trained with the model. `update` makes the optimizer steps of a batch, `inner` its
     attack (not yet attached). `entries` is the number M of training entries in an epoch. A checkpoint must share with the
     run what `data` lists (a fingerprint, say) and the `settings` of the whole run, but those free to change; trackers are
-    told the settings. `on_best` is given the weights of each new best candidate, in the first process only.
+    told the settings. Modules that are `frozen` stay in eval mode. `on_best` is given the weights of each new best
+    candidate, in the first process only.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Parts:
     processes: Processes = field(default_factory=Processes)
     data: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    frozen: Sequence[nn.Module] = ()
     on_best: Callable[[dict[str, Tensor]], object] = lambda weights: None
 
 

@@ -56,6 +56,8 @@ class Trainer:
         _, example = next(iter(self.stream(0)))
         self.parts.inner.attach(self.parts.model, example.images[:16], compile=compiler(self._mode))
         self.trained.train()
+        for module in self.parts.frozen:
+            module.eval()
         set_rate(self.state.optimizer, self.rate(self.state.step))
         self.batch_began = self.state.batch
         self.state.clock.start()
