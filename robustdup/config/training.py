@@ -67,7 +67,7 @@ class TrainConfig(DataFields, ModelFields):
     new_head: bool = Field(False, description="Draw the last layer anew though that of init would fit.")
     freeze: str | None = Field(
         None,
-        description="Parts that are not trained: backbone (all but the last layer), or names with commas and *: net.layer1,net.bn*.",
+        description="Parts that are not trained: backbone (all but the last layer), or names with commas: net.layer1,net.bn*.",
     )
     split: str = Field("train", description="Split to train on.")
     test_split: str = Field("test", description="Split on which the best and the last checkpoint are evaluated.")

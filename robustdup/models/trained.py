@@ -44,7 +44,7 @@ def describe_network(
     spec: str, *, channels: int, size: int | tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float],
     class_names: Sequence[str] = (), normalize: str | None = None,
 ) -> NetworkDescription:  # fmt: skip
-    """Return the description of a network; the file of a 'file.py:factory', or the folder of an 'hf:', is named by its whole path."""
+    """Return the description of a network; the file of a 'file.py:factory' or folder of an 'hf:' is named by its whole path."""
     if is_file_spec(spec):
         file, colon, factory = spec.rpartition(".py:")
         spec = f"{Path(file + '.py').expanduser().resolve()}:{factory}" if colon else spec
