@@ -22,6 +22,7 @@ class EvaluateOptions(TypedDict, total=False):
     crop: int | None
     grey: bool
     sample: int | None
+    replay: str | None
     options: dict[str, dict[str, Any]]
     individual: bool
     loss: str | None

@@ -25,7 +25,9 @@ class EvalConfig(DataFields, ModelFields):
         "Model": ("model", "normalize", "class_names", "attack_model", "mode", "judge_draws", "allow_pickle"),
         "Data": ("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
         "Threat model": ("norm", "eps"),
-        "Attacks": ("attacks", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin"),
+        "Attacks": (
+            "attacks", "replay", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin",
+        ),
         "Speed": (
             "device", "workers", "runner", "threads", "batch_size", "micro_batch", "precision", "compile", "fold",
         ),
@@ -56,6 +58,11 @@ class EvalConfig(DataFields, ModelFields):
     )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options by attack: options.pgd.steps=40."
+    )
+    replay: str | None = Field(
+        None,
+        description="Try the adversarial images of an earlier run first: a run folder or a bundle on the same images. The "
+        "referee judges them, and what they break is not attacked again.",
     )
     individual: bool = Field(
         False, description="Run each attack on all samples instead of on survivors, to compare attacks."

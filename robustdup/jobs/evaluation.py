@@ -24,6 +24,7 @@ from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, make_ca
 from robustdup.evaluation.cascade import CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
+from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
@@ -84,6 +85,8 @@ def run_evaluation(
     threats = parse_threats(config)
     stages, notes = plan(config, registry, threats[-1])
     data = data if data is not None else load_data(config, registry)
+    if config.replay is not None:
+        notes = [*notes, overlap(read_earlier(config.replay), data.hashes, tuple(data.images.shape[1:]))]
     device = choose_device(config.device)
     original, stand_in = load_models(config, model, attack_model, registry)
     code = code_fingerprint(original) if model is None else None
@@ -171,10 +174,13 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel) -> tuple[l
     for name in config.options:
         if name not in names:
             raise unknown("attack in options:", name, names)
-    return plan_stages(
+    stages, notes = plan_stages(
         [(name, {**config.options.get(name, {}), **written}) for name, written in attacks], registry, threat,
         native=NativeOptions(config.loss, config.eot), precision=config.precision, min_distance=config.min_distance,
     )  # fmt: skip
+    if config.replay is not None:
+        stages = [first_stage(read_earlier(config.replay)), *stages]
+    return stages, notes
 
 
 def load_data(config: EvalConfig, registry: Registry) -> ImageDataset:

@@ -200,7 +200,15 @@ def _without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
     size = settings.get("micro_batch")
     kept = size if isinstance(size, int) and size <= LARGEST_MICRO_BATCH else None
-    own = {"plugin": [], "allow_pickle": False, "attack_model": None, "out": None, "device": "auto", "threads": None}
+    own = {
+        "plugin": [],
+        "allow_pickle": False,
+        "attack_model": None,
+        "replay": None,
+        "out": None,
+        "device": "auto",
+        "threads": None,
+    }
     return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}
 
 
