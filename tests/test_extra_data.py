@@ -165,3 +165,19 @@ def test_labels_beyond_the_classes_and_other_shapes_are_refused(tmp_path):
     np.savez(tmp_path / "large.npz", image=np.zeros((4, 9, 9, 1), dtype=np.uint8), label=np.arange(4))
     with raises("different-sizes", UserError, "1x9x9", "1x8x8"):
         prepared(f"extra_data={tmp_path / 'large.npz'}")
+
+
+def test_transformed_and_mixed_images_give_the_same_weights_again(tmp_path):
+    words = (
+        "transforms=resized-crop(scale=0.5),erasing",
+        "mix=cutmix",
+        "objective=trades(beta=1)",
+        "epochs=null",
+        "steps=4",
+    )
+    record = run_training(config_of(*words), folder=tmp_path / "run")
+    assert record.status == "complete"
+    again = run_training(config_of(*words), folder=tmp_path / "again")
+    assert again.checkpoints[1].fingerprint == record.checkpoints[1].fingerprint
+    with raises("options-conflict", UserError, "mart"):
+        run_training(config_of(*words[:2], "objective=mart"), folder=tmp_path / "mart")

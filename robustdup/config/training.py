@@ -33,8 +33,8 @@ class TrainConfig(DataFields, ModelFields):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Model": ("model", "normalize", "init", "new_head", "freeze", "allow_pickle"),
         "Data": (
-            "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "resize", "crop", "grey",
-            "extra_data", "extra_share", "extra_split", "extra_labels", *DATA_DETAILS,
+            "data", "split", "n", "sample", "test_split", "test_data", "augment", "padding", "transforms", "mix", "resize",
+            "crop", "grey", "extra_data", "extra_share", "extra_split", "extra_labels", *DATA_DETAILS,
         ),
         "Duplication": ("duplicate", "score_model", "as_weights", "share_augmentation", "keep_near_duplicates"),
         "Objective": ("objective", "update", "norm", "eps", "attack", "inner_bn", "label_smoothing", "plugin"),
@@ -120,6 +120,14 @@ class TrainConfig(DataFields, ModelFields):
         default_factory=_usual("crop-flip", digits="none"), description="Random crop and flip."
     )
     padding: int = Field(4, description="Pixels of zero padding before the random crop.", ge=0)
+    transforms: str | None = Field(
+        None,
+        description="Further changes of each image, by torchvision: resized-crop(scale=0.25), randaugment(num_ops=2), "
+        "trivialaugment, autoaugment, erasing, color-jitter; several with commas.",
+    )
+    mix: str | None = Field(
+        None, description="Mix images and labels of a batch: cutmix(alpha=1) or mixup(alpha=0.2), by torchvision."
+    )
     share_augmentation: bool = Field(False, description="Give all copies of an image the augmentation of the original.")
     steps: int | None = Field(None, description="Budget: optimizer steps.")
     samples: int | None = Field(None, description="Budget: training entries seen.")

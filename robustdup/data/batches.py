@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from robustdup.data.augment import augment_images, check_augment
+from robustdup.data.mixing import Mixing
 from robustdup.data.passes_over import PassesOver, extra_rows, interleaved
+from robustdup.data.transforms import Transforms
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 
@@ -75,7 +77,8 @@ def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> i
 class Batch:
     """A batch of n training entries, on one device.
 
-    `images` float32 (n, C, H, W) in [0, 1], augmented; `labels` int64 (n,); `weights` float32 (n,) of the loss, or None;
+    `images` float32 (n, C, H, W) in [0, 1], augmented; `labels` int64 (n,), or, of
+    mixed images, the shares of classes, float32 (n, K); `weights` float32 (n,) of the loss, or None;
     `rng` holds the samples' streams for everything drawn in training; `position` (n,) are their places in the plan, `index`
     (n,) the indices of their images in the dataset.
     """
@@ -97,7 +100,8 @@ class EntryOptions:
 
     `share_augmentation` gives copies the crop and flip of the original, `padding` (pixels) is for the crop. `classes` is
     the number of classes (by default, of those that occur). Images come in `channels_last` layout on `device`. Where there
-    are extra images, each batch takes `extra_share` of its samples from them, to the nearest whole number.
+    are extra images, each batch takes `extra_share` of its samples from them, to the nearest whole number. `transforms` and
+    `mix` are texts for `robustdup.data.transforms` and `robustdup.data.mixing`, applied in that order after crop and flip.
     """
 
     seed: int = 0
@@ -108,6 +112,8 @@ class EntryOptions:
     classes: int | None = None
     device: torch.device | str = "cpu"
     extra_share: float = 0.0
+    transforms: str = ""
+    mix: str = ""
 
 
 USUAL = EntryOptions()
@@ -138,6 +144,8 @@ class Entries:
         extra: int = 0,
     ) -> None:
         check_augment(options.augment)
+        self._transforms = Transforms(options.transforms, size) if options.transforms else None
+        self._mixing = Mixing(options.mix) if options.mix else None
         n = labels.shape[0] - extra
         image = torch.arange(n) if plan is None else torch.as_tensor(plan.source_index).cpu()
         index = torch.arange(n + extra) if index is None else index.cpu()
@@ -193,11 +201,16 @@ class Entries:
         rng = SampleRng(options.seed, _join(index, copy, epochs))
         drawn = SampleRng(options.seed, _join(index, 0, epochs)) if options.share_augmentation else rng
         pixels = augment_images(pixels, drawn.fold("augment"), augment=options.augment, padding=options.padding)
+        if self._transforms is not None:
+            pixels = self._transforms(pixels, drawn.fold("transforms"))
         images = pixels.float().div_(self._levels) if pixels.dtype == torch.uint8 else pixels
+        labels = self.labels[positions]
+        if self._mixing is not None:
+            images, labels = self._mixing(images, labels, self.classes, rng.fold("mix"))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return Batch(
             images=images.contiguous(memory_format=layout),
-            labels=self.labels[positions],
+            labels=labels,
             weights=None if self.weights is None else self.weights[positions],
             rng=rng.fold("train"),
             position=positions,

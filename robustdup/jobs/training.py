@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from robustdup.attacks.isolation import isolated
-from robustdup.config import EvalConfig, TrainConfig, validate
+from robustdup.config import EvalConfig, TrainConfig, parse_call, validate
 from robustdup.config.fields import DataFields
 from robustdup.data.batches import Stream, budget_samples
+from robustdup.data.mixing import Mixing
+from robustdup.data.transforms import Transforms
 from robustdup.device import choose_device, count_operations
 from robustdup.errors import UserError
 from robustdup.jobs.evaluation import parse_threats, plan, run_evaluation
@@ -46,7 +48,7 @@ from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
 from robustdup.training.frozen import freeze
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import fit
-from robustdup.training.objectives import check_model, find_objective
+from robustdup.training.objectives import check_mixed, check_model, find_objective
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, ShowProgress
 from robustdup.training.processes import Processes, open_processes
@@ -149,6 +151,11 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
     objective, options = find_objective(config.objective, registry)
+    check_mixed(objective, parse_call(config.attack, "inner attack")[0], config.mix)
+    if config.transforms:
+        Transforms(config.transforms, (8, 8))
+    if config.mix:
+        Mixing(config.mix)
     if config.evaluate:  # a typo here would come out when training is over
         evaluation = _evaluation(config, Path(), LAST)
         plan(evaluation, registry, parse_threats(evaluation)[-1])

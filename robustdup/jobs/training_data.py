@@ -218,6 +218,8 @@ def _entries(
         classes=classes,
         device=device,
         extra_share=config.extra_share,
+        transforms=config.transforms or "",
+        mix=config.mix or "",
     )
     pixels, labels, index = images.pixels, images.labels, images.index
     if pixels is None:

@@ -13,6 +13,10 @@ what a sample gets. An objective with weights of its own (an embedding, say) is 
 the keyword `module`. These weights are trained and checkpointed, and are no part of the model that comes out. A
 `check(**options)` registered with it raises UserError for values that cannot be, before anything is loaded.
 
+Where images are mixed (CutMix, MixUp) the labels are shares of classes, float (N, K); only an objective that
+`robustdup.training.objectives.adversarial.takes_mixed_labels` marks gets such ones. Cross-entropies are against them, those
+that the inner attack maximises too; KL terms compare answers to the mixed images and know no label.
+
 `attack` is the inner attack of this batch (`robustdup.training.inner.InnerAttack`):
 
     attack(images, labels, loss=None) -> adv_images      in the ball and the box, detached, kept for the batch

@@ -11,7 +11,7 @@ from robustdup import SampleRng, ThreatModel, UserError
 from robustdup.plugins import ObjectiveSpec, Registry
 from robustdup.training import register
 from robustdup.training.inner import prepare_inner
-from robustdup.training.objectives import check_model, find_objective
+from robustdup.training.objectives import check_mixed, check_model, find_objective
 from robustdup.training.objectives.adversarial import divergence, mart_loss, trades
 from robustdup.training.objectives.morel import Embedding, multi_positive_contrast
 from tests.networks import resnet
@@ -299,3 +299,35 @@ class Fixed:
 
     def __call__(self, images, labels, loss=None):
         return self.adv_images
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd_at", "trades(beta=2)", "n_fgsm", "free"])
+def test_with_mixed_labels_the_cross_entropy_is_the_mean_of_both(registry, name):
+    """Shares of 0.3 and 0.7 of two classes: CE is linear in them, and whole shares give what the classes give."""
+    spec, options = find_objective(name, registry)
+    assert spec.function.takes_mixed_labels
+    model, labels = Softmax(), torch.tensor([0, 1])
+    images = torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    adv_images = (images + 0.05).clamp(0, 1)
+
+    class Attack(Fixed):
+        threat = ThreatModel("Linf", EPS)
+
+        def once(self, key, make, *tensors):
+            return self.adv_images
+
+    def loss(shares):
+        return spec.function(model, images, shares, attack=Attack(adv_images), rng=None, **options)[0]
+
+    first, second = F.one_hot(labels, 3).double(), F.one_hot(labels + 1, 3).double()
+    assert torch.allclose(loss(first), loss(labels))
+    assert torch.allclose(loss(0.3 * first + 0.7 * second), 0.3 * loss(first) + 0.7 * loss(second))
+
+
+def test_mixed_labels_go_with_objectives_that_take_them(registry):
+    check_mixed(find_objective("trades", registry)[0], "pgd", "cutmix")
+    check_mixed(find_objective("mart", registry)[0], "pgd", None)
+    with raises("options-conflict", UserError, "mart"):
+        check_mixed(find_objective("mart", registry)[0], "pgd", "cutmix")
+    with raises("options-conflict", UserError, "apgd-ce"):
+        check_mixed(find_objective("trades", registry)[0], "apgd-ce", "mixup")

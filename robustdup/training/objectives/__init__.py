@@ -81,6 +81,23 @@ def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[s
     return replace(spec, function=resolved(spec.function)), checked
 
 
+def check_mixed(spec: ObjectiveSpec, attack: str, mix: str | None) -> None:
+    """Raise UserError where images are mixed and the objective, or the inner attack of that name, needs one class each."""
+    if not mix:
+        return
+    if not getattr(spec.function, "takes_mixed_labels", False):
+        raise UserError(
+            f"mix = {mix}: the objective {spec.name!r} needs one class for each image. Take standard, pgd_at, trades, n_fgsm, "
+            "fgsm_pgi or free.",
+            code="options-conflict",
+        )
+    if spec.attacks and attack != "pgd":
+        raise UserError(
+            f"mix = {mix}: the inner attack {attack!r} needs one class for each image. Take attack = pgd.",
+            code="options-conflict",
+        )
+
+
 def check_model(spec: ObjectiveSpec, model: nn.Module) -> None:
     """Raise UserError where the objective needs `model.features` and the model has none."""
     if spec.features and not callable(getattr(model, "features", None)):

@@ -5,7 +5,8 @@ Each is a plain function on the contract of `robustdup.training`, with the paper
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,16 @@ from robustdup.training.inner import InnerAttack
 from robustdup.training.pgd import RowLoss, check_step, direction
 from robustdup.training.updates import LossAndMetrics
 
+Objective = TypeVar("Objective", bound=Callable[..., LossAndMetrics])
 
+
+def takes_mixed_labels(objective: Objective) -> Objective:
+    """Mark an objective whose labels may be shares of classes, float (N, K), as CutMix and MixUp make them."""
+    objective.takes_mixed_labels = True  # type: ignore[attr-defined]
+    return objective
+
+
+@takes_mixed_labels
 def standard(
     model: nn.Module, images: Tensor, labels: Tensor, *, attack: InnerAttack, rng: SampleRng
 ) -> LossAndMetrics:
@@ -28,12 +38,14 @@ def standard(
     return cross_entropy(logits, labels, attack.label_smoothing), {"correct": correct(logits, labels)}
 
 
+@takes_mixed_labels
 def pgd_at(model: nn.Module, images: Tensor, labels: Tensor, *, attack: InnerAttack, rng: SampleRng) -> LossAndMetrics:
     """Return the cross-entropy of the adversarial images, and "correct" on them. https://arxiv.org/abs/1706.06083"""
     logits = model(attack(images, labels))
     return cross_entropy(logits, labels, attack.label_smoothing), {"correct": correct(logits, labels)}
 
 
+@takes_mixed_labels
 def trades(
     model: nn.Module, images: Tensor, labels: Tensor, *, attack: InnerAttack, rng: SampleRng, beta: float = 6.0
 ) -> LossAndMetrics:
@@ -94,6 +106,7 @@ def check_beta(*, beta: float, **_: Any) -> None:
         )
 
 
+@takes_mixed_labels
 def n_fgsm(
     model: nn.Module,
     images: Tensor,
@@ -130,6 +143,7 @@ def check_n_fgsm(*, k: float, step_size: str | float | None, **_: Any) -> None:
     check_step(step_size)
 
 
+@takes_mixed_labels
 def free(
     model: nn.Module, images: Tensor, labels: Tensor, *, attack: InnerAttack, rng: SampleRng, replays: int = 8
 ) -> LossAndMetrics:
@@ -143,7 +157,7 @@ def free(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy (N,), with the labels smoothed over all classes: https://arxiv.org/abs/1512.00567."""
+    """Return the cross-entropy (N,) with labels (N,), or shares of classes (N, K), smoothed over all classes: https://arxiv.org/abs/1512.00567."""
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
@@ -153,5 +167,5 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1.0 where the largest logit is the label's, else 0.0: (N,)."""
-    return (logits.detach().argmax(dim=1) == labels).float()
+    """Return 1.0 where the largest logit is the label's (of mixed labels, of the larger share), else 0.0: (N,)."""
+    return (logits.detach().argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))).float()
