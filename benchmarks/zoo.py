@@ -161,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     model, data = robustdup.load_model(options.model).eval(), robustdup.load_data(options.data, n=options.n)
     print(f"{len(NAMES)} wrappers; {options.half} half; {options.attacks} at {options.eps} on {options.n} samples")
-    print("| wrapper | reported | true | believed | passes | seconds |\n|---|---:|---:|---|---:|---:|")
+    print("| wrapper | reported | undecided | true | believed | passes | seconds |\n|---|---:|---:|---:|---|---:|---:|")
     for name in (None, *NAMES):
         here = options.half == "all" or held_back(name or "") == (options.half == "held-back")
         if (name is not None and not here) or (options.only and name not in options.only.split(",")):
@@ -172,7 +172,7 @@ def main(words: Sequence[str] | None = None) -> int:
         true = min(known.record.robust_accuracy.value, record.robust_accuracy.value)
         passes = record.passes.attacks_forward + record.passes.attacks_backward
         print(
-            f"| {name or 'none'} | {record.robust_accuracy.value:.1%} | {true:.1%} | {record.reliable} | {passes:,} | "
+            f"| {name or 'none'} | {record.robust_accuracy.value:.1%} | {record.n_undecided} | {true:.1%} | {record.reliable} | {passes:,} | "
             f"{record.seconds:.1f} |", flush=True,
         )  # fmt: skip
     return 0

@@ -28,7 +28,7 @@ from robustdup.evaluation.diagnostics import diagnose
 from robustdup.evaluation.expected import judged_afresh
 from robustdup.evaluation.micro_batch import choose_packing
 from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
-from robustdup.evaluation.reliability import weigh
+from robustdup.evaluation.reliability import settle, weigh
 from robustdup.evaluation.stages import for_model
 from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
 from robustdup.evaluation.vacuous import check_eps
@@ -141,6 +141,7 @@ def evaluate_model(
             )
             weighed = weigh(context, samples, results, signs)
             signs, doubts, probe_passes = weighed.signs, weighed.doubts, probe_passes + weighed.passes
+            notes += settle(results, weighed.route)
         check_unchanged(context, data.images, clean, weights)
         run = FinishedRun(
             options,

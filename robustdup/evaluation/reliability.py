@@ -8,22 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, followed
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS
 from robustdup.evaluation.routes import Left, find_route
-from robustdup.records import Diagnostic
+from robustdup.records import Diagnostic, Outcome
 from robustdup.records.verdict import DOUBTFUL
+
+NO_GRADIENT = "does not require grad"  # what torch says of a model whose output has none
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """What became of serious signs: the `signs`, milder where an attack got through, and the `doubts` that are left."""
+    """What became of serious signs: the `signs`, milder where an attack got through, and the `doubts` that are left.
+
+    `route` names the attack that was seen to get through; empty where there is none, or none was needed.
+    """
 
     signs: list[Diagnostic]
     doubts: list[str]
     passes: Count
+    route: str = ""
 
 
 def weigh(
@@ -53,8 +61,40 @@ def weigh(
     )
     name, passes = find_route(context, standing, last.threat, followed(last), own=not black_box_won)
     if name:
-        return Weighed(_milder(signs, f"{name} was seen to get through"), [], passes)
+        return Weighed(_milder(signs, f"{name} was seen to get through"), [], passes, name)
     return Weighed(signs, list(dict.fromkeys(reasons)), passes)
+
+
+def settle(results: Sequence[CascadeResult], route: str) -> list[str]:
+    """Decide samples that are undecided only because a model without gradients has none for gradient attacks.
+
+    An attack cannot run there, which is no failure that another try would mend. Where one was seen to get through, its
+    word counts for the samples that it took and left.
+
+    Args:
+        results: a cascade for each eps.
+        route: the attack that was seen to get through; nothing is decided where it is empty.
+
+    Returns:
+        What was decided, in a sentence; nothing where nothing was.
+    """
+    decided = 0
+    for result in results:
+        mendable, survived = torch.zeros_like(result.undecided), torch.zeros_like(result.undecided)
+        for stage in result.stages:
+            for call in stage.calls:
+                mendable[call.positions] |= bool(call.error) and NO_GRADIENT not in call.error
+            if route and stage.stage.spec.name == route:
+                survived |= stage.outcome == Outcome.ROBUST
+        settled = result.undecided & survived & ~mendable
+        result.undecided &= ~settled
+        decided += int(settled.sum())
+    if not decided:
+        return []
+    return [
+        f"{decided} samples on which gradient attacks cannot run, as the model has no gradient, are decided by {route}, "
+        "which was seen to get through."
+    ]
 
 
 def _milder(signs: list[Diagnostic], but: str) -> list[Diagnostic]:

@@ -134,3 +134,32 @@ def test_a_route_must_lead_where_its_gradient_points(slope, leads):
     assert not leads_somewhere(
         others, Passes(Linear(slope)), Left(images, images, labels, torch.arange(4)), ThreatModel("Linf", "0.1"), seed=0
     )
+
+
+class Detached(nn.Module):
+    """True answers without any gradient."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.detach())
+
+
+def test_without_a_gradient_the_attack_that_gets_through_decides():
+    model, images, labels = correct_points(8)
+    attacks = "apgd-ce(steps=5),straight-through(steps=20)"
+    bare = verdict(model, images, labels, attacks="straight-through(steps=20)")
+    record = verdict(Detached(model), images, labels, attacks=attacks)
+    assert record.n_undecided == 0
+    assert record.reliable is True
+    assert abs(record.robust_accuracy.value - bare.robust_accuracy.value) <= 1 / 8
+    assert any("are decided by straight-through" in event for event in record.events)
+
+
+def test_without_a_gradient_and_without_a_way_through_nothing_is_decided():
+    model, images, labels = correct_points(4)
+    record = verdict(Detached(model), images, labels, attacks="apgd-ce(steps=5),square(queries=20)")
+    assert record.n_undecided > 0
+    assert record.reliable is False
