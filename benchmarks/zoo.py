@@ -172,8 +172,8 @@ def main(words: Sequence[str] | None = None) -> int:
         true = min(known.record.robust_accuracy.value, record.robust_accuracy.value)
         passes = record.passes.attacks_forward + record.passes.attacks_backward
         print(
-            f"| {name or 'none'} | {record.robust_accuracy.value:.1%} | {record.n_undecided} | {true:.1%} | {record.reliable} | {passes:,} | "
-            f"{record.seconds:.1f} |", flush=True,
+            f"| {name or 'none'} | {record.robust_accuracy.value:.1%} | {record.n_undecided} | {true:.1%} | "
+            f"{record.reliable} | {passes:,} | {record.seconds:.1f} |", flush=True,
         )  # fmt: skip
     return 0
 
