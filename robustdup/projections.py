@@ -45,20 +45,22 @@ def fold_sum(values: Tensor) -> Tensor:
 
 
 def row_length(delta: Tensor, norm: str) -> Tensor:
-    """Return the length of each sample of (N, ...) in Linf, L2 or L1: (N,) float64."""
+    """Return the length of each sample of (N, ...) in Linf, L2, L1 or L0: (N,) float64."""
     return _in_parts(lambda part: _row_length(part, norm), delta)
 
 
 def row_distance(images: Tensor, others: Tensor, norm: str) -> Tensor:
-    """Return the distance of each sample of two sets of images (N, ...) in Linf, L2 or L1: (N,) float64."""
+    """Return the distance of each sample of two sets of images (N, ...) in Linf, L2, L1 or L0: (N,) float64."""
     return _in_parts(lambda part, other: _row_length(part.double() - other.double(), norm), images, others)
 
 
 def fold_length(delta: Tensor, norm: str) -> Tensor:
-    """Return the length of each sample of (N, ...) in Linf, L2 or L1: (N,) in the dtype of `delta`, to rounding."""
+    """Return the length of each sample of (N, ...) in Linf, L2, L1 or L0: (N,) in the dtype of `delta`, to rounding."""
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1)
+    if norm == "L0":
+        return (flat != 0).sum(dim=1).to(delta.dtype)
     return fold_sum(flat.square()).sqrt_() if norm == "L2" else fold_sum(flat.abs())
 
 
@@ -77,6 +79,8 @@ def _row_length(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1).double()
     if norm == "Linf":
         return flat.abs().amax(dim=1)
+    if norm == "L0":
+        return (flat != 0).sum(dim=1).double()
     return row_sum(flat.square()).sqrt() if norm == "L2" else row_sum(flat.abs())
 
 
@@ -89,8 +93,8 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
     Args:
         images: clean images (N, ...) in [0, 1].
         moved: images (N, ...) of any floating dtype; pixels that are not finite count as unchanged.
-        norm: Linf, L2 or L1.
-        radius: of the ball, in pixel units of [0, 1].
+        norm: Linf, L2, L1 or L0.
+        radius: of the ball, in pixel units of [0, 1]; in L0 how many values may change.
 
     Returns:
         Images (N, ...).
@@ -98,6 +102,8 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
     if norm == "Linf":
         moved = torch.where(moved.isfinite(), moved, images)
         return torch.minimum(torch.maximum(moved, images - radius), images + radius).clamp(0, 1)
+    if norm == "L0":
+        return project_l0(images, moved, radius)
     origin = images.flatten(1)
     delta = torch.nan_to_num(moved.flatten(1) - origin, nan=0.0, posinf=0.0, neginf=0.0)
     size, room = delta.abs(), torch.where(delta >= 0, 1 - origin, origin).clamp(min=0)
@@ -107,6 +113,29 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
         shrink = _shrink_l1 if norm == "L1" else _shrink_l2
         clipped[outside] = shrink(size[outside].double(), room[outside].double(), radius).to(clipped.dtype)
     return (origin + delta.sign() * clipped).clamp(0, 1).view_as(moved)
+
+
+def project_l0(images: Tensor, moved: Tensor, count: float | Tensor) -> Tensor:
+    """Return the nearest images (Euclidean) to `moved` in [0, 1] that differ from `images` in at most `count` values.
+
+    A value that changes is clipped to [0, 1], one that does not is the clean one, to the bit. Those change that bring the
+    image nearest; of equal ones the first.
+
+    Args:
+        images: clean images (N, ...) in [0, 1].
+        moved: images (N, ...); values that are not finite count as unchanged.
+        count: of values, for all samples or one a sample (N,).
+
+    Returns:
+        Images (N, ...).
+    """
+    origin, flat = images.flatten(1), moved.flatten(1)
+    clipped = torch.where(flat.isfinite(), flat, origin).clamp(0, 1)
+    far, left = (flat - origin).double().nan_to_num(0, 0, 0), (flat - clipped).double().nan_to_num(0, 0, 0)
+    gain = far.square() - left.square()
+    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    limit = count.view(-1, 1) if isinstance(count, Tensor) else count
+    return torch.where((rank < limit) & (gain > 0), clipped, origin).view_as(moved)
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -247,13 +276,14 @@ def _shrink_l1_unsorted(size: Tensor, room: Tensor, eps: float) -> tuple[Tensor,
     return shrunk, total
 
 
-def onto_l1_ball(delta: Tensor, radius: float) -> Tensor:
+def onto_l1_ball(delta: Tensor, radius: float | Tensor) -> Tensor:
     """Return the nearest perturbations (N, ...) of L1 length `radius` or less: no pixel is bounded, nothing waits.
 
-    All absolute values are lowered by what makes them sum to the radius. http://doi.org/10.1145/1390156.1390191
+    `radius` may be one a sample (N,). All absolute values are lowered by what makes them sum to the radius. http://doi.org/10.1145/1390156.1390191
     """
     falling = delta.abs().flatten(1).double().sort(dim=1, descending=True).values
-    lowered = (falling.cumsum(dim=1) - radius) / torch.arange(1, falling.shape[1] + 1, device=delta.device)
+    limit = radius.view(-1, 1).double() if isinstance(radius, Tensor) else radius
+    lowered = (falling.cumsum(dim=1) - limit) / torch.arange(1, falling.shape[1] + 1, device=delta.device)
     last = (falling > lowered).sum(dim=1, keepdim=True).clamp_(min=1) - 1
     by = per_sample(lowered.gather(1, last).clamp_(min=0).to(delta.dtype), delta)
     return delta.sign() * (delta.abs() - by).clamp_(min=0)

@@ -11,9 +11,9 @@ from torch import Tensor
 from robustdup.errors import UserError, unknown
 from robustdup.projections import per_sample, project, row_distance, row_length
 
-NORMS = ("Linf", "L2", "L1")
+NORMS = ("Linf", "L2", "L1", "L0")
 LINF_TOLERANCE = 1e-6  # absolute, in pixel units
-RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1
+RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1; in L0 values are counted, and none is too many
 
 Eps = str | float | int | Fraction
 
@@ -78,8 +78,9 @@ class Violations:
 class ThreatModel:
     """The images within `eps` of a clean one, in `norm`, inside [0, 1].
 
-    `norm` is one of Linf, L2, L1; `eps` is in pixel units of [0, 1] and is given as text (`8/255`), number or fraction.
-    `eps_text` keeps what was written. Raises UserError for another norm, eps <= 0, or eps > 1 in Linf.
+    `norm` is one of Linf, L2, L1, L0; `eps` is in pixel units of [0, 1] and is given as text (`8/255`), number or fraction.
+    In L0 it is a whole number: how many values may change, where a value is one channel of one pixel. `eps_text` keeps what
+    was written. Raises UserError for another norm, eps <= 0, eps > 1 in Linf, or a fraction in L0.
     """
 
     norm: str
@@ -98,6 +99,12 @@ class ThreatModel:
                 f"Did you mean '{eps}/255'?",
                 code="bad-eps",
             )
+        if name == "L0" and value.denominator != 1:
+            raise UserError(
+                f"eps in L0 counts the values that may change (one channel of one pixel is one value): write a whole number "
+                f"such as {max(round(value), 1) if value > 1 else 10}, not {eps}.",
+                code="bad-eps",
+            )
         object.__setattr__(self, "norm", name)
         object.__setattr__(self, "eps", value)
         object.__setattr__(self, "eps_text", eps_text if eps_text is not None else _readable(str(eps), value))
@@ -113,11 +120,18 @@ class ThreatModel:
     @property
     def tolerance(self) -> float:
         """How far over eps a distance may lie before it is a violation, in pixel units."""
+        if self.norm == "L0":
+            return 0.0
         return LINF_TOLERANCE if self.norm == "Linf" else RELATIVE_TOLERANCE * self.radius
 
     def with_eps(self, eps: Eps) -> ThreatModel:
         """Return the threat model of the same norm with another eps."""
         return ThreatModel(self.norm, eps)
+
+    def scaled(self, factor: Fraction | int) -> ThreatModel:
+        """Return the threat model with `factor` times its eps; in L0 rounded down, and at least 1."""
+        eps = self.eps * factor
+        return ThreatModel(self.norm, max(eps.__floor__(), 1) if self.norm == "L0" else eps)
 
     def copy(self) -> ThreatModel:
         """Return the same threat model as another object, for code that may write into it."""
@@ -140,11 +154,12 @@ class ThreatModel:
 
         Shapes (N, ...), any floating dtype; pixels that are not finite count as unchanged. `clean` must be in [0, 1].
         In L1 and L2 the intersection of ball and box is projected onto exactly, as
-        https://arxiv.org/abs/2103.01208 does for L1, and not one after the other.
+        https://arxiv.org/abs/2103.01208 does for L1, and not one after the other. In L0 the eps values stay changed that
+        bring the image nearest; of equal ones the first.
         """
         return project(clean, adv, self.norm, self.radius)
 
     def sphere_scale(self, delta: Tensor) -> Tensor:
-        """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros."""
+        """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros. L0 has no scale."""
         scale = self.radius / row_length(delta, self.norm).clamp(min=1e-30)
         return delta * per_sample(scale.to(delta.dtype), delta)

@@ -1,5 +1,6 @@
 """Projection against other methods and other feasible points; exact radii; the text of errors."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -203,3 +204,55 @@ def test_fractions_of_decimals_are_read_and_shown_so_that_others_can_read_them(t
     threat = ThreatModel("Linf", text)
     assert threat.eps == value
     assert Fraction(threat.eps_text) == value
+
+
+# --- L0: how many values change, each one channel of one pixel ---
+
+
+@quick
+@given(pixels, wild, st.integers(1, 6), st.sampled_from([torch.float32, torch.float64]))
+def test_l0_projection_is_the_nearest_of_all_choices_of_values(clean, adv, eps, dtype):
+    threat, clean, adv = ThreatModel("L0", eps), images(clean, dtype), images(adv, dtype)
+    projected = threat.project(clean, adv)
+    assert not threat.violations(clean, projected).any.any()
+    distance = row_length(projected - adv, "L2")
+    for chosen in itertools.combinations(range(6), eps):
+        mask = torch.zeros(6, dtype=torch.bool)
+        mask[list(chosen)] = True
+        candidate = torch.where(mask.view(1, 1, 2, 3), adv.clamp(0, 1), clean)
+        assert bool((distance <= row_length(candidate - adv, "L2") + 1e-6).all())
+    assert torch.equal(threat.project(clean, projected), projected)
+
+
+def test_l0_counts_values_that_differ_in_any_bit():
+    clean = torch.full((3, 2, 2, 2), 0.5)
+    adv = clean.clone()
+    adv[1, :, 0, 0] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
+    adv[2] = 0.25
+    threat = ThreatModel("L0", "2")
+    assert threat.distance(clean, adv).tolist() == [0, 2, 8]
+    assert threat.violations(clean, adv).ball.tolist() == [False, False, True]
+    projected = threat.project(clean, adv)
+    assert torch.equal(projected[:2], adv[:2])
+    assert threat.distance(clean, projected).tolist() == [0, 2, 2]
+    assert torch.equal(projected[2].flatten() != 0.5, torch.arange(8) < 2)  # of equal ones the first
+
+
+def test_l0_projection_leaves_values_that_are_not_finite_and_clips_the_others():
+    clean = torch.tensor([[[[0.0, 0.5, 1.0, 0.2]]]])
+    adv = torch.tensor([[[[-9.0, float("nan"), 0.4, 7.0]]]])
+    assert torch.allclose(ThreatModel("L0", 1).project(clean, adv), torch.tensor([[[[0.0, 0.5, 1.0, 1.0]]]]))
+    assert torch.allclose(ThreatModel("L0", 3).project(clean, adv), torch.tensor([[[[0.0, 0.5, 0.4, 1.0]]]]))
+
+
+@pytest.mark.parametrize("eps", ["3/2", "0.5", "8/255", 2.5])
+def test_l0_takes_whole_numbers_only(eps):
+    with pytest.raises(UserError, match="whole number") as error:
+        ThreatModel("L0", eps)
+    assert error.value.code == "bad-eps"
+    assert ThreatModel("l0", "20").radius == ThreatModel("L0", 20.0).radius == ThreatModel("L0", "40/2").radius == 20
+
+
+def test_l0_scales_to_whole_numbers():
+    assert [ThreatModel("L0", 6).scaled(factor).eps for factor in (2, Fraction(1, 4), Fraction(1, 20))] == [12, 1, 1]
+    assert ThreatModel("L2", 6).scaled(Fraction(1, 4)).eps == Fraction(3, 2)

@@ -95,6 +95,8 @@ def certify(
     network = load_model(model) if isinstance(model, str) else model
     dataset = as_dataset(data, labels, n=n)
     threat = ThreatModel(norm, eps)
+    if threat.norm == "L0":
+        raise UserError("certify has bounds in Linf, L2 and L1, not in L0.", code="other-norm")
     if method == "smoothing":
         return _smoothed(network, dataset, threat, sigma, draws, alpha, seed)
     if method != "bounds":

@@ -40,7 +40,8 @@ def _spec(name: str, function: str, description: str, *, cost: Any, url: str = "
 SPECS = (
     _spec(
         "noise", "noise:noise", "Random points of the ball: the baseline that every attack must beat.",
-        cost=_noise_cost, knowledge="score-based", undemonstrated="It is the noise that the others are compared with.",
+        norms=(*NORMS, "L0"), cost=_noise_cost, knowledge="score-based",
+        undemonstrated="It is the noise that the others are compared with.",
     ),
     _spec(
         "fgsm", "fgsm:fgsm", "One step, as far as allowed, along the gradient.",
@@ -73,6 +74,27 @@ SPECS = (
     _spec(
         "fab-t", "fab_t:fab_t", "FAB towards the likeliest wrong classes.",
         cost="fab_t:fab_t_cost", url=FAB_URL, quick={"steps": 30}, kind="minimum-norm",
+    ),
+    _spec(
+        "fmn", "fmn:fmn", "FMN: the nearest adversarial image, by gradient steps in a ball that shrinks on success.",
+        cost="fmn:fmn_cost", url="https://arxiv.org/abs/2102.12827", quick={"steps": 60}, kind="minimum-norm",
+        norms=(*NORMS, "L0"),
+    ),
+    _spec(
+        "ddn", "ddn:ddn", "DDN: the nearest adversarial image in L2, direction and length apart.",
+        cost="ddn:ddn_cost", url="https://arxiv.org/abs/1811.09600", quick={"steps": 30}, kind="minimum-norm",
+        norms=("L2",),
+    ),
+    _spec(
+        "superdeepfool", "superdeepfool:superdeepfool",
+        "SuperDeepFool: the nearest adversarial image, by DeepFool and straight ways onto the boundary it finds.",
+        cost="superdeepfool:superdeepfool_cost", url="https://arxiv.org/abs/2303.12481", quick={"steps": 10},
+        kind="minimum-norm",
+    ),
+    _spec(
+        "sigma-zero", "sigma_zero:sigma_zero", "σ-zero: the fewest changed values, by descent on a smooth count of them.",
+        cost="sigma_zero:sigma_zero_cost", url="https://arxiv.org/abs/2402.01879", quick={"steps": 100},
+        kind="minimum-norm", norms=("L0",),
     ),
     _spec(
         "square", "square:square",

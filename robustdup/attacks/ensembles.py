@@ -8,7 +8,9 @@ from robustdup.plugins import Registry, Stage
 
 URL = "https://arxiv.org/abs/2003.01690"
 L1 = ("L1",)
+L0 = ("L0",)
 LINF_L2 = ("Linf", "L2")
+CONVEX = ("Linf", "L2", "L1")
 # In L1 APGD starts with larger balls, five times, and takes five targets: https://arxiv.org/abs/2103.01208.
 L1_CE = {"restarts": 5, "larger_eps": True}
 L1_TARGETED = {"targets": 5, "larger_eps": True}
@@ -36,7 +38,8 @@ RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 # Square is the witness for masked gradients. Where they show, a copy that sees through masks is followed. Where that was not
 # seen to get through, a surrogate is tried, then answers alone, then SPSA, whose wide probes see through rounding and
 # ripples, the walk along the boundary, the only place where clipped scores have a slope, and the parts of AutoAttack: all
-# together in no more passes than AutoAttack's. What is made for Linf and L2 is replaced by a longer Square in L1.
+# together in no more passes than AutoAttack's. What is made for Linf and L2 is replaced by a longer Square in L1. L0 has two
+# attacks by gradient and nothing that sees through masks.
 FAST = (
     Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
     Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
@@ -45,15 +48,17 @@ FAST = (
     Stage("apgd-ce", {"steps": 25, "larger_eps": True}, norms=L1),
     Stage("apgd-t", {"targets": 5, "steps": 20, "larger_eps": True}, take=0.6, norms=L1),
     Stage("apgd-t", {"targets": 9, "steps": 40, "larger_eps": True}, take=0.13, norms=L1),
-    Stage("square", {"queries": 250}, take=0.05),
-    Stage("straight-through", when="masked"),
-    Stage("straight-through", {"targets": 9, "steps": 40}, take=0.25, when="masked"),
-    Stage("surrogate", when="blind"),
+    Stage("sigma-zero", norms=L0),
+    Stage("fmn", {"steps": 200}, norms=L0),
+    Stage("square", {"queries": 250}, take=0.05, norms=CONVEX),
+    Stage("straight-through", when="masked", norms=CONVEX),
+    Stage("straight-through", {"targets": 9, "steps": 40}, take=0.25, when="masked", norms=CONVEX),
+    Stage("surrogate", when="blind", norms=CONVEX),
     Stage("rays", {"queries": 500}, when="blind", norms=LINF_L2),
     Stage("spsa", {"steps": 30}, when="blind", norms=LINF_L2),
     Stage("boundary-walk", {"restarts": 1}, when="blind", norms=LINF_L2),
     *(replace(stage, when="blind") for stage in STANDARD[:-2]),
-    Stage("fab-t", {"steps": 20}, when="blind"),
+    Stage("fab-t", {"steps": 20}, when="blind", norms=CONVEX),
     Stage("square", {"queries": 1000}, when="blind", norms=LINF_L2),
     Stage("square", when="blind", norms=L1),
 )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
 from robustdup.attacks.losses import misclassified
+from robustdup.attacks.nearest import Nearest
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import UserError, check_counts
 from robustdup.projections import fold_length, fold_sum, per_sample, row_length
@@ -114,33 +115,6 @@ def fab_cost(options: Mapping[str, Any], classes: int = 10) -> tuple[float, floa
     """Return the (forward, backward) passes of a surviving sample on a model of `classes` classes."""
     walked = options["restarts"] * options["steps"]
     return 2 * walked, classes * walked
-
-
-@dataclass
-class Nearest:
-    """Of each sample the nearest adversarial image so far, else the last iterate: `images` (N, ...), `distance` (N,).
-
-    The distance is infinite where none was met.
-    """
-
-    images: Tensor
-    distance: Tensor
-
-    @classmethod
-    def none(cls, images: Tensor) -> Nearest:
-        """Start with no adversarial image at all."""
-        return cls(images.clone(), images.new_full((len(images),), torch.inf))
-
-    def offer(self, index: Tensor, iterates: Tensor, distance: Tensor, is_adv: Tensor) -> None:
-        """Keep the iterates (n, ...) of the samples `index` (n,) that are adversarial and nearer than what is known."""
-        improved = is_adv & (distance < self.distance[index])
-        self.images[index[improved]], self.distance[index[improved]] = iterates[improved], distance[improved]
-
-    def result(self, images: Tensor, threat: ThreatModel) -> Tensor:
-        """Return the nearest adversarial images, and the last iterates projected onto the ball where there is none."""
-        none = self.distance.isinf()
-        self.images[none] = threat.project(images[none], self.images[none])
-        return self.images
 
 
 def search(

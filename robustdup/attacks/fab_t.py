@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.fab import Linearise, Nearest, Settings, check_classes, search
+from robustdup.attacks.fab import Linearise, Settings, check_classes, search
+from robustdup.attacks.nearest import Nearest
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import check_counts
 from robustdup.rng import SampleRng

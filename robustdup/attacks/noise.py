@@ -50,7 +50,7 @@ def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int
     """Return perturbations of the shape of `images` (N, ...), uniform in the ball of radius eps (images may leave [0, 1]).
 
     In L2 these are D of the coordinates of a uniform point on the sphere in D + 2 dimensions, in L1 on that in D + 1:
-    https://doi.org/10.1016/j.jmva.2004.10.006 (Barthe et al.).
+    https://doi.org/10.1016/j.jmva.2004.10.006 (Barthe et al.). In L0 eps values chosen at random become 0 or 1.
     """
     size = math.prod(images.shape[1:])
     if threat.norm == "Linf":
@@ -58,8 +58,19 @@ def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int
     elif threat.norm == "L2":
         normal = rng.normal((size + 2,), draw=draw, dtype=torch.float64)
         unit = (normal / row_length(normal, "L2")[:, None])[:, :size]
+    elif threat.norm == "L0":
+        return _sparse_noise(images, round(threat.radius), rng, draw=draw)
     else:
         bits = rng.bits((size + 1,), draw=draw)
         exponential = -torch.log(((bits >> 1).double() + 0.5) * 2.0**-31)  # the bit left over is the sign
         unit = (exponential / row_length(exponential, "L1")[:, None] * ((bits & 1) * 2 - 1))[:, :size]
     return (unit * threat.radius).to(images.dtype).view_as(images)
+
+
+def _sparse_noise(images: Tensor, count: int, rng: SampleRng, *, draw: int) -> Tensor:
+    """Return perturbations (N, ...) that set `count` values of each image, chosen at random, to 0 or 1."""
+    flat = images.flatten(1)
+    order = rng.fold("places").bits(flat.shape[1:], draw=draw).argsort(dim=1, stable=True)[:, :count]
+    ends = rng.fold("ends").bits(flat.shape[1:], draw=draw).bitwise_and_(1).to(flat.dtype)
+    delta = torch.zeros_like(flat).scatter_(1, order, (ends - flat).gather(1, order))
+    return delta.view_as(images)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from robustdup.config.fields import DATA_DETAILS, DIGITS, NORMS, DataFields, ModelFields, usual_eps
+from robustdup.config.fields import DATA_DETAILS, DIGITS, EVALUATION_NORMS, DataFields, ModelFields, usual_eps
 
 DIGITS_SAMPLES = 200  # of the built-in digits, so that a first look takes less than a minute
 
@@ -37,12 +37,15 @@ class EvalConfig(DataFields, ModelFields):
     sample: int | None = Field(
         None, description="Take a random subset of this many samples, drawn from the seed.", ge=1
     )
-    norm: str = Field("Linf", description="Norm of the threat model.", json_schema_extra={"choices": list(NORMS)})
+    norm: str = Field(
+        "Linf", description="Norm of the threat model.", json_schema_extra={"choices": list(EVALUATION_NORMS)}
+    )
     eps: str = Field(
         default_factory=usual_eps,
         description=(
-            "Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255. "
-            "[default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, L2 0.5, L1 2]"
+            "Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255. In L0: how many values may "
+            "change, each one channel of one pixel. "
+            "[default: Linf 8/255, L2 0.5, L1 12, L0 20; for builtin:digits Linf 0.15, L2 0.5, L1 2, L0 5]"
         ),
     )
     attacks: str = Field(

@@ -12,6 +12,7 @@ from robustdup.plugins import AttackSpec, Registry, Stage
 from robustdup.threat import ThreatModel
 
 AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which published AutoAttack figures were computed
+NEAREST = {"L0": "sigma-zero"}  # what looks for the nearest adversarial image where nothing else does; fab-t elsewhere
 USUAL_EOT = 10  # draws of a gradient of a model that answers at random, where none were asked for
 
 
@@ -63,9 +64,13 @@ def plan_stages(
                 raise _other_norm(spec, registry, threat.norm)
     named = ",".join(name for name, _ in attacks)
     if not stages:
-        raise UserError(f"No stage of {named!r} works in {threat.norm}.", code="no-stage")
+        able = _able(registry, threat.norm)
+        raise UserError(
+            f"No stage of {named!r} works in {threat.norm}. Write --attacks fast, or attacks for {threat.norm}: {able}.",
+            code="no-stage",
+        )
     if min_distance:
-        stages = _minimising(stages, registry, native, notes)
+        stages = _minimising(stages, registry, native, notes, threat.norm)
     _check_native(stages, native, named)
     return stages, notes
 
@@ -90,12 +95,18 @@ def for_model(stages: Sequence[PlannedStage], *, randomized: bool) -> tuple[list
 
 
 def _other_norm(spec: AttackSpec, registry: Registry, norm: str) -> UserError:
-    able = sorted(other.name for other in registry.attacks.values() if norm in other.norms and other.available)
     return UserError(
         f"Attack {spec.name!r} works in {', '.join(spec.norms)}, not in {norm}. "
-        f"Attacks for {norm}: {', '.join(able[:8])}, … (robustdup attacks list --norm {norm}).",
+        f"Attacks for {norm}: {_able(registry, norm)}.",
         code="other-norm",
     )
+
+
+def _able(registry: Registry, norm: str) -> str:
+    """Name some attacks that know a norm, robustdup's own first, and how to see all."""
+    able = [other for other in registry.attacks.values() if norm in other.norms and other.available]
+    names = [spec.name for spec in sorted(able, key=lambda spec: (":" in spec.name, spec.name)) if spec.name != "noise"]
+    return f"{', '.join(names[:8])}, … (robustdup attacks list --norm {norm})"
 
 
 def _planned(
@@ -120,15 +131,16 @@ def _planned(
 
 
 def _minimising(
-    stages: Sequence[PlannedStage], registry: Registry, native: NativeOptions, notes: list[str]
+    stages: Sequence[PlannedStage], registry: Registry, native: NativeOptions, notes: list[str], norm: str
 ) -> list[PlannedStage]:
-    """Let minimum-norm attacks search to the end; where there is none, add the native one of published strength."""
+    """Let minimum-norm attacks search to the end; where there is none, add the native one that is strong in the norm."""
     stages = list(stages)
     if not any(stage.spec.kind == "minimum-norm" and stage.when == "always" for stage in stages):
+        name = NEAREST.get(norm, "fab-t")
         notes.append(
-            "min_distance: fab-t was added, since none of the attacks is sure to look for the nearest adversarial image."
+            f"min_distance: {name} was added, since none of the attacks is sure to look for the nearest adversarial image."
         )
-        stages.append(_planned(Stage("fab-t"), registry.get_attack("fab-t"), registry, native, {}))
+        stages.append(_planned(Stage(name), registry.get_attack(name), registry, native, {}))
     switch = {"stop_within_eps": False}
     return [
         replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})

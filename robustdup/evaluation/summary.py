@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -125,7 +126,8 @@ def min_distance(samples: CleanSamples, results: Sequence[CascadeResult]) -> Ten
 
 
 def distance_summary(nearest: Tensor, threat: ThreatModel, robust_accuracy: float) -> MinDistance:
-    """Return median, mean and the accuracy left over eps: at 20 steps up to twice eps, and at eps itself.
+    """Return median, mean and the accuracy left over eps: at 20 steps up to twice eps, and at eps itself; in L0
+    at whole numbers.
 
     At eps it is the verdict, `robust_accuracy` in [0, 1], and on either side no curve of one model can cross it. A
     distance counts within a radius as the referee's does: up to its tolerance.
@@ -133,7 +135,10 @@ def distance_summary(nearest: Tensor, threat: ThreatModel, robust_accuracy: floa
     eps, eps_text = threat.radius, threat.eps_text
     finite = nearest[nearest.isfinite()]
     n = max(len(nearest), 1)
-    grid = {f"{eps * step / 10:.6g}": eps * step / 10 for step in range(1, 21) if step != 10} | {eps_text: eps}
+    radii = [eps * step / 10 for step in range(1, 21) if step != 10]
+    if threat.norm == "L0":  # counts: whole numbers, as many as there are
+        radii = sorted({float(math.floor(radius)) for radius in radii} - {0.0, eps})
+    grid = {f"{radius:.6g}": radius for radius in radii} | {eps_text: eps}
     curve = {}
     for text, radius in sorted(grid.items(), key=lambda item: item[1]):
         left = float((nearest > radius + threat.tolerance).sum()) / n

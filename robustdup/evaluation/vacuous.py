@@ -26,6 +26,12 @@ def check_eps(images: Tensor, threat: ThreatModel) -> list[str]:
     few = images[:LOOKED_AT]
     farthest = threat.distance(few, (few < 0.5).to(few))
     if threat.norm != "Linf" and float((farthest <= threat.radius).double().mean()) >= 0.5:
+        if threat.norm == "L0":
+            raise UserError(
+                f"eps = {threat.eps_text} in L0 lets all {few[0].numel()} values of an image change (one channel of one pixel is "
+                "one value): write fewer.",
+                code="bad-eps",
+            )
         raise UserError(
             f"eps = {threat.eps_text} in {threat.norm} is larger than any change of these images, which lie in [0, 1]: the "
             f"farthest image is {float(farthest.median()):.4g} away. For eps on the scale 0..255 write "

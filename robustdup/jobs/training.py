@@ -15,7 +15,7 @@ from torch import nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, TrainConfig, parse_call, validate
-from robustdup.config.fields import DataFields
+from robustdup.config.fields import NORMS, DataFields
 from robustdup.data.batches import Stream, budget_samples
 from robustdup.data.mixing import Mixing
 from robustdup.data.transforms import Transforms
@@ -150,6 +150,11 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     check_trackers(config.track)
     budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
+    if threat.norm == "L0":
+        raise UserError(
+            f"Training knows the norms {', '.join(NORMS)}, not L0; robustdup eval attacks in L0 what was trained in another.",
+            code="other-norm",
+        )
     objective, options = find_objective(config.objective, registry)
     check_mixed(objective, parse_call(config.attack, "inner attack")[0], config.mix)
     if config.transforms:

@@ -137,6 +137,8 @@ def position(
     if dataset is not None and (dataset, norm) not in table.boards:
         there = ", ".join(threat for name, threat in table.boards if name == dataset and threat != "corruptions")
         reasons.append(f"RobustBench has no {norm} leaderboard for {dataset} (it has {there})")
+    elif dataset is None and all(norm != threat for _, threat in table.boards):
+        reasons.append(f"RobustBench has no {norm} leaderboard")
     elif dataset is not None:
         board_eps = table.eps(dataset, norm)
         if board_eps is not None and not same_eps(record.threat.eps_text, board_eps):

@@ -36,8 +36,8 @@ class Part(BaseModel):
 class Threat(Part):
     """The threat model."""
 
-    norm: str = Field(description="Linf, L2 or L1.")
-    eps: float = Field(description="Radius in pixel units of [0, 1].")
+    norm: str = Field(description="Linf, L2, L1 or L0 (values that change: one channel of one pixel is one value).")
+    eps: float = Field(description="Radius in pixel units of [0, 1]; in L0 a number of values.")
     eps_text: str = Field(description="The radius as it was written: 8/255.")
 
 

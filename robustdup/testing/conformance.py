@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,12 @@ from robustdup.testing.report import ConformanceReport, Finding
 from robustdup.testing.trial import SAMPLES, RgbDigits, against_noise, conformance_samples
 from robustdup.threat import NORMS, ThreatModel
 
-EPS = {"Linf": "0.15", "L2": "2.5", "L1": "30"}  # noise of this size breaks next to nothing, PGD nearly everything
+EPS = {
+    "Linf": "0.15",
+    "L2": "2.5",
+    "L1": "30",
+    "L0": "60",
+}  # noise of this size breaks next to nothing, PGD nearly everything
 LARGER = (2, 4)
 AGAIN = (7, 3, 12, 0, 9)  # rows of the second and third run, in another order and company
 
@@ -107,14 +113,14 @@ def _check(spec: AttackSpec, norm: str, threat: ThreatModel, options: dict[str, 
     part, repeat = run(again, threat, 2), run(again, threat, 3)
     findings += _repeat_findings(spec, adv_images[again], part, repeat)
     if bounded:
-        quarter = threat.with_eps(threat.eps / 4)
+        quarter = threat.scaled(Fraction(1, 4))
         findings.append(_eps_finding(spec, images[again], part, run(again, quarter, 4), quarter))
     broken, noise_broken = against_noise(spec, images, labels, adv_images, threat, norm, seed)
     shown_at = threat
     for factor in LARGER:  # a weak attack may need a larger ball to show anything
         if broken > noise_broken or norm not in NORMS or spec.kind == "unbounded":
             break
-        larger = threat.with_eps(threat.eps * factor)
+        larger = threat.scaled(factor)
         rerun = run(torch.arange(len(images)), larger, 5) if bounded else first
         if rerun.error or not isinstance(rerun.adv_images, Tensor) or rerun.adv_images.shape != images.shape:
             break

@@ -287,3 +287,13 @@ def test_what_a_survivor_of_autoattack_costs(norm, forward, backward):
     assert [s.attack for s in stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     costs = [registry.attacks[s.attack].passes(s.options) for s in stages]
     assert tuple(sum(part) for part in zip(*costs, strict=True)) == (forward, backward)
+
+
+def test_noise_in_l0_changes_as_many_values_as_eps_to_an_end_of_their_range():
+    images = torch.full((6, 2, 4, 4), 0.5)
+    threat = ThreatModel("L0", 7)
+    drawn = images + ball_noise(images, threat, SampleRng(0, torch.arange(6)))
+    changed = drawn != images
+    assert changed.flatten(1).sum(dim=1).tolist() == [7] * 6
+    assert set(drawn[changed].tolist()) == {0.0, 1.0}
+    assert len({tuple(row.tolist()) for row in changed.flatten(1)}) == 6

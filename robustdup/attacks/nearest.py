@@ -1,0 +1,101 @@
+"""What minimum-norm attacks keep: each sample's nearest adversarial image, and how it is pulled to the boundary in the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustdup.attacks.losses import misclassified
+from robustdup.errors import UserError
+from robustdup.projections import fold_length, per_sample, project_l0
+from robustdup.threat import ThreatModel
+
+
+@dataclass
+class Nearest:
+    """Of each sample the nearest adversarial image so far, else the last iterate: `images` (N, ...), `distance` (N,).
+
+    The distance is infinite where none was met.
+    """
+
+    images: Tensor
+    distance: Tensor
+
+    @classmethod
+    def none(cls, images: Tensor) -> Nearest:
+        """Start with no adversarial image at all."""
+        return cls(images.clone(), images.new_full((len(images),), torch.inf))
+
+    def offer(self, index: Tensor, iterates: Tensor, distance: Tensor, is_adv: Tensor) -> None:
+        """Keep the iterates (n, ...) of the samples `index` (n,) that are adversarial and nearer than what is known."""
+        improved = is_adv & (distance < self.distance[index])
+        self.images[index[improved]], self.distance[index[improved]] = iterates[improved], distance[improved]
+
+    def result(self, images: Tensor, threat: ThreatModel) -> Tensor:
+        """Return the nearest adversarial images, and the last iterates projected onto the ball where there is none."""
+        none = self.distance.isinf()
+        self.images[none] = threat.project(images[none], self.images[none])
+        return self.images
+
+    def searched(self, threat: ThreatModel, *, stop_within_eps: bool) -> Tensor:
+        """Return the samples that are still searched, as (n,) indices: with `stop_within_eps` those not broken within eps."""
+        open_rows = (
+            self.distance > threat.radius if stop_within_eps else torch.ones_like(self.distance, dtype=torch.bool)
+        )
+        return open_rows.nonzero()[:, 0]
+
+
+def pull_back(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    nearest: Nearest,
+    *,
+    halvings: int,
+    stop_within_eps: bool,
+) -> None:
+    """Halve the way from each sample's nearest adversarial image to its clean one `halvings` times; results go into `nearest`.
+
+    Costs one forward pass a halving, of the samples that have an adversarial image. The ways are those of `toward_clean`.
+    """
+    index = nearest.searched(threat, stop_within_eps=stop_within_eps)
+    index = index[nearest.distance[index].isfinite()]
+    start, clean = nearest.images[index], images[index]
+    low, high = torch.zeros_like(nearest.distance[index]), torch.ones_like(nearest.distance[index])
+    for _ in range(halvings if len(index) else 0):
+        middle = (low + high) / 2
+        candidates = toward_clean(clean, start, threat.norm, middle)
+        with torch.no_grad():
+            is_adv = misclassified(model(candidates), labels[index])
+        nearest.offer(index, candidates, fold_length(candidates - clean, threat.norm), is_adv)
+        low, high = torch.where(is_adv, low, middle), torch.where(is_adv, middle, high)
+
+
+def toward_clean(images: Tensor, adv_images: Tensor, norm: str, share: Tensor) -> Tensor:
+    """Return images whose distance to the clean ones is `share` (N,), in [0, 1], of what it was, all (N, ...).
+
+    In L2 and L1 they lie on the straight line, in Linf the change is clipped, and in L0 the largest changes stay.
+    """
+    delta = adv_images - images
+    if norm == "L0":
+        return project_l0(images, adv_images, (share * fold_length(delta, "L0")).floor())
+    if norm == "Linf":
+        bound = per_sample(share * fold_length(delta, "Linf"), delta)
+        return (images + delta.clamp(-bound, bound)).clamp(0, 1)
+    return (images + per_sample(share, delta) * delta).clamp(0, 1)
+
+
+def cosine(first: float, last: float, step: int, steps: int) -> float:
+    """Return what falls from `first` to `last` along half a cosine, at `step` of `steps`."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def check_between(attack: str, option: str, value: float, low: float, high: float) -> None:
+    """Raise UserError for a number that is not above `low` and at most `high`."""
+    if not low < value <= high:
+        text = f"above {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise UserError(f"{attack}: {option} must be {text}, got {value}.", code="bad-option")
