@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import robustdup
 from robustdup import UserError, jobs
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
+from robustdup.errors import RunError
 from robustdup.evidence import bundle as bundles
 from robustdup.evidence.fields import leaves
 from robustdup.records import SAMPLES_SCHEMA, load_samples, save_samples
@@ -462,3 +464,27 @@ def test_a_bundle_without_examples_proves_nothing_but_its_clean_accuracy_and_a_r
     assert capsys.readouterr().out.startswith("By what the record states alone")
     for words in (["--replay", "0"], ["--replay", "1.5"]):
         assert main(["verify", str(folder), *words]) == 2
+
+
+# --- a disk that is full ---
+
+
+def test_a_bundle_is_whole_or_not_there(finished, tmp_path, monkeypatch):
+    copies = []
+
+    def full_at_the_third(source, to):
+        copies.append(to)
+        if len(copies) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to.write_bytes(source.read_bytes())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundles.shutil, "copyfile", full_at_the_third)
+        with raises("cannot-write", RunError, "No space left", "--bundle"):
+            bundles.write_bundle(finished, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "bundle").mkdir()  # an empty folder may be there
+    bundles.write_bundle(finished, tmp_path / "bundle")
+    assert bundles.check_manifest(tmp_path / "bundle")["format"] == bundles.FORMAT
+    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

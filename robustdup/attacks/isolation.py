@@ -25,7 +25,9 @@ def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iter
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     dtype = torch.get_default_dtype()
     modules = [(module, module.training) for module in model.modules()] if model is not None else []
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()] if model is not None else []
+    parameters = (
+        [(p, p.requires_grad, p.grad if p.is_leaf else None) for p in model.parameters()] if model is not None else []
+    )
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if model is not None else []
     try:
         for parameter, _, _ in parameters:

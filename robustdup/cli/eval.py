@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,8 +13,11 @@ from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import EvalConfig
-from robustdup.errors import RunError, UserError
-from robustdup.records.folder import fresh_folder
+from robustdup.errors import RobustdupError, RunError, UserError
+from robustdup.records.folder import fresh_folder, withdraw
+
+if TYPE_CHECKING:
+    from robustdup.records import EvaluationRecord
 
 
 def _eval(
@@ -70,6 +73,10 @@ def _eval(
             again = shlex.quote(str(folder))
             print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {again}", file=sys.stderr)
             return 130
+    failed = _failure(record) if record.status == "failed" else None
+    if isinstance(failed, UserError) and resume is None:  # the corrected command finds its --out free
+        withdraw(folder)
+        raise failed
     if bundle is not None:
         write_bundle(folder, Path(bundle))
     show_record(
@@ -78,11 +85,16 @@ def _eval(
         form="json" if json else "latex" if latex else "markdown" if markdown else "table",
         bundle=bundle,
     )
-    if record.status == "failed":
-        errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
-        kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
-        raise kind(f"No attack finished a single call: {'; '.join(errors)}", code="attacks-failed")
+    if failed is not None:
+        raise failed
     return 0
+
+
+def _failure(record: EvaluationRecord) -> RobustdupError:
+    """Return the error of a run in which no attack finished a call: a mistake where each of them says so."""
+    errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
+    kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
+    return kind(f"No attack finished a single call: {'; '.join(errors)}", code="attacks-failed")
 
 
 def _fresh(config: EvalConfig) -> Path:

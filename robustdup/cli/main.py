@@ -98,7 +98,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except (SystemExit, Exit) as error:  # of a stranger's code: robustdup itself returns its exit code
+    except (SystemExit, Exit) as error:
+        if isinstance(error.__context__, BrokenPipeError):  # click ends the program where nobody reads on: | head
+            return 0
+        # of a stranger's code: robustdup itself returns its exit code
         _say(f"A model, plugin or data source wanted to end the program ({error_text(error)}). Nothing was finished.")
         return 1
     except OSError as error:  # a folder that may not be read, a name that is too long

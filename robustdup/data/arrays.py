@@ -149,6 +149,7 @@ class ArraySamples:
     """The samples of a split that lies in arrays."""
 
     revision = None
+    split: str | None = None
 
     def __init__(self, arrays: Arrays, options: DataOptions, place: str) -> None:
         check_options(options)

@@ -89,7 +89,7 @@ def find_columns(
 
 def class_name(number: int, class_names: Sequence[str]) -> str:
     """Return the name of a class, or its number where it has none."""
-    return class_names[number] if number < len(class_names) else str(number)
+    return class_names[number] if 0 <= number < len(class_names) else str(number)
 
 
 def _find_image(features: Mapping[str, Any], place: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from robustdup.errors import UserError
@@ -19,13 +21,39 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError)  # Pillow raises all of these for broken files
+# Pillow raises all of these for broken files, the last one for hundreds of megapixels.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, DecompressionBombError)
 
 
 def why_unreadable(error: Exception) -> str:
     """Say in one line why an image cannot be read, the same in every run."""
     text = " ".join(str(error).split())
     return re.sub(r"cannot identify image file <.*>", "no image file of a known kind", text) or type(error).__name__
+
+
+def check_place(encoded: Mapping[str, Any] | None) -> None:
+    """Raise ValueError unless an encoded image has bytes or names a file: nothing is fetched, and no pipe is waited for."""
+    if encoded is None:
+        raise ValueError("no image")
+    if encoded.get("bytes") is not None:
+        return
+    place = encoded.get("path")
+    if not place:
+        raise ValueError("has neither bytes nor a path")
+    if "://" in place or "::" in place:
+        raise ValueError("is a link, and links of a dataset are not followed: download the images")
+    if not Path(place).is_file():
+        raise ValueError("names a file that is not there")
+
+
+def open_picture(encoded: Mapping[str, Any] | None) -> PIL.Image.Image:
+    """Return an encoded image, upright. Raises one of UNREADABLE."""
+    import datasets
+
+    check_place(encoded)
+    image: PIL.Image.Image = datasets.Image().decode_example(encoded)
+    image.load()
+    return image
 
 
 _AS_IS = ("L", "RGB")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import Columns, class_name
-from robustdup.data.decode import UNREADABLE, why_unreadable
+from robustdup.data.decode import UNREADABLE, open_picture, why_unreadable
+from robustdup.data.table import LONGEST_PATH
+from robustdup.errors import plain
 from robustdup.records.description import ClassCount, SplitDescription, UnreadableImage
 
 if TYPE_CHECKING:
@@ -81,20 +83,13 @@ def _decoded(dataset: datasets.Dataset, image: str) -> Iterator[tuple[int, Any]]
     """Yield (row, PIL image or UnreadableImage)."""
     import datasets
 
-    encoded, decoder = (
-        dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)),
-        datasets.Image(),
-    )
+    encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     for start in range(0, len(encoded), _CHUNK):
         for row, content in enumerate(encoded[start : start + _CHUNK][image], start=start):
             try:
-                if content is None:
-                    raise ValueError("no image")
-                picture = decoder.decode_example(content)
-                picture.load()
-                yield row, picture
+                yield row, open_picture(content)
             except UNREADABLE as error:
-                path = (content or {}).get("path") or ""
+                path = plain((content or {}).get("path") or "", LONGEST_PATH)
                 yield row, UnreadableImage(row=row, path=path, reason=why_unreadable(error))
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustdup.data.inflation import check_parquet
 from robustdup.data.layouts.local import open_layout
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
@@ -45,6 +46,8 @@ def load_local(path: Path, options: DataOptions) -> Opened:
     with explained(str(path), lambda: _broken_files(path)), quiet():
         import datasets
 
+        for file in [path] if path.is_file() else path.rglob("*.parquet"):
+            check_parquet(file)
         if path.is_file():
             return _opened(datasets.load_dataset("parquet", data_files={options.split: str(path)}), options)
         if any(file.is_file() for file in saved):

@@ -32,14 +32,15 @@ def load_images(
             code="bad-option",
         )
     samples = open_samples(spec, options, registry, lenient=True)
-    index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({options.split})")
+    split = split_taken(samples, options.split)
+    index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({split})")
     images, labels = samples.fetch(index.tolist())
     return make_dataset(
         images,
         labels,
         index,
         spec=spec,
-        options=replace(options, revision=getattr(samples, "revision", None) or options.revision),
+        options=replace(options, split=split, revision=getattr(samples, "revision", None) or options.revision),
         class_names=samples.class_names,
         n_total=len(samples),
         selection=selection,
@@ -51,7 +52,8 @@ def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient
     """Return the samples behind a spec without decoding any image. Raises UserError.
 
     A known scheme goes to its source; otherwise an existing path is a local folder or file, and NAME or OWNER/NAME a dataset of
-    the Hugging Face Hub. With `lenient`, validation data or the only split serve where there are no test data, with a note.
+    the Hugging Face Hub. With `lenient`, validation data or the only split serve where there are no test data, and the only
+    split where there are no training data, with a note.
     """
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in registry.data:
@@ -76,6 +78,11 @@ def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient
     )
 
 
+def split_taken(samples: Samples, wanted: str) -> str:
+    """Return the name of the split that samples are of, which may be another one than was wanted."""
+    return getattr(samples, "split", None) or wanted
+
+
 def _from_one(samples: Samples, labels: list[int]) -> list[str]:
     """Say where class numbers without names run from 1 to K: models count from 0."""
     if samples.class_names or len(labels) < 3 or labels != list(range(1, len(labels) + 1)):
@@ -92,4 +99,4 @@ def _chosen(opened: Opened, options: DataOptions, spec: str, *, lenient: bool) -
 
     opened = with_class_numbers(opened, options, spec)
     name, notes = pick(opened, options.split, spec, lenient=lenient)
-    return open_rows(opened.splits[name], options, f"{spec} ({name})", notes=notes)
+    return open_rows(opened.splits[name], options, f"{spec} ({name})", split=name, notes=notes)

@@ -29,10 +29,15 @@ class Splits:
     spec: str
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    unnamed: bool = False
+
+    def name_of(self, wanted: str) -> tuple[str, tuple[str, ...]]:
+        """Return the name of the split that `wanted` means, and what to tell where it is another one. Raises UserError."""
+        return pick(Opened(dict(self.splits), unnamed=self.unnamed), wanted, self.spec, lenient=True)
 
     def get(self, name: str) -> datasets.Dataset:
         """Return a split with rows. Raises UserError with the nearest name."""
-        name, _ = pick(Opened(dict(self.splits)), name, self.spec)
+        name, _ = self.name_of(name)
         if len(self.splits[name]) == 0:
             raise UserError(f"There are no rows in {self.spec} ({name}).", code="no-data")
         return self.splits[name]
@@ -66,7 +71,9 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
         *(n for _, told in tables.values() for n in told),
     ]
     splits = {name: rows for name, (rows, _) in tables.items()}
-    return Splits(splits, spec, next((commit_of(split) for split in splits.values()), None), tuple(notes))
+    return Splits(
+        splits, spec, next((commit_of(split) for split in splits.values()), None), tuple(notes), opened.unnamed
+    )
 
 
 def _table(name: str, rows: Any, options: DataOptions, spec: str) -> tuple[datasets.Dataset, tuple[str, ...]]:

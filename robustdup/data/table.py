@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import find_columns
-from robustdup.data.decode import check_options, see_through, stack, to_tensor, why_unreadable
+from robustdup.data.decode import (
+    UNREADABLE,
+    check_options,
+    open_picture,
+    see_through,
+    stack,
+    to_tensor,
+    why_unreadable,
+)
 from robustdup.data.hub import commit_of
-from robustdup.errors import UserError
+from robustdup.errors import UserError, plain
 
 if TYPE_CHECKING:
     import datasets
@@ -20,11 +28,17 @@ if TYPE_CHECKING:
     from robustdup.data.dataset import Samples
 
 TWELVE_BITS = 4096 / 65535
+LONGEST_PATH = 300  # letters of a path that a message shows
 _CHUNK = 256  # rows whose encoded bytes are held at once
 
 
-def open_rows(rows: Any, options: DataOptions, place: str, *, notes: tuple[str, ...] = ()) -> Samples:
-    """Return the samples of one split, which lies in a table or in arrays; `notes` come before its own. Raises UserError."""
+def open_rows(
+    rows: Any, options: DataOptions, place: str, *, split: str | None = None, notes: tuple[str, ...] = ()
+) -> Samples:
+    """Return the samples of a split of that name, which lies in a table or in arrays. Raises UserError.
+
+    `notes` come before those of the samples themselves.
+    """
     from robustdup.data.arrays import Arrays, ArraySamples
     from robustdup.data.labels import as_arrays, numbered_labels
 
@@ -41,11 +55,14 @@ def open_rows(rows: Any, options: DataOptions, place: str, *, notes: tuple[str, 
         else:
             samples = TableSamples(rows, options, place)
     samples.add_notes(notes)
+    samples.split = split
     return samples  # type: ignore[no-any-return]
 
 
 class TableSamples:
     """One split of a dataset. `revision` is the commit on the Hub, `notes` say which column was chosen where several fit."""
+
+    split: str | None = None
 
     def __init__(self, dataset: datasets.Dataset, options: DataOptions, place: str) -> None:
         check_options(options)
@@ -55,7 +72,6 @@ class TableSamples:
         self.revision, self.class_names = commit_of(dataset), columns.class_names
         self._notes, self._see_through, self._deepest = columns.notes, set[int](), 0.0
         self._columns, self._options, self._place = columns, options, place
-        self._decoder = datasets.Image()
         if columns.raw:
             dataset = dataset.cast_column(columns.image, datasets.Image())
         dataset = dataset.select_columns([columns.image, columns.label])
@@ -105,14 +121,14 @@ class TableSamples:
                 f"Row {row} of {self._place} has no image in column {self._columns.image!r}.", code="unreadable-image"
             )
         try:
-            image = self._decoder.decode_example(encoded)
+            image = open_picture(encoded)
             if see_through(image):
                 self._see_through.add(row)
             tensor = to_tensor(image, self._options)
             if image.mode.startswith("I"):
                 self._deepest = max(self._deepest, float(tensor.max()))
             return tensor
-        except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow raises all of these for broken files
+        except UNREADABLE as error:
             raise UserError(
                 f"The image in row {row}{_name(encoded)} of {self._place} {_reason(error)}.", code="unreadable-image"
             ) from error
@@ -122,12 +138,16 @@ class TableSamples:
             raise UserError(
                 f"Row {row} of {self._place} has no label in column {self._columns.label!r}.", code="no-label"
             )
+        if not -(2**63) <= int(label) < 2**63:
+            raise UserError(
+                f"Row {row} of {self._place} has the label {label}: classes are numbered from 0.", code="bad-labels"
+            )
         return int(label)
 
 
 def _name(encoded: Any) -> str:
     path = encoded.get("path")
-    return f" ({path})" if path else ""
+    return f" ({plain(path, LONGEST_PATH)})" if path else ""
 
 
 def _reason(error: Exception) -> str:

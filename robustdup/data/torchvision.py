@@ -24,7 +24,7 @@ def load_torchvision(rest: str, options: DataOptions) -> Samples:
 
     opened = open_torchvision(rest, options.split)
     name, notes = pick(opened, options.split, f"torchvision:{rest}", lenient=True)
-    return open_rows(opened.splits[name], options, f"torchvision:{rest} ({name})", notes=notes)
+    return open_rows(opened.splits[name], options, f"torchvision:{rest} ({name})", split=name, notes=notes)
 
 
 def open_torchvision(rest: str, split: str) -> Opened:

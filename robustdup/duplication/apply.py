@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.columns import find_columns
-from robustdup.data.decode import UNREADABLE, plain_image
+from robustdup.data.decode import UNREADABLE, open_picture, plain_image
 from robustdup.duplication.plan import NEW_COLUMNS, DuplicationPlan
 from robustdup.errors import UserError
 
@@ -141,13 +141,11 @@ def unreadable_rows(splits: Sequence[datasets.Dataset], rows: Tensor, image: str
     import datasets
 
     whole = datasets.concatenate_datasets([split.select_columns([image]) for split in splits])
-    encoded, decoder = whole.cast_column(image, datasets.Image(decode=False)), datasets.Image()
+    encoded = whole.cast_column(image, datasets.Image(decode=False))
     broken = []
     for row in rows.tolist():
         try:
-            if (content := encoded[row][image]) is None:
-                raise ValueError("no image")
-            decoder.decode_example(content).load()
+            open_picture(encoded[row][image])
         except UNREADABLE:
             broken.append(row)
     return broken

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from robustdup.errors import RunError, UserError
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, write_atomic
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
@@ -18,7 +20,10 @@ FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
 
 
 def write_bundle(run: Path, folder: Path) -> Path:
-    """Write the evidence of a finished run into a new folder and return it. Raises UserError where that cannot be done."""
+    """Write the evidence of a finished run into a new folder, whole or not at all, and return it.
+
+    Raises UserError where that cannot be done, RunError where the disk does not take it.
+    """
     images = run / "images" / EXAMPLES
     if not images.is_file():
         raise UserError(
@@ -27,20 +32,31 @@ def write_bundle(run: Path, folder: Path) -> Path:
         )
     check_place(folder)
     record = load_record(run)
+    partial: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         for source, name in ((run / RECORD_FILE, RECORD_FILE), (run / SAMPLES_FILE, SAMPLES_FILE), (images, EXAMPLES)):
-            shutil.copyfile(source, folder / name)
+            shutil.copyfile(source, partial / name)
+        content = {
+            "format": FORMAT,
+            "command": record.command,
+            "data": record.data.fingerprint,
+            "weights": record.model.fingerprint,
+            "files": {name: _sha256(partial / name) for name in FILES},
+        }
+        (partial / MANIFEST).write_bytes(_canonical({**content, "sha256": _digest(content)}))
+        partial.chmod(0o755)
+        partial.replace(folder)  # which is not there, or empty
     except OSError as error:
-        raise RunError(f"Cannot write the bundle {str(folder)!r}: {error.strerror}.", code="cannot-write") from error
-    content = {
-        "format": FORMAT,
-        "command": record.command,
-        "data": record.data.fingerprint,
-        "weights": record.model.fingerprint,
-        "files": {name: _sha256(folder / name) for name in FILES},
-    }
-    write_atomic(folder / MANIFEST, _canonical({**content, "sha256": _digest(content)}))
+        raise RunError(
+            f"Cannot write the bundle {str(folder)!r}: {error.strerror or error}. Nothing of it is left behind, and the run is "
+            f"whole: robustdup eval --resume {shlex.quote(str(run))} --bundle {shlex.quote(str(folder))} writes it.",
+            code="cannot-write",
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

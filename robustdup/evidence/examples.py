@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from robustdup.data.inflation import check_zip
 from robustdup.errors import UserError
 
 ENDINGS = (".safetensors", ".npz", ".npy", ".pt", ".pth")
@@ -89,6 +90,7 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix in (".npz", ".npy"):
+        check_zip(path)
         loaded = np.load(path, allow_pickle=False)
         return loaded if path.suffix == ".npy" else {name: loaded[name] for name in loaded.files}
     if path.suffix in (".pt", ".pth"):

@@ -62,16 +62,23 @@ def duplicate(
     check_target(to, overwrite=overwrite)
     options = config.data_options()
     source = open_splits(config.data, options)
+    split, told = source.name_of(config.split)
+    config = config.model_copy(update={"split": split})
     place = f"{config.data} ({config.split})"
     needs_labels = looks_at_labels(config) or config.label_column is not None
     dataset, columns = split_columns(source.get(config.split), options, place, needs_labels=needs_labels)
     labels = label_tensor(dataset, columns, place) if columns.label else torch.zeros(len(dataset), dtype=torch.int64)
-    other, other_labels = _leaking(config, source, options, needs_labels=needs_labels)
+    other, other_labels, leaked = _leaking(config, source, options, needs_labels=needs_labels)
     plan = make_plan(
         labels, config, seed=0, class_names=columns.class_names, scores=_scores(config, dataset, columns, labels, place),
         n_other=0 if other is None else len(other), other_labels=other_labels,
     )  # fmt: skip
-    notes = [*source.notes, *(columns.notes if columns.label else [f"{place} has no labels; the plan needs none."])]
+    notes = [
+        *source.notes,
+        *told,
+        *leaked,
+        *(columns.notes if columns.label else [f"{place} has no labels; the plan needs none."]),
+    ]
     if plan.near is not None or config.check_images:
         plan, more = _readable(plan, dataset, other, columns.image)
         notes += more
@@ -107,18 +114,20 @@ def _write(
 
 def _leaking(
     config: DuplicateConfig, source: Splits, options: DataOptions, *, needs_labels: bool
-) -> tuple[datasets.Dataset | None, Tensor | None]:
+) -> tuple[datasets.Dataset | None, Tensor | None, tuple[str, ...]]:
+    """Return the split that leaks in with its labels, and what to tell of the choice; None where none does."""
     if config.scheme != "leak":
-        return None, None
-    if config.leak_from == config.split:
+        return None, None, ()
+    split, told = source.name_of(config.leak_from)
+    if split == config.split:
         raise UserError(
             f"A split does not leak into itself: split and leak_from are both {config.split!r}.", code="bad-value"
         )
-    place = f"{config.data} ({config.leak_from})"
-    other, columns = split_columns(source.get(config.leak_from), options, place, needs_labels=needs_labels)
+    place = f"{config.data} ({split})"
+    other, columns = split_columns(source.get(split), options, place, needs_labels=needs_labels)
     if not columns.label:
-        return other, torch.zeros(len(other), dtype=torch.int64)
-    return other, label_tensor(other, columns, place)
+        return other, torch.zeros(len(other), dtype=torch.int64), told
+    return other, label_tensor(other, columns, place), told
 
 
 def _scores(

@@ -38,7 +38,7 @@ from robustdup.plugins.loading import check_loaded
 from robustdup.precision import attack_precision
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
 from robustdup.records import folder as run_folder
-from robustdup.records.folder import CONFIG_FILE, STATE, locked
+from robustdup.records.folder import CONFIG_FILE, STATE, freed_by_mistakes, locked
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
@@ -100,6 +100,7 @@ def run_evaluation(
         if folder is not None:
             run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
             stack.enter_context(locked(folder))
+            stack.enter_context(freed_by_mistakes(folder, resume=resume, has_begun=lambda: _has_calls(folder)))
         about = RunInfo(
             run_id=folder.name if folder is not None else "in-memory",
             command=command or rerun_command("eval", config),
@@ -129,6 +130,11 @@ def run_evaluation(
         if result.record.n_undecided == 0:
             shutil.rmtree(folder / STATE, ignore_errors=True)
     return replace(result, folder=folder)
+
+
+def _has_calls(folder: Path) -> bool:
+    """Tell whether an unfinished run has calls that a resumed one need not make again."""
+    return any((folder / STATE).glob("eps-*/*"))
 
 
 def _remark(message: str, stages: list[PlannedStage], threat: ThreatModel, n: int) -> Progress:

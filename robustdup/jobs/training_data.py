@@ -11,8 +11,9 @@ from torch import Tensor
 from robustdup.config import DuplicationOptions, TrainConfig
 from robustdup.data.batches import EntryOptions, TrainingSet
 from robustdup.data.cache import load_pixels
+from robustdup.data.dataset import Samples
 from robustdup.data.selection import choose
-from robustdup.data.sources import open_samples
+from robustdup.data.sources import open_samples, split_taken
 from robustdup.data.streaming import StreamingSet
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
@@ -57,8 +58,11 @@ def prepare_data(
     Training images are those of the split that are neither held out nor a near-duplicate of one that is. All that is
     drawn is keyed by the images' indices in the split, so that runs on other data or doses are paired with this one.
     """
-    samples = open_samples(config.data, config.data_options(), registry)
-    name = f"{config.data} ({config.split})"
+    samples = open_samples(config.data, config.data_options(), registry, lenient=True)
+    split = split_taken(samples, config.split)
+    if config.evaluate:
+        open_test_samples(config, registry)  # a mistake would come out when training is over
+    name = f"{config.data} ({split})"
     index, selection, told = choose(samples, n=config.n, sample=config.sample, seed=config.seed, place=name)
     count = validation_count(config.validation, len(index))
     events = [*getattr(samples, "notes", ()), *told]
@@ -84,7 +88,7 @@ def prepare_data(
     mean, std = statistics(some if source.pixels is None else source.pixels)
     info = DataInfo(
         spec=config.data,
-        split=config.split,
+        split=split,
         config=config.data_config,
         revision=getattr(samples, "revision", None) or config.revision,
         n_total=len(samples),
@@ -113,6 +117,24 @@ def prepare_data(
         std=std,
         events=events,
     )
+
+
+def open_test_samples(config: TrainConfig, registry: Registry) -> Samples:
+    """Return the samples that a training is tested on, undecoded. Raises UserError, also where they are those of training."""
+    samples = open_samples(
+        config.test_data or config.data, config.data_options(config.test_split), registry, lenient=True
+    )
+    split = split_taken(samples, config.test_split)
+    if split == config.test_split or config.test_data not in (None, config.data):
+        return samples
+    trained = open_samples(config.data, config.data_options(), registry, lenient=True)
+    if split == split_taken(trained, config.split):
+        raise UserError(
+            f"{config.data} has no split {config.test_split!r}: its {split!r} is what is trained on, and says nothing about "
+            "other images. Name others (test_data=…, --test-data …), or evaluate nothing (evaluate=none).",
+            code="no-test-data",
+        )
+    return samples
 
 
 def numbered_classes(labels: Tensor, name: str) -> int:
@@ -160,8 +182,14 @@ def _plan(
             raise UserError(
                 "duplicate.scheme = leak needs all images in memory: in_memory = yes.", code="options-conflict"
             )
-        samples = open_samples(config.data, config.data_options(options.leak_from), registry)
-        say(f"reading {len(samples):,} images of {config.data} ({options.leak_from})")
+        samples = open_samples(config.data, config.data_options(options.leak_from), registry, lenient=True)
+        leaking = split_taken(samples, options.leak_from)
+        if leaking == split_taken(source.samples, config.split):
+            raise UserError(
+                f"A split does not leak into itself: {leaking!r} is the split of training and what leaks into it.",
+                code="bad-value",
+            )
+        say(f"reading {len(samples):,} images of {config.data} ({leaking})")
         pixels, labels = load_pixels(samples, list(range(len(samples))))
         other = Images(samples, torch.arange(len(samples)) + OTHER_SPLIT, labels, pixels)
     plan = make_plan(

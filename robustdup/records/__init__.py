@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from robustdup.records.base import (
     RECORD_FILE,
+    SAMPLES_FILE,
     Accuracy,
     DataInfo,
     Part,
     Threat,
     atomic_path,
     find_record,
+    is_of_disk,
     now,
     read_record,
     schema_of,
@@ -40,7 +42,7 @@ from robustdup.records.evaluation import (
     load_record,
     save_record,
 )
-from robustdup.records.samples import SAMPLES_FILE, SAMPLES_SCHEMA, Outcome, load_samples, save_samples
+from robustdup.records.samples import SAMPLES_SCHEMA, Outcome, load_samples, save_samples
 from robustdup.records.training import (
     CheckpointResult,
     DuplicationInfo,
@@ -95,6 +97,7 @@ __all__ = [
     "doubt_text",
     "doubts",
     "find_record",
+    "is_of_disk",
     "load_record",
     "load_samples",
     "load_training_record",

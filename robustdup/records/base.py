@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from robustdup.errors import RunError, UserError, plain
 
 RECORD_FILE = "record.json"
+SAMPLES_FILE = "samples.parquet"
 TOOLKITS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial-robustness-toolbox",),
@@ -105,6 +107,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Tell whether an error, or what it came of, is that the disk is full or takes no writes: nobody's fault but the disk's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return True
+        if isinstance(cause, RunError) and cause.code in ("cannot-write", "no-space", "not-written"):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
 
 
 def write_atomic(path: Path, content: bytes) -> None:

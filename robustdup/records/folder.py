@@ -8,17 +8,18 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from robustdup.errors import RunError, UserError
-from robustdup.records.base import RECORD_FILE, write_atomic
+from robustdup.records.base import RECORD_FILE, SAMPLES_FILE, write_atomic
 from robustdup.records.origin import file_made_here, note_made_here, settings_of, was_made_here
 
 STATE = "state"
+IMAGES = "images"
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 REFUSED_FILE = "refused.json"
@@ -108,8 +109,24 @@ def check_not_refused(folder: Path) -> None:
 def withdraw(folder: Path) -> None:
     """Remove a run folder that was started in vain, so that the corrected command finds its --out free."""
     shutil.rmtree(folder / STATE, ignore_errors=True)
+    shutil.rmtree(folder / IMAGES, ignore_errors=True)
+    for name in (RECORD_FILE, SAMPLES_FILE):
+        (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds more
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def freed_by_mistakes(
+    folder: Path, *, resume: bool, has_begun: Callable[[], bool] = lambda: False
+) -> Iterator[None]:  # fmt: skip
+    """Withdraw a new run that a user's mistake ends before anything is done that is worth going on with."""
+    try:
+        yield
+    except UserError:
+        if not resume and not has_begun():
+            withdraw(folder)
+        raise
 
 
 @contextlib.contextmanager

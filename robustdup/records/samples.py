@@ -10,9 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustdup.errors import UserError
-from robustdup.records.base import atomic_path
-
-SAMPLES_FILE = "samples.parquet"
+from robustdup.records.base import SAMPLES_FILE, atomic_path
 
 
 class Outcome(IntEnum):

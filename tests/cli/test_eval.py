@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import sys
 
 import pytest
 
@@ -269,3 +272,17 @@ def test_an_early_interruption_offers_no_run_that_is_not_there(capsys, tmp_path,
     code, _, err = run(capsys, "eval", *QUICK, "--out", tmp_path / "run")
     assert code == 130
     assert "--resume" not in err
+
+
+def test_a_reader_that_goes_away_is_no_error(capsys, monkeypatch):
+    """`robustdup … | head` ends where head does: click asks for an exit then, which is no stranger's."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Closed())
+        code = main(["attacks", "list"])
+    assert code == 0
+    assert "wanted to end" not in capsys.readouterr().err

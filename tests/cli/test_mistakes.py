@@ -1,11 +1,12 @@
-"""Some four hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
+"""Some five hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
 
 from __future__ import annotations
 
 import pytest
 
 from robustdup.cli.main import main
-from tests.cli import mistakes
+from robustdup.data import inflation
+from tests.cli import mistakes, odd_files
 
 
 def answered(capsys, words, codes=(1, 2)):
@@ -57,3 +58,45 @@ def test_plugins(content, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.py").write_text(mistakes.PLUGINS[content])
     answered(capsys, (*mistakes.EVAL, "--plugin", "p.py"))
+
+
+def new(file, write):
+    """Let a file of strange content be written, and return its path."""
+    write(file)
+    return str(file)
+
+
+EVAL = ("eval", "--attacks", "fgsm", "--eps", "1/255", "--n", "4", "--no-diagnostics")
+
+
+@pytest.mark.parametrize("content", odd_files.TABLES)
+def test_tables(content, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inflation, "ROOM", 40 << 20)
+    data = new(tmp_path / "data.parquet", odd_files.TABLES[content])
+    answered(capsys, (*EVAL, "--data", data, "--out", "run"))
+    assert not (tmp_path / "run").exists()  # the corrected command finds it free
+    assert main(["data", "describe", data, "--split", "test"]) in (0, 2)  # what cannot be read is listed
+    assert "not foreseen" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", odd_files.OTHERS)
+def test_data_of_other_kinds(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    answered(capsys, (*EVAL, "--data", new(tmp_path / "data" / name, odd_files.OTHERS[name]), "--out", "run"))
+    answered(capsys, (*EVAL, "--data", str(tmp_path / "data"), "--out", "run"))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "evil.png").exists()
+
+
+@pytest.mark.parametrize("name", odd_files.EXAMPLES)
+def test_examples(name, capsys, tmp_path):
+    answered(capsys, ("verify", new(tmp_path / name, odd_files.EXAMPLES[name]), "--eps", "1/255"))
+
+
+@pytest.mark.parametrize("write", [odd_files.zeros, odd_files.repeated])
+def test_a_table_that_fills_the_disk_is_not_read(write, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inflation, "ROOM", 40 << 20)
+    err = answered(capsys, (*EVAL, "--data", new(tmp_path / "data.parquet", write)))
+    assert "fill a disk" in err.replace("\n", " ")

@@ -21,9 +21,12 @@ import torch
 from PIL import Image
 
 import robustdup
-from robustdup.config import DataOptions
+from robustdup.config import DataOptions, DuplicateConfig, validate
+from robustdup.data.sources import open_samples
 from robustdup.data.splits import open_splits
 from robustdup.errors import UserError
+from robustdup.jobs.duplication import duplicate
+from robustdup.plugins import load_plugins
 from tests.raising import raises
 
 N = 12
@@ -522,3 +525,46 @@ def test_kinds_of_picture_files(tmp_path, ending, convert, lossless):
     wanted = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"), dtype=np.float32) / 255
     found = data.images[0].permute(1, 2, 0).numpy().reshape(wanted.shape)
     assert np.abs(found - wanted).max() < (1e-6 if lossless else 0.12)
+
+
+# --- one split where another is asked for ---
+
+
+def test_training_data_of_another_name_are_taken_with_a_note(tmp_path):
+    class_folders(tmp_path / "only", split="test")
+    data = open_samples(str(tmp_path / "only"), DataOptions(split="train"), load_plugins(), lenient=True)
+    assert data.split == "test"
+    assert "its only split, 'test', is taken" in data.notes[0]
+    class_folders(tmp_path / "two", split="test")
+    class_folders(tmp_path / "two", split="val")
+    with raises("unknown-split"):
+        open_samples(str(tmp_path / "two"), DataOptions(split="train"), load_plugins(), lenient=True)
+
+
+def test_the_record_names_the_split_that_was_taken(tmp_path):
+    class_folders(tmp_path, split="val")
+    assert robustdup.load_data(str(tmp_path)).split == "validation"
+
+
+def test_nothing_is_tested_on_what_it_is_trained_on(tmp_path):
+    class_folders(tmp_path, split="train")
+    with raises("no-test-data", UserError, "has no split 'test'"):
+        robustdup.train(data=str(tmp_path), model="linear", epochs=1, out=tmp_path / "run", validation=0)
+    assert not (tmp_path / "run").exists()  # told before training, and --out is free
+
+
+def test_a_split_is_duplicated_by_any_of_its_names(tmp_path):
+    class_folders(tmp_path / "data", split=None)
+    for wanted in ("train", "test"):  # neither: all of it is taken
+        config = validate(
+            DuplicateConfig, {"data": str(tmp_path / "data"), "split": wanted, "scheme": "uniform", "dose": 0.5}
+        )
+        made = duplicate(config, str(tmp_path / wanted))
+        assert sum(made.rows.values()) == 2 * len(PIXELS)  # its copies are written
+    class_folders(tmp_path / "val", split="val")
+    config = validate(
+        DuplicateConfig,
+        {"data": str(tmp_path / "val"), "split": "val", "scheme": "uniform", "dose": 0.5, "mode": "append"},
+    )
+    made = duplicate(config, str(tmp_path / "out"))
+    assert made.rows["validation"] > len(PIXELS)  # written under its own name, with its copies

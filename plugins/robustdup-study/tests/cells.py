@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -31,6 +32,8 @@ def sometimes_fails(order: CellOrder) -> CellResult:
         raise UserError("the dose is too high")
     if order.settings.get("fail") == "crash":
         raise ZeroDivisionError("division by zero")
+    if order.settings.get("fail") == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
     return quick(order)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from robustdup_study.cell_record import CELL_FILE, CellOrder, load_cell
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells, study_folder, unreadable
 
 from robustdup.errors import RunError, UserError
+from tests.raising import raises
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -79,6 +81,31 @@ def test_failures_are_kept_and_the_rest_goes_on(tmp_path):
     assert load_cell(tmp_path / "cells/k1" / CELL_FILE).status == "failed"
     run_cells(wanted, cells.quick, ONE, tmp_path, retry=True)  # … until they are asked for again
     assert {r.status for r in results(tmp_path, list(wanted)).values()} == {"complete"}
+
+
+@pytest.mark.parametrize("where", [ONE, TWO], ids=["one", "two"])
+def test_a_full_disk_stops_the_study_and_no_cell_is_to_blame(tmp_path, where):
+    wanted = orders(tmp_path, k1={"fail": "full"})
+    with raises("cannot-write", RunError, "No space left on device", "no cell is marked as failed"):
+        run_cells(wanted, cells.sometimes_fails, where, tmp_path)
+    assert {result.status for result in results(tmp_path, list(wanted)).values()} <= {"complete"}
+    run_cells(wanted, cells.quick, ONE, tmp_path)  # there is room again
+    assert [result.status for result in results(tmp_path, list(wanted)).values()] == ["complete"] * 6
+
+
+def test_a_result_that_finds_no_room_is_not_kept_as_a_failure(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    wanted = orders(tmp_path, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with raises("cannot-write", RunError):
+            run_cells(wanted, cells.quick, ONE, tmp_path)
+    assert not results(tmp_path, list(wanted))
+    assert not unreadable(tmp_path, list(wanted))
+    run_cells(wanted, cells.quick, ONE, tmp_path)
+    assert len(results(tmp_path, list(wanted))) == 2
 
 
 def test_a_cell_that_kills_its_workers_is_given_up_and_the_rest_goes_on(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 
 from robustdup.data.arrays import class_numbers
 from robustdup.data.columns import LABEL_NAMES
+from robustdup.data.inflation import check_unpacked, check_zip
 from robustdup.data.layouts.folders import PICTURES
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError
@@ -46,6 +47,8 @@ def unpack(file: Path) -> Path:
     try:
         _extract(file, partial)
         partial.replace(folder)
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
         if folder.is_dir():  # another process was quicker
             return folder
@@ -57,6 +60,7 @@ def unpack(file: Path) -> Path:
 
 def _extract(file: Path, folder: Path) -> None:
     if zipfile.is_zipfile(file):
+        check_zip(file)
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -64,7 +68,16 @@ def _extract(file: Path, folder: Path) -> None:
             archive.extractall(folder)  # links are written as plain files
         return
     with tarfile.open(file) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, members=_members(file, archive), filter="data")
+
+
+def _members(file: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar while they are few enough bytes for it. Raises UserError."""
+    size = 0
+    for member in archive:
+        size += member.size
+        check_unpacked(file, size)
+        yield member
 
 
 def open_shards(files: Sequence[Path]) -> Opened | None:
@@ -109,7 +122,7 @@ def _rows(file: Path) -> Iterator[tuple[bytes, Any]]:
     keys: dict[str, dict[str, bytes]] = {}
     try:
         with tarfile.open(file) as archive:
-            for member in archive:
+            for member in _members(file, archive):
                 folder, _, name = member.name.rpartition("/")
                 key, dot, kind = name.partition(".")
                 if member.isfile() and dot and key and (stream := archive.extractfile(member)) is not None:

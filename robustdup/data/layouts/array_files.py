@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
+from robustdup.data.inflation import check_zip
 from robustdup.data.layouts.binaries import CIFAR10
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
@@ -56,6 +57,7 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
     """Return the arrays of a file by name; no code of it runs. Raises UserError."""
     try:
         if file.suffix == ".npz":
+            check_zip(file)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         if file.suffix == ".safetensors":

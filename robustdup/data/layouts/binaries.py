@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
+from robustdup.data.inflation import allowed, check_unpacked
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import UserError
 
@@ -140,17 +141,27 @@ def _first(place: Path, patterns: list[str]) -> Path | None:
     return min(found, key=lambda file: file.suffix == ".gz") if found else None
 
 
+def _unzipped(file: Path) -> bytes:
+    """Return what a .gz holds. Raises UserError where that is far more than it should."""
+    with gzip.open(file) as stream:
+        content = stream.read(allowed(file) + 1)
+    check_unpacked(file, len(content))
+    return content
+
+
 def read_idx(file: Path) -> np.typing.NDArray[Any]:
     """Return the array of an idx file, which may be gzipped. Raises UserError."""
     try:
         raw = file.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        content = _unzipped(file) if raw[:2] == b"\x1f\x8b" else raw
         zeros, kind, dims = struct.unpack(">HBB", content[:4])
         if zeros != 0:
             raise ValueError("it does not begin as one")
         shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
         dtype = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}[kind]
         values = np.frombuffer(content, dtype=dtype, offset=4 + 4 * dims, count=math.prod(shape)).reshape(shape)
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, KeyError, struct.error) as error:
         raise UserError(f"{str(file)!r} is not a whole idx file: {error}.", code="bad-file") from error
     return values.astype(values.dtype.newbyteorder("="))

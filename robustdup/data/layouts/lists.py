@@ -91,11 +91,14 @@ def read_list(file: Path, label_column: str | None = None) -> list[Row]:
     if file.suffix == ".jsonl":
         try:
             rows = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
         return _by_name(rows, label_column) if all(isinstance(row, dict) for row in rows) else []
     mark = "\t" if "\t" in lines[0] else "," if "," in lines[0] else ";" if ";" in lines[0] else None
-    table = list(csv.reader(lines, delimiter=mark)) if mark else [line.rsplit(maxsplit=1) for line in lines]
+    try:
+        table = list(csv.reader(lines, delimiter=mark)) if mark else [line.rsplit(maxsplit=1) for line in lines]
+    except csv.Error:  # cells of 131,072 letters, which no path has
+        return []
     head = [cell.strip().lower() for cell in table[0]]
     if (
         mark

@@ -38,7 +38,7 @@ def pick(opened: Opened, wanted: str, place: str, *, lenient: bool = False) -> t
     """Return the name of the split that `wanted` means, and what to tell of the choice and of the split.
 
     A split goes by any of its usual names. With `lenient`, where test data are wanted and there are none, validation data
-    are taken, or the one split that there is. Raises UserError.
+    are taken, or the one split that there is; where training data are wanted, the one split that there is. Raises UserError.
     """
     names = list(opened.splits)
     name, told = _find(names, wanted, place, lenient=lenient, unnamed=opened.unnamed)
@@ -55,12 +55,14 @@ def _find(names: list[str], wanted: str, place: str, *, lenient: bool, unnamed: 
         return same[0], []
     if unnamed and len(names) == 1 and lenient:
         return names[0], [f"{place} has no splits: all of it is taken as {wanted!r}."]
-    if not lenient or split_name(wanted) != "test":
+    if not lenient or split_name(wanted) not in ("train", "test"):
         return None, []
+    for_test = split_name(wanted) == "test"
     held_out = [name for name in names if split_name(name) == "validation"]
-    if len(held_out) == 1:
+    if for_test and len(held_out) == 1:
         return held_out[0], [f"{place} has no split {wanted!r}: {held_out[0]!r} is taken."]
     if len(names) == 1:
-        warning = " A model that was trained on it looks better than it is." if split_name(names[0]) == "train" else ""
+        trained = for_test and split_name(names[0]) == "train"
+        warning = " A model that was trained on it looks better than it is." if trained else ""
         return names[0], [f"{place} has no split {wanted!r}: its only split, {names[0]!r}, is taken.{warning}"]
     return None, []

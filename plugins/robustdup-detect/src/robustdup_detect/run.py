@@ -17,7 +17,7 @@ from robustdup.data.splits import Splits, open_splits
 from robustdup.duplication.write import check_target
 from robustdup.errors import UserError
 from robustdup.records import write_atomic
-from robustdup.records.folder import STATE, locked, start
+from robustdup.records.folder import STATE, freed_by_mistakes, locked, start
 from robustdup.runners import Runner, open_runner
 from robustdup.runners.local import usable_cores
 from robustdup_detect.calibrate import Calibration, calibrate, made_copies
@@ -78,6 +78,16 @@ def detect(config: DetectConfig, folder: Path, **options: Any) -> DuplicatesReco
     return run_detection(config, folder, open_embedder=partial(open_embedder, config.embedding), **options)
 
 
+def _named_splits(config: DetectConfig, source: Splits) -> tuple[DetectConfig, Splits]:
+    """Return the configuration with the names that its splits really have, and the splits with what to tell of it."""
+    split, told = source.name_of(config.split)
+    changes = {"split": split}
+    if config.against is not None:
+        changes["against"], more = source.name_of(config.against)
+        told = (*told, *more)
+    return config.model_copy(update=changes), replace(source, notes=(*source.notes, *told))
+
+
 def run_detection(
     config: DetectConfig, folder: Path, *, resume: bool = False, to: str | None = None, overwrite: bool = False,
     command: str = "", open_embedder: Callable[[], Embedder] | None = None,
@@ -95,6 +105,7 @@ def run_detection(
     if config.search == "faiss":
         import_faiss()
     source = open_splits(config.data, config.data_options())
+    config, source = _named_splits(config, source)
     names = [config.split] if config.against is None else [config.split, config.against]
     if len(set(names)) < len(names):
         raise UserError(
@@ -108,7 +119,7 @@ def run_detection(
             f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.", code="no-label"
         )
     start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
-    with locked(folder):
+    with locked(folder), freed_by_mistakes(folder, resume=resume):
         plan = SearchPlan(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})
         for name in names:
             plan.store(name).create()

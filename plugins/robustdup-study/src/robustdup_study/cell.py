@@ -19,7 +19,7 @@ from robustdup.data.sources import load_images, open_samples
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.training import check, run_training
-from robustdup.jobs.training_data import TrainingData, prepare_data
+from robustdup.jobs.training_data import TrainingData, open_test_samples, prepare_data
 from robustdup.jobs.training_images import SMALLEST_FOR_NEAR
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
@@ -138,7 +138,7 @@ def of_model(
     """
     device = choose_device(config.device)
     model = load_model(f"run:{folder}@last", registry=registry).eval().to(device)
-    rows = open_samples(config.test_data or config.data, config.data_options(config.test_split), registry)
+    rows = open_test_samples(config, registry)
     index, _, _ = choose(rows, n=measure.get("clean_on") or config.test_n, place="clean_on")
     images, labels = rows.fetch(index.tolist())
     logits = logits_of(model, images)
@@ -230,6 +230,7 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
     Rows evenly over each split are decoded; the whole training split's fingerprint is in each training's record.
     """
     config = validate(TrainConfig, {**settings, "out": None})
+    open_test_samples(config, registry)  # refuses what is trained on
     places = [(config.data, config.split), (config.test_data or config.data, config.test_split)]
     if config.duplicate.scheme == "leak":
         places.append((config.data, config.duplicate.leak_from))
@@ -238,7 +239,7 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
         places.append((other, split or config.test_split))
     digest = hashlib.sha256()
     for spec, split in places:
-        rows = open_samples(spec, config.data_options(split), registry)
+        rows = open_samples(spec, config.data_options(split), registry, lenient=True)
         if len(rows) == 0:
             raise UserError(f"There are no samples in {spec} ({split}).", code="no-data")
         chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from robustdup.errors import RobustdupError, RunError
-from robustdup.records import now
+from robustdup.errors import RobustdupError, RunError, error_text
+from robustdup.records import is_of_disk, now
 from robustdup.records.folder import STATE, locked
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores, visible_gpus
@@ -183,7 +183,10 @@ def cell_worker(run_cell: RunCell, place: WorkerPlace) -> RunCell:
 
 
 def run_once(run_cell: RunCell, place: WorkerPlace, order: CellOrder) -> CellResult:
-    """Run a cell unless its result is there, write the result, and return it. What the cell raises is its result too."""
+    """Run a cell unless its result is there, write the result, and return it. What the cell raises is its result too.
+
+    Raises RunError where the disk takes no more: that says nothing of the cell, which is run again once there is room.
+    """
     folder = Path(order.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # a worker that a killed study left behind may still be at it for a moment
@@ -195,7 +198,12 @@ def run_once(run_cell: RunCell, place: WorkerPlace, order: CellOrder) -> CellRes
         started = time.perf_counter()
         try:
             result = run_cell(order)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if is_of_disk(error):
+                raise RunError(
+                    f"{error_text(error)} The study stops, and no cell is marked as failed: make room, and run it again.",
+                    code="cannot-write",
+                ) from error
             text = str(error) if isinstance(error, RobustdupError) else f"{type(error).__name__}: {error}"
             result = CellResult(key=order.key, created=now(), status="failed", error=text, config=order.settings)
         result.seconds, result.host = time.perf_counter() - started, socket.gethostname()
@@ -207,5 +215,8 @@ def run_once(run_cell: RunCell, place: WorkerPlace, order: CellOrder) -> CellRes
 def log(folder: Path, key: str, event: str) -> None:
     """Add a line to the study's log: which cell started or ended when, and in which process."""
     line = json.dumps({"time": time.time(), "cell": key, "event": event, "pid": os.getpid(), "host": platform.node()})
-    with (folder.parent.parent / LOG_FILE).open("a") as file:  # one write of a short line: whole or not there
-        file.write(line + "\n")
+    with (
+        contextlib.suppress(OSError),
+        (folder.parent.parent / LOG_FILE).open("a") as file,
+    ):  # a full disk is said elsewhere
+        file.write(line + "\n")  # one write of a short line: whole or not there

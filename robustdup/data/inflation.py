@@ -1,0 +1,59 @@
+"""Files that unpack to far more than they are: they are refused before memory or the disk is full."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from robustdup.errors import UserError
+
+ROOM = 2 * 2**30  # bytes that any file may unpack to
+MOST = 200  # times its own size that a larger one may: pictures are hardly compressed further, plain pixels some times
+AT_ONCE = 64 * 2**20  # bytes that are decoded at a time to measure them
+
+
+def allowed(file: Path) -> int:
+    """Return the bytes that a file may unpack to."""
+    return max(ROOM, MOST * file.stat().st_size)
+
+
+def check_unpacked(file: Path, size: int) -> None:
+    """Raise UserError where a file that unpacks to `size` bytes, or more, looks like one made to fill memory or the disk."""
+    if size > allowed(file):
+        raise UserError(
+            f"{str(file)!r} has {file.stat().st_size:,} bytes and unpacks to {size:,} or more, as files do that are made to "
+            "fill a disk. It is not read. If it is what you want, unpack it yourself.",
+            code="unpacks-too-large",
+        )
+
+
+def check_zip(file: Path) -> None:
+    """Check a zip or .npz by what its members state, beyond which nothing is read of them. Raises UserError."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            check_unpacked(file, sum(member.file_size for member in archive.infolist()))
+
+
+def check_parquet(file: Path) -> None:
+    """Check a parquet file: by what its pages unpack to, and where values are stored once for many rows, by counting.
+
+    Raises UserError; what pyarrow raises for a broken file.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        check_unpacked(file, sum(group.total_byte_size for group in groups))
+        counted = 0
+        for number, group in enumerate(groups):
+            columns = [group.column(place) for place in range(group.num_columns)]
+            repeated = [column for column in columns if any("DICTIONARY" in name for name in column.encodings)]
+            largest = max((column.total_uncompressed_size for column in repeated), default=0)
+            if counted + group.num_rows * largest <= allowed(file):  # even if each value were all of them
+                counted += group.num_rows * largest
+                continue
+            names = sorted({column.path_in_schema.split(".")[0] for column in repeated})
+            rows = max(1, min(1024, AT_ONCE // max(largest, 1)))
+            for batch in parquet.iter_batches(rows, row_groups=[number], columns=names, use_threads=False):
+                counted += batch.nbytes
+                check_unpacked(file, counted)
