@@ -37,7 +37,10 @@ class TrainConfig(DataFields, ModelFields):
             "crop", "grey", "extra_data", "extra_share", "extra_split", "extra_labels", *DATA_DETAILS,
         ),
         "Duplication": ("duplicate", "score_model", "as_weights", "share_augmentation", "keep_near_duplicates"),
-        "Objective": ("objective", "update", "norm", "eps", "attack", "inner_bn", "label_smoothing", "plugin"),
+        "Objective": (
+            "objective", "update", "norm", "eps", "attack", "eps_schedule", "steps_schedule", "inner_bn", "label_smoothing",
+            "plugin",
+        ),
         "Training": (
             "epochs", "steps", "samples", "batch_size", "optimizer", "lr", "schedule", "warmup", "milestones",
             "schedule_steps", "weight_decay", "decay_all", "momentum", "nesterov", "muon_lr", "clip", "ema", "swa", "seed",
@@ -111,6 +114,14 @@ class TrainConfig(DataFields, ModelFields):
         default_factory=usual_eps,
         description="Radius in pixel units of [0, 1]. [default: Linf 8/255, L2 0.5, L1 12; for builtin:digits Linf 0.15, "
         "L2 0.5, L1 2]",
+    )
+    eps_schedule: str | None = Field(
+        None,
+        description="Radius of the inner attack over the budget, linear between points SHARE:EPS: 0:0,0.3:8/255. Validation and "
+        "evaluation have eps.",
+    )
+    steps_schedule: str | None = Field(
+        None, description="Steps of the inner attack pgd from a share of the budget on, SHARE:STEPS: 0:2,0.5:10."
     )
     inner_bn: Literal["eval", "train"] = Field(
         "eval", description="BatchNorm during the inner attack: running statistics (eval) or the batch's (train)."

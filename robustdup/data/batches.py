@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustdup.data.augment import augment_images, check_augment
+from robustdup.data.augment import Moves, augment_images, check_augment, moves_of
 from robustdup.data.mixing import Mixing
 from robustdup.data.passes_over import PassesOver, extra_rows, interleaved
 from robustdup.data.transforms import Transforms
@@ -80,7 +80,7 @@ class Batch:
     `images` float32 (n, C, H, W) in [0, 1], augmented; `labels` int64 (n,), or, of
     mixed images, the shares of classes, float32 (n, K); `weights` float32 (n,) of the loss, or None;
     `rng` holds the samples' streams for everything drawn in training; `position` (n,) are their places in the plan, `index`
-    (n,) the indices of their images in the dataset.
+    (n,) the indices of their images in the dataset, `moves` how they were cropped and mirrored, where that is kept.
     """
 
     images: Tensor
@@ -89,6 +89,7 @@ class Batch:
     rng: SampleRng
     position: Tensor
     index: Tensor
+    moves: Moves | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -114,6 +115,11 @@ class EntryOptions:
     extra_share: float = 0.0
     transforms: str = ""
     mix: str = ""
+
+    @property
+    def cropped(self) -> int:
+        """Pixels of padding that a crop moves in; 0 where nothing is cropped."""
+        return self.padding if self.augment in ("crop-flip", "crop") else 0
 
 
 USUAL = EntryOptions()
@@ -161,7 +167,7 @@ class Entries:
         own = labels.cpu()[image] if plan is None or plan.labels is None else torch.as_tensor(plan.labels).cpu()
         check_numbers("source", index, MAX_SOURCE)
         check_numbers("copy", copy, MAX_COPY)
-        self.options, self.channels_last = options, options.channels_last
+        self.options, self.channels_last, self.keep_moves = options, options.channels_last, False
         self.channels, self.size, self.n_images, self.n_extra = channels, size, n, extra
         self.n_entries, self.unique = len(image), int((torch.bincount(image) > 0).sum())
         if extra:
@@ -215,7 +221,11 @@ class Entries:
             rng=rng.fold("train"),
             position=positions,
             index=index,
+            moves=self._moves(drawn) if self.keep_moves else None,
         )
+
+    def _moves(self, drawn: SampleRng) -> Moves:
+        return moves_of(drawn.fold("augment"), augment=self.options.augment, padding=self.options.padding)
 
 
 def change_copies(near: NearTransform, pixels: Tensor, source_index: Tensor, copy: Tensor) -> Tensor:

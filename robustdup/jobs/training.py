@@ -45,10 +45,12 @@ from robustdup.records import (
 from robustdup.records import folder as run_folder
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
+from robustdup.training.curriculum import make_curriculum
 from robustdup.training.frozen import freeze
 from robustdup.training.inner import CPU_ROWS, Inner, prepare_inner
 from robustdup.training.loop import fit
-from robustdup.training.objectives import check_mixed, check_model, find_objective
+from robustdup.training.memory import Memory
+from robustdup.training.objectives import check_mixed, check_model, find_objective, needs_memory
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, ShowProgress
 from robustdup.training.processes import Processes, open_processes
@@ -164,12 +166,22 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     if config.evaluate:  # a typo here would come out when training is over
         evaluation = _evaluation(config, Path(), LAST)
         plan(evaluation, registry, parse_threats(evaluation)[-1])
+    inner = prepare_inner(config.attack, registry, threat, bn=config.inner_bn, smoothing=config.label_smoothing)
+    inner.curriculum = make_curriculum(
+        config.eps_schedule, config.steps_schedule, threat, attack=inner.name, objective=objective.name
+    )
+    if config.transforms and needs_memory(objective):
+        raise UserError(
+            f"{objective.name} keeps what it found for each image where the image is cropped and mirrored; transforms change it "
+            "otherwise: leave them out, or take n_fgsm.",
+            code="options-conflict",
+        )
     return Orders(
         threat=threat,
         objective=objective,
         objective_options=options,
         update=make_update(config.update, objective, options, threat),
-        inner=prepare_inner(config.attack, registry, threat, bn=config.inner_bn, smoothing=config.label_smoothing),
+        inner=inner,
         validation_attack=find_validation_attack(config.validation_attack, registry, threat),
     )
 
@@ -199,6 +211,8 @@ def assemble(
     model = model.to(device)
     data.entries.channels_last = config.channels_last and fits_channels_last(model, device)
     check_model(orders.objective, model)
+    if needs_memory(orders.objective):
+        orders.inner.memory = _memory(orders, data, processes, device)
     module = _objective_module(orders, model, data, seed=config.seed, device=device)
     own_weights = {} if module is None else {"module": module}
     parts = Parts(
@@ -218,6 +232,7 @@ def assemble(
         },
         settings=config.model_dump(mode="json"),
         frozen=frozen,
+        watched=orders.objective.name != "standard",
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )
     threads = config.threads or usual_threads(model, data, device)
@@ -225,6 +240,18 @@ def assemble(
     precision = training_precision(config.precision, device, small=small)
     options = trainer_options(config, threads, _kept_precision(folder, processes, precision))
     return Assembled(config, orders.threat, orders.objective, parts, options, data, device)
+
+
+def _memory(orders: Orders, data: TrainingData, processes: Processes, device: torch.device) -> Memory:
+    """Return the memory of an objective that keeps values for each training entry. Raises UserError for several processes."""
+    if processes.count > 1:
+        raise UserError(
+            f"{orders.objective.name} keeps values for each image in one process: run it without accelerate or torchrun.",
+            code="options-conflict",
+        )
+    entries = data.entries
+    entries.keep_moves = True
+    return Memory(entries.image.shape[0], (data.channels, *data.size), padding=entries.options.cropped, device=device)
 
 
 def _validate(run: Assembled, orders: Orders) -> Validate | None:

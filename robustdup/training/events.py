@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from robustdup.attacks.isolation import isolated
 from robustdup.errors import UserError
@@ -14,6 +15,7 @@ from robustdup.training.validation import Validate
 
 POINTS = 150  # of the curve, about
 CANDIDATES = 20  # for the best weights
+COLLAPSED = 0.1  # by how much robust accuracy falls, at least, where training fools its own attack
 SHOWN = 0.1  # seconds between two views of the progress
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 0.05  # of the time may go into writing checkpoints
@@ -59,9 +61,34 @@ def consider(trainer: Trainer, validate: Validate, view: View) -> None:
     state.passes.validation_forward += forward
     state.passes.validation_backward += backward
     point = ValidationPoint(**trainer.position(), clean_accuracy=clean, robust_accuracy=robust)
+    if trainer.parts.watched and (event := catastrophic_overfitting(state.selection.points, point)):
+        told = any(other.startswith(event.split(" at ")[0]) for other in state.events)
+        state.events += [] if told else [event]
     if state.selection.add(point, model) and processes.first:
         trainer.parts.on_best(state.selection.weights)
     trainer.session.log({"clean_accuracy": clean, "robust_accuracy": robust}, state.step)
+
+
+def catastrophic_overfitting(before: Sequence[ValidationPoint], point: ValidationPoint) -> str:
+    """Return what to say where robust accuracy has collapsed and clean accuracy has not; empty where it has not.
+
+    So ends single-step adversarial training that learned to fool its own attack: https://arxiv.org/abs/2001.03994. Told
+    from learning that goes badly by clean accuracy, which stays.
+    """
+    best = max(before, key=lambda earlier: earlier.robust_accuracy, default=None)
+    if best is None:
+        return ""
+    fell = best.robust_accuracy - point.robust_accuracy
+    if fell < COLLAPSED or point.robust_accuracy > best.robust_accuracy / 2:
+        return ""
+    if point.clean_accuracy < best.clean_accuracy - COLLAPSED / 2:
+        return ""
+    return (
+        f"Catastrophic overfitting at step {point.step}: robust accuracy on validation images fell from "
+        f"{best.robust_accuracy:.1%} (step {best.step}) to {point.robust_accuracy:.1%}, clean accuracy is "
+        f"{point.clean_accuracy:.1%}. The model fools the attack of its training. The checkpoint 'best' is from before. Try "
+        "fgsm_pgi, n_fgsm with a larger k or a smaller step_size, or pgd with more steps."
+    )
 
 
 class CheckpointSchedule:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,14 @@ from robustdup.plugins import AttackSpec, Registry
 from robustdup.plugins.options import check_keywords, keywords
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+from robustdup.training.curriculum import Curriculum
+from robustdup.training.memory import Memory
 from robustdup.training.modes import inner_mode
 from robustdup.training.pgd import RowLoss, check_training_pgd, row_gradient, slices, training_pgd
+
+if TYPE_CHECKING:
+    from robustdup.data.augment import Moves
+    from robustdup.data.batches import Batch
 
 BATCH_NORM = ("eval", "train")
 CPU_ROWS = 64  # rows of an inner pass for each CPU thread: what stays in cache beats what fills all lanes
@@ -91,6 +97,7 @@ def _bounded(name: str, registry: Registry, threat: ThreatModel) -> AttackSpec:
 class Inner:
     """The inner attack of a run. `spec` is None for PGD made for training; `count` has all rows of inner passes so far.
 
+    `curriculum` changes radius and steps over the budget, `memory` is what an objective keeps of each training entry.
     `attach` it to the model once; `notes` then says what was left out and why.
     """
 
@@ -103,6 +110,8 @@ class Inner:
     micro_batch: int | None
     count: Count = field(default_factory=Count)
     notes: list[str] = field(default_factory=list)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    memory: Memory | None = None
     _model: nn.Module | None = None
     _twin: FollowingCopy | None = None
     _stale: bool = True
@@ -135,10 +144,13 @@ class Inner:
         """BatchNorm layers that the twin does without; 0 where there is none."""
         return self._twin.folded if self._twin is not None else 0
 
-    def batch(self, rng: SampleRng) -> InnerAttack:
-        """Return the attack of one batch; `rng` holds the streams of its samples."""
+    def batch(self, rng: SampleRng, *, share: float = 0.0, batch: Batch | None = None) -> InnerAttack:
+        """Return the attack of one batch; `rng` holds the streams of its samples, `share` of the budget is used up.
+
+        `batch` is what an objective with a memory asks for the places of its samples.
+        """
         self._stale = True  # the weights have moved since the batch before
-        return InnerAttack(self, rng.fold("attack"))
+        return InnerAttack(self, rng.fold("attack"), share, batch)
 
     @contextmanager
     def network(self, *, own: bool = True) -> Iterator[nn.Module]:
@@ -161,15 +173,14 @@ class InnerAttack:
     What it finds is kept for the batch.
     """
 
-    def __init__(self, inner: Inner, rng: SampleRng) -> None:
+    def __init__(self, inner: Inner, rng: SampleRng, share: float = 0.0, batch: Batch | None = None) -> None:
         self.inner = inner
         self.rng = rng
+        self.threat = inner.curriculum.threat_at(share, inner.threat)
+        steps = inner.curriculum.steps_at(share)
+        self.options = inner.options if steps is None else {**inner.options, "steps": steps}
+        self._batch = batch
         self._kept: dict[Hashable, tuple[Any, tuple[Tensor, ...]]] = {}
-
-    @property
-    def threat(self) -> ThreatModel:
-        """The ball that adversarial images stay in."""
-        return self.inner.threat
 
     @property
     def label_smoothing(self) -> float:
@@ -193,6 +204,21 @@ class InnerAttack:
         found: T = self._kept[place][0]
         return found
 
+    def recall(self, name: str) -> Tensor:
+        """Return what the objective kept under this name for the batch's images (n, C, H, W), as they are moved now."""
+        memory, batch, moves = self._kept_for()
+        return memory.read(name, batch.position, moves)
+
+    def remember(self, name: str, values: Tensor) -> None:
+        """Keep values (n, C, H, W) for the batch's images until they come again."""
+        memory, batch, moves = self._kept_for()
+        memory.write(name, batch.position, moves, values)
+
+    def _kept_for(self) -> tuple[Memory, Batch, Moves]:
+        if self.inner.memory is None or self._batch is None or self._batch.moves is None:
+            raise RunError("This objective keeps values for each training image, and was given no memory for them.")
+        return self.inner.memory, self._batch, self._batch.moves
+
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of the network as the inner attack sees it, without a graph."""
         return self.once("logits", lambda: self._logits(images), images)
@@ -212,7 +238,7 @@ class InnerAttack:
             return torch.cat([network(images[rows]) for rows in parts])
 
     def _own(self, images: Tensor, labels: Tensor, loss: RowLoss | None) -> Tensor:
-        options = self.inner.options
+        options = self.options
         passes = len(images) * int(options.get("steps", 10))
         self.inner.count += Count(passes, passes)
         with self.inner.network() as network:
@@ -239,7 +265,7 @@ class InnerAttack:
             isolated(self.inner._model, seed=rng.call_seed()),
         ):
             passes = Passes(network, self.inner.micro_batch if pool else None)
-            adv_images = spec.function(passes, clean, labels, self.threat, rng=rng, **self.inner.options)
+            adv_images = spec.function(passes, clean, labels, self.threat, rng=rng, **self.options)
         self.inner.count += passes.count
         return _inside(spec.name, clean, adv_images, self.threat)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustdup.records import TrainPasses, TrainPoint
 from robustdup.training.averages import Averages
+from robustdup.training.memory import Memory
 from robustdup.training.processes import Processes
 from robustdup.training.updates import UpdateRule
 from robustdup.training.validation import Selection
@@ -24,7 +25,8 @@ class State:
     """The state of a run. A checkpoint holds all of it: from there the run goes on as if nothing had happened.
 
     `model` is everything that is trained. `batch` is the number of the next batch, `step` that of optimizer steps made,
-    `step_before` that at the beginning of the last batch. `curve`, `passes` and `events` go into the record.
+    `step_before` that at the beginning of the last batch. `curve`, `passes` and `events` go into the record. `memory` is
+    what the objective keeps of each training entry, if anything.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class State:
         self.curve: list[TrainPoint] = []
         self.passes = TrainPasses()
         self.events: list[str] = []
+        self.memory: Memory | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, texts, and lists and dicts of them."""
@@ -58,6 +61,7 @@ class State:
             "seconds": self.clock.training,
             "validation_seconds": self.clock.validation,
             "events": list(self.events),
+            **({} if self.memory is None else {"memory": self.memory.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, same_session: bool = False) -> None:
@@ -72,6 +76,8 @@ class State:
         self.curve = [TrainPoint.model_validate(point) for point in state["curve"]]
         self.passes = TrainPasses.model_validate(state["passes"])
         self.events = list(state["events"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
         if not same_session:
             self.clock.load(state["seconds"], state["validation_seconds"])
 

@@ -46,6 +46,7 @@ class Trainer:
         swa_start = round(options.swa * self.budget.steps) if options.swa else None
         averages = Averages(parts.model, ema=options.ema, swa_start=swa_start)
         self.state = State(self.trained, make_optimizer(self.trained, options), averages, parts.update, device)
+        self.state.memory = parts.inner.memory
         self._mode = compile_mode(options.compile, device, self.state.events)
         rows = max(1, options.batch_size // parts.processes.count)
         self.model = TrainedModel(parts.model, compiled=self._mode, rows=rows)
@@ -82,7 +83,8 @@ class Trainer:
     def train_on(self, number: int, batch: TrainBatch, share: float) -> None:
         """Make the optimizer steps of a batch, each of whose samples here counts with `share`."""
         parts, state, rows = self.parts, self.state, self.budget.rows(number)
-        attack = parts.inner.batch(batch.rng)
+        share_used = state.step / max(self.budget.steps, 1)
+        attack = parts.inner.batch(batch.rng, share=share_used, batch=batch if parts.inner.memory else None)  # type: ignore[arg-type]
 
         def loss_of(shift: Tensor | None) -> LossAndMetrics:
             images = batch.images if shift is None else (batch.images + shift).clamp(0, 1)

@@ -61,6 +61,14 @@ def register_objectives(registry: Registry) -> None:
         description="Cross-entropy on images moved by strong noise and one gradient step.",
     )
     registry.add_objective(
+        "fgsm_pgi",
+        f"{here}.prior:fgsm_pgi",
+        attacks=False,
+        check=f"{here}.prior:check_fgsm_pgi",
+        url="https://arxiv.org/abs/2207.08859",
+        description="Cross-entropy after one gradient step from where earlier epochs ended, and how far answers drift on it.",
+    )
+    registry.add_objective(
         "morel",
         f"{here}.morel:morel",
         features=True,
@@ -81,14 +89,19 @@ def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[s
     return replace(spec, function=resolved(spec.function)), checked
 
 
+def needs_memory(spec: ObjectiveSpec) -> bool:
+    """Tell whether an objective keeps values for each training image from epoch to epoch: it is marked `keeps_memory`."""
+    return bool(getattr(resolved(spec.function), "keeps_memory", False))
+
+
 def check_mixed(spec: ObjectiveSpec, attack: str, mix: str | None) -> None:
     """Raise UserError where images are mixed and the objective, or the inner attack of that name, needs one class each."""
     if not mix:
         return
     if not getattr(spec.function, "takes_mixed_labels", False):
         raise UserError(
-            f"mix = {mix}: the objective {spec.name!r} needs one class for each image. Take standard, pgd_at, trades, n_fgsm, "
-            "fgsm_pgi or free.",
+            f"mix = {mix}: the objective {spec.name!r} needs one class for each image. Take standard, pgd_at, trades, n_fgsm "
+            "or free.",
             code="options-conflict",
         )
     if spec.attacks and attack != "pgd":
