@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: nn.Module | str, data: Any, labels: Any = None, *, norm: str = "Linf",
-    eps: str | float | Sequence[str | float] | None = None, attacks: str | Sequence[Any] = "autoattack",
-    attack_model: nn.Module | str | None = None, n: int | None = None, out: str | Path | None = None, resume: bool = False,
+    eps: str | float | Sequence[str | float] | None = None, threat: str | None = None,
+    attacks: str | Sequence[Any] = "autoattack", attack_model: nn.Module | str | None = None, n: int | None = None,
+    out: str | Path | None = None, resume: bool = False,
     progress: bool | Callable[[Progress], None] | None = None, **options: Unpack[EvaluateOptions],
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate a model: clean and robust accuracy, every adversarial image verified by the referee.
@@ -42,6 +43,8 @@ def evaluate(
         norm: Linf, L2, L1 or L0 (values that change).
         eps: the radius in pixel units of [0, 1], "8/255" or 0.5; several give a curve, whose largest is the verdict. If not
             given: 8/255 in Linf, 0.5 in L2, 12 in L1.
+        threat: a union over norms in place of norm and eps: "Linf 8/255 + L2 0.5 + L1 12". A sample is robust when it survives
+            in every ball.
         attacks: names as on the command line ("fast", "pgd(steps=40),square"), or a list of names and of functions decorated with
             `register_attack`.
         attack_model: attacked in place of the model, which is judged (BPDA, a surrogate).
@@ -71,6 +74,7 @@ def evaluate(
         {
             **_known(dict(options), EvalConfig), "model": spec, "data": dataset.spec, "split": dataset.split,
             "n": len(dataset) if dataset.selection in ("first", "stratified") else None, "norm": norm, "eps": _eps_text(eps),
+            "threat": threat,
             "attacks": attacks if isinstance(attacks, str) else ",".join(_named(each, registry) for each in attacks),
             "out": None if out is None else str(out),
             "attack_model": attack_model if isinstance(attack_model, str | None) else "python",

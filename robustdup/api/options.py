@@ -25,6 +25,7 @@ class EvaluateOptions(TypedDict, total=False):
     replay: str | None
     options: dict[str, dict[str, Any]]
     individual: bool
+    each_norm: bool
     loss: str | None
     eot: int
     judge_draws: int

@@ -99,7 +99,7 @@ class EvaluationResult:
             f"{bound_text(record)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
         )
         return (
-            f"{record.threat.norm} eps {record.threat.eps_text}, {record.n} samples: clean {clean.value:.2%} "
+            f"{record.threat.text}, {record.n} samples: clean {clean.value:.2%} "
             f"[{clean.low:.2%}, {clean.high:.2%}], robust {found}"
         )
 

@@ -106,10 +106,7 @@ def _show(place: Path, verification: Any) -> None:
     console = Console(soft_wrap=True, highlight=False)
     word = "[green]accepted" if verification.accepted else "[bold red]refused"
     threat, seconds = verification.threat, verification.seconds
-    console.print(
-        f"{escape(str(place))}: {word}[/] ({threat.norm}, eps = {escape(threat.eps_text)}, {verification.n} samples, "
-        f"{seconds:.1f} s)"
-    )
+    console.print(f"{escape(str(place))}: {word}[/] ({escape(threat.text)}, {verification.n} samples, {seconds:.1f} s)")
     for problem in verification.problems[:MOST_PROBLEMS]:
         console.print(f"  [red]{escape(problem)}")
     if len(verification.problems) > MOST_PROBLEMS:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robustdup.config.fields import DATA_DETAILS, DIGITS, EVALUATION_NORMS, DataFields, ModelFields, usual_eps
+from robustdup.errors import UserError
 
 DIGITS_SAMPLES = 200  # of the built-in digits, so that a first look takes less than a minute
 
@@ -24,7 +25,7 @@ class EvalConfig(DataFields, ModelFields):
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Model": ("model", "normalize", "class_names", "attack_model", "mode", "judge_draws", "allow_pickle"),
         "Data": ("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
-        "Threat model": ("norm", "eps"),
+        "Threat model": ("norm", "eps", "threat", "each_norm"),
         "Attacks": (
             "attacks", "replay", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin",
         ),
@@ -47,6 +48,16 @@ class EvalConfig(DataFields, ModelFields):
             "change, each one channel of one pixel. "
             "[default: Linf 8/255, L2 0.5, L1 12, L0 20; for builtin:digits Linf 0.15, L2 0.5, L1 2, L0 5]"
         ),
+    )
+    threat: str | None = Field(
+        None,
+        description="Threat model in place of --norm and --eps: 'Linf 8/255 + L2 0.5 + L1 12' is a union, in which a sample is "
+        "robust when it survives in every ball.",
+    )
+    each_norm: bool = Field(
+        False,
+        description="With a union: attack all samples in every norm, for exact accuracies in each one alone; otherwise what one "
+        "norm has broken is not attacked in the next.",
     )
     attacks: str = Field(
         "autoattack",
@@ -131,3 +142,13 @@ class EvalConfig(DataFields, ModelFields):
     save_images: bool = Field(True, description="Keep the adversarial images (exact) in the run folder.")
     plugin: list[str] = Field(default_factory=list, description="Plugin files to load, besides installed plugins.")
     out: str | None = Field(None, description="Run folder; runs/<time>-<model> if not given.")
+
+    @model_validator(mode="after")
+    def _one_threat(self) -> EvalConfig:
+        if self.threat is not None and (self.norm != "Linf" or self.eps != usual_eps({"data": self.data})):
+            raise UserError(
+                f"--threat {self.threat!r} names norm and eps already: leave out --norm and --eps.", code="bad-option"
+            )
+        if self.each_norm and self.threat is None:
+            raise UserError("--each-norm goes with a union: --threat 'Linf 8/255 + L2 0.5'.", code="bad-option")
+        return self

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,22 @@ CLOSE = 0.01  # of the usual clean margin: nearer than this, folding may change 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its attack found and its options checked. `call_options` may hold callables (losses) for options."""
+    """A stage with its attack found and its options checked. `call_options` may hold callables (losses) for options.
+
+    `norm` names the ball that it is for, where the threat model is a union over norms.
+    """
 
     spec: AttackSpec
     options: dict[str, Any]
     call_options: dict[str, Any]
     take: float = 1.0
     when: str = "always"
+    norm: str | None = None
+
+
+def stages_in(stages: Sequence[PlannedStage], norm: str) -> list[PlannedStage]:
+    """Return the stages for the ball of one norm, in order: all, unless the threat model is a union."""
+    return [stage for stage in stages if stage.norm in (None, norm)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
 
     Raises Refused where the attack changed the judge for good.
     """
-    stage, started = stages[work.number], time.perf_counter()
+    stage, started = stages_in(stages, work.threat.norm)[work.number], time.perf_counter()
     attacked = _model_for(stage, context)
     if tick is not None:
         attacked.watch = _watching(attacked, stage, work, tick)

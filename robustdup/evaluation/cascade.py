@@ -68,6 +68,7 @@ class CascadeResult:
     `nearest` (N,) is the distance of the nearest adversarial image seen, inside the ball or out, infinite where there
     was none. `masking` says what was looked at before stages that run only on signs of gradient masking, None where there
     were none. `expected` (N,) is the share of correct answers, judged afresh, of a model that does not repeat itself.
+    `ball` is the name of the ball where the threat model is a union over norms.
     """
 
     threat: ThreatModel
@@ -80,6 +81,12 @@ class CascadeResult:
     nearest: Tensor
     masking: MaskingSigns | None = None
     expected: Tensor | None = None
+    ball: str = ""
+
+    @property
+    def name(self) -> str:
+        """How rows and tables call this cascade: by its ball in a union, by its eps otherwise."""
+        return self.ball or self.threat.eps_text
 
     def left(self, candidates: Tensor) -> Tensor:
         """Return which of the candidates (N,) bool still have something to lose: right in any draw at all."""
@@ -130,6 +137,7 @@ def run_cascade(
     folder: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     caller: Caller | None = None,
+    start: CascadeResult | None = None,
 ) -> CascadeResult:
     """Run the stages on the samples that the clean model gets right; survivors only, unless `individual`.
 
@@ -146,19 +154,10 @@ def run_cascade(
         folder: where each call is saved, and found again when the same run is continued.
         progress: is told of each stage, of each call, and now and then inside a call that is made here.
         caller: makes the calls; here if not given.
+        start: what it begins with, see `begin` and `go_on`; nothing broken if not given.
     """
     candidates = samples.clean.correct_share > 0
-    result = CascadeResult(
-        threat=threat,
-        stages=[],
-        broken=torch.zeros_like(candidates),
-        undecided=torch.zeros_like(candidates),
-        adv_images=samples.images.clone(),
-        margin=samples.clean.margin.clone(),
-        correct_share=samples.clean.correct_share.clone(),
-        nearest=torch.full_like(samples.clean.margin, torch.inf),
-        expected=None if samples.afresh is None else samples.afresh.clone(),
-    )
+    result = begin(samples, threat) if start is None else start
     latest: list[Progress] = []  # of the stage under way
 
     def tell(event: Progress) -> None:
@@ -184,7 +183,7 @@ def run_cascade(
         ) -> None:
             tell(
                 Progress(
-                    eps_text=threat.eps_text,
+                    eps_text=result.name,
                     stage=number,
                     n_stages=len(stages),
                     attack=stage.spec.name,
@@ -209,6 +208,39 @@ def run_cascade(
             result.stages[-1].expected_after = float(torch.where(open_rows, 0.0, result.expected).mean())
     result.undecided &= ~result.broken
     return result
+
+
+def begin(samples: CleanSamples, threat: ThreatModel, ball: str = "") -> CascadeResult:
+    """Return a cascade in which nothing has run: the worst image of each sample is its clean one."""
+    nobody = torch.zeros_like(samples.clean.is_adv)
+    return CascadeResult(
+        threat=threat,
+        stages=[],
+        broken=nobody,
+        undecided=nobody.clone(),
+        adv_images=samples.images.clone(),
+        margin=samples.clean.margin.clone(),
+        correct_share=samples.clean.correct_share.clone(),
+        nearest=torch.full_like(samples.clean.margin, torch.inf),
+        expected=None if samples.afresh is None else samples.afresh.clone(),
+        ball=ball,
+    )
+
+
+def go_on(before: CascadeResult, threat: ThreatModel, ball: str) -> CascadeResult:
+    """Return a cascade in another ball that starts where the one before it ended."""
+    return CascadeResult(
+        threat=threat,
+        stages=[],
+        broken=before.broken.clone(),
+        undecided=before.undecided.clone(),
+        adv_images=before.adv_images.clone(),
+        margin=before.margin.clone(),
+        correct_share=before.correct_share.clone(),
+        nearest=torch.full_like(before.nearest, torch.inf),
+        expected=None if before.expected is None else before.expected.clone(),
+        ball=ball,
+    )
 
 
 def followed(result: CascadeResult) -> list[Followed]:

@@ -32,6 +32,7 @@ class EngineOptions:
         seed: of everything random.
         threads: CPU threads; None: one for a model too small to share out, all otherwise.
         individual: whether each attack runs on all samples instead of on those that are left.
+        each_norm: whether every ball of a union is attacked on all samples, not on those that the balls before it left.
         min_distance: whether minimum-norm attacks look for the smallest eps of every sample.
         diagnostics: whether to look for signs that the result should not be believed.
     """
@@ -46,6 +47,7 @@ class EngineOptions:
     seed: int = 0
     threads: int | None = None
     individual: bool = False
+    each_norm: bool = False
     min_distance: bool = False
     diagnostics: bool = True
 

@@ -34,7 +34,7 @@ def diagnose(
         context: what the evaluation ran on.
         samples: the samples of the run.
         clean: what the model says of their clean images.
-        results: a cascade for each eps, rising.
+        results: a cascade for each eps, rising, or for each ball of a union over norms.
         mode: whether the model was put in eval mode or left as it came.
         was_training: whether the model came in training mode.
     """
@@ -60,7 +60,7 @@ def diagnose(
         else float(r.expected.mean())
         for r in decided
     }
-    signs += of_curve(alone, n)
+    signs += of_curve(alone, n) if not any(r.ball for r in results) else []
     return list({(sign.code, sign.message): sign for sign in signs}.values()), spent
 
 

@@ -20,21 +20,23 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count
 from robustdup.data.dataset import ImageDataset, on_8bit_grid
 from robustdup.device import cpu_threads
-from robustdup.evaluation.calls import Caller, PlannedStage
-from robustdup.evaluation.cascade import CascadeResult, CleanSamples, run_cascade
+from robustdup.errors import UserError
+from robustdup.evaluation.calls import Caller, PlannedStage, stages_in
+from robustdup.evaluation.cascade import CascadeResult, CleanSamples, begin, go_on, run_cascade
 from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers, not_finite_note
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
 from robustdup.evaluation.expected import judged_afresh
 from robustdup.evaluation.micro_batch import choose_packing
 from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
-from robustdup.evaluation.reliability import settle, weigh
+from robustdup.evaluation.reliability import settle, weigh, weigh_union
 from robustdup.evaluation.stages import for_model
 from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
 from robustdup.evaluation.vacuous import check_eps
 from robustdup.models.load import fingerprint
 from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
 from robustdup.threat import ThreatModel
+from robustdup.union import ball_name, is_union
 
 ADVERSARIAL_FILE = "images/adversarial.safetensors"
 CLEAN_FILE = "images/clean.safetensors"
@@ -81,7 +83,8 @@ def evaluate_model(
         model: images (N, C, H, W) in [0, 1] -> logits (N, K).
         data: the images, with labels (N,).
         stages: attacks with their options, in order.
-        threats: threat models of one norm, eps rising; the last is the one of the result.
+        threats: threat models of one norm, eps rising, where the last is the one of the result; or of several norms, where
+            the result speaks of their union.
         options: how to compute; the usual ones if not given.
         attack_model: what is attacked in place of the model (BPDA, a surrogate).
         device: where to compute; the CPU if not given.
@@ -96,7 +99,12 @@ def evaluate_model(
     started = time.perf_counter()
     options, about, device = options or EngineOptions(), about or RunInfo(), device or torch.device("cpu")
     check_modules(model, attack_model)
-    large_eps = check_eps(data.images, threats[-1])
+    union = is_union(threats)
+    if union and options.min_distance:
+        raise UserError(
+            "--min-distance looks for the smallest eps in one norm: leave it out, or name one norm.", code="bad-option"
+        )
+    large_eps = [note for threat in (threats if union else threats[-1:]) for note in check_eps(data.images, threat)]
     was_training = any(module.training for module in model.modules())
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated(model))
@@ -119,10 +127,13 @@ def evaluate_model(
         caller = stack.enter_context(workers(context, samples, clean, weights))
         results: list[CascadeResult] = []
         for threat in threats:
-            folder = None if about.state is None else about.state / f"eps-{threat.eps_text.replace('/', '_')}"
+            ball = ball_name(threat) if union else ""
+            place = f"eps-{ball or threat.eps_text}".replace("/", "_").replace(" ", "-")
+            folder = None if about.state is None else about.state / place
+            apart = not union or options.each_norm or options.individual or not results
             results.append(
                 run_cascade(
-                    stages,
+                    stages_in(stages, threat.norm),
                     samples,
                     threat,
                     context,
@@ -131,6 +142,7 @@ def evaluate_model(
                     folder=folder,
                     progress=progress,
                     caller=caller,
+                    start=begin(samples, threat, ball) if apart else go_on(results[-1], threat, ball),
                 )
             )
         signs: list[Diagnostic] = []
@@ -139,7 +151,9 @@ def evaluate_model(
             signs, probe_passes = diagnose(
                 context, samples, clean, results, mode=options.mode, was_training=was_training
             )
-            weighed = weigh(context, samples, results, signs)
+            weighed = (
+                weigh_union(context, samples, results, signs) if union else weigh(context, samples, results, signs)
+            )
             signs, doubts, probe_passes = weighed.signs, weighed.doubts, probe_passes + weighed.passes
             notes += settle(results, weighed.route)
         check_unchanged(context, data.images, clean, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import judge_images
-from robustdup.evaluation.summary import attack_results, class_results, distance_summary, min_distance
+from robustdup.evaluation.summary import attack_results, ball_results, class_results, distance_summary, min_distance
 from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.records import (
+    UNION,
     CurvePoint,
     DataInfo,
     Diagnostic,
@@ -35,6 +37,7 @@ from robustdup.records import (
     now,
     versions,
 )
+from robustdup.union import is_union, union_name
 
 ROUNDED_AT_ONCE = 256  # images
 
@@ -94,24 +97,28 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     """Take the worst case over all eps into the last cascade, judge its final examples, and return the record."""
     options, about, samples, last = run.options, run.about, run.samples, run.results[-1]
     clean_share = samples.clean.correct_share if samples.afresh is None else samples.afresh
-    several = len(run.results) > 1
+    union, several = is_union([result.threat for result in run.results]), len(run.results) > 1
     curve = {}
-    if several:  # before the union: each eps alone
+    balls = ball_results(run.results, samples) if union else []
+    if several and not union:  # before the union: each eps alone
         curve = _curve(run.results, samples, exact_distances=options.min_distance)
-    by_eps = {r.threat.eps_text: attack_results(r, samples, individual=options.individual) for r in run.results}
-    _unite(run.results)
+    by_eps = {
+        r.name: attack_results(r, samples, individual=options.individual, before=run.results[:i] if union else ())
+        for i, r in enumerate(run.results)
+    }
+    _unite(run.results, union=union)
     correct, correct_8bit = _last_judgement(run)
     n_undecided, n = int(last.undecided.sum()), len(samples.labels)
     calls = [call for result in run.results for stage in result.stages for call in stage.calls]
-    attacks = by_eps[last.threat.eps_text]
+    attacks = [attack for stages in by_eps.values() for attack in stages] if union else by_eps[last.name]
     record = EvaluationRecord(
         run_id=about.run_id,
         created=now(),
         status="failed" if calls and all(call.verdict is None for call in calls) else "complete",
         command=about.command,
         n=n,
-        threat=Threat(norm=last.threat.norm, eps=last.threat.radius, eps_text=last.threat.eps_text),
-        tolerance=last.threat.tolerance,
+        threat=_threat(run.results),
+        tolerance=max(result.threat.tolerance for result in run.results) if union else last.threat.tolerance,
         clean_accuracy=accuracy(clean_share.numpy()),
         robust_accuracy=accuracy(correct.numpy(), undecided=n_undecided),
         reliable=None if run.doubts is None else not run.doubts,
@@ -119,8 +126,9 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         robust_accuracy_8bit=float(correct_8bit.mean()),
         n_undecided=n_undecided,
         attacks=attacks,
+        union=balls,
         individual=options.individual,
-        escalation=_escalation(last),
+        escalation=_escalation(run.results if union else [last]),
         min_distance=distance_summary(min_distance(samples, run.results), last.threat, float(correct.mean()))
         if options.min_distance
         else None,
@@ -145,8 +153,19 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     )
 
 
-def _unite(results: list[CascadeResult]) -> None:
-    """Let what breaks a sample within a smaller ball break it within the largest."""
+def _threat(results: list[CascadeResult]) -> Threat:
+    """Return the threat model of the result: the largest eps, or the union of all balls."""
+    threats = [result.threat for result in results]
+    if is_union(threats):
+        return Threat(norm=UNION, eps=threats[0].radius, eps_text=union_name(threats))
+    return Threat(norm=threats[-1].norm, eps=threats[-1].radius, eps_text=threats[-1].eps_text)
+
+
+def _unite(results: list[CascadeResult], *, union: bool) -> None:
+    """Let what breaks a sample within a smaller ball, or another ball of a union, break it within the last.
+
+    What is undecided in one ball of a union stays so, unless another breaks it.
+    """
     last = results[-1]
     for smaller in results[:-1]:
         rows = smaller.broken & ~last.broken
@@ -157,6 +176,8 @@ def _unite(results: list[CascadeResult]) -> None:
         last.margin[rows] = smaller.margin[rows]
         last.correct_share[rows] = smaller.correct_share[rows]
         last.broken |= smaller.broken
+        if union:
+            last.undecided |= smaller.undecided
     last.undecided &= ~last.broken
 
 
@@ -266,10 +287,12 @@ def _model_info(run: FinishedRun) -> ModelInfo:
     )
 
 
-def _escalation(result: CascadeResult) -> Escalation | None:
-    masking = result.masking
-    if masking is None:
+def _escalation(results: Sequence[CascadeResult]) -> Escalation | None:
+    """Return why an ensemble went on, or did not; in a union from the first ball in which it did."""
+    seen = [result.masking for result in results if result.masking is not None]
+    if not seen:
         return None
+    masking = next((signs for signs in seen if signs.reasons), seen[0])
     return Escalation(
         escalated=bool(masking.reasons),
         reasons=list(masking.reasons),

@@ -6,7 +6,7 @@ Where none of the routes that attacks took through the mask leads anywhere (`rou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -95,6 +95,24 @@ def settle(results: Sequence[CascadeResult], route: str) -> list[str]:
         f"{decided} samples on which gradient attacks cannot run, as the model has no gradient, are decided by {route}, "
         "which was seen to get through."
     ]
+
+
+def weigh_union(
+    context: Context, samples: CleanSamples, results: Sequence[CascadeResult], signs: list[Diagnostic]
+) -> Weighed:
+    """Say the same of a union over norms: it is doubted where no attack is seen to get through in one of its balls.
+
+    Args:
+        context: what the evaluation ran on.
+        samples: the samples of the run.
+        results: a cascade for each ball.
+        signs: what the diagnostics show.
+    """
+    broken = torch.stack([result.broken for result in results]).any(dim=0)
+    parts = [weigh(context, samples, [replace(result, broken=broken)], signs) for result in results]
+    doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
+    passes = sum((part.passes for part in parts), Count())
+    return Weighed(signs if doubts else parts[0].signs, doubts, passes)
 
 
 def _milder(signs: list[Diagnostic], but: str) -> list[Diagnostic]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.calls import Call
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, StageResult
+from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
-from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome
+from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome, UnionBall
 from robustdup.threat import ThreatModel
 
 CURVE_POINTS = 64
@@ -33,11 +34,18 @@ def outcomes(samples: CleanSamples, result: CascadeResult) -> Tensor:
     return outcome
 
 
-def attack_results(result: CascadeResult, samples: CleanSamples, *, individual: bool = False) -> list[AttackResult]:
-    """Return one result a stage, in order; accuracies are after all stages so far, or of each alone if `individual`."""
+def attack_results(
+    result: CascadeResult, samples: CleanSamples, *, individual: bool = False, before: Sequence[CascadeResult] = ()
+) -> list[AttackResult]:
+    """Return one result a stage, in order; accuracies are after all stages so far, or of each alone if `individual`.
+
+    `before` are the cascades in the balls before this one, of a union.
+    """
     correct = ~samples.clean.is_adv
-    broken = torch.zeros_like(correct)
-    undecided = torch.zeros_like(correct)
+    broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
+    for stage in (stage for earlier in before for stage in earlier.stages):
+        broken |= stage.outcome == Outcome.BROKEN
+        undecided |= stage.outcome == Outcome.UNDECIDED
     attacks = []
     for stage in result.stages:
         if individual:
@@ -47,8 +55,48 @@ def attack_results(result: CascadeResult, samples: CleanSamples, *, individual: 
         after = float((correct & ~broken & ~undecided).sum()) / max(len(correct), 1)
         if samples.afresh is not None:
             after = _expected_alone(stage, samples.afresh) if individual else stage.expected_after or 0.0
-        attacks.append(_attack_result(stage, result.threat, after))
+        attacks.append(_attack_result(stage, result.threat, after).model_copy(update={"ball": result.ball}))
     return attacks
+
+
+def ball_results(results: Sequence[CascadeResult], samples: CleanSamples) -> list[UnionBall]:
+    """Return what became of the samples in each ball of a union, before anything is united.
+
+    A model that does not repeat itself is asked afresh: its accuracy in a ball after others counts theirs too.
+    """
+    balls, right = [], ~samples.clean.is_adv
+    so_far, open_so_far = right.double(), torch.zeros_like(right)
+    for result in results:
+        nobody = torch.full(right.shape, Outcome.NOT_ATTACKED, dtype=torch.uint8)
+        outcome = torch.stack([nobody, *(stage.outcome for stage in result.stages)])
+        broken = (outcome == Outcome.BROKEN).any(dim=0)
+        undecided = (outcome == Outcome.UNDECIDED).any(dim=0) & ~broken
+        attacked = (outcome != Outcome.NOT_ATTACKED).any(dim=0)
+        left_out = right & ~attacked
+        standing = (right & attacked & ~broken & ~undecided).double()
+        so_far = torch.where(broken, 0.0, so_far)
+        open_so_far = (open_so_far | undecided) & (so_far > 0)
+        if result.expected is not None:
+            standing, so_far = torch.where(undecided, 0.0, result.expected), torch.minimum(result.expected, so_far)
+            left_out = torch.zeros_like(left_out)
+        unknown = int((left_out | undecided).sum())
+        balls.append(
+            UnionBall(
+                norm=result.threat.norm,
+                eps=result.threat.radius,
+                eps_text=result.threat.eps_text,
+                n_attacked=int(attacked.sum()),
+                n_broken=int(broken.sum()),
+                n_undecided=int(undecided.sum()),
+                n_open=int(left_out.sum()),
+                robust_accuracy=accuracy(standing.numpy(), undecided=unknown),
+                at_most=float(standing.mean()) + unknown / max(len(right), 1),
+                robust_accuracy_after=accuracy(
+                    torch.where(open_so_far, 0.0, so_far).numpy(), undecided=int(open_so_far.sum())
+                ),
+            )
+        )
+    return balls
 
 
 def _expected_alone(stage: StageResult, afresh: Tensor) -> float:
@@ -198,7 +246,7 @@ def sample_rows(
             total = Count()
             for call in stage.calls:
                 total = total + call.attack_passes
-                _common(columns, samples, hashes, call.positions, result.threat.eps_text, stage.stage.spec.name, number)
+                _common(columns, samples, hashes, call.positions, result.name, stage.stage.spec.name, number)
                 _judged(columns, call, total)
     return columns
 

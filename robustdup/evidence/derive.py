@@ -6,9 +6,10 @@ that are compared are also the list of those that were.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from robustdup.evaluation.summary import class_results, distance_summary
-from robustdup.evidence.replay import Replay, Row, stages_of
-from robustdup.records import EvaluationRecord, Outcome
+from robustdup.evidence.replay import EpsReplay, Replay, Row, stages_of, threat_at
+from robustdup.records import UNION, EvaluationRecord, Outcome
 from robustdup.statistics import wilson
 from robustdup.threat import ThreatModel
+from robustdup.union import parse_balls
 
 ROOM = 1e-9  # of derived numbers, which are sums and quotients of the same numbers
 
@@ -39,7 +41,9 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         replay: its rows, replayed.
         correct: (n,) float64: share of right answers on the final examples, 0 where undecided.
     """
-    n, threat = len(correct), replay.by_eps[record.threat.eps_text].threat
+    n, union = len(correct), record.threat.norm == UNION
+    threats = [at.threat for at in replay.by_eps.values()]
+    threat = threats[0] if union else replay.by_eps[record.threat.eps_text].threat
     stages = {text: _stages(record, replay, text) for text in replay.by_eps}
     undecided = int(replay.undecided.sum())
     nearest = [row["min_distance"] for row in replay.clean]
@@ -50,14 +54,17 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
     derived: dict[str, Any] = {
         "n": n,
         "status": "failed" if rows and all(row["outcome"] == Outcome.UNDECIDED.word for row in rows) else "complete",
-        "threat": {"norm": threat.norm, "eps": threat.radius},
-        "tolerance": threat.tolerance,
+        "threat": {"norm": UNION if union else threat.norm, "eps": threat.radius},
+        "tolerance": max(ball.tolerance for ball in threats) if union else threat.tolerance,
         "clean_accuracy": _accuracy(replay.clean_share, record),
         "robust_accuracy": _accuracy(correct, record, undecided),
         "n_undecided": undecided,
         "n_not_attacked": record.n_not_attacked if record.n_not_attacked in (0, left_out) else left_out,
-        "attacks": stages[record.threat.eps_text],
-        "curve": Exactly(_curve(record, replay, nearest) if several else {}),
+        "attacks": Exactly([stage for at in stages.values() for stage in at.content])
+        if union
+        else stages[record.threat.eps_text],
+        "union": Exactly(_balls(record, replay) if union else []),
+        "curve": Exactly(_curve(record, replay, nearest) if several and not union else {}),
         "curve_attacks": Exactly(stages if several else {}),
         "per_class": Exactly(
             [
@@ -86,6 +93,10 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         for at in [derived["attacks"], *derived["curve_attacks"].content.values()]:
             at.content[:] = [_without(stage, "robust_accuracy_after") for stage in at.content]
         del derived["curve"]
+        judged = ("robust_accuracy", "robust_accuracy_after", "at_most", "n_open")
+        derived["union"].content[:] = [
+            {key: value for key, value in ball.items() if key not in judged} for ball in derived["union"].content
+        ]
         derived["robust_accuracy"] = _accuracy(
             torch.full((n,), record.robust_accuracy.value, dtype=torch.float64), record, undecided
         )
@@ -108,10 +119,14 @@ def _accuracy(correct: Tensor, record: EvaluationRecord, undecided: int = 0) -> 
 
 
 def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
-    """Return what follows of the stages at one eps."""
+    """Return what follows of the stages at one eps, or in one ball of a union."""
     at = replay.by_eps[text]
     correct = replay.clean_correct
     broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
+    union = record.threat.norm == UNION
+    for earlier in _before(replay, text) if union else []:
+        broken[_rows_of(earlier.stages, Outcome.BROKEN)] = True
+        undecided[_rows_of(earlier.stages, Outcome.UNDECIDED)] = True
     found = []
     for rows in at.stages:
         if record.individual:
@@ -122,6 +137,7 @@ def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
         kinds = Counter(kind for row in rows for kind in (row["violation"] or "").split("+") if kind)
         found.append(
             {
+                "ball": text if union else "",
                 "n_attacked": len(rows),
                 "n_broken": counts[Outcome.BROKEN.word],
                 "n_undecided": counts[Outcome.UNDECIDED.word],
@@ -137,6 +153,48 @@ def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
 
 def _positions(rows: list[Row], outcome: Outcome) -> list[int]:
     return [row["position"] for row in rows if row["outcome"] == outcome.word]
+
+
+def _before(replay: Replay, text: str) -> list[EpsReplay]:
+    """Return the balls of a union before the one of that name."""
+    return list(itertools.takewhile(lambda at: at is not replay.by_eps[text], replay.by_eps.values()))
+
+
+def _rows_of(stages: list[list[Row]], outcome: Outcome) -> list[int]:
+    return [position for rows in stages for position in _positions(rows, outcome)]
+
+
+def _balls(record: EvaluationRecord, replay: Replay) -> list[dict[str, Any]]:
+    """Return what follows of each ball of a union."""
+    right = replay.clean_correct
+    so_far, open_so_far = right.double(), torch.zeros_like(right)
+    balls = []
+    for at in replay.by_eps.values():
+        broken, undecided, attacked = (torch.zeros_like(right) for _ in range(3))
+        broken[_rows_of(at.stages, Outcome.BROKEN)] = True
+        undecided[_rows_of(at.stages, Outcome.UNDECIDED)] = True
+        attacked[[row["position"] for rows in at.stages for row in rows]] = True
+        undecided &= ~broken
+        left_out = right & ~attacked
+        so_far = torch.where(broken, 0.0, so_far)
+        open_so_far = (open_so_far | undecided) & (so_far > 0)
+        alone = (right & attacked & ~broken & ~undecided).double()
+        after, unknown = torch.where(open_so_far, 0.0, so_far), int((left_out | undecided).sum())
+        balls.append(
+            {
+                "norm": at.threat.norm,
+                "eps": at.threat.radius,
+                "eps_text": at.threat.eps_text,
+                "n_attacked": int(attacked.sum()),
+                "n_broken": int(broken.sum()),
+                "n_undecided": int(undecided.sum()),
+                "n_open": int(left_out.sum()),
+                "robust_accuracy": _accuracy(alone, record, unknown),
+                "at_most": float(alone.mean()) + unknown / len(right),
+                "robust_accuracy_after": _accuracy(after, record, int(open_so_far.sum())),
+            }
+        )
+    return balls
 
 
 def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]) -> dict[str, Any]:
@@ -173,18 +231,28 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
         for name, stated in twins
         if name in config and config[name] != stated
     )
-    if "eps" in config and "norm" in config:
-        texts = [text.strip() for text in str(config["eps"]).split(",") if text.strip()]
-        asked = {ThreatModel(str(config["norm"]), text) for text in texts}
-        if asked != {ThreatModel(record.threat.norm, text) for text in stages_of(record)}:
-            yield f"The record speaks of eps {', '.join(stages_of(record))}; its settings say {config['eps']!r}."
-    if record.curve_attacks and record.attacks != record.curve_attacks.get(record.threat.eps_text):
+    if config.get("threat") is not None or ("eps" in config and "norm" in config):
+        asked = _asked(config)
+        if asked != {threat_at(record, text) for text in stages_of(record)}:
+            settings = config.get("threat") or config["eps"]
+            yield f"The record speaks of eps {', '.join(stages_of(record))}; its settings say {settings!r}."
+    curves = record.curve_attacks
+    whole = [attack for stages in curves.values() for attack in stages]
+    if curves and record.attacks != (whole if record.threat.norm == UNION else curves.get(record.threat.eps_text)):
         yield "The attacks of the record are not those that its curve has at the largest eps."
     for text, stages in stages_of(record).items():
         if any(
             attack.n_unchanged > attack.n_attacked or attack.rejected_claims > attack.violations for attack in stages
         ):
             yield f"The counts of an attack at eps {text} contradict each other."
+
+
+def _asked(config: Mapping[str, Any]) -> set[ThreatModel]:
+    """Return the threat models that settings name."""
+    if config.get("threat") is not None:
+        return set(parse_balls(str(config["threat"])))
+    texts = [text.strip() for text in str(config["eps"]).split(",") if text.strip()]
+    return {ThreatModel(str(config["norm"]), text) for text in texts}
 
 
 def compare(stated: Any, derived: Any, place: str = "record") -> tuple[list[str], list[str]]:

@@ -7,7 +7,8 @@ is derived (see `derive`); the rest is only stated, and said to be so.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from robustdup.evidence.replay import NAMED, Replay, replay
 from robustdup.evidence.verification import Verification
 from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
-from robustdup.records import EvaluationRecord, Threat, load_record
+from robustdup.records import UNION, EvaluationRecord, Threat, load_record
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+from robustdup.union import union_name
 
 ROUNDING = (
     1e-4  # of the largest logit: what float32 may round to the other side, as another machine adds in another order
@@ -44,9 +46,13 @@ DEVIATIONS = 4.0  # standard deviations that two expected accuracies over fresh 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the referee says here: of the final examples, of the clean images, and of the model itself."""
+    """What the referee says here: of the final examples, of the clean images, and of the model itself.
+
+    `verdicts` are those in each ball of a union, of which `verdict` is made; otherwise `verdict` alone.
+    """
 
     verdict: Verdict
+    verdicts: list[Verdict]
     answers: Answers
     draws: int
     randomized: bool
@@ -92,11 +98,15 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     if record.model.judged_in_batches_of is not None and record.model.judged_in_batches_of > 0:
         context.original.micro_batch = record.model.judged_in_batches_of
     adv_images = _bundled_examples(folder, data)
-    threat = ThreatModel(record.threat.norm, record.threat.eps_text)
-    check_ball(data.images, threat)
     replayed = replay(folder, record, data)
+    balls = {text: at.threat for text, at in replayed.by_eps.items()}
+    if record.threat.norm != UNION:
+        balls = {record.threat.eps_text: balls[record.threat.eps_text]}
+    for ball in balls.values():
+        check_ball(data.images, ball)
     draws = min(max(record.model.judge_draws, DRAWS[0]), DRAWS[1])
-    judged = judge_here(context, data, adv_images, threat, draws=draws, seed=context.seed + 1)
+    judged = judge_here(context, data, adv_images, list(balls.values()), draws=draws, seed=context.seed + 1)
+    judged = replace(judged, verdict=_in_own_balls(judged.verdicts, list(balls), replayed))
     unfounded, rounding = ([], 0) if judged.wavering else _unfounded(context, data, adv_images, replayed, judged)
     stated = record.model_dump()
     rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
@@ -116,7 +126,7 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     problems = list(dict.fromkeys(problems))
     judged_fields = ["clean_accuracy.value", "robust_accuracy.value", "robust_accuracy_8bit"]
     rechecked = [*seen_fields, *(f"record.{name}" for name in judged_fields)]
-    verification = summarise(judged, threat, undecided=replayed.undecided)
+    verification = summarise(judged, list(balls.values()), undecided=replayed.undecided)
     return verification.model_copy(
         update={
             "accepted": not problems,
@@ -125,6 +135,16 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
             **fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.wavering)),
         }
     )
+
+
+def _in_own_balls(verdicts: list[Verdict], names: list[str], replayed: Replay) -> Verdict:
+    """Return one verdict in which each example of a union was judged in the ball in which it is said to have been found."""
+    which = torch.tensor([names.index(row["eps"]) if row and row["eps"] in names else 0 for row in replayed.kept])
+    chosen = {}
+    for name in verdicts[0].tensors():
+        parts = torch.stack([getattr(verdict, name) for verdict in verdicts])
+        chosen[name] = parts[which, torch.arange(len(which))]
+    return replace(verdicts[0], **chosen)
 
 
 def _bundled_examples(folder: Path, data: ImageDataset) -> Tensor:
@@ -160,7 +180,7 @@ def check_ball(images: Tensor, threat: ThreatModel) -> None:
 
 
 def judge_here(
-    context: Context, data: ImageDataset, adv_images: Tensor, threat: ThreatModel, *, draws: int, seed: int
+    context: Context, data: ImageDataset, adv_images: Tensor, balls: Sequence[ThreatModel], *, draws: int, seed: int
 ) -> Judged:
     """Ask the verifier's own model about clean images and examples; whether it answers at random is found out here.
 
@@ -168,7 +188,7 @@ def judge_here(
         context: holds the model.
         data: images with labels.
         adv_images: the examples, in the order of the data.
-        threat: the threat model.
+        balls: the threat model; several are those of a union.
         draws: calls of a model that answers at random; another is called once.
         seed: of the global random state while the model is asked.
     """
@@ -188,8 +208,10 @@ def judge_here(
     randomized = steady.randomized
     draws = draws if randomized else 1
     finite = logits[logits.isfinite()]
+    verdicts = [judge(original, images, examples, labels, ball, draws=draws, seed=seed) for ball in balls]
     return Judged(
-        verdict=judge(original, images, examples, labels, threat, draws=draws, seed=seed),
+        verdict=verdicts[0],
+        verdicts=verdicts,
         answers=judge_images(original, images, labels, draws=draws, seed=seed),
         draws=draws,
         randomized=randomized,
@@ -199,7 +221,7 @@ def judge_here(
     )
 
 
-def summarise(judged: Judged, threat: ThreatModel, *, undecided: Tensor | None = None) -> Verification:
+def summarise(judged: Judged, balls: Sequence[ThreatModel], *, undecided: Tensor | None = None) -> Verification:
     """Return what was seen, as a verification without problems; `undecided` (n,) are samples that a bundle leaves open."""
     n, wrong = len(judged.correct), judged.answers.is_adv
     broken = ~wrong & judged.verdict.is_adv
@@ -207,7 +229,11 @@ def summarise(judged: Judged, threat: ThreatModel, *, undecided: Tensor | None =
     return Verification(
         accepted=True,
         n=n,
-        threat=Threat(norm=threat.norm, eps=threat.radius, eps_text=threat.eps_text),
+        threat=Threat(
+            norm=UNION if len(balls) > 1 else balls[0].norm,
+            eps=balls[0].radius,
+            eps_text=union_name(balls) if len(balls) > 1 else balls[0].eps_text,
+        ),
         clean_accuracy=float(judged.answers.correct_share.mean()),
         robust_accuracy=float(torch.where(undecided, 0.0, judged.correct).mean()),
         at_most=float(judged.correct.mean()),
@@ -395,5 +421,5 @@ def recheck_examples(context: Context, found: Match, threat: ThreatModel, *, dra
         UserError: for a ball in which anything lies, or a model that does not know the labels.
     """
     check_ball(found.data.images, threat)
-    judged = judge_here(context, found.data, found.adv_images, threat, draws=draws, seed=context.seed)
-    return summarise(judged, threat).model_copy(update={"notes": list(found.notes)})
+    judged = judge_here(context, found.data, found.adv_images, [threat], draws=draws, seed=context.seed)
+    return summarise(judged, [threat]).model_copy(update={"notes": list(found.notes)})

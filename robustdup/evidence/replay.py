@@ -15,8 +15,9 @@ from torch import Tensor
 from robustdup.data.dataset import ImageDataset
 from robustdup.evaluation.referee import VIOLATION_NAMES
 from robustdup.evidence.bundle import refused
-from robustdup.records import SAMPLES_SCHEMA, AttackResult, EvaluationRecord, Outcome, load_samples
+from robustdup.records import SAMPLES_SCHEMA, UNION, AttackResult, EvaluationRecord, Outcome, load_samples
 from robustdup.threat import ThreatModel
+from robustdup.union import ball_name, parse_balls
 
 Row = dict[str, Any]
 ATTACKED = (Outcome.ROBUST.word, Outcome.BROKEN.word, Outcome.UNDECIDED.word)
@@ -26,18 +27,24 @@ NAMED = 3  # samples of each problem that are named
 
 @dataclass(frozen=True)
 class EpsReplay:
-    """One eps of a run: its rows by stage, what they broke and left undecided, and the worst row of each sample."""
+    """One eps of a run, or one ball of a union: its rows by stage, what they broke and left undecided, the worst rows.
+
+    `share` and `margin` are those of the worst row of each sample. In a union whose balls go on from one another, all of
+    this counts the balls before it too.
+    """
 
     threat: ThreatModel
     stages: list[list[Row]]
     broken: Tensor
     undecided: Tensor
     worst: list[Row | None]
+    share: list[float]
+    margin: list[float]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the rows of a bundle say, by position: the clean rows, each eps in rising order, and what does not fit.
+    """What the rows of a bundle say, by position: the clean rows, each eps rising (or ball of a union), and what does not fit.
 
     `broken` (n,) holds the samples broken at any eps, `undecided` (n,) those left at the largest. `kept` is the row of which
     the bundle holds the example, None where that is the clean image.
@@ -62,8 +69,35 @@ class Replay:
 
 
 def stages_of(record: EvaluationRecord) -> dict[str, list[AttackResult]]:
-    """Return the stages of a record by the text of their eps, rising."""
+    """Return the stages of a record by the text of their eps, rising; of a union by the names of its balls, in order."""
     return dict(record.curve_attacks) or {record.threat.eps_text: record.attacks}
+
+
+def threat_at(record: EvaluationRecord, text: str) -> ThreatModel:
+    """Return the threat model that the stages at one eps, or in one ball of a union, work in. Raises UserError."""
+    if record.threat.norm != UNION:
+        return ThreatModel(record.threat.norm, text)
+    balls = parse_balls(text)
+    if len(balls) != 1:
+        raise refused(f"{text!r} is not one ball of a union.")
+    return balls[0]
+
+
+def goes_on(record: EvaluationRecord) -> bool:
+    """Tell whether the balls of a union were attacked only on what those before them left."""
+    return record.threat.norm == UNION and not record.config.get("each_norm") and not record.individual
+
+
+def _check_order(record: EvaluationRecord, stages: Mapping[str, object]) -> None:
+    """Raise UserError where the stages are not those of the threat model that is stated: its balls, or rising eps."""
+    if record.threat.norm == UNION:
+        named = [ball_name(ball) for ball in parse_balls(record.threat.eps_text)]
+        if list(stages) != named or len(named) < 2:
+            raise refused("the balls of its union are not those that its stages name.")
+        return
+    radii = [ThreatModel(record.threat.norm, text).eps for text in stages]
+    if list(stages)[-1] != record.threat.eps_text or any(a >= b for a, b in itertools.pairwise(radii)):
+        raise refused("the eps of its curve do not rise to the one of its result.")
 
 
 def replay(folder: Path, record: EvaluationRecord, data: ImageDataset) -> Replay:
@@ -73,25 +107,26 @@ def replay(folder: Path, record: EvaluationRecord, data: ImageDataset) -> Replay
     """
     rows = read_rows(folder)
     stages = stages_of(record)
-    radii = [ThreatModel(record.threat.norm, text).eps for text in stages]
-    if list(stages)[-1] != record.threat.eps_text or any(a >= b for a, b in itertools.pairwise(radii)):
-        raise refused("the eps of its curve do not rise to the one of its result.")
+    _check_order(record, stages)
     clean = _clean_rows(rows, data)
     by_stage = _attack_rows(rows, clean, stages)
     problems = _odd_rows(rows, record)
-    by_eps = {}
+    by_eps: dict[str, EpsReplay] = {}
+    last: EpsReplay | None = None
     for text, attacks in stages.items():
-        threat = ThreatModel(record.threat.norm, text)
-        by_eps[text] = _replay_eps(
-            threat, attacks, [by_stage[text, i] for i in range(len(attacks))], clean, record, problems
-        )
-    last = by_eps[record.threat.eps_text]
-    broken, kept = last.broken.clone(), list(last.worst)
-    for smaller in by_eps.values():  # what breaks a sample within a smaller ball breaks it within the largest
+        parts = [by_stage[text, i] for i in range(len(attacks))]
+        start = last if last is not None and goes_on(record) else None
+        last = by_eps[text] = _replay_eps(threat_at(record, text), attacks, parts, clean, record, problems, start)
+    assert last is not None
+    broken, undecided, kept = last.broken.clone(), last.undecided.clone(), list(last.worst)
+    for (
+        smaller
+    ) in by_eps.values():  # what breaks a sample within a smaller ball, or in another, breaks it within the last
         for position in (smaller.broken & ~broken).nonzero()[:, 0].tolist():
             kept[position] = smaller.worst[position]
         broken |= smaller.broken
-    return Replay(clean, by_eps, broken, last.undecided & ~broken, kept, problems)
+        undecided |= smaller.undecided if record.threat.norm == UNION else torch.zeros_like(broken)
+    return Replay(clean, by_eps, broken, undecided & ~broken, kept, problems)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -168,8 +203,8 @@ def _attack_rows(
 
 def _odd_rows(rows: Sequence[Row], record: EvaluationRecord) -> list[str]:
     """Name rows whose parts contradict each other, a few of each kind."""
-    threats = (ThreatModel(record.threat.norm, text) for text in stages_of(record))
-    radii = {threat.eps_text: threat.radius + 2 * threat.tolerance for threat in threats}
+    threats = {text: threat_at(record, text) for text in stages_of(record)}
+    radii = {text: threat.radius + 2 * threat.tolerance for text, threat in threats.items()}
     odd: dict[str, list[int]] = {}
     for row in rows:
         contradiction = _contradiction(row, random=record.model.wavering, radii=radii)
@@ -211,19 +246,23 @@ def _contradiction(row: Row, *, random: bool, radii: Mapping[str, float]) -> str
 
 def _replay_eps(
     threat: ThreatModel, attacks: Sequence[AttackResult], stages: list[list[Row]], clean: list[Row],
-    record: EvaluationRecord, problems: list[str],
+    record: EvaluationRecord, problems: list[str], start: EpsReplay | None = None,
 ) -> EpsReplay:  # fmt: skip
     n = len(clean)
     share, margin = [row["correct_share"] for row in clean], [row["margin"] for row in clean]
     worst: list[Row | None] = [None] * n
     broken, undecided = set[int](), set[int]()
+    if start is not None:
+        share, margin, worst = list(start.share), list(start.margin), list(start.worst)
+        broken, undecided = (set(mask.nonzero()[:, 0].tolist()) for mask in (start.broken, start.undecided))
     candidates = [row["position"] for row in clean if row["outcome"] == "correct"]
     for attack, rows in zip(attacks, stages, strict=True):
         everyone = record.individual or (record.min_distance is not None and attack.kind == "minimum-norm")
         left = [position for position in candidates if everyone or position not in broken]
         if not record.model.wavering and not _are_due([row["position"] for row in rows], left, margin):
+            place = f"In {ball_name(threat)}" if attack.ball else f"At eps {threat.eps_text}"
             problems.append(
-                f"At eps {threat.eps_text}, {attack.name} was run on {len(rows)} samples, which are not those that the attacks "
+                f"{place}, {attack.name} was run on {len(rows)} samples, which are not those that the attacks "
                 f"before it left ({len(left)})."
             )
         for row in rows:
@@ -235,7 +274,7 @@ def _replay_eps(
                 share[position], margin[position], worst[position] = row["correct_share"], row["margin"], row
             if row["outcome"] == Outcome.BROKEN.word:
                 broken.add(position)
-    return EpsReplay(threat, stages, _mask(broken, n), _mask(undecided - broken, n), worst)
+    return EpsReplay(threat, stages, _mask(broken, n), _mask(undecided - broken, n), worst, share, margin)
 
 
 def _are_due(attacked: list[int], left: list[int], margin: list[float]) -> bool:

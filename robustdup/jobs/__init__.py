@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustdup.jobs.evaluation import load_data as load_data
     from robustdup.jobs.evaluation import parse_threats as parse_threats
     from robustdup.jobs.evaluation import plan as plan
+    from robustdup.jobs.evaluation import plan_for as plan_for
     from robustdup.jobs.evaluation import run_evaluation as run_evaluation
     from robustdup.jobs.training import run_training as run_training
     from robustdup.jobs.training import train as train
@@ -32,6 +33,7 @@ _PLACES = {
         "load_data",
         "parse_threats",
         "plan",
+        "plan_for",
         "run_evaluation",
     ),
     "robustdup.jobs.training": ("run_training", "train"),

@@ -42,6 +42,7 @@ from robustdup.records.folder import CONFIG_FILE, STATE, freed_by_mistakes, lock
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
+from robustdup.union import is_union, parse_balls
 
 ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do not change what is computed
 WORTH_WORKERS = 30.0  # seconds that a run must threaten to take before starting other processes for it
@@ -83,7 +84,7 @@ def run_evaluation(
     started = time.perf_counter()
     registry = registry if registry is not None else load_plugins(config.plugin)
     threats = parse_threats(config)
-    stages, notes = plan(config, registry, threats[-1])
+    stages, notes = plan_for(config, registry, threats)
     data = data if data is not None else load_data(config, registry)
     if config.replay is not None:
         notes = [*notes, overlap(read_earlier(config.replay), data.hashes, tuple(data.images.shape[1:]))]
@@ -158,18 +159,38 @@ def engine_options(config: EvalConfig, device: torch.device) -> EngineOptions:
         seed=config.seed,
         threads=config.threads,
         individual=config.individual,
+        each_norm=config.each_norm,
         min_distance=config.min_distance,
         diagnostics=config.diagnostics,
     )
 
 
 def parse_threats(config: EvalConfig) -> list[ThreatModel]:
-    """Return the threat models that `eps` names, smallest first: the last is the one of the result. Raises UserError."""
+    """Return the threat models that `eps` names, smallest first: the last is the one of the result. Raises UserError.
+
+    Where `threat` names a union over norms, they are its balls, in its order.
+    """
+    if config.threat is not None:
+        return parse_balls(config.threat)
     texts = [text.strip() for text in config.eps.split(",") if text.strip()]
     if not texts:
         raise UserError("eps is empty. Write for instance --eps 8/255.", code="bad-value")
     threats = {threat.eps: threat for threat in (ThreatModel(config.norm, text) for text in texts)}
     return [threats[eps] for eps in sorted(threats)]
+
+
+def plan_for(
+    config: EvalConfig, registry: Registry, threats: list[ThreatModel]
+) -> tuple[list[PlannedStage], list[str]]:
+    """Return the stages for all threat models, those of a union each for its ball. Raises UserError before anything runs."""
+    if not is_union(threats):
+        return plan(config, registry, threats[-1])
+    stages, notes = [], []
+    for threat in threats:
+        own, said = plan(config, registry, threat)
+        stages += [replace(stage, norm=threat.norm) for stage in own]
+        notes += said
+    return stages, list(dict.fromkeys(notes))
 
 
 def plan(config: EvalConfig, registry: Registry, threat: ThreatModel) -> tuple[list[PlannedStage], list[str]]:
@@ -329,7 +350,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     torch.set_num_threads(place.threads)
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
-    stages, _ = plan(config, registry, parse_threats(config)[-1])
+    stages, _ = plan_for(config, registry, parse_threats(config))
     stages, _ = for_model(stages, randomized=order.randomized)
     original, stand_in = load_models(config, order.given.model, order.given.attack_model, registry)
     original = adapted(original, order.given.adaptation)

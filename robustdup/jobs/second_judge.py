@@ -85,8 +85,8 @@ def _ask(
         "allow_pickle": config.allow_pickle,
         "mode": config.mode,
         "seed": config.seed,
-        "norm": record.threat.norm,
-        "eps": record.threat.eps_text,
+        "balls": [(ball.norm, ball.eps_text) for ball in record.union]
+        or [(record.threat.norm, record.threat.eps_text)],
         "draws": record.model.judge_draws,
         "micro_batch": record.environment.micro_batch,
         "threads": record.environment.threads,
@@ -132,7 +132,8 @@ def _judge(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     weights = fingerprint(original.model)
     clean = judge_images(original, images, labels, draws=request["draws"], seed=request["seed"])
     answers = judge_images(original, adv_images, labels, draws=request["draws"], seed=request["seed"] + 1)
-    outside = ThreatModel(request["norm"], request["eps"]).violations(images, adv_images).any
+    in_no_ball = [ThreatModel(norm, eps).violations(images, adv_images).any for norm, eps in request["balls"]]
+    outside = torch.stack(in_no_ball).all(dim=0)
     return {
         "weights": weights,
         "code": code_fingerprint(original.model),

@@ -29,8 +29,9 @@ from robustdup.jobs.trust import check_trust
 from robustdup.models.adapt import adapted
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
-from robustdup.records import EvaluationRecord, load_record
+from robustdup.records import UNION, EvaluationRecord, load_record
 from robustdup.threat import ThreatModel
+from robustdup.union import is_union
 
 DATA_SETTINGS = {"data", "split", "data_config", "revision", "image_column", "label_column"}
 
@@ -120,6 +121,11 @@ def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str
     """Raise UserError where the user named another norm or eps than that of the bundle: it speaks of its own alone."""
     if not {"norm", "eps"} & own.keys():
         return
+    if record.threat.norm == UNION:
+        raise UserError(
+            f"The bundle speaks of the {record.threat.text}, and of nothing else. Leave out --norm and --eps.",
+            code="other-threat",
+        )
     stated = ThreatModel(record.threat.norm, record.threat.eps_text)
     norm, eps = own.get("norm", stated.norm), own.get("eps", stated.eps_text)
     asked = parse_threats(config.model_copy(update={"norm": norm, "eps": str(eps)}))[-1]
@@ -175,7 +181,13 @@ def verify_examples(
         UserError: where scale, length, order, shapes or labels do not fit the samples.
     """
     started = time.perf_counter()
-    examples, threat = read_examples(path), parse_threats(config)[-1]
+    examples, threats = read_examples(path), parse_threats(config)
+    if is_union(threats):
+        raise UserError(
+            "A file of examples is judged in one norm: write --norm and --eps, and verify once for each.",
+            code="bad-option",
+        )
+    threat = threats[-1]
     registry = load_plugins(config.plugin)
     asked = config.n if "n" in config.model_fields_set else None  # the usual number of a first look is not asked for
     whole = asked is not None or config.sample is not None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
-from robustdup.records import EvaluationRecord, Outcome, doubt_text
+from robustdup.records import UNION, EvaluationRecord, Outcome, doubt_text
 from robustdup.records.columns import Texts, numbers, texts
 from robustdup.statistics import mcnemar, tango_interval
 
@@ -179,8 +179,8 @@ def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarra
     own = record.threat.eps_text
     limit = exact_eps(own)
 
-    def at(text: str) -> bool:
-        return bool(text) and same_eps(text, own)
+    def at(text: str) -> bool:  # every ball of a union is its own
+        return bool(text) and (record.threat.norm == UNION or same_eps(text, own))
 
     def below(text: str) -> bool:
         value = exact_eps(text) if text and not at(text) else None
@@ -194,7 +194,7 @@ def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:
         raise UserError(
             f"The threat models differ: norm {a.threat.norm} in A, {b.threat.norm} in B.", code="not-comparable"
         )
-    if not same_eps(a.threat.eps_text, b.threat.eps_text):
+    if a.threat.eps_text != b.threat.eps_text and not same_eps(a.threat.eps_text, b.threat.eps_text):
         raise UserError(
             f"The threat models differ: eps {a.threat.eps_text} in A, {b.threat.eps_text} in B.", code="not-comparable"
         )

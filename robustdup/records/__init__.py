@@ -10,6 +10,7 @@ from __future__ import annotations
 from robustdup.records.base import (
     RECORD_FILE,
     SAMPLES_FILE,
+    UNION,
     Accuracy,
     DataInfo,
     Part,
@@ -39,6 +40,7 @@ from robustdup.records.evaluation import (
     ModelInfo,
     PassTotals,
     Progress,
+    UnionBall,
     load_record,
     save_record,
 )
@@ -64,6 +66,7 @@ __all__ = [
     "SAMPLES_FILE",
     "SAMPLES_SCHEMA",
     "SCHEMA",
+    "UNION",
     "VERSION",
     "Accuracy",
     "AttackResult",
@@ -91,6 +94,7 @@ __all__ = [
     "TrainPoint",
     "TrainProgress",
     "TrainingRecord",
+    "UnionBall",
     "ValidationPoint",
     "atomic_path",
     "bound_text",

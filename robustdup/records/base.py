@@ -35,12 +35,28 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
 
+UNION = "union"  # what stands for the norm of a union over several
+
+
 class Threat(Part):
     """The threat model."""
 
-    norm: str = Field(description="Linf, L2, L1 or L0 (values that change: one channel of one pixel is one value).")
-    eps: float = Field(description="Radius in pixel units of [0, 1]; in L0 a number of values.")
-    eps_text: str = Field(description="The radius as it was written: 8/255.")
+    norm: str = Field(
+        description="Linf, L2, L1 or L0 (values that change: one channel of one pixel is one value); union where a sample must "
+        "survive in several balls."
+    )
+    eps: float = Field(description="Radius in pixel units of [0, 1]; in L0 a number of values; of a union that of its first ball.")
+    eps_text: str = Field(description="The radius as it was written: 8/255; of a union its balls: Linf 8/255 + L2 0.5.")
+
+    @property
+    def text(self) -> str:
+        """The threat model in words: Linf, eps = 8/255; or the balls of a union."""
+        return f"union of {self.eps_text}" if self.norm == UNION else f"{self.norm}, eps = {self.eps_text}"
+
+    @property
+    def short(self) -> str:
+        """The threat model in few words: Linf 8/255; or the balls of a union."""
+        return self.eps_text if self.norm == UNION else f"{self.norm} {self.eps_text}"
 
 
 class Accuracy(Part):

@@ -52,6 +52,33 @@ class MinDistance(Part):
     )
 
 
+class UnionBall(Part):
+    """What became of the samples in one ball of a union over norms."""
+
+    norm: str = Field(description="Linf, L2 or L1.")
+    eps: float = Field(description="Radius in pixel units of [0, 1].")
+    eps_text: str = Field(description="The radius as it was written: 8/255.")
+    n_attacked: int = Field(description="Samples that were attacked in it.")
+    n_broken: int = Field(description="Samples that were broken in it.")
+    n_undecided: int = Field(
+        default=0, description="Samples on which an attack in it failed and that none in it broke."
+    )
+    n_open: int = Field(
+        description="Samples that were not attacked in it because another ball had broken them: what would become of them in "
+        "this one alone is not known. 0 where every norm was run on all samples."
+    )
+    robust_accuracy: Accuracy = Field(
+        description="Share of samples robust in this ball alone; open and undecided ones only in `high`."
+    )
+    at_most: float = Field(description="The same share if every open or undecided sample should turn out robust.")
+    robust_accuracy_after: Accuracy = Field(description="Share of samples robust in this ball and all before it.")
+
+    @property
+    def name(self) -> str:
+        """The ball in words: L2 0.5."""
+        return f"{self.norm} {self.eps_text}"
+
+
 class Escalation(Part):
     """Whether an ensemble went on to its stages for models that mask gradients, and why."""
 
@@ -89,6 +116,7 @@ class AttackResult(Part):
 
     name: str = Field(description="Name of the attack.")
     options: dict[str, Any] = Field(default_factory=dict, description="Its options, as it ran.")
+    ball: str = Field(default="", description="The ball that it worked in, where the threat model is a union: L2 0.5.")
     source: str = Field(default="native", description="Where it comes from: native, a toolkit, a plugin.")
     kind: str = Field(default="bounded", description="bounded, minimum-norm, or unbounded.")
     knowledge: str = Field(
@@ -221,7 +249,7 @@ class EvaluationRecord(Part):
     status: Literal["complete", "failed"] = Field(description="failed where no attack finished a single call.")
     command: str = Field(description="What runs it again.")
     n: int = Field(description="Samples.")
-    threat: Threat = Field(description="The threat model of the result: the largest eps.")
+    threat: Threat = Field(description="The threat model of the result: the largest eps, or the union of balls.")
     tolerance: float = Field(description="How far over eps an example may lie by rounding.")
     clean_accuracy: Accuracy = Field(description="Share of samples classified correctly as they are.")
     robust_accuracy: Accuracy = Field(
@@ -240,7 +268,12 @@ class EvaluationRecord(Part):
     )
     n_undecided: int = Field(description="Samples on which an attack failed and that no other broke.")
     n_not_attacked: int = Field(default=0, description="Samples that were left out.")
-    attacks: list[AttackResult] = Field(description="The stages, in order, at the largest eps.")
+    attacks: list[AttackResult] = Field(
+        description="The stages, in order, at the largest eps; of a union those of all balls."
+    )
+    union: list[UnionBall] = Field(
+        default_factory=list, description="The balls, in order, where the threat model is a union over norms."
+    )
     individual: bool = Field(default=False, description="Whether each attack ran on all samples, not on those left.")
     escalation: Escalation | None = Field(
         default=None,
@@ -252,7 +285,7 @@ class EvaluationRecord(Part):
     interval_about: str = Field(description="What the intervals speak of.")
     curve: dict[str, CurvePoint] = Field(default_factory=dict, description="Robust accuracy at each eps, by its text.")
     curve_attacks: dict[str, list[AttackResult]] = Field(
-        default_factory=dict, description="The stages at each eps, by its text."
+        default_factory=dict, description="The stages at each eps, by its text; in each ball of a union, by its name."
     )
     per_class: list[ClassResult] = Field(default_factory=list, description="Accuracies per class.")
     diagnostics: list[Diagnostic] = Field(
@@ -279,7 +312,7 @@ class EvaluationRecord(Part):
         doubt = doubt_text(self)
         found = f"{bound_text(self)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
         return (
-            f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.norm} eps {self.threat.eps_text}, "
+            f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.text}, "
             f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
             f"robust {found}{undecided}"
         )

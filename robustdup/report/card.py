@@ -19,7 +19,7 @@ from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
 from robustdup.records import Accuracy, EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.format import printable
-from robustdup.report.tables import label
+from robustdup.report.tables import alone_text, ball_label, label
 from robustdup.report.terminal import percent
 
 ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
@@ -51,7 +51,7 @@ def eval_results(record: EvaluationRecord) -> str | None:
     if not HUB_ID.fullmatch(data.spec) or "/" not in data.spec or Path(data.spec).exists():
         return None
     subset = f"{data.split} split, {record.n} of {data.n_total} images"
-    threat = f"{record.threat.norm} {record.threat.eps_text}"
+    threat = record.threat.short
     results = [("clean_accuracy", record.clean_accuracy, subset)]
     if record.status == "complete" and not (record.n_undecided or record.n_not_attacked or doubts(record)):
         attacks = ", ".join(label(attack) for attack in record.attacks)
@@ -144,7 +144,7 @@ def _metric(name: str, found: Accuracy, args: dict[str, Any] | None = None) -> d
 
 def section(record: EvaluationRecord, samples: pa.Table | None = None, *, made_here: bool | None = None) -> str:
     """Return what was found in Markdown: the table, what qualifies it, and the command that gives it again."""
-    threat = f"{record.threat.norm}, eps = {record.threat.eps_text}"
+    threat = record.threat.text
     data = f"{_plain(_dataset_id(record.data.spec))} ({_plain(record.data.split)}, {record.n} of {record.data.n_total} images)"
     doubt = doubt_text(record)
     verdict = [f"**Robust accuracy {bound_text(record)}, {_plain(doubt)}. Not to be believed.**", ""] if doubt else []
@@ -155,11 +155,12 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None, *, made_h
         "## Adversarial robustness", "", *verdict,
         f"Evaluated with robustdup {_plain(record.versions.get('robustdup', ''))} on {data}, within {threat}.", "",
         "| | accuracy | 95% interval |", "|---|---:|---:|",
-        _row("clean", record.clean_accuracy), robust, "",
+        _row("clean", record.clean_accuracy), robust,
+        *(f"| robust in {_plain(ball.name)} alone | {alone_text(ball)} | |" for ball in record.union), "",
         "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     lines += [
-        f"| {_plain(label(attack))} | {attack.n_attacked} | {attack.n_broken} | {percent(attack.robust_accuracy_after)} |"
+        f"| {_plain(ball_label(attack))} | {attack.n_attacked} | {attack.n_broken} | {percent(attack.robust_accuracy_after)} |"
         for attack in record.attacks
     ]
     lines += [

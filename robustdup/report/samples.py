@@ -95,6 +95,9 @@ def _worst_rows(record: EvaluationRecord, columns: dict[str, Array], clean: Arra
 
 
 def _eps_rank(record: EvaluationRecord, text: str) -> float:
+    balls = [ball.name for ball in record.union]
+    if text in balls:  # that the last one broke comes first where each ran on all samples; otherwise no two break one
+        return 1.0 + balls.index(text) if record.config.get("each_norm") and text != balls[-1] else 0.0
     if not text or same_eps(text, record.threat.eps_text):
         return 0.0
     value = exact_eps(text)

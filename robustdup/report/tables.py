@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from robustdup.errors import plain
-from robustdup.records import Accuracy, AttackResult, EvaluationRecord, bound_text, doubt_text, doubts
+from robustdup.records import (
+    UNION,
+    Accuracy,
+    AttackResult,
+    EvaluationRecord,
+    UnionBall,
+    bound_text,
+    doubt_text,
+    doubts,
+)
 from robustdup.report.format import NONE, percent
 
 _LATEX = {
@@ -50,6 +59,19 @@ def label(attack: AttackResult) -> str:
     return f"{attack.name}({options})" if options else attack.name
 
 
+def ball_label(attack: AttackResult) -> str:
+    """Return an attack's name with its options, after the ball that it worked in where there are several."""
+    return f"{attack.ball}: {label(attack)}" if attack.ball else label(attack)
+
+
+def alone_text(ball: UnionBall) -> str:
+    """Return the robust accuracy in one ball of a union alone: with its interval, or between what bounds where it is open."""
+    found = ball.robust_accuracy
+    if not (ball.n_open or ball.n_undecided):
+        return with_interval(found)
+    return f"{percent(found.value)} to {percent(ball.at_most)}"
+
+
 def with_interval(accuracy: Accuracy) -> str:
     """Return an accuracy in per cent with its 95% interval."""
     return f"{percent(accuracy.value)} [{100 * accuracy.low:.2f}, {100 * accuracy.high:.2f}]"
@@ -62,11 +84,15 @@ def robust_text(record: EvaluationRecord) -> str:
 
 def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]]:
     """Return (caption, head, rows) of one run: what each attack left, and the accuracy at each eps of a curve."""
-    caption = f"{record.model.spec} on {record.data.spec}, {record.threat.norm}, eps = {record.threat.eps_text}, n = {record.n}"
+    caption = f"{record.model.spec} on {record.data.spec}, {record.threat.text}, n = {record.n}"
     rows = [["clean", str(record.n), "", percent(record.clean_accuracy.value)]]
     rows += [
-        [label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after)]
+        [ball_label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after)]
         for attack in record.attacks
+    ]
+    rows += [
+        [f"robust in {ball.name} alone", str(ball.n_attacked), str(ball.n_broken), alone_text(ball)]
+        for ball in record.union
     ]
     if len(record.curve) > 1:
         rows += [
@@ -93,17 +119,17 @@ def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], lis
     }
     differ = {title: of for title, of in words.items() if len({of(record) for record in records}) > 1}
     shared = [f"{title.lower()} {of(records[0])}" for title, of in words.items() if title not in differ]
-    radii: dict[Fraction, str] = {}
+    radii: dict[tuple[Fraction, str], str] = {}
     for record in records:
         for eps in (*record.curve, record.threat.eps_text):
-            radii.setdefault(Fraction(eps), eps)
+            radii.setdefault(_radius(record, eps), eps)
     head = ["Model", *differ, "Clean", *(f"Robust at {radii[eps]}" for eps in sorted(radii))]
     rows = []
     for record in records:
-        at = {Fraction(eps): percent(point.value) for eps, point in record.curve.items()}
+        at = {_radius(record, eps): percent(point.value) for eps, point in record.curve.items()}
         if doubts(record):
             at = {eps: f"≤ {text}" for eps, text in at.items()}
-        at[Fraction(record.threat.eps_text)] = robust_text(record)
+        at[_radius(record, record.threat.eps_text)] = robust_text(record)
         rows.append(
             [
                 record.model.spec, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),
@@ -111,3 +137,8 @@ def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], lis
             ]
         )  # fmt: skip
     return f"Robust accuracy: {', '.join(shared)}", head, rows, 1 + len(differ)
+
+
+def _radius(record: EvaluationRecord, eps: str) -> tuple[Fraction, str]:
+    """Return by what columns are ordered: a radius; a union, which has several, comes first and by its name."""
+    return (Fraction(0), eps) if record.threat.norm == UNION else (Fraction(eps), "")

@@ -25,7 +25,7 @@ from robustdup.records import (
 )
 from robustdup.records.origin import file_made_here
 from robustdup.report.format import escape, images_taken, printable
-from robustdup.report.tables import as_latex, as_markdown, label, run_table
+from robustdup.report.tables import alone_text, as_latex, as_markdown, ball_label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
 
@@ -82,7 +82,7 @@ def _verdict(record: EvaluationRecord) -> Panel:
         f"{escape(record.data.spec)}, {escape(record.data.split)}: "
         + escape(images_taken(record.data.selection, record.n, record.data.n_total)),
     )
-    lines.add_row("Threat model", escape(f"{record.threat.norm}, eps = {record.threat.eps_text}"))
+    lines.add_row("Threat model", escape(record.threat.text))
     lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
     expected = " (expected)" if record.model.randomized else ""
     if record.model.batch_dependent:
@@ -92,6 +92,8 @@ def _verdict(record: EvaluationRecord) -> Panel:
         lines.add_row("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}")
     else:
         lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
+    for ball in record.union:
+        lines.add_row(f"  {escape(ball.name)} alone", alone_text(ball))
     if record.robust_accuracy_8bit is not None:
         lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
     if record.n_undecided:
@@ -111,7 +113,7 @@ def _attack_table(record: EvaluationRecord) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for attack in record.attacks:
         cells = [
-            escape(label(attack)),
+            escape(ball_label(attack)),
             str(attack.n_attacked),
             str(attack.n_broken),
             percent(attack.robust_accuracy_after),
@@ -136,6 +138,11 @@ def _short(count: int) -> str:
 def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     """Curve, distances, violations, warnings, diagnostics, and the position on the leaderboard."""
     lines = []
+    if any(ball.n_open for ball in record.union):
+        lines.append(
+            "What one norm has broken was not attacked in the next, so that accuracies in one norm alone are bounds; "
+            "--each-norm attacks all samples in each."
+        )
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
         lines.append(escape(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}"))
@@ -152,7 +159,7 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         if attack.distances is not None and attack.distances.median is not None:
             lines.append(
                 f"{escape(attack.name)}: median distance {attack.distances.median:.4g} over {attack.distances.n} examples "
-                f"({escape(record.threat.norm)})"
+                f"({escape(attack.ball.split()[0] if attack.ball else record.threat.norm)})"
             )
         if attack.violations:
             kinds = ", ".join(f"{escape(name)} {count}" for name, count in attack.violation_kinds.items())

@@ -69,7 +69,9 @@ def _outcomes(run: Run) -> SampleOutcomes | None:
 def robust_difference(a: Compared, b: Compared) -> Difference:
     """Return robust accuracy of A minus B on the same samples; `reason` says why it cannot be said."""
     first, second = a.run.record.threat, b.run.record.threat
-    if first.norm != second.norm or not same_eps(first.eps_text, second.eps_text):
+    if first.norm != second.norm or not (
+        first.eps_text == second.eps_text or same_eps(first.eps_text, second.eps_text)
+    ):
         return Difference(reason=f"other threat model: {first.norm} {first.eps_text}, {second.norm} {second.eps_text}")
     if a.found is None or b.found is None:
         return Difference(reason="no samples")
@@ -187,7 +189,7 @@ def _side_by_side(runs: list[Compared]) -> Section | None:
     rows: list[tuple[str, list[str]]] = [
         ("Data", [f"{r.data.spec}, {r.data.split}" for r in records]),
         ("Images", [f"{whole(r.n)} of {whole(r.data.n_total)}" for r in records]),
-        ("Threat model", [f"{r.threat.norm}, eps {r.threat.eps_text}" for r in records]),
+        ("Threat model", [r.threat.text for r in records]),
         ("Parameters", [whole(r.model.parameters) for r in records]),
         ("Clean accuracy", [percent(r.clean_accuracy.value) for r in records]),
         ("Robust accuracy", [bound_text(r) if doubts(r) else percent(r.robust_accuracy.value) for r in records]),

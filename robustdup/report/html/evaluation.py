@@ -19,6 +19,7 @@ from robustdup.report.html.evaluation_sections import (
     diagnostics_section,
     distances_section,
     gallery_section,
+    union_section,
 )
 from robustdup.report.html.page import Figure, Notice, Page, Section, Segment
 from robustdup.report.runs import Run
@@ -39,6 +40,7 @@ def evaluation_page(run: Run, name: str) -> Page:
     rank = _rank(run)
     files: dict[str, bytes] = {}
     sections = [
+        union_section(record),
         cascade_section(record),
         curve_section(record),
         classes_section(record),
@@ -104,7 +106,7 @@ def _subtitle(record: EvaluationRecord) -> list[str]:
     data = record.data
     return [
         f"{data.spec}, {data.split}: {images_taken(data.selection, record.n, data.n_total)}",
-        f"{record.threat.norm}, eps = {record.threat.eps_text}",
+        record.threat.text,
         f"{record.model.architecture}, {short(record.model.parameters)} parameters",
         record.created[:10],
     ]
@@ -164,7 +166,7 @@ def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
 
 
 def _sentence(record: EvaluationRecord, samples: Samples | None) -> str:
-    threat = f"{record.threat.norm} {record.threat.eps_text}"
+    threat = record.threat.short
     if record.model.randomized or record.model.batch_dependent or samples is None or len(samples) != record.n:
         return (
             f"On {plural(record.n, 'image')}, clean accuracy {percent(record.clean_accuracy.value)} falls to "

@@ -13,6 +13,7 @@ from robustdup.report.gallery import find_pictures, make_gallery
 from robustdup.report.html.page import Section
 from robustdup.report.runs import Run
 from robustdup.report.samples import Samples, confusion
+from robustdup.report.tables import alone_text, with_interval
 
 OUTCOME_NAMES = {
     "stands": "still right",
@@ -26,8 +27,13 @@ MISTAKES = 20
 
 def cascade_section(record: EvaluationRecord) -> Section:
     by_eps = record.curve_attacks or {record.threat.eps_text: record.attacks}
+    union = bool(record.union)
     tables = [
-        {"eps": eps, "open": eps == record.threat.eps_text, "rows": [_stage(record, attack) for attack in attacks]}
+        {
+            "eps": eps if union else f"eps {eps}",
+            "open": union or eps == record.threat.eps_text,
+            "rows": [_stage(record, attack) for attack in attacks],
+        }
         for eps, attacks in by_eps.items()
     ]
     lead = (
@@ -46,6 +52,23 @@ def cascade_section(record: EvaluationRecord) -> Section:
         "undecided": any(attack.n_undecided for attacks in by_eps.values() for attack in attacks),
     }
     return Section("cascade", "Attacks", "sections/cascade.html.j2", lead, content)
+
+
+def union_section(record: EvaluationRecord) -> Section | None:
+    """Return what became of the samples in each ball of a union over norms."""
+    if not record.union:
+        return None
+    rows = [
+        {"ball": ball, "alone": alone_text(ball), "after": with_interval(ball.robust_accuracy_after)}
+        for ball in record.union
+    ]
+    lead = "A sample is robust when it survives in every ball."
+    if any(ball.n_open for ball in record.union):
+        lead += (
+            " What one ball has broken was not attacked in the next: accuracies in one ball alone are bounds there "
+            "(--each-norm attacks all samples in each)."
+        )
+    return Section("union", "Union over norms", "sections/union.html.j2", lead, rows)
 
 
 def _stage(record: EvaluationRecord, attack: AttackResult) -> dict[str, Any]:
@@ -152,7 +175,9 @@ def distances_section(record: EvaluationRecord, samples: Samples | None) -> Sect
         else:
             broken = samples.distance[(samples.outcome == "broken") & np.isfinite(samples.distance)]
             full = float((broken >= 0.99 * record.threat.eps).mean()) if len(broken) else 0.0
-            if len(broken) and full >= 0.95:
+            if record.union:
+                lead = ""  # distances in several norms have no common scale
+            elif len(broken) and full >= 0.95:
                 lead = (
                     f"{percent(full, 0)} of the {plural(len(broken), 'adversarial example')} use the whole budget: they lie "
                     f"within 1% of eps = {record.threat.eps_text}."
