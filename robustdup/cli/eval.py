@@ -18,6 +18,7 @@ from robustdup.records.folder import fresh_folder, withdraw
 
 if TYPE_CHECKING:
     from robustdup.records import EvaluationRecord
+    from robustdup.report.terminal import Form
 
 
 def _eval(
@@ -52,6 +53,11 @@ def _eval(
     from robustdup.report.terminal import show_record
 
     quiet = json or latex or markdown
+    if jobs.is_corruptions(config):
+        if bundle is not None or resume is not None:
+            raise UserError("--bundle and --resume are for attacks; corruptions are none.", code="bad-option")
+        _show_corruptions(config, folder, form=_form(json=json, latex=latex, markdown=markdown))
+        return 0
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
         if not config.save_images:
@@ -82,7 +88,7 @@ def _eval(
     show_record(
         record,
         folder,
-        form="json" if json else "latex" if latex else "markdown" if markdown else "table",
+        form=_form(json=json, latex=latex, markdown=markdown),
         bundle=bundle,
     )
     if failed is not None:
@@ -95,6 +101,28 @@ def _failure(record: EvaluationRecord) -> RobustdupError:
     errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
     kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
     return kind(f"No attack finished a single call: {'; '.join(errors)}", code="attacks-failed")
+
+
+def _form(*, json: bool, latex: bool, markdown: bool) -> Form:
+    """Return the form of the output that the flags ask for."""
+    return "json" if json else "latex" if latex else "markdown" if markdown else "table"
+
+
+def _show_corruptions(config: EvalConfig, folder: Path, *, form: Form) -> None:
+    """Evaluate on common corruptions and print the result."""
+    from robustdup import jobs
+    from robustdup.report.corruptions import show_corruptions
+    from robustdup.report.live import Lines
+
+    lines = Lines()
+
+    def tell(name: str, number: int, total: int) -> None:
+        if name:
+            lines.say(lambda: f"{name}, {number} of {total} sets")
+
+    with diverted(form != "table"):
+        record = jobs.run_corruptions(config, folder=folder, progress=tell).record
+    show_corruptions(record, folder, form=form)
 
 
 def _fresh(config: EvalConfig) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -11,10 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
+from robustdup.leaderboard.corruptions import corruption_position
 from robustdup.leaderboard.refresh import BASE
 from robustdup.leaderboard.table import Leaderboard
-from robustdup.records import find_record, load_record, load_samples, to_json
+from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
+from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.records.origin import file_made_here
+from robustdup.report.corruptions import read_answers
 
 app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
 
@@ -63,6 +67,9 @@ def rank_command(
     """Say where a run would stand, or why it cannot be compared."""
     table = load()
     path = find_record(run)
+    if schema_of(path) == CORRUPTIONS_SCHEMA:
+        _rank_corruptions(path, table, as_json=as_json)
+        return
     result = position(load_record(run), load_samples(path.parent), table, made_here=file_made_here(path))
     if as_json:
         _print_json({**result.model_dump(mode="json"), "rests_on": result.rests_on})
@@ -71,6 +78,25 @@ def rank_command(
     _warn(out, table)
     for line in rank_lines(result):
         out.print(Text(line))
+
+
+def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool) -> None:
+    """Say where an evaluation on corruptions would stand."""
+    result = corruption_position(
+        load_corruption_record(path), read_answers(path.parent), table, made_here=file_made_here(path)
+    )
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+        return
+    out = console()
+    _warn(out, table)
+    out.print(Text(result.sentence()))
+    for reason in result.reasons:
+        out.print(Text(f"  Not comparable: {reason}."))
+    if result.published is not None:
+        out.print(Text(f"  Published for this model: {100 * result.published:.2f}%."))
+    for note in result.notes:
+        out.print(Text(f"  Note: {note}."))
 
 
 @app.command("submit")
@@ -177,11 +203,12 @@ def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = Fal
     corrupted = any(entry.threat_model == "corruptions" for entry in entries)
     table = Table(box=None, pad_edge=False)
     headings = ["#", *(["dataset", "threat"] if several else []), "model", "architecture", "eps", "clean"]
-    headings += ["AutoAttack", "external", *(["corruptions"] if corrupted else []), "extra data", "venue"]
+    in_3d = any(entry.corruptions_acc_3d is not None for entry in entries)
+    headings += ["AutoAttack", "external", *["corruptions"] * corrupted, *["3DCC"] * in_3d, "extra data", "venue"]
     if narrow:
         left_out = {"architecture", "external", "extra data", *(["venue", "eps"] if several else [])}
         headings = [heading for heading in headings if heading not in left_out]
-    right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions"}
+    right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions", "3DCC"}
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in right | {"model"})
     for number, entry in enumerate(entries, 1):
@@ -190,7 +217,8 @@ def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = Fal
             "model": entry.model_id + (" (unreliable)" if entry.unreliable else ""),
             "architecture": entry.architecture, "eps": entry.eps or "", "clean": _percent(entry.clean_acc),
             "AutoAttack": _percent(entry.autoattack_acc), "external": _percent(entry.external_acc),
-            "corruptions": _percent(entry.corruptions_acc), "extra data": "yes" if entry.extra_data else "",
+            "corruptions": _percent(entry.corruptions_acc), "3DCC": _percent(entry.corruptions_acc_3d),
+            "extra data": "yes" if entry.extra_data else "",
             "venue": entry.venue,
         }  # fmt: skip
         table.add_row(*(Text(cells[heading]) for heading in headings))

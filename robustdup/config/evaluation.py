@@ -52,7 +52,7 @@ class EvalConfig(DataFields, ModelFields):
     threat: str | None = Field(
         None,
         description="Threat model in place of --norm and --eps: 'Linf 8/255 + L2 0.5 + L1 12' is a union, in which a sample is "
-        "robust when it survives in every ball.",
+        "robust when it survives in every ball; 'corruptions' shows common corruptions in place of attacks.",
     )
     each_norm: bool = Field(
         False,

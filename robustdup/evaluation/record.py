@@ -142,9 +142,9 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         seconds=max(about.seconds + seconds, sum(call.seconds for call in calls)),
         seed=options.seed,
         config=about.config,
-        data=_data_info(run.data),
+        data=data_info(run.data),
         model=_model_info(run),
-        environment=_environment(run.context, about.runner),
+        environment=environment(run.context, about.runner),
         versions=versions({*(attack.source for attack in attacks), about.model.split(":")[0]}),
     )
     nothing = no_substance(record)
@@ -255,7 +255,8 @@ def _pass_totals(run: FinishedRun) -> PassTotals:
     )
 
 
-def _data_info(data: ImageDataset) -> DataInfo:
+def data_info(data: ImageDataset) -> DataInfo:
+    """Return what a record says of the images."""
     return DataInfo(
         spec=data.spec,
         split=data.split,
@@ -302,7 +303,7 @@ def _escalation(results: Sequence[CascadeResult]) -> Escalation | None:
     )
 
 
-def _environment(context: Context, runner: str) -> Environment:
+def environment(context: Context, runner: str) -> Environment:
     """Return where this runs, how it packs rows, and what the native attacks' copy of the model is."""
     copy = context.attack_copy
     cuda = context.device.type == "cuda"

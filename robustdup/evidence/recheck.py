@@ -28,7 +28,7 @@ from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
 from robustdup.evidence.derive import compare, contradictions, derive
 from robustdup.evidence.fields import fields_of, sample_fields
 from robustdup.evidence.match import Match
-from robustdup.evidence.replay import NAMED, Replay, replay
+from robustdup.evidence.replay import NAMED, Replay, replay, stages_of, threat_at
 from robustdup.evidence.verification import Verification
 from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
@@ -98,12 +98,11 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     if record.model.judged_in_batches_of is not None and record.model.judged_in_batches_of > 0:
         context.original.micro_batch = record.model.judged_in_batches_of
     adv_images = _bundled_examples(folder, data)
-    replayed = replay(folder, record, data)
-    balls = {text: at.threat for text, at in replayed.by_eps.items()}
-    if record.threat.norm != UNION:
-        balls = {record.threat.eps_text: balls[record.threat.eps_text]}
+    names = list(stages_of(record)) if record.threat.norm == UNION else [record.threat.eps_text]
+    balls = {name: threat_at(record, name) for name in names}
     for ball in balls.values():
         check_ball(data.images, ball)
+    replayed = replay(folder, record, data)
     draws = min(max(record.model.judge_draws, DRAWS[0]), DRAWS[1])
     judged = judge_here(context, data, adv_images, list(balls.values()), draws=draws, seed=context.seed + 1)
     judged = replace(judged, verdict=_in_own_balls(judged.verdicts, list(balls), replayed))

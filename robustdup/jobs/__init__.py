@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustdup.evaluation.engine import Evaluation as Evaluation
+    from robustdup.jobs.corruptions import is_corruptions as is_corruptions
+    from robustdup.jobs.corruptions import run_corruptions as run_corruptions
     from robustdup.jobs.evaluation import check_same as check_same
     from robustdup.jobs.evaluation import finished_record as finished_record
     from robustdup.jobs.evaluation import load_data as load_data
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "robustdup.evaluation.engine": ("Evaluation",),
+    "robustdup.jobs.corruptions": ("is_corruptions", "run_corruptions"),
     "robustdup.jobs.evaluation": (
         "check_same",
         "finished_record",

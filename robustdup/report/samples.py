@@ -95,13 +95,16 @@ def _worst_rows(record: EvaluationRecord, columns: dict[str, Array], clean: Arra
 
 
 def _eps_rank(record: EvaluationRecord, text: str) -> float:
-    balls = [ball.name for ball in record.union]
-    if text in balls:  # that the last one broke comes first where each ran on all samples; otherwise no two break one
-        return 1.0 + balls.index(text) if record.config.get("each_norm") and text != balls[-1] else 0.0
     if not text or same_eps(text, record.threat.eps_text):
         return 0.0
     value = exact_eps(text)
-    return 1.0 + float(value) if value is not None else np.inf
+    if value is not None:
+        return 1.0 + float(value)
+    balls = [ball.name for ball in record.union]
+    if text not in balls:
+        return np.inf
+    # Where each ball ran on all samples, what the last one broke comes first; otherwise no two break one sample.
+    return 1.0 + balls.index(text) if record.config.get("each_norm") and text != balls[-1] else 0.0
 
 
 def _optional(columns: dict[str, Array], name: str, rows: Array) -> Array:

@@ -10,7 +10,7 @@ from robustdup.config.base import Config
 from robustdup.config.duplication import DuplicationOptions
 from robustdup.config.training import TrainConfig
 
-POSITIONAL = {"model", "data", "norm", "eps", "attacks", "attack_model", "n", "out"}
+POSITIONAL = {"model", "data", "norm", "eps", "threat", "attacks", "attack_model", "n", "out"}
 
 
 @pytest.mark.parametrize(

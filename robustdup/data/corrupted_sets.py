@@ -1,0 +1,127 @@
+"""Sets of corrupted images, one a kind and severity: published ones from a folder, or made of clean ones when asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from robustdup.config import DataOptions
+from robustdup.data.corruptions import make_corrupted
+from robustdup.data.dataset import ImageDataset
+from robustdup.data.sources import load_images
+from robustdup.errors import UserError
+from robustdup.plugins import Registry
+from robustdup.records.corruptions import COMMON, KINDS, SEVERITIES
+
+NAMES_IN = 3  # folders deep that a kind may lie: ImageNet-C is unpacked as blur/defocus_blur/1/n01440764
+
+
+@dataclass(frozen=True)
+class CorruptedSet:
+    """The images of one kind at one severity, with labels."""
+
+    kind: str
+    severity: int
+    data: ImageDataset
+
+
+@dataclass
+class Corruptions:
+    """Where corrupted images come from: `places` of each kind, or none where they are made of `clean` images."""
+
+    source: Literal["made", "arrays", "folders"]
+    kinds: list[str]
+    severities: list[int]
+    places: dict[str, Path] = field(default_factory=dict)
+    clean: ImageDataset | None = None
+    seed: int = 0
+    making_seconds: float = 0.0
+
+    @property
+    def missing(self) -> list[str]:
+        """The kinds of the fifteen that are not among them."""
+        return [kind for kind in COMMON if kind not in self.kinds]
+
+
+def find_corruptions(spec: str, kinds: Sequence[str], severities: Sequence[int]) -> Corruptions | None:
+    """Return the published images in a folder; None where `spec` is no folder of corruptions.
+
+    Args:
+        spec: a folder with KIND.npy and labels.npy, as CIFAR-10-C, or with KIND/SEVERITY/CLASS/ pictures, as ImageNet-C.
+        kinds: the kinds that are wanted; all that are there if empty.
+        severities: from 1 to 5.
+
+    Raises:
+        UserError: where a kind that is wanted is not there.
+    """
+    root = Path(spec).expanduser()
+    if not spec or not root.is_dir():
+        return None
+    arrays = {kind: root / f"{kind}.npy" for kind in KINDS if (root / f"{kind}.npy").is_file()}
+    places = arrays or _folders(root)
+    if not places:
+        return None
+    absent = [kind for kind in kinds if kind not in places]
+    if absent:
+        raise UserError(
+            f"{spec!r} does not hold {', '.join(absent)}. It holds: {', '.join(places)}.", code="missing-corruption"
+        )
+    wanted = [kind for kind in KINDS if kind in places and (not kinds or kind in kinds)]
+    return Corruptions("arrays" if arrays else "folders", wanted, list(severities), places)
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """Return the folders of kinds below `root` that hold folders of severities; a kind's own folder may be `root` itself."""
+    found: dict[str, Path] = {}
+    level = [root]
+    for _ in range(NAMES_IN):
+        for place in level:
+            if place.name in KINDS and any((place / str(severity)).is_dir() for severity in SEVERITIES):
+                found.setdefault(place.name, place)
+        level = [
+            inner for place in level if place.name not in found for inner in sorted(place.iterdir()) if inner.is_dir()
+        ]
+        if len(level) > 1000:  # classes, not kinds
+            break
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def corrupted_sets(
+    corruptions: Corruptions, spec: str, options: DataOptions, *, n: int | None, sample: int | None, registry: Registry
+) -> Iterator[CorruptedSet]:
+    """Walk the sets, kind after kind, severities rising; each is read or made when it is asked for.
+
+    Args:
+        corruptions: where they come from.
+        spec: how the data was named.
+        options: how images are read.
+        n: images of each set: the first.
+        sample: images of each set, drawn at random: the same ones in all.
+        registry: data sources.
+
+    Raises:
+        UserError: where a set cannot be read: labels of another length, a severity that is not there.
+    """
+    for kind in corruptions.kinds:
+        for severity in corruptions.severities:
+            if corruptions.clean is not None:
+                started = time.perf_counter()
+                clean = corruptions.clean
+                images = make_corrupted(clean.images, clean.index, kind, severity, seed=corruptions.seed)
+                corruptions.making_seconds += time.perf_counter() - started
+                yield CorruptedSet(kind, severity, replace(clean, images=images))
+                continue
+            place = corruptions.places[kind]
+            if corruptions.source == "arrays":
+                at, where = spec, replace(options, config=kind, split=f"severity-{severity}")
+            else:
+                at, where = str(place / str(severity)), options
+                if not Path(at).is_dir():
+                    raise UserError(
+                        f"{str(place)!r} has no folder {severity} of that severity.", code="missing-corruption"
+                    )
+            data = load_images(at, where, n=n, sample=sample, seed=corruptions.seed, registry=registry)
+            yield CorruptedSet(kind, severity, data)

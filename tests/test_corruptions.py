@@ -1,0 +1,256 @@
+"""Common corruptions: the same pixels in any order, published folders with known accuracies, records, pages, ranks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import robustdup
+from robustdup.cli.main import main
+from robustdup.config import EvalConfig, build
+from robustdup.data.dataset import from_tensors
+from robustdup.jobs.corruptions import parse_order, run_corruptions
+from robustdup.leaderboard.corruptions import corruption_position
+from robustdup.leaderboard.table import load
+from robustdup.records.corruptions import ALEXNET_ERRORS, COMMON, KINDS, SEVERITIES, load_corruption_record
+from robustdup.report.corruptions import markdown
+from tests.raising import raises
+
+made_here = pytest.mark.skipif(importlib.util.find_spec("imagecorruptions") is None, reason="no imagecorruptions")
+
+
+class Bright(nn.Module):
+    """Ten classes, of which the first two are told apart by the mean of the image; the others never come."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        signal = 10 * (images.flatten(1).mean(dim=1) - 0.5)
+        return torch.cat(
+            [-signal[:, None], signal[:, None], signal.new_full((len(images), self.classes - 2), -20)], dim=1
+        )
+
+
+def published(folder, kinds, n=20, labels=None):
+    """Write a folder as CIFAR-10-C is: at severity s the first 2 s images of each kind have the brightness of the other class."""
+    folder.mkdir()
+    truth = np.arange(n) % 2
+    for number, kind in enumerate(kinds):
+        blocks = []
+        for severity in SEVERITIES:
+            block = np.where(truth, 200, 50)
+            wrong = 2 * severity if number % 2 == 0 else 0
+            block[:wrong] = 250 - block[:wrong]
+            blocks.append(np.broadcast_to(block[:, None, None, None], (n, 32, 32, 3)).astype(np.uint8))
+        np.save(folder / f"{kind}.npy", np.concatenate(blocks))
+    np.save(folder / "labels.npy", np.tile(truth, 5) if labels is None else labels)
+    return folder
+
+
+def run(data, threat="corruptions", model=None, **settings):
+    config = build(EvalConfig, values={"data": str(data), "threat": threat, "threads": 1, **settings})
+    return run_corruptions(config, model=model or Bright())
+
+
+def test_published_arrays_give_the_accuracies_that_they_were_written_with(tmp_path):
+    record = run(published(tmp_path / "CIFAR-10-C", COMMON)).record
+    assert (record.source, record.n, record.complete, record.missing) == ("arrays", 20, True, [])
+    for number, kind in enumerate(record.kinds):
+        expected = [1 - (2 * s / 20 if number % 2 == 0 else 0) for s in SEVERITIES]
+        assert [found.accuracy.value for found in kind.severities] == pytest.approx(expected)
+        assert kind.accuracy.value == pytest.approx(np.mean(expected))
+    means = [kind.accuracy.value for kind in record.kinds]
+    assert record.corruption_accuracy.value == pytest.approx(np.mean(means))
+    assert record.corruption_accuracy.low < record.corruption_accuracy.value < record.corruption_accuracy.high
+    assert record.mce is None  # no baseline is published for CIFAR-10-C
+
+
+def test_what_is_missing_is_named_and_the_mean_is_over_the_others(tmp_path):
+    record = run(published(tmp_path / "CIFAR-10-C", ["fog", "snow", "saturate"])).record
+    assert [kind.kind for kind in record.kinds] == ["snow", "fog", "saturate"]
+    assert len(record.missing) == 13
+    assert record.corruption_accuracy.value == pytest.approx((0.7 + 1.0) / 2)  # saturate is outside the fifteen
+    rank = corruption_position(record)
+    assert rank.place is None
+    assert "2 of fifteen kinds" in rank.reasons[0]
+    assert "gaussian_noise" in " ".join(record.events)
+
+
+def test_some_kinds_and_severities_are_taken_where_they_are_named(tmp_path):
+    folder = published(tmp_path / "CIFAR-10-C", ["fog", "snow"])
+    record = run(folder, "corruptions(kinds=[fog],severities=[1,5])", n=10).record
+    assert [kind.kind for kind in record.kinds] == ["fog"]
+    assert [found.accuracy.value for found in record.kinds[0].severities] == pytest.approx([0.8, 0.0])
+    with raises("missing-corruption", robustdup.UserError, "frost", "It holds: snow, fog"):
+        run(folder, "corruptions(kinds=[frost])")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("corruptions(severities=[6])", "bad-value"), ("corruptions(severities=0)", "bad-value"),
+        ("corruptions(kinds=[fogg])", "unknown-corruption"), ("corruptions(kind=fog)", "unknown-option-of-corruptions"),
+    ],
+)  # fmt: skip
+def test_an_order_that_cannot_be_is_refused(text, code):
+    with pytest.raises(robustdup.UserError) as caught:
+        parse_order(text)
+    assert caught.value.code.startswith(code.split("-")[0])
+    assert any(word in str(caught.value) for word in ("1 to 5", "fog", "kinds"))
+
+
+def test_labels_of_another_length_and_attacks_are_refused(tmp_path):
+    folder = published(tmp_path / "CIFAR-10-C", ["fog"], labels=np.arange(90) % 2)
+    with pytest.raises(robustdup.UserError) as caught:
+        run(folder)
+    assert "90" in str(caught.value)
+    with raises("bad-option", robustdup.UserError, "--attacks"):
+        run(folder, attacks="pgd")
+
+
+def test_folders_of_pictures_are_read_as_imagenet_c_is(tmp_path):
+    for kind in ("defocus_blur", "fog"):
+        family = {"defocus_blur": "blur", "fog": "weather"}[kind]
+        for severity in (1, 3):
+            for name, value in (("n01440764", 50), ("n01443537", 200)):
+                place = tmp_path / "imagenet-c" / family / kind / str(severity) / name
+                place.mkdir(parents=True)
+                for number in range(3):
+                    swap = kind == "fog" and severity == 3 and number == 0
+                    Image.new("RGB", (40, 40), (250 - value if swap else value,) * 3).save(place / f"{number}.png")
+    record = run(tmp_path / "imagenet-c", "corruptions(severities=[1,3])").record
+    assert (record.source, [kind.kind for kind in record.kinds]) == ("folders", ["defocus_blur", "fog"])
+    assert [found.accuracy.value for found in record.kinds[1].severities] == pytest.approx([1.0, 4 / 6])
+    with raises("missing-corruption", robustdup.UserError, "no folder 2"):
+        run(tmp_path / "imagenet-c")
+
+
+def test_mce_is_one_for_a_model_as_bad_as_alexnet(tmp_path):
+    from robustdup.jobs.corruptions import Judged, _of_kind
+
+    n = 1_000_000
+    for kind in ("snow", "fog"):
+        right = torch.ones(n, dtype=torch.float64)
+        right[: round(ALEXNET_ERRORS[kind] * n)] = 0
+        judged = Judged({(kind, s): right for s in SEVERITIES}, {}, {}, {}, {})
+        assert _of_kind(kind, judged, imagenet=True).relative_error == pytest.approx(1.0)
+        assert _of_kind(kind, judged, imagenet=False).relative_error is None
+    assert sum(ALEXNET_ERRORS.values()) / 15 == pytest.approx(0.7886, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in a folder on published arrays with all fifteen kinds."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = build(
+        EvalConfig,
+        values={"data": str(published(folder / "CIFAR-10-C", COMMON)), "threat": "corruptions", "threads": 1},
+    )
+    run_corruptions(config, model=Bright(), folder=folder / "run")
+    return folder / "run"
+
+
+def test_a_run_is_ranked_reported_and_compared(whole, tmp_path, capsys):
+    record = load_corruption_record(whole)
+    board = load().boards["cifar10", "corruptions"]
+    rank = corruption_position(record)
+    value = record.corruption_accuracy.value
+    assert rank.place.place == 1 + sum(entry.corruptions_acc > 100 * value for entry in board)
+    assert rank.place.best <= rank.place.place <= rank.place.worst
+    assert "hashes do not ship" in rank.notes[0]
+    assert main(["leaderboard", "rank", str(whole), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["comparable"] is False  # twenty images of two classes are not CIFAR-10's first
+    assert "labels" in answer["reasons"][0]
+    assert main(["report", str(whole), "--to", str(tmp_path / "page")]) == 0
+    page = next((tmp_path / "page").glob("*.html")).read_text()
+    for words in ("gaussian noise", "Severity 5", "The hardest kind", "corruptions.png"):
+        assert words in page
+    (picture,) = (tmp_path / "page").rglob("*corruptions.png")
+    assert Image.open(picture).size == (5 * 96, 15 * 96)
+    assert "| gaussian_noise | noise |" in markdown(record)
+
+
+def test_every_field_of_the_record_is_described():
+    from robustdup.records import corruptions
+
+    for kind in (corruptions.CorruptionRecord, corruptions.CorruptionResult, corruptions.SeverityResult):
+        assert all(field.description for field in kind.model_fields.values())
+    assert len(COMMON) == 15
+    assert len(KINDS) == 19
+
+
+@made_here
+@pytest.mark.parametrize(
+    "kind", ["gaussian_noise", "impulse_noise", "motion_blur", "frost", "elastic_transform", "spatter"]
+)
+def test_pixels_do_not_depend_on_order_batch_or_the_state_of_numpy(kind):
+    from robustdup.data.corruptions import make_corrupted
+
+    images, index = torch.rand(4, 3, 32, 40), torch.tensor([7, 3, 11, 0])
+    np.random.seed(1)
+    first = np.random.get_state()[1].copy()
+    together = make_corrupted(images, index, kind, 3, seed=5)
+    assert np.array_equal(np.random.get_state()[1], first)
+    np.random.seed(2)
+    apart = torch.cat(
+        [make_corrupted(images[i : i + 1], index[i : i + 1], kind, 3, seed=5) for i in (3, 2, 1, 0)]
+    ).flip(0)
+    assert torch.equal(together, apart)
+    assert together.shape == images.shape
+    assert torch.equal((together * 255).round() / 255, together)
+    assert not torch.equal(make_corrupted(images, index, kind, 3, seed=6), together)
+    assert not torch.equal(make_corrupted(images[:1], index[1:2], kind, 3, seed=5), together[:1])
+
+
+@made_here
+def test_strengths_are_those_of_the_paper():
+    from robustdup.data.corruptions import make_corrupted
+
+    grey, index = torch.full((1, 3, 64, 64), 102 / 255), torch.zeros(1, dtype=torch.int64)
+    for severity, sigma in ((1, 0.08), (3, 0.18)):
+        noisy = make_corrupted(grey, index, "gaussian_noise", severity, seed=0)
+        assert float((noisy - grey).std()) == pytest.approx(sigma, rel=0.05)
+    for severity in SEVERITIES:
+        bright = make_corrupted(grey, index, "brightness", severity, seed=0)
+        assert float((bright - grey).mean()) == pytest.approx(severity / 10, abs=0.005)
+        assert torch.allclose(make_corrupted(grey, index, "contrast", severity, seed=0), grey, atol=1.01 / 255)
+    salt = make_corrupted(grey, index, "impulse_noise", 5, seed=0)
+    assert float((salt != grey).float().mean()) == pytest.approx(0.27, abs=0.03)
+
+
+@made_here
+def test_small_grey_images_are_enlarged_and_averaged_back():
+    from robustdup.data.corruptions import make_corrupted
+
+    images = torch.rand(2, 1, 8, 8).mul(255).round().div(255)
+    found = make_corrupted(images, torch.arange(2), "brightness", 1, seed=0)
+    assert found.shape == images.shape
+    low = images < 0.85
+    assert torch.allclose(found[low], images[low] + 0.1, atol=1.5 / 255)
+
+
+@made_here
+def test_images_made_here_are_evaluated_and_never_ranked():
+    values = torch.linspace(0.2, 0.8, 12)
+    images = values.view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    data = from_tensors(images, (values > 0.5).long())
+    config = build(EvalConfig, values={"threat": "corruptions(kinds=[brightness],severities=[1,5])", "threads": 1})
+    record = run_corruptions(config, model=Bright(), data=data).record
+    # brightness adds 0.1 and 0.5: what lies below 0.5 - 0.1 keeps its class, then nothing below does
+    dark = values[values <= 0.5]
+    kept = [float((dark + shift < 0.5).sum() + (values > 0.5).sum()) / 12 for shift in (0.1, 0.5)]
+    assert [found.accuracy.value for found in record.kinds[0].severities] == pytest.approx(kept)
+    assert (record.source, record.clean_accuracy.value) == ("made", 1.0)
+    assert "ImageNet-C" in record.made_with
+    rank = corruption_position(record)
+    assert rank.place is None
+    assert "made here" in rank.reasons[0]
