@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 
 import typer
 from rich.table import Table
@@ -12,8 +14,9 @@ from robustdup.cli.leaderboard import console
 from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
+from robustdup.leaderboard.agreement import ErrorConsistency, RunAgreement, agreements
 from robustdup.records import find_record, load_record, load_samples, to_json
-from robustdup.report.format import escape
+from robustdup.report.format import escape, percent
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20
@@ -24,15 +27,24 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
     latex: bool = typer.Option(False, "--latex", help="Print a LaTeX table, a row a run; any number of runs."),
     markdown: bool = typer.Option(False, "--markdown", help="Print a Markdown table, a row a run."),
+    transfer: bool = typer.Option(
+        False,
+        "--transfer",
+        help="Also show each run's adversarial images to the models of the others; loads the models.",
+    ),
+    trust: bool = typer.Option(
+        False, "--trust", help="With --transfer: load models that run code from runs of others."
+    ),
 ) -> None:
     """Compare two runs on the same samples: difference A minus B, 95% interval, McNemar's exact test.
 
-    Of more than two runs, or with --latex or --markdown: a table with a row a run.
+    Of more than two runs, or with --latex, --markdown or --transfer: a table with a row a run, and who fails where (error
+    consistency, shared failures, transfer).
     """
     if len(runs) < 2:
         raise UserError("Name at least two runs: robustdup compare RUN RUN.", code="missing-argument")
-    if len(runs) > 2 or latex or markdown:
-        _table_of_runs(runs, as_json=as_json, latex=latex, markdown=markdown)
+    if len(runs) > 2 or latex or markdown or transfer:
+        _table_of_runs(runs, as_json=as_json, latex=latex, markdown=markdown, transfer=transfer, trust=trust)
         return
     pairs = [(load_record(run), load_samples(find_record(run).parent)) for run in runs]
     result = compare_records(*pairs[0], *pairs[1])
@@ -49,9 +61,13 @@ def compare(
     out.print(Text(_changed(result)))
 
 
-def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: bool) -> None:
+def _table_of_runs(
+    runs: list[str], *, as_json: bool, latex: bool, markdown: bool, transfer: bool = False, trust: bool = False
+) -> None:
     records = [load_record(run) for run in runs]
     caption, head, rows, left = runs_table(records)
+    pairs, reason = ([], "") if latex or markdown else _agreements(runs)
+    shares = _transfer(runs, trust=trust) if transfer else None
     if as_json:
         parts = {
             "threat",
@@ -64,12 +80,15 @@ def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: boo
             "unreliable_reasons",
         }
         summaries = [record.model_dump(mode="json", include=parts) for record in records]
-        named = zip(runs, records, summaries, strict=True)
-        print(
-            json.dumps(
-                [{"run": run, "model": record.model.spec, **summary} for run, record, summary in named], indent=2
-            )
-        )
+        content = [
+            {"run": run, "model": record.model.spec, **summary}
+            for run, record, summary in zip(runs, records, summaries, strict=True)
+        ]
+        for (i, j), pair in zip(itertools.combinations(range(len(runs)), 2), pairs, strict=False):
+            content[i].setdefault("agreement", []).append({"with": runs[j], **pair.model_dump(mode="json")})
+        for summary, given in zip(content, shares or [], strict=False):
+            summary["transfer_to"] = dict(zip(runs, given, strict=True))
+        print(json.dumps(content, indent=2))
     elif latex:
         print(as_latex(caption, head, rows, left=left))
     elif markdown:
@@ -82,6 +101,72 @@ def _table_of_runs(runs: list[str], *, as_json: bool, latex: bool, markdown: boo
             table.add_row(*map(escape, row))
         console().print(Text(caption))
         console().print(table, highlight=False)
+        if pairs:
+            console().print(_agreement_table(runs, pairs), highlight=False)
+        elif reason:
+            console().print(Text(f"Who fails where is not known: {reason}"))
+        if shares is not None:
+            console().print(_transfer_table(runs, shares), highlight=False)
+
+
+def _agreements(runs: list[str]) -> tuple[list[RunAgreement], str]:
+    """Return how each two runs agree, or why that cannot be said."""
+    try:
+        return agreements([(load_record(run), load_samples(find_record(run).parent)) for run in runs]), ""
+    except UserError as error:
+        return [], str(error)
+
+
+def _transfer(runs: list[str], *, trust: bool) -> list[list[float | None]]:
+    from robustdup import jobs  # torch is imported from here on
+
+    return jobs.transfer(runs, trust=trust)
+
+
+def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
+    """Return who fails where, a row a pair of runs."""
+    table = Table(
+        box=None, pad_edge=False, title="Who fails where: error consistency (kappa), 0 is chance", title_justify="left"
+    )
+    for heading in (
+        "A",
+        "B",
+        "samples",
+        "clean kappa",
+        "robust kappa",
+        "broken in A,\nbroken in B too",
+        "the other\nway",
+    ):
+        table.add_column(heading, justify="left" if heading in "AB" else "right", overflow="fold")
+    for (a, b), pair in zip(itertools.combinations(runs, 2), pairs, strict=True):
+        other = "" if pair.same_threat else " (other threat model)"
+        table.add_row(
+            escape(a), escape(b + other), str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
+            percent(pair.broken_too_b), percent(pair.broken_too_a),
+        )  # fmt: skip
+    return table
+
+
+def _kappa(found: ErrorConsistency | None) -> str:
+    if found is None or found.kappa is None or found.low is None or found.high is None:
+        return "–"
+    return f"{found.kappa:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:
+    """Return how the adversarial images of each run do on every model."""
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title="Adversarial images of (row) that mislead the model of (column)",
+        title_justify="left",
+    )
+    table.add_column("made for", overflow="fold")
+    for run in runs:
+        table.add_column(escape(run), justify="right", overflow="fold")
+    for run, row in zip(runs, shares, strict=True):
+        table.add_row(escape(run), *map(percent, row))
+    return table
 
 
 def comparison_table(result: RunComparison) -> Table:

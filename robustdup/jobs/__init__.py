@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robustdup.jobs.evaluation import run_evaluation as run_evaluation
     from robustdup.jobs.training import run_training as run_training
     from robustdup.jobs.training import train as train
+    from robustdup.jobs.transferred import transfer as transfer
     from robustdup.jobs.verification import is_bundle as is_bundle
     from robustdup.jobs.verification import verify as verify
     from robustdup.jobs.verification import verify_bundle as verify_bundle
@@ -40,6 +41,7 @@ _PLACES = {
         "run_evaluation",
     ),
     "robustdup.jobs.training": ("run_training", "train"),
+    "robustdup.jobs.transferred": ("transfer",),
     "robustdup.jobs.verification": ("is_bundle", "verify", "verify_bundle", "verify_examples"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}

@@ -136,7 +136,7 @@ def run_corruptions(
             run_folder.start(folder, config.model_dump(mode="json"), resume=False, elsewhere=())
             stack.enter_context(run_folder.locked(folder))
         stack.enter_context(isolated(fitted.model))
-        context = make_context(fitted.model, None, device, engine_options(config))
+        context = make_context(fitted.model, None, device, engine_options(config, device))
         judge = context.original.model
         stack.enter_context(
             cpu_threads(config.threads, judge, shown.images[0], rows=context.micro_batch, device=device)
