@@ -117,13 +117,11 @@ def _kinds(record: CorruptionRecord) -> Section:
         by_severity = {found.severity: (place, found.accuracy) for place, found in enumerate(kind.severities)}
         for severity in record.severities:
             place, found = by_severity[severity]
-            cells.append(
-                Cell(
-                    percent(found.value), found.value, f"kinds.{at}.severities.{place}.accuracy.value",
-                    f"95% interval {interval(found.low, found.high)}", bar=found.value,
-                )
-            )  # fmt: skip
-        cells.append(Cell(percent(kind.accuracy.value), kind.accuracy.value, f"kinds.{at}.accuracy.value"))
+            name = f"kinds.{at}.severities.{place}.accuracy.value"
+            cells.append(Cell(percent(found.value, 1), found.value, name))
+        mean = kind.accuracy
+        note = f"95% interval {interval(mean.low, mean.high)}"
+        cells.append(Cell(percent(mean.value), mean.value, f"kinds.{at}.accuracy.value", note, bar=mean.value))
         if relative:
             cells.append(Cell(percent(kind.relative_error), kind.relative_error))
         rows.append(cells)

@@ -32,6 +32,7 @@ def cascade_section(record: EvaluationRecord) -> Section:
         {
             "eps": eps if union else f"eps {eps}",
             "open": union or eps == record.threat.eps_text,
+            "first": not union or eps == record.union[0].name,  # the others begin where the one before them ended
             "rows": [_stage(record, attack) for attack in attacks],
         }
         for eps, attacks in by_eps.items()
