@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 
 import numpy as np
@@ -228,6 +229,39 @@ def test_strengths_are_those_of_the_paper():
 
 
 @made_here
+def test_strengths_on_small_images_are_those_of_cifar_10_c():
+    from robustdup.data.corruptions import make_corrupted
+
+    grey, index = torch.full((4, 3, 32, 32), 102 / 255), torch.arange(4)
+    for severity, sigma in ((1, 0.04), (5, 0.10)):
+        noisy = make_corrupted(grey, index, "gaussian_noise", severity, seed=0)
+        assert float((noisy - grey).std()) == pytest.approx(sigma, rel=0.05)
+    shot = make_corrupted(grey, index, "shot_noise", 5, seed=0)
+    assert float((shot - grey).std()) == pytest.approx((0.4 / 50) ** 0.5, rel=0.05)  # Poisson: variance is the mean
+    salt = make_corrupted(grey, index, "impulse_noise", 5, seed=0)
+    assert float((salt != grey).float().mean()) == pytest.approx(0.07, abs=0.01)
+    bright = make_corrupted(grey, index, "brightness", 5, seed=0)
+    assert float((bright - grey).mean()) == pytest.approx(0.3, abs=0.005)
+    for kind in (
+        "defocus_blur",
+        "gaussian_blur",
+        "motion_blur",
+        "zoom_blur",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+    ):
+        assert torch.allclose(make_corrupted(grey, index, kind, 5, seed=0), grey, atol=1.01 / 255), kind
+    pixels = (torch.rand(1, 3, 32, 32) * 255).round() / 255
+    content = io.BytesIO()
+    Image.fromarray((pixels[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(content, "JPEG", quality=40)
+    expected = torch.from_numpy(np.array(Image.open(content))).permute(2, 0, 1) / 255
+    assert torch.allclose(
+        make_corrupted(pixels, index[:1], "jpeg_compression", 5, seed=0)[0], expected, atol=1.01 / 255
+    )
+
+
+@made_here
 def test_small_grey_images_are_enlarged_and_averaged_back():
     from robustdup.data.corruptions import make_corrupted
 
@@ -235,22 +269,22 @@ def test_small_grey_images_are_enlarged_and_averaged_back():
     found = make_corrupted(images, torch.arange(2), "brightness", 1, seed=0)
     assert found.shape == images.shape
     low = images < 0.85
-    assert torch.allclose(found[low], images[low] + 0.1, atol=1.5 / 255)
+    assert torch.allclose(found[low], images[low] + 0.05, atol=1.5 / 255)
 
 
 @made_here
 def test_images_made_here_are_evaluated_and_never_ranked():
-    values = torch.linspace(0.2, 0.8, 12)
+    values = torch.linspace(0.22, 0.78, 12)
     images = values.view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
     data = from_tensors(images, (values > 0.5).long())
     config = build(EvalConfig, values={"threat": "corruptions(kinds=[brightness],severities=[1,5])", "threads": 1})
     record = run_corruptions(config, model=Bright(), data=data).record
-    # brightness adds 0.1 and 0.5: what lies below 0.5 - 0.1 keeps its class, then nothing below does
+    # brightness adds 0.05 and 0.3: what stays below one half with it keeps its class
     dark = values[values <= 0.5]
-    kept = [float((dark + shift < 0.5).sum() + (values > 0.5).sum()) / 12 for shift in (0.1, 0.5)]
+    kept = [float((dark + shift < 0.5).sum() + (values > 0.5).sum()) / 12 for shift in (0.05, 0.3)]
     assert [found.accuracy.value for found in record.kinds[0].severities] == pytest.approx(kept)
     assert (record.source, record.clean_accuracy.value) == ("made", 1.0)
-    assert "ImageNet-C" in record.made_with
+    assert "CIFAR-10-C" in record.made_with
     rank = corruption_position(record)
     assert rank.place is None
     assert "made here" in rank.reasons[0]

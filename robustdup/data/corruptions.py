@@ -1,7 +1,8 @@
 """The nineteen common corruptions of Hendrycks and Dietterich (https://arxiv.org/abs/1903.12261), made on the fly.
 
-The pixels are those of the library imagecorruptions, with the parameters of ImageNet-C; it draws from NumPy's global state,
-which is seeded here for each sample, kind and severity, so that order, batches and processes change no pixel.
+Large images are corrupted by the library imagecorruptions, as strongly as ImageNet-C; small ones with parts of it, as strongly as
+CIFAR-10-C (`small_corruptions`). Both draw from NumPy's global state, which is seeded here for each sample, kind and severity,
+so that order, batches and processes change no pixel.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from robustdup.data.small_corruptions import corrupt_small
 from robustdup.errors import Unavailable, UserError, how_to_install
 from robustdup.rng import SampleRng
 
 SMALLEST = 32  # pixels of a side: the library takes no smaller image
+LARGE = 64  # pixels of the shorter side from which on the strengths are those of ImageNet-C
 LIBRARY = "imagecorruptions"
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # kinds that do not draw from NumPy's global state
 
@@ -29,7 +32,8 @@ OWN_GENERATOR = ("impulse_noise", "glass_blur")  # kinds that do not draw from N
 def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, seed: int) -> Tensor:
     """Return corrupted images: of each sample a pure function of its pixels, its index, kind, severity and seed.
 
-    Images with a side below 32 pixels are enlarged by whole pixels before, and averaged back after.
+    Below 64 pixels the strengths are those of CIFAR-10-C, from 64 on those of ImageNet-C. Images with a side below 32 pixels are
+    enlarged by whole pixels before, and averaged back after.
 
     Args:
         images: float32 (N, C, H, W) in [0, 1], with one or three channels.
@@ -49,7 +53,7 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
         raise UserError(
             f"Corruptions are made of images with one or three channels, not {images.shape[1]}.", code="bad-images"
         )
-    corrupt = _library().corruption_dict[kind]
+    library = _library()
     seeds = SampleRng(seed, index).fold("corruption").fold(kind).fold(severity).bits()
     enlarged = -(-SMALLEST // min(images.shape[2:]))
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -57,9 +61,14 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
     with _own_state():
         for row, number in enumerate(seeds.tolist()):
             np.random.seed(number)
-            own = {"seed": number} if kind in OWN_GENERATOR else {}
             given = _enlarge(pixels[row], enlarged)
-            image = np.asarray(corrupt(Image.fromarray(given), severity, **own), dtype=np.float64)
+            if min(given.shape[:2]) < LARGE:
+                image = corrupt_small(given, kind, severity, number)
+            else:
+                own = {"seed": number} if kind in OWN_GENERATOR else {}
+                image = np.asarray(
+                    library.corruption_dict[kind](Image.fromarray(given), severity, **own), dtype=np.float64
+                )
             image = np.where(np.isfinite(image), image, given)  # spatter divides by zero where no drop has fallen
             made[row] = _shrink(image.astype(np.uint8), enlarged, channels=pixels.shape[3])
     return torch.from_numpy(made).permute(0, 3, 1, 2).float().div(255).contiguous()
@@ -98,3 +107,10 @@ def _shrink(image: np.ndarray[Any, Any], factor: int, *, channels: int) -> np.nd
     blocks = image.reshape(height, factor, width, factor, 3).astype(np.float64).mean(axis=(1, 3))
     wanted = blocks.mean(axis=2, keepdims=True) if channels == 1 else blocks
     return np.asarray(wanted.round(), dtype=np.uint8)
+
+
+def strengths_of(side: int) -> str:
+    """Return whose strengths images with a shorter side of so many pixels get, in words."""
+    if side < SMALLEST:
+        return f"as strong as CIFAR-10-C, on images enlarged from {side} pixels and averaged back"
+    return "as strong as CIFAR-10-C" if side < LARGE else "as strong as ImageNet-C"

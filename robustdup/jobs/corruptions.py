@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, parse_call, rerun_command
 from robustdup.data.corrupted_sets import CorruptedSet, Corruptions, corrupted_sets, find_corruptions
-from robustdup.data.corruptions import SMALLEST
+from robustdup.data.corruptions import strengths_of
 from robustdup.data.dataset import ImageDataset
 from robustdup.device import choose_device, cpu_threads
 from robustdup.errors import UserError, unknown
@@ -246,12 +246,10 @@ def _record(
             f"{len(corruptions.missing)} of the fifteen kinds were not evaluated: {', '.join(corruptions.missing)}. "
             "The mean is over those that were."
         )
-    with_library = f"{LIBRARY} {importlib.metadata.version(LIBRARY)}, with the parameters of ImageNet-C" if made else ""
-    side = min(shown.images.shape[2:])
-    if made and side < SMALLEST:
-        with_library += f", on images enlarged from {side} pixels and averaged back"
-    elif made and side < 64:
-        with_library += ", which are stronger on images of this size than those of CIFAR-10-C"
+    with_library = ""
+    if made:
+        strengths = strengths_of(min(shown.images.shape[2:]))
+        with_library = f"{LIBRARY} {importlib.metadata.version(LIBRARY)}, {strengths}"
     return CorruptionRecord(
         run_id="", created=now(), command="", n=n, source=corruptions.source, made_with=with_library,
         clean_accuracy=accuracy(clean.answers.correct_share.numpy()) if made else None,
