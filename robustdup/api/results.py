@@ -24,7 +24,7 @@ class EvaluationResult:
     Attributes:
         record: what `robustdup eval` writes: accuracies with intervals, each attack, diagnostics, versions.
         adv_images: float32 (N, C, H, W): the adversarial image of each broken sample, the last one tried of any other.
-        outcomes: one word per sample: broken, robust, undecided, or misclassified (wrong without any attack).
+        outcomes: one word per sample: broken, robust, certified, undecided, or misclassified (wrong without any attack).
         samples: the columns of samples.parquet, a row per sample and attack.
         folder: the run folder, where one was written.
     """
@@ -90,7 +90,7 @@ class EvaluationResult:
         return position(self.record, pa.table(self.samples), made_here=True)
 
     def __str__(self) -> str:
-        from robustdup.records import bound_text, doubt_text
+        from robustdup.records import bound_text, doubt_text, proven_text
 
         record = self.record
         clean, robust = record.clean_accuracy, record.robust_accuracy
@@ -101,6 +101,7 @@ class EvaluationResult:
         return (
             f"{record.threat.text}, {record.n} samples: clean {clean.value:.2%} "
             f"[{clean.low:.2%}, {clean.high:.2%}], robust {found}"
+            f"{f', {proven_text(record)}' if record.certification is not None else ''}"
         )
 
     def _repr_markdown_(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Certificates:
         certified: bool (N,): correct, and the checker proved that no image in the ball inside [0, 1] is misclassified.
         margins: float64 (N,): the margin that was proven to be the least; -inf where nothing was tried or nothing found.
         methods: which bound the checker accepted, "" where none: "crown" or "alpha-crown".
+        slopes: by sample that is certified, by rectifier: float32 (size,) slopes of its lower lines, which the checker needs
+            to prove it again.
         seconds: in all.
         notes: what a reader should know, such as that time was up.
     """
@@ -44,6 +47,7 @@ class Certificates:
     methods: list[str]
     seconds: float
     notes: list[str] = field(default_factory=list)
+    slopes: dict[int, dict[int, np.ndarray[Any, Any]]] = field(default_factory=dict)
 
 
 def certify_samples(
@@ -99,8 +103,9 @@ def certify_samples(
         _ascend(operations, steps, region, labels[rows], rows.tolist(), found)
         progress(min((done + 1) * BATCH, len(todo)), len(todo))
     return Certificates(
-        found.correct, found.certified, found.margins, found.methods, time.monotonic() - start, found.notes
-    )
+        found.correct, found.certified, found.margins, found.methods, time.monotonic() - start, found.notes,
+        found.slopes,
+    )  # fmt: skip
 
 
 def _hopeless(operations: list[Operation], region: Region, labels: Tensor, least: Tensor) -> bool:
@@ -133,12 +138,15 @@ def _check(
         if not bool(least[place] > 0):
             found.margins[row] = max(float(found.margins[row]), float(least[place]))
             continue
-        hints = {number: slope[place].detach().double().flatten().cpu().numpy() for number, slope in slopes.items()}
+        # As they are kept: what is proven again is what was proven.
+        hints = {number: slope[place].detach().float().flatten().cpu().numpy() for number, slope in slopes.items()}
         proven = proven_margin(
             steps, region.images[place].double().flatten().cpu().numpy(), int(labels[place]),
-            norm=region.norm, radius=region.radius, slopes=hints,
+            norm=region.norm, radius=region.radius,
+            slopes={number: slope.astype(np.float64) for number, slope in hints.items()},
         )  # fmt: skip
         found.margins[row] = proven
         if proven > 0:
             found.certified[row] = True
             found.methods[row] = method
+            found.slopes[row] = hints

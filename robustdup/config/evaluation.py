@@ -27,7 +27,8 @@ class EvalConfig(DataFields, ModelFields):
         "Data": ("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
         "Threat model": ("norm", "eps", "threat", "each_norm"),
         "Attacks": (
-            "attacks", "replay", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "seed", "plugin",
+            "attacks", "replay", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "certify",
+            "certify_seconds", "seed", "plugin",
         ),
         "Speed": (
             "device", "workers", "runner", "threads", "batch_size", "micro_batch", "precision", "compile", "fold",
@@ -134,6 +135,14 @@ class EvalConfig(DataFields, ModelFields):
     )
     min_distance: bool = Field(
         False, description="Also look for the smallest eps of every sample, and report robust accuracy over eps."
+    )
+    certify: bool = Field(
+        False,
+        description="First prove, for as many samples as possible, that no adversarial example exists; no attack runs on "
+        "these, and robust accuracy gets a lower bound.",
+    )
+    certify_seconds: float | None = Field(
+        60.0, description="Seconds after which certify begins no further samples.", gt=0
     )
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."

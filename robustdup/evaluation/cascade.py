@@ -38,7 +38,8 @@ class CleanSamples:
     """The samples under attack, on CPU: `images` (N, C, H, W) float32, `labels` (N,), `index` (N,), clean answers.
 
     `afresh` (N,) is the share of correct answers by fresh draws, or in the stated batch, of a model that does not repeat
-    itself; None for any other.
+    itself; None for any other. `certified` (N,) bool are those that no attack can break, by proof; None where none was
+    looked for.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class CleanSamples:
     index: Tensor
     clean: Answers
     afresh: Tensor | None = None
+    certified: Tensor | None = None
 
 
 @dataclass
@@ -157,6 +159,8 @@ def run_cascade(
         start: what it begins with, see `begin` and `go_on`; nothing broken if not given.
     """
     candidates = samples.clean.correct_share > 0
+    if samples.certified is not None:  # a pass would be spent in vain
+        candidates &= ~samples.certified
     result = begin(samples, threat) if start is None else start
     latest: list[Progress] = []  # of the stage under way
 

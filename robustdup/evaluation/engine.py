@@ -23,6 +23,7 @@ from robustdup.device import cpu_threads
 from robustdup.errors import UserError
 from robustdup.evaluation.calls import Caller, PlannedStage, stages_in
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, begin, go_on, run_cascade
+from robustdup.evaluation.certified import CERTIFICATES, Certified, save_certified
 from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers, not_finite_note
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
@@ -35,6 +36,7 @@ from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
 from robustdup.evaluation.vacuous import check_eps
 from robustdup.models.load import fingerprint
 from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
+from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.threat import ThreatModel
 from robustdup.union import ball_name, is_union
 
@@ -55,6 +57,7 @@ class Evaluation:
         adv_images: the worst image of each sample (N, C, H, W), the clean one where no attack ran.
         outcomes: what became of each sample at the largest eps, an Outcome each (N,).
         folder: the run folder, where there is one.
+        certified: what was proven before the attacks, where asked for.
     """
 
     record: EvaluationRecord
@@ -62,6 +65,7 @@ class Evaluation:
     adv_images: Tensor
     outcomes: Tensor
     folder: Path | None = None
+    certified: Certified | None = None
 
 
 def evaluate_model(
@@ -123,7 +127,9 @@ def evaluate_model(
         notes = large_eps + remarks(model, context) + not_finite_note(clean) + averaged
         notes += choose_packing(context, options, data.images, clean, stages, about.state)
         afresh = judged_afresh(context, data.images, data.labels) if clean.wavering else None
-        samples = CleanSamples(data.images, data.labels, data.index, clean.answers, afresh)
+        certified = _kept(about.certified, clean)
+        proven = None if certified is None else certified.mask(len(data.labels))
+        samples = CleanSamples(data.images, data.labels, data.index, clean.answers, afresh, proven)
         caller = stack.enter_context(workers(context, samples, clean, weights))
         results: list[CascadeResult] = []
         for threat in threats:
@@ -172,11 +178,27 @@ def evaluate_model(
             probe_passes,
             notes,
             doubts,
+            certified,
         )
         record = make_record(run, seconds=time.perf_counter() - started)
         nearest = min_distance(samples, results) if options.min_distance else None
         rows = sample_rows(samples, data.hashes, results, nearest)
-    return Evaluation(record, rows, results[-1].adv_images, outcomes(samples, results[-1]))
+        if certified is not None:
+            margins: list[float | None] = [None] * len(rows["position"])
+            for position, margin in zip(certified.position.tolist(), certified.margin.tolist(), strict=True):
+                margins[position] = margin  # the first rows are those on clean images
+            rows[CERTIFIED_MARGIN.name] = margins
+    return Evaluation(record, rows, results[-1].adv_images, outcomes(samples, results[-1]), certified=certified)
+
+
+def _kept(certified: Certified | None, clean: CleanAnswers) -> Certified | None:
+    """Return the certificates of samples that the referee gets right. Raises UserError where answers are not repeated."""
+    if certified is None:
+        return None
+    if clean.wavering:
+        why = "it answers at random" if clean.randomized else "its answers depend on the batch"
+        raise UserError(f"--certify cannot be used for this model: {why}. Leave it out.", code="not-certifiable")
+    return certified.among(~clean.answers.is_adv)
 
 
 def save_result(folder: Path, result: Evaluation, data: ImageDataset, *, images: bool = True) -> None:
@@ -185,6 +207,8 @@ def save_result(folder: Path, result: Evaluation, data: ImageDataset, *, images:
         tensors = {"images": result.adv_images.contiguous(), "labels": data.labels, "index": data.index}
         write_atomic(folder / ADVERSARIAL_FILE, save(tensors))
         write_atomic(folder / CLEAN_FILE, save({"images": _as_bytes(data.images)}))
+    if result.certified is not None:
+        save_certified(folder / CERTIFICATES, result.certified)
     save_samples(result.samples, folder)
     save_record(result.record, folder)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustdup.attacks.passes import Count
 from robustdup.data.dataset import ImageDataset
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples
+from robustdup.evaluation.certified import Certified
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.expected import judged_afresh, not_above
@@ -58,6 +59,7 @@ class RunInfo:
         signs: what speaks against the result already before the run.
         state: folder in which what is done is kept; None keeps nothing.
         seconds: seconds spent before the run, on loading for instance.
+        certified: what was proven of the samples before the run.
     """
 
     run_id: str = "in-memory"
@@ -71,6 +73,7 @@ class RunInfo:
     signs: tuple[Diagnostic, ...] = ()
     state: Path | None = None
     seconds: float = 0.0
+    certified: Certified | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class FinishedRun:
     probe_passes: Count
     notes: list[str]
     doubts: list[str] | None = None  # why the robust accuracy is a bound only; None where it was not looked at
+    certified: Certified | None = None  # what of `about.certified` holds by the referee
 
 
 def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
@@ -132,6 +136,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         min_distance=distance_summary(min_distance(samples, run.results), last.threat, float(correct.mean()))
         if options.min_distance
         else None,
+        certification=None if run.certified is None else run.certified.part(n),
         interval_about=_interval_text(run.data),
         curve=curve,
         curve_attacks=by_eps if several else {},

@@ -28,6 +28,8 @@ def outcomes(samples: CleanSamples, result: CascadeResult) -> Tensor:
     A model that does not repeat itself is asked afresh; NOT_ATTACKED is what it gets wrong in all draws.
     """
     outcome = torch.full((len(samples.labels),), Outcome.ROBUST, dtype=torch.uint8)
+    if samples.certified is not None:
+        outcome[samples.certified] = Outcome.CERTIFIED
     outcome[result.undecided] = Outcome.UNDECIDED
     outcome[result.broken] = Outcome.BROKEN
     outcome[samples.clean.correct_share == 0] = Outcome.NOT_ATTACKED

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.errors import RunError, UserError
+from robustdup.evaluation.certified import CERTIFICATES
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
 FORMAT = "robustdup.bundle/1"
 FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
+OPTIONAL = (CERTIFICATES,)  # of a run with certificates
 
 
 def write_bundle(run: Path, folder: Path) -> Path:
@@ -38,12 +40,15 @@ def write_bundle(run: Path, folder: Path) -> Path:
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         for source, name in ((run / RECORD_FILE, RECORD_FILE), (run / SAMPLES_FILE, SAMPLES_FILE), (images, EXAMPLES)):
             shutil.copyfile(source, partial / name)
+        kept = [name for name in OPTIONAL if (run / name).is_file()]
+        for name in kept:
+            shutil.copyfile(run / name, partial / name)
         content = {
             "format": FORMAT,
             "command": record.command,
             "data": record.data.fingerprint,
             "weights": record.model.fingerprint,
-            "files": {name: _sha256(partial / name) for name in FILES},
+            "files": {name: _sha256(partial / name) for name in (*FILES, *kept)},
         }
         (partial / MANIFEST).write_bytes(_canonical({**content, "sha256": _digest(content)}))
         partial.chmod(0o755)
@@ -103,16 +108,18 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         raise refused(
             f"its format is {str(manifest.get('format'))[:60]!r}; this robustdup reads {FORMAT!r}. Is it of a newer version?"
         )
-    if sorted(manifest) != ["command", "data", "files", "format", "weights"] or sorted(files) != sorted(FILES):
+    if sorted(manifest) != ["command", "data", "files", "format", "weights"] or set(files) - set(OPTIONAL) != set(
+        FILES
+    ):
         raise refused(f"{MANIFEST} holds other fields than {FORMAT!r} has.")
     if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
         raise refused(f"{MANIFEST} was changed after it was written.")
-    for name in FILES:
-        if name not in files or not (folder / name).is_file():
+    for name in files:
+        if not (folder / name).is_file():
             raise refused(f"{name} is missing.")
         if _sha256(folder / name) != files[name]:
             raise refused(f"{name} was changed after it was written (SHA-256 differs).")
-    extra = sorted(p.name for p in folder.iterdir() if p.name not in (*FILES, MANIFEST))
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in (*files, MANIFEST))
     if extra:
         raise refused(f"{extra[0]} does not belong to it.")
     return manifest

@@ -64,6 +64,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         if union
         else stages[record.threat.eps_text],
         "union": Exactly(_balls(record, replay) if union else []),
+        "certification": _certification(record, replay),
         "curve": Exactly(_curve(record, replay, nearest) if several and not union else {}),
         "curve_attacks": Exactly(stages if several else {}),
         "per_class": Exactly(
@@ -102,6 +103,13 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         )
         derived["per_class"] = Exactly([_without(part, "robust_accuracy") for part in derived["per_class"].content])
     return derived
+
+
+def _certification(record: EvaluationRecord, replay: Replay) -> Any:
+    certified = replay.certified
+    if record.certification is None and not bool(certified.any()):
+        return None
+    return {"n_certified": int(certified.sum()), "accuracy": _accuracy(certified.double(), record)}
 
 
 def _without(part: dict[str, Any], name: str) -> dict[str, Any]:

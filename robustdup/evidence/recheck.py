@@ -25,6 +25,7 @@ from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
 from robustdup.evaluation.steadiness import examine
 from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
+from robustdup.evidence.certificates import check_certificates
 from robustdup.evidence.derive import compare, contradictions, derive
 from robustdup.evidence.fields import fields_of, sample_fields
 from robustdup.evidence.match import Match
@@ -33,6 +34,7 @@ from robustdup.evidence.verification import Verification
 from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.records import UNION, EvaluationRecord, Threat, load_record
+from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.union import union_name
@@ -108,6 +110,9 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     judged = replace(judged, verdict=_in_own_balls(judged.verdicts, list(balls), replayed))
     unfounded, rounding = ([], 0) if judged.wavering else _unfounded(context, data, adv_images, replayed, judged)
     stated = record.model_dump()
+    proven, unproven = check_certificates(
+        folder, record, model, data, balls.get(record.threat.eps_text), replayed
+    )
     rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
     correct = torch.where(replayed.undecided, 0.0, judged.correct) if judged.wavering else rows
     seen_fields, unseen = compare(stated, _seen(record, context, data, judged, same_data=same_data))
@@ -115,6 +120,7 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     problems = [
         *_outside(data, judged.verdict),
         *unfounded,
+        *unproven,
         *replayed.problems,
         *misstated,
         *unseen,
@@ -126,12 +132,24 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     judged_fields = ["clean_accuracy.value", "robust_accuracy.value", "robust_accuracy_8bit"]
     rechecked = [*seen_fields, *(f"record.{name}" for name in judged_fields)]
     verification = summarise(judged, list(balls.values()), undecided=replayed.undecided)
+    if record.certification is not None:
+        rechecked += ["record.certification.n_certified", "record.certification.accuracy"]
+    classes = fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.wavering))
+    if replayed.has_certificates:
+        classes["rechecked"] += [
+            f"samples[clean].{CERTIFIED_MARGIN.name}",
+            "certificates.position",
+            "certificates.slopes",
+        ]
+        classes["consistent"] += ["certificates.margin"]
     return verification.model_copy(
         update={
+            "n_certified": int(proven.sum()),
+            "at_least": float(proven.double().mean()) if record.certification is not None else None,
             "accepted": not problems,
             "problems": problems,
             "within_rounding": rounding,
-            **fields_of(stated, rechecked, derived_fields, sample_fields(random=judged.wavering)),
+            **classes,
         }
     )
 

@@ -16,6 +16,7 @@ from robustdup.data.dataset import ImageDataset
 from robustdup.evaluation.referee import VIOLATION_NAMES
 from robustdup.evidence.bundle import refused
 from robustdup.records import SAMPLES_SCHEMA, UNION, AttackResult, EvaluationRecord, Outcome, load_samples
+from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.threat import ThreatModel
 from robustdup.union import ball_name, parse_balls
 
@@ -63,9 +64,25 @@ class Replay:
         return torch.tensor([row["outcome"] == "correct" for row in self.clean])
 
     @property
+    def certified(self) -> Tensor:
+        """(n,) bool: said to be proven, so that no attack ran on them."""
+        return torch.tensor([is_certified(row) for row in self.clean])
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether the rows have a column of certificates."""
+        return bool(self.clean) and CERTIFIED_MARGIN.name in self.clean[0]
+
+    @property
     def clean_share(self) -> Tensor:
         """(n,) float64: share of the draws in which the clean image was classified right."""
         return torch.tensor([row["correct_share"] for row in self.clean], dtype=torch.float64)
+
+
+def is_certified(row: Row) -> bool:
+    """Say whether a row on a clean image says that the sample is proven to be robust."""
+    margin = row.get(CERTIFIED_MARGIN.name)
+    return margin is not None and margin > 0
 
 
 def stages_of(record: EvaluationRecord) -> dict[str, list[AttackResult]]:
@@ -133,7 +150,7 @@ def read_rows(folder: Path) -> list[Row]:
     """Return the rows of samples.parquet. Raises UserError for other columns than it has."""
     table = load_samples(folder)
     for name in table.column_names:
-        if name not in SAMPLES_SCHEMA.names:
+        if name not in SAMPLES_SCHEMA.names and table.schema.field(name) != CERTIFIED_MARGIN:
             raise refused(f"samples.parquet has a column {name!r}, which no version writes.")
     for known in SAMPLES_SCHEMA:
         if known.name not in table.column_names or table.schema.field(known.name).type != known.type:
@@ -223,6 +240,9 @@ def _contradiction(row: Row, *, random: bool, radii: Mapping[str, float]) -> str
     if not 0 <= row["correct_share"] <= 1:
         return "a share of right answers lies outside [0, 1]"
     wrong = row["outcome"] in ("misclassified", Outcome.BROKEN.word)
+    margin = row.get(CERTIFIED_MARGIN.name)
+    if margin is not None and (row["stage"] >= 0 or wrong or not margin > 0):
+        return "a certificate of what cannot have one"
     if wrong != (row["correct_share"] <= 0.5):
         return "outcome and share of right answers contradict each other"
     if row["stage"] >= 0 and row["min_distance"] is not None:
@@ -255,7 +275,7 @@ def _replay_eps(
     if start is not None:
         share, margin, worst = list(start.share), list(start.margin), list(start.worst)
         broken, undecided = (set(mask.nonzero()[:, 0].tolist()) for mask in (start.broken, start.undecided))
-    candidates = [row["position"] for row in clean if row["outcome"] == "correct"]
+    candidates = [row["position"] for row in clean if row["outcome"] == "correct" and not is_certified(row)]
     for attack, rows in zip(attacks, stages, strict=True):
         everyone = record.individual or (record.min_distance is not None and attack.kind == "minimum-norm")
         left = [position for position in candidates if everyone or position not in broken]

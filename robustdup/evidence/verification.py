@@ -26,6 +26,13 @@ class Verification(Part):
     n_left: int = Field(
         default=0, description="Samples that nothing here breaks. That stronger attacks fail on them is only stated."
     )
+    n_certified: int = Field(
+        default=0,
+        description="Samples whose certificate the independent checker accepted here: no adversarial example exists.",
+    )
+    at_least: float | None = Field(
+        default=None, description="What is proven where there are certificates: robust accuracy is at least this."
+    )
     n_undecided: int = Field(default=0, description="Samples that the bundle says are undecided.")
     randomized: bool = Field(
         default=False, description="Whether the model answers at random: then shares are expected ones."
@@ -55,7 +62,12 @@ class Verification(Part):
         wrong = (
             f" and {self.n_misclassified} samples that are misclassified as they are" if self.n_misclassified else ""
         )
-        left = f"on the other {self.n_left} samples" if self.n_left else "no sample is left"
-        return f"At most {100 * self.at_most:.2f}% robust ({about} {by}{wrong}, of {self.n}). " + (
-            f"That stronger attacks fail {left} is only stated." if self.n_left else "No sample is left to break."
-        )
+        most = f"At most {100 * self.at_most:.2f}% robust ({about} {by}{wrong}, of {self.n})."
+        if self.at_least is not None:
+            most += f" At least {100 * self.at_least:.2f}% robust (proven here by {self.n_certified} certificates)."
+        n_open = self.n_left - self.n_certified
+        if not self.n_left:
+            return f"{most} No sample is left to break."
+        if not n_open:
+            return f"{most} No sample is left open."
+        return f"{most} That stronger attacks fail on the other {n_open} samples is only stated."

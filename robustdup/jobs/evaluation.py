@@ -28,6 +28,7 @@ from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
+from robustdup.jobs.certification import certify_first, check_certifiable
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.jobs.second_judge import judge_again
 from robustdup.models.adapt import PLAIN, Adaptation, adapted
@@ -93,6 +94,8 @@ def run_evaluation(
     code = code_fingerprint(original) if model is None else None
     fitted, fitted_stand_in = fit_models(config, original, stand_in, data, device)
     check_gradient(fitted_stand_in or fitted, stages, stand_in=stand_in is not None)
+    if config.certify:
+        check_certifiable(config, fitted.model, threats[-1])
     original, stand_in = fitted.model, None if fitted_stand_in is None else fitted_stand_in.model
     given = GivenModels(model, attack_model, fitted.adaptation, fitted_stand_in.adaptation if fitted_stand_in else None)
     for sign in fitted.signs:  # at once: the run may take hours
@@ -102,6 +105,14 @@ def run_evaluation(
             run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
             stack.enter_context(locked(folder))
             stack.enter_context(freed_by_mistakes(folder, resume=resume, has_begun=lambda: _has_calls(folder)))
+        state = folder / STATE if folder is not None else None
+        certified = None
+        if config.certify:
+            certified = certify_first(config, original, data, threats[-1], state)
+            said = (
+                f"{len(certified.position)} of {len(data)} samples are proven to be robust ({certified.seconds:.1f} s)."
+            )
+            progress(_remark(" ".join([said, *certified.notes]), stages, threats[0], len(data)))
         about = RunInfo(
             run_id=folder.name if folder is not None else "in-memory",
             command=command or rerun_command("eval", config),
@@ -112,8 +123,9 @@ def run_evaluation(
             runner=config.runner,
             notes=(*notes, *data.notes, *fitted.notes),
             signs=fitted.signs,
-            state=folder / STATE if folder is not None else None,
+            state=state,
             seconds=time.perf_counter() - started,
+            certified=certified,
         )
         try:
             result = evaluate_model(

@@ -12,6 +12,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard.table import exact_eps, same_eps
 from robustdup.records import UNION, EvaluationRecord, Outcome, doubt_text
 from robustdup.records.columns import Texts, numbers, texts
+from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.statistics import mcnemar, tango_interval
 
 
@@ -105,6 +106,8 @@ def sample_outcomes(record: EvaluationRecord, samples: pa.Table) -> SampleOutcom
 
     broken = mark(at_eps | below, Outcome.BROKEN.word)
     undecided = mark(at_eps, Outcome.UNDECIDED.word) | ~mark(at_eps, Outcome.ROBUST.word)
+    if CERTIFIED_MARGIN.name in samples.column_names:
+        undecided &= ~(numbers(samples, CERTIFIED_MARGIN.name)[order] > 0)
     robust = np.where(~clean | broken, 0, np.where(undecided, -1, 1))
     images = texts(samples, "image_sha256").at(order)
     return SampleOutcomes(indices, numbers(samples, "label")[order], images, clean, robust)

@@ -29,6 +29,7 @@ from robustdup.records.evaluation import (
     SCHEMA,
     VERSION,
     AttackResult,
+    Certification,
     ClassResult,
     CurvePoint,
     Diagnostic,
@@ -59,7 +60,7 @@ from robustdup.records.training import (
     load_training_record,
     save_training_record,
 )
-from robustdup.records.verdict import bound_text, doubt_text, doubts, no_substance
+from robustdup.records.verdict import bound_text, doubt_text, doubts, no_substance, proven_text
 
 __all__ = [
     "RECORD_FILE",
@@ -70,6 +71,7 @@ __all__ = [
     "VERSION",
     "Accuracy",
     "AttackResult",
+    "Certification",
     "CheckpointResult",
     "ClassResult",
     "CurvePoint",
@@ -107,6 +109,7 @@ __all__ = [
     "load_training_record",
     "no_substance",
     "now",
+    "proven_text",
     "read_record",
     "save_record",
     "save_samples",

@@ -189,6 +189,18 @@ class PassTotals(Part):
     padding: int = Field(default=0, description="Computed besides, to fill micro-batches.")
 
 
+class Certification(Part):
+    """Samples for which no adversarial example exists, by proof: the other side of a robust accuracy."""
+
+    n_certified: int = Field(
+        description="Samples that are classified correctly and proven to be robust; no attack ran on them."
+    )
+    accuracy: Accuracy = Field(description="Their share: robust accuracy is at least that.")
+    methods: dict[str, int] = Field(default_factory=dict, description="How many were proven by which bound.")
+    seconds: float = Field(default=0.0, description="Seconds that it took.")
+    notes: list[str] = Field(default_factory=list, description="What a reader should know, such as that time was up.")
+
+
 class ModelInfo(Part):
     """Which model."""
 
@@ -282,6 +294,9 @@ class EvaluationRecord(Part):
     min_distance: MinDistance | None = Field(
         default=None, description="The smallest eps of the samples, where asked for."
     )
+    certification: Certification | None = Field(
+        default=None, description="What was proven before the attacks, where asked for."
+    )
     interval_about: str = Field(description="What the intervals speak of.")
     curve: dict[str, CurvePoint] = Field(default_factory=dict, description="Robust accuracy at each eps, by its text.")
     curve_attacks: dict[str, list[AttackResult]] = Field(
@@ -305,7 +320,7 @@ class EvaluationRecord(Part):
 
     def __str__(self) -> str:
         """Return what it says in one line; `repr` and `to_json` show all of it."""
-        from robustdup.records.verdict import bound_text, doubt_text
+        from robustdup.records.verdict import bound_text, doubt_text, proven_text
 
         clean, robust = self.clean_accuracy, self.robust_accuracy
         undecided = f", {self.n_undecided} undecided" if self.n_undecided else ""
@@ -314,7 +329,7 @@ class EvaluationRecord(Part):
         return (
             f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.text}, "
             f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
-            f"robust {found}{undecided}"
+            f"robust {found}{undecided}{f', {proven_text(self)}' if self.certification is not None else ''}"
         )
 
 

@@ -54,14 +54,17 @@ SAMPLES_SCHEMA = pa.schema(
         ("min_distance", pa.float64()),  # rows "clean": smallest distance seen to break the sample, where asked for
     ]
 )
+# Beside them, of a run with certificates. Rows "clean": the margin that is proven to be the least in the ball; else null.
+CERTIFIED_MARGIN = pa.field("certified_margin", pa.float64())
 OLD_WORDS = {"survived": Outcome.ROBUST.word}  # of tables that were written beside records before version 3
 
 
 def save_samples(rows: dict[str, list[Any]], folder: Path) -> Path:
-    """Write `samples.parquet` (columns of SAMPLES_SCHEMA) into a run folder and return its path."""
+    """Write `samples.parquet` (columns of SAMPLES_SCHEMA, perhaps CERTIFIED_MARGIN) into a run folder; return its path."""
+    schema = SAMPLES_SCHEMA.append(CERTIFIED_MARGIN) if CERTIFIED_MARGIN.name in rows else SAMPLES_SCHEMA
     path = folder / SAMPLES_FILE
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(rows, schema=SAMPLES_SCHEMA), temporary, compression="zstd")
+        pq.write_table(pa.table(rows, schema=schema), temporary, compression="zstd")
     return path
 
 

@@ -33,6 +33,8 @@ def doubts(record: EvaluationRecord) -> list[str]:
     Where no attack of substance ran, that comes first. A record that was not asked (of an older version) is doubted for its
     serious signs of masked gradients.
     """
+    if record.certification is not None and record.certification.accuracy.value >= record.robust_accuracy.value:
+        return []  # it is proven: no attack's strength is asked about
     nothing = no_substance(record)
     if nothing:
         return list(dict.fromkeys([nothing, *record.unreliable_reasons]))
@@ -56,3 +58,13 @@ def doubt_text(record: EvaluationRecord) -> str:
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     first = reasons[0].rstrip(".")
     return f"gradients masked: {first[:1].lower() + first[1:]}{more}; no attack here was seen to get through"
+
+
+def proven_text(record: EvaluationRecord) -> str:
+    """Return what is proven of the robust accuracy beside what attacks left; empty where nothing was looked for."""
+    if record.certification is None:
+        return ""
+    proven, attacked = record.certification.accuracy.value, record.robust_accuracy.value
+    if proven >= attacked:
+        return f"{proven:.2%}, all of it proven"
+    return f"between {proven:.2%} proven and {attacked:.2%} attacked"

@@ -149,13 +149,15 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None, *, made_h
     doubt = doubt_text(record)
     verdict = [f"**Robust accuracy {bound_text(record)}, {_plain(doubt)}. Not to be believed.**", ""] if doubt else []
     robust = _row(f"robust ({threat})", record.robust_accuracy)
+    certification = record.certification
+    proven = [] if certification is None else [_row("certified, a lower bound", certification.accuracy)]
     if doubt:
         robust = f"| robust ({_plain(threat)}), an upper bound | {bound_text(record)} | |"
     lines = [
         "## Adversarial robustness", "", *verdict,
         f"Evaluated with robustdup {_plain(record.versions.get('robustdup', ''))} on {data}, within {threat}.", "",
         "| | accuracy | 95% interval |", "|---|---:|---:|",
-        _row("clean", record.clean_accuracy), robust,
+        _row("clean", record.clean_accuracy), robust, *proven,
         *(f"| robust in {_plain(ball.name)} alone | {alone_text(ball)} | |" for ball in record.union), "",
         "| attack | attacked | broken | robust accuracy after |", "|---|---:|---:|---:|",
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from robustdup.records import (
     bound_text,
     doubt_text,
     doubts,
+    proven_text,
 )
 from robustdup.report.format import NONE, percent
 
@@ -100,6 +101,12 @@ def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]
             for eps, point in record.curve.items()
         ]
     doubt = doubt_text(record)
+    if record.certification is not None:
+        proven = record.certification
+        rows.append(
+            ["certified, a lower bound", str(record.n), str(proven.n_certified), with_interval(proven.accuracy)]
+        )
+        caption = f"{caption}, {proven_text(record)}"
     if doubt:
         caption = f"{bound_text(record)}, {doubt}. {caption}"
     rows.append(["robust, an upper bound" if doubt else "robust", str(record.n), "", robust_text(record)])

@@ -21,6 +21,7 @@ from robustdup.records import (
     doubt_text,
     doubts,
     load_samples,
+    proven_text,
     to_json,
 )
 from robustdup.records.origin import file_made_here
@@ -94,6 +95,8 @@ def _verdict(record: EvaluationRecord) -> Panel:
         lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
     for ball in record.union:
         lines.add_row(f"  {escape(ball.name)} alone", alone_text(ball))
+    if record.certification is not None:
+        lines.add_row("  both sides", f"[bold]{proven_text(record)}")
     if record.robust_accuracy_8bit is not None:
         lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
     if record.n_undecided:

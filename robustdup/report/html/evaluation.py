@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from robustdup.errors import RobustdupError, UserError
 from robustdup.leaderboard import RankResult, position
-from robustdup.records import RECORD_FILE, EvaluationRecord, bound_text, doubt_text
+from robustdup.records import RECORD_FILE, EvaluationRecord, bound_text, doubt_text, proven_text
 from robustdup.records.origin import file_made_here
 from robustdup.report.format import images_taken, interval, missing, number, percent, plural, short, whole
 from robustdup.report.html.board import board_section
@@ -152,10 +152,11 @@ def _notices(record: EvaluationRecord) -> Iterator[Notice]:
 def _figures(record: EvaluationRecord, rank: tuple[str, str]) -> list[Figure]:
     clean, robust = record.clean_accuracy, record.robust_accuracy
     doubt = doubt_text(record)
+    proven = f"; {proven_text(record)}" if record.certification is not None else ""
     return [
         Figure(
             "Robust accuracy", bound_text(record) if doubt else percent(robust.value), robust.value, "robust_accuracy.value",
-            f"an upper bound, {doubt}" if doubt else f"95% interval {interval(robust.low, robust.high)}", big=True,
+            f"an upper bound, {doubt}" if doubt else f"95% interval {interval(robust.low, robust.high)}{proven}", big=True,
         ),
         Figure(
             "Clean accuracy", percent(clean.value), clean.value, "clean_accuracy.value",
@@ -179,6 +180,8 @@ def _sentence(record: EvaluationRecord, samples: Samples | None) -> str:
         f"Attacks within {threat} change {whole(broken)} of these answers; "
     )
     left = "none stands" if stands == 0 else f"{whole(stands)} {'stands' if stands == 1 else 'stand'}"
+    if record.certification is not None:
+        left += f", {whole(record.certification.n_certified)} of them by proof"
     return text + left + (f", and {plural(undecided, 'sample is', 'samples are')} undecided." if undecided else ".")
 
 

@@ -1,0 +1,89 @@
+"""Certificates that an evaluation starts from: samples for which no adversarial example exists, and what proves it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustdup.errors import UserError
+from robustdup.evaluation.metrics import accuracy
+from robustdup.records import Certification, write_atomic
+
+CERTIFICATES = "certificates.safetensors"  # in a run folder, its state, and a bundle
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What was proven of the samples of a run.
+
+    Attributes:
+        position: int64 (k,), rising: the samples that are certified, by their row in the run.
+        margin: float64 (k,): the least margin that is possible in the ball, above 0.
+        slopes: float32 (k, size) by rectifier: of the lower lines that the checker needs to prove it again.
+        methods: how many were proven by which bound.
+        seconds: what it took.
+        notes: what a reader should know.
+    """
+
+    position: Tensor
+    margin: Tensor
+    slopes: Mapping[int, Tensor] = field(default_factory=dict)
+    methods: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def mask(self, n: int) -> Tensor:
+        """Return which of n samples are certified: (n,) bool."""
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[self.position] = True
+        return mask
+
+    def among(self, right: Tensor) -> Certified:
+        """Keep the samples that the referee gets right, (n,) bool."""
+        kept = right[self.position]
+        slopes = {number: slope[kept] for number, slope in self.slopes.items()}
+        return replace(self, position=self.position[kept], margin=self.margin[kept], slopes=slopes)
+
+    def part(self, n: int) -> Certification:
+        """Return what a record says of it, among n samples."""
+        share = accuracy(self.mask(n).double().numpy())
+        return Certification(
+            n_certified=len(self.position), accuracy=share, methods=dict(Counter(self.methods)), seconds=self.seconds,
+            notes=list(self.notes),
+        )  # fmt: skip
+
+
+def save_certified(path: Path, certified: Certified, about: Mapping[str, str] | None = None) -> None:
+    """Write certificates; `about` says of what they speak, so that others are not taken for them."""
+    tensors = {"position": certified.position, "margin": certified.margin}
+    tensors |= {f"slopes.{number}": slope.contiguous() for number, slope in certified.slopes.items()}
+    told = {"methods": dict(certified.methods), "seconds": certified.seconds, "notes": list(certified.notes)}
+    write_atomic(path, save(tensors, metadata={**(about or {}), "told": json.dumps(told)}))
+
+
+def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certified | None:
+    """Read certificates; None where they speak of something else than `about`. Raises UserError where they are damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            head, names = file.metadata() or {}, set(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        told = json.loads(head["told"])
+        position, margin = tensors.pop("position"), tensors.pop("margin")
+        slopes = {int(name.removeprefix("slopes.")): slope for name, slope in tensors.items()}
+        sizes = {len(position), len(margin), *map(len, slopes.values())}
+        if position.dtype != torch.int64 or len(sizes) != 1 or position.ndim != 1:
+            raise ValueError("its parts do not belong together")
+        found = Certified(
+            position, margin.double(), slopes, dict(told["methods"]), float(told["seconds"]), tuple(told["notes"])
+        )
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}).", code="damaged-run") from None
+    return found if all(head.get(name) == value for name, value in (about or {}).items()) else None

@@ -1,0 +1,87 @@
+"""Certificates before an evaluation: what cannot be certified is refused early, and a run that goes on proves nothing twice."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustdup.certification.proofs import certify_samples
+from robustdup.config import EvalConfig
+from robustdup.data.dataset import ImageDataset
+from robustdup.errors import UserError
+from robustdup.evaluation.certified import CERTIFICATES, Certified, load_certified, save_certified
+from robustdup.models.load import fingerprint
+from robustdup.threat import ThreatModel
+
+NORMS = ("Linf", "L2", "L1")
+
+
+def certify_first(
+    config: EvalConfig, model: nn.Module, data: ImageDataset, threat: ThreatModel, state: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Certified:  # fmt: skip
+    """Certify the samples of an evaluation at its largest eps, or take what is saved of a run that goes on.
+
+    Args:
+        config: the evaluation, with its limit of time.
+        model: the model that is judged.
+        data: the images, with labels.
+        threat: the threat model of the result.
+        state: folder of the run's state; None keeps nothing.
+        progress: told (samples done, samples in all).
+
+    Raises:
+        UserError: not-certifiable for what cannot be certified at all; not-boundable, with the layer.
+    """
+    check_certifiable(config, model, threat)
+    about = {
+        "data": data.fingerprint, "weights": fingerprint(model), "threat": str(threat), "limit": str(config.certify_seconds)
+    }  # fmt: skip
+    path = None if state is None else state / CERTIFICATES
+    if path is not None and path.is_file():
+        saved = load_certified(path, about)
+        if saved is not None:
+            return saved
+    try:
+        network = copy.deepcopy(model).cpu().float().eval()
+    except Exception as error:
+        raise _refused(f"the model cannot be copied ({type(error).__name__})") from error
+    found = certify_samples(
+        network, data.images.float(), data.labels, threat, seconds=config.certify_seconds, progress=progress
+    )
+    position = found.certified.nonzero().squeeze(1)
+    kept = [found.slopes[row] for row in position.tolist()]
+    slopes = {
+        number: torch.stack([torch.from_numpy(one[number]) for one in kept]) for number in (kept[0] if kept else ())
+    }
+    methods = Counter(found.methods[row] for row in position.tolist())
+    certified = Certified(position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_certified(path, certified, about)
+    return certified
+
+
+def check_certifiable(config: EvalConfig, model: nn.Module, threat: ThreatModel) -> None:
+    """Raise UserError (not-certifiable) for what cannot be certified, in words and before anything runs."""
+    if config.threat is not None:
+        raise _refused("certificates are for one norm, not for --threat")
+    if threat.norm not in NORMS:
+        raise _refused(f"bounds are for {', '.join(NORMS)}, not for {threat.norm}")
+    if config.individual or config.min_distance:
+        name = "individual" if config.individual else "min-distance"
+        raise _refused(f"--{name} runs attacks on all samples, and certified ones are not attacked")
+    if config.mode != "eval":
+        raise _refused("--mode as-is may leave layers in training mode, whose answers depend on the batch")
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    if dtypes:
+        raise _refused(f"the weights are {', '.join(sorted(dtypes))}, and rounding is counted for float32 alone")
+
+
+def _refused(reason: str) -> UserError:
+    return UserError(f"--certify cannot be used here: {reason}. Leave it out.", code="not-certifiable")
