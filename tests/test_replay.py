@@ -102,3 +102,9 @@ def test_a_replayed_run_is_bundled_and_verified_and_passes_the_gate(earlier, tmp
     assert robustdup.gate(out, earlier).passed
     assert json.loads((out / "record.json").read_text())["config"]["replay"] == str(earlier)
     assert result.record.attacks[0].source == "native"
+
+
+def test_images_of_another_norm_are_put_into_the_ball_of_this_one(earlier):
+    record = again(earlier, eps="4", norm="L0", attacks="sigma-zero")
+    assert record.attacks[0].violations == 0
+    assert 0 < record.attacks[0].n_broken < 40

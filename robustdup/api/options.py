@@ -62,6 +62,15 @@ class TrainOptions(TypedDict, total=False):
     crop: int | None
     grey: bool
     init: str | None
+    new_head: bool
+    freeze: str | None
+    extra_data: str | None
+    extra_share: float
+    extra_split: str | None
+    extra_labels: str | None
+    transforms: str | None
+    mix: str | None
+    nesterov: bool
     test_split: str
     test_data: str | None
     n: int | None

@@ -17,7 +17,7 @@ from robustdup.plugins import AttackSpec
 from robustdup.records import load_record, load_samples
 from robustdup.records.columns import numbers, texts
 from robustdup.rng import SampleRng
-from robustdup.threat import ThreatModel
+from robustdup.threat import NORMS, ThreatModel
 
 NAME = "replay"
 EXAMPLES = "adversarial.safetensors"
@@ -82,7 +82,7 @@ def first_stage(run: EarlierRun) -> PlannedStage:
         return torch.where(outside.view(-1, 1, 1, 1), threat.project(images, adv_images), images)
 
     spec = AttackSpec(
-        name=NAME, function=replay, norms=("Linf", "L2", "L1"), knowledge="transfer", batching="pool", cost=(0.0, 0.0),
+        name=NAME, function=replay, norms=NORMS, knowledge="transfer", batching="pool", cost=(0.0, 0.0),
         source="native", undemonstrated="It tries what an earlier run found, and looks for nothing.",
         description="The adversarial images of an earlier run.",
     )  # fmt: skip

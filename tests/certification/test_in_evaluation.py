@@ -191,6 +191,8 @@ def test_what_cannot_be_certified_is_refused_in_words_before_anything_runs():
         certify(Step().half().eval())
     with raises("not-certifiable", UserError, "as-is"):
         certify(mode="as-is")
+    with raises("not-certifiable", UserError, "not for L0"):
+        certify(norm="L0", eps="2", attacks="sigma-zero")
     with raises("not-boundable"):
         certify(Noisy().eval())
     with raises("not-boundable", UserError, "erf"):
