@@ -41,6 +41,8 @@ class EvaluateOptions(TypedDict, total=False):
     compile: Literal["auto", "off", "on", "cudagraphs"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     min_distance: bool
+    certify: bool
+    certify_seconds: float | None
     allow_pickle: bool
     diagnostics: bool
     save_images: bool
@@ -71,6 +73,8 @@ class TrainOptions(TypedDict, total=False):
     transforms: str | None
     mix: str | None
     nesterov: bool
+    eps_schedule: str | None
+    steps_schedule: str | None
     test_split: str
     test_data: str | None
     n: int | None

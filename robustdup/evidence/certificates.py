@@ -26,7 +26,12 @@ ROOM = 1e-6  # share by which a stated margin may be above the proven one: BLAS 
 
 
 def check_certificates(
-    folder: Path, record: EvaluationRecord, model: nn.Module, data: ImageDataset, threat: ThreatModel | None, replayed: Replay
+    folder: Path,
+    record: EvaluationRecord,
+    model: nn.Module,
+    data: ImageDataset,
+    threat: ThreatModel | None,
+    replayed: Replay,
 ) -> tuple[Tensor, list[str]]:
     """Prove every certificate of a bundle again.
 

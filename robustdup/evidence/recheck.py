@@ -110,9 +110,7 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
     judged = replace(judged, verdict=_in_own_balls(judged.verdicts, list(balls), replayed))
     unfounded, rounding = ([], 0) if judged.wavering else _unfounded(context, data, adv_images, replayed, judged)
     stated = record.model_dump()
-    proven, unproven = check_certificates(
-        folder, record, model, data, balls.get(record.threat.eps_text), replayed
-    )
+    proven, unproven = check_certificates(folder, record, model, data, balls.get(record.threat.eps_text), replayed)
     rows = (replayed.clean_correct & ~replayed.broken & ~replayed.undecided).double()
     correct = torch.where(replayed.undecided, 0.0, judged.correct) if judged.wavering else rows
     seen_fields, unseen = compare(stated, _seen(record, context, data, judged, same_data=same_data))

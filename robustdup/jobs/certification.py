@@ -70,7 +70,7 @@ def certify_first(
 def check_certifiable(config: EvalConfig, model: nn.Module, threat: ThreatModel) -> None:
     """Raise UserError (not-certifiable) for what cannot be certified, in words and before anything runs."""
     if config.threat is not None:
-        raise _refused("certificates are for one norm, not for --threat")
+        raise _refused("certificates are for one ball: write --norm and --eps in place of --threat")
     if threat.norm not in NORMS:
         raise _refused(f"bounds are for {', '.join(NORMS)}, not for {threat.norm}")
     if config.individual or config.min_distance:

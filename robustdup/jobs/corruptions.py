@@ -52,7 +52,9 @@ TABLE_FILE = "corrupted.parquet"
 PICTURES_FILE = "images/corrupted.npz"  # the first sample under every kind and severity
 LIBRARY = "imagecorruptions-imaug"
 JUDGED_AT_ONCE = 2048  # images
-NOT_FOR_CORRUPTIONS = ("attacks", "attack_model", "min_distance", "individual", "each_norm", "loss", "options")
+NOT_FOR_CORRUPTIONS = (
+    "attacks", "attack_model", "min_distance", "individual", "each_norm", "loss", "options", "replay", "certify",
+)  # fmt: skip
 Tell = Callable[[str, int, int], None]
 
 
