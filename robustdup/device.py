@@ -18,7 +18,7 @@ def choose_device(text: str) -> torch.device:
     """Return the device that `text` names.
 
     Args:
-        text: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which takes a GPU where there is one.
+        text: `cpu`, `cuda`, `cuda:1`, or `auto`, which takes a GPU where there is one.
 
     Raises:
         UserError: for another word, and for a device that is not there.
@@ -28,14 +28,22 @@ def choose_device(text: str) -> torch.device:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise unknown("device", text, ["auto", "cpu", "cuda", "cuda:0", "mps"]) from None
+        raise unknown("device", text, ["auto", "cpu", "cuda", "cuda:0"]) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"Device {text!r} is not there: {torch.cuda.device_count()} CUDA devices are. Use --device auto.",
             code="no-device",
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("Device 'mps' is not available here. Use --device auto.", code="no-device")
+    if device.type not in ("cpu", "cuda"):
+        why = (
+            " Apple's GPUs have no float64, in which balls are measured and the referee decides."
+            if text == "mps"
+            else ""
+        )
+        raise UserError(
+            f"Device {text!r} is not one that robustdup computes on: cpu and cuda are.{why} Use --device auto.",
+            code="no-device",
+        )
     return device
 
 

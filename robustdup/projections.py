@@ -23,8 +23,11 @@ COLUMNS = 64  # what `fold_sum` leaves to a running sum
 def row_sum(values: Tensor) -> Tensor:
     """Sum each row of (N, D) -> (N,) in float64, to the same bits whatever the other rows are.
 
-    A plain sum may split a row differently when N changes; a running sum goes through each row in order.
+    A plain sum may split a row differently when N changes; a running sum goes through each row in order. That holds on a
+    CPU; on CUDA neither keeps to one order, and the plain one, which reads each value once, is taken.
     """
+    if values.is_cuda:
+        return values.sum(dim=1, dtype=torch.float64)
     return values.double().cumsum(dim=1)[:, -1]
 
 

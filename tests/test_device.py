@@ -1,9 +1,26 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from robustdup.device import count_operations, cpu_threads
+from robustdup.device import choose_device, count_operations, cpu_threads
+from robustdup.errors import UserError
+from tests.raising import raises
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "names"),
+    [
+        ("mps", "no-device", ["'mps'", "float64", "--device auto"]),
+        ("xpu", "no-device", ["'xpu'", "cpu and cuda", "--device auto"]),
+        ("meta", "no-device", ["'meta'"]),
+        ("gpu", "unknown-device", ["'gpu'", "cuda"]),
+    ],
+)
+def test_a_device_on_which_nothing_can_run_is_refused_at_once(text, code, names):
+    with raises(code, UserError, *names):
+        choose_device(text)
 
 
 def test_operations_are_counted_and_no_hook_is_left():

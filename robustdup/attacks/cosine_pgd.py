@@ -23,6 +23,7 @@ from robustdup.attacks.apgd_t import targeted_losses
 from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
+from robustdup.attacks.pgd import keep_improved
 from robustdup.errors import check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
@@ -158,13 +159,13 @@ def _strongest_of_runs(
         for step in range(steps + 1):
             last = step == steps
             gradient, heights, is_adv = _look(model, iterate, labels, loss, remaining, eot, gradient=not last)
-            improved = (heights < best_height[remaining]) | is_adv
-            best[remaining[improved]], best_height[remaining[improved]] = iterate[improved], heights[improved]
-            keep = ~is_adv
-            remaining = remaining[keep]
+            keep_improved((best, best_height), (iterate, heights), remaining, is_adv)
+            keep = (~is_adv).nonzero().squeeze(1)
+            left = len(keep) < len(remaining)
+            remaining = remaining[keep] if left else remaining
             if gradient is None or len(remaining) == 0:
                 break
-            if not bool(keep.all()):
+            if left:
                 clean, iterate, previous, gradient = (t[keep] for t in (clean, iterate, previous, gradient))
             step_size = FIRST_STEP * threat.radius * (1 + math.cos(math.pi * step / steps)) / 2
             sizes = per_sample(torch.full_like(lowest[remaining], step_size), iterate)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -51,7 +51,21 @@ def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iter
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+        _restore(buffers)
+
+
+@torch.no_grad()
+def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Put values back into the buffers that have others now; the rest are not touched, since a graph may hold them.
+
+    Those on a GPU are compared all at once, so that it is waited for once.
+    """
+    there = [(b, v) for b, v in buffers if b.is_cuda and b.shape == v.shape and b.device == v.device]
+    moved: dict[int, bool] = {}
+    for device in {buffer.device for buffer, _ in there}:
+        pairs = [(b, v) for b, v in there if b.device == device]
+        flags = torch.stack([(b != v).any() for b, v in pairs]).tolist()
+        moved |= {id(b): flag for (b, _), flag in zip(pairs, flags, strict=True)}
+    for buffer, value in buffers:
+        if moved[id(buffer)] if id(buffer) in moved else not torch.equal(buffer, value):
+            buffer.copy_(value)

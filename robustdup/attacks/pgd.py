@@ -89,13 +89,14 @@ def pgd(
         for taken in range(steps + 1):
             last = taken == steps
             gradient, heights, is_adv = _look(model, iterate, true, function, eot, gradient=not last)
-            improved = (heights < best_height[active]) | is_adv
-            best[active[improved]], best_height[active[improved]] = iterate[improved], heights[improved]
-            keep = ~is_adv
-            active, clean, true, iterate = active[keep], clean[keep], true[keep], iterate[keep]
+            keep_improved((best, best_height), (iterate, heights), active, is_adv)
+            keep = (~is_adv).nonzero().squeeze(1)
+            if len(keep) < len(active):
+                kept = (active, clean, true, iterate, velocity, gradient)
+                active, clean, true, iterate, velocity, gradient = (values[keep] for values in kept)
             if last or len(active) == 0:
                 break
-            velocity = momentum * velocity[keep] + unit_l1(gradient[keep])
+            velocity = momentum * velocity + unit_l1(gradient)
             iterate = threat.project(clean, iterate + step * ascent(clean, velocity, threat))
         if eot > 1:  # the fewest right draws of many looks are luck in part: what is chosen between is asked again
             for candidate in (best, iterate):
@@ -106,6 +107,16 @@ def pgd(
             adv_images, lowest = best, best_height
         remaining = active
     return adv_images
+
+
+def keep_improved(best: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor], active: Tensor, is_adv: Tensor) -> None:
+    """Keep, in place, the iterates that are misclassified or lower than the best so far: (images, heights) each.
+
+    `active` (n,) are the places of the n iterates among the best. A GPU is waited for once.
+    """
+    rows = ((now[1] < best[1][active]) | is_adv).nonzero().squeeze(1)
+    places = active[rows]
+    best[0][places], best[1][places] = now[0][rows], now[1][rows]
 
 
 def pgd_cost(options: Mapping[str, Any]) -> tuple[float, float]:

@@ -114,7 +114,7 @@ class EvalConfig(DataFields, ModelFields):
     threads: int | None = Field(
         None, description="CPU threads; one for models too small to share out, all otherwise, if not given.", ge=1
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, or auto.")
     workers: int | None = Field(
         None,
         description="Processes (or actors of a cluster) that share the samples; the result is the same. If not given: one "

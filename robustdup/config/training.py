@@ -210,7 +210,7 @@ class TrainConfig(DataFields, ModelFields):
         "auto", description="Compile the model: auto is off on a CPU and on with CUDA."
     )
     channels_last: bool = Field(True, description="Keep images and convolutions in channels-last layout.")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, or auto.")
     threads: int | None = Field(None, description="CPU threads; all cores if not given.", ge=1)
     loader_workers: int = Field(
         0, description="Processes that decode images, for data that does not fit in memory.", ge=0

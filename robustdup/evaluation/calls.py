@@ -277,6 +277,10 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
     half = len(rows) // 2
     for model in (attacked, context.original):
         model.micro_batch = model.micro_batch and max(1, min(model.micro_batch, half))
+    if (
+        context.device.type == "cuda"
+    ):  # further calls would run out of memory again; on a CPU bits hang on the micro-batch
+        context.micro_batch, context.smaller = max(1, min(context.micro_batch, half)), ()
     attempt.notes.append(f"Out of memory with {len(rows)} samples in a call of {stage.spec.name}; went on with {half}.")
     return join([_attack_in_memory(attempt, work, part) for part in (rows[:half], rows[half:])])
 

@@ -74,6 +74,7 @@ class Context:
     attack_copy: Prepared | None = None
     smaller: tuple[int, ...] = ()
     seconds: tuple[float, float] | None = None
+    worth_compiling: bool = True  # whether the run is long enough for `compile=auto` to compile on CUDA
     longest: float = 0.0  # seconds that the run would take in one process if every sample survived
     batch_size_given: bool = True
     workers: int = 1  # that share the samples
@@ -148,7 +149,7 @@ def make_attack_copy(
         compiled: False to put compiling off until the micro-batch is known.
     """
     compile_it = options.compile in ("on", "cudagraphs") or (
-        options.compile == "auto" and context.device.type == "cuda"
+        options.compile == "auto" and context.device.type == "cuda" and context.worth_compiling
     )
     wanted = options.fold or compile_it or options.precision != "fp32"
     if wanted and (context.attack_copy is None or compile_it):
@@ -158,7 +159,7 @@ def make_attack_copy(
             micro_batch=context.micro_batch,
             fold=options.fold,
             channels_last=options.fold,
-            compile=options.compile if compiled else "off",
+            compile=options.compile if compiled and compile_it else "off",
             precision=options.precision,
             randomized=randomized,
         )

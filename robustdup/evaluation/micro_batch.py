@@ -37,6 +37,7 @@ REPEATS = 5
 PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
 # Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
 CPU_FLOATS = 2**22
+WORTH_COMPILING = 120.0  # seconds that a run must threaten to take before `compile=auto` compiles for it on CUDA
 
 
 def choose_packing(
@@ -67,10 +68,12 @@ def choose_packing(
     if path is not None and path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
+        context.worth_compiling = bool(saved.get("worth_compiling", True))
     elif not clean.batch_dependent:  # else the number depends on it, and the clock must not choose that
         _measure(context, options, examples, int(correct.sum()), pool)
     if path is not None:
-        write_atomic(path, json.dumps({"micro_batch": context.micro_batch, "smaller": context.smaller}).encode())
+        chosen = {name: getattr(context, name) for name in ("micro_batch", "smaller", "worth_compiling")}
+        write_atomic(path, json.dumps(chosen).encode())
     notes = make_attack_copy(context, options, examples, clean.wavering)
     if context.attack_copy is not None and context.attack_copy.compiled != "off":
         context.smaller = ()  # it is compiled for one shape
@@ -115,6 +118,7 @@ def _measure(
     chosen = next(timing for timing in measured if timing.rows == rows)
     context.seconds = (chosen.forward, chosen.both)
     context.longest = _longest(chosen, count, costs)
+    context.worth_compiling = context.longest >= WORTH_COMPILING
 
 
 def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float]]:
@@ -210,7 +214,12 @@ def _first(model: nn.Module, image: Tensor, rows: int, seconds: float) -> Measur
 
 
 def _median_time(call: Callable[[], None], images: Tensor, seconds: float) -> float:
-    """Return the median seconds of up to REPEATS calls; a call that takes long is its own measurement."""
+    """Return the median seconds of up to REPEATS calls; a call that takes long is its own measurement.
+
+    On a GPU the first call is thrown away however long it takes: it loads kernels and chooses among them.
+    """
+    if images.is_cuda:
+        _timed(call, images)
     times = [_timed(call, images)]
     if times[0] > seconds / PARTS:
         return times[0]

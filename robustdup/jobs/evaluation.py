@@ -298,6 +298,7 @@ class WorkerOrder:
     referee_micro_batch: int | None
     draws: int
     usual_margin: float
+    worth_compiling: bool
     examples: Tensor
     randomized: bool
 
@@ -327,6 +328,7 @@ def _workers(
         referee_micro_batch=context.original.micro_batch,
         draws=context.draws,
         usual_margin=context.usual_margin,
+        worth_compiling=context.worth_compiling,
         examples=samples.images[correct],
         randomized=clean.randomized,
     )
@@ -382,6 +384,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
         )
     context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
     context.smaller, context.draws, context.usual_margin = order.smaller, order.draws, order.usual_margin
+    context.worth_compiling = order.worth_compiling
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
         make_attack_copy(context, options, order.examples.to(context.device), order.randomized)
     return lambda work: make_call(work, stages, context)

@@ -134,6 +134,7 @@ class Inner:
             self.micro_batch = CPU_ROWS * torch.get_num_threads()
         if self.bn == "train":
             self.micro_batch = None  # the statistics are those of the whole batch
+            self.notes += ["inner_bn=train: inner passes are not compiled."] if compile is not None else []
         elif fold:
             with inner_mode(model):
                 self._twin, note = make_following_copy(model, images, compile=compile)
@@ -161,7 +162,7 @@ class Inner:
             if self._twin is None or not own:
                 yield self._model
                 return
-            if self._stale:
+            if self._stale or not self._twin.follows_autocast():
                 self._twin.refresh()
                 self._stale = False
             yield self._twin.network
@@ -260,11 +261,13 @@ class InnerAttack:
         clean = images.detach()
         pool, own = spec.batching == "pool", spec.source == "native"
         with (
+            torch.autocast(clean.device.type, enabled=False),  # before the network: its weights follow it
             self.inner.network(own=own) as network,
-            torch.autocast(clean.device.type, enabled=False),
             isolated(self.inner._model, seed=rng.call_seed()),
         ):
-            passes = Passes(network, self.inner.micro_batch if pool else None)
+            # On a GPU one shape serves: each new one would be compiled, or tuned for, anew.
+            rows = len(clean) if clean.is_cuda and self.inner.bn == "eval" else None
+            passes = Passes(network, (self.inner.micro_batch or rows) if pool else None)
             adv_images = spec.function(passes, clean, labels, self.threat, rng=rng, **self.options)
         self.inner.count += passes.count
         return _inside(spec.name, clean, adv_images, self.threat)

@@ -19,6 +19,17 @@ from robustdup.training.tracking import open_session
 from robustdup.training.trainer import Stopped, Trainer
 from robustdup.training.validation import Validate, weights_of
 
+# What says that a device or the connection to others failed, and not the program.
+DEVICE_ERRORS = tuple(
+    kind
+    for kind in (getattr(torch, "AcceleratorError", None), getattr(torch.distributed, "DistError", None))
+    if kind is not None
+)
+DEVICE_WORDS = (
+    "cuda error", "hip error", "device-side", "cudnn error", "cudnn_status", "cublas error", "cublas_status",
+    "cusolver error", "cusparse error", "cufft error", "nccl", "watchdog", "uncorrectable", "cuda driver",
+)  # fmt: skip
+
 
 def fit(
     parts: Parts,
@@ -120,6 +131,8 @@ def _device_failure(error: RuntimeError, trainer: Trainer, *, kept: bool) -> Run
     if out_of_memory(error):
         message = f"Out of memory at step {step}: {text} Take a smaller batch_size. {again}".rstrip()
         return RunError(message, code="out-of-memory")
-    if trainer.device.type != "cpu" and any(word in text for word in ("CUDA error", "device-side", "MPS", "HIP error")):
+    if trainer.device.type != "cpu" and (
+        isinstance(error, DEVICE_ERRORS) or any(w in text.lower() for w in DEVICE_WORDS)
+    ):
         return RunError(f"The device failed at step {step}: {text} {again}".rstrip(), code="device-failed")
     return None

@@ -39,9 +39,12 @@ class Muon(torch.optim.SGD):
         matrices = [group for group in self.param_groups if group.get("orthogonal")]
         rest = [group for group in self.param_groups if not group.get("orthogonal")]
         for group in matrices:
+            alike: dict[tuple[int, ...], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._orthogonal_step(weight, group["lr"], group["momentum"])
+                    alike.setdefault(tuple(weight.shape), []).append(weight)
+            for weights in alike.values():
+                self._orthogonal_step(weights, group["lr"], group["momentum"])
         every, self.param_groups = self.param_groups, rest
         try:
             super().step()
@@ -49,26 +52,33 @@ class Muon(torch.optim.SGD):
             self.param_groups = every
         return loss
 
-    def _orthogonal_step(self, weight: Tensor, rate: float, momentum: float) -> None:
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        buffer = state["momentum_buffer"].mul_(momentum).add_(weight.grad)
-        direction = orthogonalised((weight.grad + momentum * buffer).flatten(1), self.iterations)
-        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
-        weight.add_(direction.view(weight.shape), alpha=-rate)
+    def _orthogonal_step(self, weights: list[Tensor], rate: float, momentum: float) -> None:
+        """Step all weights of one shape at once: on a GPU a dozen small matrices take as long as one."""
+        for weight in weights:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        ahead = torch._foreach_add(grads, buffers, alpha=momentum)
+        directions = orthogonalised(torch.stack([each.flatten(1) for each in ahead]), self.iterations)
+        for weight, direction in zip(weights, directions, strict=True):
+            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
+            weight.add_(direction.view(weight.shape), alpha=-rate)
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 4) -> Tensor:
-    """Return the matrix (m, n) with its singular values brought near one (0.7 to 1.2), its singular vectors kept.
+def orthogonalised(matrices: Tensor, iterations: int = 4) -> Tensor:
+    """Return matrices (..., m, n) with their singular values brought near one (0.7 to 1.2), their singular vectors kept.
 
-    Zeros stay zeros. https://kellerjordan.github.io/posts/muon/
+    Zeros stay zeros. On CUDA the iterations run in bf16, as the author's do. https://kellerjordan.github.io/posts/muon/
     """
     a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = matrices.flatten(0, -3) if matrices.ndim > 2 else matrices[None]
+    x = x.mT if (tall := matrices.shape[-2] > matrices.shape[-1]) else x
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if matrices.is_cuda else x
     for _ in range(iterations):
-        square = x @ x.mT
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype).reshape(matrices.shape)

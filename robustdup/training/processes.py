@@ -130,7 +130,7 @@ def whole_batch_norm(model: nn.Module, processes: Processes) -> Iterator[None]:
     """Let BatchNorm in train mode see the batch of all processes, in passes that train the model's own weights.
 
     Passes with frozen weights (an inner attack) and copies of the model keep to themselves: attacks may make different
-    numbers of passes in different processes. torch's SyncBatchNorm does the same on CUDA only.
+    numbers of passes in different processes. On CUDA the kernels are those of torch's SyncBatchNorm, which is for CUDA only.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     if processes.count == 1 or not layers:
@@ -155,21 +155,56 @@ def whole_batch_norm(model: nn.Module, processes: Processes) -> Iterator[None]:
 
 def _normalise(layer: BatchNorm, values: Tensor) -> Tensor:
     """Normalise by mean and variance over all processes: values (n, C, ...), statistics in float32 at least."""
-    from torch.distributed.nn.functional import all_reduce  # the gradient of a sum is summed too
-
+    if values.is_cuda and _plain(layer):
+        return _fused(layer, values)
     axes = [axis for axis in range(values.ndim) if axis != 1]
     wide = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
     rows = wide.new_full((1,), values.numel() / values.shape[1])
-    sums = all_reduce(torch.cat([wide.sum(axes), rows]))  # type: ignore[no-untyped-call]
+    sums = _SumOver.apply(torch.cat([wide.sum(axes), rows]))  # type: ignore[no-untyped-call]
     mean, count = sums[:-1] / sums[-1], sums[-1]
     shape = [1, -1, *[1] * (values.ndim - 2)]
     centred = wide - mean.view(shape)
-    var = all_reduce(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
+    var = _SumOver.apply(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
     _remember(layer, mean.detach(), var.detach(), count.detach())
     normal: Tensor = centred * (var + layer.eps).rsqrt().view(shape)
     if layer.affine:
         normal = normal * layer.weight.view(shape) + layer.bias.view(shape)
     return normal.to(values.dtype)
+
+
+class _SumOver(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is summed over them too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        summed = grads[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def _plain(layer: BatchNorm) -> bool:
+    """Tell whether torch's kernels for CUDA take the layer: they need weights, and statistics with a fixed momentum."""
+    return layer.affine and layer.track_running_stats and layer.running_mean is not None and layer.momentum is not None
+
+
+def _fused(layer: BatchNorm, values: Tensor) -> Tensor:
+    """Normalise by torch's kernels for CUDA, those of nn.SyncBatchNorm: one collective call a layer and pass."""
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+    group: Any = dist.group.WORLD
+    normal: Tensor = SyncBatchNorm.apply(  # type: ignore[no-untyped-call]
+        values, layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.eps, layer.momentum, group,
+        dist.get_world_size(),
+    )  # fmt: skip
+    return normal
 
 
 def _remember(layer: BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -20,6 +20,7 @@ from robustdup.training.state import NEVER, State
 from robustdup.training.tracking import Session
 from robustdup.training.updates import LossAndMetrics, UpdateTask
 
+WORTH_COMPILING = 1000  # optimizer steps from which `compile=auto` compiles on CUDA: a minute must pay
 STATISTICS_SAMPLES = 10_000  # on which the BatchNorm statistics of averaged (SWA) weights are measured
 
 
@@ -47,7 +48,8 @@ class Trainer:
         averages = Averages(parts.model, ema=options.ema, swa_start=swa_start)
         self.state = State(self.trained, make_optimizer(self.trained, options), averages, parts.update, device)
         self.state.memory = parts.inner.memory
-        self._mode = compile_mode(options.compile, device, self.state.events)
+        worth_it = self.budget.steps >= WORTH_COMPILING
+        self._mode = compile_mode(options.compile, device, self.state.events, worth_it=worth_it)
         rows = max(1, options.batch_size // parts.processes.count)
         self.model = TrainedModel(parts.model, compiled=self._mode, rows=rows)
         self._counted = torch.zeros(4, dtype=torch.int64, device=device)
@@ -55,13 +57,19 @@ class Trainer:
     def start(self) -> None:
         """Make ready for the first step of this session."""
         _, example = next(iter(self.stream(0)))
-        self.parts.inner.attach(self.parts.model, example.images[:16], compile=compiler(self._mode))
+        self.parts.inner.attach(
+            self.parts.model, example.images[:16], compile=compiler(self._mode, self._inner_rows, self.state.events)
+        )
         self.trained.train()
         for module in self.parts.frozen:
             module.eval()
         set_rate(self.state.optimizer, self.rate(self.state.step))
         self.batch_began = self.state.batch
         self.state.clock.start()
+
+    def _inner_rows(self) -> int:
+        """Return the images in an inner pass of a whole batch."""
+        return min(self.parts.inner.micro_batch or self.model.rows, self.model.rows)
 
     def stream(self, start: int, *, rank: int = 0, processes: int = 1) -> Iterable[tuple[int, TrainBatch]]:
         """Return the batches of the run from number `start` on."""

@@ -26,6 +26,18 @@ def clock(monkeypatch):
     return set_seconds
 
 
+def test_on_a_gpu_the_first_call_is_never_the_measurement(monkeypatch):
+    class There(torch.Tensor):
+        is_cuda = True
+
+    seconds = iter([2.0, 0.003, 0.001, 0.002, 0.001, 0.002, 0.001])
+    monkeypatch.setattr(micro_batch, "_timed", lambda call, images: next(seconds))
+    warm = micro_batch._median_time(lambda: None, torch.rand(1).as_subclass(There), 0.2)
+    assert warm < 0.01
+    seconds = iter([2.0])
+    assert micro_batch._median_time(lambda: None, torch.rand(1), 0.2) == 2.0
+
+
 class Limited(nn.Module):
     """Runs out of memory from `rows` rows on, as the allocators of torch do."""
 

@@ -276,6 +276,10 @@ def test_the_advice_fits_the_settings():
     ("device", "error", "message"),
     [
         ("cuda", "CUDA error: unspecified launch failure", "The device failed at step 3: CUDA error: unspecified launch failure"),
+        ("cuda", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "The device failed at step 3: cuDNN error"),
+        ("cuda", "CUDA driver error: unknown error", "The device failed at step 3: CUDA driver error"),
+        ("cuda", "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled cuda error", "The device failed at step 3: NCCL error"),
+        ("cuda", "CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate", "The device failed at step 3: CUBLAS_STATUS"),
         ("cpu", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.", "Out of memory at step 3: Default"),
     ],
 )  # fmt: skip

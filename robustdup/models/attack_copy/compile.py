@@ -13,7 +13,13 @@ OPTIONS = ("auto", "off", "on", "cudagraphs")
 
 
 def compile_mode(
-    asked: str, device: torch.device, notes: list[str], *, subject: str = "model", randomized: bool = False
+    asked: str,
+    device: torch.device,
+    notes: list[str],
+    *,
+    subject: str = "model",
+    randomized: bool = False,
+    worth_it: bool = True,
 ) -> str:
     """Return the mode for the option `compile`: auto is off on a CPU and on with CUDA.
 
@@ -22,13 +28,14 @@ def compile_mode(
         device: where the model computes.
         notes: gets a sentence where what was asked for cannot be.
         subject: what that sentence calls the model.
+        worth_it: whether the run is long enough for `auto` to compile on CUDA, which takes up to a minute.
         randomized: whether the model draws at random: it is not compiled, which could freeze a draw.
 
     Returns:
         "off", "default" or "cudagraphs" (torch's mode "reduce-overhead").
     """
     cuda = device.type == "cuda"
-    if asked == "off" or (asked == "auto" and not cuda):
+    if asked == "off" or (asked == "auto" and not (cuda and worth_it)):
         return "off"
     if randomized:
         notes.append("A randomised model is not compiled: compiling could freeze a random draw.")
@@ -55,9 +62,52 @@ def compiled_call(net: nn.Module, mode: str) -> Call:
     return lambda images: network(images)
 
 
-def compiler(mode: str) -> Callable[[nn.Module], nn.Module] | None:
-    """Return what compiles a network in a mode of `compile_mode`; None for "off"."""
-    return None if mode == "off" else lambda net: compiled(net, mode)
+def compiler(mode: str, rows: Callable[[], int], notes: list[str]) -> Callable[[nn.Module], nn.Module] | None:
+    """Return what compiles the attack copy of training for calls of `rows()` images; None for the mode "off".
+
+    What it returns goes on as the network itself where compiling fails, and `notes` says why.
+    """
+    return None if mode == "off" else lambda net: CompiledCopy(net, mode, rows(), notes)
+
+
+class CompiledCopy(nn.Module):
+    """A frozen network with compiled code for `rows` images; other numbers, and all where compiling fails, go uncompiled.
+
+    The first call with a graph also makes the backward pass once: its code is made, and may fail, only there.
+    """
+
+    def __init__(self, net: nn.Module, mode: str, rows: int, notes: list[str]) -> None:
+        super().__init__()
+        self.net, self.mode, self.rows, self.notes = net, mode, rows, notes
+        self._fast: Call | None = compiled_call(net, mode)
+        self._tried: set[bool] = set()  # with and without a graph
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the network returns for `images`."""
+        if self._fast is None or images.shape[0] != self.rows:
+            return self.net(images)
+        graph = torch.is_grad_enabled() and images.requires_grad
+        if graph not in self._tried:
+            try:
+                self._try(self._fast, images.detach().requires_grad_(graph))
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._fast = None
+                self.notes.append(f"The inner attack ran without torch.compile, which failed: {_first_line(error)}.")
+                return self.net(images)
+            self._tried.add(graph)
+        logits = self._fast(images)
+        return logits.clone() if self.mode == "cudagraphs" else logits
+
+    def _try(self, fast: Call, images: Tensor) -> None:
+        logits = fast(images)
+        if images.requires_grad:
+            torch.autograd.grad(logits.float().sum(), images)
+
+
+def _first_line(error: Exception) -> str:
+    return str((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 class TrainedModel(nn.Module):
@@ -93,8 +143,7 @@ class TrainedModel(nn.Module):
             logits = self._fast(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._fast, self.compiled = None, "off"
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.notes.append(f"The model was trained without torch.compile, which failed: {first[:200]}.")
+            self.notes.append(f"The model was trained without torch.compile, which failed: {_first_line(error)}.")
             return self.net(images)
         # A CUDA graph's own memory is written again by the next call.
         return logits.clone() if self.compiled == "cudagraphs" else logits
@@ -102,6 +151,8 @@ class TrainedModel(nn.Module):
     def features(self, images: Tensor) -> Any:
         """Return the features (n, D) before the model's last layer."""
         self._count(images)
+        if self._fast is not None and not self.notes:
+            self.notes.append("The objective asks for features, which are not compiled: only inner passes are.")
         return self.net.features(images)  # type: ignore[operator]
 
     def _count(self, images: Tensor) -> None:

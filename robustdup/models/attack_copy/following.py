@@ -77,6 +77,10 @@ class FollowingCopy:
                 fold.fused.weight.div_(fold.divisor)
             fold.fused.bias.copy_(bias)
 
+    def follows_autocast(self) -> bool:
+        """Tell whether the copy's own weights are kept in the precision that autocast has now."""
+        return all(fold.fused.weight.dtype == self._precision() for fold in self.folds[:1])
+
     def _precision(self) -> torch.dtype:
         device = self._eps.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._eps.dtype
