@@ -42,7 +42,9 @@ class Muon(torch.optim.SGD):
             alike: dict[tuple[int, ...], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(tuple(weight.shape), []).append(weight)
+                    # A CPU gains nothing by it, and one matrix at a time keeps its bits.
+                    key = tuple(weight.shape) if weight.is_cuda else (len(alike),)
+                    alike.setdefault(key, []).append(weight)
             for weights in alike.values():
                 self._orthogonal_step(weights, group["lr"], group["momentum"])
         every, self.param_groups = self.param_groups, rest
@@ -61,24 +63,28 @@ class Muon(torch.optim.SGD):
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
-        ahead = torch._foreach_add(grads, buffers, alpha=momentum)
-        directions = orthogonalised(torch.stack([each.flatten(1) for each in ahead]), self.iterations)
+        ahead = torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
+        flat = [each.flatten(1) for each in ahead]
+        one = len(flat) == 1
+        directions = orthogonalised(flat[0] if one else torch.stack(flat), self.iterations)
+        directions = directions[None] if one else directions
         for weight, direction in zip(weights, directions, strict=True):
             weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
             weight.add_(direction.view(weight.shape), alpha=-rate)
 
 
 def orthogonalised(matrices: Tensor, iterations: int = 4) -> Tensor:
-    """Return matrices (..., m, n) with their singular values brought near one (0.7 to 1.2), their singular vectors kept.
+    """Return one matrix (m, n), or several (k, m, n), with their singular values near one (0.7 to 1.2), singular vectors kept.
 
     Zeros stay zeros. On CUDA the iterations run in bf16, as the author's do. https://kellerjordan.github.io/posts/muon/
     """
     a, b, c = COEFFICIENTS
-    x = matrices.flatten(0, -3) if matrices.ndim > 2 else matrices[None]
-    x = x.mT if (tall := matrices.shape[-2] > matrices.shape[-1]) else x
-    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    x = matrices.mT if (tall := matrices.shape[-2] > matrices.shape[-1]) else matrices
+    add = torch.baddbmm if matrices.ndim == 3 else torch.addmm
+    length = x.norm() if matrices.ndim == 2 else torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x / (length + 1e-7)
     x = x.bfloat16() if matrices.is_cuda else x
     for _ in range(iterations):
-        square = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype).reshape(matrices.shape)
+        square = x @ x.mT
+        x = add(x, add(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -82,3 +82,10 @@ def test_the_configuration_gives_muon_to_layers_without_a_bias():
     assert len([p for group in optimizer.param_groups for p in group["params"]]) == len(list(model.parameters()))
     with raises("bad-model", UserError, "muon", "Use sgd"):
         make_optimizer(nn.Linear(2, 2), options)
+
+
+def test_several_matrices_at_once_are_each_as_alone():
+    matrices = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(2))
+    for several in (matrices, matrices.mT):
+        alone = torch.stack([orthogonalised(matrix) for matrix in several])
+        torch.testing.assert_close(orthogonalised(several), alone, rtol=1e-4, atol=1e-5)
