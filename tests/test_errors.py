@@ -51,11 +51,11 @@ def test_the_command_is_one_that_this_environment_has(place, where, extra, packa
 
 def test_every_extra_that_a_message_names_exists():
     offered = set(importlib.metadata.metadata("robustdup").get_all("Provides-Extra"))
-    assert {"torchattacks", "art", "foolbox", "robustbench", "zoo", "hf", "timm", "ray", "detect"} <= offered
+    assert {"torchattacks", "art", "foolbox", "advlib", "robustbench", "zoo", "hf", "timm", "ray", "detect"} <= offered
 
 
 @pytest.mark.parametrize(
-    "name", ["torchattacks:PGD", "art:FastGradientMethod", "foolbox:LinfPGD", "robustbench:APGD-CE"]
+    "name", ["torchattacks:PGD", "art:FastGradientMethod", "foolbox:LinfPGD", "advlib:alma", "robustbench:APGD-CE"]
 )
 def test_an_attack_of_a_plugin_that_is_not_installed_names_the_plugin(name):
     registry, prefix = Registry(), name.partition(":")[0]

@@ -43,7 +43,7 @@ registry = robustdup.load_plugins()
 after = random.getstate(), repr(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads()
 assert before == after
 import sys
-loaded = {"torchattacks", "art", "robustbench", "foolbox", "pyautoattack"} & set(sys.modules)
+loaded = {"torchattacks", "art", "robustbench", "foolbox", "pyautoattack", "adv_lib"} & set(sys.modules)
 assert not loaded, loaded
 assert len(registry.attacks) >= 3
 """

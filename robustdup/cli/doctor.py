@@ -29,7 +29,7 @@ def doctor(
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     checks = _checks()
     findings = {
-        "versions": versions(("torchattacks", "art", "foolbox", "robustbench")),
+        "versions": versions(("torchattacks", "art", "foolbox", "advlib", "robustbench")),
         "devices": devices,
         "plugins": [vars(status) for status in registry.plugins],
         "attacks": {"available": sum(a.available for a in registry.attacks.values()), "all": len(registry.attacks)},

@@ -24,6 +24,7 @@ TOOLKITS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial-robustness-toolbox",),
     "foolbox": ("foolbox",),
+    "advlib": ("adv-lib",),
     "robustbench": ("pyautoattack", "robustbench"),
     "pyautoattack": ("pyautoattack",),
 }  # distributions behind the sources of attacks and models
