@@ -18,7 +18,8 @@ from robustdup.config import EvalConfig, build
 from robustdup.data.dataset import from_tensors
 from robustdup.jobs.corruptions import parse_order, run_corruptions
 from robustdup.leaderboard.corruptions import corruption_position
-from robustdup.leaderboard.table import load
+from robustdup.leaderboard.effective import effective_robustness
+from robustdup.leaderboard.table import LeaderboardEntry, load
 from robustdup.records.corruptions import ALEXNET_ERRORS, COMMON, KINDS, SEVERITIES, load_corruption_record
 from robustdup.report.corruptions import markdown
 from tests.raising import raises
@@ -288,3 +289,33 @@ def test_images_made_here_are_evaluated_and_never_ranked():
     rank = corruption_position(record)
     assert rank.place is None
     assert "made here" in rank.reasons[0]
+
+
+def entry(clean, corrupted):
+    return LeaderboardEntry(
+        dataset="cifar10", threat_model="corruptions", model_id=f"m{clean}", architecture="a", clean_acc=clean,
+        corruptions_acc=corrupted,
+    )  # fmt: skip
+
+
+def test_effective_robustness_is_the_distance_from_a_line_that_is_known():
+    def on_line(clean):  # logit(corrupted) = 0.8 logit(clean) - 0.5
+        odds = np.exp(0.8 * np.log(clean / (1 - clean)) - 0.5)
+        return odds / (1 + odds)
+
+    shares = np.linspace(0.6, 0.97, 12)
+    entries = [entry(100 * share, 100 * on_line(share)) for share in shares]
+    found = effective_robustness(entries, 0.9, (on_line(0.9) + 0.03, on_line(0.9) + 0.01, on_line(0.9) + 0.05))
+    assert (found.slope, found.intercept, found.r_squared) == pytest.approx((0.8, -0.5, 1.0))
+    assert (found.effective, found.low, found.high) == pytest.approx((0.03, 0.01, 0.05))
+    assert found.spread == pytest.approx(0.0, abs=1e-6)
+    assert effective_robustness(entries[:5], 0.9, (0.5, 0.4, 0.6)) is None
+
+
+def test_a_rank_says_how_much_the_clean_accuracy_does_not_explain(whole):
+    record = load_corruption_record(whole)
+    assert corruption_position(record).effective is None  # no clean images beside CIFAR-10-C
+    found = corruption_position(record, clean=0.95).effective
+    assert found.effective == pytest.approx(record.corruption_accuracy.value - found.predicted)
+    assert 0.85 < found.predicted < 0.92
+    assert found.n_entries == len(load().boards["cifar10", "corruptions"])

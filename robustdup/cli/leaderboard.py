@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.errors import UserError
 from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
 from robustdup.leaderboard.corruptions import corruption_position
 from robustdup.leaderboard.refresh import BASE
@@ -62,14 +63,21 @@ def show_command(
 @app.command("rank")
 def rank_command(
     run: str = typer.Argument(help="Run folder, or its record.json."),
+    clean: str | None = typer.Option(
+        None,
+        "--clean",
+        help="For corruptions: the clean accuracy of the model in percent, or a run that has it; for effective robustness.",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Say where a run would stand, or why it cannot be compared."""
     table = load()
     path = find_record(run)
     if schema_of(path) == CORRUPTIONS_SCHEMA:
-        _rank_corruptions(path, table, as_json=as_json)
+        _rank_corruptions(path, table, as_json=as_json, clean=_clean_accuracy(clean))
         return
+    if clean is not None:
+        raise UserError("--clean is for runs on corruptions: this run has its own clean accuracy.", code="bad-option")
     result = position(load_record(run), load_samples(path.parent), table, made_here=file_made_here(path))
     if as_json:
         _print_json({**result.model_dump(mode="json"), "rests_on": result.rests_on})
@@ -80,10 +88,23 @@ def rank_command(
         out.print(Text(line))
 
 
-def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool) -> None:
+def _clean_accuracy(text: str | None) -> float | None:
+    """Return a clean accuracy in [0, 1]: a number in percent, or that of a run. Raises UserError."""
+    if text is None:
+        return None
+    try:
+        percent = float(text.rstrip("% "))
+    except ValueError:
+        return load_record(text).clean_accuracy.value
+    if not 0 < percent <= 100:
+        raise UserError(f"--clean {text} is no accuracy in percent.", code="bad-value")
+    return percent / 100
+
+
+def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool, clean: float | None) -> None:
     """Say where an evaluation on corruptions would stand."""
     result = corruption_position(
-        load_corruption_record(path), read_answers(path.parent), table, made_here=file_made_here(path)
+        load_corruption_record(path), read_answers(path.parent), table, made_here=file_made_here(path), clean=clean
     )
     if as_json:
         _print_json(result.model_dump(mode="json"))
@@ -95,6 +116,8 @@ def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool) -> None:
         out.print(Text(f"  Not comparable: {reason}."))
     if result.published is not None:
         out.print(Text(f"  Published for this model: {100 * result.published:.2f}%."))
+    if result.effective is not None:
+        out.print(Text(f"  {result.effective.sentence()}"))
     for note in result.notes:
         out.print(Text(f"  Note: {note}."))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from robustdup.leaderboard.effective import EffectiveRobustness, effective_robustness
 from robustdup.leaderboard.images import reference
 from robustdup.leaderboard.rank import FULL, Place, place_among
 from robustdup.leaderboard.table import Leaderboard, load, plain_name
@@ -36,6 +37,7 @@ class CorruptionRank(BaseModel):
     corruption_accuracy: Accuracy | None
     place: Place | None = None
     published: float | None = None
+    effective: EffectiveRobustness | None = None
     made_here: bool | None = None
 
     def sentence(self) -> str:
@@ -52,7 +54,7 @@ class CorruptionRank(BaseModel):
 
 def corruption_position(
     record: CorruptionRecord, answers: pa.Table | None = None, table: Leaderboard | None = None, *,
-    made_here: bool | None = None,
+    made_here: bool | None = None, clean: float | None = None,
 ) -> CorruptionRank:  # fmt: skip
     """Return where an evaluation on corruptions would stand, or why it cannot be compared.
 
@@ -61,6 +63,7 @@ def corruption_position(
         answers: its corrupted.parquet, whose labels are compared with those of CIFAR-10's test set.
         table: the published results; those that ship, or were fetched, if not given.
         made_here: whether the record was read from a file that was written under this account.
+        clean: clean accuracy of the model in [0, 1], for effective robustness; the record's own if not given.
     """
     table = table if table is not None else load()
     dataset = _dataset(record)
@@ -82,6 +85,10 @@ def corruption_position(
     if not reasons and record.corruption_accuracy is not None and dataset is not None:
         full = FULL.get(dataset, IMAGENET_N)
         others = [(e.model_id, e.corruptions_acc) for e in board if e is not entry and e.corruptions_acc is not None]
+        clean = clean if clean is not None or record.clean_accuracy is None else record.clean_accuracy.value
+        found, compared = record.corruption_accuracy, [e for e in board if e is not entry]
+        if clean is not None:
+            result.effective = effective_robustness(compared, clean, (found.value, found.low, found.high))
         result.place = place_among(
             others, _predicted(record.corruption_accuracy, record.n, full), exact=record.n >= full
         )
