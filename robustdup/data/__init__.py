@@ -15,6 +15,12 @@ def register(registry: Registry) -> None:
         "torchvision", "robustdup.data.torchvision:load_torchvision", description="A dataset of torchvision that is on the disk.",
         examples=("torchvision:CIFAR10@root",),
     )  # fmt: skip
+    for name in ("a", "r"):
+        registry.add_data_source(
+            f"imagenet-{name}", f"robustdup.data.shifts:load_imagenet_{name}",
+            description=f"ImageNet-{name.upper()} in its folder: 200 of ImageNet's classes, whose outputs are compared alone.",
+            examples=(f"imagenet-{name}:path/to/imagenet-{name}",),
+        )  # fmt: skip
     registry.add_record_kind(
         RecordKind(
             "robustdup.description",

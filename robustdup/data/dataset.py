@@ -21,7 +21,8 @@ IMAGES_AT_ONCE = 256  # whose distances to the grid are held in memory
 class Samples(Protocol):
     """The samples of one split, decoded only when they are fetched: what a data source returns.
 
-    A source may also have `labels(indices)`, which decodes no image, and `revision` and `notes` for the record.
+    A source may also have `labels(indices)`, which decodes no image, `revision` and `notes` for the record, and `outputs`: which
+    output of a model each class is, where it has only some of the model's classes.
     """
 
     @property
@@ -40,7 +41,7 @@ class ImageDataset:
 
     `images` are float32 (N, C, H, W) in [0, 1], `labels` int64 (N,), `index` int64 (N,) the samples' indices in the split,
     `hashes` one SHA-256 an image. `n_total` samples does the split have. `notes` say what a reader should know, such as which
-    of several columns was taken.
+    of several columns was taken. `outputs` are those of a model that are its classes, where it has only some of the model's.
     """
 
     images: Tensor
@@ -56,6 +57,7 @@ class ImageDataset:
     n_total: int
     selection: Selection
     notes: tuple[str, ...] = ()
+    outputs: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]

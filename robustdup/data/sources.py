@@ -35,7 +35,7 @@ def load_images(
     split = split_taken(samples, options.split)
     index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({split})")
     images, labels = samples.fetch(index.tolist())
-    return make_dataset(
+    data = make_dataset(
         images,
         labels,
         index,
@@ -46,6 +46,7 @@ def load_images(
         selection=selection,
         notes=(*getattr(samples, "notes", ()), *told, *_from_one(samples, torch.unique(labels).tolist())),
     )
+    return replace(data, outputs=getattr(samples, "outputs", None))
 
 
 def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient: bool = False) -> Samples:

@@ -66,7 +66,9 @@ def _fitted(
     if look is None:  # it fails, or gives no logits: judging it says so
         return Fitted(adapted(model, wanted), wanted, tuple(notes_of(model)))
     match = ClassMatch()
-    if config.class_names == "compare":
+    if data.outputs is not None and look.logits.shape[1] > max(data.outputs):
+        match = ClassMatch(order=data.outputs)
+    elif config.class_names == "compare":
         names, labels = names_of(model), sorted(set(data.labels.tolist()))
         match = match_classes(names, data.class_names, outputs=look.logits.shape[1], labels=labels)
     adaptation = replace(look.adaptation, order=match.order)
