@@ -161,7 +161,8 @@ def evaluate_model(
                 weigh_union(context, samples, results, signs) if union else weigh(context, samples, results, signs)
             )
             signs, doubts, probe_passes = weighed.signs, weighed.doubts, probe_passes + weighed.passes
-            notes += settle(results, weighed.route)
+            if any(sign.code == "zero_gradients" for sign in signs):
+                notes += settle(results, weighed.route)
         check_unchanged(context, data.images, clean, weights)
         run = FinishedRun(
             options,

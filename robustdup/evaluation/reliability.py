@@ -68,12 +68,12 @@ def weigh(
 def settle(results: Sequence[CascadeResult], route: str) -> list[str]:
     """Decide samples that are undecided only because a model without gradients has none for gradient attacks.
 
-    An attack cannot run there, which is no failure that another try would mend. Where one was seen to get through, its
-    word counts for the samples that it took and left.
+    That those cannot run there is no failure that another try would mend. What was seen to get through has the word, and
+    where nothing was, the other attacks that finished; their number is a bound, as gradients are masked.
 
     Args:
         results: a cascade for each eps.
-        route: the attack that was seen to get through; nothing is decided where it is empty.
+        route: the attack that was seen to get through; empty where there is none.
 
     Returns:
         What was decided, in a sentence; nothing where nothing was.
@@ -84,16 +84,16 @@ def settle(results: Sequence[CascadeResult], route: str) -> list[str]:
         for stage in result.stages:
             for call in stage.calls:
                 mendable[call.positions] |= bool(call.error) and NO_GRADIENT not in call.error
-            if route and stage.stage.spec.name == route:
+            if stage.stage.spec.name == route or not route:
                 survived |= stage.outcome == Outcome.ROBUST
         settled = result.undecided & survived & ~mendable
         result.undecided &= ~settled
         decided += int(settled.sum())
     if not decided:
         return []
+    by = f"{route}, which was seen to get through" if route else "the others, of which none was seen to get through"
     return [
-        f"{decided} samples on which gradient attacks cannot run, as the model has no gradient, are decided by {route}, "
-        "which was seen to get through."
+        f"Attacks that follow the gradient, which the model lacks, could not run; {decided} samples are decided by {by}."
     ]
 
 

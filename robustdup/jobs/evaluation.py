@@ -93,13 +93,14 @@ def run_evaluation(
     original, stand_in = load_models(config, model, attack_model, registry)
     code = code_fingerprint(original) if model is None else None
     fitted, fitted_stand_in = fit_models(config, original, stand_in, data, device)
-    check_gradient(fitted_stand_in or fitted, stages, stand_in=stand_in is not None)
+    without = check_gradient(fitted_stand_in or fitted, stages, stand_in=stand_in is not None)
+    notes = [*notes, *without]
     if config.certify:
         check_certifiable(config, fitted.model, threats[-1])
     original, stand_in = fitted.model, None if fitted_stand_in is None else fitted_stand_in.model
     given = GivenModels(model, attack_model, fitted.adaptation, fitted_stand_in.adaptation if fitted_stand_in else None)
-    for sign in fitted.signs:  # at once: the run may take hours
-        progress(_remark(f"{sign.message} {sign.advice}", stages, threats[0], len(data)))
+    for remark in [*without, *(f"{sign.message} {sign.advice}" for sign in fitted.signs)]:  # the run may take hours
+        progress(_remark(remark, stages, threats[0], len(data)))
     with contextlib.ExitStack() as stack:
         if folder is not None:
             run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)

@@ -22,6 +22,7 @@ from robustdup.statistics import mcnemar
 LOW = 0.7  # clean accuracy below which other normalisations are tried
 TRIED_ON = 128  # samples at most
 GRADIENT_SOURCES = ("native", "torchattacks", "foolbox", "art", "robustbench", "advlib")  # whose word on it is known
+SEES_THROUGH = "straight-through"
 GAIN, P_VALUE = 0.1, 1e-3  # by how much, and how surely, one must do better to be named
 
 
@@ -84,18 +85,26 @@ def _fitted(
     return Fitted(adapted(model, adaptation), adaptation, tuple(notes), tuple(signs), look.has_gradient)
 
 
-def check_gradient(fitted: Fitted, stages: Sequence[PlannedStage], *, stand_in: bool) -> None:
-    """Raise UserError where attacks need gradients and none reach the images: now, and not after they all have failed."""
+def check_gradient(fitted: Fitted, stages: Sequence[PlannedStage], *, stand_in: bool) -> list[str]:
+    """Return what to say where attacks need gradients and none reach the images: now, and not after they all have failed.
+
+    Raises UserError where no attack of the run can do anything about it.
+    """
     needing = [s.spec.name for s in stages if s.spec.knowledge == "white-box" and s.spec.source in GRADIENT_SOURCES]
     if fitted.has_gradient or not needing:
-        return
+        return []
     which = "attacked model (--attack-model)" if stand_in else "model"
+    without = (
+        f"No gradient of the {which}'s logits reaches the images. Its forward runs under torch.no_grad() or "
+        "inference_mode(), or detaches (.detach(), .data, .numpy(), a round trip through PIL)."
+    )
+    if not stand_in and SEES_THROUGH in needing:
+        return [f"{without} Attacks that follow it cannot run; {SEES_THROUGH} tries to see through."]
     names = ", ".join(dict.fromkeys(needing))
     raise UserError(
-        f"No gradient of the {which}'s logits reaches the images, and {names} follow it. Its forward runs under "
-        "torch.no_grad() or inference_mode(), or detaches (.detach(), .data, .numpy(), a round trip through PIL). Take that "
-        "out; or attack a differentiable stand-in and judge this model: --attack-model …; or use attacks that ask for no "
-        "gradient: --attacks square.",
+        f"{without} These attacks follow it: {names}. Take that out; or attack a differentiable stand-in and judge this "
+        "model: --attack-model …; or try to see through: --attacks fast; or use attacks that ask for no gradient: "
+        "--attacks square.",
         code="no-gradient",
     )
 

@@ -150,7 +150,21 @@ def look_at(model: nn.Module, images: Tensor, adaptation: Adaptation, *, seed: i
         logits, adaptation, more = _as_logits(answer, adaptation, len(images))
     except Exception:  # noqa: BLE001
         return None
-    return Look(adaptation, logits.detach(), bool(logits.requires_grad), (*notes, *more))
+    return Look(adaptation, logits.detach(), _reaches(logits, asked), (*notes, *more))
+
+
+def _reaches(logits: Tensor, images: Tensor) -> bool:
+    """Say whether a gradient of the logits flows to the images, a leaf; that of the weights alone is none."""
+    waiting = [] if logits.grad_fn is None else [logits.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if getattr(node, "variable", None) is images:
+            return True
+        further = {function for function, _ in node.next_functions if function is not None} - seen
+        seen |= further
+        waiting += further
+    return False
 
 
 def _picked(answer: Any, adaptation: Adaptation) -> tuple[Adaptation, Any, list[str]]:

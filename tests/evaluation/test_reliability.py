@@ -1,5 +1,7 @@
 """Which number is believed: one whose attacks were seen to get through, and no other."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.routes import Left, leads_somewhere
 from robustdup.models.load import ModelOptions, load_builtin
+from tests.raising import raises
 
 QUICK = "apgd-ce(steps=10),apgd-dlr(steps=10)"
 
@@ -147,6 +150,14 @@ class Detached(nn.Module):
         return self.model(images.detach())
 
 
+class Elsewhere(Detached):
+    """Answers of another thread, where nothing that watches this one sees how they come about."""
+
+    def forward(self, images):
+        with ThreadPoolExecutor(1) as pool, torch.no_grad():
+            return pool.submit(torch.no_grad()(self.model), images.detach()).result()
+
+
 def test_without_a_gradient_the_attack_that_gets_through_decides():
     model, images, labels = correct_points(8)
     attacks = "apgd-ce(steps=5),straight-through(steps=20)"
@@ -155,11 +166,22 @@ def test_without_a_gradient_the_attack_that_gets_through_decides():
     assert record.n_undecided == 0
     assert record.reliable is True
     assert abs(record.robust_accuracy.value - bare.robust_accuracy.value) <= 1 / 8
-    assert any("are decided by straight-through" in event for event in record.events)
+    assert any("are decided by straight-through, which" in event for event in record.events)
 
 
-def test_without_a_gradient_and_without_a_way_through_nothing_is_decided():
+def test_without_a_gradient_and_without_a_way_through_there_is_a_bound():
     model, images, labels = correct_points(4)
-    record = verdict(Detached(model), images, labels, attacks="apgd-ce(steps=5),square(queries=20)")
-    assert record.n_undecided > 0
+    record = verdict(
+        Elsewhere(model), images, labels, attacks="apgd-ce(steps=5),straight-through(steps=5),square(queries=20)"
+    )
+    assert record.n_undecided == 0
     assert record.reliable is False
+    assert any("none was seen to get through" in event for event in record.events)
+
+
+def test_without_a_gradient_attacks_that_need_one_are_refused_at_once():
+    model, images, labels = correct_points(4)
+    for parameter in model.parameters():  # their gradients are none of the images
+        parameter.requires_grad_(True)
+    with raises("no-gradient", ValueError, "--attacks fast"):
+        verdict(Detached(model), images, labels, attacks="apgd-ce(steps=5),square(queries=20)")
