@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustdup.attacks.guided import Guided
 from robustdup.attacks.passes import Passes
 from robustdup.errors import UserError
+from robustdup.evaluation.draws import Draws
 from robustdup.models.attack_copy.prepare import Prepared, prepare
 
 
@@ -79,6 +80,7 @@ class Context:
     batch_size_given: bool = True
     workers: int = 1  # that share the samples
     first_look: Any = None  # at the model's gradients and outputs, kept for the diagnostics (`masking.look_first`)
+    gradient_draws: Draws = field(default_factory=Draws)  # of a model that answers at random
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
     guard: Any = None  # of the judge: `robustdup.evaluation.guard`, made when the first attack is about to run
     batch_dependent: bool = (

@@ -27,6 +27,7 @@ from robustdup.evaluation.certified import CERTIFICATES, Certified, save_certifi
 from robustdup.evaluation.clean import CleanAnswers, check_unchanged, clean_answers, not_finite_note
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_context, remarks
 from robustdup.evaluation.diagnostics import diagnose
+from robustdup.evaluation.draws import enough_draws
 from robustdup.evaluation.expected import judged_afresh
 from robustdup.evaluation.micro_batch import choose_packing
 from robustdup.evaluation.record import FinishedRun, RunInfo, make_record
@@ -123,7 +124,8 @@ def evaluate_model(
         context.draws = options.draws if clean.randomized else 1
         context.batch_dependent = clean.batch_dependent
         context.batch_size_given |= clean.batch_dependent
-        stages, averaged = for_model(stages, randomized=clean.randomized)
+        context.gradient_draws = enough_draws(clean.answers.margin, clean.answers.correct_share)
+        stages, averaged = for_model(stages, randomized=clean.randomized, draws=context.gradient_draws)
         notes = large_eps + remarks(model, context) + not_finite_note(clean) + averaged
         notes += choose_packing(context, options, data.images, clean, stages, about.state)
         afresh = judged_afresh(context, data.images, data.labels) if clean.wavering else None

@@ -8,12 +8,12 @@ from typing import Any
 
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.calls import PlannedStage
+from robustdup.evaluation.draws import USUAL, Draws
 from robustdup.plugins import AttackSpec, Registry, Stage
 from robustdup.threat import ThreatModel
 
 AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which published AutoAttack figures were computed
 NEAREST = {"L0": "sigma-zero"}  # what looks for the nearest adversarial image where nothing else does; fab-t elsewhere
-USUAL_EOT = 10  # draws of a gradient of a model that answers at random, where none were asked for
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,39 @@ def plan_stages(
     return stages, notes
 
 
-def for_model(stages: Sequence[PlannedStage], *, randomized: bool) -> tuple[list[PlannedStage], list[str]]:
+def for_model(
+    stages: Sequence[PlannedStage], *, randomized: bool, draws: Draws = USUAL
+) -> tuple[list[PlannedStage], list[str]]:  # fmt: skip
     """Return the stages as a model needs them, and what a reader should know of it.
 
     Where the model answers at random, native attacks that can average gradients over draws do.
     """
     if not randomized:
         return list(stages), []
-    fitted, averaged = [], []
+    fitted, averaged, single = [], [], []
     for stage in stages:
         if stage.spec.source == "native" and "eot" in stage.spec.parameters and "eot" not in stage.options:
-            switch = {"eot": USUAL_EOT}
+            switch = {"eot": draws.eot}
             stage = replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
             averaged.append(stage.spec.name)
+        elif stage.options.get("eot", stage.options.get("eot_iter", 1)) == 1:
+            single.append(stage.spec.name)
         fitted.append(stage)
-    names = ", ".join(dict.fromkeys(averaged))
-    notes = [f"The model answers at random: {names} averaged gradients over {USUAL_EOT} draws (--eot)."]
-    return fitted, notes if averaged else []
+    notes = []
+    if averaged:
+        error = (
+            ""
+            if draws.error is None
+            else f"; the error of a mean margin is about {draws.error:.0%} of the usual margin"
+        )
+        names = ", ".join(dict.fromkeys(averaged))
+        notes.append(f"The model answers at random: {names} averaged gradients over {draws.eot} draws{error} (--eot).")
+    if single:
+        notes.append(
+            f"The model answers at random: {', '.join(dict.fromkeys(single))} looked at single draws, and may have stopped at a "
+            "lucky one. What they left is judged by fresh draws; what they missed is not known."
+        )
+    return fitted, notes
 
 
 def _other_norm(spec: AttackSpec, registry: Registry, norm: str) -> UserError:

@@ -24,6 +24,7 @@ from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, make_ca
 from robustdup.evaluation.cascade import CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
+from robustdup.evaluation.draws import Draws
 from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
@@ -302,6 +303,7 @@ class WorkerOrder:
     worth_compiling: bool
     examples: Tensor
     randomized: bool
+    gradient_draws: Draws
 
 
 @contextlib.contextmanager
@@ -332,6 +334,7 @@ def _workers(
         worth_compiling=context.worth_compiling,
         examples=samples.images[correct],
         randomized=clean.randomized,
+        gradient_draws=context.gradient_draws,
     )
     share = max(1, len(usable_cores()) // context.workers)
     with open_runner(
@@ -366,7 +369,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     sys.stdout = sys.stderr  # what a model prints here must not stand between the lines of the parent's record
     registry = load_plugins(config.plugin)
     stages, _ = plan_for(config, registry, parse_threats(config))
-    stages, _ = for_model(stages, randomized=order.randomized)
+    stages, _ = for_model(stages, randomized=order.randomized, draws=order.gradient_draws)
     original, stand_in = load_models(config, order.given.model, order.given.attack_model, registry)
     original = adapted(original, order.given.adaptation)
     if stand_in is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import robustdup
+from robustdup.evaluation.draws import Draws, enough_draws
 
 VALUES = torch.linspace(0.3, 0.7, 24)
 IMAGES = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
@@ -102,8 +104,29 @@ def test_samples_that_are_right_in_fewer_than_half_of_the_draws_are_attacked_too
 
 def test_the_draws_are_averaged_without_being_told():
     record = evaluate(NoiseAtTheInput(), eot=1).record
-    assert record.attacks[0].options["eot"] == 10
-    assert any("averaged gradients over 10 draws" in event for event in record.events)
+    eot = record.attacks[0].options["eot"]
+    assert 10 <= eot <= 64
+    assert any(f"averaged gradients over {eot} draws" in event for event in record.events)
+
+
+def test_draws_are_added_until_the_error_of_a_mean_margin_is_small():
+    """Margins of a known spread: the draws follow from it, and from nothing else."""
+    margin = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)
+    usual = float(margin.abs().median())
+    for spread, wanted in ((0.2, 10), (0.5, math.ceil((0.5 / (0.25 * usual)) ** 2)), (5.0, 64)):
+        share = torch.special.ndtr(margin / spread)
+        found = enough_draws(margin, share)
+        assert found.eot == wanted
+        assert found.error == pytest.approx(spread / math.sqrt(wanted) / usual, rel=1e-6)
+    assert enough_draws(margin, (margin > 0).double()) == Draws(10, None)  # nothing varies
+    assert enough_draws(torch.full((3,), torch.nan), torch.full((3,), 0.3)) == Draws(10, None)
+
+
+def test_attacks_that_look_at_single_draws_are_named():
+    record = evaluate(NoiseAtTheInput(), "pgd(steps=2),square(queries=3)").record
+    (said,) = [event for event in record.events if "single draws" in event]
+    assert "square" in said
+    assert "pgd" not in said
 
 
 def test_fast_brings_it_down_as_far_and_does_not_take_the_draws_for_masked_gradients():
