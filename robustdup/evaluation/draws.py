@@ -35,7 +35,7 @@ def enough_draws(margin: Tensor, correct_share: Tensor) -> Draws:
     """Return how many draws average out what a model's answers vary by.
 
     A sample that is right in a share p of its draws, with the mean margin m, has margins that spread by about m / Phi^-1(p)
-    where they are near normal: no further pass is needed to know it. Draws are added until the error of a mean over them is small.
+    where they are near normal: no further pass is needed to know it. Draws are added until a mean over them has a small error.
 
     Args:
         margin: mean margins of clean images (N,).
