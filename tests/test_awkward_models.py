@@ -107,3 +107,69 @@ def test_a_model_that_cannot_be_compiled_is_attacked_uncompiled_and_the_record_s
     assert record.environment.compiled == "off"
     assert any("no compiler here" in event for event in record.events)
     assert record.robust_accuracy.value < 1
+
+
+class InPlace(nn.Module):
+    """Normalises in place, as many training scripts do: what is given must not be what it writes into."""
+
+    def __init__(self, inner, shift) -> None:
+        super().__init__()
+        self.inner, self.shift = inner, shift
+
+    def forward(self, images):
+        return self.inner(images.sub_(0.5).div_(0.25) if self.shift else (images - 0.5) / 0.25)
+
+
+def in_half(inner, images):
+    return inner.half()(images.half()).float()
+
+
+def quick(model, **options):
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    settings = {"eps": "0.02", "diagnostics": False, "workers": 1} | options
+    kept = images.clone()
+    labels = network().eval()(images).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 10  # misclassified as it is
+    result = robustdup.evaluate(model, images, labels, attacks="fgsm,pgd(steps=4)", **settings)
+    assert torch.equal(images, kept)
+    return result
+
+
+SAME = {
+    "in a list": lambda net: Around(lambda inner, images: [inner(images), 1]),
+    "in a tuple": lambda net: Around(lambda inner, images: (inner(images), None)),
+    "in a mapping": lambda net: Around(lambda inner, images: {"features": images, "logits": inner(images)}),
+    "for several devices": nn.DataParallel,
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "scripted": torch.jit.script,
+    "traced": lambda net: torch.jit.trace(net, torch.rand(2, 1, 8, 8)),
+    "frozen": lambda net: torch.jit.freeze(torch.jit.script(net)),
+    "in double": lambda net: Around(in_double),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls TorchScript old
+@pytest.mark.parametrize("form", SAME)
+def test_a_network_in_any_form_is_judged_as_the_network_itself(form):
+    bare = quick(network().eval())
+    result = quick(SAME[form](network().eval()).eval())
+    assert result.outcomes == bare.outcomes
+    assert bare.record.robust_accuracy.value < bare.record.clean_accuracy.value
+
+
+def test_normalisation_in_place_changes_nothing():
+    bare, result = (quick(InPlace(network(), shift).eval()) for shift in (False, True))
+    assert result.outcomes == bare.outcomes
+    assert torch.equal(result.adv_images, bare.adv_images)
+
+
+def test_half_precision_inside_is_judged_as_it_is():
+    result = quick(Around(in_half).eval())
+    assert result.record.n_undecided == 0
+    assert result.record.robust_accuracy.value < result.record.clean_accuracy.value
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_torchscript_is_evaluated_like_the_network_in_it(tmp_path):
+    torch.jit.script(network().eval()).save(str(tmp_path / "net.pt"))
+    assert quick(str(tmp_path / "net.pt")).outcomes == quick(network().eval()).outcomes

@@ -11,7 +11,9 @@ from torch import nn
 import robustdup
 from robustdup.config import EvalConfig, build
 from robustdup.errors import UserError
+from robustdup.evaluation.calls import Work, lost_call
 from robustdup.jobs import run_evaluation
+from robustdup.threat import ThreatModel
 
 SETTINGS = ["n=60", "micro_batch=16", "threads=1", "diagnostics=false"]
 ATTACKS = "noise,apgd-ce(steps=10),apgd-t(steps=5,targets=2),fab-t(steps=5,targets=1),square(queries=50)"
@@ -61,3 +63,39 @@ def test_a_model_that_cannot_be_sent_is_refused_in_one_message():
     labels = (images[:, 0, 0, 0] < 0.5).long()
     with pytest.raises(UserError, match="workers"):
         robustdup.evaluate(Local().eval(), images, labels, eps="0.1", attacks="fgsm", workers=2)
+
+
+KILLER = """
+import os, pathlib, signal, robustdup
+
+@robustdup.register_attack("deadly", norms=["Linf"])
+def deadly(model, images, labels, threat, *, rng, always: bool = True):
+    marker = pathlib.Path(__file__).with_name(f"tried-{int(rng.index[0])}")
+    if always or not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images
+"""
+
+
+def test_a_call_whose_workers_all_die_leaves_its_samples_undecided():
+    numbers = torch.arange(3)
+    work = Work(0, ThreatModel("Linf", "0.1"), numbers, torch.zeros(3, 1, 4, 4), numbers, numbers + 7)
+    call = lost_call(work, "was killed by SIGKILL")
+    assert call.verdict is None
+    assert torch.equal(call.positions, numbers)
+    assert "was killed by SIGKILL" in call.error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("always", [True, False])
+def test_workers_that_are_killed_do_not_end_the_run(tmp_path, always):
+    (tmp_path / "deadly.py").write_text(KILLER)
+    attacks = f"attacks=fgsm,deadly(always={str(always).lower()})"
+    words = ["n=20", "threads=1", "diagnostics=false", f"plugin=[{tmp_path / 'deadly.py'}]", attacks]
+    record = run_evaluation(build(EvalConfig, overrides=[*words, "workers=2", "batch_size=10"])).record
+    fgsm, deadly = record.attacks
+    assert fgsm.n_broken > 0
+    left = fgsm.n_attacked - fgsm.n_broken
+    assert record.n_undecided == (left if always else 0)
+    assert any("was killed by SIGKILL" in error for error in deadly.errors) == always

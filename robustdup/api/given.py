@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robustdup.data.dataset import ImageDataset
 
 IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "input", "inputs")
+MOST_STREAMED = 10_000  # samples that are taken of a stream without a length, unless n says otherwise
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "y", "class")
 
 
@@ -104,6 +105,23 @@ def _enough(n: int | None, there: int) -> None:
         raise UserError(f"n = {n} is above the {there} images given.", code="bad-value")
 
 
+def _check_ends(count: int) -> None:
+    """Raise UserError where a stream without a length goes on and on: it may have no end."""
+    if count > MOST_STREAMED:
+        raise UserError(
+            f"A stream has no length, and this one has more than {MOST_STREAMED:,} samples: say how many to take with n=.",
+            code="bad-value",
+        )
+
+
+def _has_length(data: Any) -> bool:
+    try:
+        len(data)
+    except TypeError:
+        return False
+    return True
+
+
 def _is_hub_dataset(data: Any) -> bool:
     return type(data).__module__.split(".")[0] == "datasets"
 
@@ -122,9 +140,10 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
     streamed = isinstance(data, datasets.IterableDataset)
     split = str(data.split or "given")
     if streamed:
+        rows = list(data.take(MOST_STREAMED + 1 if n is None else n))
         if n is None:
-            raise UserError("A streamed dataset has no length: say how many samples to take with n=.", code="bad-value")
-        data = datasets.Dataset.from_list(list(data.take(n)), features=data.features)
+            _check_ends(len(rows))
+        data = datasets.Dataset.from_list(rows, features=data.features)
     options = DataOptions(split=split)
     samples: Any = open_rows(data, options, f"the dataset ({split})")
     _enough(n, len(samples))
@@ -175,7 +194,7 @@ def _stacked(rows: Any, owner: Any, n: int | None = None) -> ImageDataset:
 
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    count = 0
+    count, streamed = 0, n is None and not _has_length(rows) and not _has_length(owner)
     for row in rows:
         pixels, label = _pair(row)
         images.append(pixels[None] if label.ndim == 0 else pixels)
@@ -183,6 +202,8 @@ def _stacked(rows: Any, owner: Any, n: int | None = None) -> ImageDataset:
         count += len(labels[-1])
         if n is not None and count >= n:
             break
+        if streamed:
+            _check_ends(count)
     if not images:
         raise UserError("There are no images in the data given.", code="no-data")
     kept = torch.cat(labels)[:n]

@@ -144,6 +144,12 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
     )
 
 
+def lost_call(work: Work, how: str) -> Call:
+    """Return the call whose workers all died: its samples are undecided, the run goes on, and --resume tries it again."""
+    error = f"Gave up: each worker that tried this call died; the last one {how}."
+    return Call(work.positions, None, 0.0, Count(), Count(), error=error)
+
+
 def _told(failure: BaseException) -> str:
     """Return what a failure of an attack says, and where it came from, in text that can be saved and shown."""
     frames = traceback.extract_tb(failure.__traceback__)

@@ -20,7 +20,7 @@ from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.data.sources import load_images
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError, unknown
-from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, make_call
+from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, lost_call, make_call
 from robustdup.evaluation.cascade import CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
@@ -344,6 +344,7 @@ def _workers(
         devices=None if config.device == "auto" and context.device.type == "cuda" else (str(context.device),),
         threads=config.threads or min(torch.get_num_threads(), share),
         describe=lambda work: f"the call of stage {work.number + 1} on {len(work.positions)} samples",
+        lost=lambda work, death: lost_call(work, death.how),
     ) as runner:
         yield runner.map
 

@@ -1,5 +1,6 @@
 """The verbs of a user, on built-in data: what they take, what they return, and what they say to a mistake."""
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -121,7 +122,7 @@ def test_the_old_decorator_still_works_with_a_warning():
         (lambda model, data: robustdup.evaluate(model, data, n=N + 1), "bad-value"),
         (lambda model, data: robustdup.evaluate(model, []), "no-data"),
         (lambda model, data: robustdup.evaluate(model, [data.images]), "bad-data"),
-        (lambda model, data: robustdup.evaluate(model, as_table(data).to_iterable_dataset()), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, itertools.repeat((data.images, data.labels))), "bad-value"),
         (lambda model, data: robustdup.evaluate(model, data, attacks=[len]), "bad-attack"),
         (lambda model, data: robustdup.duplicate(data.images, dose=0.5), "bad-data"),
         (lambda model, data: robustdup.verify("nowhere"), "missing-file"),

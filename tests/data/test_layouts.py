@@ -19,6 +19,7 @@ import pytest
 import scipy.io
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import robustdup
 from robustdup.config import DataOptions, DuplicateConfig, validate
@@ -568,3 +569,30 @@ def test_a_split_is_duplicated_by_any_of_its_names(tmp_path):
     )
     made = duplicate(config, str(tmp_path / "out"))
     assert made.rows["validation"] > len(PIXELS)  # written under its own name, with its copies
+
+
+# --- zips of folders, and tensors ---
+
+
+def test_zips_of_folders(tmp_path):
+    class_folders(tmp_path / "pictures")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for file in (tmp_path / "pictures").rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path / "pictures"))
+    same(robustdup.load_data(str(tmp_path / "data.zip")))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data.zip").rename(tmp_path / "folder" / "data.zip")  # alone in a folder
+    same(robustdup.load_data(str(tmp_path / "folder")))
+    with zipfile.ZipFile(tmp_path / "below.zip", "w") as archive:  # in one more folder of the archive
+        for file in (tmp_path / "pictures").rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path))
+    same(robustdup.load_data(str(tmp_path / "below.zip")))
+
+
+def test_safetensors(tmp_path):
+    tensors = {"images": torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()), "labels": torch.from_numpy(LABELS)}
+    save_file(tensors, tmp_path / "test.safetensors")
+    same(robustdup.load_data(str(tmp_path / "test.safetensors")), names=())
+    floats = {"x_test": tensors["images"].float() / 255, "y_test": tensors["labels"].to(torch.int32)}
+    save_file(floats, tmp_path / "data.safetensors")
+    same(robustdup.load_data(str(tmp_path / "data.safetensors")), names=())

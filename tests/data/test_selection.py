@@ -8,12 +8,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import robustdup
+from robustdup.api import given
 from robustdup.api.given import as_dataset
 from robustdup.data.selection import _changes, choose, order_sign, stratified
+from robustdup.errors import UserError
 from robustdup.evaluation.metrics import accuracy
+from tests.raising import raises
 
 SORTED = torch.arange(10).repeat_interleave(50)
 MIXED = SORTED[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
@@ -132,6 +135,29 @@ def test_streams_whose_rest_is_not_known_are_told():
     data = as_dataset(rows, n=40)
     assert (len(data), data.selection) == (40, "given")
     assert "all are of one class" in data.notes[0]
+
+
+def test_streams_without_a_length_are_read_to_their_end_if_they_have_one(monkeypatch):
+    class Stream(IterableDataset):
+        def __init__(self, n):
+            self.n = n
+
+        def __iter__(self):
+            return ((image, label) for image, label in zip(pixels(MIXED)[: self.n], MIXED[: self.n], strict=True))
+
+    rows = datasets.Dataset.from_dict(
+        {"image": [np.full((2, 2), i, np.uint8) for i in range(12)], "label": MIXED[:12].tolist()},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+    ).to_iterable_dataset()
+    monkeypatch.setattr(given, "MOST_STREAMED", 12)
+    assert as_dataset(rows).labels.tolist() == MIXED[:12].tolist()
+    assert as_dataset(Stream(12)).labels.tolist() == MIXED[:12].tolist()
+    assert as_dataset(DataLoader(Stream(12), batch_size=5)).labels.tolist() == MIXED[:12].tolist()
+    monkeypatch.setattr(given, "MOST_STREAMED", 11)
+    for stream in (rows, Stream(12), DataLoader(Stream(12), batch_size=5)):
+        with raises("bad-value", UserError, "n="):
+            as_dataset(stream)
+        assert len(as_dataset(stream, n=3)) == 3
 
 
 def test_torch_datasets_say_their_targets_and_classes():

@@ -1,0 +1,90 @@
+"""Hostile attacks in whole runs: in two workers, in a model that cannot be copied, and across --resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.test_guard import EVIL
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("images_in_place", "a_function_of_torch", "eps_of_the_threat_model")  # for the quick run
+
+# Each hostile attack under its own name, one that does nothing, and one that stops the run at its first call.
+PLUGIN = """
+import os, signal, robustdup
+from tests.evaluation.test_guard import EVIL
+
+for name, function in EVIL.items():
+    globals()[name] = robustdup.register_attack(name, norms=["Linf"])(function)
+
+@robustdup.register_attack("nothing", norms=["Linf"])
+def nothing(model, images, labels, threat, *, rng):
+    return images
+
+@robustdup.register_attack("stop", norms=["Linf"])
+def stop(model, images, labels, threat, *, rng):
+    if "GO" not in os.environ:
+        signal.raise_signal(signal.SIGINT)
+    return images
+"""
+
+UNCOPYABLE = """
+import threading, torch
+from robustdup.models.load import load_model
+from robustdup.plugins import load_plugins
+
+class Locked(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.lock = inner, threading.Lock()
+
+    def forward(self, images):
+        with self.lock:
+            return self.inner(images)
+
+def make():
+    return Locked(load_model("builtin:digits-robust", registry=load_plugins()))
+"""
+
+
+def command(folder, *words, go=True):
+    place = os.pathsep.join([str(ROOT), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": place, **({"GO": "1"} if go else {})}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "robustdup", "eval", *words, "--plugin", "plugin.py", "--json"],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done
+
+
+def evaluate(folder, names, *words, go=True):
+    (folder / "plugin.py").write_text(PLUGIN)
+    options = ["--n", "20", "--batch-size", "10", "--eps", "0.02", "--threads", "1", "--no-diagnostics", "--out", "run"]
+    return command(folder, *options, "--attacks", ",".join(names), *words, go=go)
+
+
+def check(done):
+    """None of the attacks broke a sample, and all of them ran to their end."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads(done.stdout)
+    assert {attack["name"]: attack["errors"] for attack in record["attacks"] if attack["errors"]} == {}
+    assert {attack["name"]: attack["n_broken"] for attack in record["attacks"] if attack["n_broken"]} == {}
+    assert record["n_undecided"] == 0
+    assert record["robust_accuracy"]["value"] == record["clean_accuracy"]["value"] > 0.8
+
+
+def test_a_run_that_was_interrupted_among_hostile_attacks(tmp_path):
+    stopped = evaluate(tmp_path, [KINDS[0], "stop", *KINDS[1:]], "--workers", "1", go=False)
+    assert stopped.returncode == 130, stopped.stderr[-3000:]
+    check(command(tmp_path, "--resume", "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["builtin:digits-robust", "locked.py:make"])
+def test_all_of_them_in_two_workers(model, tmp_path):
+    (tmp_path / "locked.py").write_text(UNCOPYABLE)
+    check(evaluate(tmp_path, ["nothing", *EVIL], "--model", model, "--workers", "2"))
