@@ -15,14 +15,26 @@ KINDS = ("images_in_place", "a_function_of_torch", "eps_of_the_threat_model")  #
 
 # Each hostile attack under its own name, one that does nothing, and one that stops the run at its first call.
 PLUGIN = """
-import os, signal, robustdup
+import os, signal, robustdup, torch
 from tests.evaluation.test_guard import EVIL
 
-for name, function in EVIL.items():
+for name in EVIL.keys() - {"a_finetuned_model"}:  # for two classes
+    function = EVIL[name]
     globals()[name] = robustdup.register_attack(name, norms=["Linf"])(function)
 
 @robustdup.register_attack("nothing", norms=["Linf"])
 def nothing(model, images, labels, threat, *, rng):
+    return images
+
+@robustdup.register_attack("a_finetuned_model", norms=["Linf"])
+def finetunes(model, images, labels, threat, *, rng):
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), (labels + 1) % 10).backward()
+        optimizer.step()
     return images
 
 @robustdup.register_attack("stop", norms=["Linf"])
