@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustdup.api.certification import CertificationResult as CertificationResult
     from robustdup.api.certification import certify as certify
+    from robustdup.api.corruptions import evaluate_corruptions as evaluate_corruptions
     from robustdup.api.duplicates import drop_duplicates as drop_duplicates
     from robustdup.api.duplicates import duplicate as duplicate
     from robustdup.api.duplicates import find_duplicates as find_duplicates
@@ -51,6 +52,7 @@ _PUBLIC = {
     "drop_duplicates": "robustdup.api.duplicates",
     "duplicate": "robustdup.api.duplicates",
     "evaluate": "robustdup.api.evaluation",
+    "evaluate_corruptions": "robustdup.api.corruptions",
     "find_duplicates": "robustdup.api.duplicates",
     "gate": "robustdup.api.runs",
     "load_data": "robustdup.api.loading",

@@ -319,3 +319,12 @@ def test_a_rank_says_how_much_the_clean_accuracy_does_not_explain(whole):
     assert found.effective == pytest.approx(record.corruption_accuracy.value - found.predicted)
     assert 0.85 < found.predicted < 0.92
     assert found.n_entries == len(load().boards["cifar10", "corruptions"])
+
+
+def test_python_has_its_own_verb_and_evaluate_names_it(tmp_path):
+    folder = published(tmp_path / "CIFAR-10-C", ["fog", "snow"])
+    record = robustdup.evaluate_corruptions(Bright(), folder, kinds=["fog"], severities=[1, 5], threads=1)
+    assert [found.accuracy.value for found in record.kinds[0].severities] == pytest.approx([0.9, 0.5])
+    assert (record.n, record.severities, record.missing[0]) == (20, [1, 5], "gaussian_noise")
+    with raises("bad-option", robustdup.UserError, "evaluate_corruptions"):
+        robustdup.evaluate(Bright(), torch.rand(4, 3, 32, 32), torch.zeros(4).long(), threat="corruptions")

@@ -26,7 +26,7 @@ class NativeOptions:
 
 def plan_stages(
     attacks: Iterable[tuple[str, Mapping[str, Any]]], registry: Registry, threat: ThreatModel, *,
-    native: NativeOptions = NativeOptions(), precision: str = "fp32", min_distance: bool = False,
+    native: NativeOptions = NativeOptions(), precision: str = "fp32", min_distance: bool = False, union: bool = False,
 ) -> tuple[list[PlannedStage], list[str]]:  # fmt: skip
     """Return the stages of attacks and ensembles, in order, and what a reader should know of the choice.
 
@@ -37,6 +37,7 @@ def plan_stages(
         native: the loss and the EOT draws for native attacks.
         precision: of the attack copy, as asked for.
         min_distance: whether minimum-norm attacks search to the end.
+        union: whether the threat model is one ball of a union: then an attack that does not know its norm is left out.
 
     Raises:
         UserError: for what is unknown, and for what does not work together.
@@ -58,6 +59,8 @@ def plan_stages(
                 continue
             if threat.norm in spec.norms or spec.kind == "unbounded":
                 stages.append(_planned(stage, spec, registry, native, written))
+            elif union and len(members) == 1:
+                notes.append(f"{name} does not know {threat.norm} and was left out there.")
             elif len(members) > 1:
                 notes.append(f"{stage.attack} of {name} does not know {threat.norm} and was left out.")
             else:

@@ -201,14 +201,19 @@ def plan_for(
         return plan(config, registry, threats[-1])
     stages, notes = [], []
     for threat in threats:
-        own, said = plan(config, registry, threat)
+        own, said = plan(config, registry, threat, union=True)
         stages += [replace(stage, norm=threat.norm) for stage in own]
         notes += said
     return stages, list(dict.fromkeys(notes))
 
 
-def plan(config: EvalConfig, registry: Registry, threat: ThreatModel) -> tuple[list[PlannedStage], list[str]]:
-    """Return the stages that the configuration names, and notes on them. Raises UserError before anything runs."""
+def plan(
+    config: EvalConfig, registry: Registry, threat: ThreatModel, *, union: bool = False
+) -> tuple[list[PlannedStage], list[str]]:
+    """Return the stages that the configuration names, and notes on them. Raises UserError before anything runs.
+
+    In one ball of a `union`, an attack that does not know its norm is left out, unless none is left.
+    """
     check_loaded(registry, config.plugin)
     attacks = parse_attacks(config.attacks)
     names = [name for name, _ in attacks]
@@ -218,6 +223,7 @@ def plan(config: EvalConfig, registry: Registry, threat: ThreatModel) -> tuple[l
     stages, notes = plan_stages(
         [(name, {**config.options.get(name, {}), **written}) for name, written in attacks], registry, threat,
         native=NativeOptions(config.loss, config.eot), precision=config.precision, min_distance=config.min_distance,
+        union=union,
     )  # fmt: skip
     if config.replay is not None:
         stages = [first_stage(read_earlier(config.replay)), *stages]

@@ -244,3 +244,14 @@ def test_one_ball_is_the_same_as_norm_and_eps(separate):
     result = run(threat="L2 0.5")
     assert (result.record.threat, result.record.union) == (separate[1].record.threat, [])
     assert torch.equal(result.adv_images, separate[1].adv_images)
+
+
+def test_an_attack_is_left_out_in_a_norm_that_it_does_not_know_unless_none_is_left():
+    result = run(threat="Linf 0.1 + L0 5", attacks="fgsm,sigma-zero(steps=3)", n=6)
+    assert [(attack.ball, attack.name) for attack in result.record.attacks] == [
+        ("Linf 0.1", "fgsm"),
+        ("L0 5", "sigma-zero"),
+    ]
+    assert "sigma-zero does not know Linf and was left out there." in result.record.events
+    with raises("no-stage", robustdup.UserError, "works in L0"):
+        run(threat="Linf 0.1 + L0 5", attacks="fgsm")
