@@ -13,7 +13,7 @@ from robustdup.config import EvalConfig
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.calls import PlannedStage
-from robustdup.models.adapt import Adaptation, Look, adapted, look_at, names_of, notes_of, usable_copy
+from robustdup.models.adapt import Adaptation, Look, adapted, inner, look_at, names_of, notes_of, usable_copy
 from robustdup.models.class_names import ClassMatch, match_classes
 from robustdup.models.normalisation import Normalisation, parse_normalisation, usual
 from robustdup.records import Diagnostic
@@ -101,6 +101,8 @@ def check_gradient(fitted: Fitted, stages: Sequence[PlannedStage], *, stand_in: 
     if not stand_in and SEES_THROUGH in needing:
         return [f"{without} Attacks that follow it cannot run; {SEES_THROUGH} tries to see through."]
     names = ", ".join(dict.fromkeys(needing))
+    if (why := getattr(inner(fitted.model), "why_no_gradient", None)) is not None:
+        raise UserError(f"{names} follow gradients, and this {which} has none. {why}", code="no-gradient")
     raise UserError(
         f"{without} These attacks follow it: {names}. Take that out; or attack a differentiable stand-in and judge this "
         "model: --attack-model …; or try to see through: --attacks fast; or use attacks that ask for no gradient: "

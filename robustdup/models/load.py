@@ -1,4 +1,4 @@
-"""From a model spec to a classifier in eval mode: `builtin:NAME`, `hf:ID`, `file.py:factory@weights`, or a plugin's."""
+"""From a model spec to a classifier in eval mode: `builtin:NAME`, `hf:ID`, `file.py:factory@weights`, a program, a plugin's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustdup.errors import UserError, missing_plugin, unknown
 from robustdup.models.files import is_file_spec, load_from_file
+from robustdup.models.programs import SUFFIXES, load_program
 from robustdup.plugins import Registry
 
 
@@ -33,6 +34,8 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = registry.models[scheme].load(rest, options)
     elif is_file_spec(spec):
         model = load_from_file(spec, allow_pickle=allow_pickle)
+    elif spec.endswith(SUFFIXES) and Path(spec).expanduser().is_file():
+        model = load_program(Path(spec).expanduser(), allow_pickle=allow_pickle)
     elif Path(spec).expanduser().is_file():
         model = load_script(Path(spec).expanduser())
     elif colon and (error := missing_plugin(scheme)) is not None:
