@@ -407,9 +407,10 @@ def test_min_distance_gives_the_closed_form_curve_from_one_run():
 
 def test_min_distance_adds_an_attack_that_can_tell_where_none_is_named():
     record = run(attacks="fgsm", min_distance=True, diagnostics=False)
-    assert [attack.name for attack in record.attacks] == ["fgsm", "fab-t"]
-    assert record.attacks[1].n_attacked == 40  # of all points, also those that fgsm broke
-    assert any("fab-t was added" in event for event in record.events)
+    assert [attack.name for attack in record.attacks] == ["fgsm", "superdeepfool", "fmn"]
+    assert [a.n_attacked for a in record.attacks[1:]] == [40, 40]  # of all points, also those that fgsm broke
+    assert record.min_distance.median == pytest.approx(float(GAP.quantile(0.5)), rel=0.01)
+    assert any("superdeepfool and fmn were added" in event for event in record.events)
 
 
 class Softmax(Mean):
@@ -931,7 +932,7 @@ def test_the_curve_of_distances_is_the_verdict_at_eps_and_falls(attacks, eps):
     for text, point in record.curve.items():  # an example at most so far away, found at whichever eps, counts
         assert point.value == pytest.approx(float((float(text) < GAP).double().mean()), abs=1 / 40)
         assert curve.get(text, point.value) == point.value
-    assert any(a.name == "fab-t" and a.n_attacked == 40 for a in record.attacks)
+    assert any(a.kind == "minimum-norm" and a.n_attacked == 40 for a in record.attacks)
 
 
 def test_a_distance_of_eps_that_rounding_has_lengthened_is_not_beyond_it():
