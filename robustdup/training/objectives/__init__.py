@@ -69,6 +69,14 @@ def register_objectives(registry: Registry) -> None:
         description="Cross-entropy after one gradient step from where earlier epochs ended, and how far answers drift on it.",
     )
     registry.add_objective(
+        "ibp",
+        f"{here}.intervals:ibp",
+        attacks=False,
+        check=f"{here}.intervals:check_kappa",
+        url="https://arxiv.org/abs/1810.12715",
+        description="Cross-entropy of the worst logits that interval bounds leave possible: certified training, in Linf.",
+    )
+    registry.add_objective(
         "morel",
         f"{here}.morel:morel",
         features=True,
