@@ -9,6 +9,7 @@ from robustdup import SampleRng, ThreatModel, UserError
 from robustdup.certification.crown import interval_bounds
 from robustdup.certification.graph import read_network
 from robustdup.certification.region import Region
+from robustdup.models.attack_copy.compile import TrainedModel
 from robustdup.models.networks import digits_classifier
 from robustdup.plugins import Registry
 from robustdup.training import register
@@ -62,6 +63,14 @@ def test_batch_norm_takes_and_keeps_the_statistics_of_the_clean_images():
     assert torch.allclose(box.low, box.clean, atol=1e-4)
     assert torch.equal(model[1].running_mean, other[1].running_mean)
     assert int(model[1].num_batches_tracked) == 1
+
+
+def test_rows_are_counted_of_the_model_as_the_trainer_gives_it():
+    trained = TrainedModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    for times in (1, 2):
+        box = interval_logits(trained, images(1, 2, 2), 0.1)
+        assert (trained.forward_rows, trained.backward_rows) == (18 * times, 18 * times)
+    assert torch.allclose(box.clean, trained.net(images(1, 2, 2)), atol=1e-6)
 
 
 def test_the_loss_of_a_linear_model_is_the_closed_form():

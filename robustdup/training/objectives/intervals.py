@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustdup.errors import UserError
+from robustdup.models.attack_copy.compile import TrainedModel
 from robustdup.rng import SampleRng
 from robustdup.training.inner import InnerAttack
 from robustdup.training.objectives.adversarial import correct, cross_entropy
@@ -79,7 +80,11 @@ def interval_logits(model: nn.Module, images: Tensor, radius: float) -> Box:
     Raises:
         UserError: not-boundable, with the layer that has no interval bounds.
     """
-    inner = getattr(model, "module", model)  # inside DistributedDataParallel
+    inner = model
+    if isinstance(model, TrainedModel):  # which counts rows: of the clean images, and of middles and reaches
+        inner = model.net
+        model.forward_rows += 3 * len(images)
+        model.backward_rows += 3 * len(images) if torch.is_grad_enabled() else 0
     graph = _traced.get(inner)
     if graph is None:
         try:
