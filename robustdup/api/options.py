@@ -117,6 +117,8 @@ class TrainOptions(TypedDict, total=False):
     test_n: int | None
     targets: list[float]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
+    accumulate: int
+    deterministic: bool
     compile: Literal["auto", "off", "on", "cudagraphs"]
     channels_last: bool
     device: str

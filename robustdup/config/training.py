@@ -48,7 +48,10 @@ class TrainConfig(DataFields, ModelFields):
         "Evaluation": (
             "validation", "validation_attack", "validate_every", "evaluate", "test_n", "targets",
         ),
-        "Speed": ("device", "precision", "compile", "channels_last", "threads", "loader_workers", "in_memory"),
+        "Speed": (
+            "device", "precision", "compile", "accumulate", "deterministic", "channels_last", "threads", "loader_workers",
+            "in_memory",
+        ),
         "Output": ("out", "checkpoint_every", "track"),
     }  # fmt: skip
 
@@ -205,6 +208,15 @@ class TrainConfig(DataFields, ModelFields):
         "auto",
         description="Precision of training (bf16 through autocast; weights are fp32). auto: bf16 where the device computes "
         "in it (CUDA from compute capability 8.0 on; CPUs with avx512_bf16 or AMX, but for small networks), else fp32.",
+    )
+    accumulate: int = Field(
+        1,
+        description="Parts in which each batch is computed, their gradients summed, to save memory; more, unasked, where memory "
+        "runs out. BatchNorm sees each part by itself.",
+        ge=1,
+    )
+    deterministic: bool = Field(
+        False, description="Use deterministic kernels alone on a GPU, so that a run repeats itself to the bit; slower."
     )
     compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
         "auto", description="Compile the model: auto is off on a CPU and on with CUDA."

@@ -37,6 +37,8 @@ class TrainerOptions:
     validate_every: int | None = None
     checkpoint_every: int | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    accumulate: int = 1
+    deterministic: bool = False
     compile: Literal["auto", "off", "on", "cudagraphs"] = "auto"
     channels_last: bool = True
     threads: int | None = None

@@ -40,6 +40,7 @@ class State:
         self.model, self.optimizer, self.averages, self.update = model, optimizer, averages, update
         self.meter, self.selection, self.clock = Meter(device), Selection(), Clock()
         self.batch = self.step = self.step_before = 0
+        self.split = 1  # parts in which a batch is computed
         self.curve: list[TrainPoint] = []
         self.passes = TrainPasses()
         self.events: list[str] = []
@@ -56,6 +57,7 @@ class State:
             "meter": self.meter.state_dict(),
             "batch": self.batch,
             "step": self.step,
+            "split": self.split,
             "curve": [point.model_dump() for point in self.curve],
             "passes": self.passes.model_dump(),
             "seconds": self.clock.training,
@@ -72,6 +74,7 @@ class State:
         self.update.load_state_dict(state["update"])
         self.selection.load_state_dict(state["selection"])
         self.meter.load_state_dict(state["meter"])
+        self.split = state.get("split", self.split)
         self.batch, self.step, self.step_before = state["batch"], state["step"], state["step"]
         self.curve = [TrainPoint.model_validate(point) for point in state["curve"]]
         self.passes = TrainPasses.model_validate(state["passes"])

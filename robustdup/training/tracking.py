@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from robustdup.training.options import TrainerOptions
 from robustdup.training.processes import Processes
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name: package
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 Log = Callable[[Mapping[str, float], int], None]
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -52,8 +54,12 @@ def open_session(
         stack.enter_context(fp32_switches_kept())
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        set_tf32(options.precision == "tf32")
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have one shape; `isolated` puts it back
+        # Beside bf16 what is left in float32 (the loss, Muon, validation) need not be finer than TF32; that is for CUDA.
+        set_tf32(options.precision == "tf32" or (options.precision == "bf16" and device.type == "cuda"))
+        # All batches have one shape; `isolated` puts cuDNN's switches back.
+        torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
+        if options.deterministic:
+            stack.enter_context(_deterministic_kernels())
         autocast: Autocast = contextlib.nullcontext
         if options.precision == "bf16":
             autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
@@ -62,6 +68,25 @@ def open_session(
             return
         place = (folder or Path()) / "tracking"
         yield Session(autocast, stack.enter_context(_tracked(trackers, device, place, processes, settings)))
+
+
+@contextlib.contextmanager
+def _deterministic_kernels() -> Iterator[None]:
+    """Let torch take deterministic kernels alone inside the block; what has none warns.
+
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(WORKSPACE)
+    os.environ.setdefault(WORKSPACE, ":4096:8")  # read when cuBLAS is first used
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
 
 
 @contextlib.contextmanager

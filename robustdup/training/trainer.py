@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from robustdup.device import out_of_memory
 from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
 from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.training.averages import Averages
@@ -26,6 +27,17 @@ STATISTICS_SAMPLES = 10_000  # on which the BatchNorm statistics of averaged (SW
 
 class Stopped(Exception):
     """The loss or the weights are not finite: says where, and what to try."""
+
+
+def can_split(batch: TrainBatch) -> bool:
+    """Tell whether a batch can be computed in parts: not where the inner attack keeps something of each sample."""
+    return getattr(batch, "moves", None) is None
+
+
+def parts_of(batch: TrainBatch, count: int) -> list[slice]:
+    """Return `count` runs of neighbours of a batch, as equal as can be."""
+    rows = batch.labels.shape[0]
+    return [slice(rows * part // count, rows * (part + 1) // count) for part in range(count)]
 
 
 class Trainer:
@@ -48,9 +60,10 @@ class Trainer:
         averages = Averages(parts.model, ema=options.ema, swa_start=swa_start)
         self.state = State(self.trained, make_optimizer(self.trained, options), averages, parts.update, device)
         self.state.memory = parts.inner.memory
+        self.state.split = options.accumulate
         worth_it = self.budget.steps >= WORTH_COMPILING
         self._mode = compile_mode(options.compile, device, self.state.events, worth_it=worth_it)
-        rows = max(1, options.batch_size // parts.processes.count)
+        rows = max(1, options.batch_size // parts.processes.count // options.accumulate)
         self.model = TrainedModel(parts.model, compiled=self._mode, rows=rows)
         self._counted = torch.zeros(4, dtype=torch.int64, device=device)
 
@@ -90,22 +103,28 @@ class Trainer:
 
     def train_on(self, number: int, batch: TrainBatch, share: float) -> None:
         """Make the optimizer steps of a batch, each of whose samples here counts with `share`."""
+        state, rows = self.state, self.budget.rows(number)
+        state.step_before = state.step
+        while True:
+            try:
+                loss, metrics = self.parts.update.step(self._task(number, batch, share))
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not self._splits_further(error, batch):
+                    raise
+        sums = {name: values.sum() * share for name, values in metrics.items()}
+        state.meter.add(state.step, loss * rows, sums, rows=share * batch.labels.shape[0])
+        state.batch = number + 1
+
+    def _task(self, number: int, batch: TrainBatch, share: float) -> UpdateTask:
+        """Return what the update rule is to do with a batch, whole or in as many parts as the run has come to."""
         parts, state, rows = self.parts, self.state, self.budget.rows(number)
-        share_used = state.step / max(self.budget.steps, 1)
-        attack = parts.inner.batch(batch.rng, share=share_used, batch=batch if parts.inner.memory else None)  # type: ignore[arg-type]
-
-        def loss_of(shift: Tensor | None) -> LossAndMetrics:
-            images = batch.images if shift is None else (batch.images + shift).clamp(0, 1)
-            with self.session.autocast():
-                loss, metrics = parts.objective(self.model, images, batch.labels, attack=attack, rng=batch.rng)
-            loss = loss.float() if batch.weights is None else loss.float() * batch.weights
-            return loss.sum() * (share / rows), metrics
-
         ours = parts.processes if share == 1.0 else Processes()  # else every process has the whole batch
-        task = UpdateTask(
+        count = min(state.split, batch.labels.shape[0]) if can_split(batch) else 1
+        return UpdateTask(
             self.model,
             state.optimizer,
-            loss_of,
+            self._loss_of(batch, slice(None), share / rows),
             batch.images,
             reduce=parts.processes.sum_gradients,
             clip=self._clip,
@@ -114,12 +133,44 @@ class Trainer:
             rows=rows,
             whole=lambda values: ours.whole(values, rows),
             replays=self.budget.replays_of(number),
+            parts=[self._loss_of(batch, part, share / rows) for part in parts_of(batch, count)] if count > 1 else (),
         )
-        state.step_before = state.step
-        loss, metrics = parts.update.step(task)
-        sums = {name: values.sum() * share for name, values in metrics.items()}
-        state.meter.add(state.step, loss * rows, sums, rows=share * batch.labels.shape[0])
-        state.batch = number + 1
+
+    def _loss_of(self, batch: TrainBatch, rows: slice, weight: float) -> Callable[[Tensor | None], LossAndMetrics]:
+        """Return the loss of some rows of a batch, each weighed by `weight`, at images that may be shifted."""
+        whole = rows == slice(None)
+        images, labels, rng = (
+            (batch.images, batch.labels, batch.rng)
+            if whole
+            else (batch.images[rows], batch.labels[rows], batch.rng[rows])
+        )
+        weights = batch.weights if batch.weights is None or whole else batch.weights[rows]
+        inner, share_used = self.parts.inner, self.state.step / max(self.budget.steps, 1)
+        attack = inner.batch(rng, share=share_used, batch=batch if inner.memory else None)  # type: ignore[arg-type]
+
+        def loss_of(shift: Tensor | None) -> LossAndMetrics:
+            moved = images if shift is None else (images + shift[rows]).clamp(0, 1)
+            with self.session.autocast():
+                loss, metrics = self.parts.objective(self.model, moved, labels, attack=attack, rng=rng)
+            loss = loss.float() if weights is None else loss.float() * weights
+            return loss.sum() * weight, metrics
+
+        return loss_of
+
+    def _splits_further(self, error: Exception, batch: TrainBatch) -> bool:
+        """Tell whether a batch that ran out of memory is to be tried again in twice as many parts, and note it."""
+        state = self.state
+        begun = state.step != state.step_before  # a rule of several steps: the weights have moved on
+        possible = can_split(batch) and 2 * state.split <= batch.labels.shape[0] and self.parts.processes.count == 1
+        if begun or not possible or not out_of_memory(error):
+            return False
+        state.split *= 2
+        state.optimizer.zero_grad(set_to_none=True)
+        state.events.append(
+            f"Out of memory at step {state.step}: from here on each batch is computed in {state.split} parts, whose gradients "
+            "are summed; BatchNorm normalises each part by itself."
+        )
+        return True
 
     def _stepped(self) -> None:
         self.state.step += 1

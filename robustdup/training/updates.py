@@ -46,7 +46,8 @@ class UpdateTask:
     optimizer step. `stepped` is called after each optimizer step, when the weights are final: schedule, averages, counts.
     `first` is the place of this process's first image among the `rows` of the whole batch (0: as many as here), and
     `whole` makes of values (n, ...) of its images those of all (rows, ...). `replays` limits the steps of a rule that
-    makes several: the last batch of a budget in steps may have fewer (0: as many as the rule makes).
+    makes several: the last batch of a budget in steps may have fewer (0: as many as the rule makes). `parts` are losses like
+    `loss_of` of parts of the batch, which add up to it, where memory is to be saved: `gradients` takes them in turn.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class UpdateTask:
     rows: int = 0
     whole: Callable[[Tensor], Tensor] = _same
     replays: int = 0
+    parts: Sequence[Callable[[Tensor | None], LossAndMetrics]] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -69,10 +71,16 @@ class UpdateTask:
     def gradients(self, shift: Tensor | None = None) -> LossAndMetrics:
         """Fill `.grad` with the gradient of the loss over all processes; return the (loss, metrics) of this one, detached."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self.loss_of(shift)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses, found = [], list[Metrics]()
+        for loss_of in self.parts or (self.loss_of,):
+            loss, metrics = loss_of(shift)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            found.append(metrics)
         self.reduce(self.parameters)
-        return loss.detach(), metrics
+        if len(losses) == 1:
+            return losses[0], found[0]
+        return torch.stack(losses).sum(), {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     def apply(self) -> None:
         """Clip, make one optimizer step, and tell the loop."""

@@ -21,7 +21,7 @@ from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.schedule import rate_over
 from robustdup.training.trainer import Trainer
-from robustdup.training.updates import Free, Plain
+from robustdup.training.updates import Awp, Free, Plain
 from tests.raising import raises
 
 CPU = torch.device("cpu")
@@ -288,7 +288,7 @@ def test_a_device_that_is_gone_leaves_the_last_checkpoint(device, error, message
 
     def objective(model, images, labels, *, attack, rng):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) >= 4:
             started[0].device = torch.device(device)  # no GPU is needed to see what is said of one
             raise RuntimeError(f"{error}\nCUDA kernel errors might be reported asynchronously")
         return standard(model, images, labels, attack=attack, rng=rng)
@@ -460,6 +460,58 @@ def test_a_module_of_the_objective_is_trained_and_is_no_part_of_the_model():
     out = train(parts)
     assert not torch.equal(module.weight, before)
     assert set(out.last) == set(parts.model.state_dict())
+
+
+def test_a_batch_in_parts_takes_the_step_of_the_whole():
+    whole = train(make_parts(linear()), config(steps=3))
+    parts = train(make_parts(linear()), config(steps=3, accumulate=3))
+    for name, value in whole.last.items():
+        torch.testing.assert_close(parts.last[name], value)
+    assert parts.curve[-1].loss == pytest.approx(whole.curve[-1].loss, rel=1e-5)
+    assert parts.curve[-1].accuracy == whole.curve[-1].accuracy
+    assert parts.passes.train_forward == whole.passes.train_forward
+
+
+@pytest.mark.parametrize("update", [Plain, Awp, functools.partial(Free, THREAT, replays=2)])
+def test_what_runs_out_of_memory_goes_on_in_parts(update):
+    seen = []
+
+    def objective(model, images, labels, *, attack, rng):
+        seen.append(len(images))
+        if len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return pgd_at(model, images, labels, attack=attack, rng=rng)
+
+    plain = train(make_parts(linear(), pgd_at, update()), config(steps=4))
+    out = train(make_parts(linear(), objective, update()), config(steps=4))
+    assert out.status == "complete"
+    assert seen[:3] == [16, 8, 4]
+    assert set(seen[3:]) == {4}
+    assert [number for number in (2, 4, 8) if any(f"in {number} parts" in event for event in out.events)] == [2, 4]
+    for name, value in plain.last.items():
+        torch.testing.assert_close(out.last[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_memory_that_does_not_hold_one_sample_ends_the_run():
+    def objective(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with raises("out-of-memory", RunError, "smaller batch_size"):
+        train(make_parts(linear(), objective), config(steps=4))
+
+
+def test_deterministic_kernels_are_asked_for_while_a_run_trains():
+    seen = []
+
+    def objective(model, images, labels, *, attack, rng):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic))
+        return standard(model, images, labels, attack=attack, rng=rng)
+
+    before = torch.backends.cudnn.deterministic
+    train(make_parts(objective=objective), config(steps=2, deterministic=True))
+    assert seen == [(True, True)] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic == before
 
 
 @pytest.mark.slow

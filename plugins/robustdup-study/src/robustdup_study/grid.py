@@ -28,7 +28,8 @@ MANY = 10_000  # cells that a person has probably not meant
 PLAN_FACTORS = ("scheme", "dose", "mode", "near")
 SPECIAL = (*PLAN_FACTORS, "budget", "condition")
 # What does not change what is computed, or is told by the fingerprint of the data.
-_NEWER = ("normalize",)  # settings that came later: where they are not given, cells keep their keys
+# Settings that came later, with their defaults: where they have those, cells keep their keys.
+_NEWER = {"normalize": None, "accumulate": 1, "deterministic": False}
 _ELSEWHERE = {
     "out", "plugin", "device", "loader_workers", "track", "checkpoint_every", "threads", "in_memory", "allow_pickle",
     "data", "split", "test_split", "test_data", "data_config", "revision", "image_column", "label_column", "resize",
@@ -264,7 +265,7 @@ def _named(factors: Mapping[str, Any], call: Callable[[Any], Any], argument: Any
 def canonical_form(train: Mapping[str, Any], data: str, registry: Registry) -> dict[str, Any]:
     """Return what a cell computes and nothing else: options of calls filled in, data by fingerprint, no device, no paths."""
     content = {key: value for key, value in train.items() if key not in _ELSEWHERE}
-    content = {key: value for key, value in content.items() if key not in _NEWER or value is not None}
+    content = {key: value for key, value in content.items() if key not in _NEWER or value != _NEWER[key]}
     content["duplicate"] = DuplicationOptions.model_validate(train["duplicate"]).canonical()
     name, options = parse_call(train["objective"], "objective")
     if name in registry.objectives:

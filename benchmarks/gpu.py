@@ -1,0 +1,170 @@
+"""What robustdup does on a GPU, in one command of less than eight minutes: is it right, how fast is it, what comes out.
+
+    python -m benchmarks.gpu --data path/to/cifar10 --out gpu.jsonl        # on a machine with a GPU
+    python -m benchmarks.gpu --device cpu --out small.jsonl                # the same parts, small, to see that they run
+
+Each part runs in a process of its own with a limit of time, and writes what it measured at once, a line of JSON each; one
+that fails, hangs or runs out of time does not stop the others. Without `--data` images are made up: speeds hold, accuracies
+mean nothing. What is missing on the machine is said first. Neither a network nor an installation is needed, only torch and
+the packages that robustdup needs. Goals stand beside what they are held against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUP = "robustdup.plugins"
+# Parts in order, with their seconds: together below eight minutes.
+PARTS = {
+    "machine": 30, "bits": 15, "broken": 30, "training": 75, "attacks": 55, "n_fgsm": 45, "pgd": 150, "memory": 20,
+    "toolkits": 25, "doses": 25,
+}  # fmt: skip
+# What the module of a package is called, where that is not the package's name.
+MODULES = {
+    "vl-convert-python": "vl_convert",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "typing-extensions": "typing_extensions",
+}
+COMPARED = ("torchattacks", "art", "pyautoattack")
+GOALS = {
+    "training_over_plain_loop": 3.0, "exact_over_pyautoattack": 2.0, "fast_seconds_for_10000": 15.0, "robust_accuracy": 0.485,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for, print a summary, and return 0 where all of them went through."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="CIFAR-10: a folder, a file, anything that load_data reads")
+    parser.add_argument("--device", default="auto", help="cuda, cpu (small), or auto")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"with commas: {', '.join(PARTS)}")
+    parser.add_argument("--out", default="gpu.jsonl", help="file that lines are appended to")
+    parser.add_argument("--share", type=float, default=1.0, help="of each part's limit of time")
+    parser.add_argument("--part", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.part:
+        from benchmarks import gpu_parts
+
+        gpu_parts.run(options.part, data=options.data, device=options.device, out=Path(options.out))
+        return 0
+    wanted = [name.strip() for name in options.parts.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    out = Path(options.out)
+    absent = missing()
+    write(out, {"part": "packages", "missing": absent, "compared_missing": [m for m in COMPARED if not _is_there(m)]})
+    if absent:
+        print(f"Missing here: {', '.join(absent)}. What needs them will fail: carry their wheels.", file=sys.stderr)
+        if needed := sorted(set(absent) & {"torch", "pydantic", "numpy"}):
+            print(f"Nothing runs without {', '.join(needed)}.", file=sys.stderr)
+            return 1
+    ended = [run_part(name, options, PARTS[name] * options.share) for name in wanted]
+    print(summary(read(out)))
+    return 0 if all(ended) else 1
+
+
+def run_part(name: str, options: argparse.Namespace, limit: float) -> bool:
+    """Run one part in a process of its own, write how it ended, and return whether it went through."""
+    words = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--data", options.data, "--device", options.device]
+    started, status, error = time.perf_counter(), "done", ""
+    with registered() as folder:
+        places = [folder, str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in places if place)}
+        command = [*words, "--out", str(Path(options.out).resolve())]
+        try:
+            done = subprocess.run(
+                command, timeout=limit, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                status, error = "failed", done.stderr.strip()[-2000:]
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+    seconds = round(time.perf_counter() - started, 1)
+    write(
+        Path(options.out), {"part": name, "status": status, "seconds": seconds, **({"error": error} if error else {})}
+    )
+    print(f"{name}: {status} after {seconds} s of {limit:g}", flush=True)
+    return status == "done"
+
+
+def missing() -> list[str]:
+    """Return the packages of robustdup's own requirements that are not on this machine."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = [re.split(r"[\s<>=!~;\[(]", need, maxsplit=1)[0].lower() for need in needs]
+    return [name for name in names if not _is_there(MODULES.get(name, name.replace("-", "_")))]
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@contextmanager
+def registered() -> Iterator[str]:
+    """Yield a folder for PYTHONPATH in which robustdup's entry points are named, where it is not installed; else ""."""
+    if importlib.metadata.entry_points(group=GROUP):
+        yield ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        name_entry_points(Path(folder))
+        yield folder
+
+
+def name_entry_points(folder: Path) -> None:
+    """Write what Python reads of an installed robustdup into a folder: its name, version and entry points."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / "robustdup-0.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: robustdup\nVersion: 0.0.0\n", encoding="utf-8")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {place}" for name, place in points.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write(out: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON and see that it is on the disk: the next moment may end the process."""
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Return the lines that were written so far."""
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was measured as text, each figure with its goal where there is one."""
+    texts = []
+    for line in lines:
+        for name, value in line.items():
+            if name in GOALS and isinstance(value, int | float):
+                texts.append(f"{line['part']}: {name} {value:.4g} (goal {GOALS[name]:g})")
+    rates = [
+        f"{line['what']}: {line['images_per_second']:.0f} images/s" for line in lines if "images_per_second" in line
+    ]
+    ends = [f"{line['part']}: {line['status']}" for line in lines if line.get("status", "done") != "done"]
+    return "\n".join([*rates, *texts, *ends])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
