@@ -142,7 +142,7 @@ def name_entry_points(folder: Path) -> None:
 def write(out: Path, line: Mapping[str, Any]) -> None:
     """Append one line of JSON and see that it is on the disk: the next moment may end the process."""
     with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line, default=str) + "\n")  # a kind that was not expected loses no figure
         file.flush()
         os.fsync(file.fileno())
 

@@ -336,7 +336,7 @@ def _recipe(machine: Machine, folder: Path, **options: Any) -> Iterator[Line]:
         )  # fmt: skip
         robust = done.record.robust_accuracy.value
         goal = {} if machine.made_up or machine.small else {"robust_accuracy": robust}
-        yield {"what": attacks, "clean": done.record.clean_accuracy, "robust": robust, **goal}
+        yield {"what": attacks, "clean": done.record.clean_accuracy.value, "robust": robust, **goal}
 
 
 def _precisions() -> tuple[str, ...]:
