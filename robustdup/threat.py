@@ -39,12 +39,18 @@ def _readable(written: str, value: Fraction) -> str:
     return text
 
 
+def eps_as_text(eps: Eps) -> str:
+    """Return eps as people write it: the float of 8 / 255 is '8/255', not 0.03137254901960784."""
+    number = round(eps * 255) if isinstance(eps, float) and 0 < eps < 10**6 else 0
+    return f"{number}/255" if number and number / 255 == eps and len(repr(float(eps))) > 10 else str(eps)
+
+
 def parse_eps(eps: Eps) -> Fraction:
     """Return eps as an exact fraction: `8/255` is kept exactly, and so is `0.031`. Raises UserError."""
     if ((far := re.search(r"[eE]([-+]?\d+)\s*$", str(eps)[:100])) and len(far[1]) > 4) or len(str(eps)) > 100:
         raise UserError(f"eps {str(eps)[:50]!r} is no size of a pixel: write '8/255' or 0.5.", code="bad-eps")
     try:
-        value = exact_number(str(eps)) if not isinstance(eps, Fraction) else eps
+        value = exact_number(eps_as_text(eps)) if not isinstance(eps, Fraction) else eps
     except (ValueError, ZeroDivisionError):
         raise UserError(
             f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5.", code="bad-eps"
@@ -107,7 +113,7 @@ class ThreatModel:
             )
         object.__setattr__(self, "norm", name)
         object.__setattr__(self, "eps", value)
-        object.__setattr__(self, "eps_text", eps_text if eps_text is not None else _readable(str(eps), value))
+        object.__setattr__(self, "eps_text", eps_text if eps_text is not None else _readable(eps_as_text(eps), value))
 
     def __str__(self) -> str:
         return f"{self.norm}, eps = {self.eps_text}"

@@ -256,3 +256,19 @@ def test_l0_takes_whole_numbers_only(eps):
 def test_l0_scales_to_whole_numbers():
     assert [ThreatModel("L0", 6).scaled(factor).eps for factor in (2, Fraction(1, 4), Fraction(1, 20))] == [12, 1, 1]
     assert ThreatModel("L2", 6).scaled(Fraction(1, 4)).eps == Fraction(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "exact"),
+    [
+        (8 / 255, "8/255", Fraction(8, 255)),
+        (np.float64(2 / 255), "2/255", Fraction(2, 255)),
+        (0.2, "0.2", Fraction(1, 5)),  # 51/255, but nobody wrote that
+        (0.031, "0.031", Fraction(31, 1000)),
+        (0.5, "0.5", Fraction(1, 2)),
+        (8 / 255 + 1e-12, str(8 / 255 + 1e-12), Fraction(str(8 / 255 + 1e-12))),
+    ],
+)
+def test_the_float_of_a_fraction_of_255_is_that_fraction(given, text, exact):
+    threat = ThreatModel("Linf", given)
+    assert (threat.eps_text, threat.eps) == (text, exact)

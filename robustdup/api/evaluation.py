@@ -197,7 +197,9 @@ def _words(outcomes: Tensor) -> list[str]:
 def _eps_text(eps: Any) -> str:
     if eps is None:
         return ""
-    return ",".join(str(each) for each in eps) if isinstance(eps, list | tuple) else str(eps)
+    from robustdup.threat import eps_as_text
+
+    return ",".join(eps_as_text(each) for each in eps) if isinstance(eps, list | tuple) else eps_as_text(eps)
 
 
 def _known(options: dict[str, Any], config: Any) -> dict[str, Any]:

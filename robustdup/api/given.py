@@ -22,7 +22,8 @@ def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageD
     """Return data in any form that a notebook has as one dataset in memory.
 
     Args:
-        data: what `load_data` returned; images (N, C, H, W) in [0, 1], with `labels` (N,); a `DataLoader` or another
+        data: what `load_data` returned; images (N, C, H, W) in [0, 1], with `labels` (N,), or both as a pair; a
+            `DataLoader` or another
             iterable of (images, labels) batches or of dicts that hold both; a `torch.utils.data.Dataset` of (image, label); a
             `datasets.Dataset` or `datasets.IterableDataset`.
         labels: int64 (N,), for images as a tensor or array.
@@ -46,6 +47,8 @@ def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageD
             f"evaluate(model, data) takes a dataset, a DataLoader or images with labels, got a {type(data).__name__}. "
             "Give images and labels: evaluate(model, images, labels).", code="bad-data",
         )  # fmt: skip
+    if isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+        return _from_arrays(data[0], data[1], n)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
         return _from_torch_dataset(data, n)
     return _from_batches(data, n)

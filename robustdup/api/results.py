@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustdup.records import Accuracy, EvaluationRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult:
     """The result of `robustdup.evaluate`. In a notebook it shows itself as a table.
 
@@ -103,6 +103,9 @@ class EvaluationResult:
             f"[{clean.low:.2%}, {clean.high:.2%}], robust {found}"
             f"{f', {proven_text(record)}' if record.certification is not None else ''}"
         )
+
+    def __repr__(self) -> str:
+        return f"<EvaluationResult: {self}>"
 
     def _repr_markdown_(self) -> str:
         from robustdup.report.terminal import markdown_table

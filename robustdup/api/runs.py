@@ -147,11 +147,12 @@ def verify(
     """
     from robustdup import jobs
     from robustdup.config import EvalConfig, validate
+    from robustdup.threat import eps_as_text
 
     place = Path(evidence)
     if not place.exists():
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
-    threat = {"norm": norm, "eps": None if eps is None else str(eps)}
+    threat = {"norm": norm, "eps": None if eps is None else eps_as_text(eps)}
     named = {
         key: value for key, value in {"model": model, "data": data, **threat, **options}.items() if value is not None
     }

@@ -34,7 +34,8 @@ def differences(record: EvaluationRecord) -> list[str]:
     found = [attack.name for attack in record.attacks]
     listed = ", ".join(dict.fromkeys(found)) or "none"
     if len(asked) != 1 or not _is_name(asked[0]):
-        return [f"the attack is not AutoAttack (asked for: {', '.join(asked) or 'none'}; ran: {listed})"]
+        named = ", ".join(asked) or "none"
+        return [f"the attack is not AutoAttack ({f'asked for: {named}; ran: {listed}' if named != listed else named})"]
     reasons = _missing_parts(found, listed)
     for attack in record.attacks:
         changed = _changed_options(attack, record.threat.norm)

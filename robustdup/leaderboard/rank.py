@@ -111,8 +111,14 @@ class RankResult(_Result):
                 f"{board}: no rank, only a bound: at best place {self.at_most.best} of {self.at_most.n_entries + 1}, "
                 f"because {self.reasons[0]}; a weaker attack overestimates robustness."
             )
-        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+        more = _more(len(self.reasons) - 1)
         return f"No RobustBench rank: {self.reasons[0].rstrip('.')}{more}."
+
+
+def _more(count: int) -> str:
+    """Return " (and 2 more reasons: robustdup leaderboard rank RUN)", or nothing where there is one reason only."""
+    words = {0: "", 1: "1 more reason"}.get(count, f"{count} more reasons")
+    return f" (and {words}: robustdup leaderboard rank RUN)" if words else ""
 
 
 def position(

@@ -43,7 +43,9 @@ def check_loaded(registry: Registry, files: Iterable[str | Path]) -> None:
     named = {str(Path(file)) for file in files}
     for plugin in registry.plugins:
         if not plugin.ok and plugin.origin in named:
-            raise UserError(f"The plugin {plugin.origin!r} did not load: {plugin.reason}.", code="bad-plugin")
+            raise UserError(
+                f"The plugin {plugin.origin!r} did not load: {plugin.reason.rstrip('.')}.", code="bad-plugin"
+            )
 
 
 class FreshSource(importlib.machinery.SourceFileLoader):

@@ -56,8 +56,9 @@ def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: 
         raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.", code="not-a-folder")
     if state.is_file():
         if not resume:
+            kind = "a run" if (folder / RECORD_FILE).is_file() else "an unfinished run"
             raise UserError(
-                f"{str(folder)!r} holds an unfinished run. Go on with it by --resume, or choose another --out.",
+                f"{str(folder)!r} holds {kind}. Go on with it by --resume, or choose another --out.",
                 code="unfinished-run",
             )
         check_same(folder, content, saved_content(folder), elsewhere=elsewhere)

@@ -6,7 +6,7 @@ An **objective** is a plain function, registered with `registry.add_objective`:
 
 `images` (N, C, H, W) in [0, 1] are augmented already and `labels` (N,) are the true ones. `loss` has one value a sample:
 the loop weighs and averages. `metrics` maps names to detached tensors of one value a sample; "correct" (1.0 where the
-images that were trained on are classified rightly) is always among them. The model comes in train mode, and the passes
+images that were trained on are classified rightly) gives the curve its accuracy. The model comes in train mode, and the passes
 that an objective makes itself are in that mode. `rng` holds a stream for each sample; nothing else random may decide
 what a sample gets. An objective with weights of its own (an embedding, say) is registered with `module`, a function
 `module(model, images, **options) -> nn.Module` that builds them for a few example images; it then takes the module as

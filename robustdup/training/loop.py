@@ -9,6 +9,7 @@ import torch
 
 from robustdup.device import out_of_memory
 from robustdup.errors import RunError
+from robustdup.training.asking import DEVICE_ERRORS, DEVICE_WORDS
 from robustdup.training.checkpoint import Checkpoints, identity_of
 from robustdup.training.events import CheckpointSchedule, View, add_point, candidate_steps, consider, curve_steps
 from robustdup.training.options import TrainerOptions
@@ -18,17 +19,6 @@ from robustdup.training.state import peak_memory
 from robustdup.training.tracking import open_session
 from robustdup.training.trainer import Stopped, Trainer
 from robustdup.training.validation import Validate, weights_of
-
-# What says that a device or the connection to others failed, and not the program.
-DEVICE_ERRORS = tuple(
-    kind
-    for kind in (getattr(torch, "AcceleratorError", None), getattr(torch.distributed, "DistError", None))
-    if kind is not None
-)
-DEVICE_WORDS = (
-    "cuda error", "hip error", "device-side", "cudnn error", "cudnn_status", "cublas error", "cublas_status",
-    "cusolver error", "cusparse error", "cufft error", "nccl", "watchdog", "uncorrectable", "cuda driver",
-)  # fmt: skip
 
 
 def fit(

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from robustdup.device import out_of_memory
 from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
 from robustdup.models.attack_copy.layout import fits_channels_last
+from robustdup.training.asking import ask_objective
 from robustdup.training.averages import Averages
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, TrainBatch
@@ -151,7 +152,7 @@ class Trainer:
         def loss_of(shift: Tensor | None) -> LossAndMetrics:
             moved = images if shift is None else (images + shift[rows]).clamp(0, 1)
             with self.session.autocast():
-                loss, metrics = self.parts.objective(self.model, moved, labels, attack=attack, rng=rng)
+                loss, metrics = ask_objective(self.parts.objective, self.model, moved, labels, attack=attack, rng=rng)
             loss = loss.float() if weights is None else loss.float() * weights
             return loss.sum() * weight, metrics
 

@@ -46,6 +46,7 @@ def test_data_in_every_form_gives_the_same_outcomes(model, data, result):
     pairs = TensorDataset(data.images, data.labels)
     for form in (
         (data.images, data.labels),
+        ((data.images, data.labels),),
         (data.images.numpy(), data.labels.numpy()),
         (DataLoader(pairs, batch_size=5),),
         (pairs,),
@@ -75,6 +76,11 @@ def test_the_result_holds_what_happened(model, data, result):
     assert "12 samples" in str(result)
     assert "Robust" in result._repr_html_()
     assert "| fgsm" in result._repr_markdown_()
+
+
+def test_a_result_is_short_in_a_shell(result):
+    assert repr(result) == f"<EvaluationResult: {result}>"
+    assert len(repr(result)) < 200
 
 
 def test_a_result_is_saved_ranked_compared(model, data, result, tmp_path):

@@ -371,7 +371,7 @@ def test_what_is_global_is_as_before(precision):
         torch.manual_seed(3)
         raise RuntimeError("objective failed")
 
-    with pytest.raises(RuntimeError, match="objective failed"):
+    with pytest.raises(UserError, match="objective failed"):
         train(make_parts(objective=broken), config(precision=precision, threads=2))
     assert global_state() == before
 
