@@ -256,3 +256,9 @@ def test_recipes_that_say_arm_and_beside_are_read_with_a_note(registry):
     assert (old.compare_with, old.beside) == (["studies/other"], [])
     published = load_recipe(None, [], {"protocol": "as-published", "factors": {"arm": ["standard"]}})
     assert list(published.factors) == ["arm"]
+
+
+def test_cells_that_were_trained_before_an_option_came_keep_their_keys(registry):
+    """A new option of training that is not named in `_NEWER` makes all published cells missing."""
+    made = grid(registry, seeds=1, factors={"objective": ["standard", "trades"], "dose": [0.5]})
+    assert list(made.cells) == ["e2a231ec4f097fd7", "764e504fc7aed52c"]

@@ -27,9 +27,13 @@ MANY = 10_000  # cells that a person has probably not meant
 
 PLAN_FACTORS = ("scheme", "dose", "mode", "near")
 SPECIAL = (*PLAN_FACTORS, "budget", "condition")
-# What does not change what is computed, or is told by the fingerprint of the data.
 # Settings that came later, with their defaults: where they have those, cells keep their keys.
-_NEWER = {"normalize": None, "accumulate": 1, "deterministic": False}
+_NEWER = {
+    "normalize": None, "accumulate": 1, "deterministic": False, "nesterov": True, "new_head": False, "freeze": None,
+    "extra_data": None, "extra_share": 0.7, "extra_split": None, "extra_labels": None, "eps_schedule": None,
+    "steps_schedule": None, "transforms": None, "mix": None,
+}  # fmt: skip
+# What does not change what is computed, or is told by the fingerprint of the data.
 _ELSEWHERE = {
     "out", "plugin", "device", "loader_workers", "track", "checkpoint_every", "threads", "in_memory", "allow_pickle",
     "data", "split", "test_split", "test_data", "data_config", "revision", "image_column", "label_column", "resize",
