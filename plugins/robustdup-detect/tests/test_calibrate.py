@@ -10,8 +10,9 @@ from detect_pictures import detect, encoded, found, pictures, write
 from robustdup_detect.calibrate import FEW, LEAST, MOST, calibrate, choose_threshold, fit_tail, logit
 from robustdup_detect.decisions import Decisions, known_recall, read_decisions
 from robustdup_detect.kinds import KINDS, copies_of_kinds
-from robustdup_detect.pairs import USUAL_SCORE, USUAL_THRESHOLD, identical_pairs
+from robustdup_detect.pairlist import identical_pairs
 from robustdup_detect.record import load_pairs
+from robustdup_detect.scores import USUAL_SCORE, USUAL_THRESHOLD
 from robustdup_detect.transforms import change
 
 from robustdup.errors import UserError

@@ -18,7 +18,7 @@ import torch
 from detect_pictures import NAMES, detect, encoded, found, pictures, write
 from PIL import Image
 from robustdup_detect.groups import cluster, conflicting, leaving
-from robustdup_detect.pairs import Pairs, turned_round
+from robustdup_detect.pairlist import Pairs, turned_round
 from robustdup_detect.record import load_duplicates, load_pairs
 from robustdup_detect.search import build_index, nearest, nearest_by_index
 from robustdup_detect.store import Store

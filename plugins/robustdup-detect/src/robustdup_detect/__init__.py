@@ -9,11 +9,11 @@ from robustdup import Registry
 from robustdup.plugins import RecordKind
 
 if TYPE_CHECKING:
-    from robustdup_detect.pairs import Pairs as Pairs
+    from robustdup_detect.pairlist import Pairs as Pairs
     from robustdup_detect.pairs import near_duplicates as near_duplicates
     from robustdup_detect.run import run_detection as run_detection
 
-_HOMES = {"near_duplicates": "pairs", "Pairs": "pairs", "run_detection": "run"}
+_HOMES = {"near_duplicates": "pairs", "Pairs": "pairlist", "run_detection": "run"}
 
 __all__ = ["Pairs", "near_duplicates", "register", "run_detection"]
 

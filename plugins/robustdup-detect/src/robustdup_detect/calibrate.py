@@ -20,7 +20,8 @@ from torch import Tensor
 
 from robustdup_detect.features import Embedder
 from robustdup_detect.kinds import copies_of_kinds
-from robustdup_detect.pairs import NEIGHBOURS, SUREST, USUAL_THRESHOLD, Finder, Score, canvas, with_similarity
+from robustdup_detect.pairs import NEIGHBOURS, Finder, canvas, with_similarity
+from robustdup_detect.scores import SUREST, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest
 from robustdup_detect.verify import COARSE_ENOUGH, align_outlines, measure, outline
 

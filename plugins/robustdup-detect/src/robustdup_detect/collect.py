@@ -13,19 +13,16 @@ from robustdup_detect.calibrate import Calibration
 from robustdup_detect.decisions import Decisions, decide, known_recall, read_decisions
 from robustdup_detect.groups import Groups, cluster, conflicting, leaving
 from robustdup_detect.labels import read_labels
-from robustdup_detect.pairs import Pairs, joined, turned_round, with_identical
+from robustdup_detect.pairlist import Pairs, best_ways, joined, turned_round, with_identical
 from robustdup_detect.paths import load_paths
+from robustdup_detect.shards import SearchPlan, load_shard_pairs, shard_files, shards_of
 from robustdup_detect.summary import SearchResult
-from robustdup_detect.work import SearchPlan, load_shard_pairs, shards_of
 
 
 def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int, threshold: float) -> Pairs:
     """Return all pairs of rows that score at least the threshold, each once, and the identical images."""
     config = plan.config
-    parts = [
-        load_shard_pairs(plan.state / plan.asking / "done" / f"pairs-{shard.start}.safetensors")
-        for shard in shards_of(plan, "compare", {plan.asking: rows})
-    ]
+    parts = [load_shard_pairs(file) for file in shard_files(plan, rows)]
     own_rows, other_rows = plan.different_rows(config.split), plan.different_rows(plan.other)
     within = config.against is None
     judged = joined(parts)
@@ -39,19 +36,15 @@ def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int, thresh
     if within:
         later = a > b
         judged = joined([judged[~later], turned_round(judged[later])])
-    judged = judged[judged.score.argsort(descending=True, stable=True)]
-    _, first = np.unique((judged.a * (len(other_rows) + 1) + judged.b).numpy(), return_index=True)
-    judged = judged[torch.from_numpy(np.sort(first))]
+    judged = best_ways(judged, len(other_rows) + 1)
     readable = [np.load(plan.state / name / "readable.npy") for name in (config.split, plan.other)]
     hashes = [
         np.array(plan.store(name).read("hashes")[plan.different_rows(name)]) for name in (config.split, plan.other)
     ]
     both = groups[config.split], groups[plan.other]
     pairs = with_identical(judged, hashes[0], None if within else hashes[1], both)
-    return Pairs(
-        torch.from_numpy(readable[0][pairs.a.numpy()]), torch.from_numpy(readable[1][pairs.b.numpy()]), pairs.score,
-        pairs.mirrored, pairs.warp,
-    )  # fmt: skip
+    rows = [torch.from_numpy(known[places.numpy()]) for known, places in zip(readable, (pairs.a, pairs.b), strict=True)]
+    return replace(pairs, a=rows[0], b=rows[1])
 
 
 def search_result(

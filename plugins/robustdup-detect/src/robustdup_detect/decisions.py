@@ -13,7 +13,7 @@ import torch
 
 from robustdup.errors import UserError
 from robustdup.statistics import wilson
-from robustdup_detect.pairs import Pairs, joined
+from robustdup_detect.pairlist import Pairs, joined
 
 FEWEST = 20  # confirmed near pairs from which a recall is told
 _YES, _NO = frozenset({"1", "true", "yes", "y", "duplicate"}), frozenset({"0", "false", "no", "n", "different"})

@@ -19,7 +19,7 @@ class DetectConfig(DatasetFields):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column", "background"),
-        "Search": ("embedding", "precision", "threshold", "decisions", "search", "keep", "seed"),
+        "Search": ("embedding", "precision", "threshold", "decisions", "search", "local", "keep", "seed"),
         "Speed": ("workers", "runner", "shard"),
         "Output": ("out", "pictures"),
     }
@@ -46,6 +46,11 @@ class DetectConfig(DatasetFields):
     )
     threshold: float | None = Field(
         None, description="Least score of a pair, above 0 and at most 1, instead of one that is calibrated.", gt=0, le=1
+    )
+    local: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Local features, which find turned, cropped, framed and partly covered copies: auto looks at images of 64 "
+        "pixels a side and more, always at all.",
     )
     decisions: str | None = Field(
         None,

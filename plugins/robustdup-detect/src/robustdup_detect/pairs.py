@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from robustdup.errors import UserError
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection, describe, learn_projection
-from robustdup_detect.groups import Groups, digests, group_identical, identical_across
+from robustdup_detect.groups import digests, group_identical
+from robustdup_detect.keypoints import LARGE
+from robustdup_detect.pairlist import Pairs, best_ways, joined, with_identical
+from robustdup_detect.scores import SUREST, USUAL_SCORE, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest
 from robustdup_detect.transforms import changed_copies
 from robustdup_detect.verify import BATCH, COARSE_ENOUGH, align_outlines, measure, outline
@@ -23,51 +25,6 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 LEARN_FROM = 4000  # changed copies from which a projection is learned and tried
 NEIGHBOURS = 12  # candidates of each picture, and as many of its mirror image
-
-
-@dataclass(frozen=True)
-class Score:
-    """How measures become a score in (0, 1): a logistic function with one weight a measure."""
-
-    weights: tuple[float, ...]
-    bias: float
-
-    def odds(self, measures: Tensor) -> Tensor:
-        """Return the log odds float32 (N,) of measures (N, 7)."""
-        return measures @ torch.tensor(self.weights) + self.bias
-
-    def __call__(self, measures: Tensor) -> Tensor:
-        """Return scores float32 (N,) of measures (N, 7), below 1, which is kept for identical pixels."""
-        return torch.sigmoid(self.odds(measures)).clamp(max=SUREST)
-
-
-# Fitted on candidates between CIFAR-10's splits: near pairs that ciFAIR's authors annotated (half of their list) and others
-# that were looked at, against the rest. The second one is for embeddings whose similarity nothing was fitted on.
-USUAL_SCORE = Score((0.44, 9.14, -8.38, 0.27, -0.59, 0.92, 5.77), -12.64)
-SCORE_WITHOUT_SIMILARITY = Score((1.83, 9.37, -8.45, 1.81, -1.06, 0.95, 0.0), -8.16)
-USUAL_THRESHOLD = 0.75
-SUREST = 0.999999  # score of a near pair at most: 1 is kept for identical pixels
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of pictures: `a`, `b` (P,) int64, `score` (P,) float32 in [0, 1], `mirrored` (P,) bool, `warp` (P, 4).
-
-    The pixel at x of picture a (mirrored first where `mirrored`; -1 to 1 across it) is that of b at scale * x + shift; `warp`
-    is scale x, scale y, shift x, shift y.
-    """
-
-    a: Tensor
-    b: Tensor
-    score: Tensor
-    mirrored: Tensor
-    warp: Tensor
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    def __getitem__(self, rows: Tensor) -> Pairs:
-        return Pairs(self.a[rows], self.b[rows], self.score[rows], self.mirrored[rows], self.warp[rows])
 
 
 @dataclass(frozen=True)
@@ -99,8 +56,9 @@ def near_duplicates(
     """Return the pairs that show the same picture, exactly or nearly, by falling score: pixels uint8 (N, C, H, W), C = 1 or 3.
 
     Within `pixels_a`, a < b; or, where given, of `pixels_a` with `pixels_b` (M, C', H', W'). Found are shifted, mirrored,
-    slightly cropped or resized, brighter or darker, compressed and noisy copies, and mixtures of these. Identical pictures
-    have score 1; several in one set are compared once, each then paired with the first of those it equals or resembles.
+    slightly cropped or resized, brighter or darker, compressed and noisy copies, and mixtures of these; among pictures of 64
+    pixels a side and more also turned, upside down, negative, framed, cropped and partly covered ones. Identical pictures have
+    score 1; several in one set are compared once, each then paired with the first of those it equals or resembles.
     The result depends on the pixels and `seed` alone. Raises UserError for what are not pixels.
     """
     for name, pixels in (("pixels_a", pixels_a), ("pixels_b", pixels_b)):
@@ -119,6 +77,12 @@ def near_duplicates(
     embedded_b = finder.projection(describe(canvas_b))
     candidates = find(canvas_a, embedded_b, finder, within=within, progress=report)
     judged = judge(canvas_a, canvas_b, candidates, USUAL_SCORE, threshold, progress=report)
+    if min(*pixels_a.shape[-2:], *(pixels_a if pixels_b is None else pixels_b).shape[-2:]) >= LARGE:
+        from robustdup_detect.local import overlapping_pairs
+
+        others = None if pixels_b is None else pixels_b[b.first]
+        local = overlapping_pairs(pixels_a[a.first], others, threshold=threshold, seed=seed, progress=report)
+        judged = best_ways(joined([judged, local]), len(b.first))
     return with_identical(judged, hashes_a[a.first], None if within else hashes_b[b.first], (a, b))
 
 
@@ -136,11 +100,11 @@ def check_pixels(name: str, pixels: Tensor) -> None:
         )
 
 
-def canvas(pixels: Tensor) -> Tensor:
-    """Return pictures uint8 (N, 3, 32, 32): resized (antialiased), grey as colour."""
-    if pixels.shape[-2:] != (SIZE, SIZE):
+def canvas(pixels: Tensor, size: int = SIZE) -> Tensor:
+    """Return pictures uint8 (N, 3, size, size): resized (antialiased), grey as colour."""
+    if pixels.shape[-2:] != (size, size):
         parts = [
-            F.interpolate(part.float(), (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
+            F.interpolate(part.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
             for part in torch.split(pixels, BATCH)
         ]
         pixels = torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
@@ -219,10 +183,7 @@ def judge(
     value = torch.sigmoid(log_odds).clamp(max=SUREST)
     order = value.argsort(descending=True, stable=True)
     order = order[value[order] >= threshold]
-    pairs = Pairs(a[row], b[row], value, mirrored[row], warp)[order]
-    # A symmetric picture is found as it is and mirrored: the better way counts.
-    _, first = np.unique((pairs.a * len(pictures_b) + pairs.b).numpy(), return_index=True)
-    return pairs[torch.from_numpy(np.sort(first))]
+    return best_ways(Pairs(a[row], b[row], value, mirrored[row], warp)[order], len(pictures_b))
 
 
 def with_similarity(measures: Tensor, alike: Tensor) -> Tensor:
@@ -235,51 +196,3 @@ def turned(pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
     chosen = pictures[rows]
     chosen[mirrored] = chosen[mirrored].flip(-1)
     return chosen
-
-
-def with_identical(judged: Pairs, hashes_a: Any, hashes_b: Any | None, groups: tuple[Groups, Groups]) -> Pairs:
-    """Return pairs of groups as pairs of rows, with the identical ones (score 1) beside them, by falling score.
-
-    `hashes_a` and `hashes_b` are those of the groups (`hashes_b` None: pairs within one set).
-    """
-    a, b = groups
-    if hashes_b is None:
-        parts = [_of_rows(judged, a.first[judged.a.numpy()], a.first[judged.b.numpy()]), identical_pairs(*a.others())]
-    else:
-        same_a, same_b = identical_across(hashes_a, hashes_b)
-        width = max(len(b.first), 1)
-        known = np.isin(judged.a.numpy() * width + judged.b.numpy(), same_a * width + same_b)
-        judged = joined([judged[torch.from_numpy(~known)], identical_pairs(same_a, same_b)])
-        parts = [_of_rows(judged, a.first[judged.a.numpy()], b.first[judged.b.numpy()])]
-        place, rows = a.expand(judged.a.numpy())
-        parts.append(_of_rows(parts[0][torch.from_numpy(place)], rows, None))
-        place, rows = b.expand(judged.b.numpy())
-        parts.append(_of_rows(parts[0][torch.from_numpy(place)], None, rows))
-    pairs = joined(parts)
-    return pairs[torch.from_numpy(np.lexsort((pairs.b.numpy(), pairs.a.numpy(), -pairs.score.numpy())))]
-
-
-def _of_rows(pairs: Pairs, a: Any | None, b: Any | None) -> Pairs:
-    return replace(
-        pairs, a=pairs.a if a is None else torch.as_tensor(a), b=pairs.b if b is None else torch.as_tensor(b)
-    )
-
-
-def identical_pairs(a: Any, b: Any) -> Pairs:
-    n = len(a)
-    return Pairs(
-        torch.as_tensor(a, dtype=torch.int64), torch.as_tensor(b, dtype=torch.int64), torch.ones(n),
-        torch.zeros(n, dtype=torch.bool), torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(n, 1),
-    )  # fmt: skip
-
-
-def turned_round(pairs: Pairs) -> Pairs:
-    """Return the pairs with a and b exchanged, and the warp that then holds."""
-    scale, shift = 1 / pairs.warp[:, :2], pairs.warp[:, 2:] / pairs.warp[:, :2]
-    sign = torch.stack([torch.where(pairs.mirrored, 1.0, -1.0), -torch.ones(len(pairs))], dim=1)
-    return Pairs(pairs.b, pairs.a, pairs.score, pairs.mirrored, torch.cat([scale, sign * shift], dim=1))
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """Return several sets of pairs as one."""
-    return Pairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pairs)))

@@ -37,6 +37,7 @@ PAIRS_SCHEMA = pa.schema(
         ("shift_x", pa.float64()),
         ("shift_y", pa.float64()),
         ("cluster", pa.int64()),
+        ("turn", pa.float64()),  # degrees clockwise by which a is turned, mirrored first, before scale and shift
         ("decided", pa.bool_()),  # whether somebody said that it is a duplicate
         ("path_a", pa.string()),  # the file, where images are files of their own
         ("path_b", pa.string()),

@@ -31,25 +31,24 @@ from robustdup_detect.pairs import learn
 from robustdup_detect.paths import dataset_paths
 from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
 from robustdup_detect.search import LARGE, build_index, import_faiss
+from robustdup_detect.shards import SearchPlan, Shard, load_odds, shards_of
 from robustdup_detect.summary import SearchResult, make_record, pair_columns
+from robustdup_detect.words import WORDS_FILE, learn_words, save_words
 from robustdup_detect.work import (
     FINDER_FILE,
     INDEX_FILE,
-    SearchPlan,
-    Shard,
     ShardWorker,
     WorkerSetup,
     database,
     load_finder,
-    load_odds,
     save_finder,
     score_of,
-    shards_of,
 )
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 LEARN_ROWS = 8000  # rows among which those are that a projection is learned from
+WORD_ROWS = 2000  # images from whose local features words are learned
 LEARN_LARGE = 2000  # the same for pictures of more than 32 x 32 pixels
 SPREAD = 10000  # images from which several processes are worth their start
 
@@ -136,7 +135,9 @@ def run_detection(
             _learn(runner, worker, groups, progress, times)
             rows = len(plan.different_rows(plan.asking))
             _do(runner, "compare", shards_of(plan, "compare", {plan.asking: rows}), rows, progress)
-        times.stage("compare")
+            times.stage("compare")
+            _match(runner, plan, progress)
+        times.stage("local")
         calibration = _calibrate(worker, rows, progress)
         times.stage("calibrate")
         pairs = collect_pairs(plan, groups, rows, calibration.threshold)
@@ -235,6 +236,20 @@ def _learn(
         if not (state / INDEX_FILE).is_file():
             build_index(database(plan, others).numpy(), state / INDEX_FILE)
         times.stage("index")
+
+
+def _match(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress) -> None:
+    """Look for pairs by local features, where images of both sides have them."""
+    rows, asked = plan.local_rows(plan.asking), plan.local_rows(plan.asked)
+    if not len(rows) or not len(asked):
+        return
+    if not (plan.state / WORDS_FILE).is_file():
+        rng = np.random.default_rng([plan.config.seed, 3])
+        sample = plan.store(plan.asked).keypoints(np.sort(rng.permutation(asked)[:WORD_ROWS]))
+        save_words(learn_words(sample.descriptors[sample.filled], plan.config.seed), plan.state)
+    total = plan.rows[plan.asked]
+    _do(runner, "words", shards_of(plan, "words", {plan.asked: total}), total, progress)
+    _do(runner, "match", shards_of(plan, "match", {plan.asking: len(rows)}), len(rows), progress)
 
 
 def _calibrate(worker: ShardWorker, rows: int, progress: Progress) -> Calibration:

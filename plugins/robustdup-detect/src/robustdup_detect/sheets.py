@@ -59,10 +59,15 @@ def write_sheet(pairs: Sequence[tuple[Path, Path, str]], path: Path) -> None:
     write_atomic(path, _png(page))
 
 
-def change_in_words(mirrored: bool, warp: Sequence[float], size: tuple[int, int]) -> str:
-    """Say what turns the first image into the second: mirroring, shift in pixels of the first (width, height), and size."""
+def change_in_words(mirrored: bool, warp: Sequence[float], size: tuple[int, int], turn: float = 0.0) -> str:
+    """Say what turns the first image into the second: mirroring, a turn clockwise in degrees, shift in pixels of the first
+    (width, height), and size."""
     scale_x, scale_y, shift_x, shift_y = warp
     words = ["mirrored"] if mirrored else []
+    if mirrored and abs(turn) > 177:
+        words = ["mirrored top to bottom"]
+    elif abs(turn) > 2:
+        words.append(f"turned by {turn:.0f} degrees" if turn > 0 else f"turned back by {-turn:.0f} degrees")
     scale = math.sqrt(scale_x * scale_y)
     if abs(scale - 1) > 0.02:
         words.append(f"{abs(scale - 1):.0%} {'larger' if scale > 1 else 'smaller'}")

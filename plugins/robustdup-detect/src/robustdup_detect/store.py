@@ -20,6 +20,7 @@ from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup_detect.features import SIZE
 from robustdup_detect.groups import DIGEST, digest
+from robustdup_detect.keypoints import LARGE, MOST, WIDTH, Keypoints, find_keypoints
 from robustdup_detect.paths import save_paths
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "hashes": ("uint8", (16,)),
     "facts": ("int64", (4,)),  # width, height, bytes of the file, 1 where the image can be read
     "embeddings": ("float32", (DIMENSIONS,)),
+    "places": ("float32", (MOST, 2)),
+    "descriptors": ("uint8", (MOST, WIDTH)),
+    "keypoints": ("int64", ()),
+    "words": ("int32", (MOST,)),
 }
+LOCAL = ("places", "descriptors", "keypoints", "words")  # arrays that are there where pictures have local features
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ARRAYS:
                 path, size = self._path(name), self.n * _row_bytes(name)
-                if not path.is_file() or path.stat().st_size != size:
+                if name not in LOCAL and (not path.is_file() or path.stat().st_size != size):
                     with path.open("wb") as file:
                         file.truncate(size)
         except OSError as error:
@@ -59,6 +65,9 @@ class Store:
         """Write rows of an array from row `start` on. Raises RunError where the disk is full."""
         content = np.ascontiguousarray(rows, dtype=ARRAYS[name][0])
         try:  # not through a memory map: a full disk would kill the process without a word
+            if name in LOCAL and not self.has(name):
+                with self._path(name).open("ab") as file:
+                    file.truncate(self.n * _row_bytes(name))
             with self._path(name).open("r+b") as file:
                 file.seek(start * _row_bytes(name))
                 file.write(content.tobytes())
@@ -69,6 +78,14 @@ class Store:
         """Return an array (n, …) that reads from disk as its rows are asked for."""
         dtype, shape = ARRAYS[name]
         return np.memmap(self._path(name), dtype=dtype, mode="r", shape=(self.n, *shape))
+
+    def has(self, name: str) -> bool:
+        """Whether any row of an array has been written, where it is not always there."""
+        return self._path(name).is_file()
+
+    def keypoints(self, rows: Any) -> Keypoints:
+        """Return the local features of rows."""
+        return Keypoints(*(np.array(self.read(name)[rows]) for name in ("places", "descriptors", "keypoints")))
 
     def finished(self, work: str, start: int) -> Any | None:
         """Return what a finished piece of work left (JSON), None where it is not finished."""
@@ -103,9 +120,13 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 def read_rows(
-    images: datasets.Dataset, image: str, store: Store, start: int, stop: int, background: str = "white"
-) -> list[tuple[int, str, str]]:
-    """Decode rows start..stop-1 into the store; return (row, path, reason) of those that cannot be read."""
+    images: datasets.Dataset, image: str, store: Store, start: int, stop: int, background: str = "white",
+    *, smallest: int | None = LARGE,
+) -> list[tuple[int, str, str]]:  # fmt: skip
+    """Decode rows start..stop-1 into the store; return (row, path, reason) of those that cannot be read.
+
+    Pictures whose shorter side has at least `smallest` pixels are looked at for local features, too; none if None.
+    """
     broken: list[tuple[int, str, str]] = []
     paths: list[str] = []
     for low in range(start, stop, CHUNK):
@@ -113,6 +134,7 @@ def read_rows(
         n = len(column)
         pictures = np.zeros((n, 3, SIZE, SIZE), np.uint8)
         hashes, facts = np.zeros((n, DIGEST), np.uint8), np.zeros((n, 4), np.int64)
+        local: dict[int, Any] = {}
         for place, encoded in enumerate(column.to_pylist()):
             paths.append((encoded or {}).get("path") or "")
             try:
@@ -123,10 +145,22 @@ def read_rows(
                 continue
             hashes[place] = np.frombuffer(digest(decoded_pixels(picture)), np.uint8)
             facts[place] = (*picture.size, content, 1)
+            if smallest is not None and min(picture.size) >= smallest:
+                local[place] = find_keypoints(as_pixels(picture))
         for name, rows in (("pictures", pictures), ("hashes", hashes), ("facts", facts)):
             store.write(name, low, rows)
+        if local:
+            _write_keypoints(store, low, n, local)
     save_paths(store.folder, start, paths)
     return broken
+
+
+def _write_keypoints(store: Store, start: int, n: int, local: dict[int, Any]) -> None:
+    """Write the local features of n rows from row `start` on; rows that are not in `local` have none."""
+    none = np.zeros((MOST, 2), np.float32), np.zeros((MOST, WIDTH), np.uint8), 0
+    rows = [local.get(place, none) for place in range(n)]
+    for name, values in zip(("places", "descriptors", "keypoints"), zip(*rows, strict=True), strict=True):
+        store.write(name, start, np.stack(values) if name != "keypoints" else np.array(values))
 
 
 def decode(encoded: Any, background: str = "white") -> tuple[PIL.Image.Image, int]:
@@ -187,14 +221,24 @@ def read_pictures(images: datasets.Dataset, image: str, rows: Any, size: int, ba
     return pictures
 
 
-def small(image: PIL.Image.Image, size: int = SIZE) -> Any:
-    """Return a picture as numpy uint8 (3, size, size), squeezed into a square."""
+def as_pixels(image: PIL.Image.Image) -> Any:
+    """Return a picture as numpy uint8 (H, W, 3)."""
+    return np.asarray(_plain_rgb(image))
+
+
+def _plain_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     from PIL import Image
 
     if image.mode == "F":
         image = Image.fromarray(np.asarray(image).round().clip(0, 255).astype(np.uint8))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def small(image: PIL.Image.Image, size: int = SIZE) -> Any:
+    """Return a picture as numpy uint8 (3, size, size), squeezed into a square."""
+    from PIL import Image
+
+    image = _plain_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)

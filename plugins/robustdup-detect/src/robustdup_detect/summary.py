@@ -17,7 +17,8 @@ from robustdup.data.splits import Splits
 from robustdup.records import now
 from robustdup_detect.calibrate import Calibration
 from robustdup_detect.decisions import Decisions
-from robustdup_detect.pairs import NEIGHBOURS, Pairs
+from robustdup_detect.pairlist import Pairs
+from robustdup_detect.pairs import NEIGHBOURS
 from robustdup_detect.paths import dataset_paths, encoded_column, unread_files, unread_note
 from robustdup_detect.record import (
     Band,
@@ -30,10 +31,11 @@ from robustdup_detect.record import (
     ShownPair,
     SkippedImage,
 )
+from robustdup_detect.shards import SearchPlan
 from robustdup_detect.sheets import COLUMNS, LINES, change_in_words, write_image, write_sheet
 from robustdup_detect.store import DIMENSIONS
 from robustdup_detect.verify import MEASURES
-from robustdup_detect.work import INDEX_FILE, SearchPlan, load_finder
+from robustdup_detect.work import INDEX_FILE, load_finder
 
 PICTURED = 24, 8  # clusters whose images are kept as files, and images of each
 LISTED = 1000  # unreadable images, clusters and conflicts in the record; all are counted
@@ -81,6 +83,7 @@ def pair_columns(result: SearchResult) -> dict[str, Any]:
         "score": pairs.score.double().numpy(), "kind": np.where(result.exact, "exact", "near").tolist(),
         "mirrored": pairs.mirrored.numpy(), "scale_x": warp[:, 0], "scale_y": warp[:, 1], "shift_x": warp[:, 2],
         "shift_y": warp[:, 3], "cluster": result.clusters[a],
+        "turn": pairs.turn.double().numpy(),
     }  # fmt: skip
 
 
@@ -164,7 +167,8 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
                 a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if result.exact[place] else "near",
                 mirrored=bool(pairs.mirrored[place]), cluster=int(result.clusters[a[place]]),
                 change=change_in_words(
-                    bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1]))
+                    bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1])),
+                    float(pairs.turn[place]),
                 ),
                 conflict=bool(conflict[place]), sheet=f"sheets/pairs-{number // (COLUMNS * LINES) + 1:03d}.png",
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,79 +18,30 @@ from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
+from robustdup_detect.keypoints import LARGE
 from robustdup_detect.labels import open_columns
+from robustdup_detect.local import QUERIES, measured, overlapping
 from robustdup_detect.options import CLASSICAL as CLASSICAL_NAME
 from robustdup_detect.options import DetectConfig
+from robustdup_detect.overlap import PICTURE
+from robustdup_detect.pairlist import Pairs, by_matrices, joined
 from robustdup_detect.pairs import (
     NEIGHBOURS,
-    SCORE_WITHOUT_SIMILARITY,
-    USUAL_SCORE,
-    USUAL_THRESHOLD,
     Candidates,
     Finder,
-    Pairs,
-    Score,
-    joined,
     judge,
 )
 from robustdup_detect.paths import encoded_column
+from robustdup_detect.scores import SCORE_WITHOUT_SIMILARITY, SUREST, USUAL_SCORE, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest, nearest_by_index
+from robustdup_detect.shards import LOCAL_PAIRS, PAIRS, SearchPlan, Shard, save_shard_pairs
 from robustdup_detect.store import Store, read_pictures, read_rows
+from robustdup_detect.words import WordIndex, build_word_index, load_words
 
 FINDER_FILE, INDEX_FILE = "finder.safetensors", "index.faiss"
 MANY_NEIGHBOURS = 128  # candidates of a picture that seems to be repeated often
 LEAST_KEPT = 0.02  # score from which pairs are kept until the threshold is known
 EMBEDDED = 2000  # pictures of 32 x 32 pixels whose features are in memory at once
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """What every worker needs: the configuration, the folder of the state, and how many rows each split has."""
-
-    config: DetectConfig
-    state: Path
-    rows: dict[str, int]
-
-    def store(self, split: str) -> Store:
-        """Return the arrays of a split."""
-        return Store(self.state / split, self.rows[split])
-
-    def different_rows(self, split: str) -> Any:
-        """Return the rows of a split that can be read, without those whose pixels an earlier one has."""
-        return np.load(self.state / split / "different.npy")
-
-    @property
-    def other(self) -> str:
-        """The split on the other side: the same one where pairs within it are looked for."""
-        return self.config.against or self.config.split
-
-    @property
-    def asking(self) -> str:
-        """The split whose images are queries: the smaller one, since the work grows with the queries."""
-        return min(self.config.split, self.other, key=lambda split: self.rows[split])
-
-    @property
-    def asked(self) -> str:
-        """The split among whose images the neighbours of a query are."""
-        return self.config.split if self.asking == self.other else self.other
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A piece of work: the rows (or, to compare, the places among different rows) from start to stop - 1 of a split."""
-
-    work: Literal["read", "embed", "compare"]
-    split: str
-    start: int
-    stop: int
-
-
-def shards_of(plan: SearchPlan, work: Literal["read", "embed", "compare"], rows: dict[str, int]) -> list[Shard]:
-    """Return the pieces of some work on so many rows of each split."""
-    size = plan.config.shard
-    return [
-        Shard(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
-    ]  # fmt: skip
 
 
 class ShardWorker:
@@ -114,7 +65,8 @@ class ShardWorker:
     def read(self, store: Store, shard: Shard) -> Any:
         """Decode rows; the result lists those that cannot be read."""
         images, column = self._images(shard.split)
-        return read_rows(images, column, store, shard.start, shard.stop, self.plan.config.background)
+        smallest = {"auto": LARGE, "always": 1, "never": None}[self.plan.config.local]
+        return read_rows(images, column, store, shard.start, shard.stop, self.plan.config.background, smallest=smallest)
 
     def embed(self, store: Store, shard: Shard) -> Any:
         """Embed rows."""
@@ -127,8 +79,12 @@ class ShardWorker:
         """Return the pictures at rows of a split, uint8 (N, 3, S, S), of the size that the embedder takes."""
         if self.embedder.size == SIZE:
             return torch.from_numpy(np.array(self.plan.store(split).read("pictures")[rows]))
+        return torch.from_numpy(self._read(split, rows, self.embedder.size))
+
+    def _read(self, split: str, rows: Any, size: int) -> Any:
         images, column = self._images(split)
-        return torch.from_numpy(read_pictures(images, column, rows, self.embedder.size, self.plan.config.background))
+        unique, place = np.unique(rows, return_inverse=True)
+        return read_pictures(images, column, unique, size, self.plan.config.background)[place]
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -165,8 +121,53 @@ class ShardWorker:
                 torch.cat([part[others], new]) for part, new in zip(seen, (again[tried[0]], *tried[1:]), strict=True)
             )
         rows, asked = self.plan.different_rows(shard.split)[places], self.plan.different_rows(self.plan.asked)
-        save_shard_pairs(store.folder / "done" / f"pairs-{shard.start}.safetensors", pairs, seen, rows, asked)
+        save_shard_pairs(store.folder / "done" / f"{PAIRS}-{shard.start}.safetensors", pairs, seen, rows, asked)
         return {"pairs": len(pairs), "candidates": len(seen[0])}
+
+    def words(self, store: Store, shard: Shard) -> Any:
+        """Tell the words of local features of some rows."""
+        vocabulary = load_words(self.plan.state)
+        for low in range(shard.start, shard.stop, QUERIES):
+            rows = np.arange(low, min(low + QUERIES, shard.stop))
+            store.write("words", low, vocabulary.words_of(store.keypoints(rows)))
+        return shard.stop - shard.start
+
+    def match(self, store: Store, shard: Shard) -> Any:
+        """Look for pictures whose local features lie alike; pairs and all log odds go into a file."""
+        rows = self.plan.local_rows(shard.split)[shard.start : shard.stop]
+        asked = self.plan.local_rows(self.plan.asked)
+        other = self.plan.store(self.plan.asked)
+        parts, odds = [], []
+        for low in range(0, len(rows), QUERIES):
+            part = rows[low : low + QUERIES]
+            own = (
+                np.arange(shard.start + low, shard.start + low + len(part))
+                if self.plan.config.against is None
+                else None
+            )
+            overlaps = overlapping(
+                store.keypoints(part), lambda places: other.keypoints(asked[places]), self._word_index, own=own
+            )
+            pictures = (
+                torch.from_numpy(self._read(split, chosen, PICTURE))
+                for split, chosen in ((shard.split, part[overlaps.a]), (self.plan.asked, asked[overlaps.b]))
+            )
+            log_odds, maps = measured(overlaps, *pictures)
+            pairs = by_matrices(overlaps.a + low, overlaps.b, torch.sigmoid(log_odds).clamp(max=SUREST), maps)
+            parts.append(pairs[pairs.score >= kept_from(self.plan.config)])
+            odds.append((pairs.a, pairs.b, log_odds))
+        seen = tuple(torch.cat(each) for each in zip(*odds, strict=True))
+        save_shard_pairs(
+            store.folder / "done" / f"{LOCAL_PAIRS}-{shard.start}.safetensors", joined(parts), seen, rows, asked
+        )
+        return {"candidates": len(seen[0])}
+
+    @cached_property
+    def _word_index(self) -> WordIndex:
+        rows, store = self.plan.local_rows(self.plan.asked), self.plan.store(self.plan.asked)
+        return build_word_index(
+            load_words(self.plan.state), np.array(store.read("words")[rows]), np.array(store.read("keypoints")[rows])
+        )
 
     def _judged(self, split: str, places: Any, k: int) -> tuple[Pairs, tuple[Tensor, ...]]:
         """Return the pairs (position in `places`, place in the database), and (a, b, log odds) of all that were measured."""
@@ -251,38 +252,6 @@ def score_of(config: DetectConfig) -> Score:
 def kept_from(config: DetectConfig) -> float:
     """Return the least score of pairs that are kept until the threshold is known."""
     return LEAST_KEPT if config.threshold is None else config.threshold
-
-
-def save_shard_pairs(path: Path, pairs: Pairs, seen: tuple[Tensor, ...], rows_a: Any, rows_b: Any) -> None:
-    """Keep pairs of places as pairs of rows of the splits; beside them `seen`, all that were measured (a, b, log odds)."""
-    content = {
-        "a": rows_a[pairs.a.numpy()], "b": rows_b[pairs.b.numpy()], "score": pairs.score.numpy(),
-        "mirrored": pairs.mirrored.numpy(), "warp": pairs.warp.numpy(), "seen_a": rows_a[seen[0].numpy()],
-        "seen_b": rows_b[seen[1].numpy()], "odds": seen[2].numpy(),
-    }  # fmt: skip
-    write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
-
-
-def load_shard_pairs(path: Path) -> Pairs:
-    """Return the pairs of rows that `save_shard_pairs` kept."""
-    content = load_file(path)
-    return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp")))
-
-
-def load_odds(plan: SearchPlan, rows: int) -> Any:
-    """Return the log odds of all candidates, numpy float32 (C,), each pair once, in its better way."""
-    found: list[tuple[Any, Any, Any]] = []
-    for shard in shards_of(plan, "compare", {plan.asking: rows}):
-        content = load_file(plan.state / plan.asking / "done" / f"pairs-{shard.start}.safetensors")
-        found.append((content["seen_a"], content["seen_b"], content["odds"]))
-    a, b, odds = (np.concatenate(part) for part in zip(*found, strict=True))
-    if plan.config.against is None:
-        a, b = np.minimum(a, b), np.maximum(a, b)
-    order = np.lexsort((-odds, b, a))
-    a, b, odds = a[order], b[order], odds[order]
-    first = np.ones(len(a), dtype=bool)
-    first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    return odds[first]
 
 
 @dataclass(frozen=True)

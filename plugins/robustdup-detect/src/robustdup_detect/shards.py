@@ -1,0 +1,118 @@
+"""How a search is cut into pieces of work, and the pairs that each piece leaves on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from robustdup.records import write_atomic
+from robustdup_detect.options import DetectConfig
+from robustdup_detect.pairlist import Pairs
+from robustdup_detect.store import Store
+
+Work = Literal["read", "embed", "compare", "words", "match"]
+PAIRS, LOCAL_PAIRS = "pairs", "local"  # names of the files of pairs
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What every worker needs: the configuration, the folder of the state, and how many rows each split has."""
+
+    config: DetectConfig
+    state: Path
+    rows: dict[str, int]
+
+    def store(self, split: str) -> Store:
+        """Return the arrays of a split."""
+        return Store(self.state / split, self.rows[split])
+
+    def different_rows(self, split: str) -> Any:
+        """Return the rows of a split that can be read, without those whose pixels an earlier one has."""
+        return np.load(self.state / split / "different.npy")
+
+    def local_rows(self, split: str) -> Any:
+        """Return the different rows of a split that have local features."""
+        store, rows = self.store(split), self.different_rows(split)
+        return rows[store.read("keypoints")[rows] > 0] if store.has("keypoints") else rows[:0]
+
+    @property
+    def other(self) -> str:
+        """The split on the other side: the same one where pairs within it are looked for."""
+        return self.config.against or self.config.split
+
+    @property
+    def asking(self) -> str:
+        """The split whose images are queries: the smaller one, since the work grows with the queries."""
+        return min(self.config.split, self.other, key=lambda split: self.rows[split])
+
+    @property
+    def asked(self) -> str:
+        """The split among whose images the neighbours of a query are."""
+        return self.config.split if self.asking == self.other else self.other
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of work: the rows (or, to compare, the places among different rows) from start to stop - 1 of a split."""
+
+    work: Work
+    split: str
+    start: int
+    stop: int
+
+
+def shards_of(plan: SearchPlan, work: Work, rows: dict[str, int]) -> list[Shard]:
+    """Return the pieces of some work on so many rows of each split."""
+    size = plan.config.shard
+    return [
+        Shard(work, split, low, min(low + size, n)) for split, n in rows.items() for low in range(0, n, size)
+    ]  # fmt: skip
+
+
+def save_shard_pairs(path: Path, pairs: Pairs, seen: tuple[Tensor, ...], rows_a: Any, rows_b: Any) -> None:
+    """Keep pairs of places as pairs of rows of the splits; beside them `seen`, all that were measured (a, b, log odds)."""
+    content = {
+        "a": rows_a[pairs.a.numpy()], "b": rows_b[pairs.b.numpy()], "score": pairs.score.numpy(),
+        "mirrored": pairs.mirrored.numpy(), "warp": pairs.warp.numpy(), "turn": pairs.turn.numpy(),
+        "seen_a": rows_a[seen[0].numpy()], "seen_b": rows_b[seen[1].numpy()], "odds": seen[2].numpy(),
+    }  # fmt: skip
+    write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
+
+
+def shard_files(plan: SearchPlan, rows: int) -> list[Path]:
+    """Return the files of pairs that the comparisons of so many different rows left."""
+    made = [(PAIRS, "compare", rows), (LOCAL_PAIRS, "match", len(plan.local_rows(plan.asking)))]
+    files = [
+        plan.state / plan.asking / "done" / f"{name}-{shard.start}.safetensors"
+        for name, work, n in made
+        for shard in shards_of(plan, work, {plan.asking: n})  # type: ignore[arg-type]
+    ]
+    return [file for file in files if file.is_file()]
+
+
+def load_shard_pairs(path: Path) -> Pairs:
+    """Return the pairs of rows that `save_shard_pairs` kept."""
+    content = load_file(path)
+    return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp", "turn")))
+
+
+def load_odds(plan: SearchPlan, rows: int) -> Any:
+    """Return the log odds of all candidates, numpy float32 (C,), each pair once, in its better way."""
+    found: list[tuple[Any, Any, Any]] = []
+    for file in shard_files(plan, rows):
+        content = load_file(file)
+        found.append((content["seen_a"], content["seen_b"], content["odds"]))
+    a, b, odds = (np.concatenate(part) for part in zip(*found, strict=True))
+    if plan.config.against is None:
+        a, b = np.minimum(a, b), np.maximum(a, b)
+    order = np.lexsort((-odds, b, a))
+    a, b, odds = a[order], b[order], odds[order]
+    first = np.ones(len(a), dtype=bool)
+    first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    return odds[first]
