@@ -43,8 +43,8 @@ def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], rows: int, thresh
     ]
     both = groups[config.split], groups[plan.other]
     pairs = with_identical(judged, hashes[0], None if within else hashes[1], both)
-    rows = [torch.from_numpy(known[places.numpy()]) for known, places in zip(readable, (pairs.a, pairs.b), strict=True)]
-    return replace(pairs, a=rows[0], b=rows[1])
+    a, b = (torch.from_numpy(known[at.numpy()]) for known, at in zip(readable, (pairs.a, pairs.b), strict=True))
+    return replace(pairs, a=a, b=b)
 
 
 def search_result(

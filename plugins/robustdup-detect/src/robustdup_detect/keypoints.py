@@ -18,7 +18,7 @@ MOST = 96  # keypoints of a picture that are kept, the strongest ones
 WIDTH = 128  # numbers of a descriptor
 LARGE = 64  # pixels of the shorter side from which pictures have local features to speak of
 WORKED_ON = 192  # pixels of the longer side in which keypoints are looked for, at most
-SMALLEST = 96  # smaller pictures are enlarged to this many pixels
+SMALLEST = 144  # smaller pictures are enlarged to this many pixels
 WAYS = ("as it is", "mirrored", "negative")  # how a picture may be looked for
 
 
@@ -61,7 +61,8 @@ def find_keypoints(image: Any) -> tuple[Any, Any, int]:
     points, found = _sift().detectAndCompute(grey, None)
     if not points:
         return places, descriptors, 0
-    strongest = np.argsort([-point.response for point in points], kind="stable")[:MOST]
+    # Large ones are found again in a copy that was made smaller, or blurred.
+    strongest = np.argsort([-point.response * point.size for point in points], kind="stable")[:MOST]
     at = np.array([points[row].pt for row in strongest], np.float32)
     rooted = np.sqrt(found[strongest] / np.maximum(found[strongest].sum(axis=1, keepdims=True), 1e-6))
     places[: len(at)] = (at + 0.5) * 2 / np.array([width, height], np.float32) - 1
@@ -92,7 +93,7 @@ def seen(keypoints: Keypoints, way: str) -> Keypoints:
 def _sift() -> Any:
     opencv: Any = importlib.import_module("cv2")  # whose types do not know SIFT
     opencv.setNumThreads(1)  # the work is shared out by pictures
-    return opencv.SIFT_create(nfeatures=MOST, contrastThreshold=0.01, edgeThreshold=15)
+    return opencv.SIFT_create(nfeatures=0, contrastThreshold=0.005, edgeThreshold=15)
 
 
 @cache

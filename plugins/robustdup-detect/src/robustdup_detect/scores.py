@@ -28,7 +28,8 @@ class Score:
 # that were looked at, against the rest. The second one is for embeddings whose similarity nothing was fitted on.
 USUAL_SCORE = Score((0.44, 9.14, -8.38, 0.27, -0.59, 0.92, 5.77), -12.64)
 SCORE_WITHOUT_SIMILARITY = Score((1.83, 9.37, -8.45, 1.81, -1.06, 0.95, 0.0), -8.16)
-# Of pairs whose local features lie alike: matches, their share, agreeing blocks, luma, detail, overlap (see `overlap`).
-LOCAL_SCORE = Score((2.2, 2.0, 6.0, 1.2, 1.0, 0.0), -13.0)
+# Of pairs whose local features lie alike, fitted on 559 copies of the kinds in `kinds` and 168 pairs of different pictures
+# (tiles of sample photographs, images of CIFAR-10 enlarged). The measures are those of `overlap`.
+LOCAL_SCORE = Score((6.0, 5.2, 4.0, 2.5, 0.0, 0.0), -21.9)
 USUAL_THRESHOLD = 0.75
 SUREST = 0.999999  # score of a near pair at most: 1 is kept for identical pixels
