@@ -16,10 +16,9 @@ from robustdup_detect.overlap import PICTURE, compare_overlap
 from robustdup_detect.pairlist import Pairs, best_ways, by_matrices, joined, turned_round
 from robustdup_detect.pairs import canvas
 from robustdup_detect.scores import LOCAL_SCORE, SUREST
-from robustdup_detect.words import WordIndex, build_word_index, learn_words
+from robustdup_detect.words import FEWEST, WordIndex, build_word_index, learn_words
 
 QUERIES = 256  # pictures that are asked for at once
-FEWEST_DESCRIPTORS = 256  # from which words are learned
 ASKED = 24  # pictures that share most words with each picture, in each way of looking at it
 
 
@@ -108,7 +107,7 @@ def overlapping_pairs(
     ]
     first, second = sets[0], sets[-1]
     descriptors = np.concatenate([part.descriptors[part.filled] for part in sets])
-    if len(descriptors) < FEWEST_DESCRIPTORS:
+    if len(descriptors) < FEWEST:
         return by_matrices(
             torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 2, 3)
         )

@@ -30,12 +30,12 @@ def compare_overlap(
     `first`, `second` are pictures uint8 (N, 3, S, S), `maps` (N, 2, 3) take places of the first (-1 to 1 across) to those of
     the second, `matches` (N,) is how many local features lie alike, `share` (N,) how many of those that both could show.
     """
+    if not len(first):
+        return torch.empty(0, len(MEASURES)), torch.empty(0, 2, 3)
     parts = [
         _compare(first[rows], second[rows], maps[rows], matches[rows], share[rows])
         for rows in torch.split(torch.arange(len(first)), BATCH // 4)
     ]
-    if not parts:
-        return torch.empty(0, len(MEASURES)), torch.empty(0, 2, 3)
     measures, refined = zip(*parts, strict=True)
     return torch.cat(measures), torch.cat(refined)
 

@@ -33,7 +33,7 @@ from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pair
 from robustdup_detect.search import LARGE, build_index, import_faiss
 from robustdup_detect.shards import SearchPlan, Shard, load_odds, shards_of
 from robustdup_detect.summary import SearchResult, make_record, pair_columns
-from robustdup_detect.words import WORDS_FILE, learn_words, save_words
+from robustdup_detect.words import FEWEST, WORDS_FILE, learn_words, save_words
 from robustdup_detect.work import (
     FINDER_FILE,
     INDEX_FILE,
@@ -246,7 +246,10 @@ def _match(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress) -> 
     if not (plan.state / WORDS_FILE).is_file():
         rng = np.random.default_rng([plan.config.seed, 3])
         sample = plan.store(plan.asked).keypoints(np.sort(rng.permutation(asked)[:WORD_ROWS]))
-        save_words(learn_words(sample.descriptors[sample.filled], plan.config.seed), plan.state)
+        descriptors = sample.descriptors[sample.filled]
+        if len(descriptors) < FEWEST:
+            return
+        save_words(learn_words(descriptors, plan.config.seed), plan.state)
     total = plan.rows[plan.asked]
     _do(runner, "words", shards_of(plan, "words", {plan.asked: total}), total, progress)
     _do(runner, "match", shards_of(plan, "match", {plan.asking: len(rows)}), len(rows), progress)

@@ -24,6 +24,7 @@ DIMENSIONS = 32  # principal components of a descriptor, in two halves
 CENTRES = 128  # of each half
 NEAR = 3  # near centres of each half that a query asks for
 ROUNDS = 10  # of k-means
+FEWEST = 64  # descriptors from which words are learned
 SAMPLE = 20_000  # descriptors from which the words are learned
 BLOCK = 256  # queries that are voted for at once
 
@@ -45,7 +46,9 @@ class Vocabulary:
             far = (centres**2).sum(axis=1) - 2 * part @ centres.T
             close = np.argpartition(far, near - 1, axis=1)[:, :near] if near > 1 else far.argmin(axis=1)[:, None]
             nearest.append(close)
-        return (nearest[0][:, :, None] * self.centres.shape[1] + nearest[1][:, None]).reshape(len(descriptors), -1)
+        return (nearest[0][:, :, None] * self.centres.shape[1] + nearest[1][:, None]).reshape(
+            len(descriptors), near * near
+        )
 
     def words_of(self, pictures: Keypoints, near: int = 1) -> Any:
         """Return the words int32 (N, K) of the keypoints of pictures, or (N, K, near * near) of them; 0 where none is."""
