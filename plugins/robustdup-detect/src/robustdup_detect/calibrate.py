@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustdup_detect.features import Embedder
+from robustdup_detect.features import Embedder, canvas
 from robustdup_detect.kinds import copies_of_kinds
-from robustdup_detect.pairs import NEIGHBOURS, Finder, canvas, with_similarity
+from robustdup_detect.pairs import NEIGHBOURS, Finder, with_similarity
 from robustdup_detect.scores import SUREST, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest
 from robustdup_detect.verify import COARSE_ENOUGH, align_outlines, measure, outline

@@ -110,4 +110,15 @@ def learn_projection(features: Tensor, changes: Tensor, dimensions: int = 64) ->
     return Projection(features.mean(dim=0), weight.float().contiguous())
 
 
+def canvas(pixels: Tensor, size: int = SIZE) -> Tensor:
+    """Return pictures uint8 (N, 3, size, size): resized (antialiased), grey as colour."""
+    if pixels.shape[-2:] != (size, size):
+        parts = [
+            F.interpolate(part.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
+            for part in torch.split(pixels, BATCH)
+        ]
+        pixels = torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
 CLASSICAL = Embedder(SIZE, describe)

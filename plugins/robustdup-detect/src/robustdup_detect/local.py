@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustdup_detect.features import canvas
 from robustdup_detect.geometry import affine_between, match, shown
 from robustdup_detect.keypoints import WAYS, Keypoints, keypoints_of, seen
 from robustdup_detect.overlap import PICTURE, compare_overlap
 from robustdup_detect.pairlist import Pairs, best_ways, by_matrices, joined, turned_round
-from robustdup_detect.pairs import canvas
 from robustdup_detect.scores import LOCAL_SCORE, SUREST
 from robustdup_detect.words import FEWEST, WordIndex, build_word_index, learn_words
 

@@ -8,11 +8,10 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustdup.errors import UserError
-from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection, describe, learn_projection
+from robustdup_detect.features import CLASSICAL, Embedder, Projection, canvas, describe, learn_projection
 from robustdup_detect.groups import digests, group_identical
 from robustdup_detect.keypoints import LARGE
 from robustdup_detect.pairlist import Pairs, best_ways, joined, with_identical
@@ -98,17 +97,6 @@ def check_pixels(name: str, pixels: Tensor) -> None:
         raise UserError(
             f"{name} must have the shape (N, 1 or 3, H, W) with N > 0, got {tuple(pixels.shape)}.", code="bad-images"
         )
-
-
-def canvas(pixels: Tensor, size: int = SIZE) -> Tensor:
-    """Return pictures uint8 (N, 3, size, size): resized (antialiased), grey as colour."""
-    if pixels.shape[-2:] != (size, size):
-        parts = [
-            F.interpolate(part.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
-            for part in torch.split(pixels, BATCH)
-        ]
-        pixels = torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
-    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 
 def learn(pictures: Tensor, seed: int = 0, embedder: Embedder = CLASSICAL) -> Finder:
