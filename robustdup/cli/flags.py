@@ -124,12 +124,12 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """Return (configuration file, overrides) from positional words. Raises UserError for a second file."""
     files = [word for word in words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in words if word not in files]
+    if files and all(re.fullmatch(r"[\d./]+", word) and not Path(word).is_file() for word in files):
+        raise UserError(
+            f"{files[0]!r} stands alone. Several values go with commas and no spaces: --eps 2/255,4/255,8/255.",
+            code="two-files",
+        )
     if len(files) > 1:
-        if all(re.fullmatch(r"[\d./]+", word) for word in files):
-            raise UserError(
-                f"{files[0]!r} stands alone. Several values go with commas and no spaces: --eps 2/255,4/255,8/255.",
-                code="two-files",
-            )
         raise UserError(
             f"{files[1]!r} is neither KEY=VALUE nor the only configuration file ({files[0]!r} is another).",
             code="two-files",

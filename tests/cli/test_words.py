@@ -11,6 +11,7 @@ from tests.raising import raises
     [
         (["2/255", "4/255"], "--eps 2/255,4/255,8/255"),  # eval --eps 1/255 2/255 4/255
         (["0.5", "1"], "commas"),
+        (["2/255"], "commas"),
         (["a.yaml", "b.yaml"], "'b.yaml' is neither KEY=VALUE nor the only configuration file"),
     ],
 )
