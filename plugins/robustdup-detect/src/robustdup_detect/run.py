@@ -15,7 +15,7 @@ import torch
 
 from robustdup.data.splits import Splits, open_splits
 from robustdup.duplication.write import check_target
-from robustdup.errors import UserError
+from robustdup.errors import UserError, unknown
 from robustdup.records import write_atomic
 from robustdup.records.folder import STATE, freed_by_mistakes, locked, start
 from robustdup.runners import Runner, open_runner
@@ -83,6 +83,8 @@ def _named_splits(config: DetectConfig, source: Splits) -> tuple[DetectConfig, S
     changes = {"split": split}
     if config.against is not None:
         changes["against"], more = source.name_of(config.against)
+        if changes["against"] == split and config.against not in source.splits and config.against != config.split:
+            raise unknown(f"split of {config.data}:", config.against, source.splits)  # no other split stands in for it
         told = (*told, *more)
     return config.model_copy(update=changes), replace(source, notes=(*source.notes, *told))
 
