@@ -67,7 +67,7 @@ def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points,
     assert (context.micro_batch, context.smaller, context.seconds) == (64, (8, 16, 32), (0.002, 0.005))
     assert context.longest == pytest.approx(40 * (6000 * 0.002 + 2000 * 0.005))
     (saved,) = tmp_path.rglob("*.json")
-    assert json.loads(saved.read_text()) == {"micro_batch": 64, "smaller": [8, 16, 32]}
+    assert json.loads(saved.read_text()) == {"micro_batch": 64, "smaller": [8, 16, 32], "worth_compiling": True}
     again, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: pytest.fail("measured again"))
     choose_packing(again, options, images, clean, [pool_stage()], tmp_path)

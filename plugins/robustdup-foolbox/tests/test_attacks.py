@@ -70,7 +70,10 @@ def broken(model, images, labels):
         return model(images).argmax(dim=1) != labels
 
 
-@pytest.mark.parametrize("name", RUNNING)
+LONG = ("L0BrendelBethgeAttack", "L1BrendelBethgeAttack")  # a minute each; their L2 and Linf forms run here
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in RUNNING])
 def test_conformance(name):
     spec = SPECS[name]
     norm = "L1" if name == "PointwiseAttack" else None
