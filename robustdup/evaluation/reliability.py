@@ -112,7 +112,8 @@ def weigh_union(
     parts = [weigh(context, samples, [replace(result, broken=broken)], signs) for result in results]
     doubts = list(dict.fromkeys(doubt for part in parts for doubt in part.doubts))
     passes = sum((part.passes for part in parts), Count())
-    return Weighed(signs if doubts else parts[0].signs, doubts, passes)
+    route = "" if doubts else next((part.route for part in parts if part.route), "")
+    return Weighed(signs if doubts else parts[0].signs, doubts, passes, route)
 
 
 def _milder(signs: list[Diagnostic], but: str) -> list[Diagnostic]:

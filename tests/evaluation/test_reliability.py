@@ -185,3 +185,14 @@ def test_without_a_gradient_attacks_that_need_one_are_refused_at_once():
         parameter.requires_grad_(True)
     with raises("no-gradient", ValueError, "--attacks fast"):
         verdict(Detached(model), images, labels, attacks="apgd-ce(steps=5),square(queries=20)")
+
+
+def test_in_a_union_too_the_attack_that_gets_through_decides():
+    model, images, labels = correct_points(6)
+    attacks = "apgd-ce(steps=5),straight-through(steps=20)"
+    record = evaluate(
+        Detached(model), images, labels, threat="Linf 0.1 + L2 0.5", attacks=attacks, fold=False, progress=False
+    ).record
+    assert record.n_undecided == 0
+    assert record.reliable is True
+    assert any("are decided by straight-through, which" in event for event in record.events)
