@@ -77,12 +77,12 @@ SPECS = (
     ),
     _spec(
         "fmn", "fmn:fmn", "FMN: the nearest adversarial image, by gradient steps in a ball that shrinks on success.",
-        cost="fmn:fmn_cost", url="https://arxiv.org/abs/2102.12827", quick={"steps": 60}, kind="minimum-norm",
+        cost="nearest:search_cost", url="https://arxiv.org/abs/2102.12827", quick={"steps": 60}, kind="minimum-norm",
         norms=(*NORMS, "L0"),
     ),
     _spec(
         "ddn", "ddn:ddn", "DDN: the nearest adversarial image in L2, direction and length apart.",
-        cost="ddn:ddn_cost", url="https://arxiv.org/abs/1811.09600", quick={"steps": 30}, kind="minimum-norm",
+        cost="nearest:search_cost", url="https://arxiv.org/abs/1811.09600", quick={"steps": 30}, kind="minimum-norm",
         norms=("L2",),
     ),
     _spec(
@@ -93,7 +93,7 @@ SPECS = (
     ),
     _spec(
         "sigma-zero", "sigma_zero:sigma_zero", "σ-zero: the fewest changed values, by descent on a smooth count of them.",
-        cost="sigma_zero:sigma_zero_cost", url="https://arxiv.org/abs/2402.01879", quick={"steps": 100},
+        cost="nearest:search_cost", url="https://arxiv.org/abs/2402.01879", quick={"steps": 100},
         kind="minimum-norm", norms=("L0",),
     ),
     _spec(

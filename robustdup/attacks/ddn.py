@@ -10,9 +10,6 @@ at its first adversarial iterate within eps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -85,15 +82,9 @@ def ddn(
         radius = torch.minimum(radius * torch.where(is_adv, 1 - gamma, 1 + gamma), farthest[index])
         delta = delta * per_sample(radius / fold_length(delta, "L2").clamp(min=FLAT), delta)
         iterate = (clean + delta).clamp(0, 1)
-    none = nearest.distance[index].isinf()
-    nearest.images[index[none]] = iterate[none]
+    nearest.keep_last(index, iterate)
     pull_back(model, images, labels, threat, nearest, halvings=halvings, stop_within_eps=stop_within_eps)
     return nearest.result(images, threat)
-
-
-def ddn_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes of a sample that goes on to the end."""
-    return options["steps"] + 1 + options["halvings"], options["steps"]
 
 
 def _look(

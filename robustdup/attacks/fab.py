@@ -185,8 +185,7 @@ def walk(
         if settings.stop_within_eps:
             keep = ~(is_adv & (distance <= threat.radius))
             index, clean, labels, iterate = _kept(keep, index, clean, labels, iterate)
-    none = nearest.distance[index].isinf()
-    nearest.images[index[none]] = iterate[none]
+    nearest.keep_last(index, iterate)
 
 
 def mixed_step(

@@ -14,9 +14,6 @@ zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -91,15 +88,9 @@ def fmn(
         length = fold_length(gradient, "L2").clamp(min=1e-12)
         size = per_sample(cosine(step_size, LAST_STEP * step_size, step, steps) / length, gradient)
         iterate = onto_ball(clean, iterate + size * gradient, threat.norm, radius)
-    none = nearest.distance[index].isinf()
-    nearest.images[index[none]] = iterate[none]
+    nearest.keep_last(index, iterate)
     pull_back(model, images, labels, threat, nearest, halvings=halvings, stop_within_eps=stop_within_eps)
     return nearest.result(images, threat)
-
-
-def fmn_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes of a sample that goes on to the end."""
-    return options["steps"] + 1 + options["halvings"], options["steps"]
 
 
 def next_radius(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,11 @@ class Nearest:
         """Keep the iterates (n, ...) of the samples `index` (n,) that are adversarial and nearer than what is known."""
         improved = is_adv & (distance < self.distance[index])
         self.images[index[improved]], self.distance[index[improved]] = iterates[improved], distance[improved]
+
+    def keep_last(self, index: Tensor, iterates: Tensor) -> None:
+        """Keep the last iterates (n, ...) of those of the samples `index` (n,) for which none was met."""
+        none = self.distance[index].isinf()
+        self.images[index[none]] = iterates[none]
 
     def result(self, images: Tensor, threat: ThreatModel) -> Tensor:
         """Return the nearest adversarial images, and the last iterates projected onto the ball where there is none."""
@@ -87,6 +94,11 @@ def toward_clean(images: Tensor, adv_images: Tensor, norm: str, share: Tensor) -
         bound = per_sample(share * fold_length(delta, "Linf"), delta)
         return (images + delta.clamp(-bound, bound)).clamp(0, 1)
     return (images + per_sample(share, delta) * delta).clamp(0, 1)
+
+
+def search_cost(options: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the (forward, backward) passes of a sample that goes on to the end: one of each a step, a last look, halvings."""
+    return options["steps"] + 1 + options["halvings"], options["steps"]
 
 
 def cosine(first: float, last: float, step: int, steps: int) -> float:

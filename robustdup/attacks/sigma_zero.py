@@ -10,9 +10,6 @@ Deviations: the last step is looked at too; in the end the largest changes alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -91,15 +88,9 @@ def sigma_zero(
         rate = cosine(step_size, step_size / 10, step, steps)
         limit = (limit + torch.where(is_adv, 1.0, -1.0) * threshold_rate * rate).clamp(0, 1)
         iterate = torch.where((moved - clean).abs() < per_sample(limit, clean), clean, moved)
-    none = nearest.distance[index].isinf()
-    nearest.images[index[none]] = iterate[none]
+    nearest.keep_last(index, iterate)
     pull_back(model, images, labels, threat, nearest, halvings=halvings, stop_within_eps=stop_within_eps)
     return nearest.result(images, threat)
-
-
-def sigma_zero_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes of a sample that goes on to the end."""
-    return options["steps"] + 1 + options["halvings"], options["steps"]
 
 
 def _look(

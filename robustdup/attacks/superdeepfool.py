@@ -87,8 +87,7 @@ def superdeepfool(
         moved[~is_adv] = deepfool_step(model, iterate[~is_adv], true[~is_adv], threat.norm, classes, overshoot)
         moved[is_adv] = straight_step(model, clean[is_adv], iterate[is_adv], true[is_adv], threat.norm)
         iterate = moved
-    none = nearest.distance[index].isinf()
-    nearest.images[index[none]] = iterate[none]
+    nearest.keep_last(index, iterate)
     pull_back(model, images, labels, threat, nearest, halvings=halvings, stop_within_eps=stop_within_eps)
     return nearest.result(images, threat)
 
