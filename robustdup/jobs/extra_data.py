@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustdup.config import TrainConfig
+from robustdup.config import DataOptions, TrainConfig
 from robustdup.data.cache import load_pixels
 from robustdup.data.passes_over import extra_rows
 from robustdup.data.sources import open_samples
@@ -76,8 +76,7 @@ def read_extra(
             code="options-conflict",
         )
     check_share(config)
-    options = replace(config.data_options(config.extra_split or "train"), config=None, revision=None)
-    options = replace(options, image_column=None, label_column=None, needs_labels=config.extra_labels is None)
+    options = extra_options(config)
     samples = open_samples(config.extra_data, options, registry, lenient=True)
     name = config.extra_data
     say(f"reading {len(samples):,} extra images of {name}")
@@ -124,6 +123,12 @@ def read_extra(
     )
     events += getattr(samples, "notes", ())
     return ExtraData(pixels, labels, index + FIRST_INDEX, info)
+
+
+def extra_options(config: TrainConfig) -> DataOptions:
+    """Return how the extra data is opened: like the training data, but with columns and a revision of its own."""
+    options = replace(config.data_options(config.extra_split or "train"), config=None, revision=None)
+    return replace(options, image_column=None, label_column=None, needs_labels=config.extra_labels is None)
 
 
 def check_without(config: TrainConfig) -> None:

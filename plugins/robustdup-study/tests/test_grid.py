@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from robustdup_study.grid import build_grid, check_size, count_runs
 from robustdup_study.recipe import load_recipe
@@ -262,3 +263,60 @@ def test_cells_that_were_trained_before_an_option_came_keep_their_keys(registry)
     """A new option of training that is not named in `_NEWER` makes all published cells missing."""
     made = grid(registry, seeds=1, factors={"objective": ["standard", "trades"], "dose": [0.5]})
     assert list(made.cells) == ["e2a231ec4f097fd7", "764e504fc7aed52c"]
+
+
+def extra_file(folder, value=0.5, n=40):
+    """Write n images of 8x8 pixels with labels 0 to 9 as a person would keep generated ones."""
+    path = folder / "generated.npz"
+    images = np.random.default_rng(0).uniform(0, value, (n, 8, 8, 1))
+    np.savez(path, image=(255 * images).astype(np.uint8), label=np.arange(n) % 10)
+    return path
+
+
+def test_extra_data_stands_in_for_copies_in_its_own_condition_only(registry):
+    made = grid(
+        registry,
+        base={"extra_data": "generated.npz", "duplicate": {"scheme": "uniform"}},
+        factors={"dose": [0, 0.25], "condition": ["copies", "extra-data"]},
+        seeds=1,
+    )
+    assert len(made.cells) == 3  # without copies there is no extra data either
+    settings = {(r.factors["dose"], r.factors["condition"]): made.cells[r.key].settings for r in made.runs}
+    beside = settings[0.25, "extra-data"]
+    assert (beside["extra_data"], beside["extra_share"], beside["duplicate"]) == ("generated.npz", 0.25, {})
+    assert settings[0.25, "copies"]["extra_data"] is None
+    assert settings[0, "extra-data"]["extra_data"] is None
+    with raises("missing-option", UserError, "extra_data"):
+        grid(registry, factors={"scheme": ["uniform"], "dose": [0.25], "condition": ["extra-data"]})
+
+
+def test_extra_data_is_a_factor_beside_the_dose(registry):
+    levels = [0, 0.3, {"name": "other", "data": "other.npz", "share": 0.5, "labels": "builtin:digits-robust"}]
+    base = {"extra_data": "generated.npz", "extra_split": "train", "duplicate": {"scheme": "uniform"}}
+    made = grid(registry, base=base, factors={"extra": levels, "dose": [0, 0.5]}, seeds=1)
+    assert len(made.cells) == 6
+    found = {r.factors["extra"]: made.cells[r.key].settings for r in made.runs if r.factors["dose"] == 0.5}
+    assert (found[0]["extra_data"], found[0]["extra_split"]) == (None, None)
+    assert (found[0.3]["extra_data"], found[0.3]["extra_share"]) == ("generated.npz", 0.3)
+    assert (found["other"]["extra_data"], found["other"]["extra_labels"]) == ("other.npz", "builtin:digits-robust")
+    with raises("missing-option", UserError, "no extra data"):
+        grid(registry, factors={"extra": [0, 0.3]})
+    with raises("bad-factor", UserError, "sets data"):
+        grid(registry, factors={"extra": [{"name": "a", "date": "x"}]})
+
+
+def test_the_key_of_a_cell_hangs_on_the_extra_images_and_not_on_their_path(tmp_path):
+    from robustdup_study.cell import training_grid
+    from robustdup_study.recipe import StudyConfig
+
+    def key(path):
+        base = {"data": "builtin:digits", "extra_data": str(path), "extra_share": 0.5, "epochs": 1, "batch_size": 64}
+        config = StudyConfig.model_validate({"base": base, "factors": {"objective": ["standard"]}, "seeds": 1})
+        return training_grid(config).runs[0].key
+
+    first, moved, other = (tmp_path / name for name in ("first", "moved", "other"))
+    for folder in (first, moved, other):
+        folder.mkdir()
+    same = key(extra_file(first))
+    assert key(extra_file(moved)) == same
+    assert key(extra_file(other, value=0.9)) != same

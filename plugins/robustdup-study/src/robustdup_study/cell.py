@@ -18,6 +18,7 @@ from robustdup.data.selection import choose
 from robustdup.data.sources import load_images, open_samples
 from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError
+from robustdup.jobs.extra_data import extra_options
 from robustdup.jobs.training import check, run_training
 from robustdup.jobs.training_data import TrainingData, open_test_samples, prepare_data
 from robustdup.jobs.training_images import SMALLEST_FOR_NEAR
@@ -237,9 +238,12 @@ def data_fingerprint(settings: Mapping[str, Any], registry: Registry, shifted: s
     if shifted:
         other, _, split = shifted.partition("@")
         places.append((other, split or config.test_split))
+    opened = [(spec, split, config.data_options(split)) for spec, split in places]
+    if config.extra_data is not None:
+        opened.append((config.extra_data, config.extra_split or "train", extra_options(config)))
     digest = hashlib.sha256()
-    for spec, split in places:
-        rows = open_samples(spec, config.data_options(split), registry, lenient=True)
+    for spec, split, options in opened:
+        rows = open_samples(spec, options, registry, lenient=True)
         if len(rows) == 0:
             raise UserError(f"There are no samples in {spec} ({split}).", code="no-data")
         chosen = sorted({i * len(rows) // SPOT_CHECK for i in range(SPOT_CHECK)})

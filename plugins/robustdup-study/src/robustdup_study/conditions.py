@@ -13,6 +13,8 @@ from typing import Any
 from robustdup.errors import UserError
 
 Settings = dict[str, Any]
+EXTRA_DATA = "extra-data"
+EXTRA_SETTINGS = ("extra_data", "extra_share", "extra_split", "extra_labels")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ def _more_epochs(settings: Settings, dose: float) -> Settings | None:
     return {**settings, "duplicate": {}, "epochs": settings["epochs"] / (1 - dose)}
 
 
+def _extra_data(settings: Settings, dose: float) -> Settings:
+    if settings.get("extra_data") is None:
+        raise UserError(
+            f"The control condition {EXTRA_DATA!r} trains on other images in place of the copies: name them in base, as in "
+            "base: {extra_data: generated.npz}.",
+            code="missing-option",
+        )
+    return {**settings, "duplicate": {}, "extra_share": dose}
+
+
+def without_extra_data(settings: Settings) -> Settings:
+    """Return settings without extra training data."""
+    return {key: value for key, value in settings.items() if key not in EXTRA_SETTINGS}
+
+
 def _same_draw(settings: Settings, dose: float) -> Settings:
     return {**settings, "share_augmentation": True}
 
@@ -64,6 +81,9 @@ CONDITIONS = {
     ),
     "more-epochs": ControlCondition(
         _more_epochs, "no copies, but as many more epochs as the copies would cost (budgets in epochs, mode append)"
+    ),
+    EXTRA_DATA: ControlCondition(
+        _extra_data, "no copies, but the same share of each batch from base.extra_data, such as generated images"
     ),
     "same-draw": ControlCondition(_same_draw, "all copies of an image share its augmentation draw"),
 }

@@ -18,7 +18,7 @@ from robustdup.config import BUDGETS, DuplicationOptions, TrainConfig, parse_cal
 from robustdup.errors import UserError, nearest, unknown
 from robustdup.plugins import Registry
 from robustdup.plugins.options import keywords
-from robustdup_study.conditions import CONDITIONS, apply_condition
+from robustdup_study.conditions import CONDITIONS, EXTRA_DATA, EXTRA_SETTINGS, apply_condition, without_extra_data
 from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import Level, StudyConfig, label, settings
 
@@ -26,18 +26,17 @@ SEMANTICS = 1  # rises when the same configuration comes to mean another computa
 MANY = 10_000  # cells that a person has probably not meant
 
 PLAN_FACTORS = ("scheme", "dose", "mode", "near")
-SPECIAL = (*PLAN_FACTORS, "budget", "condition")
+SPECIAL = (*PLAN_FACTORS, "budget", "condition", "extra")
 # Settings that came later, with their defaults: where they have those, cells keep their keys.
 _NEWER = {
     "normalize": None, "accumulate": 1, "deterministic": False, "nesterov": True, "new_head": False, "freeze": None,
-    "extra_data": None, "extra_share": 0.7, "extra_split": None, "extra_labels": None, "eps_schedule": None,
-    "steps_schedule": None, "transforms": None, "mix": None,
+    "extra_share": 0.7, "extra_labels": None, "eps_schedule": None, "steps_schedule": None, "transforms": None, "mix": None,
 }  # fmt: skip
 # What does not change what is computed, or is told by the fingerprint of the data.
 _ELSEWHERE = {
     "out", "plugin", "device", "loader_workers", "track", "checkpoint_every", "threads", "in_memory", "allow_pickle",
-    "data", "split", "test_split", "test_data", "data_config", "revision", "image_column", "label_column", "resize",
-    "crop", "grey",
+    "data", "split", "test_split", "test_data", "extra_data", "extra_split", "data_config", "revision", "image_column",
+    "label_column", "resize", "crop", "grey",
 }  # fmt: skip
 
 Fingerprint = Callable[[Mapping[str, Any]], str]
@@ -176,6 +175,9 @@ def _content(config: StudyConfig, combination: Mapping[str, Level]) -> dict[str,
             _set(name, level, content, plan)
     dose = _dose(combination, plan)
     bare = dose == 0
+    conditions = [label(level) for level in config.factors.get("condition", [])]
+    if EXTRA_DATA in conditions and (bare or label(combination["condition"]) != EXTRA_DATA):
+        content = without_extra_data(content)
     if "budget" in combination:
         level = combination["budget"]
         chosen = config.baseline_budget if bare and config.baseline_budget is not None else str(label(level))
@@ -196,7 +198,9 @@ def _content(config: StudyConfig, combination: Mapping[str, Level]) -> dict[str,
 
 def _set(name: str, level: Level, content: dict[str, Any], plan: dict[str, Any]) -> None:
     """Put a level's settings where they belong: into the duplication plan or beside it."""
-    if isinstance(level, dict):
+    if name == "extra":
+        _set_extra(level, content)
+    elif isinstance(level, dict):
         for key, value in settings(level).items():
             prefix, dot, rest = key.partition(".")
             if prefix == "duplicate" and dot:
@@ -217,6 +221,31 @@ def _set(name: str, level: Level, content: dict[str, Any], plan: dict[str, Any])
             plan[key] = level
     else:
         content[name] = level
+
+
+def _set_extra(level: Level, content: dict[str, Any]) -> None:
+    """Put a level of the factor extra into the settings: a share of base.extra_data, 0 or none for none, or a mapping."""
+    if isinstance(level, dict):
+        given = {f"extra_{key.removeprefix('extra_')}": value for key, value in settings(level).items()}
+        if not set(given) <= set(EXTRA_SETTINGS):
+            raise UserError(
+                f"A level of the factor extra sets data, share, split, labels; got {', '.join(settings(level))}.",
+                code="bad-factor",
+            )
+        if given:
+            content.update(given)
+            return
+    elif level not in ("none", 0) and level is not False:
+        content["extra_share"] = level
+        if content.get("extra_data") is None:
+            raise UserError(
+                f"The factor extra has the level {level}, but there is no extra data: name it in base, as in base: "
+                "{extra_data: generated.npz}, or in the level: {name: …, data: generated.npz, share: 0.5}.",
+                code="missing-option",
+            )
+        return
+    for key in EXTRA_SETTINGS:
+        content.pop(key, None)
 
 
 def _dose(combination: Mapping[str, Level], plan: dict[str, Any]) -> float | None:

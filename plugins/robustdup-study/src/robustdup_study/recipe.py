@@ -66,8 +66,8 @@ class StudyConfig(Config):
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of `robustdup train` for every cell.")
     factors: dict[str, list[Level]] = Field(
         default_factory=dict,
-        description="Factors and their levels: objective, scheme, dose, mode, near, budget, condition, model, data, or any "
-        "setting of `robustdup train`. A level may be a mapping with a name: {name: …, setting: value}.",
+        description="Factors and their levels: objective, scheme, dose, mode, near, budget, condition, extra, model, data, or "
+        "any setting of `robustdup train`. A level may be a mapping with a name: {name: …, setting: value}.",
     )
     budgets: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="What each level of the factor budget sets: {fixed-epochs: {epochs: 10}}."

@@ -18,7 +18,14 @@ from robustdup_study.records import Claim, PairedComparison, StudyRecord
 from robustdup_study.sentences import interval_text
 
 EVEN = ("uniform", "whole_set")
-WITHOUT_COPIES = ("prior-matched", "as-weights", "fewer-unique", "more-epochs", "matched")  # control conditions
+WITHOUT_COPIES = (
+    "prior-matched",
+    "as-weights",
+    "fewer-unique",
+    "more-epochs",
+    "matched",
+    "extra-data",
+)  # control conditions
 SHARES_CONTROLS = ("matched", "prior-matched")  # with the class shares of the duplicated set
 SLOWER = ("steps_to_", "samples_to_", "seconds_to_")
 
