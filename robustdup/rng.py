@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -126,3 +127,20 @@ class SampleRng:
         pair = self.bits((*shape, 2), draw=draw).to(torch.float64)
         radius = torch.sqrt(-2 * torch.log((pair[..., 0] + 0.5) * 2.0**-32))
         return (radius * torch.cos(2 * math.pi * pair[..., 1] * 2.0**-32)).to(dtype)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators, those of GPUs only where there is one.
+
+    Without one, `torch.manual_seed` formats the call stack for each kind of device and keeps it for later: that takes
+    several milliseconds and is done for each call of an attack.
+    """
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()

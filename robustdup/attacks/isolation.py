@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustdup.rng import seed_torch
+
 
 @contextmanager
 def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iterator[None]:
@@ -35,7 +37,7 @@ def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iter
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_torch(seed)
         with torch.enable_grad():
             yield
     finally:

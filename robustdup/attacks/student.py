@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustdup.rng import seed_torch
 from robustdup.threat import ThreatModel
 
 BATCH = 64
@@ -53,7 +54,7 @@ def fit_student(
     with torch.no_grad():
         answers = model(images[:BATCH])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         student = Student(images.shape[1:], answers.shape[1]).to(images.device)
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(steps, 2))

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robustdup.data.small_corruptions import corrupt_small
 from robustdup.errors import Unavailable, UserError, how_to_install
 from robustdup.rng import SampleRng
 
@@ -53,6 +52,8 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
         raise UserError(
             f"Corruptions are made of images with one or three channels, not {images.shape[1]}.", code="bad-images"
         )
+    from robustdup.data.small_corruptions import corrupt_small  # brings scipy.ndimage, which no other data needs
+
     library = _library()
     seeds = SampleRng(seed, index).fold("corruption").fold(kind).fold(severity).bits()
     enlarged = -(-SMALLEST // min(images.shape[2:]))

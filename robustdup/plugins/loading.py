@@ -28,14 +28,25 @@ def load_plugins(files: Iterable[str | Path] = (), *, installed: Collection[str]
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if installed is not None:
         points = points.__class__(p for p in points if p.name.startswith(NATIVE) or p.name in installed)
+    named: dict[int, tuple[str, str]] = {}  # several points of one distribution: its metadata is read once
     for point in sorted(points, key=lambda p: (not p.name.startswith(NATIVE), p.name)):
-        origin, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
+        if id(point.dist) not in named:
+            named[id(point.dist)] = _distribution(point)
+        origin, version = named[id(point.dist)]
         source = "native" if point.name.startswith(NATIVE) else point.name
         registry.run_plugin(point.name, origin, version, point.load, source=source)
     for file in files:
         path = Path(file)
         registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]
     return registry
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """Return the name and version of what an entry point came with."""
+    if point.dist is None:
+        return "unknown", ""
+    metadata = point.dist.metadata
+    return metadata["Name"], metadata["Version"]
 
 
 def check_loaded(registry: Registry, files: Iterable[str | Path]) -> None:

@@ -74,6 +74,16 @@ def keywords(function: Callable[..., Any], besides: Sequence[str] = ()) -> dict[
     }
 
 
+# What every attack takes besides its options.
+ATTACK_PARAMETERS = (
+    *(
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("model", "images", "labels", "threat")
+    ),
+    inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY),
+)
+
+
 def attack_signature(
     options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None
 ) -> inspect.Signature:
@@ -83,13 +93,7 @@ def attack_signature(
         options: the default of each option, by name.
         choices: the words that an option accepts, for those that accept only some.
     """
-    parameters = [
-        *(
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            for name in ("model", "images", "labels", "threat")
-        ),
-        inspect.Parameter("rng", inspect.Parameter.KEYWORD_ONLY),
-    ]
+    parameters = list(ATTACK_PARAMETERS)
     for name, default in options.items():
         words = (choices or {}).get(name)
         annotation: Any = Literal[tuple(words)] if words else inspect.Parameter.empty

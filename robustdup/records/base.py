@@ -11,6 +11,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -99,8 +100,14 @@ def versions(sources: Iterable[str] = ()) -> dict[str, str]:
     installed = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
+            installed[name] = _version(name)
     return installed
+
+
+@cache
+def _version(name: str) -> str:
+    """Return the version of an installed distribution; reading its metadata takes milliseconds."""
+    return importlib.metadata.version(name)
 
 
 @contextlib.contextmanager

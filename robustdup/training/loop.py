@@ -9,6 +9,7 @@ import torch
 
 from robustdup.device import out_of_memory
 from robustdup.errors import RunError
+from robustdup.rng import seed_torch
 from robustdup.training.asking import DEVICE_ERRORS, DEVICE_WORDS
 from robustdup.training.checkpoint import Checkpoints, identity_of
 from robustdup.training.events import CheckpointSchedule, View, add_point, candidate_steps, consider, curve_steps
@@ -69,7 +70,7 @@ def train_to_the_end(trainer: Trainer, checkpoints: CheckpointSchedule, view: Vi
     options, steps, rank = trainer.options, trainer.budget.steps, trainer.parts.processes.rank
     point_every, candidate_every = curve_steps(steps), candidate_steps(options.validate_every, steps)
     for number, batch, share in trainer.batches():
-        torch.manual_seed(step_seed(options.seed, number, rank))
+        seed_torch(step_seed(options.seed, number, rank))
         trainer.train_on(number, batch, share)
         if trainer.passed(point_every):
             add_point(trainer)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustdup.rng import seed_torch
+
 # Largest difference that a copy may make, by precision: (logits relative to their scale, a row's input gradient
 # relative to its length). 0.045 is a cosine of 0.999, and sees a changed length besides.
 TOLERANCE = {"fp32": (1e-4, 0.045), "tf32": (2e-2, 0.3), "bf16": (1e-1, 0.7)}
@@ -117,7 +119,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices):
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            seed_torch(seed)
             yield
     finally:
         random.setstate(states[0])

@@ -20,13 +20,10 @@ INSTALL = {
 }
 
 
-def missing(entry: Entry) -> str:
-    """Return why an attack cannot run here, or '' if it can: looks for its packages without importing them."""
-    for package in ("foolbox", "eagerpy", *([entry.needs] if entry.needs else [])):
-        found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:  # without origin: a mere folder of that name
-            return INSTALL[package]
-    return ""
+def missing() -> set[str]:
+    """Return which packages are not installed, without importing them."""
+    found = {package: importlib.util.find_spec(package) for package in INSTALL}
+    return {package for package, spec in found.items() if spec is None or spec.origin is None}  # or a mere folder
 
 
 def as_function(entry: Entry) -> AttackFunction:
@@ -45,9 +42,10 @@ def as_function(entry: Entry) -> AttackFunction:
     return attack
 
 
-def as_spec(entry: Entry) -> AttackSpec:
-    """Return the attack of one row of the table as robustdup registers it."""
-    reason = missing(entry)
+def as_spec(entry: Entry, absent: set[str]) -> AttackSpec:
+    """Return the attack of one row of the table as robustdup registers it, where these packages are not installed."""
+    needed = ("foolbox", "eagerpy", *([entry.needs] if entry.needs else []))
+    reason = next((INSTALL[package] for package in needed if package in absent), "")
     called = f" (foolbox also calls it {', '.join(entry.aliases)})" if entry.aliases else ""
     return AttackSpec(
         name=f"foolbox:{entry.name}", function=as_function(entry), norms=entry.norms, kind=entry.kind,
@@ -59,5 +57,6 @@ def as_spec(entry: Entry) -> AttackSpec:
 
 def register(registry: Registry) -> None:
     """Register every attack class of foolbox as `foolbox:ClassName`."""
+    absent = missing()
     for entry in ENTRIES:
-        registry.add_attack(as_spec(entry))
+        registry.add_attack(as_spec(entry, absent))
