@@ -180,3 +180,45 @@ def test_the_statistics_of_the_eleven_published_figures():
     assert f"{clean.std(ddof=1):.1f} (F = {ratio:.1f}, p = {stats.f.sf(ratio, 10, len(pairs)):.2f})" in page
     smallest = -np.random.default_rng(0).normal(size=(100_000, 11)).min(axis=1).mean()
     assert f"a smallest {smallest:.1f} standard deviations below" in page
+
+
+UNIFORM = [
+    ("pgd_at", "clean_accuracy", 0.25),
+    ("pgd_at", "clean_accuracy", 0.5),
+    ("pgd_at", "robust_accuracy", 0.25),
+    ("pgd_at", "robust_accuracy", 0.5),
+    ("standard", "clean_accuracy", 0.25),
+    ("standard", "clean_accuracy", 0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    """Paired differences of the study of uniform copies: the six comparisons that its recipe calls primary."""
+    cells = points("uniform-adversarial", ("objective", "dose"))
+    found = {}
+    for objective, metric, dose in UNIFORM:
+        after, before = cells[objective, dose, metric], cells[objective, 0.0, metric]
+        assert sorted(after) == sorted(before) == list(range(20))
+        found[objective, metric, dose] = np.array([after[seed] - before[seed] for seed in sorted(after)])
+    return found
+
+
+def p_text(p):
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def test_the_page_of_uniform_copies_is_that_of_its_cells(uniform):
+    page = (RESULTS / "uniform-adversarial.md").read_text(encoding="utf-8")
+    differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in uniform.values()], method="holm")[1]
+    # Equivalence within a point: the larger of two one-sided tests.
+    sides = [
+        max(stats.ttest_1samp(v, -1, alternative="greater").pvalue, stats.ttest_1samp(v, 1, alternative="less").pvalue)
+        for v in uniform.values()
+    ]
+    within = multipletests(sides, method="holm")[1]
+    for (objective, metric, dose), values, p, same in zip(uniform, uniform.values(), differ, within, strict=True):
+        words = f"{'standard' if objective == 'standard' else 'PGD'} | {metric.split('_')[0]} | {100 * dose:g}%"
+        [row] = re.findall(rf"^\| {re.escape(words)} \|.*$", page, flags=re.MULTILINE)
+        assert told(values) in row
+        assert [cell.strip() for cell in row.split("|")][5:7] == [p_text(p), p_text(same)]
