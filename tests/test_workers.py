@@ -13,14 +13,16 @@ from robustdup.config import EvalConfig, build
 from robustdup.errors import UserError
 from robustdup.evaluation.calls import Work, lost_call
 from robustdup.jobs import run_evaluation
+from robustdup.records import Progress
 from robustdup.threat import ThreatModel
 
 SETTINGS = ["n=60", "micro_batch=16", "threads=1", "diagnostics=false"]
 ATTACKS = "noise,apgd-ce(steps=10),apgd-t(steps=5,targets=2),fab-t(steps=5,targets=1),square(queries=50)"
 
 
-def evaluated(*words: str):
-    return run_evaluation(build(EvalConfig, overrides=[*SETTINGS, f"attacks={ATTACKS}", *words]))
+def evaluated(*words: str, progress=lambda _: None):
+    config = build(EvalConfig, overrides=[*SETTINGS, f"attacks={ATTACKS}", *words])
+    return run_evaluation(config, progress=progress)
 
 
 def assert_same(one, other):
@@ -38,7 +40,11 @@ def assert_same(one, other):
 def test_two_workers_and_odd_calls_say_to_the_bit_what_one_process_says():
     alone = evaluated()
     assert 0 < alone.record.robust_accuracy.value < alone.record.clean_accuracy.value
-    shared = evaluated("workers=2", "batch_size=7")
+    seen: list[Progress] = []
+    shared = evaluated("workers=2", "batch_size=7", progress=seen.append)
+    inside = [event for event in seen if event.under_way]
+    assert {"apgd-ce", "square"} <= {event.attack for event in inside}  # workers tell what they are at
+    assert all(event.under_way <= 60 and 0 <= event.share <= 1 for event in inside)
     assert_same(alone, shared)
     assert (shared.record.environment.workers, shared.record.environment.runner) == (2, "local")
 

@@ -68,7 +68,6 @@ def evaluate(
     registry = load_plugins(options.get("plugin") or ())
     dataset = as_dataset(data, labels, n=n)
     spec = model if isinstance(model, str) else "python"
-    module = _loaded(model, registry, bool(options.get("allow_pickle")))
     config = validate(
         EvalConfig,
         {
@@ -89,7 +88,8 @@ def evaluate(
     try:
         with _shown(progress) as show:
             done = run_evaluation(
-                config, model=module, attack_model=None if isinstance(attack_model, str) else attack_model, data=dataset,
+                config, model=None if isinstance(model, str) else model,
+                attack_model=None if isinstance(attack_model, str) else attack_model, data=dataset,
                 registry=registry, progress=show, folder=folder, resume=resume, command="robustdup.evaluate(…)",
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -105,15 +105,6 @@ def evaluate(
     if out is None:
         _delete_at_exit(folder.parent)
     return EvaluationResult(done.record, done.adv_images, _words(done.outcomes), done.samples, folder)
-
-
-def _loaded(model: nn.Module | str, registry: Registry, allow_pickle: bool) -> nn.Module:
-    """Load a model that is named; how it was loaded stands in the record."""
-    if not isinstance(model, str):
-        return model
-    from robustdup.models.load import load_model
-
-    return load_model(model, registry=registry, allow_pickle=allow_pickle)
 
 
 @overload

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import itertools
 import json
+import math
 import signal
 import threading
 import time
@@ -33,6 +34,7 @@ from robustdup.errors import LONGEST_REASON, AttackWarning, RunError, error_text
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.guard import Refused, guard_of
 from robustdup.evaluation.referee import Verdict, join, judge
+from robustdup.evaluation.under_way import Tick, UnderWay
 from robustdup.plugins import AttackSpec
 from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
@@ -91,14 +93,13 @@ class Call:
     broken_after: list[tuple[int, int]] = field(default_factory=list)
 
 
-Caller = Callable[[Iterable[Work]], Iterator[Call]]
-Tick = Callable[[Work, float, int], None]  # told now and then inside a call: share done (0 if unknown), passes so far
+Caller = Callable[[Iterable[Work], Tick], Iterator[Call]]
 TICK_SECONDS = 0.5
 
 
-def call_here(stages: list[PlannedStage], context: Context, tick: Tick | None = None) -> Caller:
-    """Return a caller that makes every call in this process, one after the other; `tick` is told inside a call."""
-    return lambda works: (make_call(work, stages, context, tick) for work in works)
+def call_here(stages: list[PlannedStage], context: Context) -> Caller:
+    """Return a caller that makes every call in this process, one after the other."""
+    return lambda works, tick: (make_call(work, stages, context, tick) for work in works)
 
 
 def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Tick | None = None) -> Call:
@@ -194,10 +195,10 @@ class _TickFailed(BaseException):
 
 
 def _watching(attacked: Passes, stage: PlannedStage, work: Work, tick: Tick) -> Callable[[], None]:
-    """Return what tells `tick`, at most every half second, how many passes of those that are to be expected are made."""
+    """Return what tells `tick`, at once and then at most every half second, how many of the expected passes are made."""
     cost = stage.spec.passes(stage.options)
     expected = 0.0 if cost is None else sum(cost) * len(work.positions)
-    last = time.perf_counter()
+    last = -math.inf
 
     def watch() -> None:
         nonlocal last
@@ -206,7 +207,8 @@ def _watching(attacked: Passes, stage: PlannedStage, work: Work, tick: Tick) -> 
             last = now
             passes = attacked.count.forward + attacked.count.backward
             try:
-                tick(work, min(passes / expected, 1.0) if expected else 0.0, passes)
+                share = min(passes / expected, 1.0) if expected else 0.0
+                tick(UnderWay(int(work.positions[0]), len(work.positions), share, passes))
             except BaseException as failure:
                 raise _TickFailed from failure
 

@@ -21,6 +21,7 @@ from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
 from robustdup.evaluation.routes import Followed, Left, find_route
+from robustdup.evaluation.under_way import Tick, Watch
 from robustdup.records import Outcome, Progress
 from robustdup.threat import ThreatModel
 
@@ -154,7 +155,7 @@ def run_cascade(
         individual: whether every stage runs on all of these samples.
         min_distance: whether attacks that look for the nearest adversarial image do.
         folder: where each call is saved, and found again when the same run is continued.
-        progress: is told of each stage, of each call, and now and then inside a call that is made here.
+        progress: is told of each stage, of each call, and now and then inside calls.
         caller: makes the calls; here if not given.
         start: what it begins with, see `begin` and `go_on`; nothing broken if not given.
     """
@@ -162,17 +163,8 @@ def run_cascade(
     if samples.certified is not None:  # a pass would be spent in vain
         candidates &= ~samples.certified
     result = begin(samples, threat) if start is None else start
-    latest: list[Progress] = []  # of the stage under way
-
-    def tell(event: Progress) -> None:
-        latest[:] = [event]
-        progress(event)
-
-    def tick(work: Work, share: float, passes: int) -> None:
-        under_way = {"under_way": len(work.positions), "share": share, "passes": passes, "message": ""}
-        progress(latest[0].model_copy(update=under_way))
-
-    make = caller if caller is not None else call_here(stages, context, tick)
+    make = caller if caller is not None else call_here(stages, context)
+    watch = Watch(progress)
     for number, stage in enumerate(stages):
         if stage.when != "always" and not _masks_gradients(result, samples, context):
             continue
@@ -185,27 +177,31 @@ def run_cascade(
         def report(
             call: Call | None, done: int, stage: PlannedStage = stage, number: int = number, total: int = len(rows)
         ) -> None:
-            tell(
-                Progress(
-                    eps_text=result.name,
-                    stage=number,
-                    n_stages=len(stages),
-                    attack=stage.spec.name,
-                    done=done,
-                    total=total,
-                    survivors=int((candidates & ~result.broken).sum()),
-                    n=len(candidates),
-                    forward_passes=call.attack_passes.forward if call is not None else 0,
-                    seconds=call.seconds if call is not None else 0.0,
-                    message="; ".join(filter(None, [call.error, *call.notes])) if call is not None else "",
-                )
+            event = Progress(
+                eps_text=result.name,
+                stage=number,
+                n_stages=len(stages),
+                attack=stage.spec.name,
+                done=done,
+                total=total,
+                survivors=int((candidates & ~result.broken).sum()),
+                n=len(candidates),
+                forward_passes=call.attack_passes.forward if call is not None else 0,
+                seconds=call.seconds if call is not None else 0.0,
+                message="; ".join(filter(None, [call.error, *call.notes])) if call is not None else "",
             )
+            if call is None:
+                watch.begin(event)
+            else:
+                watch.end_call(int(call.positions[0]), event)
 
         report(None, 0)
 
         stage_folder = None if folder is None else folder / f"{number:02d}-{_slug(stage.spec.name)}"
         size = CallSize(stage, context, samples.images[0].numel(), len(rows))
-        result.stages.append(_run_stage(stage, number, rows, samples, size, result, stage_folder, report, make))
+        result.stages.append(
+            _run_stage(stage, number, rows, samples, size, result, stage_folder, report, make, watch.tick)
+        )
         result.judge_afresh(samples, context)
         if result.expected is not None:
             open_rows = result.undecided & ~result.broken
@@ -298,6 +294,7 @@ def _run_stage(
     folder: Path | None,
     report: Callable[[Call, int], None],
     caller: Caller,
+    tick: Tick,
 ) -> StageResult:
     """Run one stage call by call on `rows`, or take saved calls; the worst case so far is kept in `result`."""
     outcome = torch.full((len(samples.labels),), Outcome.NOT_ATTACKED, dtype=torch.uint8)
@@ -323,7 +320,7 @@ def _run_stage(
             images, labels, index = (tensor[part] for tensor in (samples.images, samples.labels, samples.index))
             yield Work(number, result.threat, part, images, labels, index)
 
-    for order, call in enumerate(caller(works())):
+    for order, call in enumerate(caller(works(), tick)):
         if folder is not None:
             save_call(folder / f"{starts[order]:07d}.safetensors", call)
         size.learn(call)

@@ -29,6 +29,7 @@ from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
+from robustdup.evaluation.under_way import UnderWay
 from robustdup.jobs.certification import certify_first, check_certifiable
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.jobs.second_judge import judge_again
@@ -41,7 +42,7 @@ from robustdup.precision import attack_precision
 from robustdup.records import RECORD_FILE, EvaluationRecord, Progress, load_record
 from robustdup.records import folder as run_folder
 from robustdup.records.folder import CONFIG_FILE, STATE, freed_by_mistakes, locked
-from robustdup.runners import WorkerPlace, open_runner
+from robustdup.runners import WorkerPlace, open_runner, tell
 from robustdup.runners.local import usable_cores
 from robustdup.threat import ThreatModel
 from robustdup.union import is_union, parse_balls
@@ -352,7 +353,7 @@ def _workers(
         describe=lambda work: f"the call of stage {work.number + 1} on {len(work.positions)} samples",
         lost=lambda work, death: lost_call(work, death.how),
     ) as runner:
-        yield runner.map
+        yield lambda works, tick: runner.map(works, told=lambda note: isinstance(note, UnderWay) and tick(note))
 
 
 def _usual_workers(config: EvalConfig, model: nn.Module | None, context: Context, spread: bool) -> int:
@@ -398,7 +399,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
     context.worth_compiling = order.worth_compiling
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
         make_attack_copy(context, options, order.examples.to(context.device), order.randomized)
-    return lambda work: make_call(work, stages, context)
+    return lambda work: make_call(work, stages, context, tell)
 
 
 # --- what is in memory ---

@@ -14,9 +14,9 @@ from typing import Any
 
 from robustdup.errors import UserError, unknown
 from robustdup.runners.pool import Death, PoolOptions, Runner
-from robustdup.runners.worker import WorkerPlace
+from robustdup.runners.worker import WorkerPlace, tell
 
-__all__ = ["KINDS", "Death", "Runner", "WorkerPlace", "open_runner"]
+__all__ = ["KINDS", "Death", "Runner", "WorkerPlace", "open_runner", "tell"]
 
 KINDS = ("local", "ray")
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -16,11 +17,13 @@ from typing import Any, Self
 from robustdup.errors import RobustdupError, RunError, error_text
 from robustdup.runners.pool import PATIENCE, Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
+    NOTE,
     THREAD_VARIABLES,
     WorkerPlace,
     answer,
     begin,
     limit_threads,
+    listen,
     to_bytes,
 )
 
@@ -87,7 +90,9 @@ class InProcess:
         self._options = options
         self._function: Callable[[Any], Any] | None = None
 
-    def map(self, payloads: Iterable[Any], *, ordered: bool = True) -> Iterator[Any]:
+    def map(
+        self, payloads: Iterable[Any], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+    ) -> Iterator[Any]:
         """Yield the results in the order of the payloads; see `Runner.map`."""
         for number, payload in enumerate(payloads):
             if self._function is None:
@@ -140,23 +145,29 @@ class Process:
         try:
             self._receive(None)
             hint = ""
-            return self.call(setup, None)
+            return self.call(setup, None, lambda _: None)
         except Death as death:
             if (self._process.exitcode or 0) < 0:
                 raise
             raise Death(f"{death.how} before it was ready{hint}", hopeless=True) from None
 
-    def call(self, payload: bytes, seconds: float | None) -> bytes:
-        """Answer a payload."""
+    def call(self, payload: bytes, seconds: float | None, hear: Callable[[bytes], None]) -> bytes:
+        """Answer a payload; `hear` is given the pickled notes that come meanwhile."""
         with contextlib.suppress(OSError):
             self._pipe.send_bytes(payload)
-        return self._receive(seconds)
+        until = None if seconds is None else time.monotonic() + seconds
+        while True:
+            message = self._receive(seconds, until)
+            if not message.startswith(NOTE):
+                return message
+            hear(message.removeprefix(NOTE))
 
-    def _receive(self, seconds: float | None) -> bytes:
+    def _receive(self, seconds: float | None, until: float | None = None) -> bytes:
         self._busy = True
+        left = None if until is None else max(until - time.monotonic(), 0.0)
         try:
             # A pipe can outlive its worker: a process that the worker had forked holds it open.
-            if not wait([self._pipe, self._process.sentinel], seconds):
+            if not wait([self._pipe, self._process.sentinel], left):
                 self._process.kill()
                 raise Death(f"took longer than {seconds:g} s", timed_out=True)
             if not self._pipe.poll():
@@ -239,13 +250,24 @@ def _serve(pipe: Connection, place: WorkerPlace, cores: Sequence[int] | None) ->
         with contextlib.suppress(OSError):  # pinning is for speed alone
             os.sched_setaffinity(0, cores)
     limit_threads(place.threads)
+    sending = threading.Lock()  # notes may come from any thread of an attack
+
+    def send(message: bytes) -> None:
+        with sending:
+            pipe.send_bytes(message)
+
+    def note(value: Any) -> None:
+        with contextlib.suppress(OSError):
+            send(NOTE + pickle.dumps(value))
+
+    listen(note)
     # Both ends of the pipe may vanish at any time: the parent then has no more use for an answer.
     with contextlib.suppress(EOFError, OSError):
-        pipe.send_bytes(b"")
+        send(b"")
         function, reply = begin(pipe.recv_bytes(), place)
-        pipe.send_bytes(reply)
+        send(reply)
         while True:
-            pipe.send_bytes(answer(function, pipe.recv_bytes()))
+            send(answer(function, pipe.recv_bytes()))
 
 
 def _die_with_parent() -> None:

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from robustdup.errors import RunError
+from robustdup.errors import RunError, UserError
 from robustdup.runners.worker import Reply, error_of, from_bytes, to_bytes
 
 P_contra = TypeVar("P_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
+LISTEN = 0.5  # seconds between two looks for notes
 PATIENCE = 5.0  # seconds in which a worker that is asked to end may do so by itself
 
 
@@ -32,8 +33,12 @@ class Runner(Protocol[P_contra, R_co]):
 
     workers: int
 
-    def map(self, payloads: Iterable[P_contra], *, ordered: bool = True) -> Iterator[R_co]:
+    def map(
+        self, payloads: Iterable[P_contra], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+    ) -> Iterator[R_co]:
         """Yield the results in the order of the payloads (or as they come), which are taken as workers become free.
+
+        `told` is given what the processes of local workers `tell` meanwhile, in this thread.
 
         An error of robustdup is raised again as its kind; RunError for any other, and where workers keep dying.
         """
@@ -68,8 +73,8 @@ class Worker(Protocol):
         """Do the setup."""
         ...
 
-    def call(self, payload: bytes, seconds: float | None) -> bytes:
-        """Answer a payload, within so many seconds."""
+    def call(self, payload: bytes, seconds: float | None, hear: Callable[[bytes], None]) -> bytes:
+        """Answer a payload, within so many seconds; `hear` is given the notes that come meanwhile."""
         ...
 
     def alive(self) -> bool:
@@ -128,6 +133,7 @@ class Pool:
         self.workers = workers
         self._launch, self._setup, self._options, self._dumps = launch, setup, options, dumps
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._notes: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._running: dict[int, Worker] = {}
         self._failure: Future[None] = Future()  # of a worker that cannot be started
         self._mapping = False
@@ -137,7 +143,9 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    def map(self, payloads: Iterable[Any], *, ordered: bool = True) -> Iterator[Any]:
+    def map(
+        self, payloads: Iterable[Any], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+    ) -> Iterator[Any]:
         """Yield the results; see `Runner.map`. At most two payloads a worker are taken ahead of the results."""
         if self._mapping:
             raise RunError("This runner is still at work on another map: finish or close that one first.")
@@ -148,6 +156,7 @@ class Pool:
             while True:
                 if self._closed:
                     raise RunError("This runner is closed.")
+                self._pass_on(told)
                 while len(pending) < 2 * self.workers and (task := self._take(source)) is not None:
                     pending.append(task)
                 if not pending:
@@ -159,7 +168,8 @@ class Pool:
                 elif (failed := next((task for task in pending if task.ended(well=False)), None)) is not None:
                     failed.future.result()
                 else:
-                    self._wait([task.future for task in pending if not task.future.done()])
+                    open_tasks = [task.future for task in pending if not task.future.done()]
+                    self._wait(open_tasks, None if told is None else LISTEN)
         except (KeyboardInterrupt, SystemExit):
             self.close()
             raise
@@ -177,9 +187,21 @@ class Pool:
             return task
         return None
 
-    def _wait(self, futures: Sequence[Future[Any]]) -> None:
-        """Wait for one of these. Raises the error of a worker that cannot be started."""
-        wait([self._failure, *futures], return_when=FIRST_COMPLETED)
+    def _pass_on(self, told: Callable[[Any], None] | None) -> None:
+        """Give the notes that have come to `told`; what cannot be read is no note."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._notes.get_nowait()
+                if told is not None:
+                    try:
+                        note = from_bytes("a note of a worker", message)
+                    except UserError:
+                        continue
+                    told(note)
+
+    def _wait(self, futures: Sequence[Future[Any]], seconds: float | None) -> None:
+        """Wait for one of these, so many seconds at most. Raises the error of a worker that cannot be started."""
+        wait([self._failure, *futures], timeout=seconds, return_when=FIRST_COMPLETED)
         if self._failure.done():
             self.close()
             self._failure.result()
@@ -204,7 +226,8 @@ class Pool:
     def _try(self, number: int, task: Task) -> None:
         """Let a worker answer a payload; where it dies of it, another tries again."""
         try:
-            reply: Reply = from_bytes("the result", self._running[number].call(task.message, self._options.seconds))
+            answer = self._running[number].call(task.message, self._options.seconds, self._notes.put)
+            reply: Reply = from_bytes("the result", answer)
             if reply.failed:
                 raise error_of(reply, f"Worker {number} failed on {task.name}")
             task.future.set_result(reply.result)

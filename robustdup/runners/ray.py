@@ -163,8 +163,8 @@ class Remote:
         self._room.wait_for(self._ray, self._actor.here.remote(), self._needs, lambda: self._gone)
         return self._get(self._actor.start.remote(setup), None)
 
-    def call(self, payload: bytes, seconds: float | None) -> bytes:
-        """Answer a payload."""
+    def call(self, payload: bytes, seconds: float | None, hear: Callable[[bytes], None]) -> bytes:
+        """Answer a payload; actors send no notes."""
         return self._get(self._actor.call.remote(payload), seconds)
 
     def _get(self, answer: Any, seconds: float | None) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 
 from robustdup.errors import RobustdupError, RunError, Unavailable, UserError, error_text, plain
 
+NOTE = b"n"  # what a message that is a note begins with; replies are pickles, which begin otherwise
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LONGEST_TRACE = 20_000  # letters
 WHAT_TO_DO = (
@@ -50,6 +51,20 @@ class WorkerTraceback(Exception):
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0].rstrip()}"
+
+
+_listeners: list[Callable[[Any], None]] = []  # what hears the notes of this process
+
+
+def tell(note: Any) -> None:
+    """Send a note out of a payload to what `Runner.map` was given as `told`; to nobody where this is no worker process."""
+    for listener in _listeners:
+        listener(note)
+
+
+def listen(listener: Callable[[Any], None]) -> None:
+    """Let a function hear all notes of this process from now on."""
+    _listeners.append(listener)
 
 
 def limit_threads(threads: int) -> None:

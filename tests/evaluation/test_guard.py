@@ -387,7 +387,7 @@ def test_unchanged_images_that_come_back_as_broken_end_the_run():
     """What no guard sees, here a caller that stands for a worker whose judge was changed."""
     samples, context = setting(Net())
 
-    def caller(works):
+    def caller(works, tick):
         from robustdup.evaluation.calls import make_call
 
         for work in works:

@@ -5,6 +5,7 @@ import torch
 
 import robustdup
 from robustdup.evaluation import calls
+from robustdup.evaluation.under_way import UnderWay, Watch
 from robustdup.records import Progress, TrainProgress
 from robustdup.report.live import Lines, LiveView
 from robustdup.report.training import LiveTraining
@@ -41,6 +42,23 @@ def test_events_come_inside_a_call_and_change_nothing(monkeypatch):
     assert loud.outcomes == quiet.outcomes
     assert torch.equal(loud.adv_images, quiet.adv_images)
     assert loud.record.attacks[0].forward_passes == quiet.record.attacks[0].forward_passes
+
+
+def test_calls_of_several_workers_are_told_together():
+    seen = []
+    watch = Watch(seen.append)
+    watch.tick(UnderWay(0, 10, 0.5, 100))  # before any stage: nothing to tell
+    watch.begin(EVENT.model_copy(update={"under_way": 0, "share": 0.0, "passes": 0, "done": 0}))
+    watch.tick(UnderWay(0, 30, 0.5, 100))
+    watch.tick(UnderWay(30, 10, 0.1, 20))
+    assert [(event.under_way, event.share, event.passes) for event in seen[1:]] == [(30, 0.5, 100), (40, 0.4, 120)]
+    watch.end_call(0, EVENT.model_copy(update={"under_way": 0, "share": 0.0, "passes": 0, "done": 30}))
+    watch.tick(UnderWay(0, 30, 0.9, 180))  # a note that came late
+    watch.tick(UnderWay(30, 10, 0.6, 50))
+    assert [(event.done, event.under_way, event.share, event.passes) for event in seen[3:]] == [
+        (30, 10, 0.1, 20),
+        (30, 10, 0.6, 50),
+    ]
 
 
 def test_what_a_progress_function_raises_is_no_failure_of_the_attack(monkeypatch):

@@ -7,10 +7,22 @@ import time
 from pathlib import Path
 
 from robustdup.errors import Unavailable, UserError
+from robustdup.runners import tell
 
 
 def squares(place):
     return lambda number: number * number
+
+
+def tells(place):
+    """Tell half of each payload, then a note that cannot be read, then answer."""
+
+    def work(number):
+        tell(number / 2)
+        tell(Unloadable())
+        return number * number
+
+    return work
 
 
 def log_squares(path, place):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -37,6 +38,30 @@ def test_results_come_in_order_and_each_payload_is_done_once(workers, tmp_path):
         assert list(runner.map([30, 20])) == [900, 400]
     done = Counter(int(line) for line in (tmp_path / "log").read_text().split())
     assert done == Counter([*range(17), 20, 30])
+
+
+def test_notes_of_workers_come_here_and_those_that_cannot_be_read_are_none():
+    notes, here = [], []
+
+    def told(note):
+        notes.append(note)
+        here.append(threading.current_thread() is threading.main_thread())
+
+    with local(2, runner_work.tells, seconds=60.0) as runner:
+        assert list(runner.map(range(6), told=told)) == [number**2 for number in range(6)]
+        assert sorted(notes) == [number / 2 for number in range(6)]
+        assert all(here)
+        assert list(runner.map(range(3))) == [0, 1, 4]  # nobody listens
+        assert list(runner.map([8], told=told)) == [64]
+    assert sorted(notes[6:]) == [4.0]  # what was told before this map is of another
+
+
+def test_what_a_listener_raises_ends_the_map():
+    def told(note):
+        raise ZeroDivisionError("of the listener")
+
+    with local(2, runner_work.tells) as runner, pytest.raises(ZeroDivisionError, match="listener"):
+        list(runner.map(range(6), told=told))
 
 
 def test_one_worker_is_this_process_and_pickles_nothing():
