@@ -92,7 +92,7 @@ def _flag(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     if typing.get_origin(annotation) is list:
         return _parameter(name, list[str], typer.Option([], flag, help=text, metavar="TEXT", rich_help_panel=panel))
     allowed, numeric = choices(field), annotation in (int, int | None)
-    metavar = "|".join(allowed) if allowed else "INTEGER" if numeric else "TEXT"
+    metavar = "|".join(allowed) if allowed else "INTEGER" if numeric else "NUMBER" if _is_number(field) else "TEXT"
     info = typer.Option(
         None,
         flag,
@@ -102,6 +102,10 @@ def _flag(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
         autocompletion=(lambda: allowed) if allowed else None,
     )
     return _parameter(name, (int if numeric else str) | None, info)
+
+
+def _is_number(field: FieldInfo) -> bool:
+    return field.annotation in (float, float | None)
 
 
 def choices(field: FieldInfo) -> list[str]:

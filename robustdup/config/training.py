@@ -228,7 +228,7 @@ class TrainConfig(DataFields, ModelFields):
         0, description="Processes that decode images, for data that does not fit in memory.", ge=0
     )
     in_memory: bool | Literal["auto"] = Field(
-        "auto", description="Keep all images on the device as bytes (yes), or read them as they are needed (no)."
+        "auto", description="Keep all images on the device as bytes (true), or read them as they are needed (false)."
     )
     seed: int = Field(0, description="Seed of everything random.", ge=0)
     checkpoint_every: int | None = Field(

@@ -23,7 +23,7 @@ from robustdup.runners.worker import (
     answer,
     begin,
     limit_threads,
-    listen,
+    listening,
     to_bytes,
 )
 
@@ -98,7 +98,7 @@ class InProcess:
             if self._function is None:
                 with _named("Worker 0 failed to start"):
                     self._function = self._setup(self._place)
-            with _named(f"Worker 0 failed on {self._options.name_of(number, payload)}"):
+            with _named(f"Worker 0 failed on {self._options.name_of(number, payload)}"), listening(told):
                 result = self._function(payload)
             yield result
 
@@ -260,9 +260,8 @@ def _serve(pipe: Connection, place: WorkerPlace, cores: Sequence[int] | None) ->
         with contextlib.suppress(OSError):
             send(NOTE + pickle.dumps(value))
 
-    listen(note)
     # Both ends of the pipe may vanish at any time: the parent then has no more use for an answer.
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError), listening(note):
         send(b"")
         function, reply = begin(pipe.recv_bytes(), place)
         send(reply)

@@ -38,7 +38,7 @@ class Runner(Protocol[P_contra, R_co]):
     ) -> Iterator[R_co]:
         """Yield the results in the order of the payloads (or as they come), which are taken as workers become free.
 
-        `told` is given what the processes of local workers `tell` meanwhile, in this thread.
+        `told` is given what payloads `tell` meanwhile on local workers, in this thread.
 
         An error of robustdup is raised again as its kind; RunError for any other, and where workers keep dying.
         """

@@ -5,11 +5,12 @@ Payloads and replies travel as bytes. An exception is a reply too, so that only 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +58,20 @@ _listeners: list[Callable[[Any], None]] = []  # what hears the notes of this pro
 
 
 def tell(note: Any) -> None:
-    """Send a note out of a payload to what `Runner.map` was given as `told`; to nobody where this is no worker process."""
+    """Send a note out of a payload to what `Runner.map` was given as `told`; to nobody where none was given."""
     for listener in _listeners:
         listener(note)
 
 
-def listen(listener: Callable[[Any], None]) -> None:
-    """Let a function hear all notes of this process from now on."""
-    _listeners.append(listener)
+@contextlib.contextmanager
+def listening(listener: Callable[[Any], None] | None) -> Iterator[None]:
+    """Let a function hear all notes of this process meanwhile."""
+    before = list(_listeners)
+    _listeners[:] = [*before, *([] if listener is None else [listener])]
+    try:
+        yield
+    finally:
+        _listeners[:] = before
 
 
 def limit_threads(threads: int) -> None:

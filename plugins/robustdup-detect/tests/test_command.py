@@ -34,6 +34,17 @@ def test_json_is_the_record_and_nothing_else(tmp_path, capsys):
     assert record["pairs"] == []
 
 
+def test_the_first_images_alone_are_looked_at_and_never_written(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["data", "detect", "builtin:digits", "--against", "test", "--n", "40", "--workers", "1", "--out", str(out)]
+    assert main([*words, "--to", str(tmp_path / "clean")]) == 2
+    assert "Leave out one of the two" in capsys.readouterr().err
+    assert main([*words, "--pictures", "0", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["n"], record["n_against"], record["config"]["n"]) == (40, 40, 40)
+    assert "Only the first 40 of 1,297 images of train were looked at (n = 40)." in record["notes"]
+
+
 def test_mistakes_are_one_message(tmp_path, capsys):
     assert main(["data", "detect", "builtin:digits", "--keep", "best", "--out", str(tmp_path / "run")]) == 2
     assert "'keep'" in capsys.readouterr().err

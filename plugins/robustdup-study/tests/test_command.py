@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -40,6 +41,7 @@ def test_run_status_report(recipe, tmp_path, capsys):
     assert (record["schema_name"], record["status"], record["n_cells"], record["n_complete"]) == (
         "robustdup.study", "complete", 6, 6,
     )  # fmt: skip
+    assert record["command"] == shlex.join(["robustdup", "study", "run", *words])
     assert len(record["runs"]) == 8  # the standard arm measures both doses in one cell
     assert len(record["conclusions"]) == 3  # clean accuracy in both arms, adversarial in one
     assert all("at dose 10 (" in text for text in record["conclusions"])
@@ -71,6 +73,16 @@ def test_run_status_report(recipe, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "5 of 6 cells" in shown
     assert "1 of 6 cells has not run: run the study again to go on." in shown
+
+
+def test_an_interrupted_study_says_the_whole_command_that_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("robustdup_study.run.run_cells", interrupted)
+    words = ["study", "run", str(recipe), "seeds=1", "--out", str(tmp_path / "a study"), "--workers", "2"]
+    assert main(words) == 130
+    assert shlex.join(["robustdup", *words]) in capsys.readouterr().err
 
 
 def test_margins_that_change_after_results_are_told(recipe, tmp_path, capsys):

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 from robustdup_study.cell_record import CELL_FILE, CellOrder, load_cell
+from robustdup_study.report import LiveStudy
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells, study_folder, unreadable
 
 from robustdup.errors import RunError, UserError
+from robustdup.report.live import Lines
 from tests.raising import raises
 
 HERE = Path(__file__).parent
@@ -47,6 +49,21 @@ def events(folder):
     return Counter(
         (line["cell"], line["event"]) for line in map(json.loads, (folder / LOG_FILE).read_text().splitlines())
     )
+
+
+def test_a_log_says_at_which_step_cells_are(tmp_path, capsys):
+    """Cells tell their steps to whoever runs them, here in this process."""
+    wanted, seen = orders(tmp_path, 2), []
+    with LiveStudy(enabled=False, lines=True) as view:
+        view._lines = Lines(every=0.0)
+        run_cells(wanted, cells.telling, ONE, tmp_path, progress=lambda event: (seen.append(event), view.update(event)))
+    assert [event.under_way for event in seen] == ["", "training at step 3/8", "", "training at step 3/8", ""]
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line.split(": ", 1)[1] for line in err.splitlines()]
+    assert lines[0] == "0/2 cells"
+    assert lines[1] == "0/2 cells; training at step 3/8"
+    assert lines[-1].startswith("2/2 cells")
 
 
 @pytest.mark.parametrize("where", [ONE, TWO], ids=["one", "two"])

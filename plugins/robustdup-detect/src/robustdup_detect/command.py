@@ -21,6 +21,7 @@ from robustdup.cli.runs import configuration
 from robustdup.records import to_json
 from robustdup.records.folder import fresh_folder
 from robustdup.report.format import escape
+from robustdup.report.live import Lines
 from robustdup_detect.options import DetectConfig
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def _fresh(config: DetectConfig) -> Path:
 
 @contextlib.contextmanager
 def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each stage, on standard error and on a terminal only."""
+    """Show a bar for each stage on standard error; a line every half minute where that is no terminal."""
     if quiet or not sys.stderr.isatty():
-        yield lambda stage, done, total: None
+        lines = Lines()
+        yield lambda stage, done, total: lines.say(lambda: f"{stage}: {done:,}/{total:,}")
         return
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=Console(stderr=True), transient=True) as view:

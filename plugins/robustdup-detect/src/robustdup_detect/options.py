@@ -18,7 +18,17 @@ class DetectConfig(DatasetFields):
     """What `robustdup data detect` needs. Field descriptions are the help texts of the flags."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Data": ("data", "split", "against", "data_config", "revision", "image_column", "label_column", "background"),
+        "Data": (
+            "data",
+            "split",
+            "against",
+            "n",
+            "data_config",
+            "revision",
+            "image_column",
+            "label_column",
+            "background",
+        ),
         "Search": ("embedding", "precision", "threshold", "decisions", "search", "local", "keep", "seed"),
         "Speed": ("workers", "runner", "shard"),
         "Output": ("out", "pictures"),
@@ -30,6 +40,9 @@ class DetectConfig(DatasetFields):
     split: str = Field("train", description="Split in which duplicates are looked for.")
     against: str | None = Field(
         None, description="Another split: pairs between the two are looked for, such as test images in training data."
+    )
+    n: int | None = Field(
+        None, description="Look at the first N images of each split only: a quick look. Not together with --to.", ge=2
     )
     background: str = Field(
         "white",

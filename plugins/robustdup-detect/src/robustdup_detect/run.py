@@ -89,6 +89,18 @@ def _named_splits(config: DetectConfig, source: Splits) -> tuple[DetectConfig, S
     return config.model_copy(update=changes), replace(source, notes=(*source.notes, *told))
 
 
+def _first_rows(source: Splits, names: list[str], n: int) -> Splits:
+    """Return the splits with the first n rows of those that are named, and notes that say so."""
+    parts = {name: source.get(name) for name in names}
+    notes = [
+        f"Only the first {n:,} of {len(split):,} images of {name} were looked at (n = {n})."
+        for name, split in parts.items()
+        if n < len(split)
+    ]
+    cut = {name: split.select(range(min(n, len(split)))) for name, split in parts.items()}
+    return replace(source, splits={**source.splits, **cut}, notes=(*source.notes, *notes))
+
+
 def run_detection(
     config: DetectConfig, folder: Path, *, resume: bool = False, to: str | None = None, overwrite: bool = False,
     command: str = "", open_embedder: Callable[[], Embedder] | None = None,
@@ -103,6 +115,11 @@ def run_detection(
     times = StageTimes()
     if to is not None:
         _check_written(config, to, overwrite)
+        if config.n is not None:
+            raise UserError(
+                "--n looks at a part of the images, so that --to could leave duplicates in. Leave out one of the two.",
+                code="bad-option",
+            )
     if config.search == "faiss":
         import_faiss()
     source = open_splits(config.data, config.data_options())
@@ -112,6 +129,8 @@ def run_detection(
         raise UserError(
             f"split and against are both {config.split!r}: leave out against for pairs within it.", code="bad-value"
         )
+    if config.n is not None:
+        source = _first_rows(source, names, config.n)
     opened = {
         name: open_columns(source.get(name), config.data_options(name), f"{config.data} ({name})") for name in names
     }

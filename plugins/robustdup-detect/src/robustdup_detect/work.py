@@ -205,9 +205,10 @@ class ShardWorker:
         if split not in self._opened:
             options = self.plan.config.data_options(split)
             dataset, columns = open_columns(open_splits(self.plan.config.data, options).get(split), options, split)
-            if len(dataset) != self.plan.rows[split]:
+            n = len(dataset) if self.plan.config.n is None else min(len(dataset), self.plan.config.n)
+            if n != self.plan.rows[split]:
                 raise RunError(
-                    f"The split {split!r} has {len(dataset)} rows now; it had {self.plan.rows[split]}.",
+                    f"The split {split!r} has {n} rows now; it had {self.plan.rows[split]}.",
                     code="data-changed",
                 )
             self._opened[split] = encoded_column(dataset, columns.image), columns.image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,15 @@ class Measurement(Part):
 
     factors: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class CellStep:
+    """How far the training of a cell is: what a worker tells of it."""
+
+    key: str
+    step: int
+    n_steps: int
 
 
 class CellOrder(Part):

@@ -50,6 +50,7 @@ def run_command(
 ) -> int:
     """Run the cells that are missing, then analyse: stopped or killed, the same command goes on."""
     config = _recipe(words, out=out, workers=workers, runner=runner)
+    typed = [*words, *_typed("--out", out), *_typed("--workers", workers), *_typed("--runner", runner)]
     from robustdup_study.grid import MANY, count_runs
     from robustdup_study.plan import prepare, save_plan
     from robustdup_study.report import LiveStudy
@@ -63,7 +64,7 @@ def run_command(
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), study_folder(config.folder):
         prepared = prepare(config, yes=yes)
         save_plan(config, prepared.grid)
-        view = LiveStudy(enabled=not json and sys.stderr.isatty())
+        view = LiveStudy(enabled=not json and sys.stderr.isatty(), lines=True)
         try:
             with view:
                 run_cells(
@@ -71,10 +72,10 @@ def run_command(
                     progress=view.update,
                 )  # fmt: skip
         except KeyboardInterrupt:
-            again = shlex.join(["robustdup", "study", "run", *words])
+            again = shlex.join(["robustdup", "study", "run", *typed])
             print(f"Interrupted. Finished cells are kept: go on with\n  {again}", file=sys.stderr)
             return 130
-        record = _record(config, words)
+        record = _record(config, typed)
     _show(record, config.folder, json)
     if record.n_complete == 0:
         raise RunError(f"No cell finished. {' '.join(record.remarks[:1])}", code="no-cells")
@@ -99,7 +100,7 @@ def report_command(
         )
         print(to_json(record) if json else markdown(record))
         return 0
-    _show(_record(config, words), config.folder, json)
+    _show(_record(config, [*words, *_typed("--out", out)]), config.folder, json)
     return 0
 
 
@@ -131,6 +132,11 @@ def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool =
         if result.status == "failed":
             print(f"  {key} failed: {result.error}")
     return 0
+
+
+def _typed(flag: str, value: object) -> list[str]:
+    """Return a flag as it was typed; nothing where it was not."""
+    return [] if value is None else [flag, str(value)]
 
 
 def _recipe(words: list[str], **values: object) -> StudyConfig:

@@ -270,6 +270,7 @@ class StudyProgress(Part):
     seconds: float
     seconds_left: float | None
     message: str = ""
+    under_way: str = ""
 
 
 def load_study_record(place: str | Path) -> StudyRecord:

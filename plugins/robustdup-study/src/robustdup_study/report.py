@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustdup.report.format import escape
+from robustdup.report.live import Lines
 from robustdup_study.records import Claim, DoseMean, PairedComparison, StudyProgress, StudyRecord
 
 SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
@@ -25,9 +26,15 @@ VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undec
 
 
 class LiveStudy:
-    """Shows the whole grid as it goes: cells done, failed, and the time left; silent where output is not a terminal."""
+    """Shows the whole grid as it goes: cells done, failed, and the time left.
 
-    def __init__(self, *, enabled: bool) -> None:
+    Args:
+        enabled: a bar on standard error, for a terminal.
+        lines: without a bar, a line every half minute on standard error.
+    """
+
+    def __init__(self, *, enabled: bool, lines: bool = False) -> None:
+        self._lines = Lines() if lines and not enabled else None
         self._bar = RichProgress(
             TextColumn("[bold]cells"),
             BarColumn(bar_width=40),
@@ -53,9 +60,12 @@ class LiveStudy:
         if progress.failed:
             left += f", {progress.failed} failed"
         left += f" ({progress.workers} at a time)" if progress.workers > 1 else ""
+        left = "; ".join(filter(None, [left.removeprefix(", ").strip(), progress.under_way]))
         if self._task is None:
             self._task = self._bar.add_task("cells", total=progress.total, left=left)
         self._bar.update(self._task, completed=progress.done, left=left)
+        if self._lines is not None:
+            self._lines.say(lambda: f"{progress.done}/{progress.total} cells{f'; {left}' if left else ''}")
         if progress.message:
             self._bar.console.print(f"[yellow]{escape(progress.message)}")
 

@@ -24,7 +24,7 @@ from robustdup.records import is_of_disk, now
 from robustdup.records.folder import STATE, locked
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores, visible_gpus
-from robustdup_study.cell_record import CELL_FILE, CellOrder, CellResult, load_cell, save_cell
+from robustdup_study.cell_record import CELL_FILE, CellOrder, CellResult, CellStep, load_cell, save_cell
 from robustdup_study.recipe import StudyConfig
 from robustdup_study.records import StudyProgress
 
@@ -125,7 +125,7 @@ def _run_some(left: list[CellOrder], run_cell: RunCell, where: Where, folder: Pa
         retries=where.retries, describe=lambda order: f"cell {order.key}",
     ) as runner:  # fmt: skip
         tally.workers = runner.workers
-        for result in runner.map(left):
+        for result in runner.map(left, told=tally.told):
             place = cell_folder(folder, result.key)
             if not (place / CELL_FILE).is_file():  # the worker's disk was not ours
                 save_cell(result, place)
@@ -155,15 +155,23 @@ class _Tally:
     ) -> None:
         self.total, self.workers, self._progress = total, workers, progress
         self.seen = set(done)
+        self.under_way: dict[str, str] = {}
         self._failed = sum(result.status == "failed" for result in done.values())
         self._started, self._before, self._spent = time.perf_counter(), len(done), 0.0
 
     def add(self, result: CellResult) -> None:
         """Count a result and show where the study stands."""
         self.seen.add(result.key)
+        self.under_way.pop(result.key, None)
         self._failed += result.status == "failed"
         self._spent += result.seconds
         self.show(f"{result.key} failed: {result.error}" if result.status == "failed" else "")
+
+    def told(self, note: object) -> None:
+        """Take what a worker tells of the cell that it is at."""
+        if isinstance(note, CellStep) and note.key not in self.seen:
+            self.under_way[note.key] = f"{note.step}/{note.n_steps}"
+            self.show()
 
     def show(self, message: str = "") -> None:
         """Tell where the study stands."""
@@ -173,6 +181,7 @@ class _Tally:
             StudyProgress(
                 done=done, failed=self._failed, total=self.total, workers=self.workers,
                 seconds=time.perf_counter() - self._started, seconds_left=left, message=message,
+                under_way=f"training at step {', '.join(self.under_way.values())}" if self.under_way else "",
             )
         )  # fmt: skip
 
