@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command
+
+from robustdup.cli.main import app
+from robustdup.config import EvalConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").glob("*/README.md")),
+    *sorted((ROOT / "examples").glob("*.md")),
+]  # fmt: skip
+PLUGGED = {"study": "robustdup_study", "detect": "robustdup_detect"}  # commands, and what brings them
 GENERATED = {"cli.md", "config.md", "attacks.md", "record.md"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is there in a clone only")
@@ -32,9 +44,65 @@ def test_the_snippets_of_the_readme_run():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target and Path(target).name not in GENERATED:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for target, place in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        if "://" in target or Path(target).name in GENERATED:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if place and file.suffix == ".md":
+            assert place in anchors(file.read_text(encoding="utf-8")), f"{page.name}: {target}#{place}"
+
+
+def anchors(text):
+    """What the headings of a page are linked by: their words in lower case, joined by hyphens."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def commands_in(text):
+    """Yield the command lines of robustdup in the blocks of a page, as words up to a pipe or redirection."""
+    for block in re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"\s*(\$ )?(uv run )?robustdup ", line):
+                words = shlex.split(line.strip().removeprefix("$ ").removeprefix("uv run "), comments=True)
+                yield list(itertools.takewhile(lambda word: word not in ("|", "&&", ";", ">", "2>"), words))[1:]
+
+
+def mistakes_in(words):
+    """Return what in a command line is no command, option or setting of today."""
+    command = get_command(app)
+    context = typer.Context(command, info_name="robustdup")
+    words = list(words)
+    while hasattr(command, "get_command") and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        command = command.get_command(context, name)
+        if command is None:
+            plugin = PLUGGED.get(name)
+            return [] if plugin is not None and importlib.util.find_spec(plugin) is None else [name]
+        context = typer.Context(command, parent=context, info_name=name)
+    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"-h", "--help"}
+    options = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+    settings = [match[1] for match in (re.match(r"([a-z_]+)(\.[\w.-]+)?=", word) for word in words) if match]
+    fields = {"eval": EvalConfig, "train": TrainConfig}.get(command.name)
+    unknown = [] if fields is None else [name for name in settings if name not in fields.model_fields]
+    return [option for option in options if option not in known] + unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_are_those_of_today(page):
+    if page.name in GENERATED:
+        pytest.skip("made from the commands themselves")
+    for words in commands_in(page.read_text(encoding="utf-8")):
+        assert mistakes_in(words) == [], " ".join(words)
+
+
+def test_commands_of_yesterday_are_seen():
+    text = (
+        "```\nrobustdup evaluate x\nrobustdup eval --epsilon 1 attack=fgsm --n 3 # --no\n"
+        "uv run robustdup eval \\\n  -h | x --y\n```"
+    )
+    found = [mistakes_in(words) for words in commands_in(text)]
+    assert found == [["evaluate"], ["--epsilon", "attack"], []]
 
 
 def test_the_picture_of_the_rooms_is_todays():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json as json_module
+import re
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,6 +247,7 @@ def _shown(spec: AttackSpec) -> dict[str, Any]:
     for name, parameter in spec.parameters.items():
         kind = parameter.annotation if parameter.annotation is not parameter.empty else type(parameter.default)
         kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        kind = re.sub(r"collections\.abc\.Callable(\[\[.*\], [\w.]+\])?", "function", kind)
         default = "required" if parameter.default is inspect.Parameter.empty else _plain(parameter.default)
         options[name] = {"default": default, "type": kind}
     try:

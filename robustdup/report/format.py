@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, TypeVar
@@ -140,6 +141,16 @@ def shortened(text: str, length: int) -> str:
     if len(one_line) <= length:
         return one_line
     return f"{one_line[: length - length // 2 - 1]}…{one_line[-(length // 2) :]}"
+
+
+def folded(name: str, width: int) -> str:
+    """Return a name in lines of at most `width` letters, broken where its words meet; a longer word stays whole."""
+    lines = [""]
+    for part in re.split(r"(?<=[:_\-/, (=])|(?<=[a-z0-9])(?=[A-Z])", name):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def attack_label(attack: Any) -> str:

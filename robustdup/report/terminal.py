@@ -25,10 +25,12 @@ from robustdup.records import (
     to_json,
 )
 from robustdup.records.origin import file_made_here
-from robustdup.report.format import escape, images_taken, printable
+from robustdup.report.format import escape, folded, images_taken, printable
 from robustdup.report.tables import alone_text, as_latex, as_markdown, ball_label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
+
+SHORTEST_NAME, NUMBERS = 20, 60  # columns of a terminal for the name of an attack, and for its numbers
 
 SEVERITY_STYLE = {"info": "blue", "warning": "yellow", "serious": "bold red"}
 
@@ -48,7 +50,7 @@ def show_record(
     else:
         console = Console()
         console.print(_verdict(record))
-        console.print(_attack_table(record))
+        console.print(_attack_table(record, console.width))
         for part in _remarks(record, folder):
             console.print(part, soft_wrap=True, highlight=False)
         if folder is not None:
@@ -57,10 +59,10 @@ def show_record(
             console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
 
 
-def verdict_and_attacks(record: EvaluationRecord) -> tuple[Panel, Table]:
-    """Return the panel of the verdict and the table of attacks, as notebooks show them too."""
+def verdict_and_attacks(record: EvaluationRecord, width: int = 100) -> tuple[Panel, Table]:
+    """Return the panel of the verdict and the table of attacks, as notebooks show them too, for so many columns."""
     record = printable(record)
-    return _verdict(record), _attack_table(record)
+    return _verdict(record), _attack_table(record, width)
 
 
 def percent(share: float) -> str:
@@ -105,18 +107,19 @@ def _verdict(record: EvaluationRecord) -> Panel:
     return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
 
 
-def _attack_table(record: EvaluationRecord) -> Table:
+def _attack_table(record: EvaluationRecord, width: int) -> Table:
     """One row an attack; the column of violations only where there are any."""
+    room = max(SHORTEST_NAME, width - NUMBERS)
     violations = any(attack.violations for attack in record.attacks)
     undecided = any(attack.n_undecided for attack in record.attacks)
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("Attack", overflow="fold", min_width=20)
+    table.add_column("Attack", overflow="fold", min_width=SHORTEST_NAME)
     names = ["Samples", "Broken", "Robust", "Seconds", "Forward", "Backward"]
     for name in [*names, *["Undecided"] * undecided, *["Violations"] * violations]:
         table.add_column(name, justify="right", no_wrap=True)
     for attack in record.attacks:
         cells = [
-            escape(ball_label(attack)),
+            escape(folded(ball_label(attack), room)),
             str(attack.n_attacked),
             str(attack.n_broken),
             percent(attack.robust_accuracy_after),

@@ -243,3 +243,13 @@ def test_no_file_leaves_the_folder(tmp_path, name):
     with pytest.raises(UserError, match="outside"):
         write_files(tmp_path / "to", {name: b""}, overwrite=True)
     assert not list(Path(tmp_path).rglob("*.html"))
+
+
+def test_long_names_are_broken_where_their_words_meet():
+    name = "foolbox:LinfProjectedGradientDescentAttack"
+    lines = text.folded(name, 20).split("\n")
+    assert lines == ["foolbox:Linf", "ProjectedGradient", "DescentAttack"]
+    assert "".join(lines) == name
+    assert text.folded("advlib:carlini_wagner_linf", 20) == "advlib:carlini_\nwagner_linf"
+    assert text.folded("apgd-t", 20) == "apgd-t"
+    assert text.folded("x" * 30, 20) == "x" * 30  # nowhere to break
