@@ -6,8 +6,10 @@ import difflib
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -141,8 +143,27 @@ def how_to_install(*requirements: str) -> str:
     """
     extras = [match[1] for match in (re.fullmatch(r"robustdup\[(\S+)\]", each) for each in requirements) if match]
     if len(extras) == len(requirements) and _clone_of_uv():
-        return " ".join(["uv sync --inexact", *(f"--extra {extra}" for extra in extras)])
-    return f"{'uv pip' if _without_pip() else 'pip'} install {shlex.join(requirements)}"
+        clone = Path(sys.prefix).parent
+        project = [] if Path.cwd().is_relative_to(clone) else [f"--project {shlex.quote(str(clone))}"]
+        return " ".join(["uv sync", *project, "--inexact", *(f"--extra {extra}" for extra in extras)])
+    return f"{_installer()} {shlex.join(requirements)}"
+
+
+def _installer() -> str:
+    """Return the command that installs into this environment, whether or not a shell has activated it."""
+    if _without_pip():
+        active = os.environ.get("VIRTUAL_ENV")
+        found = (
+            Path(active) if active else next((p / ".venv" for p in _here_and_above() if (p / ".venv").is_dir()), None)
+        )
+        return "uv pip install" + ("" if found == Path(sys.prefix) else f" --python {shlex.quote(sys.prefix)}")
+    pip = shutil.which("pip")
+    foreign = importlib.util.find_spec("pip") and pip and Path(pip).parent != Path(sys.executable).parent
+    return f"{shlex.quote(sys.executable)} -m pip install" if foreign else "pip install"
+
+
+def _here_and_above() -> list[Path]:
+    return [Path.cwd(), *Path.cwd().parents]
 
 
 @functools.cache

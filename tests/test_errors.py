@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import shutil
 import sys
 
 import pytest
@@ -27,6 +28,11 @@ def place(tmp_path, monkeypatch):
         if clone:
             (tmp_path / "pyproject.toml").write_text('[project]\nname = "robustdup"\n')
         monkeypatch.setattr(sys, "prefix", str(prefix))
+        monkeypatch.setattr(sys, "executable", str(prefix / "bin" / "python"))
+        monkeypatch.setattr(shutil, "which", lambda name: str(prefix / "bin" / name))
+        monkeypatch.setenv("VIRTUAL_ENV", str(prefix))
+        monkeypatch.chdir(tmp_path)
+        return prefix
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object() if pip else None)
 
     yield make
@@ -47,6 +53,24 @@ def test_the_command_is_one_that_this_environment_has(place, where, extra, packa
     place(**where)
     assert how_to_install("robustdup[timm]") == extra
     assert how_to_install("numba") == package
+
+
+def test_the_command_names_an_environment_that_no_shell_has_activated(place, monkeypatch, tmp_path_factory):
+    prefix = place(pip=False, uv=True, clone=True)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert how_to_install("numba") == "uv pip install numba"
+    assert how_to_install("robustdup[timm]") == f"uv sync --project {prefix.parent} --inexact --extra timm"
+    monkeypatch.delenv("VIRTUAL_ENV")
+    assert how_to_install("numba") == f"uv pip install --python {prefix} numba"
+    (prefix.parent / "sub").mkdir()
+    monkeypatch.chdir(prefix.parent / "sub")  # uv finds .venv above
+    assert how_to_install("numba") == "uv pip install numba"
+
+
+def test_a_pip_of_another_environment_is_not_called(place, monkeypatch):
+    prefix = place(pip=True, uv=False, clone=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert how_to_install("numba") == f"{prefix}/bin/python -m pip install numba"
 
 
 def test_every_extra_that_a_message_names_exists():

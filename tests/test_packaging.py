@@ -2,6 +2,10 @@
 
 import importlib.metadata
 import itertools
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -58,3 +62,28 @@ def test_recipes_are_listed_shown_and_copied(capsys, tmp_path, monkeypatch):
     assert "nothing is overwritten" in capsys.readouterr().err
     assert main(["config", "show", "quickstat"]) == 2
     assert "quickstart" in capsys.readouterr().err
+
+
+@clone
+def test_one_command_sets_the_version_everywhere(tmp_path):
+    files = [*PROJECTS, ROOT / "CITATION.cff", ROOT / "CHANGELOG.md", ROOT / ".ci" / "version"]
+    for file in files:
+        to = tmp_path / file.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, to)
+    subprocess.run([sys.executable, tmp_path / ".ci" / "version", "1.2.3"], check=True, capture_output=True, timeout=60)
+    written = [_read(tmp_path / file.relative_to(ROOT))["project"] for file in PROJECTS]
+    assert {project["version"] for project in written} == {"1.2.3"}
+    asked = [each for project in written for each in project["dependencies"]]
+    asked += [
+        each for project in written for extra in project.get("optional-dependencies", {}).values() for each in extra
+    ]
+    ours = [each for each in map(Requirement, asked) if each.name in projects()]
+    assert len(ours) >= 15
+    assert {str(each.specifier) for each in ours} == {"~=1.2.3"}
+    others = [(tmp_path / file.relative_to(ROOT)).read_text() for file in files[-3:-1]]
+    assert "\nversion: 1.2.3\n" in others[0]
+    assert re.search(r"^## Unreleased\n\n## 1\.2\.3 - \d{4}-\d\d-\d\d\n", others[1], flags=re.MULTILINE)
+    assert subprocess.run(
+        [sys.executable, tmp_path / ".ci" / "version", "next"], capture_output=True, check=False
+    ).returncode

@@ -26,6 +26,7 @@ from robustdup.records import (
     save_samples,
     write_atomic,
 )  # fmt: skip
+from robustdup.records.folder import fresh_folder
 from tests.raising import raises
 
 
@@ -227,3 +228,22 @@ def test_the_released_schema_is_still_read():
     assert record.schema_version == records.VERSION
     assert (record.n, record.threat.eps_text, list(record.curve)) == (12, "0.15", ["0.1", "0.15"])
     assert record.robust_accuracy.value == record.curve["0.15"].value
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("builtin:digits-robust", "builtin:digits"), "builtin-digits-robust-builtin-digits"),
+        (("/home/me/nets/net.py:make@/scratch/w.pth", "/data/sets/cifar10-test/"), "net-py-make-cifar10-test"),
+        (("robustbench:Wong2020Fast", "uoft-cs/cifar10"), "robustbench-Wong2020Fast-cifar10"),
+        (("run:runs/mine", "torchvision:CIFAR10@/data"), "run-mine-torchvision-CIFAR10"),
+        (("train", "C:\\images\\birds\\"), "train-birds"),
+        (("train", "."), "train-here"),
+    ],
+)
+def test_a_run_folder_is_named_by_the_last_parts_of_paths(names, words, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = fresh_folder(*names)
+    assert folder.parent == Path("runs")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}-(.*)-[0-9a-f]{4}", folder.name)[1] == words

@@ -7,7 +7,7 @@ import functools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
 from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
-from robustdup.evaluation.under_way import UnderWay
+from robustdup.evaluation.under_way import Tick, UnderWay
 from robustdup.jobs.certification import certify_first, check_certifiable
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.jobs.second_judge import judge_again
@@ -353,7 +353,11 @@ def _workers(
         describe=lambda work: f"the call of stage {work.number + 1} on {len(work.positions)} samples",
         lost=lambda work, death: lost_call(work, death.how),
     ) as runner:
-        yield lambda works, tick: runner.map(works, told=lambda note: isinstance(note, UnderWay) and tick(note))
+
+        def caller(works: Iterable[Work], tick: Tick) -> Iterator[Call]:
+            return runner.map(works, told=lambda note: tick(note) if isinstance(note, UnderWay) else None)
+
+        yield caller
 
 
 def _usual_workers(config: EvalConfig, model: nn.Module | None, context: Context, spread: bool) -> int:

@@ -26,9 +26,16 @@ REFUSED_FILE = "refused.json"
 
 
 def fresh_folder(*names: str) -> Path:
-    """Return `runs/<time>-<names>-<four letters>` for a run without a folder of its own."""
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(names)).strip("-")[-60:]
+    """Return `runs/<time>-<names>-<four letters>` for a run without a folder of its own; of a path, its last part."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(map(_last_part, names))).strip("-")[-60:]
     return Path("runs") / f"{time.strftime('%Y-%m-%dT%H%M%S')}-{slug}-{secrets.token_hex(2)}"
+
+
+def _last_part(name: str) -> str:
+    """Return a short word for a model or dataset: digits for a/b/digits/, file.py:make for a/file.py:make@b/weights.pth."""
+    kind, rest = re.match(r"((?:[a-z][a-z0-9-]+:)?)(.*)", name.partition("@")[0], flags=re.DOTALL).groups()  # type: ignore[union-attr]
+    last = Path(rest.rstrip("/\\").replace("\\", "/")).name if rest.strip("./\\") else Path(rest or ".").resolve().name
+    return f"{kind}{last}"
 
 
 def saved_content(folder: Path) -> dict[str, Any]:

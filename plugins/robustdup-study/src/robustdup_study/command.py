@@ -145,7 +145,9 @@ def _recipe(words: list[str], **values: object) -> StudyConfig:
 
     file, overrides = split_words(words or [])
     if file is None:
-        raise UserError("Name a recipe, for instance configs/study/quickstart.yaml.", code="missing-recipe")
+        raise UserError(
+            "Name a recipe: quickstart, another of 'robustdup config list study', or a file.", code="missing-recipe"
+        )
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", FutureWarning)
         config = load_recipe(file, overrides, {key: value for key, value in values.items() if value is not None})
