@@ -32,8 +32,8 @@ def place(tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "which", lambda name: str(prefix / "bin" / name))
         monkeypatch.setenv("VIRTUAL_ENV", str(prefix))
         monkeypatch.chdir(tmp_path)
-        return prefix
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object() if pip else None)
+        return prefix
 
     yield make
     errors._without_pip.cache_clear()
