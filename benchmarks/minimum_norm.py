@@ -1,10 +1,12 @@
 """Median distance that each minimum-norm attack finds, beside the passes it takes.
 
-    python -m benchmarks.minimum_norm --model SPEC --data SPEC [--n 100] [--norm L2] [--attacks 'fmn(steps=100),…'] [--out FILE]
+    python -m benchmarks.minimum_norm --model SPEC --data SPEC [--n 100] [--norm L2] [--attacks 'fmn(steps=100),…'] [--beside]
+        [--right 100] [--out FILE]
 
-Samples that the model gets wrong are left out. Each result is judged by the referee without any eps: what is not
-misclassified counts as infinitely far. Passes are rows through the model, forward and backward, of all samples together,
-over the number of samples. With --out each line is appended to FILE as JSON.
+Samples that the model gets wrong are left out; --right takes the first so many of the others. --beside adds adv-lib's and
+foolbox's attacks in the norm, with about 200 passes a sample where they can be told how many. Each result is judged by the
+referee without any eps: what is not misclassified counts as infinitely far. Passes are rows through the model, forward and
+backward, of all samples together, over the number of samples. With --out each line is appended to FILE as JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +31,27 @@ from robustdup.plugins import Registry, load_plugins
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
-EPS = {"Linf": "8/255", "L2": "0.5", "L1": "12", "L0": "20"}
+EPS = {"Linf": "8/255", "L2": "0.5", "L1": "12", "L0": "20", "L0-pixels": "10"}
 MICRO_BATCH = 50
 CONTENDERS = {
     "L2": "fab-t,superdeepfool,superdeepfool(steps=40),ddn,ddn(steps=300),fmn,fmn(steps=300)",
     "Linf": "fab-t,superdeepfool,superdeepfool(steps=40),fmn,fmn(steps=300),fmn(steps=600)",
     "L1": "fab-t,superdeepfool,superdeepfool(steps=40),fmn,fmn(steps=300)",
     "L0": "sigma-zero,sigma-zero(steps=100),fmn,fmn(steps=300)",
+    "L0-pixels": "sigma-zero,sigma-zero(steps=100),fmn,fmn(steps=300)",
+}
+
+BESIDE = {
+    "L2": "advlib:ddn(steps=100,levels=0),advlib:fmn(steps=100),advlib:alma(num_steps=100,init_lr_distance=0.1),"
+    "advlib:pdgd(num_steps=100),advlib:sdf(steps=5,df_steps=10),advlib:df(steps=20),advlib:tr(iter=20),foolbox:DDNAttack,"
+    "foolbox:L2FMNAttack,foolbox:L2DeepFoolAttack(steps=20)",
+    "Linf": "advlib:fmn(steps=100),advlib:pdpgd(num_steps=100),advlib:df(steps=20),advlib:tr(iter=20),foolbox:LInfFMNAttack,"
+    "foolbox:LinfDeepFoolAttack(steps=20)",
+    "L1": "advlib:fmn(steps=100),advlib:alma(num_steps=100,init_lr_distance=0.5),advlib:pdpgd(num_steps=100),"
+    "foolbox:L1FMNAttack",
+    "L0": "advlib:sigma_zero(num_steps=100),advlib:fmn(steps=100),advlib:pdpgd(num_steps=100),advlib:vfga(max_iter=100),"
+    "foolbox:L0FMNAttack",
+    "L0-pixels": "",
 }
 
 
@@ -81,15 +97,21 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--norm", default="L2", choices=list(EPS))
     parser.add_argument("--attacks", help="attacks with options, as --attacks of robustdup eval")
+    parser.add_argument("--beside", action="store_true", help="adv-lib's and foolbox's attacks too")
+    parser.add_argument("--right", type=int, help="take the first so many samples that the model gets right")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     registry = load_plugins()
     model = load_model(given.model, registry=registry).eval().requires_grad_(False)
     data = load_images(given.data, DataOptions(split="test"), n=given.n, registry=registry)
-    right = ~judge_images(Passes(model, MICRO_BATCH), data.images, data.labels).is_adv
+    answers = judge_images(Passes(model, MICRO_BATCH), data.images, data.labels)
+    right = (~answers.is_adv).nonzero()[: given.right, 0]
     print("| norm | attack | passes a sample | median | mean | found | CPU seconds |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    for name, options in parse_attacks(given.attacks or CONTENDERS[given.norm]):
+    attacks = ",".join(
+        filter(None, [given.attacks or CONTENDERS[given.norm], BESIDE[given.norm] if given.beside else ""])
+    )
+    for name, options in parse_attacks(attacks):
         line = measure(model, data.images[right], data.labels[right], given.norm, name, options, registry)
         print(row(line), flush=True)
         if given.out:

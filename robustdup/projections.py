@@ -16,6 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+COUNTS = (
+    "L0",
+    "L0-pixels",
+)  # norms that count what changes: values (one channel of one pixel), or pixels in all channels
 DOUBLES = 2**20  # pixels whose distances are summed at once, in float64
 COLUMNS = 64  # what `fold_sum` leaves to a running sum
 
@@ -48,23 +52,29 @@ def fold_sum(values: Tensor) -> Tensor:
 
 
 def row_length(delta: Tensor, norm: str) -> Tensor:
-    """Return the length of each sample of (N, ...) in Linf, L2, L1 or L0: (N,) float64."""
+    """Return the length of each sample of (N, ...) in a norm: (N,) float64."""
     return _in_parts(lambda part: _row_length(part, norm), delta)
 
 
 def row_distance(images: Tensor, others: Tensor, norm: str) -> Tensor:
-    """Return the distance of each sample of two sets of images (N, ...) in Linf, L2, L1 or L0: (N,) float64."""
+    """Return the distance of each sample of two sets of images (N, ...) in a norm: (N,) float64."""
     return _in_parts(lambda part, other: _row_length(part.double() - other.double(), norm), images, others)
 
 
 def fold_length(delta: Tensor, norm: str) -> Tensor:
-    """Return the length of each sample of (N, ...) in Linf, L2, L1 or L0: (N,) in the dtype of `delta`, to rounding."""
+    """Return the length of each sample of (N, ...) in a norm: (N,) in the dtype of `delta`, to rounding."""
+    if norm in COUNTS:
+        return count_changes(delta, norm).to(delta.dtype)
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1)
-    if norm == "L0":
-        return (flat != 0).sum(dim=1).to(delta.dtype)
     return fold_sum(flat.square()).sqrt_() if norm == "L2" else fold_sum(flat.abs())
+
+
+def count_changes(delta: Tensor, norm: str) -> Tensor:
+    """Count what is not zero in each sample of (N, C, ...): values in L0, in L0-pixels pixels, whatever their channels: (N,)."""
+    changed = delta != 0
+    return (changed.any(dim=1) if norm == "L0-pixels" else changed).flatten(1).sum(dim=1)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -79,11 +89,11 @@ def _in_parts(length: Callable[..., Tensor], *images: Tensor) -> Tensor:
 
 
 def _row_length(delta: Tensor, norm: str) -> Tensor:
+    if norm in COUNTS:
+        return count_changes(delta, norm).double()
     flat = delta.flatten(1).double()
     if norm == "Linf":
         return flat.abs().amax(dim=1)
-    if norm == "L0":
-        return (flat != 0).sum(dim=1).double()
     return row_sum(flat.square()).sqrt() if norm == "L2" else row_sum(flat.abs())
 
 
@@ -96,8 +106,8 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
     Args:
         images: clean images (N, ...) in [0, 1].
         moved: images (N, ...) of any floating dtype; pixels that are not finite count as unchanged.
-        norm: Linf, L2, L1 or L0.
-        radius: of the ball, in pixel units of [0, 1]; in L0 how many values may change.
+        norm: Linf, L2, L1, L0 or L0-pixels.
+        radius: of the ball, in pixel units of [0, 1]; in L0 how many values may change, in L0-pixels how many pixels.
 
     Returns:
         Images (N, ...).
@@ -105,8 +115,8 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
     if norm == "Linf":
         moved = torch.where(moved.isfinite(), moved, images)
         return torch.minimum(torch.maximum(moved, images - radius), images + radius).clamp(0, 1)
-    if norm == "L0":
-        return project_l0(images, moved, radius)
+    if norm in COUNTS:
+        return project_l0(images, moved, radius, norm)
     origin = images.flatten(1)
     delta = torch.nan_to_num(moved.flatten(1) - origin, nan=0.0, posinf=0.0, neginf=0.0)
     size, room = delta.abs(), torch.where(delta >= 0, 1 - origin, origin).clamp(min=0)
@@ -118,27 +128,31 @@ def project(images: Tensor, moved: Tensor, norm: str, radius: float) -> Tensor:
     return (origin + delta.sign() * clipped).clamp(0, 1).view_as(moved)
 
 
-def project_l0(images: Tensor, moved: Tensor, count: float | Tensor) -> Tensor:
-    """Return the nearest images (Euclidean) to `moved` in [0, 1] that differ from `images` in at most `count` values.
+def project_l0(images: Tensor, moved: Tensor, count: float | Tensor, norm: str = "L0") -> Tensor:
+    """Return the nearest images (Euclidean) to `moved` in [0, 1] that differ from `images` in at most `count` places.
 
-    A value that changes is clipped to [0, 1], one that does not is the clean one, to the bit. Those change that bring the
+    A place that changes is clipped to [0, 1], one that does not is the clean one, to the bit. Those change that bring the
     image nearest; of equal ones the first.
 
     Args:
-        images: clean images (N, ...) in [0, 1].
-        moved: images (N, ...); values that are not finite count as unchanged.
-        count: of values, for all samples or one a sample (N,).
+        images: clean images (N, C, ...) in [0, 1].
+        moved: images (N, C, ...); values that are not finite count as unchanged.
+        count: of places, for all samples or one a sample (N,).
+        norm: L0, where a place is a value, or L0-pixels, where it is a pixel with all of its channels.
 
     Returns:
-        Images (N, ...).
+        Images (N, C, ...).
     """
-    origin, flat = images.flatten(1), moved.flatten(1)
-    clipped = torch.where(flat.isfinite(), flat, origin).clamp(0, 1)
-    far, left = (flat - origin).double().nan_to_num(0, 0, 0), (flat - clipped).double().nan_to_num(0, 0, 0)
+    clipped = torch.where(moved.isfinite(), moved, images).clamp(0, 1)
+    far, left = (moved - images).double().nan_to_num(0, 0, 0), (moved - clipped).double().nan_to_num(0, 0, 0)
     gain = far.square() - left.square()
-    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    if norm == "L0-pixels":
+        gain = gain.sum(dim=1, keepdim=True)
+    flat = gain.flatten(1)
+    rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     limit = count.view(-1, 1) if isinstance(count, Tensor) else count
-    return torch.where((rank < limit) & (gain > 0), clipped, origin).view_as(moved)
+    changes = ((rank < limit) & (flat > 0)).view_as(gain)
+    return torch.where(changes, clipped, images).view_as(moved)
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:

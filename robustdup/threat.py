@@ -9,11 +9,12 @@ from fractions import Fraction
 from torch import Tensor
 
 from robustdup.errors import UserError, unknown
-from robustdup.projections import per_sample, project, row_distance, row_length
+from robustdup.projections import COUNTS, per_sample, project, row_distance, row_length
 
-NORMS = ("Linf", "L2", "L1", "L0")
+NORMS = ("Linf", "L2", "L1", *COUNTS)
+PLACE = {"L0": "values", "L0-pixels": "pixels"}  # what is counted
 LINF_TOLERANCE = 1e-6  # absolute, in pixel units
-RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1; in L0 values are counted, and none is too many
+RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1; what is counted is exact
 
 Eps = str | float | int | Fraction
 
@@ -43,6 +44,12 @@ def eps_as_text(eps: Eps) -> str:
     """Return eps as people write it: the float of 8 / 255 is '8/255', not 0.03137254901960784."""
     number = round(eps * 255) if isinstance(eps, float) and 0 < eps < 10**6 else 0
     return f"{number}/255" if number and number / 255 == eps and len(repr(float(eps))) > 10 else str(eps)
+
+
+def counted_places(norm: str) -> str:
+    """Return what L0 or L0-pixels counts, in words."""
+    explained = {"L0": "one channel of one pixel is one value", "L0-pixels": "a pixel with all of its channels is one"}
+    return f"{PLACE[norm]} ({explained[norm]})"
 
 
 def parse_eps(eps: Eps) -> Fraction:
@@ -84,9 +91,10 @@ class Violations:
 class ThreatModel:
     """The images within `eps` of a clean one, in `norm`, inside [0, 1].
 
-    `norm` is one of Linf, L2, L1, L0; `eps` is in pixel units of [0, 1] and is given as text (`8/255`), number or fraction.
-    In L0 it is a whole number: how many values may change, where a value is one channel of one pixel. `eps_text` keeps what
-    was written. Raises UserError for another norm, eps <= 0, eps > 1 in Linf, or a fraction in L0.
+    `norm` is one of Linf, L2, L1, L0, L0-pixels; `eps` is in pixel units of [0, 1] and is given as text (`8/255`), number or
+    fraction. In L0 it is a whole number: how many values may change, where a value is one channel of one pixel; in L0-pixels
+    how many pixels, each in all of its channels. `eps_text` keeps what was written. Raises UserError for another norm,
+    eps <= 0, eps > 1 in Linf, or a fraction where places are counted.
     """
 
     norm: str
@@ -105,10 +113,10 @@ class ThreatModel:
                 f"Did you mean '{eps}/255'?",
                 code="bad-eps",
             )
-        if name == "L0" and value.denominator != 1:
+        if name in COUNTS and value.denominator != 1:
             raise UserError(
-                f"eps in L0 counts the values that may change (one channel of one pixel is one value): write a whole number "
-                f"such as {max(round(value), 1) if value > 1 else 10}, not {eps}.",
+                f"eps in {name} counts the {counted_places(name)} that may change: write a whole number such as "
+                f"{max(round(value), 1) if value > 1 else 10}, not {eps}.",
                 code="bad-eps",
             )
         object.__setattr__(self, "norm", name)
@@ -126,7 +134,7 @@ class ThreatModel:
     @property
     def tolerance(self) -> float:
         """How far over eps a distance may lie before it is a violation, in pixel units."""
-        if self.norm == "L0":
+        if self.norm in COUNTS:
             return 0.0
         return LINF_TOLERANCE if self.norm == "Linf" else RELATIVE_TOLERANCE * self.radius
 
@@ -135,9 +143,9 @@ class ThreatModel:
         return ThreatModel(self.norm, eps)
 
     def scaled(self, factor: Fraction | int) -> ThreatModel:
-        """Return the threat model with `factor` times its eps; in L0 rounded down, and at least 1."""
+        """Return the threat model with `factor` times its eps; counts are rounded down, and at least 1."""
         eps = self.eps * factor
-        return ThreatModel(self.norm, max(eps.__floor__(), 1) if self.norm == "L0" else eps)
+        return ThreatModel(self.norm, max(eps.__floor__(), 1) if self.norm in COUNTS else eps)
 
     def copy(self) -> ThreatModel:
         """Return the same threat model as another object, for code that may write into it."""
@@ -161,11 +169,11 @@ class ThreatModel:
         Shapes (N, ...), any floating dtype; pixels that are not finite count as unchanged. `clean` must be in [0, 1].
         In L1 and L2 the intersection of ball and box is projected onto exactly, as
         https://arxiv.org/abs/2103.01208 does for L1, and not one after the other. In L0 the eps values stay changed that
-        bring the image nearest; of equal ones the first.
+        bring the image nearest, in L0-pixels the eps pixels; of equal ones the first.
         """
         return project(clean, adv, self.norm, self.radius)
 
     def sphere_scale(self, delta: Tensor) -> Tensor:
-        """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros. L0 has no scale."""
+        """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros. Counts have no scale."""
         scale = self.radius / row_length(delta, self.norm).clamp(min=1e-30)
         return delta * per_sample(scale.to(delta.dtype), delta)

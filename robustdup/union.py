@@ -9,7 +9,7 @@ from robustdup.errors import UserError
 from robustdup.threat import ThreatModel
 
 EXAMPLE = "'Linf 8/255 + L2 0.5 + L1 12'"
-_PART = re.compile(r"([A-Za-z]\w*)\s*[\s,:]\s*(?:eps\s*=\s*)?(\S.*)")
+_PART = re.compile(r"([A-Za-z][\w-]*)\s*[\s,:]\s*(?:eps\s*=\s*)?(\S.*)")
 
 
 def parse_balls(text: str) -> list[ThreatModel]:

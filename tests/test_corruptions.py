@@ -136,13 +136,15 @@ def test_folders_of_pictures_are_read_as_imagenet_c_is(tmp_path):
 
 
 def test_mce_is_one_for_a_model_as_bad_as_alexnet(tmp_path):
-    from robustdup.jobs.corruptions import Judged, _of_kind
+    from robustdup.jobs.corruptions import _of_kind
+    from robustdup.jobs.judged_sets import JudgedSet
 
     n = 1_000_000
     for kind in ("snow", "fog"):
         right = torch.ones(n, dtype=torch.float64)
         right[: round(ALEXNET_ERRORS[kind] * n)] = 0
-        judged = Judged({(kind, s): right for s in SEVERITIES}, {}, {}, {}, {})
+        one = JudgedSet(right, right, right, right, right, right.numpy(), "")
+        judged = {(kind, s): one for s in SEVERITIES}
         assert _of_kind(kind, judged, imagenet=True).relative_error == pytest.approx(1.0)
         assert _of_kind(kind, judged, imagenet=False).relative_error is None
     assert sum(ALEXNET_ERRORS.values()) / 15 == pytest.approx(0.7886, abs=1e-3)

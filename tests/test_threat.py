@@ -245,10 +245,46 @@ def test_l0_projection_leaves_values_that_are_not_finite_and_clips_the_others():
     assert torch.allclose(ThreatModel("L0", 3).project(clean, adv), torch.tensor([[[[0.0, 0.5, 0.4, 1.0]]]]))
 
 
+@quick
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=12, max_size=12),
+    st.lists(st.floats(-1, 2, width=32), min_size=12, max_size=12),
+    st.integers(1, 4),
+)
+def test_l0_pixels_projection_is_the_nearest_of_all_choices_of_pixels(clean, adv, eps):
+    clean, adv = (torch.tensor(values).view(1, 3, 2, 2) for values in (clean, adv))
+    threat = ThreatModel("L0-pixels", eps)
+    projected = threat.project(clean, adv)
+    assert not threat.violations(clean, projected).any.any()
+    distance = row_length(projected - adv, "L2")
+    for chosen in itertools.combinations(range(4), eps):
+        mask = torch.zeros(4, dtype=torch.bool)
+        mask[list(chosen)] = True
+        candidate = torch.where(mask.view(1, 1, 2, 2), adv.clamp(0, 1), clean)
+        assert bool((distance <= row_length(candidate - adv, "L2") + 1e-6).all())
+    assert torch.equal(threat.project(clean, projected), projected)
+
+
+def test_l0_pixels_counts_a_pixel_once_whatever_its_channels():
+    clean = torch.full((1, 3, 2, 2), 0.5)
+    adv = clean.clone()
+    adv[0, :, 0, 1], adv[0, 2, 1, 0] = 1.0, 0.0
+    assert ThreatModel("L0", 3).distance(clean, adv).tolist() == [4]
+    assert ThreatModel("l0-PIXELS", 2).distance(clean, adv).tolist() == [2]
+    assert ThreatModel("L0", 3).violations(clean, adv).ball.tolist() == [True]
+    assert ThreatModel("L0-pixels", 2).violations(clean, adv).ball.tolist() == [False]
+    nearest = ThreatModel("L0-pixels", 1).project(clean, adv)
+    assert torch.equal(nearest[..., 0, 1], adv[..., 0, 1])
+    assert torch.equal(nearest[..., 1, 0], clean[..., 1, 0])
+
+
 @pytest.mark.parametrize("eps", ["3/2", "0.5", "8/255", 2.5])
 def test_l0_takes_whole_numbers_only(eps):
     with pytest.raises(UserError, match="whole number") as error:
         ThreatModel("L0", eps)
+    assert error.value.code == "bad-eps"
+    with pytest.raises(UserError, match="a pixel with all of its channels is one") as error:
+        ThreatModel("L0-pixels", eps)
     assert error.value.code == "bad-eps"
     assert ThreatModel("l0", "20").radius == ThreatModel("L0", 20.0).radius == ThreatModel("L0", "40/2").radius == 20
 

@@ -90,13 +90,14 @@ def certify(
 
     from robustdup.certification.proofs import certify_samples
     from robustdup.evaluation.metrics import accuracy
+    from robustdup.projections import COUNTS
     from robustdup.threat import ThreatModel
 
     network = load_model(model) if isinstance(model, str) else model
     dataset = as_dataset(data, labels, n=n)
     threat = ThreatModel(norm, eps)
-    if threat.norm == "L0":
-        raise UserError("certify has bounds in Linf, L2 and L1, not in L0.", code="other-norm")
+    if threat.norm in COUNTS:
+        raise UserError(f"certify has bounds in Linf, L2 and L1, not in {threat.norm}.", code="other-norm")
     if method == "smoothing":
         return _smoothed(network, dataset, threat, sigma, draws, alpha, seed)
     if method != "bounds":

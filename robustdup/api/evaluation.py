@@ -40,7 +40,7 @@ def evaluate(
         data: what `load_data` returned, images (N, C, H, W) in [0, 1] (then `labels` too), a `DataLoader`, a
             `datasets.Dataset`.
         labels: int64 (N,), where `data` is a tensor or array of images.
-        norm: Linf, L2, L1 or L0 (values that change).
+        norm: Linf, L2, L1, L0 (values that change) or L0-pixels.
         eps: the radius in pixel units of [0, 1], "8/255" or 0.5; several give a curve, whose largest is the verdict. If not
             given: 8/255 in Linf, 0.5 in L2, 12 in L1.
         threat: a union over norms in place of norm and eps: "Linf 8/255 + L2 0.5 + L1 12". A sample is robust when it survives
@@ -147,7 +147,7 @@ def attack(
         labels: int64 (N,).
         attack: the name of an attack or ensemble, with options as "pgd(steps=40)", or a function decorated with
             `register_attack`.
-        norm: Linf, L2, L1 or L0 (values that change).
+        norm: Linf, L2, L1, L0 (values that change) or L0-pixels.
         eps: the radius in pixel units of [0, 1].
         seed: of everything random.
         norms: only where this stands for `register_attack`, as it did before.

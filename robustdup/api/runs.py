@@ -14,7 +14,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from robustdup.evidence.verification import Verification
+    from robustdup.evidence.verification import CorruptionVerification, Verification
     from robustdup.leaderboard import GateResult, RankResult, RunComparison
     from robustdup.records import EvaluationRecord, TrainingRecord
 
@@ -123,7 +123,7 @@ def verify(
     evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str | None = None,
     eps: str | float | None = None, device: str = "auto", trust: bool = False,
     scale: str | None = None, indices: str | None = None, **options: Any,
-) -> Verification:  # fmt: skip
+) -> Verification | CorruptionVerification:  # fmt: skip
     """Judge adversarial examples again, by the referee alone, without an attack.
 
     Args:
@@ -140,7 +140,7 @@ def verify(
         options: other settings of `robustdup verify`.
 
     Returns:
-        What was found: `accepted`, accuracies, violations, problems.
+        What was found: `accepted`, accuracies, violations, problems; of a run on corruptions a `CorruptionVerification`.
 
     Raises:
         UserError: there is nothing at that place, data or weights are not those of the bundle, or it names code.
@@ -160,9 +160,10 @@ def verify(
     if is_bundle and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
         return jobs.verify_bundle(place, named | {"device": device}, trust=trust)
     if is_bundle:
-        dataset = as_dataset(data, labels)
+        dataset = None if data is None else as_dataset(data, labels)
+        images, truth = (None, None) if dataset is None else (dataset.images, dataset.labels)
         module = load_model(model) if isinstance(model, str) else model
-        return jobs.verify(place, module, dataset.images, dataset.labels, device=device, norm=norm, eps=threat["eps"])
+        return jobs.verify(place, module, images, truth, device=device, norm=norm, eps=threat["eps"])
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
     return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)

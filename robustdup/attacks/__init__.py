@@ -10,6 +10,7 @@ from robustdup.plugins import AttackSpec, Registry
 from robustdup.plugins.options import Deferred
 
 NORMS = ("Linf", "L2", "L1")
+L0 = ("L0", "L0-pixels")
 LINF_L2 = ("Linf", "L2")
 APGD_URL = "https://arxiv.org/abs/2003.01690"
 FAB_URL = "https://arxiv.org/abs/1907.02044"
@@ -40,7 +41,7 @@ def _spec(name: str, function: str, description: str, *, cost: Any, url: str = "
 SPECS = (
     _spec(
         "noise", "noise:noise", "Random points of the ball: the baseline that every attack must beat.",
-        norms=(*NORMS, "L0"), cost=_noise_cost, knowledge="score-based",
+        norms=(*NORMS, *L0), cost=_noise_cost, knowledge="score-based",
         undemonstrated="It is the noise that the others are compared with.",
     ),
     _spec(
@@ -78,7 +79,7 @@ SPECS = (
     _spec(
         "fmn", "fmn:fmn", "FMN: the nearest adversarial image, by gradient steps in a ball that shrinks on success.",
         cost="nearest:search_cost", url="https://arxiv.org/abs/2102.12827", quick={"steps": 60}, kind="minimum-norm",
-        norms=(*NORMS, "L0"),
+        norms=(*NORMS, *L0),
     ),
     _spec(
         "ddn", "ddn:ddn", "DDN: the nearest adversarial image in L2, direction and length apart.",
@@ -94,7 +95,13 @@ SPECS = (
     _spec(
         "sigma-zero", "sigma_zero:sigma_zero", "σ-zero: the fewest changed values, by descent on a smooth count of them.",
         cost="nearest:search_cost", url="https://arxiv.org/abs/2402.01879", quick={"steps": 100},
-        kind="minimum-norm", norms=("L0",),
+        kind="minimum-norm", norms=L0,
+    ),
+    _spec(
+        "sparse-rs", "sparse_rs:sparse_rs",
+        "Sparse-RS: a few values or pixels at a time go to other places or colours, kept where the margin falls. No gradient.",
+        cost="sparse_rs:sparse_rs_cost", url="https://arxiv.org/abs/2006.12834", quick={"queries": 500}, norms=L0,
+        knowledge="score-based",
     ),
     _spec(
         "square", "square:square",

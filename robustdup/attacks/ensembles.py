@@ -8,7 +8,7 @@ from robustdup.plugins import Registry, Stage
 
 URL = "https://arxiv.org/abs/2003.01690"
 L1 = ("L1",)
-L0 = ("L0",)
+L0 = ("L0", "L0-pixels")
 LINF_L2 = ("Linf", "L2")
 CONVEX = ("Linf", "L2", "L1")
 # In L1 APGD starts with larger balls, five times, and takes five targets: https://arxiv.org/abs/2103.01208.
@@ -39,7 +39,7 @@ RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
 # seen to get through, a surrogate is tried, then answers alone, then SPSA, whose wide probes see through rounding and
 # ripples, the walk along the boundary, the only place where clipped scores have a slope, and the parts of AutoAttack: all
 # together in no more passes than AutoAttack's. What is made for Linf and L2 is replaced by a longer Square in L1. L0 has two
-# attacks by gradient and nothing that sees through masks.
+# attacks by gradient, and Sparse-RS as the witness; nothing there goes on where masks show.
 FAST = (
     Stage("cosine-pgd", {"steps": 20}, norms=LINF_L2),
     Stage("cosine-pgd-t", {"targets": 5, "steps": 20}, take=0.6, norms=LINF_L2),
@@ -51,6 +51,7 @@ FAST = (
     Stage("sigma-zero", norms=L0),
     Stage("fmn", {"steps": 200}, norms=L0),
     Stage("square", {"queries": 250}, take=0.05, norms=CONVEX),
+    Stage("sparse-rs", {"queries": 500}, take=0.1, norms=L0),
     Stage("straight-through", when="masked", norms=CONVEX),
     Stage("straight-through", {"targets": 9, "steps": 40}, take=0.25, when="masked", norms=CONVEX),
     Stage("surrogate", when="blind", norms=CONVEX),

@@ -1,9 +1,9 @@
-"""FMN: the fast minimum-norm attack, in all four norms. https://arxiv.org/abs/2102.12827
+"""FMN: the fast minimum-norm attack, in all norms. https://arxiv.org/abs/2102.12827
 
 Each step goes up the gradient of the logit difference and is projected onto a ball of the norm whose radius eps belongs to
 the sample: it shrinks while the sample is adversarial and grows while it is not. Until a first adversarial image is met,
 eps is the distance at which the linearised model says that the boundary lies. Step size and the change of eps fall along a
-cosine. In L0 a value is one channel of one pixel.
+cosine. In L0 a value is one channel of one pixel; in L0-pixels whole pixels are counted.
 
 Deviations: the first radius goes beyond the linearised boundary by the share gamma, since a ball that only reaches the
 boundary of a linear model never crosses it; values at 0 or 1 that the gradient would move out of [0, 1] have no part in it;
@@ -21,7 +21,7 @@ from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.nearest import Nearest, check_between, cosine, pull_back
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import check_counts
-from robustdup.projections import fold_length, onto_l1_ball, per_sample, project_l0
+from robustdup.projections import COUNTS, fold_length, onto_l1_ball, per_sample, project_l0
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -69,7 +69,7 @@ def fmn(
     nearest = Nearest.none(images)
     index = torch.arange(len(images), device=images.device)
     farthest = fold_length(torch.maximum(images, 1 - images), threat.norm)
-    radius = torch.full_like(farthest, 1.0 if threat.norm == "L0" else torch.inf)
+    radius = torch.full_like(farthest, 1.0 if threat.norm in COUNTS else torch.inf)
     iterate = images
     for step in range(steps + 1):
         clean, true = images[index], labels[index]
@@ -115,7 +115,7 @@ def next_radius(
         best: distance of the nearest adversarial image so far (N,), infinite where there is none.
         gamma: the share by which a radius changes.
     """
-    if norm == "L0":
+    if norm in COUNTS:
         smaller = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), best)
         larger = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
         return torch.where(is_adv, smaller, larger).clamp(min=1)
@@ -130,8 +130,8 @@ def next_radius(
 def onto_ball(clean: Tensor, moved: Tensor, norm: str, radius: Tensor) -> Tensor:
     """Project images (N, ...) onto balls of these radii (N,) around the clean ones, then onto [0, 1]."""
     delta = moved - clean
-    if norm == "L0":
-        return project_l0(clean, moved, radius)
+    if norm in COUNTS:
+        return project_l0(clean, moved, radius, norm)
     if norm == "L1":
         inside = per_sample(fold_length(delta, "L1") <= radius, delta)
         delta = torch.where(inside, delta, onto_l1_ball(delta, radius))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.losses import misclassified
 from robustdup.errors import UserError
-from robustdup.projections import fold_length, per_sample, project_l0
+from robustdup.projections import COUNTS, fold_length, per_sample, project_l0
 from robustdup.threat import ThreatModel
 
 
@@ -88,8 +88,8 @@ def toward_clean(images: Tensor, adv_images: Tensor, norm: str, share: Tensor) -
     In L2 and L1 they lie on the straight line, in Linf the change is clipped, and in L0 the largest changes stay.
     """
     delta = adv_images - images
-    if norm == "L0":
-        return project_l0(images, adv_images, (share * fold_length(delta, "L0")).floor())
+    if norm in COUNTS:
+        return project_l0(images, adv_images, (share * fold_length(delta, norm)).floor(), norm)
     if norm == "Linf":
         bound = per_sample(share * fold_length(delta, "Linf"), delta)
         return (images + delta.clamp(-bound, bound)).clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.losses import margin, misclassified
-from robustdup.projections import row_length
+from robustdup.projections import COUNTS, row_length
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -58,8 +58,8 @@ def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int
     elif threat.norm == "L2":
         normal = rng.normal((size + 2,), draw=draw, dtype=torch.float64)
         unit = (normal / row_length(normal, "L2")[:, None])[:, :size]
-    elif threat.norm == "L0":
-        return _sparse_noise(images, round(threat.radius), rng, draw=draw)
+    elif threat.norm in COUNTS:
+        return _sparse_noise(images, round(threat.radius), rng, threat.norm, draw=draw)
     else:
         bits = rng.bits((size + 1,), draw=draw)
         exponential = -torch.log(((bits >> 1).double() + 0.5) * 2.0**-31)  # the bit left over is the sign
@@ -67,10 +67,10 @@ def ball_noise(images: Tensor, threat: ThreatModel, rng: SampleRng, *, draw: int
     return (unit * threat.radius).to(images.dtype).view_as(images)
 
 
-def _sparse_noise(images: Tensor, count: int, rng: SampleRng, *, draw: int) -> Tensor:
-    """Return perturbations (N, ...) that set `count` values of each image, chosen at random, to 0 or 1."""
-    flat = images.flatten(1)
-    order = rng.fold("places").bits(flat.shape[1:], draw=draw).argsort(dim=1, stable=True)[:, :count]
-    ends = rng.fold("ends").bits(flat.shape[1:], draw=draw).bitwise_and_(1).to(flat.dtype)
-    delta = torch.zeros_like(flat).scatter_(1, order, (ends - flat).gather(1, order))
-    return delta.view_as(images)
+def _sparse_noise(images: Tensor, count: int, rng: SampleRng, norm: str, *, draw: int) -> Tensor:
+    """Return perturbations (N, ...) that set `count` values or pixels of each image, chosen at random, to 0 or 1."""
+    shape = images.shape[1:] if norm == "L0" else (1, *images.shape[2:])
+    rank = rng.fold("places").bits(shape, draw=draw).flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    changes = (rank < count).view(-1, *shape)
+    ends = rng.fold("ends").bits(images.shape[1:], draw=draw).bitwise_and_(1).to(images.dtype)
+    return torch.where(changes, ends - images, 0)

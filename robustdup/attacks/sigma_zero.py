@@ -4,6 +4,9 @@ The number of changed values is replaced by the mean of δ² / (δ² + σ), whic
 difference plus that, and after each step values below a threshold τ become zero again; τ rises while the sample is
 adversarial and falls while it is not. A value is one channel of one pixel.
 
+In L0-pixels the squares of a pixel's channels are added before they are counted, and a pixel becomes clean where all of its
+changes are below τ: the paper counts values alone.
+
 Deviations: the last step is looked at too; in the end the largest changes alone are tried (`nearest.pull_back`); with
 `stop_within_eps` a sample leaves at its first adversarial iterate of eps values or fewer.
 """
@@ -39,13 +42,13 @@ def sigma_zero(
     halvings: int = 10,
     stop_within_eps: bool = True,
 ) -> Tensor:
-    """Search the adversarial image with the fewest changed values. https://arxiv.org/abs/2402.01879
+    """Search the adversarial image with the fewest changed values or pixels. https://arxiv.org/abs/2402.01879
 
     Args:
         model: images (N, C, H, W) in [0, 1] -> logits (N, K).
         images: clean images (N, C, H, W) in [0, 1].
         labels: true classes (N,).
-        threat: L0; its eps says which samples are broken.
+        threat: L0 or L0-pixels; its eps says which samples are broken.
         rng: not used: nothing is random.
         steps: gradient steps.
         step_size: of the first step, in pixel units; it falls to a tenth of that.
@@ -69,11 +72,11 @@ def sigma_zero(
     iterate = images
     mean, square = torch.zeros_like(images), torch.zeros_like(images)
     limit = torch.full_like(nearest.distance, threshold)
-    rate = step_size
+    rate, pixels = step_size, threat.norm == "L0-pixels"
     for step in range(steps + 1):
         clean, true = images[index], labels[index]
-        gradient, is_adv = _look(model, clean, iterate, true, sigma, last=step == steps)
-        distance = fold_length(iterate - clean, "L0")
+        gradient, is_adv = _look(model, clean, iterate, true, sigma, pixels, last=step == steps)
+        distance = fold_length(iterate - clean, threat.norm)
         nearest.offer(index, iterate, distance, is_adv)
         if stop_within_eps:
             keep = ~(is_adv & (distance <= threat.radius))
@@ -87,14 +90,17 @@ def sigma_zero(
         moved = (iterate - rate / (1 - BETA_1 ** (step + 1)) * mean / scale).clamp(0, 1)
         rate = cosine(step_size, step_size / 10, step, steps)
         limit = (limit + torch.where(is_adv, 1.0, -1.0) * threshold_rate * rate).clamp(0, 1)
-        iterate = torch.where((moved - clean).abs() < per_sample(limit, clean), clean, moved)
+        changed = (moved - clean).abs()
+        iterate = torch.where(
+            (changed.amax(dim=1, keepdim=True) if pixels else changed) < per_sample(limit, clean), clean, moved
+        )
     nearest.keep_last(index, iterate)
     pull_back(model, images, labels, threat, nearest, halvings=halvings, stop_within_eps=stop_within_eps)
     return nearest.result(images, threat)
 
 
 def _look(
-    model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, sigma: float, *, last: bool
+    model: nn.Module, clean: Tensor, images: Tensor, labels: Tensor, sigma: float, pixels: bool, *, last: bool
 ) -> tuple[Tensor, Tensor]:
     """Return (gradient of what is minimised (N, ...), is_adv (N,)) at the images; no gradient in the last look."""
     if last:
@@ -106,6 +112,7 @@ def _look(
             leaf = images[rows].detach().requires_grad_(True)
             logits = model(leaf)
             change = (leaf - clean[rows]).square()
+            change = change.sum(dim=1, keepdim=True) if pixels else change
             count = (change / (change + sigma)).flatten(1).sum(dim=1) / max(change[:1].numel(), 1)
             (gradient,) = torch.autograd.grad((margin(logits, labels[rows]).clamp(min=0) + count).sum(), leaf)
         gradients.append(gradient.nan_to_num(0, 0, 0))

@@ -32,7 +32,7 @@ JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 @app.command("list")
 def list_attacks(
-    norm: str | None = typer.Option(None, help="Only attacks in this norm: Linf, L2, L1, L0."),
+    norm: str | None = typer.Option(None, help="Only attacks in this norm: Linf, L2, L1, L0, L0-pixels."),
     kind: str | None = typer.Option(None, help="Only this kind: bounded, minimum-norm, unbounded."),
     knowledge: str | None = typer.Option(None, help="Only this: white-box, score-based, decision-based, transfer."),
     source: str | None = typer.Option(None, help="Only this source: native, torchattacks, art, foolbox, …"),
@@ -43,7 +43,7 @@ def list_attacks(
     """List the attacks, with the reason where one cannot run here, and the ensembles."""
     registry = load_plugins(plugin)
     specs = list(registry.attacks.values())
-    norm = _chosen("norm", norm, ("Linf", "L2", "L1", "L0"))
+    norm = _chosen("norm", norm, ("Linf", "L2", "L1", "L0", "L0-pixels"))
     kind = _chosen("kind of attack", kind, typing.get_args(Kind))
     knowledge = _chosen("knowledge", knowledge, typing.get_args(Knowledge))
     source = _chosen("source", source, {spec.source for spec in specs})

@@ -53,15 +53,13 @@ def _eval(
     from robustdup.report.terminal import show_record
 
     quiet = json or latex or markdown
-    if jobs.is_corruptions(config):
-        if bundle is not None or resume is not None:
-            raise UserError("--bundle and --resume are for attacks; corruptions are none.", code="bad-option")
-        _show_corruptions(config, folder, form=_form(json=json, latex=latex, markdown=markdown))
-        return 0
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
-        if not config.save_images:
-            raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
+    if jobs.is_corruptions(config):
+        form = _form(json=json, latex=latex, markdown=markdown)
+        return _on_corruptions(config, folder, resume=resume is not None, bundle=bundle, form=form)
+    if bundle is not None and not config.save_images:
+        raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
     record = jobs.finished_record(folder) if resume is not None else None
     if record is not None:
         jobs.check_same(folder, config)
@@ -76,9 +74,7 @@ def _eval(
         except KeyboardInterrupt:
             if not folder.is_dir():
                 raise
-            again = shlex.quote(str(folder))
-            print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {again}", file=sys.stderr)
-            return 130
+            return _interrupted(folder)
     failed = _failure(record) if record.status == "failed" else None
     if isinstance(failed, UserError) and resume is None:  # the corrected command finds its --out free
         withdraw(folder)
@@ -108,9 +104,17 @@ def _form(*, json: bool, latex: bool, markdown: bool) -> Form:
     return "json" if json else "latex" if latex else "markdown" if markdown else "table"
 
 
-def _show_corruptions(config: EvalConfig, folder: Path, *, form: Form) -> None:
-    """Evaluate on common corruptions and print the result."""
+def _interrupted(folder: Path) -> int:
+    """Say how to go on with a run that was interrupted, and return the exit code."""
+    again = shlex.quote(str(folder))
+    print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {again}", file=sys.stderr)
+    return 130
+
+
+def _on_corruptions(config: EvalConfig, folder: Path, *, resume: bool, bundle: str | None, form: Form) -> int:
+    """Evaluate on common corruptions, or go on with that, and print the result."""
     from robustdup import jobs
+    from robustdup.evidence.bundle import write_bundle
     from robustdup.report.corruptions import show_corruptions
     from robustdup.report.live import Lines
 
@@ -120,9 +124,23 @@ def _show_corruptions(config: EvalConfig, folder: Path, *, form: Form) -> None:
         if name:
             lines.say(lambda: f"{name}, {number} of {total} sets")
 
-    with diverted(form != "table"):
-        record = jobs.run_corruptions(config, folder=folder, progress=tell).record
+    record = jobs.finished_corruptions(folder) if resume else None
+    if record is not None:
+        jobs.check_same(folder, config)
+    else:
+        try:
+            with diverted(form != "table"):
+                record = jobs.run_corruptions(config, folder=folder, resume=resume, progress=tell).record
+        except KeyboardInterrupt:
+            if not folder.is_dir():
+                raise
+            return _interrupted(folder)
+    if bundle is not None:
+        write_bundle(folder, Path(bundle))
     show_corruptions(record, folder, form=form)
+    if bundle is not None and form == "table":
+        print(f"Evidence: {bundle} (robustdup verify {shlex.quote(bundle)})")
+    return 0
 
 
 def _fresh(config: EvalConfig) -> Path:

@@ -74,6 +74,7 @@ def _verify(
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
 
     from robustdup import jobs
+    from robustdup.evidence.verification import CorruptionVerification
 
     file, overrides = split_words(rest)
     given = build(EvalConfig, file, overrides, flags)
@@ -91,6 +92,8 @@ def _verify(
         verification = jobs.verify_examples(place, given, scale=scale, indices=indices)
     if json:
         print(verification.model_dump_json(indent=2))
+    elif isinstance(verification, CorruptionVerification):
+        _show_corruptions(place, verification)
     else:
         _show(place, verification)
     return 0 if verification.accepted else 1
@@ -102,15 +105,34 @@ def _share(replay: float | None) -> float:
     return replay or 0.0
 
 
-def _show(place: Path, verification: Any) -> None:
+def _show_corruptions(place: Path, verification: Any) -> None:
     console = Console(soft_wrap=True, highlight=False)
+    _show_verdict(console, place, verification, "common corruptions")
+    console.print(f"  [bold]{escape(verification.headline())}[/]")
+    if verification.stated is not None:
+        console.print(f"  {100 * verification.stated.value:.2f}% is stated")
+    if verification.within_rounding:
+        console.print(f"  {verification.within_rounding} answers differ within float32 rounding")
+    for note in verification.notes:
+        console.print(f"  {escape(note)}")
+    for title, fields in (("rechecked here", verification.rechecked), ("only stated", verification.only_stated)):
+        console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{escape(', '.join(fields))}")
+
+
+def _show_verdict(console: Console, place: Path, verification: Any, about: str) -> None:
     word = "[green]accepted" if verification.accepted else "[bold red]refused"
-    threat, seconds = verification.threat, verification.seconds
-    console.print(f"{escape(str(place))}: {word}[/] ({escape(threat.text)}, {verification.n} samples, {seconds:.1f} s)")
+    console.print(
+        f"{escape(str(place))}: {word}[/] ({escape(about)}, {verification.n} samples, {verification.seconds:.1f} s)"
+    )
     for problem in verification.problems[:MOST_PROBLEMS]:
         console.print(f"  [red]{escape(problem)}")
     if len(verification.problems) > MOST_PROBLEMS:
         console.print(f"  [red]and {len(verification.problems) - MOST_PROBLEMS} more (--json lists all)")
+
+
+def _show(place: Path, verification: Any) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    _show_verdict(console, place, verification, verification.threat.text)
     if verification.accepted:
         console.print(f"  [bold]{escape(verification.headline())}[/]")
     clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy

@@ -46,8 +46,9 @@ class EvalConfig(DataFields, ModelFields):
         default_factory=usual_eps,
         description=(
             "Radius in pixel units of [0, 1]: 8/255, 0.5, or several for a curve: 2/255,4/255,8/255. In L0: how many values may "
-            "change, each one channel of one pixel. "
-            "[default: Linf 8/255, L2 0.5, L1 12, L0 20; for builtin:digits Linf 0.15, L2 0.5, L1 2, L0 5]"
+            "change, each one channel of one pixel; in L0-pixels how many pixels. "
+            "[default: Linf 8/255, L2 0.5, L1 12, L0 20, L0-pixels 10; for builtin:digits Linf 0.15, L2 0.5, L1 2, L0 and "
+            "L0-pixels 5]"
         ),
     )
     threat: str | None = Field(

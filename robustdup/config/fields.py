@@ -12,10 +12,10 @@ from robustdup.config.base import Config
 
 DIGITS = "builtin:digits"
 # The radii of RobustBench and AutoAttack (https://github.com/fra31/auto-attack), and ones that 8x8 digits can tell apart.
-USUAL_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "20"}  # no board has L0
-DIGITS_EPS = {"linf": "0.15", "l2": "0.5", "l1": "2", "l0": "5"}
+USUAL_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "20", "l0-pixels": "10"}  # no board has L0
+DIGITS_EPS = {"linf": "0.15", "l2": "0.5", "l1": "2", "l0": "5", "l0-pixels": "5"}
 NORMS = ("Linf", "L2", "L1")
-EVALUATION_NORMS = (*NORMS, "L0")
+EVALUATION_NORMS = (*NORMS, "L0", "L0-pixels")
 DATA_DETAILS = ("data_config", "revision", "image_column", "label_column")  # seldom needed: last in their panel
 
 

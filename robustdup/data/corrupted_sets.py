@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,14 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def corrupted_sets(
-    corruptions: Corruptions, spec: str, options: DataOptions, *, n: int | None, sample: int | None, registry: Registry
+    corruptions: Corruptions,
+    spec: str,
+    options: DataOptions,
+    *,
+    n: int | None,
+    sample: int | None,
+    registry: Registry,
+    done: Collection[tuple[str, int]] = (),
 ) -> Iterator[CorruptedSet]:
     """Walk the sets, kind after kind, severities rising; each is read or made when it is asked for.
 
@@ -101,12 +108,15 @@ def corrupted_sets(
         n: images of each set: the first.
         sample: images of each set, drawn at random: the same ones in all.
         registry: data sources.
+        done: kinds with severities that are left out; looked at anew before each set.
 
     Raises:
         UserError: where a set cannot be read: labels of another length, a severity that is not there.
     """
     for kind in corruptions.kinds:
         for severity in corruptions.severities:
+            if (kind, severity) in done:
+                continue
             if corruptions.clean is not None:
                 started = time.perf_counter()
                 clean = corruptions.clean

@@ -1,8 +1,8 @@
 """The nineteen common corruptions of Hendrycks and Dietterich (https://arxiv.org/abs/1903.12261), made on the fly.
 
-Large images are corrupted by the library imagecorruptions, as strongly as ImageNet-C; small ones with parts of it, as strongly as
-CIFAR-10-C (`small_corruptions`). Both draw from NumPy's global state, which is seeded here for each sample, kind and severity,
-so that order, batches and processes change no pixel.
+Large images are corrupted by the library imagecorruptions, as strongly as ImageNet-C (its elastic transform is replaced); small
+ones with parts of it, as strongly as CIFAR-10-C (`small_corruptions`). Both draw from NumPy's global state, which is seeded here
+for each sample, kind and severity, so that order, batches and processes change no pixel.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ from torch import Tensor
 from robustdup.errors import Unavailable, UserError, how_to_install
 from robustdup.rng import SampleRng
 
+Array = np.ndarray[Any, Any]
+
 SMALLEST = 32  # pixels of a side: the library takes no smaller image
 LARGE = 64  # pixels of the shorter side from which on the strengths are those of ImageNet-C
 LIBRARY = "imagecorruptions"
+# Of ImageNet-C, by severity: reach and blur of the shifts and reach of the corners, in 244 / 224 of the side. The library has a
+# milder transform of another form.
+ELASTIC = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+ELASTIC_SIDE = 244 / 224
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # kinds that do not draw from NumPy's global state
 
 
@@ -66,13 +72,21 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
             if min(given.shape[:2]) < LARGE:
                 image = corrupt_small(given, kind, severity, number)
             else:
-                own = {"seed": number} if kind in OWN_GENERATOR else {}
-                image = np.asarray(
-                    library.corruption_dict[kind](Image.fromarray(given), severity, **own), dtype=np.float64
-                )
+                image = _corrupt_large(library, given, kind, severity, number)
             image = np.where(np.isfinite(image), image, given)  # spatter divides by zero where no drop has fallen
             made[row] = _shrink(image.astype(np.uint8), enlarged, channels=pixels.shape[3])
     return torch.from_numpy(made).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def _corrupt_large(library: ModuleType, image: Array, kind: str, severity: int, seed: int) -> Array:
+    """Return an image, uint8 (H, W, 3), with a corruption as strong as in ImageNet-C: float64 in [0, 255]."""
+    if kind == "elastic_transform":
+        from robustdup.data.small_corruptions import elastic_transform
+
+        reach, blur, corners = (share * ELASTIC_SIDE for share in ELASTIC[severity - 1])
+        return np.clip(elastic_transform(image / 255.0, (reach, blur, corners)), 0, 1) * 255
+    own = {"seed": seed} if kind in OWN_GENERATOR else {}
+    return np.asarray(library.corruption_dict[kind](Image.fromarray(image), severity, **own), dtype=np.float64)
 
 
 def _library() -> ModuleType:
@@ -96,13 +110,13 @@ def _own_state() -> Iterator[None]:
         np.random.set_state(before)
 
 
-def _enlarge(image: np.ndarray[Any, Any], factor: int) -> np.ndarray[Any, Any]:
+def _enlarge(image: Array, factor: int) -> Array:
     """Repeat each pixel of (H, W, C) `factor` times in both directions, in three channels."""
     colours = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
     return np.ascontiguousarray(colours.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def _shrink(image: np.ndarray[Any, Any], factor: int, *, channels: int) -> np.ndarray[Any, Any]:
+def _shrink(image: Array, factor: int, *, channels: int) -> Array:
     """Average blocks of `factor` by `factor` pixels, and the channels where one is wanted; uint8 (H, W, C)."""
     height, width = image.shape[0] // factor, image.shape[1] // factor
     blocks = image.reshape(height, factor, width, factor, 3).astype(np.float64).mean(axis=(1, 3))

@@ -217,7 +217,8 @@ def _picture(x: Array) -> Image.Image:
     return Image.fromarray(np.uint8((x * 255).round()))
 
 
-def _elastic_transform(x: Array, strength: tuple[float, float, float], _: int) -> Array:
+def elastic_transform(x: Array, strength: tuple[float, float, float], _: int = 0) -> Array:
+    """Bend an image (H, W, 3) in [0, 1], by reach and blur of the shifts and reach of the corners in sides: of any size."""
     cv2, shape = _parts().cv2, x.shape[:2]
     reach, blur, corners = (side * min(shape) for side in strength)
     centre, side = np.array(shape, dtype=np.float32) // 2, min(shape) // 3
@@ -238,6 +239,6 @@ _KINDS: dict[str, Callable[[Array, Any, int], Array]] = {
     "gaussian_noise": _gaussian_noise, "shot_noise": _shot_noise, "impulse_noise": _impulse_noise,
     "defocus_blur": _defocus_blur, "glass_blur": _glass_blur, "motion_blur": _motion_blur, "zoom_blur": _zoom_blur,
     "snow": _snow, "frost": _frost, "fog": _fog, "brightness": _brightness, "contrast": _contrast,
-    "elastic_transform": _elastic_transform, "pixelate": _pixelate, "jpeg_compression": _jpeg_compression,
+    "elastic_transform": elastic_transform, "pixelate": _pixelate, "jpeg_compression": _jpeg_compression,
     "speckle_noise": _speckle_noise, "gaussian_blur": _gaussian_blur, "spatter": _spatter, "saturate": _saturate,
 }  # fmt: skip

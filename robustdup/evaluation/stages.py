@@ -10,12 +10,13 @@ from robustdup.errors import UserError, unknown
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.draws import USUAL, Draws
 from robustdup.plugins import AttackSpec, Registry, Stage
+from robustdup.projections import COUNTS
 from robustdup.threat import ThreatModel
 
 AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which published AutoAttack figures were computed
 # What looks for the nearest adversarial image where nothing else does: those that find most per pass in
 # benchmarks.minimum_norm.
-NEAREST = {"L0": ("sigma-zero", "fmn")}
+NEAREST = dict.fromkeys(COUNTS, ("sigma-zero", "fmn"))
 NEAREST_ELSEWHERE = ("superdeepfool", "fmn")
 
 

@@ -16,6 +16,7 @@ from robustdup.evaluation.calls import Call
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, StageResult
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.referee import VIOLATION_NAMES, Verdict, violation_counts
+from robustdup.projections import COUNTS
 from robustdup.records import SAMPLES_SCHEMA, AttackResult, ClassResult, Distances, MinDistance, Outcome, UnionBall
 from robustdup.threat import ThreatModel
 
@@ -176,8 +177,8 @@ def min_distance(samples: CleanSamples, results: Sequence[CascadeResult]) -> Ten
 
 
 def distance_summary(nearest: Tensor, threat: ThreatModel, robust_accuracy: float) -> MinDistance:
-    """Return median, mean and the accuracy left over eps: at 20 steps up to twice eps, and at eps itself; in L0
-    at whole numbers.
+    """Return median, mean and the accuracy left over eps: at 20 steps up to twice eps, and at eps itself;
+    counts at whole numbers.
 
     At eps it is the verdict, `robust_accuracy` in [0, 1], and on either side no curve of one model can cross it. A
     distance counts within a radius as the referee's does: up to its tolerance.
@@ -186,7 +187,7 @@ def distance_summary(nearest: Tensor, threat: ThreatModel, robust_accuracy: floa
     finite = nearest[nearest.isfinite()]
     n = max(len(nearest), 1)
     radii = [eps * step / 10 for step in range(1, 21) if step != 10]
-    if threat.norm == "L0":  # counts: whole numbers, as many as there are
+    if threat.norm in COUNTS:  # whole numbers, as many as there are
         radii = sorted({float(math.floor(radius)) for radius in radii} - {0.0, eps})
     grid = {f"{radius:.6g}": radius for radius in radii} | {eps_text: eps}
     curve = {}

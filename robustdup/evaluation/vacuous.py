@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from robustdup.errors import UserError
-from robustdup.threat import ThreatModel
+from robustdup.projections import COUNTS
+from robustdup.threat import ThreatModel, counted_places
 
 LOOKED_AT = 256  # images: whether a ball is far too large shows on a few
 
@@ -26,10 +27,11 @@ def check_eps(images: Tensor, threat: ThreatModel) -> list[str]:
     few = images[:LOOKED_AT]
     farthest = threat.distance(few, (few < 0.5).to(few))
     if threat.norm != "Linf" and float((farthest <= threat.radius).double().mean()) >= 0.5:
-        if threat.norm == "L0":
+        if threat.norm in COUNTS:
+            there = few[0].numel() if threat.norm == "L0" else few[0, 0].numel()
             raise UserError(
-                f"eps = {threat.eps_text} in L0 lets all {few[0].numel()} values of an image change (one channel of one pixel is "
-                "one value): write fewer.",
+                f"eps = {threat.eps_text} in {threat.norm} lets all {there} {counted_places(threat.norm)} of an image change: "
+                "write fewer.",
                 code="bad-eps",
             )
         raise UserError(

@@ -7,18 +7,21 @@ import json
 import shlex
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robustdup.errors import RunError, UserError
 from robustdup.evaluation.certified import CERTIFICATES
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, EvaluationRecord, load_record
+from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
 FORMAT = "robustdup.bundle/1"
 FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
 OPTIONAL = (CERTIFICATES,)  # of a run with certificates
+OF_CORRUPTIONS = (RECORD_FILE, TABLE_FILE)  # files of a run on corruptions, whose images anybody can make again
 
 
 def write_bundle(run: Path, folder: Path) -> Path:
@@ -26,29 +29,34 @@ def write_bundle(run: Path, folder: Path) -> Path:
 
     Raises UserError where that cannot be done, RunError where the disk does not take it.
     """
+    if (run / TABLE_FILE).is_file():
+        of_corruptions = load_corruption_record(run)
+        return _write(run, folder, {name: run / name for name in OF_CORRUPTIONS}, of_corruptions)
     images = run / "images" / EXAMPLES
     if not images.is_file():
         raise UserError(
             f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.",
             code="no-images",
         )
+    kept = [name for name in (RECORD_FILE, SAMPLES_FILE, *OPTIONAL) if name not in OPTIONAL or (run / name).is_file()]
+    return _write(run, folder, {**{name: run / name for name in kept}, EXAMPLES: images}, load_record(run))
+
+
+def _write(run: Path, folder: Path, files: Mapping[str, Path], record: EvaluationRecord | CorruptionRecord) -> Path:
+    """Copy files, by their names in the bundle, into a new folder with a manifest, whole or not at all."""
     check_place(folder)
-    record = load_record(run)
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        for source, name in ((run / RECORD_FILE, RECORD_FILE), (run / SAMPLES_FILE, SAMPLES_FILE), (images, EXAMPLES)):
+        for name, source in files.items():
             shutil.copyfile(source, partial / name)
-        kept = [name for name in OPTIONAL if (run / name).is_file()]
-        for name in kept:
-            shutil.copyfile(run / name, partial / name)
         content = {
             "format": FORMAT,
             "command": record.command,
             "data": record.data.fingerprint,
             "weights": record.model.fingerprint,
-            "files": {name: _sha256(partial / name) for name in (*FILES, *kept)},
+            "files": {name: _sha256(partial / name) for name in files},
         }
         (partial / MANIFEST).write_bytes(_canonical({**content, "sha256": _digest(content)}))
         partial.chmod(0o755)
@@ -92,6 +100,11 @@ def refused(reason: str) -> UserError:
     return UserError(f"The bundle is refused: {reason}", code="refused-bundle")
 
 
+def is_of_corruptions(manifest: Mapping[str, Any]) -> bool:
+    """Tell the manifest of a run on corruptions from that of attacks."""
+    return set(manifest["files"]) == set(OF_CORRUPTIONS)
+
+
 def check_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a bundle whose every byte is as it was written. Raises UserError that names what is not."""
     path = folder / MANIFEST
@@ -108,9 +121,8 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         raise refused(
             f"its format is {str(manifest.get('format'))[:60]!r}; this robustdup reads {FORMAT!r}. Is it of a newer version?"
         )
-    if sorted(manifest) != ["command", "data", "files", "format", "weights"] or set(files) - set(OPTIONAL) != set(
-        FILES
-    ):
+    known = set(files) - set(OPTIONAL) == set(FILES) or is_of_corruptions(manifest)
+    if sorted(manifest) != ["command", "data", "files", "format", "weights"] or not known:
         raise refused(f"{MANIFEST} holds other fields than {FORMAT!r} has.")
     if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
         raise refused(f"{MANIFEST} was changed after it was written.")

@@ -227,7 +227,8 @@ def _distance(images: Tensor, clean: Tensor) -> float:
 def _in_ball(images: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
     """Tell which examples (n,) lie in the ball, or beside it by no more than rounding to 8 bits may do."""
     pixels = clean[0].numel()
-    rounding = {"Linf": 0.5 / 255, "L2": 0.5 / 255 * pixels**0.5, "L1": 0.5 / 255 * pixels, "L0": 0.0}[threat.norm]
+    step = 0.5 / 255
+    rounding = {"Linf": step, "L2": step * pixels**0.5, "L1": step * pixels}.get(threat.norm, 0.0)
     near: Tensor = threat.distance(clean, images).nan_to_num(torch.inf) <= 1.01 * threat.radius + rounding
     return near
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from robustdup.records import Part, Threat
+from robustdup.records import Accuracy, Part, Threat
 
 
 class Verification(Part):
@@ -71,3 +71,34 @@ class Verification(Part):
         if not n_open:
             return f"{most} No sample is left open."
         return f"{most} That stronger attacks fail on the other {n_open} samples is only stated."
+
+
+class CorruptionVerification(Part):
+    """What making the corrupted images again, or reading them, and judging them says of a run on corruptions."""
+
+    accepted: bool = Field(description="Whether nothing speaks against what the bundle says.")
+    n: int = Field(description="Images of each kind and severity.")
+    n_sets: int = Field(description="Kinds with severities that were judged again.")
+    corruption_accuracy: Accuracy | None = Field(
+        description="Mean over the fifteen kinds that were evaluated, as found here; null where none of them was."
+    )
+    stated: Accuracy | None = Field(description="The same, as the bundle states it.")
+    randomized: bool = Field(
+        default=False, description="Whether the model answers at random: then single answers are not compared."
+    )
+    n_other_pixels: int = Field(default=0, description="Sets whose images are others here than those that were judged.")
+    n_differing: int = Field(default=0, description="Images on which the model answers otherwise here.")
+    within_rounding: int = Field(default=0, description="Those of them whose margin is no more than float32 rounding.")
+    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
+    notes: list[str] = Field(default_factory=list, description="What a reader should know.")
+    rechecked: list[str] = Field(
+        default_factory=list, description="Fields of the record that were computed again here."
+    )
+    only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
+    seconds: float = Field(default=0.0, description="Seconds that it took.")
+
+    def headline(self) -> str:
+        """Return what was found, in a sentence."""
+        found = self.corruption_accuracy
+        mean = "no kind of the fifteen" if found is None else f"{100 * found.value:.2f}% corruption accuracy"
+        return f"{mean}, judged again here on {self.n_sets} sets of {self.n} images."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, parse_call, rerun_command
@@ -28,12 +30,22 @@ from robustdup.evaluation.context import Context, make_context, remarks
 from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.record import data_info, environment
 from robustdup.evaluation.referee import judge_images
-from robustdup.jobs.evaluation import engine_options, load_data, load_models
+from robustdup.jobs.evaluation import ELSEWHERE, engine_options, load_data, load_models
+from robustdup.jobs.judged_sets import (
+    Judged,
+    JudgedSet,
+    Key,
+    as_bytes,
+    pixels_digest,
+    save_set,
+    saved_sets,
+    table_of,
+)
 from robustdup.jobs.models import fit_model
 from robustdup.models.adapt import inner, order_of
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.plugins import Registry, load_plugins
-from robustdup.records import Accuracy, ModelInfo, atomic_path, now, versions
+from robustdup.records import RECORD_FILE, Accuracy, ModelInfo, atomic_path, now, versions
 from robustdup.records import folder as run_folder
 from robustdup.records.corruptions import (
     ALEXNET_ERRORS,
@@ -41,14 +53,15 @@ from robustdup.records.corruptions import (
     FAMILY_OF,
     KINDS,
     SEVERITIES,
+    TABLE_FILE,
     CorruptionRecord,
     CorruptionResult,
     SeverityResult,
+    load_corruption_record,
     save_corruption_record,
 )
 
 WORD = "corruptions"
-TABLE_FILE = "corrupted.parquet"
 PICTURES_FILE = "images/corrupted.npz"  # the first sample under every kind and severity
 LIBRARY = "imagecorruptions-imaug"
 JUDGED_AT_ONCE = 2048  # images
@@ -100,7 +113,7 @@ def parse_order(text: str) -> Order:
 
 def run_corruptions(
     config: EvalConfig, *, model: nn.Module | None = None, data: ImageDataset | None = None, registry: Registry | None = None,
-    folder: Path | None = None, command: str | None = None, progress: Tell = lambda *_: None,
+    folder: Path | None = None, resume: bool = False, command: str | None = None, progress: Tell = lambda *_: None,
 ) -> CorruptionRun:  # fmt: skip
     """Show a model corrupted images, and return the record and who was right.
 
@@ -110,6 +123,7 @@ def run_corruptions(
         data: clean images, of which corrupted ones are made.
         registry: models and data sources.
         folder: the run folder; None keeps nothing.
+        resume: whether an unfinished run in `folder` goes on: sets that were judged are not made and judged again.
         command: what the record says runs it again.
         progress: is told of each set: its name, its number, and how many there are.
 
@@ -125,18 +139,27 @@ def run_corruptions(
         clean = data if data is not None else load_data(config, registry)
         corruptions = Corruptions("made", order.kinds or list(KINDS), order.severities, clean=clean, seed=config.seed)
     corruptions.seed = config.seed
+    judged: Judged = {}
     sets = corrupted_sets(
-        corruptions, config.data, config.data_options(), n=config.n, sample=config.sample, registry=registry
+        corruptions,
+        config.data,
+        config.data_options(),
+        n=config.n,
+        sample=config.sample,
+        registry=registry,
+        done=judged,
     )
     first = next(sets)
     device = choose_device(config.device)
     original, _ = load_models(config, model, None, registry)
     shown = corruptions.clean or first.data
     fitted = fit_model(original, shown, config, device, search=corruptions.clean is not None)
+    state = None if folder is None else folder / run_folder.STATE
     with ExitStack() as stack:
         if folder is not None:
-            run_folder.start(folder, config.model_dump(mode="json"), resume=False, elsewhere=())
+            run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
             stack.enter_context(run_folder.locked(folder))
+            stack.enter_context(run_folder.freed_by_mistakes(folder, resume=resume, has_begun=lambda: bool(judged)))
         stack.enter_context(isolated(fitted.model))
         context = make_context(fitted.model, None, device, engine_options(config, device))
         judge = context.original.model
@@ -144,9 +167,15 @@ def run_corruptions(
             cpu_threads(config.threads, judge, shown.images[0], rows=context.micro_batch, device=device)
         )
         weights = fingerprint(judge)
-        clean_said = clean_answers(context, shown, weights, draws=config.judge_draws)
+        clean_said = clean_answers(
+            context, shown, weights, draws=config.judge_draws, plugins=config.plugin, state=state
+        )
         context.draws = config.judge_draws if clean_said.randomized else 1
-        judged = _judged(context, _from(first, sets), len(corruptions.kinds) * len(corruptions.severities), progress)
+        if resume and state is not None:
+            judged.update(saved_sets(state, keys_of(corruptions)))
+        found = sum(each.seconds for each in judged.values()), sum(each.making for each in judged.values())
+        left = sets if (first.kind, first.severity) in judged else itertools.chain([first], sets)
+        judged = _judge_sets(context, left, judged, corruptions, state=state, progress=progress)
         record = _record(config, corruptions, shown, clean_said, judged, fitted.model, context, weights)
         notes = [*shown.notes, *fitted.notes, *remarks(fitted.model, context), *not_finite_note(clean_said)]
         record = record.model_copy(
@@ -154,14 +183,26 @@ def run_corruptions(
                 "run_id": folder.name if folder is not None else "in-memory",
                 "command": command or rerun_command("eval", config),
                 "events": [*record.events, *notes, *(f"{sign.message} {sign.advice}" for sign in fitted.signs)],
-                "seconds": time.perf_counter() - started,
-                "making_seconds": corruptions.making_seconds,
+                "seconds": time.perf_counter() - started + found[0],
+                "making_seconds": corruptions.making_seconds + found[1],
             }
         )
-        run = CorruptionRun(record, judged.columns(), judged.pictures)
+        pictures = {f"{kind} {severity}": each.picture for (kind, severity), each in judged.items()}
+        run = CorruptionRun(record, table_of(judged), pictures)
         if folder is not None:
             save_run(folder, run)
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
     return run
+
+
+def finished_corruptions(folder: Path) -> CorruptionRecord | None:
+    """Return the record of a run on corruptions that is done, and remove what a kill may have left of its state; else None."""
+    if not (folder / RECORD_FILE).is_file():
+        return None
+    record = load_corruption_record(folder)
+    shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
+    return record
 
 
 def save_run(folder: Path, run: CorruptionRun) -> None:
@@ -181,54 +222,47 @@ def _refuse_attacks(config: EvalConfig) -> None:
             raise UserError(f"Corruptions are no attacks, and {flag} is for attacks: leave it out.", code="bad-option")
 
 
-def _from(first: CorruptedSet, rest: Iterator[CorruptedSet]) -> Iterator[CorruptedSet]:
-    yield first
-    yield from rest
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Answers on all sets: of each (kind, severity) who was right (n,), predictions, labels and index, and pictures."""
-
-    right: dict[tuple[str, int], Tensor]
-    prediction: dict[tuple[str, int], Tensor]
-    labels: dict[tuple[str, int], Tensor]
-    index: dict[tuple[str, int], Tensor]
-    pictures: dict[str, Any]
-
-    def columns(self) -> dict[str, Any]:
-        """Return a table with a row for each image: index, label, kind, severity, prediction, correct_share."""
-        sizes = [len(right) for right in self.right.values()]
-        return {
-            "index": torch.cat(list(self.index.values())).numpy(),
-            "label": torch.cat(list(self.labels.values())).numpy(),
-            "kind": pa.array(np.repeat([kind for kind, _ in self.right], sizes)),
-            "severity": np.repeat([severity for _, severity in self.right], sizes),
-            "prediction": torch.cat(list(self.prediction.values())).numpy(),
-            "correct_share": torch.cat(list(self.right.values())).numpy(),
-        }
-
-
-def _judged(context: Context, sets: Iterator[CorruptedSet], total: int, progress: Tell) -> Judged:
-    judged = Judged({}, {}, {}, {}, {})
-    for number, part in enumerate(sets):
-        progress(f"{part.kind} {part.severity}", number, total)
-        images, labels = part.data.images, part.data.labels
-        answers = [
-            judge_images(
-                context.original, some.to(context.device), labels[at : at + len(some)].to(context.device),
-                draws=context.draws, seed=context.seed + 1,
-            )
-            for at, some in ((at, images[at : at + JUDGED_AT_ONCE]) for at in range(0, len(images), JUDGED_AT_ONCE))
-        ]  # fmt: skip
+def _judge_sets(
+    context: Context, sets: Iterator[CorruptedSet], judged: Judged, corruptions: Corruptions, *, state: Path | None,
+    progress: Tell,
+) -> Judged:  # fmt: skip
+    """Judge the sets that `judged` does not hold, keep each in `state`, and return all in the order of kinds and severities."""
+    keys = keys_of(corruptions)
+    clock, made = time.perf_counter(), corruptions.making_seconds
+    for part in sets:
         key = (part.kind, part.severity)
-        judged.right[key] = torch.cat([answer.correct_share for answer in answers])
-        judged.prediction[key] = torch.cat([answer.prediction for answer in answers])
-        judged.labels[key], judged.index[key] = labels, part.data.index
-        picture = (images[0] * 255).round().to(torch.uint8).permute(1, 2, 0)
-        judged.pictures[f"{part.kind} {part.severity}"] = picture.numpy()
-    progress("", total, total)
-    return judged
+        progress(f"{part.kind} {part.severity}", len(judged), len(keys))
+        one = _judge_set(context, part)
+        now = time.perf_counter()
+        judged[key] = replace(one, seconds=now - clock, making=corruptions.making_seconds - made)
+        clock, made = now, corruptions.making_seconds
+        if state is not None:
+            save_set(state, key, judged[key])
+    progress("", len(keys), len(keys))
+    return {key: judged[key] for key in keys}
+
+
+def keys_of(corruptions: Corruptions) -> list[Key]:
+    """Return the kinds and severities of all sets, in their order."""
+    return [(kind, severity) for kind in corruptions.kinds for severity in corruptions.severities]
+
+
+def _judge_set(context: Context, part: CorruptedSet) -> JudgedSet:
+    images, labels = part.data.images, part.data.labels
+    answers = [
+        judge_images(
+            context.original, some.to(context.device), labels[at : at + len(some)].to(context.device),
+            draws=context.draws, seed=context.seed + 1,
+        )
+        for at, some in ((at, images[at : at + JUDGED_AT_ONCE]) for at in range(0, len(images), JUDGED_AT_ONCE))
+    ]  # fmt: skip
+    return JudgedSet(
+        right=torch.cat([answer.correct_share for answer in answers]),
+        prediction=torch.cat([answer.prediction for answer in answers]),
+        margin=torch.cat([answer.margin for answer in answers]),
+        labels=labels, index=part.data.index, picture=as_bytes(images[0]).permute(1, 2, 0).numpy(),
+        pixels=pixels_digest(images),
+    )  # fmt: skip
 
 
 def _record(
@@ -238,10 +272,10 @@ def _record(
     made = corruptions.clean is not None
     imagenet = corruptions.source == "folders" and clean.num_classes == 1000
     kinds = [_of_kind(kind, judged, imagenet=imagenet) for kind in corruptions.kinds]
-    counted = [key for key in judged.right if key[0] in COMMON]
+    counted = [key for key in judged if key[0] in COMMON]
     complete = not corruptions.missing and corruptions.severities == list(SEVERITIES)
     ratios = [kind.relative_error for kind in kinds if kind.relative_error is not None and kind.family != "extra"]
-    n = min(len(right) for right in judged.right.values())
+    n = min(len(each.right) for each in judged.values())
     events = []
     if corruptions.missing:
         events.append(
@@ -274,7 +308,7 @@ def _record(
 
 
 def _of_kind(kind: str, judged: Judged, *, imagenet: bool) -> CorruptionResult:
-    keys = [key for key in judged.right if key[0] == kind]
+    keys = [key for key in judged if key[0] == kind]
     mean = _mean(judged, keys)
     whole = [severity for _, severity in keys] == list(SEVERITIES)
     baseline = ALEXNET_ERRORS.get(kind) if imagenet and whole else None
@@ -282,7 +316,9 @@ def _of_kind(kind: str, judged: Judged, *, imagenet: bool) -> CorruptionResult:
         kind=kind, family=FAMILY_OF[kind], accuracy=mean,
         relative_error=None if baseline is None else (1 - mean.value) / baseline,
         severities=[
-            SeverityResult(severity=key[1], n=len(judged.right[key]), accuracy=accuracy(judged.right[key].numpy()))
+            SeverityResult(
+                severity=key[1], n=len(judged[key].right), accuracy=accuracy(judged[key].right.numpy()), pixels=judged[key].pixels
+            )
             for key in keys
         ],
     )  # fmt: skip
@@ -294,7 +330,7 @@ def _mean(judged: Judged, keys: list[tuple[str, int]]) -> Accuracy:
     A sample counts by its share of right answers, whose variance is at most that of a single answer: Wilson's interval is
     then no narrower than it should be.
     """
-    rights = [judged.right[key] for key in keys]
+    rights = [judged[key].right for key in keys]
     if len({len(right) for right in rights}) == 1:
         return accuracy(torch.stack(rights).mean(dim=0).numpy())
     n = min(len(right) for right in rights)

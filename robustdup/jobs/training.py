@@ -31,6 +31,7 @@ from robustdup.models.start import head_of, start_from
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.plugins import ObjectiveSpec, Registry, load_plugins
 from robustdup.precision import training_precision
+from robustdup.projections import COUNTS
 from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
@@ -152,9 +153,10 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
     check_trackers(config.track)
     budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
-    if threat.norm == "L0":
+    if threat.norm in COUNTS:
         raise UserError(
-            f"Training knows the norms {', '.join(NORMS)}, not L0; robustdup eval attacks in L0 what was trained in another.",
+            f"Training knows the norms {', '.join(NORMS)}, not {threat.norm}; robustdup eval attacks in it what was trained in "
+            "another.",
             code="other-norm",
         )
     objective, options = find_objective(config.objective, registry)

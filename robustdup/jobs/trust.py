@@ -18,6 +18,7 @@ from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
 
 CODE_FREE = ("builtin", "robustbench")  # schemes whose names are looked up in installed packages, never in a file
 MODELS = ("model", "attack_model", "init", "score_model")  # settings that name a model
+LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
 DATA = ("data", "test_data", "against")  # settings that name data
 
 
@@ -111,3 +112,19 @@ def check_trust(
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:197] + "…"
+
+
+def without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
+    size = settings.get("micro_batch")
+    kept = size if isinstance(size, int) and size <= LARGEST_MICRO_BATCH else None
+    own = {
+        "plugin": [],
+        "allow_pickle": False,
+        "attack_model": None,
+        "replay": None,
+        "out": None,
+        "device": "auto",
+        "threads": None,
+    }
+    return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}

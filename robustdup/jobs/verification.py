@@ -17,15 +17,16 @@ from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
-from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest
+from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, is_of_corruptions
 from robustdup.evidence.examples import has_pictures, read_examples, read_indices
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
 from robustdup.evidence.replay import survivors
-from robustdup.evidence.verification import Verification
+from robustdup.evidence.verification import CorruptionVerification, Verification
+from robustdup.jobs.corruption_evidence import verify_corruptions
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
 from robustdup.jobs.models import fit_model
-from robustdup.jobs.trust import check_trust
+from robustdup.jobs.trust import check_trust, without_demands
 from robustdup.models.adapt import adapted
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
@@ -43,8 +44,10 @@ def is_bundle(place: Path) -> bool:
 
 def verify_bundle(
     folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False, again: float = 0.0
-) -> Verification:
+) -> Verification | CorruptionVerification:
     """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
+
+    The bundle of a run on corruptions holds no examples: its images are made, or read, and judged again.
 
     Args:
         folder: the bundle.
@@ -57,10 +60,13 @@ def verify_bundle(
             than its own, or where data or weights are not those that it speaks of.
     """
     started = time.perf_counter()
-    check_manifest(folder)
+    if is_of_corruptions(check_manifest(folder)):
+        if again:
+            raise UserError("No attack ran on corruptions, so that --replay has none to run again.", code="bad-option")
+        return verify_corruptions(folder, changes or {}, trust=trust)
     own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
-    settings = _without_demands(record.config)
+    settings = without_demands(record.config)
     config = validate(EvalConfig, {**settings, **own})
     if "python" in (config.model, config.data):
         raise UserError(
@@ -138,15 +144,15 @@ def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str
 
 
 def verify(
-    bundle: str | Path, model: nn.Module, images: Tensor, labels: Tensor, *, device: str = "auto", norm: str | None = None,
-    eps: str | None = None,
-) -> Verification:  # fmt: skip
+    bundle: str | Path, model: nn.Module, images: Tensor | None, labels: Tensor | None, *, device: str = "auto",
+    norm: str | None = None, eps: str | None = None,
+) -> Verification | CorruptionVerification:  # fmt: skip
     """Recheck a bundle on a model and images in memory.
 
     Args:
         bundle: folder of the bundle.
         model: images (N, C, H, W) in [0, 1] -> logits (N, K).
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W) in [0, 1]; None for those that a run on corruptions names.
         labels: true classes (N,) int64.
         device: where to compute.
         norm: of the threat model that the verifier expects; that of the bundle if not given.
@@ -157,9 +163,13 @@ def verify(
     """
     started = time.perf_counter()
     folder = Path(bundle)
-    check_manifest(folder)
+    if is_of_corruptions(check_manifest(folder)):
+        changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
+        return verify_corruptions(folder, changes, model=model, images=images, labels=labels)
+    if images is None or labels is None:
+        raise UserError("Give the images with their labels too.", code="missing-argument")
     record = load_record(folder)
-    config = validate(EvalConfig, {**_without_demands(record.config), "device": device})
+    config = validate(EvalConfig, {**without_demands(record.config), "device": device})
     _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
     order = load_record(folder).model.class_order  # these images come without names of their classes
@@ -203,25 +213,6 @@ def verify_examples(
     found = match(examples, data, threat, scale=scale, whole=whole)
     context = _context(config, model, data)
     return _timed(recheck_examples(context, found, threat, draws=config.judge_draws), started)
-
-
-LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
-
-
-def _without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
-    size = settings.get("micro_batch")
-    kept = size if isinstance(size, int) and size <= LARGEST_MICRO_BATCH else None
-    own = {
-        "plugin": [],
-        "allow_pickle": False,
-        "attack_model": None,
-        "replay": None,
-        "out": None,
-        "device": "auto",
-        "threads": None,
-    }
-    return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}
 
 
 def _context(config: EvalConfig, model: nn.Module, data: ImageDataset, order: list[int] | None = None) -> Context:

@@ -24,6 +24,7 @@ Function = Any  # a function, or its name as "module:function"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
 Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Batching = Literal["pool", "batch", "whole"]
+NORMS = ("Linf", "L2", "L1", "L0", "L0-pixels")
 When = Literal["always", "masked", "blind"]
 
 
@@ -96,9 +97,9 @@ class AttackSpec:
         ):
             if value not in allowed:
                 raise unknown(what, str(value), allowed)
-        if isinstance(self.norms, str) or not set(self.norms) <= {"Linf", "L2", "L1", "L0"}:
+        if isinstance(self.norms, str) or not set(self.norms) <= set(NORMS):
             raise UserError(
-                f"Attack {self.name!r}: norms must be a list of 'Linf', 'L2', 'L1', 'L0'; got {self.norms!r}.",
+                f"Attack {self.name!r}: norms must be a list of {', '.join(map(repr, NORMS))}; got {self.norms!r}.",
                 code="bad-spec",
             )
         object.__setattr__(self, "norms", tuple(self.norms))

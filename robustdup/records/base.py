@@ -44,11 +44,12 @@ class Threat(Part):
     """The threat model."""
 
     norm: str = Field(
-        description="Linf, L2, L1 or L0 (values that change: one channel of one pixel is one value); union where a sample must "
-        "survive in several balls."
+        description="Linf, L2, L1, L0 (values that change: one channel of one pixel is one value) or L0-pixels; union where a "
+        "sample must survive in several balls."
     )
     eps: float = Field(
-        description="Radius in pixel units of [0, 1]; in L0 a number of values; of a union that of its first ball."
+        description="Radius in pixel units of [0, 1]; in L0 a number of values, in L0-pixels of pixels; of a union "
+        "that of its first ball."
     )
     eps_text: str = Field(description="The radius as it was written: 8/255; of a union its balls: Linf 8/255 + L2 0.5.")
 

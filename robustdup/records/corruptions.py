@@ -14,6 +14,7 @@ from robustdup.records.origin import note_made_here
 CORRUPTIONS_SCHEMA: Literal["robustdup.corruptions"] = "robustdup.corruptions"
 CORRUPTIONS_VERSION = 1
 SEVERITIES = (1, 2, 3, 4, 5)
+TABLE_FILE = "corrupted.parquet"  # beside the record: what the model said of each image
 
 # https://arxiv.org/abs/1903.12261: fifteen kinds, and four that were held back for validation.
 FAMILIES = {
@@ -43,6 +44,9 @@ class SeverityResult(Part):
     severity: int = Field(description="From 1, mild, to 5.")
     n: int = Field(description="Images.")
     accuracy: Accuracy = Field(description="Share classified correctly.")
+    pixels: str | None = Field(
+        default=None, description="SHA-256 of the images of this kind and severity, as 8-bit values with their shape."
+    )
 
 
 class CorruptionResult(Part):

@@ -30,6 +30,7 @@ EPS = {
     "L2": "2.5",
     "L1": "30",
     "L0": "60",
+    "L0-pixels": "40",
 }  # noise of this size breaks next to nothing, PGD nearly everything
 LARGER = (2, 4)
 AGAIN = (7, 3, 12, 0, 9)  # rows of the second and third run, in another order and company

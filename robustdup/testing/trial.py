@@ -16,6 +16,7 @@ from robustdup.data.digits import load_builtin as load_digits
 from robustdup.evaluation.referee import judge
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.plugins import AttackSpec
+from robustdup.projections import COUNTS, row_length
 from robustdup.rng import SampleRng
 from robustdup.threat import NORMS, ThreatModel
 
@@ -71,8 +72,8 @@ def against_noise(
     inside_box = torch.where(adv_images.isfinite(), adv_images, images).clamp(0, 1)
 
     def drawn(draw: int) -> Tensor:
-        if norm == "L0":
-            return _sparse_noise(images, inside_box, rng, draw)
+        if norm in COUNTS:
+            return _sparse_noise(images, inside_box, rng, draw, norm)
         delta = ball_noise(images, threat, rng, draw=draw)
         delta = delta.sign() * threat.radius if threat.norm == "Linf" else threat.sphere_scale(delta)
         if free:
@@ -88,9 +89,10 @@ def against_noise(
     return int(broken(adv_images).sum()), int(by_noise.sum())
 
 
-def _sparse_noise(images: Tensor, adv_images: Tensor, rng: SampleRng, draw: int) -> Tensor:
-    """Set as many values of each image as the attack changed, chosen at random, to random values."""
-    flat = images.flatten(1)
-    count = (adv_images.flatten(1) != flat).sum(dim=1, keepdim=True)
-    rank = rng.fold("places").uniform(flat.shape[1:], draw=draw).argsort(dim=1).argsort(dim=1)
-    return torch.where(rank < count, rng.fold("values").uniform(flat.shape[1:], draw=draw), flat).view_as(images)
+def _sparse_noise(images: Tensor, adv_images: Tensor, rng: SampleRng, draw: int, norm: str) -> Tensor:
+    """Set as many values or pixels of each image as the attack changed, chosen at random, to random values."""
+    shape = images.shape[1:] if norm == "L0" else (1, *images.shape[2:])
+    places = rng.fold("places").uniform(shape, draw=draw).flatten(1)
+    count = row_length(adv_images - images, norm)[:, None]
+    changes = (places.argsort(dim=1).argsort(dim=1) < count).view(-1, *shape)
+    return torch.where(changes, rng.fold("values").uniform(images.shape[1:], draw=draw), images)

@@ -11,7 +11,7 @@ from robustdup.attacks.nearest import Nearest, cosine, pull_back, toward_clean
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
-from robustdup.projections import row_length
+from robustdup.projections import COUNTS, row_length
 from tests.raising import raises
 
 REGISTRY = Registry()
@@ -19,9 +19,10 @@ register(REGISTRY)
 PAIRS = [
     ("fmn", "Linf"), ("fmn", "L2"), ("fmn", "L1"), ("fmn", "L0"), ("ddn", "L2"),
     ("superdeepfool", "Linf"), ("superdeepfool", "L2"), ("superdeepfool", "L1"), ("sigma-zero", "L0"),
+    ("fmn", "L0-pixels"), ("sigma-zero", "L0-pixels"),
 ]  # fmt: skip
 QUICK = {"fmn": {"steps": 6}, "ddn": {"steps": 6}, "superdeepfool": {"steps": 4}, "sigma-zero": {"steps": 8}}
-EPS = {"Linf": "0.05", "L2": "0.5", "L1": "2", "L0": "5"}
+EPS = {"Linf": "0.05", "L2": "0.5", "L1": "2", "L0": "5", "L0-pixels": "5"}
 
 
 class Linear(nn.Module):
@@ -37,9 +38,9 @@ class Linear(nn.Module):
 
 
 def linear_problem(n=12):
-    """A linear model and images (n, 1, 6, 6) of class 0, with many values at the bounds of [0, 1]; the gap to close (n,)."""
+    """A linear model and images (n, 3, 4, 3) of class 0, with many values at the bounds of [0, 1]; the gap to close (n,)."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(n, 1, 6, 6, generator=generator)
+    images = torch.rand(n, 3, 4, 3, generator=generator)
     images[: n // 2] = (images[: n // 2] * 3 - 1).clamp(0, 1)
     weight = torch.randn(36, generator=generator)
     score = images.flatten(1) @ weight
@@ -50,8 +51,11 @@ def linear_problem(n=12):
 def shortest(model, images, gap, norm):
     """The least distance at which w·δ closes the gap with x + δ in [0, 1]: in L0 the largest gains, one after the other."""
     weight, flat = model.weight.detach().float(), images.flatten(1)
-    if norm == "L0":
-        gains = (weight.abs() * torch.where(weight > 0, 1 - flat, flat)).sort(dim=1, descending=True).values
+    if norm in COUNTS:
+        gains = weight.abs() * torch.where(weight > 0, 1 - flat, flat)
+        if norm == "L0-pixels":
+            gains = gains.view(len(flat), 3, -1).sum(dim=1)
+        gains = gains.sort(dim=1, descending=True).values
         return (gains.cumsum(dim=1) < gap[:, None]).sum(dim=1).double() + 1
     return row_length(hyperplane_step(flat, weight.expand_as(flat).contiguous(), -gap, norm), norm)
 
@@ -73,7 +77,7 @@ def test_the_distance_is_the_closed_form_on_a_linear_model_within_one_percent(na
     assert not threat.violations(images, adv_images).box.any()
     assert float(ratio.max()) < 1.01
     assert float(ratio.min()) > 1 - 1e-5  # no less than the optimum: the model is right up to there
-    if norm != "L0":
+    if norm not in COUNTS:
         free = gap.double() / float(
             row_length(model.weight.detach()[None], {"Linf": "L1", "L2": "L2", "L1": "Linf"}[norm])
         )
@@ -123,7 +127,7 @@ def test_a_surviving_row_costs_what_the_spec_says_and_stays_in_the_ball(name, no
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_a_sample_leaves_within_eps_unless_it_is_to_go_on(points, name, norm):
     model, images, labels, _ = points
-    far = {"Linf": "0.4", "L2": "3", "L1": "15", "L0": "40"}[norm]
+    far = {"Linf": "0.4", "L2": "3", "L1": "15", "L0": "40", "L0-pixels": "40"}[norm]
     stopped, short = run(name, norm, model, images, labels, eps=far, stop_within_eps=True, **QUICK[name])
     nearest, long = run(name, norm, model, images, labels, eps=far, stop_within_eps=False, **QUICK[name])
     threat = ThreatModel(norm, far)

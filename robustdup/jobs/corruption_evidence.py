@@ -1,0 +1,196 @@
+"""Rechecking a run on corruptions: its images are made again, or read, and judged, and nothing but its words is believed.
+
+Corrupted images are a pure function of the clean ones, kind, severity and seed, so that a bundle needs to hold none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor, nn
+
+from robustdup.config import EvalConfig, validate
+from robustdup.errors import UserError
+from robustdup.evidence.bundle import refused
+from robustdup.evidence.verification import CorruptionVerification
+from robustdup.jobs.corruptions import CorruptionRun, run_corruptions
+from robustdup.jobs.evaluation import given_data
+from robustdup.jobs.trust import check_trust, without_demands
+from robustdup.plugins import load_plugins
+from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
+
+# Fields of the record that are computed again; of data and model the fingerprints.
+RECHECKED = (
+    "n", "source", "clean_accuracy", "corruption_accuracy", "mce", "kinds", "missing", "severities", "seed", "data.fingerprint",
+    "model.fingerprint",
+)  # fmt: skip
+ROUNDING = 1e-4  # a margin up to which float32 may decide otherwise on another machine
+COLUMNS = ("index", "label", "kind", "severity")  # which image a row is about
+OTHER = ("norm", "eps", "threat")  # what a bundle says itself
+
+
+def verify_corruptions(
+    folder: Path, changes: Mapping[str, Any], *, trust: bool = False, model: nn.Module | None = None,
+    images: Tensor | None = None, labels: Tensor | None = None,
+) -> CorruptionVerification:  # fmt: skip
+    """Make, or read, and judge everything again that a bundle of a run on corruptions speaks of; its hashes were checked.
+
+    Args:
+        folder: the bundle.
+        changes: keys of EvalConfig that differ on this machine (data in another place, say).
+        trust: whether code that the bundle names may run.
+        model: replaces that of the bundle.
+        images: clean images (N, C, H, W) in [0, 1] in place of the bundle's, with `labels`.
+        labels: true classes (N,) int64.
+
+    Raises:
+        UserError: where it names code that the user did not, or objects in memory that were not given.
+    """
+    started = time.perf_counter()
+    record, table = load_corruption_record(folder), _table(folder)
+    stated = without_demands(record.config)
+    for name in OTHER:
+        if name in changes and changes[name] != stated.get(name):
+            raise UserError(
+                f"The bundle speaks of corruptions as it says itself. Leave out --{name}.", code="other-threat"
+            )
+    config = validate(EvalConfig, {**stated, **changes})
+    missing = [
+        name
+        for name, given in (("model", model), ("data", images))
+        if given is None and getattr(config, name) == "python"
+    ]
+    if missing:
+        raise UserError(
+            f"This bundle was made from objects in memory: name {' and '.join(f'--{name}' for name in missing)}, or call "
+            "robustdup.verify(folder, model, images, labels).",
+            code="bad-option",
+        )
+    check_trust(stated, what="The bundle", own=[*changes, *(["model"] if model is not None else [])], trust=trust)
+    data = None if images is None or labels is None else given_data(images, labels, config)
+    found = run_corruptions(config, model=model, data=data, registry=load_plugins(config.plugin))
+    return _compared(record, table, found).model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def _table(folder: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(folder / TABLE_FILE) as file:
+            return file.read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise refused(f"{TABLE_FILE} cannot be read ({error}).") from None
+
+
+def _compared(record: CorruptionRecord, table: pa.Table, found: CorruptionRun) -> CorruptionVerification:
+    """Say where a record and its table differ from what was found here."""
+    own, problems, notes = found.record, [], []
+    randomized = own.model.randomized
+    if record.data.fingerprint != own.data.fingerprint:
+        problems.append("The images or labels here are not those that it speaks of (fingerprints differ).")
+    if record.model.fingerprint != own.model.fingerprint:
+        problems.append("The weights here are not those that it speaks of (fingerprints differ).")
+    other = _other_pixels(record, own)
+    if other:
+        made = f" It made them with {record.made_with}; here: {own.made_with}." if record.source == "made" else ""
+        problems.append(
+            f"The images of {len(other)} sets are others here: {', '.join(other[:3])}{', …' * (len(other) > 3)}.{made}"
+        )
+    differing, rounding = _differing(table, found.table)
+    if differing is None:
+        problems.append("Its table is about other images, kinds or severities than its record.")
+    elif differing > rounding and not randomized:
+        problems.append(f"The model answers otherwise here on {differing - rounding} images, beyond rounding.")
+    rows = max(len(found.table["index"]), 1)
+    slack = 1e-9 + 2 * rounding / max(own.n, 1)
+    if not randomized:
+        problems += [f"{name} does not follow: stated {a}, here {b}." for name, a, b in _unlike(record, own, slack)]
+    elif differing:
+        notes.append(f"The model answers at random: {differing} of {rows} answers were others here.")
+        problems += _outside(record, own)
+    return CorruptionVerification(
+        accepted=not problems, n=own.n, n_sets=len(_sets(own)), corruption_accuracy=own.corruption_accuracy,
+        stated=record.corruption_accuracy, randomized=randomized, n_other_pixels=len(other), n_differing=differing or 0,
+        within_rounding=rounding, problems=problems, notes=notes, rechecked=list(RECHECKED),
+        only_stated=sorted({*CorruptionRecord.model_fields} - {name.partition(".")[0] for name in RECHECKED}),
+    )  # fmt: skip
+
+
+def _sets(record: CorruptionRecord) -> dict[str, str | None]:
+    """Return the SHA-256 of each set's pixels, by its name."""
+    return {f"{kind.kind} {part.severity}": part.pixels for kind in record.kinds for part in kind.severities}
+
+
+def _other_pixels(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
+    here = _sets(own)
+    return [name for name, pixels in _sets(record).items() if pixels is not None and here.get(name) != pixels]
+
+
+def _differing(table: pa.Table, found: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Count the images on which the answers differ, and those of them within rounding; None where the rows do not fit."""
+    here = pa.table(dict(found))
+    names = {*COLUMNS, "prediction", "correct_share", "margin"}
+    if set(table.column_names) != names or any(
+        not np.array_equal(table[name].to_numpy(), here[name].to_numpy()) for name in COLUMNS
+    ):
+        return None, 0
+    differs = np.zeros(len(here), dtype=bool)
+    for name in ("prediction", "correct_share"):
+        differs |= table[name].to_numpy() != here[name].to_numpy()
+    near = np.abs(here["margin"].to_numpy()) <= ROUNDING
+    return int(differs.sum()), int((differs & near).sum())
+
+
+def _unlike(record: CorruptionRecord, own: CorruptionRecord, slack: float) -> list[tuple[str, Any, Any]]:
+    """Return (field, stated, found) of the fields that differ by more than `slack`; pixels were compared before."""
+    result = []
+    for name in RECHECKED:
+        if "." in name:
+            continue
+        stated, here = (_plain(getattr(each, name)) for each in (record, own))
+        if not _close(stated, here, slack):
+            result.append((name, *_first_unlike(stated, here, slack)))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _close(a: Any, b: Any, slack: float) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(name == "pixels" or _close(a[name], b[name], slack) for name in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_close(x, y, slack) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= slack
+    return bool(a == b)
+
+
+def _first_unlike(a: Any, b: Any, slack: float) -> tuple[Any, Any]:
+    """Return what of two values differs first, as small as can be shown."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return next(_first_unlike(x, y, slack) for x, y in zip(a, b, strict=True) if not _close(x, y, slack))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next(
+            _first_unlike(a[name], b[name], slack)
+            for name in a
+            if name != "pixels" and not _close(a[name], b[name], slack)
+        )
+    return a, b
+
+
+def _outside(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
+    """Say where what a model that answers at random does here lies outside the interval that is stated."""
+    stated, here = record.corruption_accuracy, own.corruption_accuracy
+    if stated is None or here is None or stated.low <= here.value <= stated.high:
+        return []
+    return [
+        f"corruption_accuracy is {here.value:.4f} here, outside the stated interval [{stated.low:.4f}, {stated.high:.4f}]."
+    ]

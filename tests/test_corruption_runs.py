@@ -1,0 +1,199 @@
+"""Runs on corruptions that are interrupted and go on, and their bundles: what is made again must be what was said."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from torch import nn
+
+import robustdup
+from robustdup.cli.main import main
+from robustdup.config import EvalConfig, build
+from robustdup.evidence.bundle import write_bundle
+from robustdup.jobs import corruptions as jobs
+from robustdup.jobs.corruptions import finished_corruptions, run_corruptions
+from tests.raising import raises
+from tests.test_corruptions import Bright, made_here, published
+
+KINDS = ["snow", "fog"]
+
+
+def config(data, **settings):
+    values = {
+        "data": str(data),
+        "model": "python",
+        "threat": "corruptions(severities=[1,2,5])",
+        "threads": 1,
+        **settings,
+    }
+    return build(EvalConfig, values=values)
+
+
+def interrupted(after):
+    """Return what is told of the sets and interrupts before set number `after`, as a person would."""
+
+    def tell(name, number, total):
+        if number == after:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of published images and a whole run on it."""
+    place = tmp_path_factory.mktemp("whole")
+    published(place / "CIFAR-10-C", KINDS)
+    run = run_corruptions(config(place / "CIFAR-10-C"), model=Bright(), folder=place / "run")
+    return place, run
+
+
+def same(run, other):
+    """Compare what was found: all but times and names."""
+    ours, theirs = (each.record.model_dump(exclude={"seconds", "created", "run_id"}) for each in (run, other))
+    return ours == theirs and all(list(run.table[name]) == list(other.table[name]) for name in run.table)
+
+
+def test_a_run_goes_on_after_an_interruption_to_the_same_result(finished, tmp_path, monkeypatch):
+    place, whole = finished
+    settings = config(place / "CIFAR-10-C")
+    with pytest.raises(KeyboardInterrupt):
+        run_corruptions(settings, model=Bright(), folder=tmp_path / "run", progress=interrupted(4))
+    with raises("unfinished-run", robustdup.UserError, "--resume"):
+        run_corruptions(settings, model=Bright(), folder=tmp_path / "run")
+    judged, judge = [], jobs._judge_set
+    monkeypatch.setattr(
+        jobs, "_judge_set", lambda context, part: judged.append((part.kind, part.severity)) or judge(context, part)
+    )
+    again = run_corruptions(settings, model=Bright(), folder=tmp_path / "run", resume=True)
+    assert judged == [("fog", 2), ("fog", 5)]
+    assert same(again, whole)
+    assert not (tmp_path / "run" / "state").exists()
+    assert finished_corruptions(tmp_path / "run").kinds == whole.record.kinds
+
+
+def test_what_a_kill_has_damaged_is_judged_again(finished, tmp_path):
+    place, whole = finished
+    with pytest.raises(KeyboardInterrupt):
+        run_corruptions(config(place / "CIFAR-10-C"), model=Bright(), folder=tmp_path, progress=interrupted(3))
+    kept = sorted((tmp_path / "state" / "sets").iterdir())
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    kept[1].write_bytes(b"")
+    assert same(run_corruptions(config(place / "CIFAR-10-C"), model=Bright(), folder=tmp_path, resume=True), whole)
+
+
+class Other(Bright):
+    """The same answers with a weight that the first one did not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(1, 1)
+
+
+def test_a_run_goes_on_only_with_the_same_settings_and_weights(finished, tmp_path):
+    place, _ = finished
+    with pytest.raises(KeyboardInterrupt):
+        run_corruptions(config(place / "CIFAR-10-C"), model=Bright(), folder=tmp_path, progress=interrupted(1))
+    with raises("other-run", robustdup.UserError, "seed"):
+        run_corruptions(config(place / "CIFAR-10-C", seed=1), model=Bright(), folder=tmp_path, resume=True)
+    with raises("other-run", robustdup.UserError, "weights"):
+        run_corruptions(config(place / "CIFAR-10-C"), model=Other(), folder=tmp_path, resume=True)
+
+
+def bundled(place, folder, change=None, **columns):
+    """Write the bundle of a run whose record is passed through `change` and whose table has other columns."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    content = json.loads((place / "run" / "record.json").read_text())
+    if change is not None:
+        change(content)
+    (run / "record.json").write_text(json.dumps(content))
+    table = pq.read_table(place / "run" / "corrupted.parquet")
+    for name, edit in columns.items():
+        values = edit(table[name].to_numpy().copy())
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, run / "corrupted.parquet")
+    return write_bundle(run, folder / "bundle")
+
+
+def test_a_bundle_is_accepted_where_everything_comes_out_again(finished, tmp_path):
+    place, whole = finished
+    found = robustdup.verify(bundled(place, tmp_path), Bright())
+    assert found.accepted, found.problems
+    assert (found.n, found.n_sets, found.n_differing) == (20, 6, 0)
+    assert found.corruption_accuracy == found.stated == whole.record.corruption_accuracy
+    assert not {name.partition(".")[0] for name in found.rechecked} & set(found.only_stated)
+    assert "judged again here on 6 sets" in found.headline()
+
+
+def better(content):
+    content["corruption_accuracy"]["value"] += 0.01
+
+
+def kind_better(content):
+    content["kinds"][1]["severities"][0]["accuracy"]["value"] -= 0.05
+
+
+def one_other(values):
+    values[7] = (values[7] + 1) % 10
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "word"),
+    [
+        (better, {}, "corruption_accuracy does not follow"),
+        (kind_better, {}, "kinds does not follow"),
+        (lambda content: content.update(seed=9), {}, "seed does not follow"),
+        (lambda content: content["model"].update(fingerprint="0" * 64), {}, "weights"),
+        (lambda content: content["data"].update(fingerprint="0" * 64), {}, "images or labels"),
+        (lambda content: content["kinds"][0]["severities"][2].update(pixels="0" * 64), {}, "snow 5"),
+        (None, {"prediction": one_other}, "answers otherwise here on 1 images"),
+        (None, {"label": one_other}, "about other images"),
+    ],
+)  # fmt: skip
+def test_a_bundle_that_says_otherwise_is_refused(finished, tmp_path, change, columns, word):
+    found = robustdup.verify(bundled(finished[0], tmp_path, change, **columns), Bright())
+    assert not found.accepted
+    assert word in " ".join(found.problems)
+
+
+def test_other_images_in_the_folder_and_a_changed_bundle_are_noticed(finished, tmp_path):
+    place, _ = finished
+    bundle = bundled(place, tmp_path)
+    published(tmp_path / "other", KINDS)
+    pixels = np.load(tmp_path / "other" / "fog.npy")
+    pixels[85, 0, 0, 0] ^= 1
+    np.save(tmp_path / "other" / "fog.npy", pixels)
+    found = robustdup.verify(bundle, Bright(), data=None)
+    assert found.accepted
+    from robustdup.jobs.corruption_evidence import verify_corruptions
+
+    moved = verify_corruptions(bundle, {"data": str(tmp_path / "other")}, model=Bright())
+    assert moved.n_other_pixels == 1
+    assert "The images of 1 sets are others here: fog 5" in " ".join(moved.problems)
+    (bundle / "record.json").write_text((bundle / "record.json").read_text().replace("snow", "snov"))
+    with raises("refused-bundle", robustdup.UserError, "record.json was changed"):
+        robustdup.verify(bundle, Bright())
+
+
+def test_a_bundle_of_objects_in_memory_asks_for_them(finished, tmp_path):
+    with raises("bad-option", robustdup.UserError, "--model"):
+        robustdup.verify(bundled(finished[0], tmp_path))
+
+
+@made_here
+def test_on_the_command_line_images_made_here_are_bundled_resumed_and_verified(tmp_path, capsys):
+    run, bundle = str(tmp_path / "run"), str(tmp_path / "bundle")
+    words = ["--threat", "corruptions(kinds=[contrast],severities=[1,5])", "--n", "12", "--threads", "1"]
+    assert main(["eval", *words, "--out", run, "--bundle", bundle, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["eval", "--resume", run, "--json"]) == 0  # it is done: what it found is shown
+    assert json.loads(capsys.readouterr().out) == first
+    assert main(["verify", bundle]) == 0
+    assert "accepted" in capsys.readouterr().out
+    assert main(["verify", bundle, "--replay", "0.1"]) == 2
+    assert len({part["pixels"] for part in first["kinds"][0]["severities"]}) == 2
