@@ -12,8 +12,8 @@ from robustdup.jobs import run_training
 from robustdup.plugins import load_plugins
 
 SETTINGS = (
-    "model=small-cnn(width=8)", "epochs=12", "batch_size=64", "optimizer=adamw", "lr=0.005", "attack=pgd(steps=5)",
-    "augment=none", "validation=0", "evaluate=pgd(steps=20)", "test_n=300", "threads=1",
+    "model=small-cnn(width=8)", "epochs=5", "batch_size=64", "optimizer=adamw", "lr=0.01", "attack=pgd(steps=5)",
+    "augment=none", "validation=0", "evaluate=pgd(steps=20)", "test_n=200", "threads=1",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_standard_training_is_not_robust_and_pgd_training_is(tmp_path, pgd_at):
         (("objective=pgd_at", "update=awp"), 0.8),
         (("objective=n_fgsm",), 0.8),
         (("objective=morel",), 0.8),
-        (("objective=free(replays=8)",), 0.6),  # its perturbations start from those of other images: 0.7 was seen here
+        (("objective=free(replays=4)",), 0.6),  # its perturbations start from those of other images: 0.7 was seen here
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
@@ -63,4 +63,4 @@ def test_the_pgd_of_each_toolkit_trains_as_well(tmp_path, pgd_at, attack):
     if known is None or not known.available:
         pytest.skip(f"{attack} is not installed")
     found = robust_accuracy(tmp_path / "run", "objective=pgd_at", f"attack={attack}")
-    assert found == pytest.approx(pgd_at, abs=0.08)  # of 300 points; standard training keeps less than 0.25
+    assert found == pytest.approx(pgd_at, abs=0.08)  # of 200 points; standard training keeps less than 0.25

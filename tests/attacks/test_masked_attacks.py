@@ -41,7 +41,7 @@ def optimum(weight, norm, eps):
     return eps * float(row_length(weight[None], {"Linf": "L1", "L2": "L2"}[norm]))
 
 
-def linear(norm, share, seed=0, n=6):
+def linear(norm, share, seed=0, n=4):
     """Images in the middle of the box, and a model that falls to `share` of the best perturbation."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(24, generator=generator)
@@ -55,13 +55,13 @@ def linear(norm, share, seed=0, n=6):
 @NORMS
 @pytest.mark.parametrize(("attack", "near"), [(spsa, 0.9), (boundary_walk, 0.95)])
 def test_linear_models_fall_below_the_optimum_and_never_above(attack, near, norm):
-    threat = ThreatModel(norm, EPS[norm])
+    threat, options = ThreatModel(norm, EPS[norm]), {"restarts": 2} if attack is boundary_walk else {}
     for share, falls in ((near, True), (1.001, False)):
-        for seed in range(3):
+        for seed in range(2):
             model, images, labels, rng = linear(norm, share, seed)
-            adv_images = attack(model, images, labels, threat, rng=rng)
+            adv_images = attack(model, images, labels, threat, rng=rng, **options)
             assert not threat.violations(images, adv_images).any.any()
-            assert misclassified(model(adv_images), labels).tolist() == [falls] * 6
+            assert misclassified(model(adv_images), labels).tolist() == [falls] * 4
 
 
 @pytest.fixture(scope="module")
