@@ -1,7 +1,7 @@
 """Tests compute with one thread a process: the models are small, and pytest-xdist fills the cores.
 
-Lanes: `uv run pytest` runs all but what is marked `slow`; `-m unit` what needs neither processes, trainings, toolkits nor
-a browser; `-m timing` looks at the clock, which the others do not.
+Lanes: `uv run pytest` runs all but what is marked `slow`; `-m unit` what needs neither processes, trained networks,
+toolkits nor a browser; `-m timing` looks at the clock, which the others do not.
 """
 
 import contextlib
@@ -26,8 +26,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 MORE_THAN_A_UNIT = re.compile(
     r"subprocess|multiprocessing|playwright|browser|open_runner|run_training|run_evaluation|run_study|run_detection"
     r"|check_attack|cli\.main|import (torchattacks|art|foolbox|autoattack|robustbench|timm|transformers)"
-    r"|\b(evaluate|train|verify|eval_digits)\("
+    r"|\b(evaluate|train|verify|eval_digits)\(|forked|entry_points\(|load_builtin"
 )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out of the lane `-m unit` what has no unit before it is imported: imports take longer than the tests."""
+    if config.option.markexpr == "unit" and collection_path.suffix in (".py", ".md"):
+        return True if collection_path.suffix == ".md" or not _is_light(collection_path) else None
+    return None
 
 
 def pytest_collection_modifyitems(items):
@@ -40,7 +47,7 @@ def pytest_collection_modifyitems(items):
 @cache
 def _is_light(path: Path) -> bool:
     texts = [file.read_text(encoding="utf-8") for file in (path, path.parent / "conftest.py") if file.is_file()]
-    return "plugins" not in path.parts and not any(MORE_THAN_A_UNIT.search(text) for text in texts)
+    return not {"plugins", "benchmarks"} & set(path.parts) and not any(MORE_THAN_A_UNIT.search(text) for text in texts)
 
 
 @pytest.fixture(autouse=True)
