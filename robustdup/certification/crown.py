@@ -104,6 +104,8 @@ def pull_back(
         rows: The functions' coefficients (N, S, *shape of the operation).
         bounds: Of the operations before it.
         slopes: Of rectifiers' lower lines; the better of 0 and 1 by area where not given.
+
+    Gradients reach rows, slopes, bounds and the weights of the operations, unless they are switched off.
     """
     waiting: dict[int, Tensor] = {index: rows}
     constant = torch.zeros(rows.shape[:2]).to(rows)
@@ -139,10 +141,10 @@ def pull_back(
 def _through_affine(operation: Operation, shape: tuple[int, ...], coefficients: Tensor) -> tuple[Tensor, Tensor]:
     assert operation.linear is not None
     n, s = coefficients.shape[:2]
-    flat = coefficients.reshape(n * s, *operation.shape)
+    flat, keep = coefficients.reshape(n * s, *operation.shape), torch.is_grad_enabled()
     with torch.enable_grad():
         zeros = torch.zeros(n * s, *shape).to(flat).requires_grad_()
-        (part,) = torch.autograd.grad(operation.linear(zeros), zeros, flat, create_graph=coefficients.requires_grad)
+        (part,) = torch.autograd.grad(operation.linear(zeros), zeros, flat, create_graph=keep)
     bias = operation.bias
     offset = (flat * (bias.to(flat) if isinstance(bias, Tensor) else bias)).flatten(1).sum(1)
     return offset.view(n, s), part.view(n, s, *shape)
@@ -151,9 +153,8 @@ def _through_affine(operation: Operation, shape: tuple[int, ...], coefficients: 
 def lines(slope: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the lines around max(x, slope x) on [low, high]: slope below, slope above, offset above; same shapes."""
     one, rest = torch.ones_like(low), torch.full_like(low, slope)
-    width = (high - low).clamp(min=1e-30)
-    chord = ((high - slope * low) / width).clamp(slope, 1)
     is_open = (low < 0) & (high > 0)
+    chord = ((high - slope * low) / torch.where(is_open, high - low, one)).clamp(slope, 1)
     above = torch.where(is_open, chord, torch.where(low >= 0, one, rest))
     below = torch.where(is_open, torch.where(high > -low, one, rest), above)
     offset = torch.where(is_open, (1 - above) * high, torch.zeros_like(low))
@@ -210,15 +211,16 @@ def margins(
         steps: Steps of gradient ascent on the slopes (alpha-CROWN); 0 for CROWN.
         limit: See `crown_bounds`.
     """
-    bounds = crown_bounds(operations, region, limit=limit)
-    last = len(operations) - 1
-    rows = margin_rows(labels, operations[-1].shape[0]).to(region.images)
-    slopes: Slopes = {}
-    for number, operation in enumerate(operations):
-        if operation.kind == "rectifier":
-            before = operation.inputs[0]
-            slopes[number] = lines(operation.slope, bounds.low[before], bounds.high[before])[0]
-    best = pull_back(operations, last, rows, bounds, region, slopes).amin(1)
+    with torch.no_grad():
+        bounds = crown_bounds(operations, region, limit=limit)
+        last = len(operations) - 1
+        rows = margin_rows(labels, operations[-1].shape[0]).to(region.images)
+        slopes: Slopes = {}
+        for number, operation in enumerate(operations):
+            if operation.kind == "rectifier":
+                before = operation.inputs[0]
+                slopes[number] = lines(operation.slope, bounds.low[before], bounds.high[before])[0]
+        best = pull_back(operations, last, rows, bounds, region, slopes).amin(1)
     if steps == 0 or not slopes:
         return best, slopes
     return _ascend(operations, region, rows, bounds, slopes, best, steps)

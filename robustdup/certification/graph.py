@@ -93,6 +93,18 @@ def window_values(operation: Operation, values: Tensor, beyond: float) -> Tensor
     return padded[:, operation.windows]  # -1 is the padding
 
 
+def pool_windows(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Tensor:
+    """Return the numbers of the inputs, of shape (C, H, W), that each output is the largest of: (outputs, window)."""
+    channels, height, width = shape
+    # Numbers of inputs as an image; windows are unfolded from it as max_pool2d lays them.
+    places = torch.arange(channels * height * width).view(channels, 1, height, width).double()
+    pads = _pair(module.padding)
+    padded = F.pad(places, (pads[1], pads[1], pads[0], pads[0]), value=-1.0)
+    size, stride = _pair(module.kernel_size), _pair(module.stride or module.kernel_size)
+    windows = F.unfold(padded, size, dilation=_pair(module.dilation), stride=stride)  # (C, window, outputs)
+    return windows.transpose(1, 2).reshape(-1, windows.shape[1]).long()
+
+
 class _Reader:
     """Walks a traced graph; `values` has, per node, the number of its operation or the constant that it stands for."""
 
@@ -200,19 +212,12 @@ class _Reader:
         )  # fmt: skip
 
     def _maximum(self, node: fx.Node, number: _Number, module: nn.MaxPool2d) -> _Number:
-        channels, height, width = self.operations[number.index].shape
-        # Numbers of inputs as an image; windows are unfolded from it as max_pool2d lays them.
-        places = torch.arange(channels * height * width).view(channels, 1, height, width).double()
-        pads = _pair(module.padding)
-        padded = F.pad(places, (pads[1], pads[1], pads[0], pads[0]), value=-1.0)
         if module.ceil_mode:
             raise _not_boundable(node, "MaxPool2d with ceil_mode")
-        size, stride = _pair(module.kernel_size), _pair(module.stride or module.kernel_size)
-        windows = F.unfold(padded, size, dilation=_pair(module.dilation), stride=stride)  # (C, window, outputs)
+        before = self.operations[number.index].shape
         with torch.no_grad():
-            shape = tuple(module(torch.zeros(1, channels, height, width)).shape[1:])
-        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1]).long()
-        return self._add(node, "maximum", [number], windows=flat, shape=shape)
+            shape = tuple(module(torch.zeros(1, *before)).shape[1:])
+        return self._add(node, "maximum", [number], windows=pool_windows(module, before), shape=shape)
 
     def _function(self, node: fx.Node, args: list[Any]) -> Any:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
@@ -230,6 +235,9 @@ class _Reader:
             return self._add(node, "rectifier", [number], slope=float(slope))
         if name in ("dropout", "contiguous", "clone"):
             return number
+        if name == "max_pool2d":
+            keys = {key: self._value(value) for key, value in node.kwargs.items()}
+            return self._maximum(node, number, nn.MaxPool2d(*args[1:], **keys))
         if name in ("flatten", "view", "reshape"):
             return self._affine(node, number, lambda x: x.flatten(1)) if self._flattens(node, name, args) else number
         if name in _ARITHMETIC:

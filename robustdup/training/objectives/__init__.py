@@ -77,6 +77,14 @@ def register_objectives(registry: Registry) -> None:
         description="Cross-entropy of the worst logits that interval bounds leave possible: certified training, in Linf.",
     )
     registry.add_objective(
+        "crown_ibp",
+        f"{here}.crown_ibp:crown_ibp",
+        attacks=False,
+        check=f"{here}.crown_ibp:check_shares",
+        url="https://arxiv.org/abs/1906.06316",
+        description="As ibp, with linear bounds of the margins at first, or throughout: steadier, tighter at a small radius.",
+    )
+    registry.add_objective(
         "morel",
         f"{here}.morel:morel",
         features=True,

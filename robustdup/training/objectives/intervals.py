@@ -7,7 +7,7 @@ https://arxiv.org/abs/1810.12715.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from robustdup.certification.crown import Bounds
+from robustdup.certification.graph import Operation, pool_windows
 from robustdup.errors import UserError
 from robustdup.models.attack_copy.compile import TrainedModel
 from robustdup.rng import SampleRng
@@ -26,7 +28,12 @@ MONOTONE = (
     nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Sigmoid, nn.Tanh,
     nn.ReLU6, nn.Softplus,
 )  # fmt: skip
-MONOTONE_CALLS = {"relu", "leaky_relu", "flatten", "mean", "view", "reshape", "avg_pool2d", "max_pool2d", "contiguous"}
+CURVED = (nn.Sigmoid, nn.Tanh, nn.ReLU6, nn.Softplus, nn.MaxPool2d)  # which CROWN has no lines for here
+MONOTONE_CALLS = {
+    "relu", "relu_", "leaky_relu", "flatten", "mean", "view", "reshape", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d",
+    "contiguous", "clone",
+}  # fmt: skip
+MODULES: dict[str, Any] = {"relu": nn.ReLU, "relu_": nn.ReLU, "leaky_relu": nn.LeakyReLU, "max_pool2d": nn.MaxPool2d}
 SUMS = {"add": operator.add, "iadd": operator.add, "add_": operator.add}
 SCALES = {"sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv, "div": operator.truediv}
 _traced: WeakKeyDictionary[nn.Module, fx.GraphModule] = WeakKeyDictionary()
@@ -34,15 +41,35 @@ _traced: WeakKeyDictionary[nn.Module, fx.GraphModule] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Box:
-    """A value on the clean images, and the least and largest that it may have within the ball: (N, ...) each."""
+    """A value on the clean images, and the least and largest that it may have within the ball: (N, ...) each.
+
+    `number` is that of the operation which gave it, where operations are kept.
+    """
 
     clean: Tensor
     low: Tensor
     high: Tensor
+    number: int = 0
 
     def map(self, function: Any) -> Box:
         """Return the box of a function that does not fall."""
         return Box(function(self.clean), function(self.low), function(self.high))
+
+
+@dataclass
+class Tape:
+    """The operations that boxes went through, as `crown.pull_back` reads them, and their bounds; weights stay alive."""
+
+    operations: list[Operation] = field(default_factory=list)
+    bounds: Bounds = field(default_factory=lambda: Bounds([], []))
+
+    def keep(self, box: Box, kind: Any, *before: Box, **about: Any) -> Box:
+        """Append the operation that led to a box, and return the box with its number."""
+        numbers = tuple(part.number for part in before)
+        self.operations.append(Operation(kind, numbers, tuple(box.clean.shape[1:]), **about))
+        self.bounds.low.append(box.low)
+        self.bounds.high.append(box.high)
+        return replace(box, number=len(self.operations) - 1)
 
 
 def ibp(
@@ -72,13 +99,14 @@ def check_kappa(*, kappa: float, **_: Any) -> None:
         raise UserError(f"ibp's kappa, the weight of its clean term, lies in [0, 1]; got {kappa:g}.", code="bad-value")
 
 
-def interval_logits(model: nn.Module, images: Tensor, radius: float) -> Box:
+def interval_logits(model: nn.Module, images: Tensor, radius: float, tape: Tape | None = None) -> Box:
     """Return logits (N, K) with their interval bounds over the Linf ball inside [0, 1], with gradients to the weights.
 
-    BatchNorm takes its statistics from the clean images, and updates its running ones by them.
+    BatchNorm takes its statistics from the clean images, and updates its running ones by them. Where there is a `tape`,
+    it is given each operation.
 
     Raises:
-        UserError: not-boundable, with the layer that has no interval bounds.
+        UserError: not-boundable, with the layer that has no interval bounds, or none by CROWN where there is a tape.
     """
     inner = model
     if isinstance(model, TrainedModel):  # which counts rows: of the clean images, and of middles and reaches
@@ -94,7 +122,7 @@ def interval_logits(model: nn.Module, images: Tensor, radius: float) -> Box:
         _traced[inner] = graph
     graph.train(inner.training)
     box = Box(images, (images - radius).clamp(min=0), (images + radius).clamp(max=1))
-    found = _Intervals(graph).run(box)
+    found = _Intervals(graph, tape).run(box if tape is None else tape.keep(box, "image"))
     assert isinstance(found, Box)
     return found
 
@@ -102,16 +130,27 @@ def interval_logits(model: nn.Module, images: Tensor, radius: float) -> Box:
 class _Intervals(fx.Interpreter):  # type: ignore[misc]
     """Runs a traced network on boxes; what has no box in its arguments runs as it is."""
 
+    def __init__(self, graph: fx.GraphModule, tape: Tape | None) -> None:
+        super().__init__(graph)
+        self.tape = tape
+        self.extra_traceback = False  # what is raised here says which layer
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         if not args or not isinstance(args[0], Box):
             return super().call_module(target, args, kwargs)
+        box: Box = args[0]
         if isinstance(module, nn.Linear | nn.Conv2d):
-            return _affine(module, args[0])
+            reach, about = _affine(module)
+            centre, spread = module((box.low + box.high) / 2), reach((box.high - box.low) / 2)
+            return self._kept(Box(module(box.clean), centre - spread, centre + spread), "affine", box, **about)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            return _batch_norm(module, args[0])
+            scale, shift = _batch_norm(module, box.clean)
+            low, high = box.low * scale + shift, box.high * scale + shift
+            found = Box(module(box.clean), torch.minimum(low, high), torch.maximum(low, high))
+            return self._kept(found, "affine", box, linear=lambda x: x * scale, bias=shift)
         if isinstance(module, MONOTONE) or (isinstance(module, nn.Dropout) and module.p == 0):
-            return args[0].map(module)
+            return self._monotone(box.map(module), box, module, f"{type(module).__name__} (at {target})")
         raise _not_boundable(f"{type(module).__name__} (at {target})")
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -126,51 +165,74 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
         boxes = [part for part in args if isinstance(part, Box)]
         if not boxes:
             return function(*args, **kwargs)
+        box = boxes[0]
         if name == "getattr" and args[1] in ("shape", "dtype", "device", "ndim"):
-            return getattr(boxes[0].clean, args[1])
+            return getattr(box.clean, args[1])
         if name in MONOTONE_CALLS:
-            return boxes[0].map(lambda value: function(value, *args[1:], **kwargs))
+
+            def call(value: Tensor) -> Any:
+                return function(value, *args[1:], **kwargs)
+
+            module = MODULES[name](*args[1:], **kwargs) if name in MODULES and self.tape is not None else call
+            return self._monotone(box.map(call), box, module, name)
         if name in SUMS and len(boxes) == 2:
-            return Box(*(getattr(args[0], end) + getattr(args[1], end) for end in ("clean", "low", "high")))
+            ends = (getattr(boxes[0], end) + getattr(boxes[1], end) for end in ("clean", "low", "high"))
+            return self._kept(Box(*ends), "sum", *boxes)
         if name in SUMS:
             other = args[1] if isinstance(args[0], Box) else args[0]
-            return boxes[0].map(lambda value: value + other)
+            return self._kept(box.map(lambda value: value + other), "affine", box, linear=lambda x: x, bias=other)
         if name in SCALES and isinstance(args[0], Box) and len(boxes) == 1:
-            ends = args[0].map(lambda value: SCALES[name](value, args[1]))
-            return Box(ends.clean, torch.minimum(ends.low, ends.high), torch.maximum(ends.low, ends.high))
+            ends = box.map(lambda value: SCALES[name](value, args[1]))
+            found = Box(ends.clean, torch.minimum(ends.low, ends.high), torch.maximum(ends.low, ends.high))
+            if name == "sub":
+                return self._kept(found, "affine", box, linear=lambda x: x, bias=-args[1])
+            return self._kept(found, "affine", box, linear=lambda x: SCALES[name](x, args[1]))
         raise _not_boundable(name)
 
+    def _kept(self, found: Box, kind: str, *before: Box, **about: Any) -> Box:
+        return found if self.tape is None else self.tape.keep(found, kind, *before, **about)
 
-def _affine(module: nn.Linear | nn.Conv2d, box: Box) -> Box:
-    centre, spread = (box.low + box.high) / 2, (box.high - box.low) / 2
+    def _monotone(self, found: Box, before: Box, module: Any, name: str) -> Box:
+        """Keep what a function that does not fall gave: a rectifier, a maximum, or an affine map without a bias."""
+        if self.tape is None:
+            return found
+        if isinstance(module, nn.ReLU | nn.LeakyReLU):
+            return self.tape.keep(found, "rectifier", before, slope=float(getattr(module, "negative_slope", 0.0)))
+        if isinstance(module, nn.MaxPool2d) and not module.ceil_mode:
+            windows = pool_windows(module, tuple(before.clean.shape[1:]))
+            return self.tape.keep(found, "maximum", before, windows=windows)
+        if isinstance(module, CURVED) or name in MODULES:
+            raise _not_boundable(f"{name}, which is neither affine nor piecewise linear")
+        return self.tape.keep(found, "affine", before, linear=module)
+
+
+def _affine(module: nn.Linear | nn.Conv2d) -> tuple[Any, dict[str, Any]]:
+    """Return a layer's reach |W| x, and what an operation holds of it."""
     if isinstance(module, nn.Linear):
-        reach = F.linear(spread, module.weight.abs())
-    elif module.padding_mode == "zeros":
-        reach = F.conv2d(
-            spread, module.weight.abs(), None, module.stride, module.padding, module.dilation, module.groups
-        )
-    else:
+        return lambda x: F.linear(x, module.weight.abs()), {
+            "linear": lambda x: F.linear(x, module.weight),
+            "bias": 0.0 if module.bias is None else module.bias,
+        }
+    if module.padding_mode != "zeros":
         raise _not_boundable(f"Conv2d with padding_mode {module.padding_mode!r}")
-    middle = module(centre)
-    return Box(module(box.clean), middle - reach, middle + reach)
+    options: Any = (module.stride, module.padding, module.dilation, module.groups)
+    return lambda x: F.conv2d(x, module.weight.abs(), None, *options), {
+        "linear": lambda x: F.conv2d(x, module.weight, None, *options),
+        "bias": 0.0 if module.bias is None else module.bias.view(-1, 1, 1),
+    }
 
 
-def _batch_norm(module: nn.BatchNorm2d | nn.BatchNorm1d, box: Box) -> Box:
-    """Normalise by the statistics of the clean images: one affine map for all three."""
-    dims = [0, *range(2, box.clean.ndim)]
+def _batch_norm(module: nn.BatchNorm2d | nn.BatchNorm1d, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and shift (1, C, ...) by the statistics of the clean images: one affine map for all three."""
+    dims = [0, *range(2, clean.ndim)]
     mean, variance = module.running_mean, module.running_var
     if module.training or mean is None or variance is None:
-        mean, variance = box.clean.mean(dims), box.clean.var(dims, unbiased=False)
+        mean, variance = clean.mean(dims), clean.var(dims, unbiased=False)
     scale = (variance + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
-    shape = [1, -1] + [1] * (box.clean.ndim - 2)
+    shape = [1, -1] + [1] * (clean.ndim - 2)
     shift = (0.0 if module.bias is None else module.bias) - mean * scale
-
-    def apply(value: Tensor) -> Tensor:
-        return value * scale.view(shape) + shift.view(shape)
-
-    low, high = apply(box.low), apply(box.high)
-    return Box(module(box.clean), torch.minimum(low, high), torch.maximum(low, high))
+    return scale.view(shape), shift.view(shape)
 
 
 def _not_boundable(what: str) -> UserError:
-    return UserError(f"ibp has no interval bounds for this network: {what}.", code="not-boundable")
+    return UserError(f"This objective has no bounds for the network: {what}.", code="not-boundable")
