@@ -28,7 +28,7 @@ def one_run(settings: Sequence[str], attacks: str, seed: int) -> dict[str, Any]:
 
     The long APGD-T of the truth is not counted in its passes.
     """
-    values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False}
+    values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False, "certify": False}
     config = build(EvalConfig, overrides=settings, values=values)
     found = run_evaluation(config)
     record = found.record

@@ -42,7 +42,7 @@ def compare_once(settings: Sequence[str], name: str, seed: int) -> dict[str, Any
     config = build(EvalConfig, overrides=settings)
     sides = {}
     for side, attacks in (("native", call_text(name, config.norm)), ("reference", PAIRS[name])):
-        values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False}
+        values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False, "certify": False}
         sides[side] = run_evaluation(build(EvalConfig, overrides=settings, values=values))
     line: dict[str, Any] = {
         "attack": name, "model": config.model, "norm": config.norm, "eps": config.eps, "seed": seed,

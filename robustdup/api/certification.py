@@ -56,7 +56,7 @@ class CertificationResult:
 def certify(
     model: nn.Module | str, data: Any, labels: Any = None, *, eps: str | float, norm: str = "Linf", n: int | None = None,
     method: Method = "bounds", sigma: float = 0.25, draws: int = 1000, alpha: float = 0.001, seed: int = 0,
-    seconds: float | None = None, progress: Progress | None = None,
+    seconds: float | None = None, branch_seconds: float = 0.0, progress: Progress | None = None,
 ) -> CertificationResult:  # fmt: skip
     """Prove for as many samples as possible that no adversarial example exists: a lower bound, where attacks give upper ones.
 
@@ -78,6 +78,8 @@ def certify(
         alpha: smoothing: how often a certificate may be wrong.
         seed: smoothing: of the noise.
         seconds: bounds: stop beginning new samples after this time.
+        branch_seconds: bounds: for a sample that stays open, look for a proof by cases so long (branch and bound on rectifiers,
+            https://arxiv.org/abs/2103.06624, for small networks); 0 for not at all.
         progress: told (samples done, samples in all).
 
     Returns:
@@ -100,11 +102,15 @@ def certify(
         raise UserError(f"certify has bounds in Linf, L2 and L1, not in {threat.norm}.", code="other-norm")
     if method == "smoothing":
         return _smoothed(network, dataset, threat, sigma, draws, alpha, seed)
+    if not (branch_seconds >= 0 and (seconds is None or seconds > 0)):
+        raise UserError(
+            f"Seconds are above 0, branch_seconds 0 or more; got {seconds} and {branch_seconds}.", code="bad-value"
+        )
     if method != "bounds":
         raise UserError(f"method is 'bounds' or 'smoothing', not {method!r}.", code="bad-option")
     found = certify_samples(
         network.float(), dataset.images.float(), torch.as_tensor(dataset.labels), threat, seconds=seconds,
-        progress=progress or (lambda done, total: None),
+        branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
     )  # fmt: skip
     return CertificationResult(
         accuracy(found.certified.numpy()), accuracy(found.correct.numpy()), found.certified, found.margins, str(threat),

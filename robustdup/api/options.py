@@ -41,8 +41,9 @@ class EvaluateOptions(TypedDict, total=False):
     compile: Literal["auto", "off", "on", "cudagraphs"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     min_distance: bool
-    certify: bool
+    certify: bool | None
     certify_seconds: float | None
+    certify_branch: float
     allow_pickle: bool
     diagnostics: bool
     save_images: bool

@@ -43,6 +43,23 @@ class Step:
     windows: Array | None = None
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A case distinction: at each inner node an input of a rectifier is at most 0, or it is at least 0. No image is left out.
+
+    Attributes:
+        splits: int64 (nodes, 2) in preorder: the rectifier's step and the place in its input; the first branch is at most
+            0. (-1, -1) is a leaf.
+        weights: by leaf, for each split on the way to it, how much the bound leans on it; below 0 counts as 0.
+    """
+
+    splits: Array
+    weights: Array
+
+
+Path = tuple[tuple[int, int, float], ...]  # (step, place, side): on this way side times the input is at least 0
+
+
 @dataclass
 class _Values:
     """What is known of every step's value: its bounds, and how far float32 may put it from what the step says."""
@@ -64,6 +81,7 @@ def proven_margin(
     norm: str,
     radius: float,
     slopes: Mapping[int, Array] | None = None,
+    trees: Mapping[int, Tree] | None = None,
 ) -> float:
     """Return a number that the margin of the float32 network is not below, anywhere in the ball inside [0, 1].
 
@@ -74,6 +92,7 @@ def proven_margin(
         norm: Linf, L2 or L1.
         radius: Of the ball, in pixels of [0, 1].
         slopes: Of rectifiers' lower lines, by their step, from whoever claims the certificate. Any are sound.
+        trees: By another class, cases that the margin to it is proven in one by one. Any are sound.
 
     Returns:
         The least margin (true logit minus the largest other one) that is possible; -inf where nothing can be said.
@@ -94,8 +113,59 @@ def proven_margin(
                 _tighten(steps, number, values, (image, norm, radius))
         classes = len(values.low[-1])
         rows = np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0)
-        least = _pull_back(steps, len(steps) - 1, rows, values, (image, norm, radius), slopes or {})
+        ball = (image, norm, radius)
+        least = _pull_back(steps, len(steps) - 1, rows, values, ball, slopes or {})
+        for place, other in enumerate(np.delete(np.arange(classes), label).tolist()):
+            if trees and other in trees and not least[place] > 0:
+                cases = _in_cases(steps, trees[other], rows[place : place + 1], values, ball, slopes or {})
+                least[place] = max(least[place], cases)
     return float(least.min()) if np.isfinite(least).all() else -np.inf
+
+
+def _in_cases(
+    steps: Sequence[Step], tree: Tree, row: Array, values: _Values, ball: tuple[Array, str, float],
+    slopes: Mapping[int, Array],
+) -> float:  # fmt: skip
+    """Return a lower bound of one linear function (1, K) of the logits: the least over the leaves of a tree.
+
+    A case is about the value that the float32 network has, as all bounds here are. Where side times an input is at least 0,
+    the function less any positive multiple of that is not above the function.
+    """
+    paths = _paths(tree, steps, values)
+    if paths is None or len(tree.weights) != sum(map(len, paths)):
+        return -np.inf
+    weights = iter(np.clip(np.nan_to_num(tree.weights.astype(np.float64)), 0, 1e6).tolist())
+    worst = np.inf
+    for path in paths:
+        inside = _Values(list(values.low), list(values.high), values.rounding)
+        leaning: dict[int, Array] = {}
+        is_empty = False
+        for step, place, side in path:
+            before = steps[step].inputs[0]
+            ends = inside.low if side > 0 else inside.high
+            ends[before] = ends[before].copy()
+            ends[before][place] = max(ends[before][place], 0.0) if side > 0 else min(ends[before][place], 0.0)
+            is_empty |= bool(inside.low[before][place] > inside.high[before][place])
+            leaning.setdefault(step, np.zeros(len(ends[before])))[place] -= side * next(weights)
+        if not is_empty:  # no image of the ball is in that case
+            worst = min(worst, float(_pull_back(steps, len(steps) - 1, row, inside, ball, slopes, leaning)[0]))
+    return worst
+
+
+def _paths(tree: Tree, steps: Sequence[Step], values: _Values) -> list[Path] | None:
+    """Return the way to each leaf, in order; None where the nodes are no tree over inputs of rectifiers."""
+    waiting, paths = [Path()], []
+    for step, place in tree.splits.tolist():
+        if not waiting:
+            return None
+        path = waiting.pop()
+        if step < 0:
+            paths.append(path)
+        elif step < len(steps) and steps[step].kind == "rectifier" and 0 <= place < len(values.low[step]):
+            waiting += [(*path, (step, place, 1.0)), (*path, (step, place, -1.0))]
+        else:
+            return None
+    return None if waiting else paths
 
 
 def _interval_step(steps: Sequence[Step], number: int, values: _Values) -> None:
@@ -158,9 +228,12 @@ def _tighten(steps: Sequence[Step], number: int, values: _Values, ball: tuple[Ar
 
 def _pull_back(
     steps: Sequence[Step], number: int, rows: Array, values: _Values, ball: tuple[Array, str, float],
-    slopes: Mapping[int, Array],
+    slopes: Mapping[int, Array], leaning: Mapping[int, Array] | None = None,
 ) -> Array:  # fmt: skip
-    """Return lower bounds (S,) of linear functions (S, size) of one step's value, over the ball, less all rounding."""
+    """Return lower bounds (S,) of linear functions (S, size) of one step's value, over the ball, less all rounding.
+
+    What `leaning` holds for a rectifier is added to the coefficients (size,) of its input.
+    """
     waiting: dict[int, Array] = {number: rows}
     total, off = np.zeros(len(rows)), np.zeros(len(rows))
     for index in range(number, 0, -1):
@@ -180,6 +253,9 @@ def _pull_back(
             off += 4 * (coefficients.shape[1] + 8) * U64 * (absolute @ size)
         elif step.kind == "rectifier":
             constant, part = _through_rectifier(step, index, values, coefficients, slopes.get(index))
+            if leaning and index in leaning:
+                off += 4 * U64 * ((np.abs(part) + np.abs(leaning[index])) @ values.size(step.inputs[0]))
+                part = part + leaning[index]
             parts = [part]
             total += constant
             off += (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustdup.certification.ascent import Ascent
 from robustdup.certification.graph import Operation, apply, window_values
 from robustdup.certification.region import Region
 
@@ -95,7 +96,8 @@ def _tighten(operations: Sequence[Operation], index: int, bounds: Bounds, region
 
 def pull_back(
     operations: Sequence[Operation], index: int, rows: Tensor, bounds: Bounds, region: Region,
-    slopes: Mapping[int, Tensor] | None = None,
+    slopes: Mapping[int, Tensor] | None = None, leaning: Mapping[int, Tensor] | None = None,
+    kept: dict[int, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Return lower bounds (N, S), over the region, of linear functions of one operation's value.
 
@@ -104,6 +106,8 @@ def pull_back(
         rows: The functions' coefficients (N, S, *shape of the operation).
         bounds: Of the operations before it.
         slopes: Of rectifiers' lower lines; the better of 0 and 1 by area where not given.
+        leaning: By rectifier, what is added to the coefficients (N, *shape) of its input.
+        kept: Is given, by rectifier, the coefficients (N, S, *shape) of its value.
 
     Gradients reach rows, slopes, bounds and the weights of the operations, unless they are switched off.
     """
@@ -127,7 +131,9 @@ def pull_back(
                 operation.slope, bounds.low[before], bounds.high[before], coefficients, given
             )
             constant = constant + offset
-            parts = [part]
+            parts = [part if leaning is None or number not in leaning else part + leaning[number].unsqueeze(1)]
+            if kept is not None:
+                kept[number] = coefficients
         else:
             before = operation.inputs[0]
             offset, part = _through_maximum(operation, bounds.low[before], bounds.high[before], coefficients)
@@ -236,15 +242,12 @@ def _ascend(
     steps: int,
 ) -> tuple[Tensor, Slopes]:
     """Follow the gradient of each sample's worst bound; keep, per sample, the slopes that gave the best one."""
-    current = {number: slope.clone().requires_grad_() for number, slope in slopes.items()}
+    current = {number: slope.clone() for number, slope in slopes.items()}
     kept = {number: slope.clone() for number, slope in slopes.items()}
-    optimiser = torch.optim.Adam(list(current.values()), lr=0.25)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.95)
+    ascent = Ascent(list(current.values()), rate=0.25)
     for _ in range(steps):
         with torch.enable_grad():
             bound = pull_back(operations, len(operations) - 1, rows, bounds, region, current).amin(1)
-            optimiser.zero_grad()
-            (-bound.sum()).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             better = bound > best
             best = torch.where(better, bound, best)
@@ -252,8 +255,8 @@ def _ascend(
                 kept[number][better] = slope[better].detach()
             if bool((best > 0).all()):
                 break
-            optimiser.step()
+            ascent.step(bound)
             for slope in current.values():
                 slope.clamp_(0, 1)
-        scheduler.step()
+        ascent.rate *= 0.95
     return best.detach(), kept

@@ -29,6 +29,9 @@ def _certify(
     ),
     draws: int = typer.Option(1000, "--draws", help="With --smoothing: noisy copies per sample."),
     seconds: float = typer.Option(0.0, "--seconds", help="Begin no sample after this time; no limit where 0."),
+    branch: float = typer.Option(
+        0.0, "--branch", help="Seconds for each sample that bounds leave open: proofs by cases, for small networks."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the result as JSON, and nothing else."),
 ) -> int:
     """Prove, for as many samples as possible, that no adversarial example exists: a lower bound of robust accuracy."""
@@ -49,7 +52,8 @@ def _certify(
     progress = None if json or not sys.stderr.isatty() else _progress
     result = certify(
         model, data, eps=threats[0].eps_text, norm=threats[0].norm, seconds=seconds or None, progress=progress,
-        seed=config.seed, draws=draws, method="smoothing" if smoothing else "bounds", sigma=smoothing or 0.25,
+        branch_seconds=branch, seed=config.seed, draws=draws, method="smoothing" if smoothing else "bounds",
+        sigma=smoothing or 0.25,
     )  # fmt: skip
     if json:
         parts = {name: vars(getattr(result, name)) for name in ("clean_accuracy", "certified_accuracy")}

@@ -86,7 +86,7 @@ def _flag(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default not in (None, [], False, "") and "[default:" not in text:
         text += f" [default: {str(default).lower() if isinstance(default, bool) else default}]"
-    if annotation is bool:
+    if annotation in (bool, bool | None):
         info = typer.Option(None, f"{flag}/--no-{flag[2:]}", help=text, rich_help_panel=panel)
         return _parameter(name, bool | None, info)
     if typing.get_origin(annotation) is list:

@@ -28,7 +28,7 @@ class EvalConfig(DataFields, ModelFields):
         "Threat model": ("norm", "eps", "threat", "each_norm"),
         "Attacks": (
             "attacks", "replay", "options", "loss", "eot", "individual", "min_distance", "diagnostics", "certify",
-            "certify_seconds", "seed", "plugin",
+            "certify_seconds", "certify_branch", "seed", "plugin",
         ),
         "Speed": (
             "device", "workers", "runner", "threads", "batch_size", "micro_batch", "precision", "compile", "fold",
@@ -137,13 +137,20 @@ class EvalConfig(DataFields, ModelFields):
     min_distance: bool = Field(
         False, description="Also look for the smallest eps of every sample, and report robust accuracy over eps."
     )
-    certify: bool = Field(
-        False,
+    certify: bool | None = Field(
+        None,
         description="First prove, for as many samples as possible, that no adversarial example exists; no attack runs on "
-        "these, and robust accuracy gets a lower bound.",
+        "these, and robust accuracy gets a lower bound. If not given, autoattack on many samples does so where a probe of a "
+        "few says that it pays.",
     )
     certify_seconds: float | None = Field(
         60.0, description="Seconds after which certify begins no further samples.", gt=0
+    )
+    certify_branch: float = Field(
+        0.0,
+        description="With certify: seconds that a sample which bounds leave open is given to be proven case by case (branch "
+        "and bound on rectifiers, for small networks); 0 for none.",
+        ge=0,
     )
     allow_pickle: bool = Field(
         False, description="Load weights that are pickles. They can run any code: only from people you trust."

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from robustdup.certification.checker import Tree
 from robustdup.errors import UserError
 from robustdup.evaluation.metrics import accuracy
 from robustdup.records import Certification, write_atomic
@@ -28,6 +30,8 @@ class Certified:
         position: int64 (k,), rising: the samples that are certified, by their row in the run.
         margin: float64 (k,): the least margin that is possible in the ball, above 0.
         slopes: float32 (k, size) by rectifier: of the lower lines that the checker needs to prove it again.
+        asked: whether it was asked for; what a run tries unasked is dropped where it cannot be used.
+        trees: by such a row that was proven case by case, by the other class: the cases.
         methods: how many were proven by which bound.
         seconds: what it took.
         notes: what a reader should know.
@@ -39,6 +43,8 @@ class Certified:
     methods: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    trees: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
+    asked: bool = True
 
     def mask(self, n: int) -> Tensor:
         """Return which of n samples are certified: (n,) bool."""
@@ -50,7 +56,8 @@ class Certified:
         """Keep the samples that the referee gets right, (n,) bool."""
         kept = right[self.position]
         slopes = {number: slope[kept] for number, slope in self.slopes.items()}
-        return replace(self, position=self.position[kept], margin=self.margin[kept], slopes=slopes)
+        trees = {row: tree for row, tree in self.trees.items() if bool(right[row])}
+        return replace(self, position=self.position[kept], margin=self.margin[kept], slopes=slopes, trees=trees)
 
     def part(self, n: int) -> Certification:
         """Return what a record says of it, among n samples."""
@@ -65,6 +72,10 @@ def save_certified(path: Path, certified: Certified, about: Mapping[str, str] | 
     """Write certificates; `about` says of what they speak, so that others are not taken for them."""
     tensors = {"position": certified.position, "margin": certified.margin}
     tensors |= {f"slopes.{number}": slope.contiguous() for number, slope in certified.slopes.items()}
+    for row, trees in certified.trees.items():
+        for other, tree in trees.items():
+            tensors[f"splits.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.splits))
+            tensors[f"weights.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.weights))
     told = {"methods": dict(certified.methods), "seconds": certified.seconds, "notes": list(certified.notes)}
     write_atomic(path, save(tensors, metadata={**(about or {}), "told": json.dumps(told)}))
 
@@ -77,13 +88,32 @@ def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certif
             tensors = {name: file.get_tensor(name) for name in names}
         told = json.loads(head["told"])
         position, margin = tensors.pop("position"), tensors.pop("margin")
+        trees = _read_trees(tensors)
         slopes = {int(name.removeprefix("slopes.")): slope for name, slope in tensors.items()}
         sizes = {len(position), len(margin), *map(len, slopes.values())}
         if position.dtype != torch.int64 or len(sizes) != 1 or position.ndim != 1:
             raise ValueError("its parts do not belong together")
         found = Certified(
-            position, margin.double(), slopes, dict(told["methods"]), float(told["seconds"]), tuple(told["notes"])
+            position,
+            margin.double(),
+            slopes,
+            dict(told["methods"]),
+            float(told["seconds"]),
+            tuple(told["notes"]),
+            trees,
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}).", code="damaged-run") from None
     return found if all(head.get(name) == value for name, value in (about or {}).items()) else None
+
+
+def _read_trees(tensors: dict[str, Tensor]) -> dict[int, dict[int, Tree]]:
+    """Take the cases out of the tensors of a file. Raises ValueError or KeyError where they are damaged."""
+    trees: dict[int, dict[int, Tree]] = {}
+    for name in [name for name in tensors if name.startswith("splits.")]:
+        _, row, other = name.split(".")
+        splits, weights = tensors.pop(name), tensors.pop(f"weights.{row}.{other}")
+        if splits.dtype != torch.int64 or splits.ndim != 2 or splits.shape[1] != 2 or weights.ndim != 1:
+            raise ValueError("cases are of the wrong kind")
+        trees.setdefault(int(row), {})[int(other)] = Tree(splits.numpy(), weights.float().numpy())
+    return trees

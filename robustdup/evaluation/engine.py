@@ -198,6 +198,8 @@ def _kept(certified: Certified | None, clean: CleanAnswers) -> Certified | None:
     """Return the certificates of samples that the referee gets right. Raises UserError where answers are not repeated."""
     if certified is None:
         return None
+    if clean.wavering and not certified.asked:
+        return None
     if clean.wavering:
         why = "it answers at random" if clean.randomized else "its answers depend on the batch"
         raise UserError(f"--certify cannot be used for this model: {why}. Leave it out.", code="not-certifiable")

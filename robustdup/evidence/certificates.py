@@ -93,6 +93,7 @@ def _margins(certified: Certified, model: nn.Module, data: ImageDataset, threat:
             steps, region.images[place].double().flatten().numpy(), int(data.labels[row]), norm=region.norm,
             radius=region.radius,
             slopes={number: slope[place].double().numpy() for number, slope in certified.slopes.items()},
+            trees=certified.trees.get(row),
         )
         for place, row in enumerate(rows.tolist())
     ]  # fmt: skip

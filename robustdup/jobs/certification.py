@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from robustdup.certification.proofs import certify_samples
-from robustdup.config import EvalConfig
+from robustdup.certification.proofs import certify_samples, probe
+from robustdup.config import EvalConfig, parse_attacks
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.certified import CERTIFICATES, Certified, load_certified, save_certified
-from robustdup.models.load import fingerprint
+from robustdup.models.load import count_parameters, fingerprint
 from robustdup.threat import ThreatModel
 
 NORMS = ("Linf", "L2", "L1")
+COSTLY = "autoattack"  # thousands of passes for a sample that it does not break
+MANY = 256  # samples from which certificates are tried unasked
+LARGE = 5_000_000  # parameters of a network that is not looked at
+PROBE = 16  # samples that say whether they pay
+SHARE = 0.5  # of these, the share that CROWN has to prove
 
 
 def certify_first(
@@ -40,19 +46,26 @@ def certify_first(
     """
     check_certifiable(config, model, threat)
     about = {
-        "data": data.fingerprint, "weights": fingerprint(model), "threat": str(threat), "limit": str(config.certify_seconds)
+        "data": data.fingerprint, "weights": fingerprint(model), "threat": str(threat),
+        "limit": str(config.certify_seconds), "branch": str(config.certify_branch),
     }  # fmt: skip
     path = None if state is None else state / CERTIFICATES
     if path is not None and path.is_file():
         saved = load_certified(path, about)
         if saved is not None:
-            return saved
+            return replace(saved, asked=config.certify is not None)
     try:
         network = copy.deepcopy(model).cpu().float().eval()
     except Exception as error:
         raise _refused(f"the model cannot be copied ({type(error).__name__})") from error
     found = certify_samples(
-        network, data.images.float(), data.labels, threat, seconds=config.certify_seconds, progress=progress
+        network,
+        data.images.float(),
+        data.labels,
+        threat,
+        seconds=config.certify_seconds,
+        branch_seconds=config.certify_branch,
+        progress=progress,
     )
     position = found.certified.nonzero().squeeze(1)
     kept = [found.slopes[row] for row in position.tolist()]
@@ -60,11 +73,40 @@ def certify_first(
         number: torch.stack([torch.from_numpy(one[number]) for one in kept]) for number in (kept[0] if kept else ())
     }
     methods = Counter(found.methods[row] for row in position.tolist())
-    certified = Certified(position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes))
+    certified = Certified(
+        position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes), found.trees
+    )
+    if config.certify is None:
+        said = f"Tried unasked, since a probe of {PROBE} samples promised much; --no-certify leaves it out."
+        certified = replace(certified, asked=False, notes=(said, *certified.notes))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_certified(path, certified, about)
     return certified
+
+
+def pays(config: EvalConfig, model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel]) -> bool:
+    """Say whether certificates are worth trying unasked: a few samples, spread over all, tell. Counts decide, not a clock.
+
+    Args:
+        config: the evaluation, in which `certify` is not given.
+        model: the model that is judged.
+        data: the images, with labels.
+        threats: the threat models, smallest first.
+    """
+    if (
+        count_parameters(model) > LARGE
+        or len(data) < MANY
+        or COSTLY not in [name for name, _ in parse_attacks(config.attacks)]
+    ):
+        return False
+    try:
+        check_certifiable(config, model, threats[-1])
+        network = copy.deepcopy(model).cpu().float().eval()
+        chosen = torch.arange(PROBE) * len(data) // PROBE
+        return probe(network, data.images[chosen].float(), data.labels[chosen], threats[-1]) >= SHARE
+    except Exception:  # whatever keeps a model from being bounded, nobody asked for it  # noqa: BLE001
+        return False
 
 
 def check_certifiable(config: EvalConfig, model: nn.Module, threat: ThreatModel) -> None:

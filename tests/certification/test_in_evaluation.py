@@ -228,3 +228,53 @@ def test_a_run_that_goes_on_takes_the_saved_certificates(tmp_path, monkeypatch):
 
 def test_the_words_of_outcomes_have_certified():
     assert Outcome.CERTIFIED.word == "certified"
+
+
+def test_it_is_tried_unasked_where_a_probe_says_that_it_pays(monkeypatch):
+    """Half of the samples of a probe decide; few samples, other attacks, and --no-certify leave a verdict as it was."""
+    from robustdup.jobs import certification
+
+    monkeypatch.setattr(certification, "COSTLY", "pgd")
+    many = torch.linspace(0.1, 0.9, certification.MANY)
+    images, labels = many.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), (many > 0.5).long()
+
+    def go(n=None, model=None, **options):
+        unasked = {**QUIET, "attacks": "pgd(steps=5)", "certify": None, "eps": "0.1", **options}
+        return robustdup.evaluate(model or Step().eval(), images, labels, n=n, **unasked).record
+
+    found = go()
+    assert found.certification.n_certified == int(((many - 0.5).abs() > 0.1).sum())
+    assert found.certification.n_certified + found.attacks[0].n_attacked == len(many)
+    assert any("--no-certify" in note for note in found.certification.notes)
+    for left in (
+        go(n=100),
+        go(certify=False),
+        go(eps="0.35"),
+        go(individual=True),
+        go(attacks="fgsm"),
+        go(model=Odd().eval()),
+    ):
+        assert left.certification is None
+    assert go(certify=False).robust_accuracy.value == found.robust_accuracy.value
+    assert go(model=Noisy().eval(), diagnostics=False).certification is None
+
+
+def test_cases_travel_and_are_proven_again(tmp_path):
+    """A bundle keeps the tree of a sample that only cases prove; with a leaf cut off its certificate proves nothing."""
+    from tests.certification.test_branching import small
+
+    model, images, labels = small()
+    options = {**QUIET, "eps": "0.2", "certify_branch": 1e6}
+    run = robustdup.evaluate(model, images, labels, out=tmp_path / "run", **options)
+    assert run.record.certification.methods["branch-and-bound"] > 0
+    assert run.record.certification.accuracy.value == run.record.robust_accuracy.value
+    bundle = write_bundle(run.folder, tmp_path / "bundle")
+    assert robustdup.verify(bundle, model, images, labels).accepted
+    name = next(name for name in load_file(bundle / "certificates.safetensors") if name.startswith("splits"))
+
+    def cut(tensors):
+        tensors[name] = tensors[name][:-1]
+
+    found = robustdup.verify(forge(bundle, tmp_path / "cut", cut), model, images, labels)
+    assert not found.accepted
+    assert "proves nothing" in " ".join(found.problems)

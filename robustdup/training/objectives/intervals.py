@@ -176,8 +176,8 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
             module = MODULES[name](*args[1:], **kwargs) if name in MODULES and self.tape is not None else call
             return self._monotone(box.map(call), box, module, name)
         if name in SUMS and len(boxes) == 2:
-            ends = (getattr(boxes[0], end) + getattr(boxes[1], end) for end in ("clean", "low", "high"))
-            return self._kept(Box(*ends), "sum", *boxes)
+            added = (getattr(boxes[0], end) + getattr(boxes[1], end) for end in ("clean", "low", "high"))
+            return self._kept(Box(*added), "sum", *boxes)
         if name in SUMS:
             other = args[1] if isinstance(args[0], Box) else args[0]
             return self._kept(box.map(lambda value: value + other), "affine", box, linear=lambda x: x, bias=other)

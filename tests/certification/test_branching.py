@@ -1,0 +1,167 @@
+"""Proofs by cases: they reach the exact answer of small networks, and a tree that leaves a case out proves nothing."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustdup.certification import checker, proofs
+from robustdup.certification.ascent import Ascent
+from robustdup.certification.branching import prove_by_cases
+from robustdup.certification.checker import Tree, proven_margin
+from robustdup.certification.crown import margins
+from robustdup.certification.graph import read_network
+from robustdup.certification.matrices import checker_steps
+from robustdup.certification.proofs import certify_samples
+from robustdup.certification.region import region_of
+from robustdup.threat import ThreatModel
+from tests.certification.test_bounds import EPS, Plain, Residual, exact_margin, least_seen, network
+
+LONG = 1e6  # seconds: never up
+
+
+def small():
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).eval().requires_grad_(False)
+    model[1].weight.mul_(2)
+    images = torch.rand(6, 2, 2, 2)
+    return model, images, model(images).argmax(1)
+
+
+@cache
+def exact(radius):
+    model, images, labels = small()
+    return np.array([exact_margin(model, x, int(y), radius) for x, y in zip(images, labels, strict=True)])
+
+
+@cache
+def by_cases(eps="0.2"):
+    return certify_samples(*small(), ThreatModel("Linf", eps), branch_seconds=LONG)
+
+
+def test_small_networks_are_decided_exactly():
+    """With CROWN alone some are open; case by case all are proven whose exact least margin is above zero, and no other."""
+    least, found = exact(0.2), by_cases()
+    plain = certify_samples(*small(), ThreatModel("Linf", "0.2"))
+    assert (np.abs(least) > 1e-3).all()
+    assert 0 < (least > 0).sum() < 6
+    assert plain.certified.sum() < found.certified.sum()
+    assert found.certified.tolist() == (least > 0).tolist()
+    assert "branch-and-bound" in found.methods
+    for row in found.trees:
+        assert 0 < float(found.margins[row]) <= least[row]
+
+
+@pytest.mark.parametrize("kind", [Residual, Plain])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_no_image_in_the_ball_is_below_what_cases_prove(kind, norm):
+    model, images, labels = network(kind, 1)
+    threat = ThreatModel(norm, EPS[norm])
+    operations = read_network(model, images)
+    steps, seen = checker_steps(operations), least_seen(model, images, labels, threat, tries=50)
+    for i in range(2):
+        region = region_of(images[i : i + 1], threat)
+        least, slopes = margins(operations, region, labels[i : i + 1])
+        slack = float(least) + 0.05  # so that cases are needed
+        trees = prove_by_cases(
+            operations, region, int(labels[i]), slopes, seconds=LONG, slack=min(slack, float(seen[i]) - 0.05)
+        )
+        hints = {number: slope[0].double().flatten().numpy() for number, slope in slopes.items()}
+        image = images[i].double().flatten().numpy()
+        proven = proven_margin(
+            steps, image, int(labels[i]), norm=norm, radius=region.radius, slopes=hints, trees=trees
+        )  # fmt: skip
+        assert proven <= float(seen[i])
+
+
+def case():
+    """Return what the checker says of a sample that only cases prove, by its trees; these, and the margin."""
+    model, images, labels = small()
+    found, steps = by_cases(), checker_steps(read_network(model, images))
+    row, trees = max(found.trees.items(), key=lambda item: max(len(tree.splits) for tree in item[1].values()))
+    radius = region_of(images, ThreatModel("Linf", "0.2")).radius
+
+    def prove(trees):
+        return proven_margin(
+            steps, images[row].double().flatten().numpy(), int(labels[row]), norm="Linf", radius=radius,
+            slopes=found.slopes[row], trees=trees,
+        )  # fmt: skip
+
+    return prove, trees, float(found.margins[row])
+
+
+def test_a_tree_that_is_cut_or_made_up_proves_nothing():
+    prove, trees, margin = case()
+    assert prove(trees) == margin > 0
+    assert prove(None) <= 0
+    other, tree = next((other, tree) for other, tree in trees.items() if len(tree.splits) > 1)
+
+    def changed(splits=tree.splits, weights=tree.weights):
+        return prove({**trees, other: Tree(splits, weights)})
+
+    assert changed(splits=tree.splits[:-1]) <= 0  # a case is left out
+    assert changed(splits=np.concatenate([tree.splits, tree.splits[-1:]])) <= 0
+    assert changed(weights=tree.weights[:-1]) <= 0
+    for step, place in ((0, 0), (99, 0), (tree.splits[0][0], 10**6), (tree.splits[0][0], -1)):
+        wrong = tree.splits.copy()
+        wrong[0] = (step, place)
+        assert changed(splits=wrong) <= 0
+    assert changed(splits=np.zeros((0, 2), dtype=np.int64), weights=tree.weights[:0]) <= 0
+
+
+@pytest.mark.parametrize("value", [1e9, -1e9, np.nan, np.inf, 1.0])
+def test_any_weights_are_sound(value):
+    prove, trees, _ = case()
+    wrong = {other: Tree(tree.splits, np.full_like(tree.weights, value)) for other, tree in trees.items()}
+    assert not prove(wrong) > exact(0.2).max()
+
+
+@pytest.mark.parametrize("rule", [None, "sides", "leaning"])
+def test_a_wrong_rule_of_cases_would_be_seen(rule, monkeypatch):
+    """Samples that can be broken, with trees of the right shape: a checker that errs in its cases would prove some."""
+    model, images, labels = small()
+    steps, splits, wrong = checker_steps(read_network(model, images)), np.array([(3, 0), (-1, -1), (-1, -1)]), 0
+    if rule == "sides":  # one case twice
+        paths = checker._paths
+        monkeypatch.setattr(checker, "_paths", lambda *a: [path for path in paths(*a) if path[0][2] > 0] * 2)
+    elif rule == "leaning":  # on the condition's other side
+        monkeypatch.setattr(checker.np, "clip", lambda values, low, high: -2 * np.ones_like(values))
+    for unit in range(5):
+        splits[0, 1] = unit
+        for i in range(6):
+            trees = {other: Tree(splits, np.ones(2)) for other in range(3) if other != labels[i]}
+            image = images[i].double().flatten().numpy()
+            proven = proven_margin(steps, image, int(labels[i]), norm="Linf", radius=0.2, trees=trees)
+            wrong += proven > exact(0.2)[i] + 1e-9
+    assert bool(wrong) == (rule is not None)
+
+
+def test_time_that_is_up_leaves_a_sample_open_and_large_networks_are_said(monkeypatch):
+    model, images, labels = small()
+    threat = ThreatModel("Linf", "0.2")
+    found = certify_samples(model, images, labels, threat, branch_seconds=1e-9)
+    assert not found.trees
+    monkeypatch.setattr(proofs, "MOST_UNITS", 3)
+    found = certify_samples(model, images, labels, threat, branch_seconds=LONG)
+    assert not found.trees
+    assert any("by cases" in note for note in found.notes)
+
+
+def test_ascent_makes_the_steps_of_adam():
+    torch.manual_seed(0)
+    start, other = torch.randn(5), torch.randn(3)
+    ours, theirs = [start.clone(), other.clone()], [start.clone().requires_grad_(), other.clone().requires_grad_()]
+    ascent, adam = Ascent(ours, rate=0.1), torch.optim.Adam(theirs, lr=0.1, maximize=True)
+
+    def values(tensors):
+        return -((tensors[0] - 1) ** 2), (tensors[1].sin() * 3)
+
+    for _ in range(20):
+        ascent.step(torch.cat(values(ours)))
+        adam.zero_grad()
+        torch.cat(values(theirs)).sum().backward()
+        adam.step()
+    for mine, known in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, known, atol=1e-5)
