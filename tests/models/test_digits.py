@@ -76,7 +76,7 @@ def test_the_means_are_those_of_the_training_images():
 
 def trained(name, folder, *changes):
     config = build(TrainConfig, CONFIGS / f"{name}.yaml", ["evaluate=fgsm", "test_n=10", *changes])
-    assert (config.objective == "standard") == (TRAIN_EPS[name] == 0)
+    assert (config.objective == "pgd_at") == (TRAIN_EPS[name] > 0)
     assert TRAIN_EPS[name] in (0, float(config.eps))
     run_training(config, folder=folder)
     return model(f"run:{folder}@last").state_dict()
