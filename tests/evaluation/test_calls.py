@@ -157,7 +157,9 @@ def test_results_do_not_depend_on_the_size_of_calls_and_mixed_sizes_are_resumed(
     made = []
     again = run_cascade(
         [planned(noisy), planned(push)], samples, THREAT, context, folder=tmp_path,
-        caller=lambda works: call_here([planned(noisy), planned(push)], context)(made.append(w) or w for w in works),
+        caller=lambda works, tick: call_here([planned(noisy), planned(push)], context)(
+            (made.append(w) or w for w in works), tick
+        ),
     )  # fmt: skip
     assert torch.equal(again.adv_images, whole.adv_images)
     assert 0 < sum(len(work.positions) for work in made) < 40
@@ -170,8 +172,8 @@ def test_calls_may_come_from_elsewhere(linear, points):
     stages = [planned(push, size=0.05), planned(push)]
     numbers = []
 
-    def elsewhere(works):
-        for call, work in ((call_here(stages, context)(iter([work])), work) for work in works):
+    def elsewhere(works, tick):
+        for call, work in ((call_here(stages, context)(iter([work]), tick), work) for work in works):
             numbers.append(work.number)
             yield from call
 
