@@ -7,10 +7,12 @@ folder, the environment, the streams. A toolkit may leave any of them behind, wi
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,43 @@ from torch.nn.modules import module as hooks_of_torch
 
 from robustdup.precision import fp32_switches, put_back
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _C: Any = torch._C
 _GLOBAL_HOOKS = [
     value for name, value in vars(hooks_of_torch).items() if name.startswith("_global_") and value is not None
 ]
 _DEVICES = ("cpu", "cuda")
+SIGNALS = sorted(signal.valid_signals() - {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")})
+TIMERS = [getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name)]
+LIMITS = [
+    getattr(resource, name)
+    for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC")
+    if hasattr(resource, name)
+]
+# Of the environment, what libraries of numbers, the loader of programs and robustdup read: other variables change no result.
+READ_BY = (
+    *(
+        "ATEN",
+        "CUBLAS",
+        "CUDA",
+        "CUDNN",
+        "DNNL",
+        "GOMP",
+        "HF_",
+        "KMP",
+        "LD_",
+        "MKL",
+        "NUMEXPR",
+        "NVIDIA",
+        "OMP",
+        "ONEDNN",
+    ),
+    *("OPENBLAS", "PATH", "PYTHON", "PYTORCH", "ROBUSTDUP", "TORCH", "VECLIB", "XDG", "HOME", "TMP", "TEMP"),
+)
 _ATTENTION = [
     (getattr(_C, f"_get_{kind}_sdp_enabled"), getattr(_C, f"_set_sdp_use_{kind}"))
     for kind in ("flash", "mem_efficient", "math", "cudnn")
@@ -32,6 +66,8 @@ _ATTENTION = [
 ]
 
 Setting = tuple[str, Callable[[], Any], Callable[[Any], object]]
+# What libraries set when they are imported, without an effect on numbers: sklearn, torch's compiler and its CUDA part.
+OF_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_MODULE_LOADING")
 
 
 def _device_context() -> Any:
@@ -111,6 +147,17 @@ def _set_folder(folder: str | None) -> None:
         os.chdir(folder)
 
 
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+def _that_matter(before: dict[str, str]) -> list[str]:
+    """Return the variables that differ from those before and that may change a result: importing a library sets others."""
+    now = os.environ
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [name for name in names if name in before or (name.startswith(READ_BY) and name not in OF_IMPORTS)]
+
+
 def _set_environment(variables: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
@@ -121,13 +168,77 @@ def _set_numpy_errors(errors: dict[str, Any]) -> None:
 
 
 def _signals() -> list[Any]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(number) for number in SIGNALS]
 
 
 def _set_signals(handlers: list[Any]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+        for number, handler in zip(SIGNALS, handlers, strict=True):
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _timers() -> dict[int, tuple[float, float]]:
+    """Return the timers that will send a signal, whose handler runs while others compute: (when, seconds between)."""
+    now = time.monotonic()
+    left = {kind: signal.getitimer(kind) for kind in TIMERS}
+    return {kind: (now + seconds, interval) for kind, (seconds, interval) in left.items() if seconds > 0}
+
+
+def _same_timers(timers: dict[int, tuple[float, float]], before: dict[int, tuple[float, float]]) -> bool:
+    """Say whether the timers are those of before; those that count the time of a CPU ring later than was foreseen."""
+    if timers.keys() != before.keys():
+        return False
+    return all(
+        interval == before[kind][1] and (kind != signal.ITIMER_REAL or abs(when - before[kind][0]) < 1)
+        for kind, (when, interval) in timers.items()
+    )
+
+
+def _limits() -> dict[int, tuple[int, int]]:
+    return {kind: resource.getrlimit(kind) for kind in LIMITS}
+
+
+def _set_limits(limits: dict[int, tuple[int, int]]) -> None:
+    for kind, limit in limits.items():
+        if resource.getrlimit(kind) != limit:
+            resource.setrlimit(kind, limit)
+
+
+def _cores() -> frozenset[int]:
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def _set_cores(cores: frozenset[int]) -> None:
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def _saved_tensor_hooks() -> Any:
+    """Return what is called on tensors that are saved for a backward pass, None where nothing is."""
+    return _C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def _set_saved_tensor_hooks(before: Any) -> None:
+    while not _equal(now := _saved_tensor_hooks(), before) and now is not None:
+        _C._autograd._pop_saved_tensors_default_hooks()
+
+
+def _collector() -> list[Any]:
+    return [gc.isenabled(), gc.get_threshold()]
+
+
+def _set_collector(before: list[Any]) -> None:
+    (gc.enable if before[0] else gc.disable)()
+    gc.set_threshold(*before[1])
+
+
+def _last_words() -> list[Any]:
+    return [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.executable]
+
+
+def _set_last_words(before: list[Any]) -> None:
+    sys.excepthook, sys.unraisablehook, threading.excepthook, sys.executable = before
 
 
 def _streams() -> list[Any]:
@@ -146,12 +257,21 @@ def _set_deterministic(value: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
 
 
+def _einsum() -> tuple[Any, ...]:
+    return tuple(getattr(torch.backends.opt_einsum, name, None) for name in ("enabled", "strategy"))
+
+
+def _set_einsum(before: tuple[Any, ...]) -> None:
+    torch.backends.opt_einsum.enabled, torch.backends.opt_einsum.strategy = before
+
+
 # In this order: modes first, since they see every call of torch.
 SETTINGS: tuple[Setting, ...] = (
     ("modes of torch functions", _function_modes, _set_function_modes),
     ("modes of torch dispatch", _dispatch_modes, _set_dispatch_modes),
     ("the default device", _device_context, _set_device_context),
     ("hooks of all modules", _hooks, _set_hooks),
+    ("hooks of saved tensors", _saved_tensor_hooks, _set_saved_tensor_hooks),
     ("inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
     ("grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
@@ -172,12 +292,18 @@ SETTINGS: tuple[Setting, ...] = (
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         lambda value: torch.autograd.set_detect_anomaly(*value),
     ),
+    ("threads of autograd", _C._is_multithreading_enabled, _C._set_multithreading_enabled),
+    ("the order of einsum", _einsum, _set_einsum),
     ("denormal numbers", _flushes, torch.set_flush_denormal),
     ("errors of numpy", np.geterr, _set_numpy_errors),
     ("the working folder", _folder, _set_folder),
-    ("environment variables", lambda: dict(os.environ), _set_environment),
+    ("environment variables", _environment, _set_environment),
     ("standard streams", _streams, _set_streams),
     ("handlers of signals", _signals, _set_signals),
+    ("limits of the process", _limits, _set_limits),
+    ("the cores of the process", _cores, _set_cores),
+    ("the garbage collector", _collector, _set_collector),
+    ("what is called last", _last_words, _set_last_words),
     ("the file mode mask", _umask, os.umask),
     ("the limit of recursion", sys.getrecursionlimit, sys.setrecursionlimit),
     ("tracing", sys.gettrace, sys.settrace),
@@ -189,14 +315,34 @@ class ProcessState:
     """The settings of this process at one time."""
 
     def __init__(self) -> None:
+        self._timers, self._callbacks = _timers(), list(gc.callbacks)
         self._values = [read() for _, read, _ in SETTINGS]
+
+    def hold_still(self) -> list[str]:
+        """Stop what would run by itself while all is put back, and return the names of what is new of it."""
+        changed = [] if _same_timers(_timers(), self._timers) else ["timers"]
+        for kind in TIMERS:
+            signal.setitimer(kind, 0.0)
+        if gc.callbacks != self._callbacks:
+            changed.append("callbacks of the garbage collector")
+            gc.callbacks[:] = self._callbacks
+        return changed
+
+    def go_on(self) -> None:
+        """Start the timers of before again."""
+        now = time.monotonic()
+        for kind, (when, interval) in self._timers.items():
+            signal.setitimer(kind, max(when - now, 0.01), interval)
 
     def put_back(self) -> list[str]:
         """Put back what is different now, and return its names. Raises RuntimeError where a setting keeps its new value."""
         changed = []
         for (name, read, write), before in zip(SETTINGS, self._values, strict=True):
             if _differs(read, before):
-                changed.append(name)
+                if read is not _environment:
+                    changed.append(name)
+                else:
+                    changed += [f"the environment variable {variable}" for variable in _that_matter(before)]
                 write(before)
                 if _differs(read, before):
                     raise RuntimeError(f"{name} cannot be put back")
@@ -214,5 +360,5 @@ def _differs(read: Callable[[], Any], before: Any) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    plain = (bool, int, str, float, tuple, dict, torch.dtype, type(None))
+    plain = (bool, int, str, float, tuple, dict, frozenset, torch.dtype, type(None))
     return a is b or (isinstance(a, plain) and isinstance(b, plain) and a == b)

@@ -1,7 +1,8 @@
 """The functions and classes that a result rests on: which they are, and whether an attack put others in their place.
 
 A snapshot holds what torch, robustdup, the builtins and the classes of a model consist of. What was replaced afterwards
-is found by identity, and put back.
+is found by identity, and put back: functions, their code and what they enclose, the bases of classes, the modules that
+other code imports, and, of robustdup, constants and tables too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
+from pathlib import Path
+from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ PACKAGES = ("robustdup", "torch.nn", "torch.autograd")  # whose modules are watc
 MODULES = (
     "torch", "torch._C", "torch._C._nn", "torch._VF", "torch._tensor", "torch.functional", "torch.overrides", "torch.linalg",
     "torch.special", "torch.fft", "math", "numpy", "random", "json", "hashlib", "safetensors", "safetensors.torch",
+    "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
+    "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main",
 )  # fmt: skip
 BUILTINS = vars(builtins)
 KINDS = frozenset(
@@ -33,21 +37,28 @@ KINDS = frozenset(
         property,
         staticmethod,
         classmethod,
+        ModuleType,
     )
 )
+OWN = "robustdup"
+OF_TORCH = str(Path(torch.__file__).parent)
 PARTS = ("__code__", "__defaults__", "__kwdefaults__")  # of a Python function
 MISSING = object()
 
 
 @dataclass(frozen=True)
 class _Space:
-    """A module or class: how many names it has, and which of them can be called, with what they stand for."""
+    """A module or class: how many names it has, and which of them are watched, with what they stand for.
+
+    `tables` are copies of the dicts, lists and sets that are constants of robustdup.
+    """
 
     owner: Any
     label: str
     every: frozenset[str]
     names: tuple[str, ...]
     values: tuple[Any, ...]
+    tables: tuple[tuple[str, Any, Any], ...]
 
 
 class WatchedCode:
@@ -66,31 +77,72 @@ class WatchedCode:
         for module in modules:
             if module.__name__.partition(".")[0] == "robustdup" or module is nn:
                 classes |= {value for value in list(vars(module).values()) if isinstance(value, type)}
+        inner = {base for model in models for module in model.modules() for base in type(module).__mro__}
+        self._of_model = {id(base) for base in inner if f"{base.__module__}.".partition(".")[0] != "torch"}
+        self._modules = {module.__name__: module for module in modules if sys.modules.get(module.__name__) is module}
         self._builtins = {name: value for name, value in BUILTINS.items() if _callable(value)}
-        self._spaces = [_space(module, module.__name__) for module in modules if module is not builtins]
-        self._spaces += [_space(base, base.__qualname__) for base in classes if base.__module__ != "builtins"]
+        self._spaces = [
+            _space(module, module.__name__, module.__name__) for module in modules if module is not builtins
+        ]
+        self._spaces += [
+            _space(base, base.__qualname__, base.__module__, whole=id(base) in self._of_model)
+            for base in classes
+            if base.__module__ != "builtins"
+        ]
+        self._bases = [(base, base.__bases__) for base in classes if base.__module__ != "builtins"]
         functions = {id(v): v for space in self._spaces for v in space.values if type(v) is FunctionType}
         self._functions = tuple(functions.values())
         self._parts = {part: tuple(map(operator.attrgetter(part), self._functions)) for part in PARTS}
+        cells = {id(cell): cell for function in self._functions for cell in function.__closure__ or ()}
+        self._cells = [(cell, cell.cell_contents) for cell in cells.values() if _is_filled(cell)]
 
     def put_back(self) -> list[str]:
         """Put back what was replaced since, and return its names. Raises TypeError where that cannot be done."""
         # Nothing that the builtins name may be called before they are what they were.
         changed = [f"builtins.{name}" for name in self._builtins if BUILTINS.get(name) is not self._builtins[name]]
         BUILTINS.update(self._builtins)
+        for kind, before in self._bases:
+            if kind.__bases__ != before:
+                changed.append(f"the bases of {kind.__qualname__}")
+                kind.__bases__ = before
         for space in self._spaces:
             now = vars(space.owner)
-            if len(now) == len(space.every) and not any(map(operator.is_not, map(now.get, space.names), space.values)):
-                continue
-            for name, value in list(_replaced(space)):
-                changed.append(f"{space.label}.{name}")
-                _set(space.owner, name, value)
+            if len(now) != len(space.every) or any(map(operator.is_not, map(now.get, space.names), space.values)):
+                changed += self._put_back_names(space)
+            for name, table, kept in space.tables:
+                if not _alike(table, kept):
+                    changed.append(f"{space.label}.{name}")
+                    _refill(table, kept)
+        for name, module in self._modules.items():
+            if sys.modules.get(name) is not module:
+                changed.append(f"the module {name}")
+                sys.modules[name] = module
+        return changed + self._put_back_parts()
+
+    def _put_back_parts(self) -> list[str]:
+        """Put back code, defaults and what functions enclose, and return what a reader should hear of."""
+        changed = []
         for part, before in self._parts.items():
             if any(map(operator.is_not, map(operator.attrgetter(part), self._functions), before)):
                 for function, value in zip(self._functions, before, strict=True):
                     if getattr(function, part) is not value:
                         changed.append(f"{part} of {function.__qualname__}")
                         setattr(function, part, value)
+        for cell, content in self._cells:
+            if not _is_filled(cell) or cell.cell_contents is not content:
+                if _callable(content):
+                    changed.append(f"what encloses {getattr(content, '__qualname__', type(content).__name__)}")
+                cell.cell_contents = content
+        return changed
+
+    def _put_back_names(self, space: _Space) -> list[str]:
+        """Put back the names of a module or class, and return those that a reader should hear of."""
+        changed = []
+        for name, value, found in list(_replaced(space)):
+            memory = id(space.owner) in self._of_model and not _callable(value) and value is not MISSING
+            if not memory and not _wrapped_by_torch(found, value):
+                changed.append(f"{space.label}.{name}")
+            _set(space.owner, name, value)
         return changed
 
 
@@ -98,22 +150,67 @@ def _callable(value: Any) -> bool:
     return type(value) in KINDS or issubclass(type(value), type)
 
 
-def _space(owner: Any, label: str) -> _Space:
-    content = dict(vars(owner))
+def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
+    """Return what is watched of a module or class that module `home` holds; `whole`: every name, not what can be called."""
+    content, own = dict(vars(owner)), home.partition(".")[0] == OWN
     # `_callable` written out: there are some 16,000 names
-    values = {name: v for name, v in content.items() if type(v) in KINDS or issubclass(type(v), type)}
-    return _Space(owner, label, frozenset(content), tuple(values), tuple(values.values()))
+    values = {
+        name: value
+        for name, value in content.items()
+        if type(value) in KINDS
+        or issubclass(type(value), type)
+        or ((own or whole) and not name.startswith("__") and not _is_slot(value))
+    }
+    tables = [
+        (name, value, value.copy())
+        for name, value in content.items()
+        if own and name.isupper() and type(value) in (dict, list, set)
+    ]
+    return _Space(owner, label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
 
 
-def _replaced(space: _Space) -> Iterator[tuple[str, Any]]:
-    """Walk the names that stand for something else now, with what they stood for (MISSING: for nothing)."""
+def _is_slot(value: Any) -> bool:
+    """Say whether a name of a class is a place in its instances, or kept by the machinery of classes."""
+    return type(value).__name__ in ("member_descriptor", "getset_descriptor", "_abc_data")
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _alike(table: Any, kept: Any) -> bool:
+    if len(table) != len(kept):
+        return False
+    if isinstance(kept, dict):
+        return list(table) == list(kept) and all(map(operator.is_, table.values(), kept.values()))
+    return bool(table == kept) if isinstance(kept, set) else all(map(operator.is_, table, kept))
+
+
+def _refill(table: Any, kept: Any) -> None:
+    table.clear()
+    if isinstance(kept, list):
+        table.extend(kept)
+    else:
+        table.update(kept)
+
+
+def _wrapped_by_torch(found: Any, value: Any) -> bool:
+    """Say whether torch itself wrapped a function, as its compiler does when it is first imported: no attack's doing."""
+    inner = (getattr(found, "_torchdynamo_orig_callable", None), getattr(found, "__wrapped__", None))
+    code = getattr(found, "__code__", None)
+    return code is not None and code.co_filename.startswith(OF_TORCH) and any(part is value for part in inner)
+
+
+def _replaced(space: _Space) -> Iterator[tuple[str, Any, Any]]:
+    """Walk the names that stand for something else now: with what they stood for (MISSING: for nothing), and stand for."""
     now = vars(space.owner)
     for name, value in zip(space.names, space.values, strict=True):
-        # torch.compile wraps some functions of torch when it is first used.
-        if (found := now.get(name, MISSING)) is not value and (
-            getattr(found, "_torchdynamo_orig_callable", None) is not value
-        ):
-            yield name, value
+        if (found := now.get(name, MISSING)) is not value:
+            yield name, value, found
     for name in set(now) - space.every:
         special = name.startswith("__")
         if isinstance(space.owner, type):
@@ -122,7 +219,7 @@ def _replaced(space: _Space) -> Iterator[tuple[str, Any]]:
         else:  # a name that a module did not have, and the builtins do, would be taken in place of the builtin
             hides = name in BUILTINS and not special
         if hides:
-            yield name, MISSING
+            yield name, MISSING, now[name]
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

@@ -6,6 +6,7 @@ can be put back is put back, with a note; where it cannot, the run is refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,10 +40,13 @@ class Guard:
         if context.attacked is not original:
             models.append(context.attacked)
         self._models = models
-        self._weights = [_Weights(model) for model in models]
-        if context.attack_copy is not None:
-            self._weights.append(_Weights(context.attack_copy.model))
         self._code = WatchedCode(models)
+        if (
+            context.attack_copy is not None
+        ):  # shared by robustdup's own attacks: what weakens it would flatter the model
+            models.append(getattr(context.attack_copy.model, "_orig_mod", context.attack_copy.model))
+        self._weights = [_Weights(model) for model in models]
+        self._process = os.getpid()
 
     @contextmanager
     def around(self, name: str, notes: list[str]) -> Iterator[None]:
@@ -59,7 +63,10 @@ class Guard:
             with no_exits():
                 yield
         finally:
-            changed = self._put_back(state, modules)
+            if os.getpid() != self._process:  # a process that the attack forked, and that would go on as a second run
+                os._exit(1)
+            changed = [*state.hold_still(), *self._put_back(state, modules)]
+            state.go_on()
             if changed:
                 notes.append(f"{name} changed what the judge stands on, and it was put back: {_named(changed)}.")
 
@@ -118,6 +125,7 @@ class _Weights:
     def __init__(self, model: nn.Module) -> None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._kept = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors.items()]
+        self._asked = [(name, tensor, tensor.requires_grad) for name, tensor in tensors.items()]
 
     @torch.no_grad()
     def put_back(self) -> list[str]:
@@ -126,6 +134,13 @@ class _Weights:
             if not _same(tensor, kept):
                 changed.append(f"the weights {name}")
                 tensor.data = kept.clone()
+        for name, tensor, asked in self._asked:
+            if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+                changed.append(f"hooks of the weights {name}")
+                tensor._backward_hooks = None
+                tensor._post_accumulate_grad_hooks = None
+            if tensor.requires_grad != asked and tensor.is_leaf:
+                tensor.requires_grad_(asked)
         return changed
 
 

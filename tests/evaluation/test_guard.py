@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import gc
 import os
+import resource
 import signal
+import subprocess
 import sys
 import threading
 from fractions import Fraction
@@ -20,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import robustdup.evaluation.calls
 import robustdup.evaluation.referee
+import robustdup.projections
+import robustdup.threat
 from robustdup.attacks.passes import Count, Passes
 from robustdup.errors import RunError
 from robustdup.evaluation.calls import PlannedStage
@@ -27,6 +32,7 @@ from robustdup.evaluation.cascade import CleanSamples, run_cascade
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.referee import judge_images
+from robustdup.models.attack_copy.prepare import Prepared
 from robustdup.plugins import AttackSpec
 from robustdup.records import Outcome
 from robustdup.threat import ThreatModel
@@ -277,6 +283,117 @@ def passes_that_were_never_made(model, images, labels, threat, *, rng):
     return images
 
 
+@evil
+def a_function_that_passes_for_one_of_torch(model, images, labels, threat, *, rng):
+    usual = F.conv2d
+
+    def conv2d(*args, **options):
+        return usual(*args, **options) * -1
+
+    conv2d._torchdynamo_orig_callable = usual
+    conv2d.__wrapped__ = usual
+    F.conv2d = conv2d
+    return images
+
+
+@evil
+def a_constant_of_the_referee(model, images, labels, threat, *, rng):
+    robustdup.threat.LINF_TOLERANCE = 1.0
+    robustdup.evaluation.referee.VIOLATION_NAMES.clear()
+    return step(model, images, labels, threat, rng=rng)
+
+
+class OtherTorch:
+    """What looks like torch, and says that nothing is as it was."""
+
+    def __getattr__(self, name):
+        return (lambda *args, **options: torch.zeros(())) if name in ("where", "equal") else getattr(torch, name)
+
+
+@evil
+def the_torch_that_the_referee_sees(model, images, labels, threat, *, rng):
+    for module in (robustdup.evaluation.referee, robustdup.threat, robustdup.projections, F):
+        if hasattr(module, "torch"):
+            module.torch = OtherTorch()
+    sys.modules["torch.nn.functional"] = OtherTorch()
+    return step(model, images, labels, threat, rng=rng)
+
+
+class Turned(nn.Module):
+    """A base class that turns what every layer says."""
+
+    def __call__(self, *args):
+        return -self.forward(*args)
+
+
+@evil
+def the_bases_of_a_layer(model, images, labels, threat, *, rng):
+    nn.Linear.__bases__ = (Turned,)
+    return images
+
+
+@evil
+def what_a_function_encloses(model, images, labels, threat, *, rng):
+    for function in (F.max_pool2d, ThreatModel.project, robustdup.evaluation.referee.judge):
+        for cell in getattr(function, "__closure__", None) or ():
+            cell.cell_contents = lambda *args, **options: images
+    return step(model, images, labels, threat, rng=rng)
+
+
+@evil
+def a_constant_of_the_class_of_the_model(model, images, labels, threat, *, rng):
+    Net.scale = Net.factor = -10.0
+    for module in gc.get_objects():
+        if type(module) in (Net, Uncopyable):
+            vars(module).pop("factor", None)
+    return images
+
+
+@evil
+def a_timer(model, images, labels, threat, *, rng):
+    def ring(number, frame):
+        F.conv2d = lambda images, *args, **options: images * 0
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+    return images
+
+
+@evil
+def the_garbage_collector(model, images, labels, threat, *, rng):
+    def collect(phase, about):
+        F.conv2d = lambda images, *args, **options: images * 0
+
+    gc.callbacks.append(collect)
+    gc.set_threshold(1)
+    return images
+
+
+@evil
+def a_forked_process(model, images, labels, threat, *, rng):
+    os.fork()  # the child goes on as if it were the run
+    return images
+
+
+@evil
+def limits_of_the_process(model, images, labels, threat, *, rng):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return images
+
+
+@evil
+def the_second_judge(model, images, labels, threat, *, rng):
+    import subprocess
+
+    sys.executable = "/bin/true"
+    subprocess.run = lambda *args, **options: None
+    os.replace = lambda *args: None
+    return images
+
+
 def hooks():
     return [dict(value) for name, value in vars(nn.modules.module).items() if name.startswith("_global") and value]
 
@@ -293,7 +410,10 @@ def as_before():
             torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
             torch.is_autocast_enabled("cpu"), Path.cwd(), os.environ.get("OMP_NUM_THREADS"),
             sys.stdout is None, sys.getrecursionlimit(),
-            signal.getsignal(signal.SIGINT), hooks(), os._exit,
+            signal.getsignal(signal.SIGINT), hooks(), os._exit, nn.Linear.__bases__, sys.modules["torch.nn.functional"],
+            robustdup.threat.LINF_TOLERANCE, robustdup.evaluation.referee.torch, sys.executable, subprocess.run,
+            signal.getitimer(signal.ITIMER_REAL)[1], list(gc.callbacks), gc.get_threshold(), Net.scale, os.replace,
+            signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_NOFILE), os.getpid(),
         )  # fmt: skip
 
     before = look()
@@ -315,6 +435,80 @@ def test_no_attack_breaks_more_than_one_that_does_nothing(name, kind):
 def test_an_honest_attack_in_a_ball_that_allows_it_breaks_all():
     """The other side: the guard takes nothing away, and what the hostile ones above return would break all there."""
     assert int(run(step, eps="0.3").broken.sum()) == 20
+
+
+WEAKENING = {}
+
+
+def weakening(function):
+    """Keep an attack that would have those after it find less."""
+    WEAKENING[function.__name__] = function
+    return function
+
+
+@weakening
+def hooks_of_saved_tensors(model, images, labels, threat, *, rng):
+    torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor * 0, lambda tensor: tensor).__enter__()
+    return images
+
+
+@weakening
+def hooks_of_the_attack_copy(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if isinstance(module, nn.Linear) and module.in_features == 16:
+            module.register_full_backward_hook(lambda module, given, out: tuple(-part for part in given))
+    return images
+
+
+@weakening
+def hooks_of_weights(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if isinstance(module, nn.Linear) and module.in_features == 16:
+            module.weight.requires_grad_(True).register_hook(lambda grad: grad * 0)
+    return images
+
+
+@weakening
+def a_forward_of_the_attack_copy(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if isinstance(module, nn.Linear) and module.in_features == 16:
+            module.forward = lambda images: images[:, :2] * 0
+    return images
+
+
+def prepared(context):
+    model = copy.deepcopy(context.original.model)
+    return Prepared(model, folded=0, channels_last=False, compiled="off", precision="fp32", error=0.0, notes=())
+
+
+@pytest.mark.parametrize("name", WEAKENING)
+def test_no_attack_keeps_those_after_it_from_finding_what_there_is(name):
+    from robustdup.attacks.pgd import pgd
+
+    samples, context = setting(Net())
+    context.attack_copy = prepared(context)
+    native = PlannedStage(
+        AttackSpec(name="pgd", function=pgd, norms=("Linf",), batching="pool", source="native"), {}, {"steps": 20}
+    )
+    alone = run_cascade([native], samples, ThreatModel("Linf", "0.12"), context)
+    samples, context = setting(Net())
+    context.attack_copy = prepared(context)
+    after = run_cascade([stage(WEAKENING[name]), native], samples, ThreatModel("Linf", "0.12"), context)
+    assert 5 < int(alone.broken.sum()) == int(after.broken.sum())
+
+
+def test_libraries_may_be_imported_and_set_variables_of_their_own(monkeypatch):
+    def honest(model, images, labels, threat, *, rng):
+        os.environ["SOME_LIBRARY_WAS_HERE"] = "1"
+        return images
+
+    def dishonest(model, images, labels, threat, *, rng):
+        os.environ["MKL_CBWR"] = "AVX2"
+        return images
+
+    assert run(honest).stages[0].calls[0].notes == []
+    assert "SOME_LIBRARY_WAS_HERE" not in os.environ
+    assert "the environment variable MKL_CBWR" in run(dishonest).stages[0].calls[0].notes[0]
 
 
 def test_what_was_changed_is_said():
