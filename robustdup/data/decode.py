@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from robustdup.config import DataOptions
 
 T = TypeVar("T")
+LARGEST_SIDE = 4096  # pixels that images may be resized to: more fills any memory
 
 # Pillow raises all of these for broken files, the last one for hundreds of megapixels.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, DecompressionBombError)
@@ -46,11 +47,19 @@ def check_place(encoded: Mapping[str, Any] | None) -> None:
         raise ValueError("names a file that is not there")
 
 
+def no_programs() -> None:
+    """Keep Pillow from starting Ghostscript for PostScript that calls itself a picture: of data, nothing runs."""
+    from PIL import EpsImagePlugin
+
+    EpsImagePlugin.gs_binary = False
+
+
 def open_picture(encoded: Mapping[str, Any] | None) -> PIL.Image.Image:
     """Return an encoded image, upright. Raises one of UNREADABLE."""
     import datasets
 
     check_place(encoded)
+    no_programs()
     image: PIL.Image.Image = datasets.Image().decode_example(encoded)
     image.load()
     return image
@@ -128,11 +137,11 @@ def fit(image: T, options: DataOptions) -> T:
 
 
 def check_options(options: DataOptions) -> None:
-    """Raise UserError unless resize and crop are positive and fit each other."""
+    """Raise UserError unless resize and crop are sizes of pictures and fit each other."""
     for name in ("resize", "crop"):
         size = getattr(options, name)
-        if size is not None and size < 1:
-            raise UserError(f"{name} must be at least 1 pixel, got {size}.", code="bad-option")
+        if size is not None and not 1 <= size <= LARGEST_SIDE:
+            raise UserError(f"{name} must be 1 to {LARGEST_SIDE} pixels, got {size}.", code="bad-option")
     if options.resize is not None and options.crop is not None and options.crop > options.resize:
         raise UserError(
             f"crop = {options.crop} is larger than resize = {options.resize}: nothing to crop from.", code="bad-option"

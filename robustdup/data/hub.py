@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustdup.data.inflation import check_parquet
+from robustdup.data.inflation import check_file, check_parquet
 from robustdup.data.layouts.local import open_layout
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
@@ -105,7 +105,7 @@ def _own_cache(path: Path) -> str | None:
 
 def load_hub(name: str, options: DataOptions) -> Opened:
     """Return all splits of a Hub dataset (never running code from there). Raises UserError, also where it is offline."""
-    with explained(name, lambda: ""), quiet():
+    with explained(name, lambda: ""), quiet(), checked_downloads():
         import datasets
 
         splits = datasets.load_dataset(name, options.config, revision=options.revision)
@@ -131,6 +131,35 @@ def commit_of(dataset: datasets.Dataset) -> str | None:
         if _COMMIT.fullmatch(folder):
             return folder
     return None
+
+
+@contextmanager
+def checked_downloads() -> Iterator[None]:
+    """Look at each file that `datasets` fetches before anything of it is unpacked. Raises UserError from inside.
+
+    `datasets` 5.2.0 takes another manager of downloads only where a dataset is prepared by hand.
+    """
+    import datasets.builder
+
+    usual = datasets.builder.DownloadManager
+
+    class Checked(usual):  # type: ignore[misc, valid-type]
+        """The usual manager, which checks what it fetched."""
+
+        def download(self, url_or_urls: Any) -> Any:
+            fetched = super().download(url_or_urls)
+            for file in {str(path) for path in NestedDataStructure(fetched).flatten()}:
+                if Path(file).is_file():
+                    check_file(Path(file))
+            return fetched
+
+    from datasets.utils.py_utils import NestedDataStructure
+
+    datasets.builder.DownloadManager = Checked
+    try:
+        yield
+    finally:
+        datasets.builder.DownloadManager = usual
 
 
 @contextmanager

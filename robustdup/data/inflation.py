@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from robustdup.errors import UserError
 
 ROOM = 2 * 2**30  # bytes that any file may unpack to
 MOST = 200  # times its own size that a larger one may: pictures are hardly compressed further, plain pixels some times
+STREAMS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}  # first bytes: what unpacks them
 AT_ONCE = 64 * 2**20  # bytes that are decoded at a time to measure them
 
 
@@ -32,6 +38,50 @@ def check_zip(file: Path) -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             check_unpacked(file, sum(member.file_size for member in archive.infolist()))
+
+
+def check_file(file: Path) -> None:
+    """Check a file of any kind by its first bytes: parquet, zip (and what is one, .npz or .pt), gzip, bzip2, xz.
+
+    Raises UserError; what pyarrow raises for a broken file.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(6)
+    if start.startswith(b"PAR1"):
+        check_parquet(file)
+    elif start.startswith(b"PK"):
+        check_zip(file)
+    else:
+        for mark, module in STREAMS.items():
+            if start.startswith(mark):
+                _check_stream(file, importlib.import_module(module).open)
+
+
+def _check_stream(file: Path, unpack: Callable[..., Any]) -> None:
+    """Count what a compressed stream unpacks to, of which nothing is kept. Raises UserError."""
+    counted = 0
+    with contextlib.suppress(EOFError, OSError, ValueError, zlib.error), unpack(file, "rb") as stream:
+        while part := stream.read(2**20):
+            counted += len(part)
+            check_unpacked(file, counted)
+
+
+def check_tensor(tensor: Any, place: str) -> None:
+    """Check a tensor that a file held: plain numbers, which do not stand for far more of them than are stored.
+
+    Raises UserError.
+    """
+    if str(tensor.layout) != "torch.strided" or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+        raise UserError(
+            f"{place} holds a tensor that is no plain array of numbers: save it dense, on the CPU.", code="bad-data"
+        )
+    size = tensor.numel() * tensor.element_size()
+    if size > max(AT_ONCE, tensor.untyped_storage().nbytes()):
+        raise UserError(
+            f"{place} holds {tensor.untyped_storage().nbytes():,} bytes of numbers that stand for {size:,}: save the tensor "
+            "with .contiguous().",
+            code="unpacks-too-large",
+        )
 
 
 def check_parquet(file: Path) -> None:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robustdup.data.inflation import check_zip
+from robustdup.data.decode import no_programs
+from robustdup.data.inflation import check_tensor, check_zip
 from robustdup.errors import UserError
 
 ENDINGS = (".safetensors", ".npz", ".npy", ".pt", ".pth")
@@ -94,6 +95,7 @@ def _read(path: Path) -> Any:
         loaded = np.load(path, allow_pickle=False)
         return loaded if path.suffix == ".npy" else {name: loaded[name] for name in loaded.files}
     if path.suffix in (".pt", ".pth"):
+        check_zip(path)
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     raise _bad(
@@ -214,6 +216,7 @@ def _tensor(value: Any) -> Tensor:
             raise UserError(f"An array of {value.dtype} holds no images.", code="bad-examples")
         value = torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
     tensor: Tensor = value
+    check_tensor(tensor, "The file")
     return tensor.detach()
 
 
@@ -271,6 +274,7 @@ def _read_pictures(folder: Path) -> Examples:
     """Read a folder of pictures by the numbers in their names, which are their indices where they are not just counted."""
     from PIL import Image
 
+    no_programs()
     files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES]
     if not files:
         raise _bad(folder, f"holds no pictures ({', '.join(PICTURES)})")

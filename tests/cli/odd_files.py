@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 ENCODED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -35,6 +36,21 @@ def large_png(side: int) -> bytes:
 
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
+
+
+def postscript() -> bytes:
+    """PostScript that calls itself a picture: Pillow would have a program, Ghostscript, run it."""
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(ran) print\nshowpage\n%%EOF\n"
+
+
+def text_bomb() -> bytes:
+    """A picture with a text inside that is a thousand times as long as it is stored."""
+    text = zlib.compress(bytes(2 << 20), 9)
+    return png()[:33] + png_chunk(b"zTXt", b"a\0\0" + text) + png()[33:]
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def table(file: Path, **columns: object) -> None:
@@ -111,6 +127,9 @@ TABLES: dict[str, Callable[[Path], None]] = {
     "no bytes": containing(b""),
     "text as picture": containing(b"hello"),
     "half a picture": containing(png()[:40]),
+    "postscript": containing(postscript()),
+    "a picture with a bomb of text": lambda file: containing(text_bomb())(file),
+    "drawn in words": containing(b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>"),
     "900 megapixels": containing(large_png(30_000)),
     "four thousand megapixels": containing(large_png(65_000)),
     "sizes that differ": containing(png(8), png(9)),
@@ -200,6 +219,13 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "nosuffix": lambda file: file.write_bytes(bytes(100)),
 }  # fmt: skip
 
+
+def tensors(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 EXAMPLES: dict[str, Callable[[Path], object]] = {
     "claims.npy": lambda file: file.write_bytes(npy((10**9, 8, 8, 1))),
     "cut.npy": lambda file: file.write_bytes(npy((4, 1, 8, 8), content=bytes(100))),
@@ -213,6 +239,16 @@ EXAMPLES: dict[str, Callable[[Path], object]] = {
     "negative.npy": lambda file: file.write_bytes(saved(np.full((4, 1, 8, 8), -3.0))),
     "many.npy": lambda file: file.write_bytes(saved(np.zeros((9000, 1, 8, 8), np.float32))),
     "bomb.npz": npz_bomb,
+    "repeats.pt": lambda file: file.write_bytes(tensors(torch.zeros(1, 1, 1, 1).expand(10**9, 1, 8, 8))),
+    "sparse.pt": lambda file: file.write_bytes(tensors(torch.zeros(4, 1, 8, 8).to_sparse())),
+    "quantized.pt": lambda file: file.write_bytes(
+        tensors(torch.quantize_per_tensor(torch.zeros(4, 1, 8, 8), 0.1, 0, torch.quint8))
+    ),
+    "nowhere.pt": lambda file: file.write_bytes(tensors(torch.zeros(4, 1, 8, 8, device="meta"))),
+    "labels.pt": lambda file: file.write_bytes(tensors({"images": torch.zeros(4, 1, 8, 8), "labels": torch.zeros(4, 0)})),
+    "index.pt": lambda file: file.write_bytes(tensors({"images": torch.zeros(4, 1, 8, 8), "index": torch.full((4,), 2**62)})),
+    "numbers.pt": lambda file: file.write_bytes(tensors({1: 2, None: 3})),
+    "within.pt": lambda file: file.write_bytes(tensors([[[[[]]]]])),
     "text.npz": lambda file: file.write_text("hello"),
     "text.pt": lambda file: file.write_text("hello"),
     "empty.pt": lambda file: file.touch(),

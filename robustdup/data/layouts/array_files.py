@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
-from robustdup.data.inflation import check_zip
+from robustdup.data.inflation import check_tensor, check_zip
 from robustdup.data.layouts.binaries import CIFAR10
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
@@ -79,6 +79,7 @@ def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
     import torch
     from torch.utils.data import TensorDataset
 
+    check_zip(file)
     with torch.serialization.safe_globals([TensorDataset]):
         content = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, TensorDataset):
@@ -100,6 +101,9 @@ def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
             flat |= {f"{name}_{inner}": value for inner, value in values.items()}
         else:
             flat[str(name)] = values
+    for values in flat.values():
+        if isinstance(values, torch.Tensor):
+            check_tensor(values, str(file))
     return {
         name: np.asarray(values) for name, values in flat.items() if isinstance(values, torch.Tensor | list | tuple)
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustdup.data.decode import UNREADABLE, check_place, plain_image, why_unreadable
+from robustdup.data.decode import UNREADABLE, check_place, no_programs, plain_image, why_unreadable
 from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup_detect.features import SIZE
@@ -171,6 +171,7 @@ def decode(encoded: Any, background: str = "white") -> tuple[PIL.Image.Image, in
     from PIL import Image, ImageOps
 
     check_place(encoded)
+    no_programs()
     content = encoded["bytes"]
     if content is None:
         with open(encoded["path"], "rb") as file:
