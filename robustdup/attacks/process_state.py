@@ -67,7 +67,13 @@ _ATTENTION = [
 
 Setting = tuple[str, Callable[[], Any], Callable[[Any], object]]
 # What libraries set when they are imported, without an effect on numbers: sklearn, torch's compiler and its CUDA part.
-OF_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_MODULE_LOADING")
+OF_IMPORTS = (
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "CUDA_MODULE_LOADING",
+)
 
 
 def _device_context() -> Any:
