@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -60,8 +60,14 @@ def check_file(file: Path) -> None:
 def _check_stream(file: Path, unpack: Callable[..., Any]) -> None:
     """Count what a compressed stream unpacks to, of which nothing is kept. Raises UserError."""
     counted = 0
-    with contextlib.suppress(EOFError, OSError, ValueError, zlib.error), unpack(file, "rb") as stream:
-        while part := stream.read(2**20):
+    with unpack(file, "rb") as stream:
+        while True:
+            try:
+                part = stream.read(2**20)
+            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError):  # whoever reads it says what is wrong
+                return
+            if not part:
+                return
             counted += len(part)
             check_unpacked(file, counted)
 

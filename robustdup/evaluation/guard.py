@@ -137,8 +137,8 @@ class _Weights:
         for name, tensor, asked in self._asked:
             if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
                 changed.append(f"hooks of the weights {name}")
-                tensor._backward_hooks = None
-                tensor._post_accumulate_grad_hooks = None
+                hooked: Any = tensor
+                hooked._backward_hooks = hooked._post_accumulate_grad_hooks = None
             if tensor.requires_grad != asked and tensor.is_leaf:
                 tensor.requires_grad_(asked)
         return changed
