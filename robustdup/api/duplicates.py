@@ -9,7 +9,6 @@ from robustdup.errors import UserError
 from robustdup.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Unpack
 
 D = TypeVar("D")
@@ -148,6 +147,8 @@ def drop_duplicates(
     """
     import datasets
 
+    from robustdup.duplication.representatives import representatives
+
     if keep not in ("first", "last", "none"):
         raise UserError(f"keep must be first, last or none, got {keep!r}.", code="bad-value")
     if not isinstance(dataset, datasets.Dataset):
@@ -163,38 +164,16 @@ def drop_duplicates(
     elif keep == "none":
         leaving = {*a, *b}
     else:
-        identical = [score == 1 for score in pairs.score.tolist()]
-        leaving = _leaving(len(dataset), list(zip(a, b, identical, strict=True)), last=keep == "last")
+        order = range(len(dataset))
+        stands = representatives(
+            len(dataset),
+            pairs.a.numpy(),
+            pairs.b.numpy(),
+            pairs.score.numpy(),
+            order[::-1] if keep == "last" else order,
+        )
+        leaving = {row for row in order if stands[row] != row}
     return dataset.select([row for row in range(len(dataset)) if row not in leaving])
-
-
-def _leaving(n: int, pairs: Sequence[tuple[int, int, bool]], *, last: bool) -> set[int]:
-    """Return the rows of n that leave: each is identical to, or directly paired with, one that stays."""
-    group = list(range(n))  # of identical rows, named by the smallest
-
-    def root(row: int) -> int:
-        while group[row] != row:
-            row = group[row]
-        return row
-
-    for a, b, identical in pairs:
-        if identical:
-            low, high = sorted((root(a), root(b)))
-            group[high] = low
-    groups = [root(row) for row in range(n)]
-    alike: dict[int, set[int]] = {}
-    for a, b, _ in pairs:
-        alike.setdefault(groups[a], set()).add(groups[b])
-        alike.setdefault(groups[b], set()).add(groups[a])
-    staying: set[int] = set()
-    leaving: set[int] = set()
-    for row in reversed(range(n)) if last else range(n):
-        own = groups[row]
-        if own in staying or alike.get(own, set()) & staying:
-            leaving.add(row)
-        else:
-            staying.add(own)
-    return leaving
 
 
 def _pixels(data: Any, image_column: str | None) -> Any:

@@ -19,6 +19,7 @@ NUMBER_NAMES = (
     "inputs",
 )  # of images that are lists of numbers
 LABEL_NAMES = ("label", "labels", "fine_label")  # fine_label: CIFAR-100 as RobustBench ranks it
+NO_LABELS = "has no labels"
 MORE_LABEL_NAMES = (
     "target",
     "targets",
@@ -73,7 +74,7 @@ def find_columns(
     if others and not named and image in features:
         told = (f"{place}: images are taken from column {image!r}; image_column could also be {', '.join(others)}.",)
     if not (label or needs_labels or _labels_of(features, image)):
-        notes = (*told, f"{place} has no labels: conflicts among them cannot be told.")
+        notes = (*told, f"{place} {NO_LABELS}: conflicts among them cannot be told.")
         return Columns(image, "", [], raw, numbers, notes)
     label, notes = (label, ()) if label else _find_label(features, image, place)
     feature = features[label]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def with_class_numbers(opened: Opened, options: DataOptions, place: str) -> Opened:
-    """Return splits whose labels are class numbers; text is numbered over all splits, so that a class has one number."""
+    """Return splits whose labels are class numbers; text is numbered over all splits, so that a class has one number.
+
+    Raises UserError for labels that are no classes, unless the options need no labels.
+    """
     tables = {name: rows for name, rows in opened.splits.items() if not isinstance(rows, Arrays)}
     columns = {name: _columns(rows, options, place) for name, rows in tables.items()}
     odd = {name: found for name, found in columns.items() if found is not None and _is_odd(tables[name], found)}
@@ -40,7 +43,12 @@ def with_class_numbers(opened: Opened, options: DataOptions, place: str) -> Open
                 *missing_note(name, names, (w for w in words if w is not None)),
             )
         else:
-            splits[name], more = _numeric(tables[name], found.label, f"{place} ({name})")
+            try:
+                splits[name], more = _numeric(tables[name], found.label, f"{place} ({name})")
+            except UserError:
+                if options.needs_labels:
+                    raise
+                continue  # fractions, lists of several labels: who needs no classes gets them as they are
             notes += more
     return replace(opened, splits=splits, notes=tuple(dict.fromkeys(notes)), split_notes=split_notes)
 

@@ -200,11 +200,11 @@ def test_duplicates_are_dropped(keep, rows):
 
 def test_likeness_is_not_handed_on():
     """0 is like 1 and 1 is like 2, but 0 is not like 2: 2 stays. 3, 4, 5 are identical, and 5 is like 6."""
-    from robustdup.api.duplicates import _leaving
+    from robustdup.duplication.representatives import representatives
 
-    chain = [(0, 1, False), (1, 2, False), (3, 4, True), (3, 5, True), (5, 6, False)]
-    assert _leaving(8, chain, last=False) == {1, 4, 5, 6}
-    assert _leaving(8, chain, last=True) == {1, 3, 4, 5}
+    chain = np.array([0, 1, 3, 3, 5]), np.array([1, 2, 4, 5, 6]), np.array([0.9, 0.9, 1.0, 1.0, 0.8])
+    assert representatives(8, *chain).tolist() == [0, 0, 2, 3, 3, 3, 3, 7]
+    assert representatives(8, *chain, order=np.arange(8)[::-1]).tolist() == [0, 2, 2, 6, 6, 6, 6, 7]
 
 
 def test_mistakes_in_dropping_are_explained():

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,6 +25,18 @@ def pictures(n, *, size=32, seed=0):
         for cells, weight in ((2, 0.3), (4, 0.3), (8, 0.25), (16, 0.15))
     ]
     return (sum(parts) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def photos(n, seed=0):
+    """Pictures of 96 pixels with corners and edges, such as SIFT finds."""
+    rng = np.random.default_rng(seed)
+    made = pictures(n, size=96, seed=seed).permute(0, 2, 3, 1).numpy().copy()
+    for image in made:
+        for _ in range(25):
+            left, top = rng.integers(0, 88, 2)
+            wide, high = rng.integers(4, 24, 2)
+            image[top : top + high, left : left + wide] = rng.integers(0, 256, 3)
+    return made
 
 
 def encoded(image, kind="PNG", **options):

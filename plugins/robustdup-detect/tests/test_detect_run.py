@@ -17,7 +17,7 @@ import pytest
 import torch
 from detect_pictures import NAMES, detect, encoded, found, pictures, write
 from PIL import Image
-from robustdup_detect.groups import cluster, conflicting, leaving
+from robustdup_detect.groups import cluster, conflicting, keeping_order, leaving
 from robustdup_detect.pairlist import Pairs, turned_round
 from robustdup_detect.record import load_duplicates, load_pairs
 from robustdup_detect.search import build_index, nearest, nearest_by_index
@@ -318,10 +318,43 @@ def test_a_full_disk_is_one_message(tmp_path):
         store.write("hashes", 0, np.zeros((10, 16)))
 
 
-def test_clusters_follow_chains():
-    assert cluster(6, [4, 1], [5, 4]).tolist() == [-1, 0, -1, -1, 0, 0]
-    assert cluster(5, [3, 0], [4, 1]).tolist() == [0, 0, -1, 1, 1]
-    assert cluster(2, [], []).tolist() == [-1, -1]
+def test_clusters_do_not_chain_unlike_images_together():
+    """0 ~ 4 ~ 5, and 0 and 5 are unlike; 1 and 2 are identical, and 2 ~ 3."""
+    pairs = np.array([4, 1, 5, 2]), np.array([0, 2, 4, 3]), np.array([0.9, 1.0, 0.99, 0.8])
+    assert cluster(7, *pairs).tolist() == [0, 1, 1, 1, 0, -1, -1]
+    assert cluster(7, *pairs, order=np.array([5, 4, 3, 2, 1, 0, 6])).tolist() == [-1, 0, 0, 0, 1, 1, -1]
+    # 2 joins the representative that it is most like, whichever comes first.
+    assert cluster(3, np.array([0, 1]), np.array([2, 2]), np.array([0.7, 0.8])).tolist() == [-1, 0, 0]
+    assert cluster(5, np.array([3, 0]), np.array([4, 1]), np.array([0.9, 0.9])).tolist() == [0, 0, -1, 1, 1]
+    nothing = np.array([], dtype=np.int64)
+    assert cluster(2, nothing, nothing, nothing).tolist() == [-1, -1]
+
+
+def test_what_leaves_is_a_duplicate_of_what_stays():
+    """In any set of pairs, by any order; and as few rows are kept as there are clusters and rows alone."""
+    rng = np.random.default_rng(0)
+    for keep in ("first", "quality"):
+        a, b = rng.integers(0, 30, (2, 40))
+        a, b = a[a != b], b[a != b]
+        pixels, content = rng.integers(1, 4, (2, 30))
+        clusters = cluster(30, a, b, np.full(len(a), 0.9), keeping_order(pixels, content, keep))
+        out = leaving(clusters, np.zeros(30, np.int64), pixels, content, keep)
+        paired = {(int(one), int(other)) for one, other in [*zip(a, b, strict=True), *zip(b, a, strict=True)]}
+        for row in out.tolist():
+            (stays,) = set(np.flatnonzero(clusters == clusters[row]).tolist()) - set(out.tolist())
+            assert (row, stays) in paired
+
+
+def test_a_chain_of_pictures_is_no_cluster(tmp_path):
+    """Somebody says that A is B and B is C, but A is not C: clusters and the written dataset keep A and C."""
+    decided = tmp_path / "pairs.csv"
+    decided.write_text("a,b,duplicate\n0,1,true\n1,2,true\n0,2,false\n")
+    rows = [encoded(image) for image in pictures(12)]
+    data = write(tmp_path / "data", images=rows)
+    record = detect(data, tmp_path / "run", decisions=str(decided), to=str(tmp_path / "less"))
+    assert [[image.row for image in cluster.images] for cluster in record.clusters] == [[0, 1]]
+    less = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert less["source_index"][:3] == [0, 2, 3]
 
 
 def test_who_leaves():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from detect_pictures import detect, encoded, pictures, write
+from detect_pictures import detect, encoded, photos, write
 from PIL import Image
 from robustdup_detect import near_duplicates
 from robustdup_detect.keypoints import WAYS, keypoints_of, seen
@@ -14,18 +14,6 @@ from robustdup_detect.pairlist import Pairs, by_matrices, matrices, turned_round
 from robustdup_detect.record import load_pairs
 
 TURNED = {"rotation 90": 90, "rotation 180": 180, "rotation 15": 15, "flip vertical": 180, "negative": 0}
-
-
-def photos(n, seed=0):
-    """Pictures of 96 pixels with corners and edges, such as SIFT finds."""
-    rng = np.random.default_rng(seed)
-    made = pictures(n, size=96, seed=seed).permute(0, 2, 3, 1).numpy().copy()
-    for image in made:
-        for _ in range(25):
-            left, top = rng.integers(0, 88, 2)
-            wide, high = rng.integers(4, 24, 2)
-            image[top : top + high, left : left + wide] = rng.integers(0, 256, 3)
-    return made
 
 
 def tensor(images):
@@ -98,11 +86,11 @@ def test_a_run_matches_local_features_of_large_pictures_and_goes_on_where_it_was
     images += [images[2].rotate(-90), images[5].transpose(Image.Transpose.ROTATE_180).crop((0, 0, 100, 96))]
     data = write(tmp_path / "data", images=[encoded(image) for image in images])
 
-    def stop(plan, rows):
+    def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("robustdup_detect.run.load_odds", stop)
+        patched.setattr("robustdup_detect.stages.load_odds", stop)
         with pytest.raises(KeyboardInterrupt):
             detect(data, tmp_path / "run", shard=16)
     monkeypatch.setattr("robustdup_detect.work.ShardWorker.match", stop)  # what is done is not done again

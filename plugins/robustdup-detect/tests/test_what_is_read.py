@@ -172,6 +172,21 @@ def test_labels_of_any_kind_are_read(column, values, numbers, names):
     assert (labels["train"].tolist(), class_names) == (numbers, names)
 
 
+def test_labels_that_are_no_classes_and_arrays_without_labels_are_searched(tmp_path):
+    """Fractions, and several labels an image, are compared as they are; what generators leave has none at all."""
+    rows = [encoded(image) for image in pictures(8)]
+    rows.append(rows[3])
+    for name, values in (("fractions", [0.5] * 8 + [1.5]), ("lists", [[1, 2]] * 8 + [[3]])):
+        made = datasets.Dataset.from_dict({"img": rows, "label": values}).cast_column("img", datasets.Image())
+        (tmp_path / name).mkdir()
+        made.to_parquet(tmp_path / name / "train.parquet")
+        record = detect(str(tmp_path / name), tmp_path / f"{name}-run")
+        assert (record.n_exact, record.n_conflicts) == (1, 1)
+    np.savez(tmp_path / "generated.npz", images=pictures(8)[:4].permute(0, 2, 3, 1).numpy())
+    record = detect(str(tmp_path / "generated.npz"), tmp_path / "run", against_data=str(tmp_path / "lists"))
+    assert (record.n, record.n_exact) == (4, 5)
+
+
 def test_classes_that_two_splits_number_otherwise_are_told_by_name():
     made = {
         name: datasets.Dataset.from_dict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ class Decisions:
 
     def __len__(self) -> int:
         return len(self.same) + len(self.different)
+
+    def moved(self, move: Callable[[int, int], tuple[int, int]]) -> Decisions:
+        """Return the decisions on other names of the pairs."""
+        same, different = (frozenset(move(*pair) for pair in pairs) for pairs in (self.same, self.different))
+        return Decisions(same, different)
 
 
 def read_decisions(file: str, paths_a: Sequence[str], paths_b: Sequence[str], *, within: bool) -> Decisions:

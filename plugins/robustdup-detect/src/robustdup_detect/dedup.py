@@ -76,8 +76,9 @@ def _card(
         "tags": ["robustdup", "deduplicated"],
     }
     where = f"between `{config.split}` and `{config.against}`" if config.against else f"within `{config.split}`"
+    where += f" and within `{config.split}`" if config.add is not None else ""
     rule = (
-        f"images of `{config.split}` that also occur in `{config.against}` left"
+        f"images of `{config.split}` that also occur in `{config.against}`{' or repeat another one' if config.add else ''} left"
         if config.against
         else f"of each cluster of one picture, {KEPT[config.keep]} stayed"
     )

@@ -1,4 +1,4 @@
-"""Which images belong together: identical ones by a hash of their pixels, clusters joined by pairs, and which to keep."""
+"""Which images belong together: identical ones by a hash of their pixels, clusters around one image, and which to keep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from robustdup.duplication.representatives import representatives
 from robustdup_detect.options import Keep
 
 DIGEST = 16  # bytes of a hash
@@ -62,20 +63,26 @@ def identical_across(hashes_a: Any, hashes_b: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def cluster(n: int, a: Any, b: Any) -> Any:
-    """Return the cluster of each of n rows, int64 (n,), joined by pairs (a, b): 0, 1, … by first row, -1 for rows alone."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+def cluster(n: int, a: Any, b: Any, score: Any, order: Any = None) -> Any:
+    """Return the cluster of each of n rows, int64 (n,): 0, 1, … by first row, -1 for rows alone.
 
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
-    _, part = connected_components(graph, directed=False)
-    _, first, group = np.unique(part, return_index=True, return_inverse=True)
+    Every row of a cluster is paired with, or identical to, its representative, which comes first in `order` (n,): a chain of
+    pairs does not make one cluster (`robustdup.duplication.representatives`).
+    """
+    stands = representatives(n, a, b, score, order)
+    _, first, group = np.unique(stands, return_index=True, return_inverse=True)
     shared = np.bincount(group) > 1
     rank = np.full(len(first), -1, np.int64)
-    order = np.argsort(first)
-    order = order[shared[order]]
-    rank[order] = np.arange(len(order))
+    by_row = np.argsort(first)
+    by_row = by_row[shared[by_row]]
+    rank[by_row] = np.arange(len(by_row))
     return rank[group]
+
+
+def keeping_order(pixels: Any, content: Any, keep: Keep) -> Any:
+    """Return the rows (n,) in the order in which they would rather be kept; see `leaving`."""
+    rows = np.arange(len(pixels))
+    return np.lexsort((rows, -content, -pixels)) if keep == "quality" else rows
 
 
 def leaving(clusters: Any, labels: Any, pixels: Any, content: Any, keep: Keep) -> Any:
@@ -86,14 +93,13 @@ def leaving(clusters: Any, labels: Any, pixels: Any, content: Any, keep: Keep) -
     has, and none where there is no such label.
     """
     rows = np.flatnonzero(clusters >= 0)
-    if keep == "quality":
-        order = np.lexsort((rows, -content[rows], -pixels[rows], clusters[rows]))
-    elif keep == "consistent":
+    rank = np.argsort(keeping_order(pixels, content, keep))[rows]
+    if keep == "consistent":
         major = majority(clusters, labels)
         agrees = labels[rows] == major[clusters[rows]]
-        order = np.lexsort((rows, ~agrees, clusters[rows]))
+        order = np.lexsort((rank, ~agrees, clusters[rows]))
     else:
-        order = np.lexsort((rows, clusters[rows]))
+        order = np.lexsort((rank, clusters[rows]))
     ordered = rows[order]
     _, first = np.unique(clusters[ordered], return_index=True)
     kept = ordered[first]

@@ -1,4 +1,8 @@
-"""The labels of the splits, whatever they are stored as, as class numbers with names that hold in all of them."""
+"""The labels of both sides of a search as class numbers with names that hold in both, whatever they are stored as.
+
+Classes are numbered where a dataset is opened (`robustdup.data.labels`). What is left for this module: labels that are no classes
+(fractions, several an image), rows without one, and classes that two datasets number otherwise.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustdup.data.columns import Columns, find_columns
+from robustdup.data.columns import LABEL_NAMES, MORE_LABEL_NAMES, NO_LABELS, Columns, find_columns
 from robustdup.errors import unknown
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
 
 UNKNOWN = -1  # the number of no class
-# Names that columns of labels have, the most usual first.
-USUAL = (
-    "label",
-    "labels",
-    "fine_label",
-    "target",
-    "targets",
-    "class",
-    "class_name",
-    "class_id",
-    "category",
-    "cls",
-    "y",
-)
 
 
 def open_columns(dataset: Any, options: DataOptions, place: str) -> tuple[Any, Columns]:
@@ -48,14 +38,12 @@ def open_columns(dataset: Any, options: DataOptions, place: str) -> tuple[Any, C
     }
     columns = find_columns(looked_at, image=options.image_column, label=None, place=place, needs_labels=False)
     lower = {name.lower(): name for name in features}
-    label = named or columns.label or next((lower[name] for name in USUAL if name in lower), "")
-    notes = [note for note in columns.notes if not label or columns.label]
+    label = (
+        named or columns.label or next((lower[name] for name in (*LABEL_NAMES, *MORE_LABEL_NAMES) if name in lower), "")
+    )
+    notes = [note for note in columns.notes if not label or NO_LABELS not in note]
     if label and not (named or columns.label):
         notes.append(f"{place}: labels are taken from column {label!r}; another could be named with label_column.")
-    images = sorted(name for name, feature in features.items() if isinstance(feature, datasets.Image))
-    if options.image_column is None and len(images) > 1 and not any("images are taken" in note for note in notes):
-        others = ", ".join(name for name in images if name != columns.image)
-        notes.append(f"{place}: images are taken from column {columns.image!r}; image_column could also be {others}.")
     opened = dataset.cast_column(columns.image, datasets.Image()) if columns.raw else dataset
     return opened, replace(columns, label=label, notes=tuple(notes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ ASKED = 24  # pictures that share most words with each picture, in each way of l
 class Overlaps:
     """Pairs whose local features lie alike: rows `a`, `b` (P,), and the `maps` (P, 2, 3) from places of a to those of b.
 
-    `matches` (P,) is how many features lie alike, `share` (P,) their share of those that both could show.
+    `matches` (P,) is how many features lie alike, `share` (P,) their share of those that both could show, `way` (P,) the
+    place in WAYS of how the first was looked at.
     """
 
     a: Any
@@ -34,51 +35,62 @@ class Overlaps:
     maps: Any
     matches: Any
     share: Any
+    way: Any
 
     def __len__(self) -> int:
         return len(self.a)
 
+    def __getitem__(self, rows: Any) -> Overlaps:
+        return Overlaps(*(getattr(self, each.name)[rows] for each in fields(Overlaps)))
+
+
+Database = Callable[[Any], Keypoints]  # the keypoints of some pictures of an index
+# From how the queries are looked at, their keypoints, the database, and candidates (query, picture) to matches, share, maps.
+Lay = Callable[[int, Keypoints, Database, Any, Any], tuple[Any, Any, Any]]
+
+
+def lay(way: int, asked: Keypoints, database: Database, query: Any, place: Any) -> tuple[Any, Any, Any]:
+    """Return how many features of each candidate lie alike, matches (C,), 0 for too few, their share (C,), and maps (C, 2, 3)."""
+    needed, at = np.unique(place, return_inverse=True)
+    known = database(needed)
+    matches, share = np.zeros(len(query), np.int64), np.zeros(len(query), np.float32)
+    maps = np.zeros((len(query), 2, 3), np.float32)
+    matched = match(asked, known, query, at)
+    for number, (row, column, places) in enumerate(zip(query.tolist(), at.tolist(), matched, strict=True)):
+        laid = affine_between(asked.places[row][places[:, 0]], known.places[column][places[:, 1]])
+        if laid is None:
+            continue
+        both = shown(asked.places[row, : asked.count[row]], known.places[column, : known.count[column]], laid[0])
+        matches[number], share[number], maps[number] = laid[1], laid[1] / max(both, laid[1]), laid[0]
+    if WAYS[way] == "mirrored":
+        maps[:, :, 0] *= -1
+    return matches, share, maps
+
 
 def overlapping(
-    queries: Keypoints,
-    database: Callable[[Any], Keypoints],
-    index: WordIndex,
-    *,
-    own: Any | None = None,
-    k: int = ASKED,
+    queries: Keypoints, database: Database, index: WordIndex, *, own: Any | None = None, k: int = ASKED, lay: Lay = lay
 ) -> Overlaps:
     """Return the pairs of a query and a picture of the index whose local features lie alike, each once, in its best way.
 
     `database` gives the keypoints of some of the index's pictures; `own` (N,) is the place of each query among these, where
-    pairs within one set are looked for.
+    pairs within one set are looked for. `lay` may know what it is asked from an earlier search.
     """
-    best: dict[tuple[int, int], tuple[int, Any, float]] = {}
-    for way in WAYS:
-        asked = seen(queries, way)
+    parts = []
+    for way, name in enumerate(WAYS):
+        asked = seen(queries, name)
         query, place, _ = index.ask(asked, k + (own is not None))
         if own is not None:
             others = own[query] != place
             query, place = query[others], place[others]
-        needed, at = np.unique(place, return_inverse=True)
-        known = database(needed)
-        matched = match(asked, known, query, at)
-        for row, other, column, places in zip(query.tolist(), place.tolist(), at.tolist(), matched, strict=True):
-            laid = affine_between(asked.places[row][places[:, 0]], known.places[column][places[:, 1]])
-            if laid is not None and laid[1] > best.get((row, other), (0,))[0]:
-                matrix = laid[0].copy()
-                if way == "mirrored":
-                    matrix[:, 0] *= -1
-                share = laid[1] / max(
-                    shown(asked.places[row, : asked.count[row]], known.places[column, : known.count[column]], laid[0]),
-                    laid[1],
-                )
-                best[row, other] = laid[1], matrix, share
-    pairs = sorted(best)
-    return Overlaps(
-        np.array([a for a, _ in pairs], np.int64), np.array([b for _, b in pairs], np.int64),
-        np.array([best[pair][1] for pair in pairs], np.float32).reshape(-1, 2, 3),
-        np.array([best[pair][0] for pair in pairs], np.int64), np.array([best[pair][2] for pair in pairs], np.float32),
-    )  # fmt: skip
+        matches, share, maps = lay(way, asked, database, query, place)
+        alike = matches > 0
+        ways = np.full(int(alike.sum()), way)
+        parts.append(Overlaps(query[alike], place[alike], maps[alike], matches[alike], share[alike], ways))
+    every = Overlaps(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Overlaps)))
+    every = every[np.lexsort((every.way, -every.matches, every.b, every.a))]
+    first = np.ones(len(every), dtype=bool)
+    first[1:] = (every.a[1:] != every.a[:-1]) | (every.b[1:] != every.b[:-1])
+    return every[first]
 
 
 def measured(overlaps: Overlaps, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from robustdup.config import DatasetFields
+from robustdup.config import DataOptions, DatasetFields
 
 CLASSICAL = "classical"  # the embedding that needs no network
 
@@ -23,6 +24,8 @@ class DetectConfig(DatasetFields):
             "split",
             "against",
             "n",
+            "against_data",
+            "add",
             "data_config",
             "revision",
             "image_column",
@@ -30,7 +33,7 @@ class DetectConfig(DatasetFields):
             "background",
         ),
         "Search": ("embedding", "precision", "threshold", "decisions", "search", "local", "keep", "seed"),
-        "Speed": ("workers", "runner", "shard"),
+        "Speed": ("index", "workers", "runner", "shard"),
         "Output": ("out", "pictures"),
     }
 
@@ -43,6 +46,16 @@ class DetectConfig(DatasetFields):
     )
     n: int | None = Field(
         None, description="Look at the first N images of each split only: a quick look. Not together with --to.", ge=2
+    )
+    against_data: str | None = Field(
+        None,
+        description="Another dataset: pairs between the two are looked for, such as generated images in what a generator was "
+        "trained on. --against names its split, --split if not given.",
+    )
+    add: str | None = Field(
+        None,
+        description="Another dataset whose images shall come to this one: each is looked for among the images of both, and the "
+        "new ones that repeat one leave. With --index the old images are not computed anew.",
     )
     background: str = Field(
         "white",
@@ -79,6 +92,11 @@ class DetectConfig(DatasetFields):
     search: Literal["auto", "exact", "faiss"] = Field(
         "auto", description="exact compares every pair of embeddings; faiss an approximate index, from a million on."
     )
+    index: str | None = Field(
+        None,
+        description="Folder in which what is computed of each image and each pair is kept: a later search with the same "
+        "--index, of the same images or of more, computes only what is new, and finds what one without it finds.",
+    )
     workers: int | None = Field(
         None,
         description="Processes (or actors of a cluster) that share the work; one for each core if not given.",
@@ -88,6 +106,10 @@ class DetectConfig(DatasetFields):
     shard: int = Field(5000, description="Images in one piece of work, which is what a kill can lose.", ge=16)
     seed: int = Field(0, description="Seed of what is sampled to learn how candidates are found.", ge=0)
     out: str | None = Field(None, description="Run folder; runs/<time>-detect-<data> if not given.")
+
+    def data_options(self, split: str | None = None) -> DataOptions:
+        """Return how a split of the data is read; duplicates need no labels."""
+        return replace(super().data_options(split), needs_labels=False)
 
     @field_validator("background")
     @classmethod

@@ -80,7 +80,11 @@ def with_identical(judged: Pairs, hashes_a: Any, hashes_b: Any | None, groups: t
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], rows, None))
         place, rows = b.expand(judged.b.numpy())
         parts.append(_of_rows(parts[0][torch.from_numpy(place)], None, rows))
-    pairs = joined(parts)
+    return best_first(joined(parts))
+
+
+def best_first(pairs: Pairs) -> Pairs:
+    """Return pairs by falling score, then by rows."""
     return pairs[torch.from_numpy(np.lexsort((pairs.b.numpy(), pairs.a.numpy(), -pairs.score.numpy())))]
 
 

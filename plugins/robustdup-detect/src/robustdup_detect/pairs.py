@@ -18,7 +18,7 @@ from robustdup_detect.pairlist import Pairs, best_ways, joined, with_identical
 from robustdup_detect.scores import SUREST, USUAL_SCORE, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest
 from robustdup_detect.transforms import changed_copies
-from robustdup_detect.verify import BATCH, COARSE_ENOUGH, align_outlines, measure, outline
+from robustdup_detect.verify import BATCH, COARSE_ENOUGH, MEASURES, align_outlines, measure, outline
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -75,7 +75,8 @@ def near_duplicates(
     finder = learn(canvas_a if within else torch.cat([canvas_a, canvas_b]), seed)
     embedded_b = finder.projection(describe(canvas_b))
     candidates = find(canvas_a, embedded_b, finder, within=within, progress=report)
-    judged = judge(canvas_a, canvas_b, candidates, USUAL_SCORE, threshold, progress=report)
+    compared = compare(canvas_a, canvas_b, candidates, progress=report)
+    judged, _ = judge(compared, candidates, USUAL_SCORE, threshold, len(b.first))
     if min(*pixels_a.shape[-2:], *(pixels_a if pixels_b is None else pixels_b).shape[-2:]) >= LARGE:
         from robustdup_detect.local import overlapping_pairs
 
@@ -142,18 +143,21 @@ def once(a: Tensor, b: Tensor, alike: Tensor, n: int) -> tuple[Tensor, Tensor, T
     return low[chosen], high[chosen], alike[chosen]
 
 
-def judge(
-    pictures_a: Tensor, pictures_b: Tensor, candidates: Candidates, score: Score, threshold: float,
-    *, progress: Progress, seen: list[tuple[Tensor, Tensor, Tensor]] | None = None,
-) -> Pairs:  # fmt: skip
-    """Return the candidates that score at least the threshold, each pair once, by falling score.
+@dataclass(frozen=True)
+class Compared:
+    """Which candidates agree when roughly aligned, their `row` (P,), and what was measured: `measures` (P, 6), `warp` (P, 4)."""
 
-    `seen` is given (a, b, log odds) of all that were measured, those below the threshold too.
-    """
+    row: Tensor
+    measures: Tensor
+    warp: Tensor
+
+
+def compare(pictures_a: Tensor, pictures_b: Tensor, candidates: Candidates, *, progress: Progress) -> Compared:
+    """Align the pictures of the candidates and measure what is left; those of other pictures are left out early."""
     a, b, mirrored = candidates.a, candidates.b, candidates.mirrored
     outlines_a = outline(pictures_a)
     outlines_b = outlines_a if pictures_b is pictures_a else outline(pictures_b)
-    odds, warps, rows = [torch.empty(0)], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
+    measured, warps, rows = [torch.empty(0, len(MEASURES))], [torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]
     for start in range(0, len(a), BATCH):
         part = torch.arange(start, min(start + BATCH, len(a)))
         warp, agreement = align_outlines(turned(outlines_a, a[part], mirrored[part]), outlines_b[b[part]])
@@ -161,17 +165,27 @@ def judge(
         part, warp = part[kept], warp[kept]
         if len(part):
             measures, warp = measure(turned(pictures_a, a[part], mirrored[part]), pictures_b[b[part]], warp)
-            odds.append(score.odds(with_similarity(measures, candidates.alike[part])))
+            measured.append(measures)
             warps.append(warp)
             rows.append(part)
         progress("compare", min(start + BATCH, len(a)), len(a))
-    row, log_odds, warp = torch.cat(rows), torch.cat(odds), torch.cat(warps)
-    if seen is not None:
-        seen.append((a[row], b[row], log_odds))
-    value = torch.sigmoid(log_odds).clamp(max=SUREST)
+    return Compared(torch.cat(rows), torch.cat(measured), torch.cat(warps))
+
+
+def judge(
+    compared: Compared, candidates: Candidates, score: Score, threshold: float, width: int,
+) -> tuple[Pairs, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """Return the candidates that score at least the threshold, each pair once, by falling score; b is below `width`.
+
+    Beside them stand (a, b, log odds) of all that were measured, those below the threshold too.
+    """
+    row = compared.row
+    a, b, mirrored = candidates.a[row], candidates.b[row], candidates.mirrored[row]
+    odds = score.odds(with_similarity(compared.measures, candidates.alike[row]))
+    value = torch.sigmoid(odds).clamp(max=SUREST)
     order = value.argsort(descending=True, stable=True)
     order = order[value[order] >= threshold]
-    return best_ways(Pairs(a[row], b[row], value, mirrored[row], warp)[order], len(pictures_b))
+    return best_ways(Pairs(a, b, value, mirrored, compared.warp)[order], width), (a, b, odds)
 
 
 def with_similarity(measures: Tensor, alike: Tensor) -> Tensor:

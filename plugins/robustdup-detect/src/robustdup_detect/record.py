@@ -66,13 +66,16 @@ class ShownPair(Part):
     kind: Literal["exact", "near"] = Field(description="exact: the decoded pixels are identical.")
     mirrored: bool = Field(description="Whether one is the mirror image of the other.")
     change: str = Field(description="What turns the first image into the second, in words.")
-    cluster: int = Field(description="Number of the pair's cluster.")
+    cluster: int = Field(
+        description="Number of the cluster that both are in; -1 where they are in two, or one in none, since clusters do not "
+        "chain pairs."
+    )
     conflict: bool = Field(description="Whether their labels differ.")
     sheet: str | None = Field(default=None, description="The page of pairs in the run folder that shows them.")
 
 
 class Cluster(Part):
-    """Images of one picture."""
+    """Images of one picture: each is paired with the same one of them, which stands for it."""
 
     cluster: int = Field(description="Number of the cluster.")
     size: int = Field(description="Images in it.")

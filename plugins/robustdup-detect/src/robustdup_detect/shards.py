@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,19 +23,40 @@ PAIRS, LOCAL_PAIRS = "pairs", "local"  # names of the files of pairs
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What every worker needs: the configuration, the folder of the state, and how many rows each split has."""
+    """What every worker needs: the configuration, the folder of the state, and how many rows each split has.
+
+    A second plan in the same state, for pairs within the images that are added, marks its work by `tag`.
+    """
 
     config: DetectConfig
     state: Path
     rows: dict[str, int]
+    tag: str = ""
+
+    def among_new(self) -> SearchPlan:
+        """Return the plan for pairs among the images that are added."""
+        config = self.config.model_copy(update={"against": None, "against_data": None})
+        return SearchPlan(config, self.state, {self.config.split: self.rows[self.config.split]}, "new-")
+
+    def marker(self, work: str) -> str:
+        """Return by what name a piece of work is marked as done: what depends on the other side has a name of its own."""
+        return f"{self.tag}{work}" if work in ("compare", "match") else work
+
+    def file(self, name: str, start: int) -> Path:
+        """Return the file in which a piece of work that begins at a row leaves what it found."""
+        return self.folder(self.asking) / "done" / f"{self.tag}{name}-{start}.safetensors"
 
     def store(self, split: str) -> Store:
         """Return the arrays of a split."""
-        return Store(self.state / split, self.rows[split])
+        return Store(self.folder(split), self.rows[split])
+
+    def folder(self, split: str) -> Path:
+        """Return the folder of a split in the state."""
+        return self.state / re.sub(r"[^A-Za-z0-9_.-]", "-", split)
 
     def different_rows(self, split: str) -> Any:
         """Return the rows of a split that can be read, without those whose pixels an earlier one has."""
-        return np.load(self.state / split / "different.npy")
+        return np.load(self.folder(split) / "different.npy")
 
     def local_rows(self, split: str) -> Any:
         """Return the different rows of a split that have local features."""
@@ -85,11 +107,23 @@ def save_shard_pairs(path: Path, pairs: Pairs, seen: tuple[Tensor, ...], rows_a:
     write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
 
 
+def save_new_pairs(path: Path, parts: list[dict[str, Any]]) -> None:
+    """Keep what was measured of pairs that an index does not know, as `add_pairs` takes it."""
+    content = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))
+
+
+def load_new_pairs(plan: SearchPlan, kind: str, work: Work, rows: int) -> list[dict[str, Any]]:
+    """Return what the comparisons of so many rows measured anew."""
+    files = [plan.file(f"measured-{kind}", shard.start) for shard in shards_of(plan, work, {plan.asking: rows})]
+    return [load_file(file) for file in files if file.is_file()]
+
+
 def shard_files(plan: SearchPlan, rows: int) -> list[Path]:
     """Return the files of pairs that the comparisons of so many different rows left."""
     made = [(PAIRS, "compare", rows), (LOCAL_PAIRS, "match", len(plan.local_rows(plan.asking)))]
     files = [
-        plan.state / plan.asking / "done" / f"{name}-{shard.start}.safetensors"
+        plan.file(name, shard.start)
         for name, work, n in made
         for shard in shards_of(plan, work, {plan.asking: n})  # type: ignore[arg-type]
     ]
@@ -102,8 +136,9 @@ def load_shard_pairs(path: Path) -> Pairs:
     return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp", "turn")))
 
 
-def load_odds(plan: SearchPlan, rows: int) -> Any:
+def load_odds(plan: SearchPlan) -> Any:
     """Return the log odds of all candidates, numpy float32 (C,), each pair once, in its better way."""
+    rows = len(plan.different_rows(plan.asking))
     found: list[tuple[Any, Any, Any]] = []
     for file in shard_files(plan, rows):
         content = load_file(file)

@@ -7,11 +7,13 @@ killed run had finished is kept.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -38,8 +40,12 @@ ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "descriptors": ("uint8", (MOST, WIDTH)),
     "keypoints": ("int64", ()),
     "words": ("int32", (MOST,)),
+    "keys": ("uint8", (16,)),
 }
-LOCAL = ("places", "descriptors", "keypoints", "words")  # arrays that are there where pictures have local features
+LOCAL = ("places", "descriptors", "keypoints")  # what is known of local features
+# Arrays that are there where pictures have local features, or where an index is kept.
+OPTIONAL = (*LOCAL, "words", "keys")
+ALWAYS = tuple(name for name in ARRAYS if name not in OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,13 @@ class Store:
     folder: Path
     n: int
 
-    def create(self) -> None:
+    def create(self, names: Iterable[str] = ALWAYS) -> None:
         """Make the files, as long as they will be, where they are not there yet. Raises RunError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ARRAYS:
+            for name in names:
                 path, size = self._path(name), self.n * _row_bytes(name)
-                if name not in LOCAL and (not path.is_file() or path.stat().st_size != size):
+                if not path.is_file() or path.stat().st_size != size:
                     with path.open("wb") as file:
                         file.truncate(size)
         except OSError as error:
@@ -65,7 +71,7 @@ class Store:
         """Write rows of an array from row `start` on. Raises RunError where the disk is full."""
         content = np.ascontiguousarray(rows, dtype=ARRAYS[name][0])
         try:  # not through a memory map: a full disk would kill the process without a word
-            if name in LOCAL and not self.has(name):
+            if name in OPTIONAL and not self.has(name):
                 with self._path(name).open("ab") as file:
                     file.truncate(self.n * _row_bytes(name))
             with self._path(name).open("r+b") as file:
@@ -85,7 +91,7 @@ class Store:
 
     def keypoints(self, rows: Any) -> Keypoints:
         """Return the local features of rows."""
-        return Keypoints(*(np.array(self.read(name)[rows]) for name in ("places", "descriptors", "keypoints")))
+        return Keypoints(*(np.array(self.read(name)[rows]) for name in LOCAL))
 
     def finished(self, work: str, start: int) -> Any | None:
         """Return what a finished piece of work left (JSON), None where it is not finished."""
@@ -115,40 +121,60 @@ def _unwritten(folder: Path, error: OSError) -> RunError:
     )
 
 
+class KnownImages(Protocol):
+    """What an index has of images."""
+
+    def image(self, key: Any) -> dict[str, Any] | None:
+        """Return the values of the image whose bytes have a key uint8 (16,), by the name of their array; None for none."""
+
+
 CHUNK = 500  # encoded images in memory at once
 ORIENTATION = 0x0112  # EXIF tag
 
 
 def read_rows(
     images: datasets.Dataset, image: str, store: Store, start: int, stop: int, background: str = "white",
-    *, smallest: int | None = LARGE,
+    *, smallest: int | None = LARGE, known: KnownImages | None = None,
 ) -> list[tuple[int, str, str]]:  # fmt: skip
     """Decode rows start..stop-1 into the store; return (row, path, reason) of those that cannot be read.
 
-    Pictures whose shorter side has at least `smallest` pixels are looked at for local features, too; none if None.
+    Pictures whose shorter side has at least `smallest` pixels are looked at for local features, too; none if None. What an
+    index has of the same bytes is taken from it (`known`), and the keys of all rows are kept then.
     """
     broken: list[tuple[int, str, str]] = []
     paths: list[str] = []
     for low in range(start, stop, CHUNK):
         column = images[low : min(low + CHUNK, stop)][image]
         n = len(column)
-        pictures = np.zeros((n, 3, SIZE, SIZE), np.uint8)
-        hashes, facts = np.zeros((n, DIGEST), np.uint8), np.zeros((n, 4), np.int64)
+        rows = {
+            name: np.zeros((n, *ARRAYS[name][1]), ARRAYS[name][0]) for name in ("pictures", "hashes", "facts", "keys")
+        }
         local: dict[int, Any] = {}
         for place, encoded in enumerate(column.to_pylist()):
             paths.append((encoded or {}).get("path") or "")
             try:
-                picture, content = decode(encoded, background)
-                pictures[place] = small(picture)
+                content = content_of(encoded)
+                if known is not None:
+                    rows["keys"][place] = np.frombuffer(content_key(content), np.uint8)
+                    had = known.image(rows["keys"][place])
+                    if had is not None:
+                        for name in ("pictures", "hashes", "facts"):
+                            rows[name][place] = had[name]
+                        if "keypoints" in had:
+                            local[place] = tuple(had[name] for name in LOCAL)
+                        continue
+                picture = decode_content(content, background)
+                rows["pictures"][place] = small(picture)
             except UNREADABLE as error:
                 broken.append((low + place, paths[-1], why_unreadable(error)))
                 continue
-            hashes[place] = np.frombuffer(digest(decoded_pixels(picture)), np.uint8)
-            facts[place] = (*picture.size, content, 1)
+            rows["hashes"][place] = np.frombuffer(digest(decoded_pixels(picture)), np.uint8)
+            rows["facts"][place] = (*picture.size, len(content), 1)
             if smallest is not None and min(picture.size) >= smallest:
                 local[place] = find_keypoints(as_pixels(picture))
-        for name, rows in (("pictures", pictures), ("hashes", hashes), ("facts", facts)):
-            store.write(name, low, rows)
+        for name, values in rows.items():
+            if name != "keys" or known is not None:
+                store.write(name, low, values)
         if local:
             _write_keypoints(store, low, n, local)
     save_paths(store.folder, start, paths)
@@ -159,23 +185,39 @@ def _write_keypoints(store: Store, start: int, n: int, local: dict[int, Any]) ->
     """Write the local features of n rows from row `start` on; rows that are not in `local` have none."""
     none = np.zeros((MOST, 2), np.float32), np.zeros((MOST, WIDTH), np.uint8), 0
     rows = [local.get(place, none) for place in range(n)]
-    for name, values in zip(("places", "descriptors", "keypoints"), zip(*rows, strict=True), strict=True):
+    for name, values in zip(LOCAL, zip(*rows, strict=True), strict=True):
         store.write(name, start, np.stack(values) if name != "keypoints" else np.array(values))
 
 
+def content_of(encoded: Any) -> bytes:
+    """Return the bytes of an encoded image, from its file where it has one. Raises one of UNREADABLE."""
+    check_place(encoded)
+    content: bytes | None = encoded["bytes"]
+    if content is None:
+        with open(encoded["path"], "rb") as file:
+            content = file.read()
+    return content
+
+
+def content_key(content: bytes) -> bytes:
+    """Return 16 bytes that identify the bytes of an encoded image."""
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+
+
 def decode(encoded: Any, background: str = "white") -> tuple[PIL.Image.Image, int]:
-    """Return an image upright in mode L, RGB or F (see `plain_image`) and the bytes that it was read from.
+    """Return an image as `decode_content` does, and the number of bytes that it was read from."""
+    content = content_of(encoded)
+    return decode_content(content, background), len(content)
+
+
+def decode_content(content: bytes, background: str = "white") -> PIL.Image.Image:
+    """Return an image upright in mode L, RGB or F (see `plain_image`).
 
     It is turned as its EXIF orientation says, as `datasets` does; what is transparent shows the background.
     """
     from PIL import Image, ImageOps
 
-    check_place(encoded)
     no_programs()
-    content = encoded["bytes"]
-    if content is None:
-        with open(encoded["path"], "rb") as file:
-            content = file.read()
     image: PIL.Image.Image = Image.open(io.BytesIO(content))
     image.load()
     if image.getexif().get(ORIENTATION, 1) != 1:
@@ -183,7 +225,7 @@ def decode(encoded: Any, background: str = "white") -> tuple[PIL.Image.Image, in
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
-    return plain_image(image), len(content)
+    return plain_image(image)
 
 
 def decoded_pixels(image: PIL.Image.Image) -> Any:

@@ -33,6 +33,7 @@ from robustdup_detect.record import (
 )
 from robustdup_detect.shards import SearchPlan
 from robustdup_detect.sheets import COLUMNS, LINES, change_in_words, write_image, write_sheet
+from robustdup_detect.sources import split_of
 from robustdup_detect.store import DIMENSIONS
 from robustdup_detect.verify import MEASURES
 from robustdup_detect.work import INDEX_FILE, load_finder
@@ -46,8 +47,8 @@ BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 class SearchResult:
     """Everything that a search found.
 
-    `clusters` has a cluster (or -1) for each row of the split and, after them, of the other one; `leaving` are the rows
-    of the split that a deduplicated one leaves out.
+    The second images of pairs are places: rows of the split and, after them, of the other one. `clusters` has a cluster
+    around one image (or -1) for each place; `leaving` are the rows of the split that a deduplicated one leaves out.
     """
 
     plan: SearchPlan
@@ -71,25 +72,40 @@ class SearchResult:
         """True for the pairs (P,) with identical pixels."""
         return (self.pairs.score == 1).numpy() & ~self.pairs.mirrored.numpy()
 
+    @property
+    def all_labels(self) -> Any:
+        """The labels of all places."""
+        return np.concatenate([self.labels[name] for name in self.columns])
+
+    def at(self, place: int) -> tuple[str, int]:
+        """Return the split and the row of a place: rows of the split, and after them those of the other one."""
+        config = self.plan.config
+        n = self.plan.rows[config.split]
+        return (config.split, place) if place < n else (str(config.against), place - n)
+
 
 def pair_columns(result: SearchResult) -> dict[str, Any]:
     """Return the columns of pairs.parquet."""
     config, pairs = result.plan.config, result.pairs
-    a, b, warp = pairs.a.numpy(), pairs.b.numpy(), pairs.warp.double().numpy()
+    a, warp = pairs.a.numpy(), pairs.warp.double().numpy()
+    others = [result.at(place) for place in pairs.b.tolist()]
     return {
-        "decided": result.decided, "path_a": _paths(result, config.split, a), "path_b": _paths(result, result.plan.other, b),
+        "decided": result.decided, "path_a": [result.paths[config.split][row] or None for row in a.tolist()],
+        "path_b": [result.paths[split][row] or None for split, row in others],
         "split_a": [config.split] * len(pairs), "row_a": a, "label_a": result.labels[config.split][a],
-        "split_b": [result.plan.other] * len(pairs), "row_b": b, "label_b": result.labels[result.plan.other][b],
+        "split_b": [split for split, _ in others], "row_b": [row for _, row in others],
+        "label_b": result.all_labels[pairs.b.numpy()],
         "score": pairs.score.double().numpy(), "kind": np.where(result.exact, "exact", "near").tolist(),
         "mirrored": pairs.mirrored.numpy(), "scale_x": warp[:, 0], "scale_y": warp[:, 1], "shift_x": warp[:, 2],
-        "shift_y": warp[:, 3], "cluster": result.clusters[a],
+        "shift_y": warp[:, 3], "cluster": _clusters_of_pairs(result),
         "turn": pairs.turn.double().numpy(),
     }  # fmt: skip
 
 
-def _paths(result: SearchResult, split: str, rows: Any) -> list[str | None]:
-    """Return the files of rows; None where the images are in no files of their own."""
-    return [result.paths[split][row] or None for row in rows.tolist()]
+def _clusters_of_pairs(result: SearchResult) -> Any:
+    """Return the cluster in which both images of a pair are, int64 (P,); -1 where they are in two, or one stands alone."""
+    first, second = result.clusters[result.pairs.a.numpy()], result.clusters[result.pairs.b.numpy()]
+    return np.where(first == second, first, -1)
 
 
 def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float], command: str) -> DuplicatesRecord:
@@ -133,11 +149,11 @@ def make_record(result: SearchResult, folder: Path, *, seconds: dict[str, float]
 
 def _unread(result: SearchResult) -> tuple[dict[str, int], list[str]]:
     """Return the pictures of the source's folder that no split holds, by ending, and their names."""
-    data = result.plan.config.data
-    paths = [path for part in result.paths.values() for path in part]
+    config, data = result.plan.config, result.plan.config.data
+    paths = [path for name, part in result.paths.items() if split_of(config, name)[0] == data for path in part]
     if not any(paths):
         return {}, []
-    image = result.columns[result.plan.config.split].image
+    image = result.columns[config.split].image
     for name, split in result.source.splits.items():
         if name not in result.paths and image in split.column_names:
             paths += dataset_paths(split, image, data)
@@ -148,16 +164,16 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
     """Write the images and pages of the pairs that are shown: those with conflicting labels first, then by falling score."""
     config, plan, pairs = result.plan.config, result.plan, result.pairs
     a, b = pairs.a.numpy(), pairs.b.numpy()
-    labels_a, labels_b = result.labels[config.split][a], result.labels[plan.other][b]
+    labels_a, labels_b = result.labels[config.split][a], result.all_labels[b]
     conflict = (labels_a != labels_b) & (labels_a >= 0) & (labels_b >= 0)
     chosen = np.lexsort((np.arange(len(pairs)), -pairs.score.numpy(), ~conflict))[: config.pictures]
     chosen = chosen[np.argsort(-pairs.score.numpy()[chosen], kind="stable")]
-    images = _encoded(result)
+    images, clusters = _encoded(result), _clusters_of_pairs(result)
     shown = []
     for number, place in enumerate(chosen.tolist()):
         sides = []
         for split, row, label in (
-            (config.split, int(a[place]), int(labels_a[place])), (plan.other, int(b[place]), int(labels_b[place])),
+            (config.split, int(a[place]), int(labels_a[place])), (*result.at(int(b[place])), int(labels_b[place])),
         ):  # fmt: skip
             file = _picture(images, split, row, folder, config.background)
             sides.append(_image(result, split, row, label, file))
@@ -165,7 +181,7 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
         shown.append(
             ShownPair(
                 a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if result.exact[place] else "near",
-                mirrored=bool(pairs.mirrored[place]), cluster=int(result.clusters[a[place]]),
+                mirrored=bool(pairs.mirrored[place]), cluster=int(clusters[place]),
                 change=change_in_words(
                     bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1])),
                     float(pairs.turn[place]),
@@ -227,7 +243,6 @@ def _classes(result: SearchResult) -> list[ClassBalance]:
 def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], folder: Path) -> list[Cluster]:
     """Return the largest clusters, those whose labels differ first; the first ones with pictures."""
     config, encoded = result.plan.config, _encoded(result)
-    n = result.plan.rows[config.split]
     rows = np.flatnonzero(result.clusters >= 0)
     rows = rows[np.argsort(result.clusters[rows], kind="stable")]
     parts = np.split(rows, np.flatnonzero(np.diff(result.clusters[rows])) + 1) if len(rows) else []
@@ -238,7 +253,7 @@ def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], fo
     for turn, number in enumerate(order[:LISTED]):
         images = []
         for shown, place in enumerate(parts[number][:LISTED].tolist()):
-            split, row = (config.split, place) if place < n else (str(config.against), place - n)
+            split, row = result.at(place)
             label = int(result.labels[split][row])
             file = files.get((split, row))
             if file is None and turn < pictured and shown < each:
@@ -251,7 +266,7 @@ def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], fo
 def _method(result: SearchResult) -> Method:
     score = result.calibration.score
     return Method(
-        search="faiss" if (result.plan.state / INDEX_FILE).is_file() else "exact",
+        search="faiss" if (result.plan.folder(result.plan.asked) / INDEX_FILE).is_file() else "exact",
         embedding=result.plan.config.embedding, dimensions=DIMENSIONS,
         neighbours=NEIGHBOURS, least_similarity=load_finder(result.plan.state).least, measures=[*MEASURES, "similarity"],
         weights=list(score.weights), bias=score.bias, threshold=result.calibration.threshold,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from robustdup.errors import RunError
 from robustdup.records import write_atomic
 from robustdup.runners import WorkerPlace
 from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
+from robustdup_detect.image_index import load_opened
 from robustdup_detect.keypoints import LARGE
+from robustdup_detect.known import KnownPairs
 from robustdup_detect.labels import open_columns
-from robustdup_detect.local import QUERIES, measured, overlapping
+from robustdup_detect.local import QUERIES, Overlaps, lay, measured, overlapping
 from robustdup_detect.options import CLASSICAL as CLASSICAL_NAME
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.overlap import PICTURE
@@ -29,12 +31,20 @@ from robustdup_detect.pairs import (
     NEIGHBOURS,
     Candidates,
     Finder,
+    compare,
     judge,
 )
 from robustdup_detect.paths import encoded_column
 from robustdup_detect.scores import SCORE_WITHOUT_SIMILARITY, SUREST, USUAL_SCORE, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest, nearest_by_index
-from robustdup_detect.shards import LOCAL_PAIRS, PAIRS, SearchPlan, Shard, save_shard_pairs
+from robustdup_detect.shards import (
+    LOCAL_PAIRS,
+    PAIRS,
+    SearchPlan,
+    Shard,
+    save_shard_pairs,
+)
+from robustdup_detect.sources import side_options, split_of
 from robustdup_detect.store import Store, read_pictures, read_rows
 from robustdup_detect.words import WordIndex, build_word_index, load_words
 
@@ -57,16 +67,25 @@ class ShardWorker:
     def __call__(self, shard: Shard) -> int:
         """Do a shard that is not done yet, and return its number of rows."""
         store = self.plan.store(shard.split)
-        if store.finished(shard.work, shard.start) is None:
+        marker = self.plan.marker(shard.work)
+        if store.finished(marker, shard.start) is None:
             result = getattr(self, shard.work)(store, shard)
-            store.finish(shard.work, shard.start, result)
+            store.finish(marker, shard.start, result)
         return shard.stop - shard.start
 
     def read(self, store: Store, shard: Shard) -> Any:
         """Decode rows; the result lists those that cannot be read."""
         images, column = self._images(shard.split)
         smallest = {"auto": LARGE, "always": 1, "never": None}[self.plan.config.local]
-        return read_rows(images, column, store, shard.start, shard.stop, self.plan.config.background, smallest=smallest)
+        return read_rows(
+            images, column, store, shard.start, shard.stop, self.plan.config.background, smallest=smallest,
+            known=None if self.known is None else self.known.index,
+        )  # fmt: skip
+
+    @cached_property
+    def known(self) -> KnownPairs | None:
+        """What an earlier search left of images and pairs; None where no index is kept."""
+        return None if self.plan.config.index is None else KnownPairs(self.plan, load_opened(self.plan.state))
 
     def embed(self, store: Store, shard: Shard) -> Any:
         """Embed rows."""
@@ -121,7 +140,9 @@ class ShardWorker:
                 torch.cat([part[others], new]) for part, new in zip(seen, (again[tried[0]], *tried[1:]), strict=True)
             )
         rows, asked = self.plan.different_rows(shard.split)[places], self.plan.different_rows(self.plan.asked)
-        save_shard_pairs(store.folder / "done" / f"{PAIRS}-{shard.start}.safetensors", pairs, seen, rows, asked)
+        save_shard_pairs(self.plan.file(PAIRS, shard.start), pairs, seen, rows, asked)
+        if self.known is not None:
+            self.known.keep_new("pairs", shard)
         return {"pairs": len(pairs), "candidates": len(seen[0])}
 
     def words(self, store: Store, shard: Shard) -> Any:
@@ -146,21 +167,29 @@ class ShardWorker:
                 else None
             )
             overlaps = overlapping(
-                store.keypoints(part), lambda places: other.keypoints(asked[places]), self._word_index, own=own
-            )
-            pictures = (
-                torch.from_numpy(self._read(split, chosen, PICTURE))
-                for split, chosen in ((shard.split, part[overlaps.a]), (self.plan.asked, asked[overlaps.b]))
-            )
-            log_odds, maps = measured(overlaps, *pictures)
+                store.keypoints(part), lambda places: other.keypoints(asked[places]), self._word_index, own=own,
+                lay=lay if self.known is None else self.known.lay(shard.split, part, asked),
+            )  # fmt: skip
+            measure = partial(self._measure, shard.split, part, asked)
+            if self.known is None:
+                log_odds, maps = measure(overlaps)
+            else:
+                log_odds, maps = self.known.measure(shard.split, part, asked, overlaps, measure)
             pairs = by_matrices(overlaps.a + low, overlaps.b, torch.sigmoid(log_odds).clamp(max=SUREST), maps)
             parts.append(pairs[pairs.score >= kept_from(self.plan.config)])
             odds.append((pairs.a, pairs.b, log_odds))
         seen = tuple(torch.cat(each) for each in zip(*odds, strict=True))
-        save_shard_pairs(
-            store.folder / "done" / f"{LOCAL_PAIRS}-{shard.start}.safetensors", joined(parts), seen, rows, asked
-        )
+        save_shard_pairs(self.plan.file(LOCAL_PAIRS, shard.start), joined(parts), seen, rows, asked)
+        if self.known is not None:
+            self.known.keep_new("local", shard)
         return {"candidates": len(seen[0])}
+
+    def _measure(self, split: str, rows: Any, other_rows: Any, overlaps: Overlaps) -> tuple[Tensor, Tensor]:
+        pictures = (
+            torch.from_numpy(self._read(name, chosen, PICTURE))
+            for name, chosen in ((split, rows[overlaps.a]), (self.plan.asked, other_rows[overlaps.b]))
+        )
+        return measured(overlaps, *pictures)
 
     @cached_property
     def _word_index(self) -> WordIndex:
@@ -186,16 +215,18 @@ class ShardWorker:
         needed, place = torch.unique(b, return_inverse=True)
         other_rows = self.plan.different_rows(self.plan.asked)[needed.numpy()]
         others = torch.from_numpy(np.array(self.plan.store(self.plan.asked).read("pictures")[other_rows]))
-        measured: list[tuple[Tensor, Tensor, Tensor]] = []
-        pairs = judge(
-            pictures, others, Candidates(a, place, flipped, alike), score_of(self.plan.config), kept_from(self.plan.config),
-            progress=lambda *_: None, seen=measured,
-        )  # fmt: skip
-        ((seen_a, seen_b, odds),) = measured
-        return replace(pairs, b=needed[pairs.b]), (seen_a, needed[seen_b], odds)
+        candidates = Candidates(a, place, flipped, alike)
+        if self.known is None:
+            compared = compare(pictures, others, candidates, progress=lambda *_: None)
+        else:
+            compared = self.known.compare(split, rows, other_rows, pictures, others, candidates)
+        pairs, seen = judge(
+            compared, candidates, score_of(self.plan.config), kept_from(self.plan.config), len(needed) or 1
+        )
+        return replace(pairs, b=needed[pairs.b]), (seen[0], needed[seen[1]], seen[2])
 
     def _search(self, queries: Tensor, k: int, least: float) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.plan.state / INDEX_FILE
+        index = self.plan.folder(self.plan.asked) / INDEX_FILE
         if index.is_file():
             return nearest_by_index(queries, index, k, least=least)
         return nearest(queries, self._database, k, least=least)
@@ -203,8 +234,8 @@ class ShardWorker:
     def _images(self, split: str) -> tuple[Any, str]:
         """Return the encoded images of a split and the name of their column, opened once."""
         if split not in self._opened:
-            options = self.plan.config.data_options(split)
-            dataset, columns = open_columns(open_splits(self.plan.config.data, options).get(split), options, split)
+            options, (data, name) = side_options(self.plan.config, split), split_of(self.plan.config, split)
+            dataset, columns = open_columns(open_splits(data, options).get(name), options, split)
             n = len(dataset) if self.plan.config.n is None else min(len(dataset), self.plan.config.n)
             if n != self.plan.rows[split]:
                 raise RunError(
