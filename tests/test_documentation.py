@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from robustdup.cli.main import app
 from robustdup.config import EvalConfig, TrainConfig
+from tests.forked import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -32,13 +33,12 @@ def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 8 * 1024
 
 
-def test_the_snippets_of_the_readme_run():
+def test_the_snippets_of_the_readme_run(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) >= 2
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(snippets)], capture_output=True, text=True, timeout=240, check=False
-    )
+    (tmp_path / "readme.py").write_text("\n".join(snippets), encoding="utf-8")
+    done = run([str(tmp_path / "readme.py")], folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

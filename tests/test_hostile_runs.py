@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.test_guard import EVIL
+from tests.forked import run
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("images_in_place", "a_function_of_torch", "eps_of_the_threat_model")  # for the quick run
@@ -66,11 +66,7 @@ def make():
 def command(folder, *words, go=True):
     place = os.pathsep.join([str(ROOT), *sys.path])
     environment = {**os.environ, "PYTHONPATH": place, **({"GO": "1"} if go else {})}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "robustdup", "eval", *words, "--plugin", "plugin.py", "--json"],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done
+    return run(["robustdup", "eval", *words, "--plugin", "plugin.py", "--json"], folder=folder, env=environment)
 
 
 def evaluate(folder, names, *words, go=True):

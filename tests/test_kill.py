@@ -6,14 +6,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from robustdup.records import load_record, load_samples
+from tests.forked import Forked, run
 
 # A model that writes down every row it sees, so that passes are counted outside the code under test.
 MODEL = """
@@ -35,7 +34,7 @@ def make():
 """
 
 ATTACKS = {
-    "native": "pgd(steps=30,restarts=4)",
+    "native": "pgd(steps=15,restarts=2)",
     "torchattacks": "torchattacks:APGD(steps=20)",
     "art": "art:ProjectedGradientDescentPyTorch(max_iter=15)",
     "foolbox": "foolbox:LinfProjectedGradientDescentAttack(steps=20)",
@@ -47,17 +46,14 @@ CALLS = 5  # of 8 points each: of the first 41 points the model gets 40 right
 
 def command(folder: Path, model: Path, attack: str, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", "from robustdup.cli.main import run; run()", "eval", "--model", f"{model}:make",
+        "robustdup", "eval", "--model", f"{model}:make",
         "--n", "41", "--eps", "0.05", "--attacks", attack, "--batch-size", "8", "--micro-batch", "8",
         "--out", str(folder), "--no-diagnostics", "--individual", "--json", *more,
     ]  # fmt: skip
 
 
-def start(folder: Path, model: Path, attack: str, rows: Path, *more: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "ROWS": str(rows), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(folder, model, attack, *more), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def start(folder: Path, model: Path, attack: str, rows: Path, *more: str) -> Forked:
+    return Forked(command(folder, model, attack, *more), env={**os.environ, "ROWS": str(rows), "OMP_NUM_THREADS": "1"})
 
 
 def seen(rows: Path) -> int:
@@ -75,7 +71,7 @@ def longest_call(folder: Path) -> int:
     return max(costs)
 
 
-def kill_inside(process: subprocess.Popen[bytes], folder: Path, rows: Path, stage: int, calls: int, extra: int) -> bool:
+def kill_inside(process: Forked, folder: Path, rows: Path, stage: int, calls: int, extra: int) -> bool:
     """Kill the run inside a call of a stage: when `calls` of it are saved and `extra` more rows were computed."""
 
     def saved(number: int) -> int:
@@ -99,14 +95,14 @@ def kill_and_resume(tmp_path: Path, attacks: list[str], kills_each: int, seed: i
     model.write_text(MODEL)
     whole_rows, rows, folder = tmp_path / "whole_rows", tmp_path / "rows", tmp_path / "run"
     process = start(tmp_path / "whole", model, ",".join(attacks), whole_rows)
-    assert process.wait(300) == 0, process.stderr.read().decode()
+    assert process.wait(300) == 0, process.stderr
     moments, killed = random.Random(seed), 0
     for stage in range(len(attacks)):
         for calls in sorted(moments.sample(range(CALLS), kills_each)):
             process = start(folder, model, ",".join(attacks), rows, "--resume")
             killed += kill_inside(process, folder, rows, stage, calls, moments.randint(1, 40))
     process = start(folder, model, ",".join(attacks), rows, "--resume")
-    assert process.wait(300) == 0, process.stderr.read().decode()
+    assert process.wait(300) == 0, process.stderr
     assert killed == kills_each * len(attacks)
     looks = 2 + 3 * 8  # what a start looks at before the first call
     judging = 2 * 8  # the referee's look at the call that was lost
@@ -139,11 +135,10 @@ def test_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path):
     process = start(tmp_path / "run", model, ATTACKS["native"], rows)
     while process.poll() is None and seen(rows) < 300:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
-    assert f"robustdup eval --resume {tmp_path / 'run'}" in process.stderr.read().decode()
-    resumed = subprocess.run(
-        [sys.executable, "-c", "from robustdup.cli.main import run; run()", "eval", "--resume", str(tmp_path / "run"), "--json"],
-        env={**os.environ, "ROWS": str(rows)}, capture_output=True, check=True, timeout=200,
-    )  # fmt: skip
+    assert f"robustdup eval --resume {tmp_path / 'run'}" in process.stderr
+    again = ["robustdup", "eval", "--resume", str(tmp_path / "run"), "--json"]
+    resumed = run(again, env={**os.environ, "ROWS": str(rows)})
+    assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["status"] == "complete"

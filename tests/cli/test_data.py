@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import threading
 
 import datasets
@@ -21,6 +19,7 @@ from PIL import Image
 
 from robustdup.cli.main import main
 from robustdup.duplication.plan import load_plan
+from tests import forked
 
 
 def run(capsys, *words):
@@ -265,9 +264,8 @@ def push(endpoint, home, *words):
         **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_TOKEN": "a-token-for-the-test", "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
-    command = [sys.executable, "-c", "import robustdup.cli.main as m; m.run()", "data", "duplicate", "builtin:digits"]
-    words = ("scheme=uniform", "dose=0.1", "--to", "hub:me/dup", *words)
-    return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    command = ["robustdup", "data", "duplicate", "builtin:digits", "scheme=uniform", "dose=0.1", "--to", "hub:me/dup"]
+    return forked.run([*command, *words], env=environment)
 
 
 def test_push_to_the_hub(hub, tmp_path):

@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from robustdup.training.objectives.adversarial import pgd_at
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
+from tests.forked import Forked
 from tests.raising import raises
 
 PLACE = f"state/{CHECKPOINT_FILE}"
@@ -269,7 +269,7 @@ def slow_run(folder):
 
 def start(folder):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, __file__, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return Forked([__file__, str(folder)])
 
 
 def killed_and_resumed(folder, kills, seed):
@@ -285,7 +285,7 @@ def killed_and_resumed(folder, kills, seed):
         time.sleep(rng.uniform(0, 0.15))
         if process.poll() is not None:
             break
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         done += 1
     assert start(folder).wait() == 0

@@ -3,7 +3,6 @@
 import functools
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.processes import Processes, open_processes, whole_batch_norm
 from robustdup.training.updates import Awp, Free, Plain
+from tests.forked import Forked
 from tests.raising import raises
 
 CPU = torch.device("cpu")
@@ -127,17 +127,10 @@ def pair(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=240)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    started = [Forked([__file__, str(folder)], env={**os.environ, **place, **rank}) for rank in ranks]
+    assert [process.wait() for process in started] == [0, 0], "\n".join(process.stderr for process in started)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
