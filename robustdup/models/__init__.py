@@ -30,7 +30,7 @@ def register(registry: Registry) -> None:
     registry.add_model_source(
         "builtin", "robustdup.models.load:load_builtin",
         description="Small classifiers that come with robustdup, offline.",
-        examples=("builtin:digits-robust", "builtin:digits-standard"),
+        examples=("builtin:digits-robust", "builtin:digits-certified", "builtin:digits-standard"),
     )  # fmt: skip
     registry.add_model_source(
         "hf", _load_hf, description="Image classifiers of Hugging Face transformers, where it is installed.",

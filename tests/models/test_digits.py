@@ -65,6 +65,9 @@ def test_accuracies_stated_by_the_module(test_digits):
     assert under_pgd(standard, *test_digits, 0.1) == pytest.approx(0.482, abs=0.02)
     assert under_pgd(standard, *test_digits, 0.15) < 0.2  # without perturbation it stands at 0.93: PGD breaks it
     assert under_pgd(robust, *test_digits, 0.15) == pytest.approx(0.676, abs=0.02)
+    certified = model("builtin:digits-certified")
+    assert accuracy(certified, *test_digits) == pytest.approx(0.926, abs=0.004)
+    assert 0.75 < under_pgd(certified, *test_digits, 0.1) < 0.85
     assert under_pgd(robust, *test_digits, 0.4) < 0.05  # and enough eps breaks this one too
 
 
@@ -76,7 +79,7 @@ def test_the_means_are_those_of_the_training_images():
 
 def trained(name, folder, *changes):
     config = build(TrainConfig, CONFIGS / f"{name}.yaml", ["evaluate=fgsm", "test_n=10", *changes])
-    assert (config.objective == "pgd_at") == (TRAIN_EPS[name] > 0)
+    assert (config.objective == "standard") == (TRAIN_EPS[name] == 0)
     assert TRAIN_EPS[name] in (0, float(config.eps))
     run_training(config, folder=folder)
     return model(f"run:{folder}@last").state_dict()
