@@ -263,6 +263,24 @@ FORGED_RECORDS = {
     "counts of an attack": set_in("attacks", 0, "n_broken", to=0),
     "smallest distances": set_in("min_distance", "median", to=0.5),
     "norm and eps relabelled, with the settings": relabel,
+    "options of an attack": lambda content: [
+        stage["options"].update(steps=1000)
+        for stages in (content["attacks"], *content["curve_attacks"].values())
+        for stage in stages
+        if stage["name"] == "pgd"
+    ],
+    "samples said to be left out": set_in("n_not_attacked", to=3),
+    "batches of a billion": set_in("model", "judged_in_batches_of", to=10**9),
+    "batches of none": set_in("model", "judged_in_batches_of", to=0),
+    "certificates that are not there": set_in(
+        "certification", to={"n_certified": 5, "accuracy": {"value": 0.125, "low": 0.05, "high": 0.3}, "methods": {}}
+    ),
+    "a union that is none": set_in("union", to=[]) and set_in("threat", "norm", to="union"),
+    "each attack on all samples": set_in("individual", to=True),
+    "a wider tolerance": set_in("tolerance", to=0.1),
+    "smallest distances left out": set_in("min_distance", to=None),
+    "a sample more": set_in("n", to=41),
+    "undecided samples": set_in("n_undecided", to=2),
 }  # fmt: skip
 
 
@@ -345,6 +363,33 @@ def test_forged_examples_are_refused(finished, parts, tmp_path, kind):
     assert refused(forge(finished, tmp_path, tensors=FORGED_TENSORS[kind]), parts)
 
 
+def test_names_that_stand_twice_are_refused(finished, parts, tmp_path):
+    """What one reader takes for 94% is something else to the next."""
+    folder = forge(finished, tmp_path)
+    path = tmp_path / "run" / "record.json"
+    path.write_text(path.read_text().replace('"n": 40,', '"n": 40, "n": 40,'))
+    with raises("damaged-record", UserError, "stands twice"):
+        bundles.write_bundle(tmp_path / "run", tmp_path / "again")
+    (folder / "record.json").write_bytes(path.read_bytes())
+    assert refused(folder, parts)
+
+
+def test_rows_beyond_what_the_record_speaks_of_are_not_read(finished, parts, tmp_path, monkeypatch):
+    """A table that unpacks to gigabytes: it is counted and measured first."""
+    from robustdup.data import inflation
+    from robustdup.evidence import replay
+
+    many = forge(finished, tmp_path / "many", rows=lambda rows: rows * 20)
+    honest = forge(finished, tmp_path / "honest")
+    monkeypatch.setattr(replay, "load_samples", lambda folder: pytest.fail("it was read"))
+    with raises("refused-bundle", UserError, "rows; its record speaks of"):
+        verify(many, parts)
+    monkeypatch.setattr(inflation, "ROOM", 1000)
+    monkeypatch.setattr(inflation, "MOST", 0)
+    with raises("unpacks-too-large", UserError, "samples.parquet"):
+        verify(honest, parts)
+
+
 def test_columns_that_no_version_writes_are_refused(finished, parts, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -413,12 +458,13 @@ def test_the_bundles_own_threat_model_may_be_named(finished, capsys):
     assert main(["verify", str(finished.parent / "bundle"), "--norm", "Linf", "--eps", "1/10", "--json"]) == 0
 
 
-def rehashed(finished, to):
+def rehashed(finished, to, only=None):
     """What was done to a network that one FGSM step breaks: a bundle that says of each sample that it survived."""
 
     def innocent(rows):
         clean = {row["position"]: row for row in rows if row["stage"] == -1}
         right = [position for position, row in clean.items() if row["outcome"] == "correct"]
+        right = sorted(right, key=lambda position: clean[position]["margin"])[:only]
         of_stage = {row["stage"]: row for row in rows if row["stage"] >= 0}
         invented = [
             {**of_stage[stage], **clean[position], **{name: of_stage[stage][name] for name in ("eps", "attack", "stage")},
@@ -430,7 +476,7 @@ def rehashed(finished, to):
     def record(content):
         content["robust_accuracy"] = content["clean_accuracy"]
         content["robust_accuracy_8bit"] = content["clean_accuracy"]["value"]
-        right = round(content["n"] * content["clean_accuracy"]["value"])
+        right = only or round(content["n"] * content["clean_accuracy"]["value"])
         for attack in content["attacks"]:
             attack |= {"n_attacked": right, "n_broken": 0, "violations": 0, "violation_kinds": {}, "forward_passes": 1,
                        "backward_passes": 0, "robust_accuracy_after": content["clean_accuracy"]["value"]}  # fmt: skip
@@ -462,6 +508,10 @@ def test_a_bundle_without_examples_proves_nothing_but_its_clean_accuracy_and_a_r
     assert "run again here, break" in " ".join(capsys.readouterr().out.split())
     assert main(["leaderboard", "rank", str(folder)]) == 0
     assert capsys.readouterr().out.startswith("By what the record states alone")
+    lazy = jobs.verify_bundle(
+        rehashed(tmp_path / "run", tmp_path / "lazy", only=1)
+    )  # what nothing was tried on is said
+    assert any("n_not_attacked" in problem for problem in lazy.problems)
     for words in (["--replay", "0"], ["--replay", "1.5"]):
         assert main(["verify", str(folder), *words]) == 2
 

@@ -115,6 +115,12 @@ def test_a_bundle_makes_no_demands_on_memory_threads_or_devices(finished, place)
     assert jobs.verify_bundle(bundle).accepted
 
 
+@pytest.mark.parametrize("settings", [{"resize": 30_000}, {"n": 10**12}, {"sample": 10**12}])
+def test_sizes_that_a_bundle_asks_for_are_refused(finished, place, settings):
+    with pytest.raises(UserError):
+        jobs.verify_bundle(bundle_with(finished, place, **settings))
+
+
 def test_a_model_card_of_a_record_from_elsewhere_says_so(finished, tmp_path, capsys):
     assert main(["report", str(finished), "--card"]) == 0
     assert "not made here" not in capsys.readouterr().out

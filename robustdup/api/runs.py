@@ -122,7 +122,7 @@ def gate(
 def verify(
     evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str | None = None,
     eps: str | float | None = None, device: str = "auto", trust: bool = False,
-    scale: str | None = None, indices: str | None = None, **options: Any,
+    scale: str | None = None, indices: str | None = None, signer: str | None = None, **options: Any,
 ) -> Verification | CorruptionVerification:  # fmt: skip
     """Judge adversarial examples again, by the referee alone, without an attack.
 
@@ -137,6 +137,7 @@ def verify(
         scale: what the pixels of a file are in: 255, cifar10, …; found out where it is clear if not given.
         indices: of which samples a file holds examples: "0,2,5", a file of numbers, or "nearest".
         trust: run code that a bundle names, such as a model in a file, without naming it here.
+        signer: who must have signed a bundle: a public key of OpenSSH, or a file of them.
         options: other settings of `robustdup verify`.
 
     Returns:
@@ -158,12 +159,12 @@ def verify(
     }
     is_bundle = jobs.is_bundle(place)
     if is_bundle and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
-        return jobs.verify_bundle(place, named | {"device": device}, trust=trust)
+        return jobs.verify_bundle(place, named | {"device": device}, trust=trust, signer=signer)
     if is_bundle:
         dataset = None if data is None else as_dataset(data, labels)
         images, truth = (None, None) if dataset is None else (dataset.images, dataset.labels)
         module = load_model(model) if isinstance(model, str) else model
-        return jobs.verify(place, module, images, truth, device=device, norm=norm, eps=threat["eps"])
+        return jobs.verify(place, module, images, truth, device=device, norm=norm, eps=threat["eps"], signer=signer)
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
     return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)

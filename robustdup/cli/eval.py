@@ -14,7 +14,9 @@ from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import EvalConfig
 from robustdup.errors import RobustdupError, RunError, UserError
+from robustdup.records.base import RECORD_FILE
 from robustdup.records.folder import fresh_folder, withdraw
+from robustdup.records.origin import file_made_here
 
 if TYPE_CHECKING:
     from robustdup.records import EvaluationRecord
@@ -39,6 +41,12 @@ def _eval(
         metavar="FOLDER",
         help="Write the evidence there: examples, outcomes, hashes (robustdup verify).",
     ),
+    sign: str | None = typer.Option(
+        None,
+        "--sign",
+        metavar="KEY",
+        help="Sign the bundle with a private key in a file (ssh-keygen -t ed25519; extra sign).",
+    ),
     json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
     latex: bool = typer.Option(False, "--latex", help="Print the result as a LaTeX table."),
     markdown: bool = typer.Option(False, "--markdown", help="Print the result as a Markdown table."),
@@ -49,12 +57,17 @@ def _eval(
 
     from robustdup import jobs  # torch is imported from here on
     from robustdup.evidence.bundle import check_place, write_bundle
+    from robustdup.evidence.signature import read_key, sign_bundle
     from robustdup.report.live import LiveView
     from robustdup.report.terminal import show_record
 
     quiet = json or latex or markdown
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
+    if sign is not None:
+        if bundle is None or jobs.is_corruptions(config):
+            raise UserError("--sign signs a bundle of attacks: name its folder with --bundle.", code="missing-option")
+        read_key(Path(sign))
     if jobs.is_corruptions(config):
         form = _form(json=json, latex=latex, markdown=markdown)
         return _on_corruptions(config, folder, resume=resume is not None, bundle=bundle, form=form)
@@ -63,6 +76,8 @@ def _eval(
     record = jobs.finished_record(folder) if resume is not None else None
     if record is not None:
         jobs.check_same(folder, config)
+        if not file_made_here(folder / RECORD_FILE):
+            print(f"Note: {str(folder / RECORD_FILE)!r} is not as a run under this account wrote it.", file=sys.stderr)
     else:
         view = LiveView(enabled=not quiet and sys.stderr.isatty(), lines=True)
         try:
@@ -81,6 +96,8 @@ def _eval(
         raise failed
     if bundle is not None:
         write_bundle(folder, Path(bundle))
+        if sign is not None:
+            sign_bundle(Path(bundle), Path(sign))
     show_record(
         record,
         folder,

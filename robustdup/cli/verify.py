@@ -58,6 +58,14 @@ def _verify(
     indices: str | None = typer.Option(
         None, "--indices", help="Of which samples a file holds examples: 0,2,5, a file of numbers, or nearest."
     ),
+    signer: str | None = typer.Option(
+        None,
+        "--signer",
+        help="Refuse a bundle unless this key signed it: a .pub file of ssh-keygen, a file of such lines, or the line.",
+    ),
+    sign: str | None = typer.Option(
+        None, "--sign", metavar="KEY", help="Sign an accepted bundle with a private key in a file (extra sign)."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the verification as JSON, and nothing else."),
 ) -> int:
     """Recheck BUNDLE (a folder that eval --bundle wrote), or examples: a .safetensors, .npz, .npy, .pt file, or pictures.
@@ -74,6 +82,7 @@ def _verify(
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
 
     from robustdup import jobs
+    from robustdup.evidence.signature import read_key, sign_bundle
     from robustdup.evidence.verification import CorruptionVerification
 
     file, overrides = split_words(rest)
@@ -83,12 +92,20 @@ def _verify(
             raise UserError(
                 "--scale and --indices are for files of examples; a bundle says it itself.", code="bad-option"
             )
-        verification = jobs.verify_bundle(
-            place, given.model_dump(mode="json", exclude_unset=True), trust=trust, again=_share(replay)
-        )
+        if sign is not None:  # what is wrong with the key is told before the work
+            read_key(Path(sign))
+        settings = given.model_dump(mode="json", exclude_unset=True)
+        verification = jobs.verify_bundle(place, settings, trust=trust, again=_share(replay), signer=signer)
+        if sign is not None and isinstance(verification, CorruptionVerification):
+            raise UserError("Bundles of runs on corruptions are not signed: leave out --sign.", code="bad-option")
+        if sign is not None and verification.accepted:
+            key = sign_bundle(place, Path(sign))
+            verification = verification.model_copy(update={"signature": "holds", "signed_by": key.key})
     else:
         if replay is not None:
             raise UserError("--replay is for bundles: a file of examples names no attacks.", code="bad-option")
+        if signer is not None or sign is not None:
+            raise UserError("--signer and --sign are for bundles; a file of examples is not signed.", code="bad-option")
         verification = jobs.verify_examples(place, given, scale=scale, indices=indices)
     if json:
         print(verification.model_dump_json(indent=2))
@@ -96,6 +113,8 @@ def _verify(
         _show_corruptions(place, verification)
     else:
         _show(place, verification)
+        if jobs.is_bundle(place):
+            _show_signer(verification)
     return 0 if verification.accepted else 1
 
 
@@ -162,6 +181,20 @@ def _show(place: Path, verification: Any) -> None:
     ):
         if fields:
             console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{text}")
+
+
+def _show_signer(verification: Any) -> None:
+    """Say who signed a bundle: a signature says who states it, and proves nothing of what is stated."""
+    from robustdup.evidence.signature import Signer
+
+    if verification.signature == "none":
+        text = "nobody signed it: who states it is not known"
+    elif verification.signature == "not-checked":
+        text = "it is signed, and by whom was not checked: pip install 'robustdup[sign]'"
+    else:
+        name = f" ({verification.signer})" if verification.signer else ""
+        text = f"signed by {Signer(verification.signed_by).fingerprint}{name}"
+    Console(soft_wrap=True, highlight=False).print(f"  {escape(text)}")
 
 
 verify = with_flags(EvalConfig, _verify, only=USED, words=WORDS)

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
@@ -34,9 +33,9 @@ from robustdup.errors import LONGEST_REASON, AttackWarning, RunError, error_text
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.guard import Refused, guard_of
 from robustdup.evaluation.referee import Verdict, join, judge
+from robustdup.evaluation.saved import load_tensors, save_tensors
 from robustdup.evaluation.under_way import Tick, UnderWay
 from robustdup.plugins import AttackSpec
-from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
@@ -410,15 +409,14 @@ def save_call(path: Path, call: Call) -> None:
         "broken_after": call.broken_after,
     }
     ready = {name: (t.to(torch.uint8) if t.dtype == torch.bool else t).contiguous() for name, t in tensors.items()}
-    write_atomic(path, save(ready, metadata={"call": json.dumps(head)}))
+    save_tensors(path, ready, {"call": json.dumps(head)})
 
 
 def load_call(path: Path) -> Call | None:
     """Read a saved call; None where it is damaged or had failed."""
     try:
-        with safe_open(path, framework="pt") as file:
-            head: Mapping[str, Any] = json.loads(file.metadata()["call"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = load_tensors(path)
+        head: Mapping[str, Any] = json.loads(metadata["call"])
         if head["error"]:
             return None
         positions = tensors.pop("positions")

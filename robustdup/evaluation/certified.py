@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from robustdup.certification.checker import Tree
 from robustdup.errors import UserError
 from robustdup.evaluation.metrics import accuracy
+from robustdup.evaluation.saved import load_tensors
 from robustdup.records import Certification, write_atomic
+from robustdup.records.sealed import seal
 
 CERTIFICATES = "certificates.safetensors"  # in a run folder, its state, and a bundle
 
@@ -77,15 +79,14 @@ def save_certified(path: Path, certified: Certified, about: Mapping[str, str] | 
             tensors[f"splits.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.splits))
             tensors[f"weights.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.weights))
     told = {"methods": dict(certified.methods), "seconds": certified.seconds, "notes": list(certified.notes)}
-    write_atomic(path, save(tensors, metadata={**(about or {}), "told": json.dumps(told)}))
+    content = save(tensors, metadata={**(about or {}), "told": json.dumps(told)})
+    write_atomic(path, seal(content) if about else content)  # of a run that goes on; what is finished others read too
 
 
 def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certified | None:
     """Read certificates; None where they speak of something else than `about`. Raises UserError where they are damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            head, names = file.metadata() or {}, set(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+        tensors, head = load_tensors(path)
         told = json.loads(head["told"])
         position, margin = tensors.pop("position"), tensors.pop("margin")
         trees = _read_trees(tensors)
@@ -102,7 +103,7 @@ def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certif
             tuple(told["notes"]),
             trees,
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}).", code="damaged-run") from None
     return found if all(head.get(name) == value for name, value in (about or {}).items()) else None
 

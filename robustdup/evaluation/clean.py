@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Count, Passes
 from robustdup.data.dataset import ImageDataset
 from robustdup.device import out_of_memory
-from robustdup.errors import RunError, UserError
+from robustdup.errors import RunError, UserError, plain
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.referee import Answers, judge_images
+from robustdup.evaluation.saved import load_tensors, save_tensors
 from robustdup.evaluation.steadiness import examine
 from robustdup.models.code import code_fingerprint
 from robustdup.models.load import fingerprint
-from robustdup.records import write_atomic
 
 ANSWERS_FILE = "clean.safetensors"  # in the state of a run
+OF_LATER_VERSIONS = ("code", "settings")  # what older runs did not keep
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CleanAnswers:
 
 
 def clean_answers(
-    context: Context, data: ImageDataset, weights: str, *, draws: int, plugins: Sequence[str] = (),
+    context: Context, data: ImageDataset, weights: str, *, draws: int, plugins: Sequence[str] = (), settings: str = "",
     state: Path | None = None,
 ) -> CleanAnswers:  # fmt: skip
     """Judge the clean images, or take the saved answers of the run that goes on.
@@ -58,6 +58,7 @@ def clean_answers(
         weights: fingerprint of the original.
         draws: fresh draws by which a randomised model is judged.
         plugins: plugin files; a run goes on only with the same content.
+        settings: digest of the settings; a run goes on only with the same.
         state: folder in which the answers are kept; None keeps nothing.
 
     Raises:
@@ -74,35 +75,50 @@ def clean_answers(
         "plugin files": " ".join(
             hashlib.sha256(file.read_bytes()).hexdigest() for file in map(Path, plugins) if file.is_file()
         ),
+        "settings": settings,
     }
-    if path is not None and path.is_file():
+    if path is not None and (
+        path.exists() or has_calls(path.parent)
+    ):  # without them nobody knows what the calls judged
         return _saved_answers(path, inputs)
     clean = _judge_clean(context, data, draws)
     if path is not None:
         head = {**inputs, "num_classes": str(clean.num_classes)}
         head |= {name: str(getattr(clean, name)) for name in ("randomized", "batch_dependent")}
-        write_atomic(path, save({**vars(clean.answers)}, metadata=head))
+        save_tensors(path, vars(clean.answers), head)
     return clean
+
+
+def has_calls(state: Path) -> bool:
+    """Tell whether the state of a run holds calls that a resumed one need not make again."""
+    return any(state.glob("eps-*/*"))
 
 
 def _saved_answers(path: Path, inputs: dict[str, str]) -> CleanAnswers:
     try:
-        with safe_open(path, framework="pt") as file:
-            head = file.metadata()
-            answers = Answers(*(file.get_tensor(name) for name in ("prediction", "margin", "correct_share")))
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{str(path)!r} is damaged ({error}). Start the run again in another --out.", code="damaged-run"
-        ) from None
+        tensors, head = load_tensors(path)
+        answers = Answers(*(tensors[name] for name in ("prediction", "margin", "correct_share")))
+        num_classes = int(head["num_classes"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise damaged_state(path, error) from None
     for name, value in inputs.items():
-        if head.get(name, value if name.startswith("code") else None) != value:  # older runs kept no code
+        if head.get(name, value if name.startswith(OF_LATER_VERSIONS) else None) != value:
             raise UserError(
                 f"The run in {str(path.parent.parent)!r} was started with another state: the {name} changed since. "
                 "Put it back as it was, or start again in another --out.",
                 code="other-run",
             )
     randomized, batch_dependent = (head.get(name) == "True" for name in ("randomized", "batch_dependent"))
-    return CleanAnswers(answers, int(head["num_classes"]), randomized, batch_dependent)
+    return CleanAnswers(answers, num_classes, randomized, batch_dependent)
+
+
+def damaged_state(path: Path, error: Exception) -> UserError:
+    """Return the error for a file of a run's state that is gone or not what was written, and that nothing replaces."""
+    why = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({plain(error, 200)})"
+    return UserError(
+        f"{str(path)!r} {why}, and the run cannot go on without it. Start it again in another --out.",
+        code="damaged-run",
+    )
 
 
 def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswers:

@@ -120,7 +120,15 @@ def evaluate_model(
             cpu_threads(options.threads, original, data.images[0], rows=context.micro_batch, device=device)
         )
         weights = fingerprint(original)
-        clean = clean_answers(context, data, weights, draws=options.draws, plugins=about.plugins, state=about.state)
+        clean = clean_answers(
+            context,
+            data,
+            weights,
+            draws=options.draws,
+            plugins=about.plugins,
+            settings=about.settings,
+            state=about.state,
+        )
         context.draws = options.draws if clean.randomized else 1
         context.batch_dependent = clean.batch_dependent
         context.batch_size_given |= clean.batch_dependent

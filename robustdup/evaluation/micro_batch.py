@@ -19,9 +19,9 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Passes, input_gradient
 from robustdup.device import out_of_memory
 from robustdup.evaluation.calls import PlannedStage
-from robustdup.evaluation.clean import CleanAnswers
+from robustdup.evaluation.clean import CleanAnswers, damaged_state, has_calls
 from robustdup.evaluation.context import Context, EngineOptions, make_attack_copy
-from robustdup.records import write_atomic
+from robustdup.records.sealed import read_sealed, write_sealed
 
 MICRO_BATCH_FILE = "micro_batch.json"  # in the state of a run
 GLANCE, LOOK = 0.2, 1.0  # seconds to spend on timing the usual micro-batch, and on timing others
@@ -65,15 +65,18 @@ def choose_packing(
     path = None if state is None else state / MICRO_BATCH_FILE
     examples = images[correct.nonzero()[: context.micro_batch, 0]].to(context.device)
     make_attack_copy(context, options, examples, clean.wavering, compiled=False)  # compiling waits for the micro-batch
-    if path is not None and path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
-        context.worth_compiling = bool(saved.get("worth_compiling", True))
+    if path is not None and (path.exists() or has_calls(path.parent)):  # others would not compute the same bits
+        try:
+            saved = json.loads(read_sealed(path))
+            context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
+            context.worth_compiling = bool(saved.get("worth_compiling", True))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise damaged_state(path, error) from None
     elif not clean.batch_dependent:  # else the number depends on it, and the clock must not choose that
         _measure(context, options, examples, int(correct.sum()), pool)
     if path is not None:
         chosen = {name: getattr(context, name) for name in ("micro_batch", "smaller", "worth_compiling")}
-        write_atomic(path, json.dumps(chosen).encode())
+        write_sealed(path, json.dumps(chosen).encode())
     notes = make_attack_copy(context, options, examples, clean.wavering)
     if context.attack_copy is not None and context.attack_copy.compiled != "off":
         context.smaller = ()  # it is compiled for one shape

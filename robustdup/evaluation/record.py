@@ -32,6 +32,7 @@ from robustdup.records import (
     Escalation,
     EvaluationRecord,
     ModelInfo,
+    Outcome,
     PassTotals,
     Threat,
     no_substance,
@@ -53,6 +54,7 @@ class RunInfo:
         model: spec of the model.
         attack_model: spec of the attacked model, where it is another.
         config: the settings, by name.
+        settings: a digest of those that change what is computed.
         plugins: plugin files that were loaded.
         runner: where the workers are.
         notes: what a reader should know that was seen before the run.
@@ -67,6 +69,7 @@ class RunInfo:
     model: str = "python"
     attack_model: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    settings: str = ""
     plugins: tuple[str, ...] = ()
     runner: str = "local"
     notes: tuple[str, ...] = ()
@@ -129,6 +132,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         unreliable_reasons=run.doubts or [],
         robust_accuracy_8bit=float(correct_8bit.mean()),
         n_undecided=n_undecided,
+        n_not_attacked=_left_out(run),
         attacks=attacks,
         union=balls,
         individual=options.individual,
@@ -156,6 +160,17 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
     return record.model_copy(
         update={"reliable": False, "unreliable_reasons": [nothing, *(run.doubts or [])]} if nothing else {}
     )
+
+
+def _left_out(run: FinishedRun) -> int:
+    """Count the samples that are right, not certified, and that no stage took: nothing was tried on them."""
+    left = ~run.samples.clean.is_adv
+    if run.samples.certified is not None:
+        left &= ~run.samples.certified
+    for result in run.results:
+        for stage in result.stages:
+            left &= stage.outcome == Outcome.NOT_ATTACKED
+    return int(left.sum())
 
 
 def _threat(results: list[CascadeResult]) -> Threat:

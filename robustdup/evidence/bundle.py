@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustdup.errors import RunError, UserError
+from safetensors import SafetensorError, safe_open
+
+from robustdup.errors import RunError, UserError, plain
 from robustdup.evaluation.certified import CERTIFICATES
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, EvaluationRecord, load_record
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, EvaluationRecord, load_record, load_samples
 from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
+SIGNATURE = "signature.json"  # of somebody who states it, see `robustdup.evidence.signature`
 FORMAT = "robustdup.bundle/1"
 FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
 OPTIONAL = (CERTIFICATES,)  # of a run with certificates
@@ -38,6 +41,12 @@ def write_bundle(run: Path, folder: Path) -> Path:
             f"{str(run)!r} keeps no adversarial images: run without --no-save-images to bundle.",
             code="no-images",
         )
+    load_samples(run)
+    try:
+        with safe_open(images, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{str(images)!r} is damaged ({plain(error, 200)}).", code="damaged-run") from None
     kept = [name for name in (RECORD_FILE, SAMPLES_FILE, *OPTIONAL) if name not in OPTIONAL or (run / name).is_file()]
     return _write(run, folder, {**{name: run / name for name in kept}, EXAMPLES: images}, load_record(run))
 
@@ -131,7 +140,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
             raise refused(f"{name} is missing.")
         if _sha256(folder / name) != files[name]:
             raise refused(f"{name} was changed after it was written (SHA-256 differs).")
-    extra = sorted(p.name for p in folder.iterdir() if p.name not in (*files, MANIFEST))
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in (*files, MANIFEST, SIGNATURE))
     if extra:
         raise refused(f"{extra[0]} does not belong to it.")
     return manifest

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustdup.config import parse_attacks
+from robustdup.errors import UserError
 from robustdup.evaluation.summary import class_results, distance_summary
-from robustdup.evidence.replay import EpsReplay, Replay, Row, stages_of, threat_at
+from robustdup.evidence.replay import EpsReplay, Replay, Row, is_certified, stages_of, threat_at
 from robustdup.records import UNION, EvaluationRecord, Outcome
 from robustdup.statistics import wilson
 from robustdup.threat import ThreatModel
@@ -49,7 +51,9 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
     nearest = [row["min_distance"] for row in replay.clean]
     rows = [row for at in replay.by_eps.values() for stage in at.stages for row in stage]
     reached = {row["position"] for row in rows}
-    left_out = sum(row["outcome"] == "correct" and row["position"] not in reached for row in replay.clean)
+    left_out = sum(
+        row["outcome"] == "correct" and row["position"] not in reached and not is_certified(row) for row in replay.clean
+    )
     several = len(replay.by_eps) > 1
     derived: dict[str, Any] = {
         "n": n,
@@ -59,7 +63,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         "clean_accuracy": _accuracy(replay.clean_share, record),
         "robust_accuracy": _accuracy(correct, record, undecided),
         "n_undecided": undecided,
-        "n_not_attacked": record.n_not_attacked if record.n_not_attacked in (0, left_out) else left_out,
+        "n_not_attacked": left_out,
         "attacks": Exactly([stage for at in stages.values() for stage in at.content])
         if union
         else stages[record.threat.eps_text],
@@ -253,6 +257,21 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
             attack.n_unchanged > attack.n_attacked or attack.rejected_claims > attack.violations for attack in stages
         ):
             yield f"The counts of an attack at eps {text} contradict each other."
+        for attack in stages:
+            options = _asked_options(config, attack.name)
+            other = [name for name, value in options.items() if attack.options.get(name, value) != value]
+            if other:
+                yield f"The record states that {attack.name} ran with another {other[0]} than its settings say."
+
+
+def _asked_options(config: Mapping[str, Any], attack: str) -> dict[str, Any]:
+    """Return the options of an attack that settings name, as far as they are plain numbers: others may be put otherwise."""
+    try:
+        written = dict(parse_attacks(str(config.get("attacks", ""))))
+    except UserError:
+        return {}
+    options = {**(config.get("options") or {}).get(attack, {}), **written.get(attack, {})}
+    return {name: value for name, value in options.items() if type(value) in (int, bool)}
 
 
 def _asked(config: Mapping[str, Any]) -> set[ThreatModel]:

@@ -42,6 +42,7 @@ from robustdup.union import union_name
 ROUNDING = (
     1e-4  # of the largest logit: what float32 may round to the other side, as another machine adds in another order
 )
+LARGEST_BATCH = 4096  # rows that a stranger's record may have a model called with
 DRAWS = (20, 100)  # fewest and most calls by which a model that answers at random is judged here
 DEVIATIONS = 4.0  # standard deviations that two expected accuracies over fresh draws may differ by
 
@@ -97,7 +98,9 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
             raise refused(f"the {name} here are not those of the bundle ({here[:12]}, not {named[:12]}).")
     if record.model.judge_draws < 1:
         raise refused(f"its record judges by {record.model.judge_draws} draws.")
-    if record.model.judged_in_batches_of is not None and record.model.judged_in_batches_of > 0:
+    if record.model.judged_in_batches_of is not None:
+        if not 0 < record.model.judged_in_batches_of <= LARGEST_BATCH:
+            raise refused(f"its record judges in batches of {record.model.judged_in_batches_of}.")
         context.original.micro_batch = record.model.judged_in_batches_of
     adv_images = _bundled_examples(folder, data)
     names = list(stages_of(record)) if record.threat.norm == UNION else [record.threat.eps_text]

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from robustdup.data.dataset import ImageDataset
+from robustdup.data.inflation import check_parquet
+from robustdup.errors import plain
 from robustdup.evaluation.referee import VIOLATION_NAMES
 from robustdup.evidence.bundle import refused
-from robustdup.records import SAMPLES_SCHEMA, UNION, AttackResult, EvaluationRecord, Outcome, load_samples
+from robustdup.records import SAMPLES_FILE, SAMPLES_SCHEMA, UNION, AttackResult, EvaluationRecord, Outcome, load_samples
 from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.threat import ThreatModel
 from robustdup.union import ball_name, parse_balls
@@ -122,8 +126,8 @@ def replay(folder: Path, record: EvaluationRecord, data: ImageDataset) -> Replay
 
     Raises UserError where rows are missing, doubled or invented, or do not speak of these samples.
     """
-    rows = read_rows(folder)
     stages = stages_of(record)
+    rows = read_rows(folder, most=len(data) * (1 + sum(map(len, stages.values()))))
     _check_order(record, stages)
     clean = _clean_rows(rows, data)
     by_stage = _attack_rows(rows, clean, stages)
@@ -146,8 +150,17 @@ def replay(folder: Path, record: EvaluationRecord, data: ImageDataset) -> Replay
     return Replay(clean, by_eps, broken, undecided & ~broken, kept, problems)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """Return the rows of samples.parquet. Raises UserError for other columns than it has."""
+def read_rows(folder: Path, most: int | None = None) -> list[Row]:
+    """Return the rows of samples.parquet. Raises UserError for other columns than it has, and for more rows than `most`."""
+    path = folder / SAMPLES_FILE
+    try:
+        check_parquet(path)
+        with pq.ParquetFile(path) as file:
+            n_rows = file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise refused(f"{SAMPLES_FILE} cannot be read: {plain(error, 200)}") from None
+    if most is not None and n_rows > most:
+        raise refused(f"{SAMPLES_FILE} has {n_rows:,} rows; its record speaks of {most:,} at most.")
     table = load_samples(folder)
     for name in table.column_names:
         if name not in SAMPLES_SCHEMA.names and table.schema.field(name) != CERTIFIED_MARGIN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from robustdup.records import Accuracy, Part, Threat
@@ -51,6 +53,12 @@ class Verification(Part):
         default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
     )
     only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
+    signature: Literal["none", "holds", "not-checked"] = Field(
+        default="none",
+        description="Whether somebody signed the bundle. not-checked: the package cryptography is not installed.",
+    )
+    signed_by: str = Field(default="", description="The public key of who signed it, as OpenSSH writes it.")
+    signer: str = Field(default="", description="What the verifier calls that key, where it was named with --signer.")
     n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")

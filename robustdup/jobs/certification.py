@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -51,9 +52,10 @@ def certify_first(
     }  # fmt: skip
     path = None if state is None else state / CERTIFICATES
     if path is not None and path.is_file():
-        saved = load_certified(path, about)
-        if saved is not None:
-            return replace(saved, asked=config.certify is not None)
+        with contextlib.suppress(UserError):  # damaged ones are proven again
+            saved = load_certified(path, about)
+            if saved is not None:
+                return replace(saved, asked=config.certify is not None)
     try:
         network = copy.deepcopy(model).cpu().float().eval()
     except Exception as error:

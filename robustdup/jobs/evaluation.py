@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -22,7 +24,7 @@ from robustdup.device import choose_device
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.evaluation.calls import Call, Caller, PlannedStage, Work, lost_call, make_call
 from robustdup.evaluation.cascade import CleanSamples
-from robustdup.evaluation.clean import CleanAnswers
+from robustdup.evaluation.clean import CleanAnswers, has_calls
 from robustdup.evaluation.context import Context, EngineOptions, check_modules, make_attack_copy, make_context
 from robustdup.evaluation.draws import Draws
 from robustdup.evaluation.earlier import first_stage, overlap, read_earlier
@@ -107,7 +109,7 @@ def run_evaluation(
         if folder is not None:
             run_folder.start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
             stack.enter_context(locked(folder))
-            stack.enter_context(freed_by_mistakes(folder, resume=resume, has_begun=lambda: _has_calls(folder)))
+            stack.enter_context(freed_by_mistakes(folder, resume=resume, has_begun=lambda: has_calls(folder / STATE)))
         state = folder / STATE if folder is not None else None
         certified = None
         if config.certify or (config.certify is None and pays(config, original, data, threats)):
@@ -122,6 +124,7 @@ def run_evaluation(
             model=config.model,
             attack_model=config.attack_model,
             config=config.model_dump(mode="json"),
+            settings=_digest(config),
             plugins=tuple(config.plugin),
             runner=config.runner,
             notes=(*notes, *data.notes, *fitted.notes),
@@ -148,9 +151,10 @@ def run_evaluation(
     return replace(result, folder=folder)
 
 
-def _has_calls(folder: Path) -> bool:
-    """Tell whether an unfinished run has calls that a resumed one need not make again."""
-    return any((folder / STATE).glob("eps-*/*"))
+def _digest(config: EvalConfig) -> str:
+    """Return a digest of all settings that change what is computed: no call of others is taken for one of this run."""
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in ELSEWHERE}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _remark(message: str, stages: list[PlannedStage], threat: ThreatModel, n: int) -> Progress:

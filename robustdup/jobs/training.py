@@ -44,6 +44,7 @@ from robustdup.records import (
     write_atomic,
 )
 from robustdup.records import folder as run_folder
+from robustdup.records.origin import file_made_here
 from robustdup.threat import ThreatModel
 from robustdup.training.checkpoint import CHECKPOINT_FILE, FREE_TO_CHANGE
 from robustdup.training.curriculum import make_curriculum
@@ -267,11 +268,26 @@ def _kept_precision(folder: Path, processes: Processes, chosen: str) -> str:
     """Return the precision that the run in `folder` was started with, wherever it goes on; else the chosen one, kept."""
     path = folder / run_folder.STATE / PRECISION_FILE
     if processes.first:
-        if path.is_file():
-            chosen = path.read_text(encoding="utf-8").strip()
+        if path.exists():
+            chosen = _read_precision(path)
         else:
             write_atomic(path, f"{chosen}\n".encode())
     return processes.from_first(chosen)
+
+
+def _read_precision(path: Path) -> str:
+    """Return the precision that a run keeps. Raises UserError where it is none."""
+    try:
+        kept = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        kept = ""
+    if kept not in ("fp32", "tf32", "bf16"):
+        raise UserError(
+            f"{str(path)!r} is damaged: it names no precision (fp32, tf32, bf16). Write there the one that the run was started "
+            "with, or start again in another --out.",
+            code="damaged-run",
+        )
+    return kept
 
 
 def trainer_options(config: TrainConfig, threads: int | None, precision: str) -> TrainerOptions:
@@ -359,10 +375,24 @@ def _evaluate(config: TrainConfig, registry: Registry, folder: Path, results: li
 
 
 def _evaluated(evaluation: EvalConfig, registry: Registry, folder: Path) -> EvaluationRecord:
-    """Run an evaluation in `folder`, or what is left of it, and return its record."""
-    if (folder / RECORD_FILE).is_file():
+    """Run an evaluation in `folder`, or what is left of it, and return its record; what was damaged is done again."""
+    if (folder / RECORD_FILE).is_file() and file_made_here(folder / RECORD_FILE):
         return load_record(folder)
-    return run_evaluation(evaluation, registry=registry, folder=folder, resume=folder.is_dir()).record
+    (folder / RECORD_FILE).unlink(missing_ok=True)  # of a disk or an editor
+    run = functools.partial(run_evaluation, evaluation, registry=registry, folder=folder)
+    try:
+        return run(resume=folder.is_dir()).record
+    except UserError as error:
+        if not folder.is_dir() or error.code not in (
+            "damaged-run",
+            "damaged-record",
+            "other-run",
+            "not-empty",
+            "no-run",
+        ):
+            raise
+        shutil.rmtree(folder)
+        return run(resume=False).record
 
 
 def _evaluation(config: TrainConfig, folder: Path, name: str) -> EvalConfig:

@@ -117,7 +117,7 @@ def _short(value: Any) -> str:
 def without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
     size = settings.get("micro_batch")
-    kept = size if isinstance(size, int) and size <= LARGEST_MICRO_BATCH else None
+    kept = size if isinstance(size, int) and 0 < size <= LARGEST_MICRO_BATCH else None
     own = {
         "plugin": [],
         "allow_pickle": False,

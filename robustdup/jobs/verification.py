@@ -22,6 +22,7 @@ from robustdup.evidence.examples import has_pictures, read_examples, read_indice
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
 from robustdup.evidence.replay import survivors
+from robustdup.evidence.signature import with_signature
 from robustdup.evidence.verification import CorruptionVerification, Verification
 from robustdup.jobs.corruption_evidence import verify_corruptions
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
@@ -43,7 +44,12 @@ def is_bundle(place: Path) -> bool:
 
 
 def verify_bundle(
-    folder: Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False, again: float = 0.0
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    trust: bool = False,
+    again: float = 0.0,
+    signer: str | None = None,
 ) -> Verification | CorruptionVerification:
     """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
 
@@ -54,6 +60,7 @@ def verify_bundle(
         changes: keys of EvalConfig that differ on this machine (data in another place, say).
         trust: whether code that the bundle names may run: a model in a file, say.
         again: share of the survivors, drawn at random, on which the stated attacks are run again; 0 for none.
+        signer: who must have signed it: a public key of OpenSSH, or a file of them.
 
     Raises:
         UserError: where the bundle was changed, where it names code that the user did not, where norm or eps are others
@@ -63,6 +70,7 @@ def verify_bundle(
     if is_of_corruptions(check_manifest(folder)):
         if again:
             raise UserError("No attack ran on corruptions, so that --replay has none to run again.", code="bad-option")
+        _no_signer(signer)
         return verify_corruptions(folder, changes or {}, trust=trust)
     own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
@@ -81,9 +89,15 @@ def verify_bundle(
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     same_data = not own.keys() & DATA_SETTINGS
     verification = recheck_bundle(folder, _context(config, model, data), data, same_data=same_data)
+    verification = with_signature(verification, folder, signer)
     if again:
         verification = _attacked_again(folder, verification, config, model, data, again)
     return _timed(verification, started)
+
+
+def _no_signer(signer: str | None) -> None:
+    if signer is not None:
+        raise UserError("Bundles of runs on corruptions are not signed: leave out --signer.", code="bad-option")
 
 
 def _attacked_again(
@@ -112,7 +126,7 @@ def _attacked_again(
         split=data.split,
     )
     plain = config.model_copy(
-        update={"n": None, "sample": None, "out": None, "diagnostics": False, "save_images": False}
+        update={"n": None, "sample": None, "out": None, "diagnostics": False, "save_images": False, "certify": False}
     )
     record = run_evaluation(plain, model=model, data=some).record
     broken = round(record.n * (record.clean_accuracy.value - record.robust_accuracy.value)) - record.n_undecided
@@ -145,7 +159,7 @@ def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str
 
 def verify(
     bundle: str | Path, model: nn.Module, images: Tensor | None, labels: Tensor | None, *, device: str = "auto",
-    norm: str | None = None, eps: str | None = None,
+    norm: str | None = None, eps: str | None = None, signer: str | None = None,
 ) -> Verification | CorruptionVerification:  # fmt: skip
     """Recheck a bundle on a model and images in memory.
 
@@ -157,6 +171,7 @@ def verify(
         device: where to compute.
         norm: of the threat model that the verifier expects; that of the bundle if not given.
         eps: the same.
+        signer: who must have signed it: a public key of OpenSSH, or a file of them.
 
     Raises:
         UserError: where the bundle was changed, or where data, weights or threat model are not those that it speaks of.
@@ -164,6 +179,7 @@ def verify(
     started = time.perf_counter()
     folder = Path(bundle)
     if is_of_corruptions(check_manifest(folder)):
+        _no_signer(signer)
         changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
         return verify_corruptions(folder, changes, model=model, images=images, labels=labels)
     if images is None or labels is None:
@@ -173,7 +189,8 @@ def verify(
     _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
     order = load_record(folder).model.class_order  # these images come without names of their classes
-    return _timed(recheck_bundle(folder, _context(config, model, data, order), data), started)
+    verification = recheck_bundle(folder, _context(config, model, data, order), data)
+    return _timed(with_signature(verification, folder, signer), started)
 
 
 def verify_examples(

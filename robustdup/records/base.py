@@ -208,7 +208,7 @@ def read_record(
 def read_content(path: Path) -> dict[str, Any]:
     """Return the JSON object of a record file as it stands. Raises UserError where it is not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         said = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise UserError(
@@ -216,6 +216,15 @@ def read_content(path: Path) -> dict[str, Any]:
             code="damaged-record",
         ) from None
     return content if isinstance(content, dict) else {"schema_name": type(content).__name__}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; a name that stands twice would be one thing to us and another to other readers."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice in it")
+    return content
 
 
 def schema_of(place: str | Path) -> str:

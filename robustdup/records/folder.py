@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from robustdup.errors import RunError, UserError
+from robustdup.errors import RunError, UserError, plain
 from robustdup.records.base import RECORD_FILE, SAMPLES_FILE, write_atomic
 from robustdup.records.origin import file_made_here, note_made_here, settings_of, was_made_here
 
@@ -46,7 +46,9 @@ def saved_content(folder: Path) -> dict[str, Any]:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 saved = content if key is None else content[key]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).", code="damaged-record") from None
+                raise UserError(
+                    f"{str(path)!r} is not a whole JSON file ({plain(error, 200)}).", code="damaged-record"
+                ) from None
             if not isinstance(saved, dict):
                 raise UserError(
                     f"{str(path)!r} is not a whole JSON file (it holds a {type(saved).__name__}).",
@@ -102,11 +104,11 @@ def refuse(folder: Path, reason: str) -> None:
 def check_not_refused(folder: Path) -> None:
     """Raise RunError where the run in `folder` was refused."""
     path = folder / STATE / REFUSED_FILE
-    if not path.is_file():
+    if not path.exists():
         return
     try:
         reason = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         reason = "its results cannot be trusted."
     raise RunError(
         f"The run in {str(folder)!r} was refused, and stays so: {reason} Start again in another --out.",

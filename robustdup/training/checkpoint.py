@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustdup.errors import RunError, UserError
-from robustdup.records import write_atomic
+from robustdup.errors import RunError, UserError, plain
 from robustdup.records.folder import STATE
+from robustdup.records.sealed import read_sealed, write_sealed
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 
@@ -58,7 +58,7 @@ class Checkpoints:
         if self.path is None:
             self._kept = memory.getvalue()
         else:
-            write_atomic(self.path, memory.getvalue())
+            write_sealed(self.path, memory.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """Return the last state, on the CPU; None where there is none.
@@ -69,13 +69,19 @@ class Checkpoints:
             if not self._kept:
                 return None
             content = torch.load(io.BytesIO(self._kept), map_location="cpu", weights_only=True)
-        elif not self.path.is_file():
+        elif not self.path.exists():
             return None
         else:
             try:
-                content = torch.load(self.path, map_location="cpu", weights_only=True)
+                content = torch.load(io.BytesIO(read_sealed(self.path)), map_location="cpu", weights_only=True)
+                if not isinstance(content, dict) or not {"version", "identity", "state"} <= content.keys():
+                    raise ValueError("it holds no state of a training")
             except Exception as error:
-                raise RunError(f"{str(self.path)!r} is damaged: {error}", code="damaged-checkpoint") from error
+                raise RunError(
+                    f"{str(self.path)!r} is damaged ({plain(error, 200)}), and the training cannot go on from it. Start it again "
+                    "in another --out.",
+                    code="damaged-checkpoint",
+                ) from error
         self._check(content)
         return dict(content["state"])
 

@@ -77,7 +77,9 @@ def test_without_a_command_it_says_where_to_begin(capsys):
 
 def test_verify_offers_only_what_it_uses(capsys):
     text = shown(capsys, "verify")
-    flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) - {"json", "trust", "scale", "indices", "replay"}
+    flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) - {
+        *("json", "trust", "scale", "indices", "replay", "signer", "sign")
+    }
     assert flags == {name.replace("_", "-") for name in USED}
     assert "attacks" not in flags
     assert "min-distance" not in flags

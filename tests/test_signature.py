@@ -1,0 +1,163 @@
+"""Who states a bundle: a signature holds for its every byte, and whatever else is told or refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import sys
+
+import pytest
+
+from robustdup import UserError, jobs
+from robustdup.cli.main import main
+from robustdup.config import EvalConfig, build
+from robustdup.errors import Unavailable
+from robustdup.evidence import bundle as bundles
+from robustdup.evidence.signature import Signer, read_key, read_signers, sign_bundle, signer_of, with_signature
+from robustdup.evidence.verification import Verification
+from tests.raising import raises
+
+pytest.importorskip("cryptography")
+from cryptography.hazmat.primitives import serialization as forms
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+OPENSSH = forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption()
+PEM = forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()
+
+
+def key_file(path, form=OPENSSH, key=None):
+    """Write a key, and the public one beside it as ssh-keygen does."""
+    key = key or Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(*form))
+    if isinstance(key, Ed25519PrivateKey):
+        public = key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH).decode()
+        path.with_suffix(".pub").write_text(f"{public} ada@example\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("honest")
+    jobs.run_evaluation(build(EvalConfig, values={"n": 4, "attacks": "fgsm", "eps": "0.1"}), folder=folder / "run")
+    return bundles.write_bundle(folder / "run", folder / "bundle")
+
+
+@pytest.fixture
+def bundle(honest, tmp_path):
+    return shutil.copytree(honest, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("form", [OPENSSH, PEM])
+def test_a_signature_holds_and_names_its_key(bundle, tmp_path, form):
+    key = key_file(tmp_path / "key", form)
+    assert signer_of(bundle) is None
+    sign_bundle(bundle, key)
+    line = (tmp_path / "key.pub").read_text()
+    assert signer_of(bundle) == Signer(" ".join(line.split()[:2]))
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()  # as ssh-keygen -l shows it
+    assert signer_of(bundle).fingerprint == "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+    bundles.check_manifest(bundle)  # it belongs to the bundle
+    with raises("already-signed", UserError, "signed already"):
+        sign_bundle(bundle, key)
+
+
+def test_what_was_changed_after_it_was_signed_is_refused(bundle, tmp_path):
+    sign_bundle(bundle, key_file(tmp_path / "key"))
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content["command"] += " --attacks autoattack"
+    path.write_bytes(bundles._canonical({**content, "sha256": bundles._digest(content)}))
+    with raises("refused-bundle", UserError, "its signature does not hold"):
+        signer_of(bundle)
+
+
+def test_another_key_cannot_take_a_signature(bundle, tmp_path):
+    sign_bundle(bundle, key_file(tmp_path / "key"))
+    key_file(tmp_path / "other")
+    path = bundle / "signature.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"key": " ".join((tmp_path / "other.pub").read_text().split()[:2])}))
+    with raises("refused-bundle", UserError, "its signature does not hold"):
+        signer_of(bundle)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"junk", b"[" * 100_000, b"[1]", b"{}", b'{"format": "robustdup.signature/1", "key": 3, "signature": "AA=="}',
+        b'{"format": "robustdup.signature/1", "key": "ssh-ed25519 AAAA", "signature": "AA=="}',
+        b'{"format": "robustdup.signature/2", "key": "ssh-ed25519 AAAA", "signature": "AA=="}',
+        b'{"format": "robustdup.signature/1", "key": "ssh-ed25519 AAAA", "signature": "?"}', b" " * 100_000,
+    ],
+)  # fmt: skip
+def test_a_damaged_signature_is_refused(bundle, content):
+    (bundle / "signature.json").write_bytes(content)
+    with raises("refused-bundle", UserError):
+        signer_of(bundle)
+
+
+def test_signers_are_read_from_lines_and_files(tmp_path):
+    public = key_file(tmp_path / "key").with_suffix(".pub")
+    line = public.read_text().strip()
+    key = " ".join(line.split()[:2])
+    assert read_signers(str(public)) == [Signer(key, "ada@example")]
+    assert read_signers(key) == [Signer(key)]
+    (tmp_path / "allowed").write_text(f"# people\nbob@example {key}\n\n")
+    assert read_signers(str(tmp_path / "allowed")) == [Signer(key, "bob@example")]
+    (tmp_path / "empty").touch()
+    for other in ("nobody", str(tmp_path / "empty"), str(tmp_path)):
+        with raises("bad-key", UserError, "names no key"):
+            read_signers(other)
+
+
+@pytest.mark.parametrize("kind", ["missing", "junk", "a folder", "of another kind", "with a passphrase", "public"])
+def test_what_is_no_key_is_told(tmp_path, kind):
+    path = tmp_path / "key"
+    if kind == "junk":
+        path.write_bytes(b"\xff" * 99)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "of another kind":
+        key_file(path, PEM, Ed448PrivateKey.generate())
+    elif kind == "with a passphrase":
+        key_file(path, (*PEM[:2], forms.BestAvailableEncryption(b"secret")))
+    elif kind == "public":
+        path = key_file(path).with_suffix(".pub")
+    with raises("bad-key", UserError):
+        read_key(path)
+
+
+def test_verify_says_who_signed_or_that_nobody_did(bundle, tmp_path, capsys):
+    key, other = key_file(tmp_path / "key"), key_file(tmp_path / "other")
+    assert main(["verify", str(bundle)]) == 0
+    assert "nobody signed it" in capsys.readouterr().out
+    assert main(["verify", str(bundle), "--signer", f"{key}.pub"]) == 2
+    assert "nobody signed it" in capsys.readouterr().err
+    assert main(["verify", str(bundle), "--sign", str(key), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["signature"] == "holds"
+    assert main(["verify", str(bundle), "--signer", f"{key}.pub"]) == 0
+    assert "(ada@example)" in capsys.readouterr().out
+    assert main(["verify", str(bundle), "--signer", f"{other}.pub"]) == 2
+    assert "none of --signer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_signed_with_its_bundle(tmp_path, capsys):
+    key = key_file(tmp_path / "key")
+    words = ["eval", "--n", "4", "--attacks", "fgsm", "--out", str(tmp_path / "run"), "--sign", str(key), "--json"]
+    assert main(words) == 2
+    assert "--bundle" in capsys.readouterr().err
+    assert main([*words, "--bundle", str(tmp_path / "bundle")]) == 0
+    assert signer_of(tmp_path / "bundle") is not None
+
+
+def test_without_the_package_a_signature_is_not_checked(bundle, tmp_path, monkeypatch):
+    sign_bundle(bundle, key_file(tmp_path / "key"))
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    seen = Verification.model_construct(rechecked=[], signature="none")
+    assert with_signature(seen, bundle).signature == "not-checked"
+    with raises("not-installed", Unavailable, "robustdup[sign]"):
+        with_signature(seen, bundle, "ssh-ed25519 AAAA")
