@@ -179,17 +179,19 @@ def timed(call: Callable[[], Any], device: torch.device, started: Callable[[], N
 
 @contextlib.contextmanager
 def memory_held() -> Iterator[list[tuple[int, int]]]:
-    """Look four times a second at the bytes that this process took on top, and at those of the processes it started.
+    """Look four times a second at the bytes that this process took on top, and at those of the processes started since.
 
     The kernel's own high-water mark misses nothing between two looks, but not every container lets it be set back.
     """
     process, over = psutil.Process(), threading.Event()
     before, held = process.memory_info().rss, [(0, 0)]
+    there = {child.pid for child in process.children(recursive=True)}
 
     def look() -> None:
         while not over.wait(0.25):
             with contextlib.suppress(psutil.Error):  # a child may end while it is looked at
-                children = sum(child.memory_info().rss for child in process.children(recursive=True))
+                started = [child for child in process.children(recursive=True) if child.pid not in there]
+                children = sum(child.memory_info().rss for child in started)
                 held.append((process.memory_info().rss - before, children))
 
     watcher = threading.Thread(target=look, daemon=True)

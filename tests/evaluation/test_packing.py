@@ -17,6 +17,7 @@ from robustdup.evaluation.context import Context, EngineOptions
 from robustdup.evaluation.micro_batch import Measured, choose_packing, same_bits
 from robustdup.evaluation.referee import judge_images
 from robustdup.plugins import AttackSpec
+from robustdup.records.sealed import read_sealed
 
 
 class Crowd(nn.Module):
@@ -67,7 +68,7 @@ def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points,
     assert (context.micro_batch, context.smaller, context.seconds) == (64, (8, 16, 32), (0.002, 0.005))
     assert context.longest == pytest.approx(40 * (6000 * 0.002 + 2000 * 0.005))
     (saved,) = tmp_path.rglob("*.json")
-    assert json.loads(saved.read_text()) == {"micro_batch": 64, "smaller": [8, 16, 32], "worth_compiling": True}
+    assert json.loads(read_sealed(saved)) == {"micro_batch": 64, "smaller": [8, 16, 32], "worth_compiling": True}
     again, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: pytest.fail("measured again"))
     choose_packing(again, options, images, clean, [pool_stage()], tmp_path)

@@ -110,7 +110,9 @@ def test_decisions_are_honoured_and_say_what_recall_is(tmp_path):
     pairs = {(a, b) for a, b, _ in found(tmp_path / "run")}
     assert (24, 84) in {(a, b) for a, b, _ in found(tmp_path / "before")}
     assert pairs == {(row, 60 + row) for row in range(30)} - {(24, 84), (25, 85)} | {(3, 70)}
-    assert record.n_redundant == before.n_redundant - 2  # 84 and 85 stay; 3 and 10 are no pair: both stay, and 70 leaves
+    assert (
+        record.n_redundant == before.n_redundant - 2
+    )  # 84 and 85 stay; 3 and 10 are no pair: both stay, and 70 leaves
     assert record.expected.recall == 24 / 25
     assert record.expected.recall_low < 0.96 < record.expected.recall_high
     assert record.expected.confirmed == 25
