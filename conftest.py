@@ -76,3 +76,14 @@ class Within:
 def within(request):
     """Look at the clock in the lane `-m timing` only: beside other work no time means anything."""
     return Within(request.config.option.markexpr == "timing")
+
+
+@pytest.fixture(scope="module")
+def own_datasets_cache(tmp_path_factory):
+    """Let `datasets` keep what it prepares in a folder of this module's own."""
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before

@@ -212,14 +212,19 @@ def test_fractions_of_decimals_are_read_and_shown_so_that_others_can_read_them(t
 @quick
 @given(pixels, wild, st.integers(1, 6), st.sampled_from([torch.float32, torch.float64]))
 def test_l0_projection_is_the_nearest_of_all_choices_of_values(clean, adv, eps, dtype):
-    threat, clean, adv = ThreatModel("L0", eps), images(clean, dtype), images(adv, dtype)
+    check_nearest_of_all_choices(ThreatModel("L0", eps), images(clean, dtype), images(adv, dtype), eps)
+
+
+def check_nearest_of_all_choices(threat, clean, adv, eps):
+    """Check a projection against every choice of eps pixels of images (N, C, H, W); with one channel, of values."""
+    places = clean[0, 0].numel()
     projected = threat.project(clean, adv)
     assert not threat.violations(clean, projected).any.any()
     distance = row_length(projected - adv, "L2")
-    for chosen in itertools.combinations(range(6), eps):
-        mask = torch.zeros(6, dtype=torch.bool)
+    for chosen in itertools.combinations(range(places), eps):
+        mask = torch.zeros(places, dtype=torch.bool)
         mask[list(chosen)] = True
-        candidate = torch.where(mask.view(1, 1, 2, 3), adv.clamp(0, 1), clean)
+        candidate = torch.where(mask.view(clean.shape[2:]), adv.clamp(0, 1), clean)
         assert bool((distance <= row_length(candidate - adv, "L2") + 1e-6).all())
     assert torch.equal(threat.project(clean, projected), projected)
 
@@ -253,16 +258,7 @@ def test_l0_projection_leaves_values_that_are_not_finite_and_clips_the_others():
 )
 def test_l0_pixels_projection_is_the_nearest_of_all_choices_of_pixels(clean, adv, eps):
     clean, adv = (torch.tensor(values).view(1, 3, 2, 2) for values in (clean, adv))
-    threat = ThreatModel("L0-pixels", eps)
-    projected = threat.project(clean, adv)
-    assert not threat.violations(clean, projected).any.any()
-    distance = row_length(projected - adv, "L2")
-    for chosen in itertools.combinations(range(4), eps):
-        mask = torch.zeros(4, dtype=torch.bool)
-        mask[list(chosen)] = True
-        candidate = torch.where(mask.view(1, 1, 2, 2), adv.clamp(0, 1), clean)
-        assert bool((distance <= row_length(candidate - adv, "L2") + 1e-6).all())
-    assert torch.equal(threat.project(clean, projected), projected)
+    check_nearest_of_all_choices(ThreatModel("L0-pixels", eps), clean, adv, eps)
 
 
 def test_l0_pixels_counts_a_pixel_once_whatever_its_channels():

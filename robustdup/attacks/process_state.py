@@ -41,24 +41,9 @@ LIMITS = [
 ]
 # Of the environment, what libraries of numbers, the loader of programs and robustdup read: other variables change no result.
 READ_BY = (
-    *(
-        "ATEN",
-        "CUBLAS",
-        "CUDA",
-        "CUDNN",
-        "DNNL",
-        "GOMP",
-        "HF_",
-        "KMP",
-        "LD_",
-        "MKL",
-        "NUMEXPR",
-        "NVIDIA",
-        "OMP",
-        "ONEDNN",
-    ),
-    *("OPENBLAS", "PATH", "PYTHON", "PYTORCH", "ROBUSTDUP", "TORCH", "VECLIB", "XDG", "HOME", "TMP", "TEMP"),
-)
+    "ATEN", "CUBLAS", "CUDA", "CUDNN", "DNNL", "GOMP", "HF_", "KMP", "LD_", "MKL", "NUMEXPR", "NVIDIA", "OMP", "ONEDNN",
+    "OPENBLAS", "PATH", "PYTHON", "PYTORCH", "ROBUSTDUP", "TORCH", "VECLIB", "XDG", "HOME", "TMP", "TEMP",
+)  # fmt: skip
 _ATTENTION = [
     (getattr(_C, f"_get_{kind}_sdp_enabled"), getattr(_C, f"_set_sdp_use_{kind}"))
     for kind in ("flash", "mem_efficient", "math", "cudnn")

@@ -46,18 +46,12 @@ def representatives(n: int, a: Any, b: Any, score: Any, order: Any = None) -> An
 
 def _identical(n: int, a: Any, b: Any, score: Any, rank: Any) -> Any:
     """Return the sample that comes first among those identical to each, (n,)."""
-    group = np.arange(n)
-
-    def root(sample: int) -> int:
-        while group[sample] != sample:
-            group[sample] = group[group[sample]]
-            sample = int(group[sample])
-        return sample
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     same = np.asarray(score) == 1
-    for one, other in zip(np.asarray(a)[same].tolist(), np.asarray(b)[same].tolist(), strict=True):
-        low, high = sorted((root(one), root(other)), key=lambda sample: int(rank[sample]))
-        group[high] = low
-    while not (group[group] == group).all():
-        group = group[group]
-    return group
+    one, other = np.asarray(a)[same], np.asarray(b)[same]
+    _, group = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(n, n)), directed=False)
+    by_rank = np.argsort(rank)
+    _, first = np.unique(group[by_rank], return_index=True)
+    return by_rank[first][group]

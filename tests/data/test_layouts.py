@@ -36,12 +36,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), dtype=np.uint
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def save(image, *place):

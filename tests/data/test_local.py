@@ -22,12 +22,7 @@ from tests.raising import raises
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def read(folder, *, n=None, **options):

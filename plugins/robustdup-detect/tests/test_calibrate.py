@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,13 +17,7 @@ from robustdup_detect.transforms import change
 from robustdup.errors import UserError
 from tests.raising import raises
 
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def candidates(seed, n=20000, rate=0.6, duplicates=300):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from detect_pictures import pictures
+from detect_pictures import encoded, found, pictures, write
 from robustdup_detect.embedding import load_embedding, open_embedder
 from robustdup_detect.features import learn_projection
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.run import detect
 from robustdup_detect.transforms import change
-from test_detect_run import encoded, found, own_cache, write  # noqa: F401
 from torch import nn
 
 from robustdup.config import validate
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from tests.raising import raises
+
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 NETWORKS = """
 from torch import nn

@@ -17,13 +17,7 @@ from robustdup.config import DataOptions
 from robustdup.errors import UserError
 from tests.raising import raises
 
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def as_image(pixels):
