@@ -222,3 +222,32 @@ def test_the_page_of_uniform_copies_is_that_of_its_cells(uniform):
         [row] = re.findall(rf"^\| {re.escape(words)} \|.*$", page, flags=re.MULTILINE)
         assert told(values) in row
         assert [cell.strip() for cell in row.split("|")][5:7] == [p_text(p), p_text(same)]
+
+
+def crossed(answers):
+    """Return the 95% interval of a mean over seeds and images, both random: two-way variance, Satterthwaite's freedom."""
+    n_seeds, n_images = answers.shape
+    seeds, images = answers.mean(axis=1), answers.mean(axis=0)
+    rest = answers - seeds[:, None] - images + answers.mean()
+    over_seeds, over_images = n_images * seeds.var(ddof=1), n_seeds * images.var(ddof=1)
+    free = np.array([n_seeds - 1, n_images - 1, (n_seeds - 1) * (n_images - 1)])
+    parts = np.array([over_seeds, over_images, (rest**2).sum() / free[2]])
+    variance = parts @ [1, 1, -1]
+    half = stats.t.ppf(0.975, variance**2 / (parts**2 / free).sum()) * np.sqrt(variance / answers.size)
+    return 100 * (answers.mean() - half), 100 * (answers.mean() + half)
+
+
+@pytest.mark.parametrize(("objective", "metric"), [("pgd_at", "robust_accuracy"), ("standard", "clean_accuracy")])
+def test_intervals_over_seeds_and_images_are_those_of_the_published_answers(uniform, objective, metric):
+    with np.load(RESULTS / "uniform-adversarial-answers.npz") as arrays:
+        n = {"clean_accuracy": 10_000, "robust_accuracy": 2_000}[metric]
+        answers = np.unpackbits(arrays[metric], axis=-1, count=n)[("standard", "pgd_at").index(objective)].astype(float)
+    page = " ".join((RESULTS / "uniform-adversarial.md").read_text(encoding="utf-8").split())
+    ends = []
+    for row, dose in ((1, 0.25), (2, 0.5)):
+        difference = answers[row] - answers[0]
+        assert 100 * difference.mean(axis=1) == pytest.approx(uniform[objective, metric, dose], abs=1e-9)
+        ends.append("[{1:.1f}, {0:.1f}]".format(*(-end for end in crossed(difference))))
+    assert (
+        f"{metric.split('_')[0]}{' of standard training' * (objective == 'standard')} {ends[0]} and {ends[1]}" in page
+    )
