@@ -1,7 +1,7 @@
 """Tests compute with one thread a process: the models are small, and pytest-xdist fills the cores.
 
 Lanes: `uv run pytest` runs all but what is marked `slow`; `-m unit` what needs neither processes, trained networks,
-toolkits nor a browser; `-m timing` looks at the clock, which the others do not.
+toolkits nor a browser; `-m timing` looks at the clock, which the others do not. docs/contributing/tests.md tells of them.
 """
 
 import contextlib
@@ -31,10 +31,11 @@ MORE_THAN_A_UNIT = re.compile(
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leave out of the lane `-m unit` what has no unit before it is imported: imports take longer than the tests."""
-    if config.option.markexpr == "unit" and collection_path.suffix in (".py", ".md"):
-        return True if collection_path.suffix == ".md" or not _is_light(collection_path) else None
-    return None
+    """Leave out of the small lanes what they do not run before it is imported: imports take longer than the tests."""
+    lane = LANES.get(config.option.markexpr)
+    if lane is None or collection_path.suffix not in (".py", ".md"):
+        return None
+    return True if collection_path.suffix == ".md" or not lane(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(items):
 def _is_light(path: Path) -> bool:
     texts = [file.read_text(encoding="utf-8") for file in (path, path.parent / "conftest.py") if file.is_file()]
     return not {"plugins", "benchmarks"} & set(path.parts) and not any(MORE_THAN_A_UNIT.search(text) for text in texts)
+
+
+def _is_timed(path: Path) -> bool:
+    return "pytest.mark.timing" in path.read_text(encoding="utf-8")
+
+
+LANES = {"unit": _is_light, "timing": _is_timed}
 
 
 @pytest.fixture(autouse=True)

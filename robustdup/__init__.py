@@ -6,7 +6,6 @@ The public names below are imported on first use, so that `import robustdup` sta
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,7 +87,9 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":  # written once, in pyproject.toml
-        return importlib.metadata.version("robustdup")
+        from importlib.metadata import version  # takes longer to import than all else here
+
+        return version("robustdup")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'robustdup' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

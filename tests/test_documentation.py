@@ -109,6 +109,13 @@ def test_the_picture_of_the_rooms_is_todays():
     subprocess.run([sys.executable, ROOT / "docs" / "rooms.py", "--check"], check=True, timeout=120)
 
 
+def test_the_page_of_tests_names_every_module_of_the_slow_lane():
+    text = (ROOT / "docs" / "contributing" / "tests.md").read_text(encoding="utf-8")
+    modules = [path for part in ("tests", "plugins", "benchmarks") for path in (ROOT / part).rglob("test_*.py")]
+    slow = {path for path in modules if "pytest.mark." + "slow" in path.read_text(encoding="utf-8")}
+    assert slow == {ROOT / name for name in re.findall(r"^\| `(\S+\.py)` \|", text, flags=re.MULTILINE)}
+
+
 def test_the_files_that_the_architecture_names_are_there():
     text = (ROOT / "docs" / "contributing" / "architecture.md").read_text(encoding="utf-8")
     files = set(re.findall(r"`((?:robustdup|plugins|benchmarks|docs)/[\w/.-]+\.py)`", text))

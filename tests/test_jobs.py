@@ -920,8 +920,18 @@ def test_model_code_that_is_edited_between_kill_and_resume_is_noticed(tmp_path, 
         jobs.run_evaluation(config, folder=tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("attacks", ["fast", "fgsm", "pgd(steps=5),fab-t(steps=10)"])
-@pytest.mark.parametrize("eps", ["0.1", "0.05,0.1"])
+@pytest.mark.parametrize(
+    ("eps", "attacks"),
+    [
+        ("0.1", "fast"),
+        ("0.05,0.1", "fgsm"),
+        ("0.1", "pgd(steps=5),fab-t(steps=10)"),
+        *(
+            pytest.param(*rest, marks=pytest.mark.slow)
+            for rest in [("0.05,0.1", "fast"), ("0.1", "fgsm"), ("0.05,0.1", "pgd(steps=5),fab-t(steps=10)")]
+        ),
+    ],
+)
 def test_the_curve_of_distances_is_the_verdict_at_eps_and_falls(attacks, eps):
     record = run(attacks=attacks, eps=eps, min_distance=True, diagnostics=False)
     assert record.robust_accuracy.value == pytest.approx(ROBUST)

@@ -17,6 +17,11 @@ SETTINGS = (
 )  # fmt: skip
 
 
+def slow(*values):
+    """Several trainings show the same of one objective each: the quick lane makes one of them."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def robust_accuracy(folder, *words):
     record = run_training(build(TrainConfig, overrides=[*SETTINGS, *words]), folder=folder)
     last = record.checkpoints[-1]
@@ -38,11 +43,13 @@ def test_standard_training_is_not_robust_and_pgd_training_is(tmp_path, pgd_at):
     ("words", "share"),
     [
         (("objective=trades(beta=6)",), 0.8),
-        (("objective=mart",), 0.8),
-        (("objective=pgd_at", "update=awp"), 0.8),
-        (("objective=n_fgsm",), 0.8),
-        (("objective=morel",), 0.8),
-        (("objective=free(replays=4)",), 0.6),  # its perturbations start from those of other images: 0.7 was seen here
+        slow(("objective=mart",), 0.8),
+        slow(("objective=pgd_at", "update=awp"), 0.8),
+        slow(("objective=n_fgsm",), 0.8),
+        slow(("objective=morel",), 0.8),
+        slow(
+            ("objective=free(replays=4)",), 0.6
+        ),  # it starts from the perturbations of other images: 0.7 was seen here
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
@@ -50,6 +57,7 @@ def test_every_robust_objective_keeps_most_of_what_pgd_training_does(tmp_path, p
     assert robust_accuracy(tmp_path / "run", *words) >= share * pgd_at
 
 
+@pytest.mark.slow  # that they train at all: tests/training/test_inner.py
 @pytest.mark.parametrize(
     "attack",
     [

@@ -8,6 +8,7 @@ import pytest
 
 import robustdup
 from robustdup import AttackSpec, Registry, Stage, Unavailable, UserError, load_plugins
+from robustdup.plugins import loading
 from tests.raising import raises
 
 
@@ -217,6 +218,7 @@ def test_entry_points_are_the_same_door(monkeypatch):
     points = importlib.metadata.entry_points(group="robustdup.plugins")
     stranger = Point(lambda: lambda registry: registry.add_attack(spec("theirs")))
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [stranger, *points])
+    monkeypatch.setattr(loading, "_installed", loading._installed.__wrapped__)  # as a new process looks
     registry = load_plugins()
     assert registry.attacks["theirs"].source == "stranger"
     assert registry.attacks["fgsm"].source == "native"  # built-ins first, whatever the order

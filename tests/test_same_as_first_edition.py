@@ -350,6 +350,10 @@ RUNS = {
 }  # fmt: skip
 
 
+# Both ensembles once in the quick lane: `eval_digits_autoattack` and `eval_digits_masked_fast`.
+LONG = ("eval_digits_fast_curve", "eval_cifar_autoattack_and_rank")
+
+
 # --- running and comparing --------------------------------------------------------------------------------------------
 
 
@@ -477,7 +481,7 @@ def _same(old: Any, new: Any, path: str, same_cpu: bool) -> bool:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in RUNS])
 def test_same_as_first_edition(name, tmp_path):
     reason = missing(RUNS[name])
     if reason:

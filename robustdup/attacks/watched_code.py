@@ -154,17 +154,17 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
     """Return what is watched of a module or class that module `home` holds; `whole`: every name, not what can be called."""
     content, own = dict(vars(owner)), home.partition(".")[0] == OWN
     # `_callable` written out: there are some 16,000 names
+    every = own or whole
     values = {
         name: value
         for name, value in content.items()
-        if type(value) in KINDS
-        or issubclass(type(value), type)
-        or ((own or whole) and not name.startswith("__") and not _is_slot(value))
+        if (kind := type(value)) in KINDS
+        or issubclass(kind, type)
+        or (every and not name.startswith("__") and not _is_slot(value))
     }
+    constants = values.items() if own else ()
     tables = [
-        (name, value, value.copy())
-        for name, value in content.items()
-        if own and name.isupper() and type(value) in (dict, list, set)
+        (name, value, value.copy()) for name, value in constants if type(value) in (dict, list, set) and name.isupper()
     ]
     return _Space(owner, label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
 

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from pathlib import Path
 
 from robustdup.errors import UserError
@@ -25,20 +26,32 @@ def load_plugins(files: Iterable[str | Path] = (), *, installed: Collection[str]
         installed: names of the installed plugins to load besides robustdup's own; None: all.
     """
     registry = Registry()
-    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    if installed is not None:
-        points = points.__class__(p for p in points if p.name.startswith(NATIVE) or p.name in installed)
-    named: dict[int, tuple[str, str]] = {}  # several points of one distribution: its metadata is read once
-    for point in sorted(points, key=lambda p: (not p.name.startswith(NATIVE), p.name)):
-        if id(point.dist) not in named:
-            named[id(point.dist)] = _distribution(point)
-        origin, version = named[id(point.dist)]
-        source = "native" if point.name.startswith(NATIVE) else point.name
-        registry.run_plugin(point.name, origin, version, point.load, source=source)
+    for point, origin, version in _installed(_places()):
+        native = point.name.startswith(NATIVE)
+        if native or installed is None or point.name in installed:
+            registry.run_plugin(point.name, origin, version, point.load, source="native" if native else point.name)
     for file in files:
         path = Path(file)
         registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]
     return registry
+
+
+def _places() -> tuple[tuple[str, float], ...]:
+    """Return where Python looks for distributions, with when each place last changed."""
+    folders = [Path(place).absolute() for place in sys.path]
+    return tuple((str(folder), folder.stat().st_mtime if folder.exists() else 0.0) for folder in folders)
+
+
+@cache
+def _installed(places: tuple[tuple[str, float], ...]) -> tuple[tuple[importlib.metadata.EntryPoint, str, str], ...]:
+    """Return the plugins at these places, robustdup's own first, each with the name and version of what it came with."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    named: dict[int, tuple[str, str]] = {}  # several points of one distribution: its metadata is read once
+    for point in points:
+        if id(point.dist) not in named:
+            named[id(point.dist)] = _distribution(point)
+    ordered = sorted(points, key=lambda p: (not p.name.startswith(NATIVE), p.name))
+    return tuple((p, *named[id(p.dist)]) for p in ordered)
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:

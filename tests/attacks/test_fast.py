@@ -78,7 +78,7 @@ def robust_count(record):
     return round(record.robust_accuracy.value * record.n)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_it_finds_what_autoattack_finds_within_a_point_in_a_25th_of_the_passes(norm):
     model, images, labels = points(60)
     counting = Counting(model)
@@ -122,8 +122,18 @@ def test_logits_a_thousand_times_larger_do_not_hide_what_breaks():
     assert abs(int(wrong[1].sum()) - int(wrong[0].sum())) <= 2
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+# Every norm and every number of classes once; all pairs by night.
+QUICK_PAIRS = {("Linf", 2), ("L2", 3), ("L1", 10)}
+
+
+@pytest.mark.parametrize(
+    ("norm", "classes"),
+    [
+        pytest.param(norm, classes, marks=[] if (norm, classes) in QUICK_PAIRS else pytest.mark.slow)
+        for norm in ("Linf", "L2", "L1")
+        for classes in (2, 3, 10)
+    ],
+)
 def test_any_number_of_classes_in_every_norm(norm, classes):
     model, images, labels = points(120)
     rows = (labels < classes).nonzero()[:12, 0]

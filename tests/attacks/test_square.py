@@ -148,7 +148,7 @@ def robust_points():
     return model, images[right][:120], labels[right][:120], torch.arange(150)[right][:120]
 
 
-@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("norm", [pytest.param(n, marks=[] if n == "Linf" else pytest.mark.slow) for n in EPS])
 def test_success_over_queries_is_that_of_the_published_code(norm, robust_points):
     model, images, labels, index = robust_points
     queries, seeds, at = 100, range(5), [0, 5, 20, 50, 100]
@@ -294,13 +294,13 @@ def test_a_row_is_bit_equal_in_any_order_and_company(norm, loss, robust_points):
 
     def attacked(rows):
         return square(
-            Passes(model, 16), images[rows], labels[rows], ThreatModel(norm, EPS[norm]),
-            rng=SampleRng(3, index[rows]), queries=70, restarts=2, loss=loss,
+            Passes(model, 8), images[rows], labels[rows], ThreatModel(norm, EPS[norm]),
+            rng=SampleRng(3, index[rows]), queries=40, restarts=2, loss=loss,
         )  # fmt: skip
 
-    everyone = attacked(torch.arange(40))
-    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    for rows in (shuffled, torch.arange(20), torch.arange(20, 40), torch.tensor([13]), torch.tensor([39, 0, 31])):
+    everyone = attacked(torch.arange(20))
+    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    for rows in (shuffled, torch.arange(11, 20), torch.tensor([13]), torch.tensor([19, 0, 11])):
         assert torch.equal(attacked(rows), everyone[rows])
 
 

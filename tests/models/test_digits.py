@@ -90,6 +90,7 @@ def agreement(one, other, images):
         return float((one(images).argmax(dim=1) == other(images).argmax(dim=1)).double().mean())
 
 
+@pytest.mark.slow
 def test_the_configuration_makes_the_standard_classifier(tmp_path, test_digits):
     """Whatever the CPU. Its kind changes the order of sums: weights are equal in every bit on one that sums alike."""
     trained("digits-standard", tmp_path / "run")
