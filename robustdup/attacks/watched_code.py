@@ -162,9 +162,11 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
         or issubclass(kind, type)
         or (every and not name.startswith("__") and not _is_slot(value))
     }
-    constants = values.items() if own else ()
+    constants = values if own else {}
     tables = [
-        (name, value, value.copy()) for name, value in constants if type(value) in (dict, list, set) and name.isupper()
+        (name, value, value.copy())
+        for name, value in constants.items()
+        if type(value) in (dict, list, set) and name.isupper()
     ]
     return _Space(owner, label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
 
