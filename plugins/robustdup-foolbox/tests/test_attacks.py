@@ -1,6 +1,8 @@
 """Every attack on the contract: conformance, what it breaks against noise, and what happens when something fails."""
 
+import importlib.util
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -84,6 +86,24 @@ def test_conformance(name):
         assert report.demonstrated, report.evidence
     if spec.undemonstrated:
         assert report.n_broken <= report.n_noise, "it is demonstrated after all: say so in the table"
+
+
+def test_brendel_bethge_goes_along_the_boundary(digits, monkeypatch):
+    """In Linf, its optimiser interpreted: numba would compile it for half a minute."""
+    import foolbox.attacks
+    import numba
+
+    source = importlib.util.find_spec("foolbox.attacks.brendel_bethge")
+    plain = importlib.util.module_from_spec(source)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "numba.experimental", None)
+        source.loader.exec_module(plain)
+    plain.NUMBA_IMPORT_ERROR, plain.numba = None, numba
+    monkeypatch.setattr(foolbox.attacks, "LinfinityBrendelBethgeAttack", plain.LinfinityBrendelBethgeAttack)
+    model, images, labels = (part if isinstance(part, nn.Module) else part[:6] for part in digits)
+    adv_images = attack("LinfinityBrendelBethgeAttack", model, images, labels, norm="Linf", steps=5, lr=0.01)
+    assert broken(model, adv_images, labels).all()
+    assert float((adv_images - images).abs().amax(dim=(1, 2, 3)).max()) < 0.3
 
 
 def test_at_least_45_attacks_run():

@@ -51,7 +51,8 @@ def test_power_of_tost_is_what_is_known_for_five_seeds(sd, published):
 def test_power_of_tost_is_what_simulation_sees(effect):
     draws = np.random.default_rng(7).normal(effect, 0.35, size=(RUNS, 6))
     below, above = (
-        stats.ttest_1samp(draws, end, axis=1, alternative=side).pvalue for end, side in ((0.5, "less"), (-0.5, "greater"))
+        stats.ttest_1samp(draws, end, axis=1, alternative=side).pvalue
+        for end, side in ((0.5, "less"), (-0.5, "greater"))
     )
     p = np.maximum(below, above)
     assert [tost(row, 0.5) for row in draws[:40]] == pytest.approx(p[:40], rel=1e-6)
