@@ -148,8 +148,8 @@ class ThreatModel:
         return ThreatModel(self.norm, max(eps.__floor__(), 1) if self.norm in COUNTS else eps)
 
     def copy(self) -> ThreatModel:
-        """Return the same threat model as another object, for code that may write into it."""
-        return ThreatModel(self.norm, self.eps, self.eps_text)
+        """Return the same threat model as another object that shares no part with it, for code that may write into it."""
+        return ThreatModel(self.norm, Fraction(self.eps.numerator, self.eps.denominator), self.eps_text)
 
     def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""

@@ -27,7 +27,7 @@ MODULES = (
     "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
     "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main",
 )  # fmt: skip
-BUILTINS = vars(builtins)
+builtin = vars(builtins)  # in small letters: no table of robustdup, and a library may add names to it
 KINDS = frozenset(
     (
         FunctionType,
@@ -50,10 +50,12 @@ MISSING = object()
 class _Space:
     """A module or class: how many names it has, and which of them are watched, with what they stand for.
 
-    `tables` are copies of the dicts, lists and sets that are constants of robustdup.
+    `kind` is what the module or class itself is of; `tables` are copies of the dicts, lists and sets that are constants of
+    robustdup.
     """
 
     owner: Any
+    kind: type
     label: str
     every: frozenset[str]
     names: tuple[str, ...]
@@ -80,7 +82,7 @@ class WatchedCode:
         inner = {base for model in models for module in model.modules() for base in type(module).__mro__}
         self._of_model = {id(base) for base in inner if f"{base.__module__}.".partition(".")[0] != "torch"}
         self._modules = {module.__name__: module for module in modules if sys.modules.get(module.__name__) is module}
-        self._builtins = {name: value for name, value in BUILTINS.items() if _callable(value)}
+        self._builtins = {name: value for name, value in builtin.items() if _callable(value)}
         self._spaces = [
             _space(module, module.__name__, module.__name__) for module in modules if module is not builtins
         ]
@@ -93,19 +95,23 @@ class WatchedCode:
         functions = {id(v): v for space in self._spaces for v in space.values if type(v) is FunctionType}
         self._functions = tuple(functions.values())
         self._parts = {part: tuple(map(operator.attrgetter(part), self._functions)) for part in PARTS}
+        self._keywords = [(f, f.__kwdefaults__, dict(f.__kwdefaults__)) for f in self._functions if f.__kwdefaults__]
         cells = {id(cell): cell for function in self._functions for cell in function.__closure__ or ()}
         self._cells = [(cell, cell.cell_contents) for cell in cells.values() if _is_filled(cell)]
 
     def put_back(self) -> list[str]:
         """Put back what was replaced since, and return its names. Raises TypeError where that cannot be done."""
         # Nothing that the builtins name may be called before they are what they were.
-        changed = [f"builtins.{name}" for name in self._builtins if BUILTINS.get(name) is not self._builtins[name]]
-        BUILTINS.update(self._builtins)
+        changed = [f"builtins.{name}" for name in self._builtins if builtin.get(name) is not self._builtins[name]]
+        builtin.update(self._builtins)
         for kind, before in self._bases:
             if kind.__bases__ != before:
                 changed.append(f"the bases of {kind.__qualname__}")
                 kind.__bases__ = before
         for space in self._spaces:
+            if type(space.owner) is not space.kind:
+                changed.append(f"the class of {space.label}")
+                space.owner.__class__ = space.kind
             now = vars(space.owner)
             if len(now) != len(space.every) or any(map(operator.is_not, map(now.get, space.names), space.values)):
                 changed += self._put_back_names(space)
@@ -128,6 +134,10 @@ class WatchedCode:
                     if getattr(function, part) is not value:
                         changed.append(f"{part} of {function.__qualname__}")
                         setattr(function, part, value)
+        for function, keywords, kept in self._keywords:
+            if not _alike(keywords, kept):
+                changed.append(f"__kwdefaults__ of {function.__qualname__}")
+                _refill(keywords, kept)
         for cell, content in self._cells:
             if not _is_filled(cell) or cell.cell_contents is not content:
                 if _callable(content):
@@ -168,7 +178,7 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
         for name, value in constants.items()
         if type(value) in (dict, list, set) and name.isupper()
     ]
-    return _Space(owner, label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
+    return _Space(owner, type(owner), label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
 
 
 def _is_slot(value: Any) -> bool:
@@ -219,7 +229,7 @@ def _replaced(space: _Space) -> Iterator[tuple[str, Any, Any]]:
             inherited = any(name in vars(base) for base in space.owner.__mro__[1:])
             hides = _callable(now[name]) or (inherited and not special)
         else:  # a name that a module did not have, and the builtins do, would be taken in place of the builtin
-            hides = name in BUILTINS and not special
+            hides = name in builtin and not special
         if hides:
             yield name, MISSING, now[name]
 

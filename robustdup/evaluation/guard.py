@@ -6,10 +6,12 @@ can be put back is put back, with a note; where it cannot, the run is refused.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from robustdup.attacks.watched_code import WatchedCode
 from robustdup.errors import RunError
 from robustdup.evaluation.context import Context
 from robustdup.plugins.exits import no_exits
+from robustdup.threat import ThreatModel
 
 SHOWN = 5  # things that a note names
 TABLES = ("_parameters", "_buffers", "_modules")  # of a module, besides its hooks
@@ -39,7 +42,8 @@ class Guard:
         models = [original]
         if context.attacked is not original:
             models.append(context.attacked)
-        self._models = models
+        self._context = context
+        self._models = [context.original, *models[1:]]  # with what counts the passes of the original
         self._code = WatchedCode(models)
         if (
             context.attack_copy is not None
@@ -49,8 +53,14 @@ class Guard:
         self._process = os.getpid()
 
     @contextmanager
-    def around(self, name: str, notes: list[str]) -> Iterator[None]:
+    def around(self, name: str, notes: list[str], threat: ThreatModel, *tensors: Tensor) -> Iterator[None]:
         """Compare before and after the block; what an attack of that name changed goes to `notes`.
+
+        Args:
+            name: of the attack.
+            notes: are added to.
+            threat: what the result will be judged in.
+            tensors: what it will be judged by: images, labels.
 
         Raises:
             Refused: where something cannot be put back.
@@ -59,13 +69,14 @@ class Guard:
         if before:  # by what an attack left running
             notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         state, modules = ProcessState(), [_Modules(model) for model in self._models]
+        measure = _Measure(self._context, threat, tensors)
         try:
             with no_exits():
                 yield
         finally:
             if os.getpid() != self._process:  # a process that the attack forked, and that would go on as a second run
                 os._exit(1)
-            changed = [*state.hold_still(), *self._put_back(state, modules)]
+            changed = [*state.hold_still(), *self._put_back(state, [measure, *modules])]
             state.go_on()
             if changed:
                 notes.append(f"{name} changed what the judge stands on, and it was put back: {_named(changed)}.")
@@ -78,11 +89,11 @@ class Guard:
                 f"The judge was changed while it was at work ({_named(changed)}): its results cannot be trusted.",
             )
 
-    def _put_back(self, state: ProcessState | None = None, modules: list[_Modules] | None = None) -> list[str]:
+    def _put_back(self, state: ProcessState | None = None, parts: Sequence[_Measure | _Modules] = ()) -> list[str]:
         try:
             changed = self._code.put_back()
             changed += state.put_back() if state is not None else []
-            for part in modules or []:
+            for part in parts:
                 changed += part.put_back()
             for weights in self._weights:
                 changed += weights.put_back()
@@ -117,6 +128,40 @@ def _same(tensor: Tensor, kept: Tensor) -> bool:
     if not alike or tensor.layout != torch.strided:
         return alike and tensor.layout == kept.layout
     return tensor.numel() == 0 or torch.equal(_bytes(tensor), _bytes(kept))
+
+
+class _Measure:
+    """What a result is measured by: the threat model, images and labels, and what the evaluation runs on.
+
+    All of it can be reached from an attack, by way of frames or the garbage collector.
+    """
+
+    def __init__(self, context: Context, threat: ThreatModel, tensors: Sequence[Tensor]) -> None:
+        self._context, self._fields = context, dict(vars(context))
+        self._threat = threat
+        self._ball = threat.norm, threat.eps.numerator, threat.eps.denominator, threat.eps_text
+        self._tensors, self._digests = tensors, [_digest(tensor) for tensor in tensors]
+
+    def put_back(self) -> list[str]:
+        changed = []
+        if not _alike(vars(self._context), self._fields):
+            changed.append("what the evaluation runs on")
+            vars(self._context).clear()
+            vars(self._context).update(self._fields)
+        norm, above, below, text = self._ball
+        threat = ThreatModel(norm, Fraction(above, below), text)
+        if type(self._threat) is not ThreatModel or vars(self._threat) != vars(threat):
+            changed.append("the threat model")
+            object.__setattr__(self._threat, "__class__", ThreatModel)
+            vars(self._threat).clear()
+            vars(self._threat).update(vars(threat))
+        if [_digest(tensor) for tensor in self._tensors] != self._digests:
+            raise RuntimeError("images or labels that are judged")
+        return changed
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(_bytes(tensor).cpu().numpy()).digest()
 
 
 class _Weights:

@@ -394,6 +394,47 @@ def the_second_judge(model, images, labels, threat, *, rng):
     return images
 
 
+@evil
+def the_threat_model_of_the_judge(model, images, labels, threat, *, rng):
+    threat.eps._numerator = threat.eps._denominator
+    for threat in gc.get_objects():
+        if type(threat) is ThreatModel:
+            object.__setattr__(threat, "eps", Fraction(1))
+    return step(model, images, labels, threat, rng=rng)
+
+
+@evil
+def what_the_evaluation_runs_on(model, images, labels, threat, *, rng):
+    for found in gc.get_objects():
+        if type(found) is Context:
+            found.draws, found.original.micro_batch = 0, 0
+            found.original.forward = lambda images: torch.zeros(len(images), 2)
+            found.original = Passes(nn.Flatten())
+    return images
+
+
+@evil
+def defaults_in_place(model, images, labels, threat, *, rng):
+    robustdup.evaluation.referee.judge.__kwdefaults__["draws"] = 0
+    robustdup.evaluation.referee.judge_images.__kwdefaults__.update(draws=0)
+    return images
+
+
+@evil
+def the_class_of_a_module(model, images, labels, threat, *, rng):
+    class Other(type(torch)):
+        where = property(lambda self: lambda *args: args[2])
+
+    torch.__class__ = Other
+    return images
+
+
+@evil
+def a_name_for_all_modules(model, images, labels, threat, *, rng):
+    builtins.profile = lambda function: function  # as profilers and translators do
+    return images
+
+
 def hooks():
     return [dict(value) for name, value in vars(nn.modules.module).items() if name.startswith("_global") and value]
 
@@ -413,7 +454,8 @@ def as_before():
             signal.getsignal(signal.SIGINT), hooks(), os._exit, nn.Linear.__bases__, sys.modules["torch.nn.functional"],
             robustdup.threat.LINF_TOLERANCE, robustdup.evaluation.referee.torch, sys.executable, subprocess.run,
             signal.getitimer(signal.ITIMER_REAL)[1], list(gc.callbacks), gc.get_threshold(), Net.scale, os.replace,
-            signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_NOFILE), os.getpid(),
+            signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_NOFILE), os.getpid(), type(torch),
+            dict(robustdup.evaluation.referee.judge_images.__kwdefaults__),
         )  # fmt: skip
 
     before = look()
@@ -430,6 +472,20 @@ def test_no_attack_breaks_more_than_one_that_does_nothing(name, kind):
     assert int(result.broken.sum()) == 0
     assert int(result.undecided.sum()) == 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_an_attack_that_changes_what_is_judged_ends_the_run(name):
+    def reaches(model, images, labels, threat, *, rng):
+        frame = sys._getframe()
+        while frame.f_code.co_name != "_attack_and_judge":
+            frame = frame.f_back
+        tensor = getattr(frame.f_locals["batch"], name)
+        tensor.copy_(1 - tensor)
+        return images
+
+    with raises("model-changed", RunError, "images or labels"):
+        run(reaches)
 
 
 def test_an_honest_attack_in_a_ball_that_allows_it_breaks_all():
