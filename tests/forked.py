@@ -51,7 +51,7 @@ class Forked:
         """Return the exit code, or None while it runs."""
         return self.returncode
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 900) -> int:
         """Return the exit code once it has ended. Raises TimeoutExpired."""
         self._process.join(timeout)
         if self.returncode is None:

@@ -92,6 +92,7 @@ def test_a_run_that_was_interrupted_among_hostile_attacks(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", ["builtin:digits-robust", "locked.py:make"])
 def test_all_of_them_in_two_workers(model, tmp_path):
     (tmp_path / "locked.py").write_text(UNCOPYABLE)

@@ -38,18 +38,14 @@ class Guard:
     """What decides a result, as it was when the attacks began: the models' weights, the code, the settings of torch."""
 
     def __init__(self, context: Context) -> None:
-        original = context.original.model
-        models = [original]
-        if context.attacked is not original:
-            models.append(context.attacked)
-        self._context = context
-        self._models = [context.original, *models[1:]]  # with what counts the passes of the original
-        self._code = WatchedCode(models)
-        if (
-            context.attack_copy is not None
-        ):  # shared by robustdup's own attacks: what weakens it would flatter the model
+        judged = [context.original.model]
+        if context.attacked is not context.original.model:
+            judged.append(context.attacked)
+        self._context, self._code, models = context, WatchedCode(judged), list(judged)
+        if context.attack_copy is not None:  # shared by robustdup's own attacks: what weakens it flatters the model
             models.append(getattr(context.attack_copy.model, "_orig_mod", context.attack_copy.model))
         self._weights = [_Weights(model) for model in models]
+        self._models = [context.original, *models[1:]]  # with what counts the passes of the original
         self._process = os.getpid()
 
     @contextmanager
