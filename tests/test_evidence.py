@@ -376,7 +376,7 @@ def test_names_that_stand_twice_are_refused(finished, parts, tmp_path):
 
 def test_rows_beyond_what_the_record_speaks_of_are_not_read(finished, parts, tmp_path, monkeypatch):
     """A table that unpacks to gigabytes: it is counted and measured first."""
-    from robustdup.data import inflation
+    from robustdup import inflation
     from robustdup.evidence import replay
 
     many = forge(finished, tmp_path / "many", rows=lambda rows: rows * 20)

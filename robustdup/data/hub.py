@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustdup.data.inflation import check_file, check_parquet
 from robustdup.data.layouts.local import open_layout
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
+from robustdup.inflation import check_file, check_parquet
 
 if TYPE_CHECKING:
     import datasets

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustdup.data.decode import no_programs
-from robustdup.data.inflation import check_tensor, check_zip
 from robustdup.errors import UserError
+from robustdup.inflation import check_tensor, check_zip
 
 ENDINGS = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif")

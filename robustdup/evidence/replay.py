@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from robustdup.data.dataset import ImageDataset
-from robustdup.data.inflation import check_parquet
 from robustdup.errors import plain
 from robustdup.evaluation.referee import VIOLATION_NAMES
 from robustdup.evidence.bundle import refused
+from robustdup.inflation import check_parquet
 from robustdup.records import SAMPLES_FILE, SAMPLES_SCHEMA, UNION, AttackResult, EvaluationRecord, Outcome, load_samples
 from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.threat import ThreatModel

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from robustdup.errors import UserError, error_text, unknown
+from robustdup.inflation import check_zip
 from robustdup.models.adapt import keep_names, keep_notes
 from robustdup.models.class_names import names_in
 from robustdup.models.pickles import harmless, is_torchscript, main_is
@@ -204,6 +205,7 @@ def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleTyp
             code="damaged-checkpoint",
         )
     try:
+        check_zip(file)
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -222,6 +224,8 @@ def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleTyp
                 "file, give --allow-pickle.",
                 code="refused-pickle",
             ) from error
+    except UserError:
+        raise
     except Exception as error:
         raise _broken(file, error) from error
     try:

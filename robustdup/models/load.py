@@ -60,10 +60,12 @@ def _how(registry: Registry) -> str:
 
 def load_script(file: Path) -> nn.Module:
     """Return the TorchScript module of a file. Raises UserError for a file that holds no network, only its weights, say."""
+    from robustdup.models.files import read_checkpoint
     from robustdup.models.pickles import is_torchscript
 
     if is_torchscript(file):
-        return torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call, no-any-return]
+        script: nn.Module = read_checkpoint(file)
+        return script
     raise UserError(
         f"{str(file)!r} is no TorchScript, and weights alone are no network: name what builds it, "
         f"path/to/model.py:factory@{file}.",

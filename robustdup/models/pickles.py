@@ -101,8 +101,9 @@ def main_is(module: ModuleType | None) -> Iterator[None]:
 
 def is_torchscript(file: Path) -> bool:
     """Tell whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return False
-    with zipfile.ZipFile(file) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
     return "constants.pkl" in names

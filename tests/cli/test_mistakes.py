@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from robustdup import inflation
 from robustdup.cli.main import main
-from robustdup.data import inflation
 from tests.cli import mistakes, odd_files
 
 

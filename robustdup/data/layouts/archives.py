@@ -16,10 +16,10 @@ import numpy as np
 
 from robustdup.data.arrays import class_numbers
 from robustdup.data.columns import LABEL_NAMES
-from robustdup.data.inflation import check_unpacked, check_zip
 from robustdup.data.layouts.folders import PICTURES
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError
+from robustdup.inflation import check_unpacked, check_zip
 
 LABEL_FILES = ("cls", "label", "target", "txt", "json")
 

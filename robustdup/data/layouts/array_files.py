@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
-from robustdup.data.inflation import check_tensor, check_zip
 from robustdup.data.layouts.binaries import CIFAR10
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
+from robustdup.inflation import check_tensor, check_zip
 
 SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
 IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels")

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
-from robustdup.data.inflation import allowed, check_unpacked
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import UserError
+from robustdup.inflation import allowed, check_unpacked
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SAFE = {

@@ -13,11 +13,14 @@ import pytest
 import torch
 from PIL import EpsImagePlugin
 
-from robustdup.data import inflation
+from robustdup import inflation
 from robustdup.data.decode import check_options, open_picture
 from robustdup.data.hub import checked_downloads
-from robustdup.data.inflation import check_file, check_tensor
 from robustdup.errors import UserError
+from robustdup.evidence.examples import read_examples
+from robustdup.inflation import check_file, check_tensor
+from robustdup.models.files import read_checkpoint
+from robustdup.models.load import load_script
 from tests.cli.odd_files import postscript, repeated, zeros
 from tests.raising import raises
 
@@ -47,6 +50,18 @@ def test_a_file_is_measured_by_what_it_is_and_not_by_its_name(pack, tmp_path, sm
     check_file(file)
     file.write_bytes(pack(ZEROS)[:12])  # cut off: whoever reads it says so
     check_file(file)
+
+
+@pytest.mark.parametrize("named", ["data.pkl", "constants.pkl"])  # weights, TorchScript
+def test_weights_are_measured_before_they_are_loaded(named, tmp_path, small_room):
+    file = tmp_path / "weights.pt"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in ((named, b"junk"), ("code/__torch__.py", b""), ("data/0", ZEROS)):
+            archive.writestr(f"archive/{name}", content)
+    for read in (read_checkpoint, read_examples, load_script):
+        if read is not load_script or named == "constants.pkl":
+            with raises("unpacks-too-large", UserError, "weights.pt"):
+                read(file)
 
 
 def test_other_files_are_left_alone(tmp_path):
