@@ -157,7 +157,7 @@ class _Measure:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(_bytes(tensor).cpu().numpy()).digest()
+    return hashlib.sha256(_bytes(tensor).cpu().numpy().data).digest()
 
 
 class _Weights:
