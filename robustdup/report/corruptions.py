@@ -58,13 +58,15 @@ def show_corruptions(record: CorruptionRecord, folder: Path | None, *, form: For
         return
     console = Console()
     console.print(_verdict(record))
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(
+        title="Accuracy in % by severity", box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), title_justify="left"
+    )
     for place, name in enumerate(head):
         short = name.removeprefix("severity ") if place > 2 else name.capitalize()
         table.add_column(short, justify="left" if place < 2 else "right", no_wrap=True)
     for row in rows:
         if row[1]:  # the clean accuracy and the mean stand above
-            table.add_row(*map(escape, row))
+            table.add_row(*(escape(cell.removesuffix("%")) for cell in row))
     console.print(table)
     for event in record.events:
         console.print(f"[dim]{escape(event)}", soft_wrap=True, highlight=False)

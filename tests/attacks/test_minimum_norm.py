@@ -6,6 +6,7 @@ from torch import nn
 
 from robustdup import Passes, Registry, SampleRng, ThreatModel, UserError
 from robustdup.attacks import register
+from robustdup.attacks.fmn import onto_ball
 from robustdup.attacks.hyperplane import hyperplane_step
 from robustdup.attacks.nearest import Nearest, cosine, pull_back, toward_clean
 from robustdup.config import DataOptions
@@ -204,11 +205,35 @@ def test_pulling_back_halves_down_to_the_boundary_of_a_linear_model():
     is_adv = model(moved).argmax(dim=1) == 1
     assert is_adv.sum() > 6
     nearest.offer(torch.arange(12), moved, (moved - images).flatten(1).norm(dim=1), is_adv)
-    pull_back(model, images, labels, ThreatModel("L2", "0.1"), nearest, halvings=20, stop_within_eps=False)
+    pull_back(model, images, labels, ThreatModel("L2", "0.1"), nearest, halvings=24, stop_within_eps=False)
     score = model(nearest.images)[is_adv, 1]
     assert float(score.max()) < 1e-4
     assert float(score.min()) > 0
     assert torch.equal(nearest.images[~is_adv], images[~is_adv])
+
+
+def test_pulling_back_finds_a_boundary_that_is_near_to_a_few_percent_of_the_way_there():
+    model, images, labels, gap = linear_problem()
+    images = images * 0.2 + 0.4
+    weight = model.weight.detach().float().view_as(images[:1])
+    gap = -model(images)[:, 1]
+    boundary = weight * (gap / weight.square().sum())[:, None, None, None]
+    nearest, index = Nearest.none(images), torch.arange(12)
+    moved = images + 1.001 * boundary
+    nearest.offer(index, moved, (moved - images).flatten(1).norm(dim=1), torch.ones(12, dtype=torch.bool))
+    pull_back(model, images, labels, ThreatModel("L2", "0.1"), nearest, halvings=10, stop_within_eps=False)
+    ratio = nearest.distance / boundary.flatten(1).norm(dim=1)
+    assert float(ratio.max()) < 1.0001  # halving the whole way ten times ends at steps of 1/1,024
+    assert float(ratio.min()) > 1 - 1e-5
+
+
+def test_fmn_takes_steps_of_the_radius_in_l2_and_stays_inside_it_elsewhere():
+    clean = torch.full((2, 1, 2, 2), 0.5)
+    moved = clean + torch.tensor([0.1, 0.0, 0.0, 0.05]).view(1, 1, 2, 2)
+    radius = torch.tensor([0.02, 0.3])
+    for norm, second in (("L2", 0.3), ("Linf", 0.1), ("L1", 0.15)):
+        distance = ThreatModel(norm, 1).distance(clean, onto_ball(clean, moved, norm, radius))
+        assert distance.tolist() == pytest.approx([0.02, second], rel=1e-5)
 
 
 def test_the_cosine_falls_from_the_first_to_the_last():

@@ -151,7 +151,7 @@ def _pictures(folder: Path, record: CorruptionRecord, name: str, files: dict[str
     files[place] = content.getvalue()
     lead = "The first sample under each kind, by severity."
     grid = {
-        "file": place, "columns": [f"severity {severity}" for severity in record.severities],
+        "file": place, "columns": [str(severity) for severity in record.severities],
         "rows": [kind.kind.replace("_", " ") for kind in record.kinds],
     }  # fmt: skip
     return Section("pictures", "What the model was shown", "sections/corruptions.html.j2", lead, grid)

@@ -157,7 +157,6 @@ _DEEPFOOL_FIELDS: dict[str, Any] = {
     "cost": lambda o: (1 + _deepfool(o), _deepfool(o)),
     "keep_best": True,
 }  # fmt: skip
-_L0_JUDGED = "Minimises the number of changed values (L0); its results are judged in L1 here."
 
 MINIMISATION = [
     Entry("DDNAttack", ("L2",), "Decoupled direction and norm", {"init_epsilon": 1.0, "steps": 100, "gamma": 0.05},
@@ -181,7 +180,7 @@ MINIMISATION = [
           "the nearest image that it found on the way is returned for those."),
     Entry("L2DeepFoolAttack", ("L2",), "DeepFool", _DEEPFOOL, **_DEEPFOOL_FIELDS),
     Entry("LinfDeepFoolAttack", ("Linf",), "DeepFool in Linf", _DEEPFOOL, **_DEEPFOOL_FIELDS),
-    Entry("L0FMNAttack", ("L0", "L1"), "Fast minimum-norm attack in L0", _FMN, **_FMN_FIELDS, warning=_L0_JUDGED),
+    Entry("L0FMNAttack", ("L0", "L1"), "Fast minimum-norm attack in L0", _FMN, **_FMN_FIELDS),
     Entry("L1FMNAttack", ("L1",), "Fast minimum-norm attack in L1", _FMN, **_FMN_FIELDS),
     Entry("L2FMNAttack", ("L2",), "Fast minimum-norm attack in L2", _FMN, **_FMN_FIELDS,
           warning="foolbox 3.3 never projects onto its L2 ball (it divides a norm by itself), so that its results are "
@@ -223,7 +222,7 @@ STARTED = [
           url="https://arxiv.org/abs/1805.09190", start="salt and pepper", left_out=("init_attack",),
           quick={"l2_binary_search": False}, warning="For small images: l2_binary_search can take very long."),
     Entry("L0BrendelBethgeAttack", ("L0", "L1"), "Follows the boundary with the gradient, in L0", _BB_OPTIONS,
-          **_BB_FIELDS, warning=_L0_JUDGED),
+          **_BB_FIELDS),
     Entry("L1BrendelBethgeAttack", ("L1",), "Follows the boundary with the gradient, in L1", _BB_OPTIONS, **_BB_FIELDS),
     Entry("L2BrendelBethgeAttack", ("L2",), "Follows the boundary with the gradient, in L2", _BB_OPTIONS, **_BB_FIELDS),
     Entry("LinfinityBrendelBethgeAttack", ("Linf",), "Follows the boundary with the gradient, in Linf", _BB_OPTIONS,
