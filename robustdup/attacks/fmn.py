@@ -7,10 +7,10 @@ cosine. In L0 a value is one channel of one pixel; in L0-pixels whole pixels are
 
 Deviations: gamma is 0.2 and the first step 2 (0.05 and 1 in the paper), and in L2 an iterate is scaled to the very length of
 the radius, as in DDN: both find nearer images in 200 passes (docs/results/minimum-norm.md). The first radius goes beyond the
-linearised boundary by the share gamma, since a ball that only reaches the boundary of a linear model never crosses it; values at 0 or 1 that the gradient would move out of [0, 1] have no part in it;
-the last step is looked at too; in the end the nearest image is pulled back to the boundary (`nearest.pull_back`);
-with `stop_within_eps` a sample leaves at its first adversarial iterate within eps; a gradient that is not finite counts as
-zero.
+linearised boundary by the share gamma, since a ball that only reaches the boundary of a linear model never crosses it. Values
+at 0 or 1 that the gradient would move out of [0, 1] have no part in it. The last step is looked at too; in the end the
+nearest image is pulled back to the boundary (`nearest.pull_back`). With `stop_within_eps` a sample leaves at its first
+adversarial iterate within eps. A gradient that is not finite counts as zero.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def fmn(
         threat: its norm measures distances; its eps says which of them are broken.
         rng: not used: nothing is random.
         steps: gradient steps.
-        step_size: L2 length of the first step; it falls to a hundredth of that.
+        step_size: L2 length of the first step, in pixel units; it falls to a hundredth of that.
         gamma: by which share eps changes at first, below 1; it falls to 0.001.
         halvings: of the way from the boundary to the nearest image, in the end.
         stop_within_eps: whether a sample stops at its first adversarial iterate within eps; otherwise every sample goes on to
@@ -129,7 +129,7 @@ def next_radius(
 
 
 def onto_ball(clean: Tensor, moved: Tensor, norm: str, radius: Tensor) -> Tensor:
-    """Project images (N, ...) onto balls of these radii (N,) around the clean ones, in L2 onto their surface; then onto [0, 1]."""
+    """Project images (N, ...) onto balls of these radii (N,) around the clean ones, in L2 their surface, then onto [0, 1]."""
     delta = moved - clean
     if norm in COUNTS:
         return project_l0(clean, moved, radius, norm)

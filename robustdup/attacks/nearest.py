@@ -90,11 +90,13 @@ def pull_back(
 def toward_clean(images: Tensor, adv_images: Tensor, norm: str, share: Tensor) -> Tensor:
     """Return images whose distance to the clean ones is `share` (N,), in [0, 1], of what it was, all (N, ...).
 
-    In L2 and L1 they lie on the straight line, in Linf the change is clipped, and in L0 the largest changes stay.
+    In L2 and L1 they lie on the straight line, in Linf the change is clipped, and in L0 the largest changes stay: they go on
+    to 0 or 1, since a change counts as one however large it is.
     """
     delta = adv_images - images
     if norm in COUNTS:
-        return project_l0(images, adv_images, (share * fold_length(delta, norm)).floor(), norm)
+        kept = project_l0(images, adv_images, (share * fold_length(delta, norm)).floor(), norm) - images
+        return torch.where(kept > 0, 1.0, torch.where(kept < 0, 0.0, images))
     if norm == "Linf":
         bound = per_sample(share * fold_length(delta, "Linf"), delta)
         return (images + delta.clamp(-bound, bound)).clamp(0, 1)

@@ -59,7 +59,11 @@ def show_corruptions(record: CorruptionRecord, folder: Path | None, *, form: For
     console = Console()
     console.print(_verdict(record))
     table = Table(
-        title="Accuracy in % by severity", box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), title_justify="left"
+        title="Accuracy in % by severity",
+        box=SIMPLE_HEAD,
+        header_style="bold",
+        padding=(0, 1, 0, 0),
+        title_justify="left",
     )
     for place, name in enumerate(head):
         short = name.removeprefix("severity ") if place > 2 else name.capitalize()

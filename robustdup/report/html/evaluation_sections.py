@@ -248,7 +248,11 @@ def _gallery_lead(run: Run, found: Any) -> str:
     text = f"{whole(found.shown)} of {plural(found.total, 'sample')}"
     text += ", some of each outcome, attack and class." if found.shown < found.total else "."
     if found.magnified is not None:
-        size = f"magnified {number(found.magnified, 3)} times" if found.magnified > 1 else f"at {found.magnified:.0%} of its size"
+        size = (
+            f"magnified {number(found.magnified, 3)} times"
+            if found.magnified > 1
+            else f"at {found.magnified:.0%} of its size"
+        )
         text += f" From left to right: clean, adversarial, and their difference {size} (grey is no change)."
     if not found.has_clean:
         text += " This run kept no clean images, so only the adversarial ones are shown (see report --clean-images)."
