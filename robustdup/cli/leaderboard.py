@@ -15,7 +15,7 @@ from robustdup.errors import UserError
 from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
 from robustdup.leaderboard.corruptions import corruption_position
 from robustdup.leaderboard.refresh import BASE
-from robustdup.leaderboard.table import Leaderboard
+from robustdup.leaderboard.table import Leaderboard, choose
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
 from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.records.origin import file_made_here
@@ -30,6 +30,9 @@ JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 @app.command("show")
 def show_command(
+    board: list[str] | None = typer.Argument(
+        None, metavar="[DATASET] [THREAT]", help="Only these, as in: cifar10 Linf.", show_default=False
+    ),
     dataset: str | None = typer.Option(None, "--dataset", help="cifar10, cifar100 or imagenet."),
     threat: str | None = typer.Option(None, "--threat", help="Linf, L2 or corruptions."),
     sort: str = typer.Option("robust", "--sort", help="robust (RobustBench's order), autoattack, clean, reported, …"),
@@ -45,6 +48,7 @@ def show_command(
 ) -> None:
     """Show the published entries."""
     table = load()
+    dataset, threat = _board(board or [], table, dataset, threat)
     found = select(
         table, dataset=dataset, threat=threat, sort=sort, top=top, search=search, architecture=architecture, eps=eps,
         extra_data=extra_data, unreliable=unreliable,
@@ -58,6 +62,22 @@ def show_command(
     several = dataset is None or threat is None
     out.print(_table(found, several=several, narrow=out.width < WIDE), highlight=False)
     out.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
+
+
+def _board(
+    words: list[str], table: Leaderboard, dataset: str | None, threat: str | None
+) -> tuple[str | None, str | None]:
+    """Return dataset and threat model: options, or words such as `cifar10 Linf`. Raises UserError where one is named twice."""
+    threats = sorted({entry.threat_model for entry in table.entries})
+    for word in words:
+        name = choose("dataset or threat model", word, [*table.datasets, *threats])
+        kind, before = ("threat model", threat) if name in threats else ("dataset", dataset)
+        if before is not None:
+            raise UserError(
+                f"{before} and {name}: give one {kind}, as in: robustdup leaderboard show cifar10 Linf", code="bad-option"
+            )
+        dataset, threat = (dataset, name) if name in threats else (name, threat)
+    return dataset, threat
 
 
 @app.command("rank")

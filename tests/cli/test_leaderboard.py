@@ -55,6 +55,15 @@ def test_show_lists_the_best_first():
     assert lines[-1].startswith("3 of 236 entries. Table of 2026-11-22")
 
 
+def test_show_takes_dataset_and_threat_as_words():
+    wanted = call("show", "--dataset", "cifar10", "--threat", "Linf", "--top", "2")
+    assert call("show", "cifar10", "linf", "--top", "2") == call("show", "Linf", "CIFAR10", "--top", "2") == wanted
+    assert call("show", "cifar10", "--threat", "Linf", "--top", "2") == wanted
+    assert "Did you mean 'imagenet'" in call("show", "imagnet", error=UserError)
+    assert "give one dataset" in call("show", "cifar10", "cifar100", error=UserError)
+    assert "give one threat model" in call("show", "L2", "--threat", "Linf", error=UserError)
+
+
 def test_show_as_json_is_json_and_nothing_else():
     found = json.loads(call("show", "--dataset", "imagenet", "--threat", "linf", "--no-extra-data", "--json"))
     assert found["n"] == len(found["entries"])
