@@ -25,14 +25,13 @@ app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, 
 
 WIDE = 120  # columns that the whole table needs
 
+BOARD = typer.Argument(None, metavar="[DATASET] [THREAT]", help="Only these, as in: cifar10 Linf.", show_default=False)
 JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
 @app.command("show")
 def show_command(
-    board: list[str] | None = typer.Argument(
-        None, metavar="[DATASET] [THREAT]", help="Only these, as in: cifar10 Linf.", show_default=False
-    ),
+    board: list[str] | None = BOARD,
     dataset: str | None = typer.Option(None, "--dataset", help="cifar10, cifar100 or imagenet."),
     threat: str | None = typer.Option(None, "--threat", help="Linf, L2 or corruptions."),
     sort: str = typer.Option("robust", "--sort", help="robust (RobustBench's order), autoattack, clean, reported, …"),
@@ -74,7 +73,8 @@ def _board(
         kind, before = ("threat model", threat) if name in threats else ("dataset", dataset)
         if before is not None:
             raise UserError(
-                f"{before} and {name}: give one {kind}, as in: robustdup leaderboard show cifar10 Linf", code="bad-option"
+                f"{before} and {name}: give one {kind}, as in: robustdup leaderboard show cifar10 Linf",
+                code="bad-option",
             )
         dataset, threat = (dataset, name) if name in threats else (name, threat)
     return dataset, threat

@@ -30,7 +30,8 @@ from robustdup.report.tables import alone_text, as_latex, as_markdown, ball_labe
 
 Form = Literal["table", "json", "latex", "markdown"]
 
-SHORTEST_NAME, NUMBERS = 20, 60  # columns of a terminal for the name of an attack, and for its numbers
+SHORTEST_NAME = 16  # columns of a terminal for the name of an attack
+FIRST_TO_GO = ("Seconds", "Backward", "Forward")  # columns that a narrow terminal does without; the record has them
 
 SEVERITY_STYLE = {"info": "blue", "warning": "yellow", "serious": "bold red"}
 
@@ -108,29 +109,36 @@ def _verdict(record: EvaluationRecord) -> Panel:
 
 
 def _attack_table(record: EvaluationRecord, width: int) -> Table:
-    """One row an attack; the column of violations only where there are any."""
-    room = max(SHORTEST_NAME, width - NUMBERS)
-    violations = any(attack.violations for attack in record.attacks)
-    undecided = any(attack.n_undecided for attack in record.attacks)
+    """One row an attack, no number cut at `width`; columns of undecided samples and violations only where there are any."""
+    columns: dict[str, list[str]] = {
+        "Samples": [str(attack.n_attacked) for attack in record.attacks],
+        "Broken": [str(attack.n_broken) for attack in record.attacks],
+        "Robust": [percent(attack.robust_accuracy_after) for attack in record.attacks],
+        "Seconds": [f"{attack.seconds:.1f}" for attack in record.attacks],
+        "Forward": [_short(attack.forward_passes) for attack in record.attacks],
+        "Backward": [_short(attack.backward_passes) for attack in record.attacks],
+    }
+    if any(attack.n_undecided for attack in record.attacks):
+        columns["Undecided"] = [str(attack.n_undecided) for attack in record.attacks]
+    if any(attack.violations for attack in record.attacks):
+        columns["Violations"] = [str(attack.violations) for attack in record.attacks]
+    for name in FIRST_TO_GO:
+        if _room_for_names(columns, width) < SHORTEST_NAME:
+            del columns[name]
+    room = max(SHORTEST_NAME, _room_for_names(columns, width))
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("Attack", overflow="fold", min_width=SHORTEST_NAME)
-    names = ["Samples", "Broken", "Robust", "Seconds", "Forward", "Backward"]
-    for name in [*names, *["Undecided"] * undecided, *["Violations"] * violations]:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for attack in record.attacks:
-        cells = [
-            escape(folded(ball_label(attack), room)),
-            str(attack.n_attacked),
-            str(attack.n_broken),
-            percent(attack.robust_accuracy_after),
-            f"{attack.seconds:.1f}",
-            _short(attack.forward_passes),
-            _short(attack.backward_passes),
-            *[str(attack.n_undecided)] * undecided,
-            *[str(attack.violations)] * violations,
-        ]
-        table.add_row(*cells, style="yellow" if attack.n_undecided or attack.violations else "")
+    for attack, cells in zip(record.attacks, zip(*columns.values(), strict=True), strict=True):
+        style = "yellow" if attack.n_undecided or attack.violations else ""
+        table.add_row(escape(folded(ball_label(attack), room)), *cells, style=style)
     return table
+
+
+def _room_for_names(columns: dict[str, list[str]], width: int) -> int:
+    """Return how many of `width` columns are left beside these columns, three between two."""
+    return width - 2 - sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items())
 
 
 def _short(count: int) -> str:

@@ -76,7 +76,8 @@ def saved_runs(config: StudyConfig, *, as_run: bool = False) -> list[PlannedRun]
     path = config.folder / GRID_FILE
     if not path.is_file():
         raise UserError(
-            f"There is no study in {str(config.folder)!r} yet: robustdup study run first.", code="missing-study"
+            f"There is no study in {str(config.folder)!r} yet: run it first, by robustdup study run and the same recipe.",
+            code="missing-study",
         )
     content = json.loads(path.read_text(encoding="utf-8"))
     if has_arms(content["recipe"]):

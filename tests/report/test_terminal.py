@@ -1,0 +1,37 @@
+"""The table of attacks in a terminal: no number is cut, whatever the names and the width."""
+
+import pytest
+from rich.console import Console
+
+from robustdup.report.terminal import verdict_and_attacks
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("left_over", [False, True])
+def test_no_number_is_cut(run, width, left_over):
+    record = run().record
+    long = record.attacks[0].model_copy(
+        update={
+            "name": "foolbox:LinfProjectedGradientDescentAttack", "options": {"steps": 2}, "n_attacked": 10_000,
+            "n_broken": 9_876, "robust_accuracy_after": 1.0, "seconds": 12345.6, "forward_passes": 999_000,
+            "backward_passes": 888_000, "n_undecided": 7_654 * left_over, "violations": 4_321 * left_over,
+        }
+    )  # fmt: skip
+    record = record.model_copy(update={"attacks": [long]})
+    console = Console(width=width, force_terminal=False, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(verdict_and_attacks(record, width)[1])
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    heading, row = lines[1].split(), next(line for line in lines if "9876" in line).split()[1:]
+    values = {
+        "Samples": "10000", "Broken": "9876", "Robust": "100.00%", "Seconds": "12345.6", "Forward": "999k",
+        "Backward": "888k", "Undecided": "7654", "Violations": "4321",
+    }  # fmt: skip
+    assert row == [values[name] for name in heading[1:]]
+    assert ("Undecided" in heading) == left_over
+    if width == 100 and not left_over:
+        assert heading[1:] == list(values)[:6]
+    name = "".join(
+        line[1:].split("  ")[0] for line in lines if line[1:2].strip() and "Attack " not in line and "─" not in line
+    )
+    assert name.replace(" ", "") == "foolbox:LinfProjectedGradientDescentAttack(steps=2)"
