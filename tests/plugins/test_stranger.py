@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
+
+from tests import forked
 
 SCHEMA = "stranger.greeting"
 
@@ -86,12 +86,11 @@ def robustdup(tmp_path_factory):
     (info / "entry_points.txt").write_text("[robustdup.plugins]\nstranger = stranger:register\n")
 
     def run(*words, code=None):
-        command = ["-c", textwrap.dedent(code)] if code else ["-m", "robustdup", *words]
         path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, *command], env={**os.environ, "PYTHONPATH": path}, cwd=folder, capture_output=True,
-            text=True, timeout=240, check=False,
-        )  # fmt: skip
+        if code:
+            (folder / "script.py").write_text(textwrap.dedent(code))
+        command = [str(folder / "script.py")] if code else ["robustdup", *words]
+        return forked.run(command, folder=folder, env={**os.environ, "PYTHONPATH": path})
 
     run.folder = folder
     return run
