@@ -256,6 +256,15 @@ RUNS = {
         [["eval", *DIGITS, "--attacks", "autoattack", "--n", "20", *EVAL]],
         read_evaluation,
     ),
+    "eval_digits_short_ensemble": Run(  # AutoAttack's stages with fewer steps; made later, at 7611a76
+        [
+            [
+                "eval", *DIGITS, "--eps", "0.12", "--n", "20", *EVAL, "--attacks",
+                "apgd-ce(steps=10),apgd-t(steps=10,targets=3),fab-t(steps=10,targets=3),square(queries=50)",
+            ]
+        ],
+        read_evaluation,
+    ),
     "eval_digits_fast_curve": Run(
         [["eval", *DIGITS, "--attacks", "fast", "--n", "40", "--eps", "0.1,0.15", *EVAL]],
         read_evaluation,
@@ -350,8 +359,8 @@ RUNS = {
 }  # fmt: skip
 
 
-# Both ensembles once in the quick lane: `eval_digits_autoattack` and `eval_digits_masked_fast`.
-LONG = ("eval_digits_fast_curve", "eval_cifar_autoattack_and_rank")
+# Both ensembles once in the quick lane: `eval_digits_short_ensemble` and `eval_digits_masked_fast`.
+LONG = ("eval_digits_autoattack", "eval_digits_fast_curve", "eval_cifar_autoattack_and_rank")
 
 
 # --- running and comparing --------------------------------------------------------------------------------------------

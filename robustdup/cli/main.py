@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.main import get_command
 
 import robustdup
 from robustdup.cli import attacks, config, data, leaderboard
@@ -87,7 +89,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
     try:
         with no_exits():
-            result = app(words, prog_name=name, standalone_mode=False)
+            result = _command(app)(words, prog_name=name, standalone_mode=False)
     except USAGE_ERRORS as error:
         error.show()
         return 2
@@ -118,6 +120,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
         _say(f"{error_text(error)}. This was not foreseen: {TRACEBACK}=1 shows where it comes from; please report it.")
         return 1
     return result if isinstance(result, int) else 0
+
+
+@cache
+def _command(app: typer.Typer) -> Any:
+    """Return what a command line is parsed by: making it from the signatures of all commands takes a tenth of a second."""
+    return get_command(app)
 
 
 def _say(message: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from robustdup.errors import (
@@ -70,7 +69,8 @@ class Registry:
         stated = (
             "" if spec.source == "native" != self._owner else spec.source
         )  # nobody else's attack is robustdup's own
-        spec = replace(spec, source=stated or (prefix if colon else self._owner))
+        spec = copy.copy(spec)
+        object.__setattr__(spec, "source", stated or (prefix if colon else self._owner))  # all else is checked already
         self._put("attack", self.attacks, spec.name, spec, also=self.ensembles)
 
     def add_ensemble(self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = "") -> None:

@@ -24,6 +24,7 @@ Function = Any  # a function, or its name as "module:function"
 Kind = Literal["bounded", "minimum-norm", "unbounded"]
 Knowledge = Literal["white-box", "score-based", "decision-based", "transfer"]
 Batching = Literal["pool", "batch", "whole"]
+KINDS, KNOWLEDGE, BATCHING = (typing.get_args(words) for words in (Kind, Knowledge, Batching))
 NORMS = ("Linf", "L2", "L1", "L0", "L0-pixels")
 When = Literal["always", "masked", "blind"]
 
@@ -91,9 +92,9 @@ class AttackSpec:
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
-            ("kind of attack", self.kind, typing.get_args(Kind)),
-            ("knowledge", self.knowledge, typing.get_args(Knowledge)),
-            ("batching", self.batching, typing.get_args(Batching)),
+            ("kind of attack", self.kind, KINDS),
+            ("knowledge", self.knowledge, KNOWLEDGE),
+            ("batching", self.batching, BATCHING),
         ):
             if value not in allowed:
                 raise unknown(what, str(value), allowed)

@@ -251,7 +251,7 @@ def test_a_surviving_row_pays_what_the_cost_says(attack, cost, options, passes):
     images = torch.rand(6, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     labels, rng = torch.zeros(6, dtype=torch.int64), SampleRng(0, torch.arange(6))
     threat = ThreatModel("Linf", "0.1")
-    counted = Passes(recorder, 3)
+    counted = Passes(recorder, 6)
     adv_images = attack(counted, images, labels, threat, rng=rng, **options)
     defaults = {"targets": 9, "steps": 100, "restarts": 1}
     assert cost({**defaults, **options}) == passes

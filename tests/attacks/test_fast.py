@@ -80,7 +80,7 @@ def robust_count(record):
 
 @pytest.mark.parametrize("norm", ["Linf", pytest.param("L2", marks=pytest.mark.slow)])
 def test_it_finds_what_autoattack_finds_within_a_point_in_a_25th_of_the_passes(norm):
-    model, images, labels = points(60)
+    model, images, labels = points(24)
     counting = Counting(model)
     settings = {"norm": norm, "eps": EPS[norm]}
     record = evaluate(counting, images, labels, attacks="fast", micro_batch=1, fold=False, **settings).record

@@ -168,7 +168,7 @@ def helpful(model, images, labels, threat, *, rng):
     return (images + torch.where(labels == 1, threat.radius, -threat.radius).view(-1, 1, 1, 1)).clamp(0, 1)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("attacks", [[lazy], [helpful], [helpful, "noise(draws=2)"], ["fgsm"]])
 @pytest.mark.parametrize("model", [*MODELS, Coin])
 def test_no_model_is_more_accurate_under_attack_than_without(model, attacks, seed):
