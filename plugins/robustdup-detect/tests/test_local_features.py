@@ -90,7 +90,7 @@ def test_a_run_matches_local_features_of_large_pictures_and_goes_on_where_it_was
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("robustdup_detect.stages.load_odds", stop)
+        patched.setattr("robustdup_detect.stages.load_candidates", stop)
         with pytest.raises(KeyboardInterrupt):
             detect(data, tmp_path / "run", shard=16)
     monkeypatch.setattr("robustdup_detect.work.ShardWorker.match", stop)  # what is done is not done again

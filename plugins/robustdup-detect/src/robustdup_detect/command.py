@@ -127,10 +127,13 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         ("clusters with conflicting labels", f"{record.n_conflicts:,}"),
         ("threshold of the score", f"{record.method.threshold:g}"),
         (
-            "expected precision of near pairs",
+            "expected precision of near pairs, by image",
             _percent(expected.precision, expected.precision_low, expected.precision_high),
         ),
-        ("recall of confirmed pairs", _percent(expected.recall, expected.recall_low, expected.recall_high)),
+        (
+            "recall of confirmed pairs" if expected.confirmed or expected.recall is None else "recall of pairs annotated in CIFAR-10",
+            _percent(expected.recall, expected.recall_low, expected.recall_high),
+        ),
         ("seconds", f"{sum(record.seconds.values()):.1f}"),
     ):
         table.add_row(escape(name), escape(value))

@@ -213,9 +213,12 @@ def _scores(record: DuplicatesRecord) -> Section | None:
     expected = record.expected
     lead = ""
     if expected.precision is not None:
-        lead = f"Expected precision of the near pairs: {percent(expected.precision)}."
+        by = ", by image" if expected.precision_of_pairs is not None else ""
+        lead = f"Expected precision of the near pairs{by}: {percent(expected.precision)}."
     if expected.recall is not None and expected.confirmed:
         lead += f" {percent(expected.recall)} of {whole(expected.confirmed)} confirmed pairs were found."
+    elif expected.recall is not None and expected.precision_of_pairs is not None:
+        lead += f" This threshold finds {percent(expected.recall)} of CIFAR-10's annotated near-duplicates."
     elif expected.recall is not None:
         lead += f" Expected recall of copies that robustdup made: {percent(expected.recall)}."
     elif expected.calibrated:

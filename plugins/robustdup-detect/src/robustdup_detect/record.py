@@ -131,15 +131,27 @@ class Expected(Part):
     calibrated: bool = Field(
         description="Whether there were enough images and candidates to say what precision to expect."
     )
-    precision: float | None = Field(description="Expected precision of the near pairs that were judged.")
+    precision: float | None = Field(
+        description="Expected precision of the near pairs, by image: 1 less the expected wrong pairs for each image found. The share "
+        "of images whose best pair is right is higher. Records before the field `precision_of_pairs` hold that of all pairs."
+    )
     precision_low: float | None = Field(default=None, description="Lower end of its interval.")
-    precision_high: float | None = Field(default=None, description="Upper end of its interval.")
+    precision_high: float | None = Field(
+        default=None, description="Upper end of its interval, where some wrong pairs are of images that have a right one."
+    )
+    precision_of_pairs: float | None = Field(
+        default=None, description="The same among all near pairs, many of which may be of few images."
+    )
     different_pairs: float | None = Field(description="Expected number of wrong pairs among them.")
     recall: float | None = Field(
-        description="Share of the near pairs that somebody confirmed which the search found; null where too few are confirmed. "
+        description="Share of the near pairs that somebody confirmed which the search found; where `confirmed` is 0, what part of "
+        "CIFAR-10's annotated near-duplicates the same threshold finds; null for images that are searched otherwise. "
         "Records before the field `confirmed` hold the share of copies that robustdup had made."
     )
-    recall_low: float | None = Field(default=None, description="Lower end of its 95% interval (Wilson).")
+    recall_low: float | None = Field(
+        default=None,
+        description="Lower end of its 95% interval (Wilson); lower where many pairs just below the threshold may be duplicates.",
+    )
     recall_high: float | None = Field(default=None, description="Upper end of its 95% interval.")
     confirmed: int = Field(default=0, description="Confirmed near pairs from which the recall is told.")
     recall_by_change: dict[str, float] = Field(

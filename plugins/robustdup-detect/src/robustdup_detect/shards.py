@@ -136,8 +136,11 @@ def load_shard_pairs(path: Path) -> Pairs:
     return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp", "turn")))
 
 
-def load_odds(plan: SearchPlan) -> Any:
-    """Return the log odds of all candidates, numpy float32 (C,), each pair once, in its better way."""
+def load_candidates(plan: SearchPlan) -> tuple[Any, Any, Any]:
+    """Return rows `a`, `b` (C,) of all candidates and their log odds, numpy float32 (C,): each pair once, in its better way.
+
+    Identical images are left out: nothing is to be judged there.
+    """
     rows = len(plan.different_rows(plan.asking))
     found: list[tuple[Any, Any, Any]] = []
     for file in shard_files(plan, rows):
@@ -148,6 +151,9 @@ def load_odds(plan: SearchPlan) -> Any:
         a, b = np.minimum(a, b), np.maximum(a, b)
     order = np.lexsort((-odds, b, a))
     a, b, odds = a[order], b[order], odds[order]
-    first = np.ones(len(a), dtype=bool)
-    first[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    return odds[first]
+    kept = np.ones(len(a), dtype=bool)
+    kept[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    if plan.config.against is not None:
+        hashes = [plan.store(split).read("hashes") for split in (plan.asking, plan.asked)]
+        kept &= (hashes[0][a] != hashes[1][b]).any(axis=1)
+    return a[kept], b[kept], odds[kept]

@@ -13,13 +13,21 @@ import torch
 from robustdup.errors import UserError
 from robustdup.records import write_atomic
 from robustdup.runners import Runner
-from robustdup_detect.calibrate import Calibration, calibrate, made_copies
+from robustdup_detect.calibrate import (
+    Calibration,
+    annotated_recall,
+    calibrate,
+    compared,
+    fit_tail,
+    made_copies,
+)
 from robustdup_detect.features import SIZE
 from robustdup_detect.groups import Groups, group_identical
 from robustdup_detect.image_index import PairKind, add_images, add_pairs, load_opened, open_index, save_opened
+from robustdup_detect.options import CLASSICAL
 from robustdup_detect.pairs import learn
 from robustdup_detect.search import LARGE, build_index
-from robustdup_detect.shards import SearchPlan, Shard, Work, load_new_pairs, load_odds, shards_of
+from robustdup_detect.shards import SearchPlan, Shard, Work, load_candidates, load_new_pairs, shards_of
 from robustdup_detect.words import FEWEST, WORDS_FILE, learn_words, save_words
 from robustdup_detect.work import FINDER_FILE, INDEX_FILE, ShardWorker, database, load_finder, save_finder, score_of
 
@@ -140,10 +148,13 @@ def choose(worker: ShardWorker, plans: Sequence[SearchPlan], progress: Progress)
     config = plan.config
     progress("calibrate", 0, 1)
     score = score_of(config)
-    odds = np.concatenate([load_odds(each) for each in plans])
+    seen = compared([load_candidates(each) for each in plans])
     calibration = calibrate(
-        odds, len(plan.different_rows(plan.asking)), score, target=config.precision, threshold=config.threshold
+        seen, len(plan.different_rows(plan.asking)), score, target=config.precision, threshold=config.threshold
     )
+    tail = fit_tail(seen.odds)
+    if calibration.calibrated and tail is not None and _as_annotated(plan):
+        calibration = replace(calibration, recall=annotated_recall(seen, tail, calibration.threshold))
     by_change, tried = made_copies(
         partial(worker.pictures, plan.asking), plan.different_rows(plan.asking),
         database(plan, plan.different_rows(plan.asked)), load_finder(plan.state), worker.embedder, score,
@@ -154,3 +165,10 @@ def choose(worker: ShardWorker, plans: Sequence[SearchPlan], progress: Progress)
     write_atomic(plan.state / "score.json", json.dumps(chosen).encode())
     progress("calibrate", 1, 1)
     return calibration
+
+
+def _as_annotated(plan: SearchPlan) -> bool:
+    """Whether images are searched as those were whose annotated pairs are known: by the same features and small pictures alone."""
+    if plan.config.embedding != CLASSICAL:
+        return False
+    return not any(len(plan.local_rows(split)) for split in (plan.asking, plan.asked))

@@ -15,7 +15,7 @@ import torch
 from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup.records import now
-from robustdup_detect.calibrate import Calibration
+from robustdup_detect.calibrate import ANNOTATED_PAIRS, Calibration
 from robustdup_detect.decisions import Decisions
 from robustdup_detect.pairlist import Pairs
 from robustdup_detect.pairs import NEIGHBOURS
@@ -276,12 +276,17 @@ def _method(result: SearchResult) -> Method:
 def _expected(result: SearchResult) -> Expected:
     """Return what is expected of the near pairs listed, from all candidates that were compared and what somebody decided."""
     calibration = result.calibration
-    recall, low, high, confirmed = result.recall or (None, None, None, 0)
-    known = (
-        f"Recall: the share of {confirmed} pairs that somebody confirmed (--decisions) which the search found by itself."
-        if confirmed
-        else "Recall of real duplicates is not known: it would take pairs that somebody confirmed (--decisions)."
-    )
+    recall, low, high, confirmed = result.recall or (*(calibration.recall or (None, None, None)), 0)
+    if confirmed:
+        known = f"Recall: the share of {confirmed} pairs that somebody confirmed (--decisions) which the search found by itself."
+    elif recall is not None:
+        known = (
+            f"Recall: what this threshold finds of {ANNOTATED_PAIRS} near-duplicates that ciFAIR's authors annotated between "
+            "CIFAR-10's splits; the interval is wider where pairs of these images lie just below the threshold. That of these "
+            "images themselves would take pairs that somebody confirmed (--decisions)."
+        )
+    else:
+        known = "Recall of real duplicates is not known: it would take pairs that somebody confirmed (--decisions)."
     if not calibration.calibrated:
         about = (
             "Too few images or candidates to say what precision to expect: the threshold is the usual one, of CIFAR-10. "
@@ -289,17 +294,18 @@ def _expected(result: SearchResult) -> Expected:
         )
     else:
         about = (
-            "Precision: pairs of different pictures above the threshold, extrapolated from the scores of all candidates "
-            f"below those of duplicates, against the pairs found; an estimate, not a count. {known}"
+            "Precision, by image: pairs of different pictures above the threshold, extrapolated from the scores of all candidates "
+            f"below those of duplicates, against the images found; an estimate, not a count. {known}"
         )
     if calibration.positives:
         about += f" Made copies: {calibration.positives} copies of these images were made in ways that nothing was learned from."
-    different = calibration.different if calibration.above else None
+    different, above = calibration.different, calibration.above
     return Expected(
         calibrated=calibration.calibrated, precision=calibration.precision(different),
         precision_low=calibration.precision(calibration.different_high),
-        precision_high=calibration.precision(calibration.different_low), different_pairs=calibration.different,
-        recall=recall, recall_low=low, recall_high=high, confirmed=confirmed,
+        precision_high=calibration.precision(calibration.different_low),
+        precision_of_pairs=None if different is None or not above else max(1 - different / above, 0.0),
+        different_pairs=different, recall=recall, recall_low=low, recall_high=high, confirmed=confirmed,
         recall_by_change=calibration.recall_by_change, positives=calibration.positives,
         negatives=calibration.negatives, about=about,
     )  # fmt: skip
@@ -312,8 +318,8 @@ def _calibration_notes(result: SearchResult) -> list[str]:
     if calibration.missed:
         notes.append(
             f"The precision of {config.precision:.0%} that was asked for is not expected: about {calibration.different:.0f} of "
-            f"the {calibration.above:,} pairs with a score of {calibration.threshold:g} or more may be wrong. Look at them, or "
-            "give --threshold."
+            f"the {calibration.above:,} pairs with a score of {calibration.threshold:g} or more, of {calibration.images:,} images, "
+            "may be wrong. Look at them, or give --threshold."
         )
     if len(result.decisions):
         notes.append(
