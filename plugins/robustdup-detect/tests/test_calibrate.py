@@ -73,7 +73,9 @@ def test_the_threshold_is_the_lowest_that_holds_the_precision_and_does_not_run_t
 
 def test_the_threshold_does_not_run_to_its_cap_where_there_are_hardly_any_duplicates():
     none = candidates(0, duplicates=0)
-    cut, missed = choose_threshold(each_alone(none[none < 0]), fit_tail(none), 0.95)  # 15 wrong pairs expected, none seen
+    cut, missed = choose_threshold(
+        each_alone(none[none < 0]), fit_tail(none), 0.95
+    )  # 15 wrong pairs expected, none seen
     assert (cut, missed) == (USUAL_THRESHOLD, True)
     apart = candidates(0, rate=1.0, duplicates=3)
     cut, missed = choose_threshold(each_alone(apart), fit_tail(apart), 0.95)

@@ -167,7 +167,8 @@ def annotated_recall(seen: Compared, tail: Tail, threshold: float) -> tuple[floa
     Its upper end is that of Wilson's 95% interval. Its lower end falls where the images at hand have many pairs just below the
     threshold that are not accounted for by different pictures.
     """
-    found = float(np.interp(threshold, *zip(*ANNOTATED, strict=True)))
+    scores, pairs = np.array(ANNOTATED).T
+    found = float(np.interp(threshold, scores, pairs))
     low, high = wilson(round(found), ANNOTATED_PAIRS)
     right, more = (max(seen.pairs(at) - tail.above(at), 0.0) for at in (logit(threshold), CLEAR))
     return found / ANNOTATED_PAIRS, min(low, right / more if more > right else 1.0), high

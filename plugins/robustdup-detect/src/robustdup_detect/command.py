@@ -131,7 +131,9 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
             _percent(expected.precision, expected.precision_low, expected.precision_high),
         ),
         (
-            "recall of confirmed pairs" if expected.confirmed or expected.recall is None else "recall of pairs annotated in CIFAR-10",
+            "recall of confirmed pairs"
+            if expected.confirmed or expected.recall is None
+            else "recall of pairs annotated in CIFAR-10",
             _percent(expected.recall, expected.recall_low, expected.recall_high),
         ),
         ("seconds", f"{sum(record.seconds.values()):.1f}"),

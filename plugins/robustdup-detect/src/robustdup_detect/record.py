@@ -137,7 +137,8 @@ class Expected(Part):
     )
     precision_low: float | None = Field(default=None, description="Lower end of its interval.")
     precision_high: float | None = Field(
-        default=None, description="Upper end of its interval, where some wrong pairs are of images that have a right one."
+        default=None,
+        description="Upper end of its interval, where some wrong pairs are of images that have a right one.",
     )
     precision_of_pairs: float | None = Field(
         default=None, description="The same among all near pairs, many of which may be of few images."
