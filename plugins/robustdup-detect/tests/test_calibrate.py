@@ -85,7 +85,7 @@ def test_the_threshold_does_not_run_to_its_cap_where_there_are_hardly_any_duplic
 
 
 def test_wrong_pairs_are_held_against_images_and_not_against_the_pairs_of_a_few():
-    """40 shots of one picture make 780 right pairs, of 39 images on the side that has fewer; 15 wrong pairs are too many for them."""
+    """40 shots of one picture make 780 right pairs, of 39 images on the side that has fewer: 15 wrong ones are too many."""
     odds = candidates(0, duplicates=0)
     first, second = np.triu_indices(40, 1)
     alone = 100 + np.arange(len(odds))

@@ -89,7 +89,7 @@ class Compared:
         return sum(min(int((side >= odds).sum()) for side in sides) for sides in self.best)
 
     def best_share(self, odds: float) -> float:
-        """Return how many images have their best pair just below these log odds, for each pair that lies there; 1 where none does."""
+        """Return how many images have their best pair just below these log odds, for each pair there; 1 where none lies there."""
         low, high = odds - JUST_BELOW, odds
         pairs = int(((self.odds >= low) & (self.odds < high)).sum())
         images = sum(min(int(((side >= low) & (side < high)).sum()) for side in sides) for sides in self.best)
@@ -219,8 +219,9 @@ def _truncated_rate(mean: float, width: float) -> float:
 def choose_threshold(seen: Compared, tail: Tail, target: float) -> tuple[float, bool]:
     """Return the lowest threshold above which few enough different pictures are expected, and whether there was none.
 
-    There may be a wrong pair for so many images, although some of them have right pairs too. Where hardly any pair is found there is no share to hold: the usual threshold is taken, if half a wrong pair or more is
-    expected at all others. It is told, too.
+    There may be a wrong pair for so many images, although some of them have right pairs too. Where hardly any pair is found
+    there is no share to hold: the usual threshold is taken, if half a wrong pair or more is expected at all others. It is told,
+    too.
     """
     for threshold in np.round(np.arange(LEAST, MOST + 0.005, 0.01), 2).tolist():
         if tail.above(logit(threshold)) <= (1 - target) * max(seen.images(logit(threshold)), FEW):

@@ -132,8 +132,8 @@ class Expected(Part):
         description="Whether there were enough images and candidates to say what precision to expect."
     )
     precision: float | None = Field(
-        description="Expected precision of the near pairs, by image: 1 less the expected wrong pairs for each image found. The share "
-        "of images whose best pair is right is higher. Records before the field `precision_of_pairs` hold that of all pairs."
+        description="Expected precision of the near pairs, by image: 1 less the expected wrong pairs for each image found. The "
+        "share of images whose best pair is right is higher. Records before the field `precision_of_pairs` hold that of pairs."
     )
     precision_low: float | None = Field(default=None, description="Lower end of its interval.")
     precision_high: float | None = Field(
@@ -145,8 +145,8 @@ class Expected(Part):
     )
     different_pairs: float | None = Field(description="Expected number of wrong pairs among them.")
     recall: float | None = Field(
-        description="Share of the near pairs that somebody confirmed which the search found; where `confirmed` is 0, what part of "
-        "CIFAR-10's annotated near-duplicates the same threshold finds; null for images that are searched otherwise. "
+        description="Share of the near pairs that somebody confirmed which the search found; where `confirmed` is 0, what part "
+        "of CIFAR-10's annotated near-duplicates the same threshold finds; null for images that are searched otherwise. "
         "Records before the field `confirmed` hold the share of copies that robustdup had made."
     )
     recall_low: float | None = Field(

@@ -168,7 +168,7 @@ def choose(worker: ShardWorker, plans: Sequence[SearchPlan], progress: Progress)
 
 
 def _as_annotated(plan: SearchPlan) -> bool:
-    """Whether images are searched as those were whose annotated pairs are known: by the same features and small pictures alone."""
+    """Whether images are searched as those whose annotated pairs are known: by the same features, as small pictures alone."""
     if plan.config.embedding != CLASSICAL:
         return False
     return not any(len(plan.local_rows(split)) for split in (plan.asking, plan.asked))

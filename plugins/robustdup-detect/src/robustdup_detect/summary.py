@@ -294,8 +294,8 @@ def _expected(result: SearchResult) -> Expected:
         )
     else:
         about = (
-            "Precision, by image: pairs of different pictures above the threshold, extrapolated from the scores of all candidates "
-            f"below those of duplicates, against the images found; an estimate, not a count. {known}"
+            "Precision, by image: pairs of different pictures above the threshold, extrapolated from the scores of all "
+            f"candidates below those of duplicates, against the images found; an estimate, not a count. {known}"
         )
     if calibration.positives:
         about += f" Made copies: {calibration.positives} copies of these images were made in ways that nothing was learned from."
@@ -318,8 +318,8 @@ def _calibration_notes(result: SearchResult) -> list[str]:
     if calibration.missed:
         notes.append(
             f"The precision of {config.precision:.0%} that was asked for is not expected: about {calibration.different:.0f} of "
-            f"the {calibration.above:,} pairs with a score of {calibration.threshold:g} or more, of {calibration.images:,} images, "
-            "may be wrong. Look at them, or give --threshold."
+            f"the {calibration.above:,} pairs with a score of {calibration.threshold:g} or more, of {calibration.images:,} "
+            "images, may be wrong. Look at them, or give --threshold."
         )
     if len(result.decisions):
         notes.append(
