@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ U32 = 2.0**-24
 ORDER = (
     8.0  # the network's sums may be made in any order, and convolutions by other algorithms: its rounding, times this
 )
+ROWS = 256  # linear functions that are pulled back at once
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class Step:
     shift: Array | None = None
     slope: float = 0.0
     windows: Array | None = None
+
+    @cached_property
+    def absolute(self) -> sparse.csr_array:
+        """The absolute entries of an affine step's matrix."""
+        assert self.matrix is not None
+        return np.abs(self.matrix)
+
+    @cached_property
+    def is_scaling(self) -> bool:
+        """Whether each output of an affine step reads one input at most."""
+        return self.matrix is not None and int(np.diff(self.matrix.indptr).max()) <= 1
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,15 @@ Path = tuple[tuple[int, int, float], ...]  # (step, place, side): on this way si
 
 @dataclass
 class _Values:
-    """What is known of every step's value: its bounds, and how far float32 may put it from what the step says."""
+    """What is known of every step's value: its bounds, and how far float32 may put it from what the step says.
+
+    `reach` bounds the sizes of all that an affine step adds up.
+    """
 
     low: list[Array]
     high: list[Array]
     rounding: list[Array]
+    reach: list[Array]
 
     def size(self, number: int) -> Array:
         """The largest absolute value that each entry may have."""
@@ -91,25 +108,28 @@ def proven_margin(
         label: The true class.
         norm: Linf, L2 or L1.
         radius: Of the ball, in pixels of [0, 1].
-        slopes: Of rectifiers' lower lines, by their step, from whoever claims the certificate. Any are sound.
+        slopes: Of rectifiers' lower lines, by their step, from whoever claims the certificate. Any are sound; NaN is the
+            better of the two by area, as it is where none are given.
         trees: By another class, cases that the margin to it is proven in one by one. Any are sound.
 
     Returns:
         The least margin (true logit minus the largest other one) that is possible; -inf where nothing can be said.
     """
     image = image.astype(np.float64)
-    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1 and radius >= 0):
+    is_known = all(0 <= step.slope <= 1 for step in steps)  # rectifiers are then convex, and do not fall
+    if not (is_known and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1 and radius >= 0):
         return -np.inf
     with np.errstate(all="ignore"):
         values = _Values(
             [np.maximum(image - radius * (1 + 4 * U64), 0)],
             [np.minimum(image + radius * (1 + 4 * U64), 1)],
             [np.zeros_like(image)],
+            [np.zeros_like(image)],
         )
         needed = {i for step in steps if step.kind in ("rectifier", "maximum") for i in step.inputs}
         for number in range(1, len(steps)):
             _interval_step(steps, number, values)
-            if number in needed:
+            if number in needed and not (norm == "Linf" and _is_exact(steps, number)):
                 _tighten(steps, number, values, (image, norm, radius))
         classes = len(values.low[-1])
         rows = np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0)
@@ -137,7 +157,7 @@ def _in_cases(
     weights = iter(np.clip(np.nan_to_num(tree.weights.astype(np.float64)), 0, 1e6).tolist())
     worst = np.inf
     for path in paths:
-        inside = _Values(list(values.low), list(values.high), values.rounding)
+        inside = _Values(list(values.low), list(values.high), values.rounding, values.reach)
         leaning: dict[int, Array] = {}
         is_empty = False
         for step, place, side in path:
@@ -168,25 +188,38 @@ def _paths(tree: Tree, steps: Sequence[Step], values: _Values) -> list[Path] | N
     return None if waiting else paths
 
 
+def _is_exact(steps: Sequence[Step], number: int) -> bool:
+    """Say whether interval bounds of a step are exact over a box: on its way from the pixels, one step at most adds any up."""
+    step, n_sums = steps[number], 0
+    while step.kind == "affine":
+        n_sums += not step.is_scaling
+        step = steps[step.inputs[0]]
+    return step.kind == "image" and n_sums <= 1
+
+
 def _interval_step(steps: Sequence[Step], number: int, values: _Values) -> None:
     step = steps[number]
     before = step.inputs[0]
     low, high = values.low[before], values.high[before]
-    rounding = np.zeros(0)
+    reach = np.zeros(0)
     if step.kind == "affine":
-        matrix, bias, shift = _parts(step)
-        size = np.abs(matrix) @ values.size(before)
-        terms = np.diff(matrix.indptr) + 8.0
-        rounding = ORDER * terms * U32 * (size + shift) * (1 + 1e-6) + 1e-40
-        positive, negative = matrix.maximum(0), matrix.minimum(0)
+        assert step.matrix is not None
+        assert step.bias is not None
+        assert step.shift is not None
+        reach = step.absolute @ values.size(before) + step.shift
+        terms = np.diff(step.matrix.indptr) + 8.0
+        rounding = ORDER * terms * U32 * reach * (1 + 1e-6) + 1e-40
         # Float64 sums of these sizes err by far less than the float32 rounding that is taken off here besides.
-        ends = positive @ low + negative @ high + bias - rounding, positive @ high + negative @ low + bias + rounding
+        middle, spread = step.matrix @ ((low + high) / 2) + step.bias, step.absolute @ ((high - low) / 2) + rounding
+        ends = middle - spread, middle + spread
     elif step.kind == "rectifier":
         ends = np.maximum(low, step.slope * low), np.maximum(high, step.slope * high)
-        rounding = _few(ends)
+        size = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
+        rounding = np.where(size > 0, 4 * U32 * size + 1e-40, 0.0)  # 0 is 0 in float32, too
         ends = ends[0] - rounding, ends[1] + rounding
     elif step.kind == "maximum":
         ends = _windows(step, low).max(1), _windows(step, high).max(1)
+        rounding = np.zeros_like(ends[0])
     else:
         other = step.inputs[1]
         ends = low + values.low[other], high + values.high[other]
@@ -194,18 +227,8 @@ def _interval_step(steps: Sequence[Step], number: int, values: _Values) -> None:
         ends = ends[0] - rounding, ends[1] + rounding
     values.low.append(ends[0])
     values.high.append(ends[1])
-    values.rounding.append(rounding if len(rounding) else np.zeros_like(ends[0]))
-
-
-def _parts(step: Step) -> tuple[sparse.csr_array, Array, Array]:
-    assert step.matrix is not None
-    assert step.bias is not None
-    assert step.shift is not None
-    return step.matrix, step.bias, step.shift
-
-
-def _few(ends: tuple[Array, Array]) -> Array:
-    return 4 * U32 * np.maximum(np.abs(ends[0]), np.abs(ends[1])) + 1e-40
+    values.rounding.append(rounding)
+    values.reach.append(reach)
 
 
 def _windows(step: Step, values: Array) -> Array:
@@ -218,54 +241,52 @@ def _tighten(steps: Sequence[Step], number: int, values: _Values, ball: tuple[Ar
     if steps[number].kind == "image" or not len(is_open):
         return
     low, high = values.low[number].copy(), values.high[number].copy()
-    for part in np.array_split(is_open, -(-len(is_open) // 512)):
-        rows = np.zeros((len(part), len(low)))
-        rows[np.arange(len(part)), part] = 1
+    for part in np.array_split(is_open, -(-len(is_open) // ROWS)):
+        rows = sparse.csr_array((np.ones(len(part)), (np.arange(len(part)), part)), shape=(len(part), len(low)))
         low[part] = np.maximum(low[part], _pull_back(steps, number, rows, values, ball, {}))
         high[part] = np.minimum(high[part], -_pull_back(steps, number, -rows, values, ball, {}))
     values.low[number], values.high[number] = low, high
 
 
 def _pull_back(
-    steps: Sequence[Step], number: int, rows: Array, values: _Values, ball: tuple[Array, str, float],
+    steps: Sequence[Step], number: int, rows: Array | sparse.csr_array, values: _Values, ball: tuple[Array, str, float],
     slopes: Mapping[int, Array], leaning: Mapping[int, Array] | None = None,
 ) -> Array:  # fmt: skip
     """Return lower bounds (S,) of linear functions (S, size) of one step's value, over the ball, less all rounding.
 
     What `leaning` holds for a rectifier is added to the coefficients (size,) of its input.
     """
-    waiting: dict[int, Array] = {number: rows}
-    total, off = np.zeros(len(rows)), np.zeros(len(rows))
+    waiting: dict[int, Any] = {number: rows}
+    total, off = np.zeros(rows.shape[0]), np.zeros(rows.shape[0])
     for index in range(number, 0, -1):
         coefficients = waiting.pop(index, None)
         if coefficients is None:
             continue
         step = steps[index]
-        absolute = np.abs(coefficients)
-        off += absolute @ values.rounding[index]  # the float32 network may be this far from the step
-        if step.kind == "sum":
-            parts = [coefficients, coefficients]
-        elif step.kind == "affine":
-            matrix, bias, shift = _parts(step)
-            parts = [np.asarray((matrix.T @ coefficients.T).T)]
-            total += coefficients @ bias
-            size = np.abs(matrix) @ values.size(step.inputs[0]) + shift
-            off += 4 * (coefficients.shape[1] + 8) * U64 * (absolute @ size)
+        if step.kind != "affine" and sparse.issparse(coefficients):
+            coefficients = coefficients.toarray()
+        error = values.rounding[index]  # the float32 network may be this far from the step
+        unit = (coefficients.shape[1] + 8) * U64
+        if step.kind == "affine":
+            parts = [_through_affine(step, coefficients)]
+            total += coefficients @ step.bias
+            error = error + 4 * unit * values.reach[index]
         elif step.kind == "rectifier":
-            constant, part = _through_rectifier(step, index, values, coefficients, slopes.get(index))
+            constant, part = _through_rectifier(step, values, coefficients, slopes.get(index))
             if leaning and index in leaning:
                 off += 4 * U64 * ((np.abs(part) + np.abs(leaning[index])) @ values.size(step.inputs[0]))
                 part = part + leaning[index]
             parts = [part]
             total += constant
-            off += (
-                16 * (coefficients.shape[1] + 8) * U64 * (absolute @ (values.size(step.inputs[0]) + values.size(index)))
-            )
-        else:
+            error = error + 16 * unit * (values.size(step.inputs[0]) + values.size(index))
+        elif step.kind == "maximum":
             constant, part = _through_maximum(step, values, coefficients)
             parts = [part]
             total += constant
-            off += 16 * (coefficients.shape[1] + 8) * U64 * (absolute @ values.size(index))
+            error = error + 16 * unit * values.size(index)
+        else:
+            parts = [coefficients, coefficients]
+        off += np.abs(coefficients) @ error
         for before, part in zip(step.inputs, parts, strict=True):
             if before in waiting:
                 off += 4 * U64 * ((np.abs(part) + np.abs(waiting[before])) @ values.size(before))
@@ -274,20 +295,30 @@ def _pull_back(
     return total + _least(waiting[0], values, ball) - off * (1 + 1e-6) - 1e-12 * np.abs(total)
 
 
-def _through_rectifier(
-    step: Step, index: int, values: _Values, coefficients: Array, given: Array | None
-) -> tuple[Array, Array]:
+def _through_affine(step: Step, coefficients: Array | sparse.csr_array) -> Array:
+    assert step.matrix is not None
+    if sparse.issparse(coefficients):
+        return np.asarray((coefficients @ step.matrix).toarray())
+    used = np.flatnonzero(
+        coefficients.any(axis=0)
+    )  # what goes into rectifiers that are 0 for certain counts for nothing
+    return np.asarray((step.matrix[used].T @ coefficients[:, used].T).T)
+
+
+def _through_rectifier(step: Step, values: _Values, coefficients: Array, given: Array | None) -> tuple[Array, Array]:
     low, high = values.low[step.inputs[0]], values.high[step.inputs[0]]
-    is_open = (low < 0) & (high > 0)
-    chord = np.clip((high - step.slope * low) / np.where(is_open, high - low, 1.0), step.slope, 1.0)
-    above = np.where(is_open, chord, np.where(low >= 0, 1.0, step.slope))
+    part = coefficients * np.where(low >= 0, 1.0, step.slope)
+    is_open = np.flatnonzero((low < 0) & (high > 0))
+    given = None if given is None else np.broadcast_to(given, low.shape)[is_open]
+    low, high, coefficients = low[is_open], high[is_open], coefficients[:, is_open]
+    above = np.clip((high - step.slope * low) / (high - low), step.slope, 1.0)
     # Any line with this offset lies above both ends, so above the whole of the rectifier between them, which is convex.
-    offset = np.maximum(step.slope * low - above * low, high - above * high)
-    offset = np.where(is_open, offset + 8 * U64 * (np.abs(low) + np.abs(high)), 0.0)
-    below = np.where(high > -low, 1.0, step.slope) if given is None else np.clip(np.nan_to_num(given), step.slope, 1.0)
-    below = np.where(is_open, below, above)
-    positive, negative = np.maximum(coefficients, 0), np.minimum(coefficients, 0)
-    return negative @ offset, positive * below + negative * above
+    offset = np.maximum(step.slope * low - above * low, high - above * high) + 8 * U64 * (np.abs(low) + np.abs(high))
+    below = np.where(high > -low, 1.0, step.slope)
+    if given is not None:
+        below = np.where(np.isnan(given), below, np.clip(given, step.slope, 1.0))
+    part[:, is_open] = coefficients * np.where(coefficients > 0, below, above)
+    return np.minimum(coefficients, 0) @ offset, part
 
 
 def _through_maximum(step: Step, values: _Values, coefficients: Array) -> tuple[Array, Array]:

@@ -70,9 +70,19 @@ def crown_bounds(operations: Sequence[Operation], region: Region, *, limit: int 
         low, high = interval_step(operation, bounds, region)
         bounds.low.append(low)
         bounds.high.append(high)
-        if index in needed and operation.kind != "image" and low[0].numel() <= limit:
+        is_exact = operation.kind == "image" or (region.norm == "Linf" and _is_exact(operations, index))
+        if index in needed and not is_exact and low[0].numel() <= limit:
             _tighten(operations, index, bounds, region)
     return bounds
+
+
+def _is_exact(operations: Sequence[Operation], index: int) -> bool:
+    """Say whether interval bounds are exact over a box: on the way from the pixels, one operation at most adds any up."""
+    operation, n_sums = operations[index], 0
+    while operation.kind == "affine":
+        n_sums += not operation.is_scaling
+        operation = operations[operation.inputs[0]]
+    return operation.kind == "image" and n_sums <= 1
 
 
 def _tighten(operations: Sequence[Operation], index: int, bounds: Bounds, region: Region) -> None:
@@ -148,9 +158,12 @@ def _through_affine(operation: Operation, shape: tuple[int, ...], coefficients: 
     assert operation.linear is not None
     n, s = coefficients.shape[:2]
     flat, keep = coefficients.reshape(n * s, *operation.shape), torch.is_grad_enabled()
-    with torch.enable_grad():
-        zeros = torch.zeros(n * s, *shape).to(flat).requires_grad_()
-        (part,) = torch.autograd.grad(operation.linear(zeros), zeros, flat, create_graph=keep)
+    if operation.transposed is not None:
+        part = operation.transposed(flat)
+    else:
+        with torch.enable_grad():
+            zeros = torch.zeros(n * s, *shape).to(flat).requires_grad_()
+            (part,) = torch.autograd.grad(operation.linear(zeros), zeros, flat, create_graph=keep)
     bias = operation.bias
     offset = (flat * (bias.to(flat) if isinstance(bias, Tensor) else bias)).flatten(1).sum(1)
     return offset.view(n, s), part.view(n, s, *shape)

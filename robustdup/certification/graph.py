@@ -21,8 +21,9 @@ class Operation:
     """One step of a network; `inputs` are the numbers of the values that it reads (0 is the image).
 
     An affine one has `linear` x -> Wx, `absolute` x -> |W|x, `bias` b, and `shift`, a bound of |b| before anything in it
-    cancels. A rectifier is max(x, slope * x). A maximum is taken over `windows` (outputs, window): numbers of
-    inputs, -1 where a window hangs over the edge.
+    cancels; some have `transposed` y -> W'y, and `is_scaling` is set where each output reads one input. A rectifier is
+    max(x, slope * x). A maximum is taken over `windows` (outputs, window): numbers of inputs, -1 where a window hangs over
+    the edge.
     """
 
     kind: Literal["image", "affine", "rectifier", "maximum", "sum"]
@@ -31,6 +32,8 @@ class Operation:
     name: str = ""
     linear: Map | None = None
     absolute: Map | None = None
+    transposed: Map | None = None
+    is_scaling: bool = False
     bias: Tensor | float = 0.0
     shift: Tensor | float = 0.0
     slope: float = 0.0
@@ -105,6 +108,24 @@ def pool_windows(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Tensor:
     return windows.transpose(1, 2).reshape(-1, windows.shape[1]).long()
 
 
+def transposed_conv2d(module: nn.Conv2d, weight: Tensor, shape: tuple[int, ...]) -> Map | None:
+    """Return the transpose of a convolution, from (N, *outputs) to (N, *shape of an input); None for padding in words."""
+    if isinstance(module.padding, str):
+        return None
+    padding: Any = module.padding
+    options = (module.groups, module.dilation)
+
+    def back(outputs: Tensor) -> Tensor:
+        rest = []  # what a stride left over
+        for axis in (0, 1):
+            kernel = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+            least = (outputs.shape[2 + axis] - 1) * module.stride[axis] - 2 * padding[axis] + kernel
+            rest.append(shape[1 + axis] - least)
+        return F.conv_transpose2d(outputs, weight.to(outputs), None, module.stride, padding, rest, *options)
+
+    return back
+
+
 class _Reader:
     """Walks a traced graph; `values` has, per node, the number of its operation or the constant that it stands for."""
 
@@ -155,11 +176,30 @@ class _Reader:
 
     def _affine(
         self, node: fx.Node, number: _Number, linear: Map, absolute: Map | None = None, bias: Tensor | float = 0.0,
-        shift: Tensor | float | None = None,
+        shift: Tensor | float | None = None, **about: Any,
     ) -> _Number:  # fmt: skip
         """Add x -> linear(x) + bias; where `absolute` is None the map is its own, and `shift` is |bias|."""
         size = (bias.abs() if isinstance(bias, Tensor) else abs(bias)) if shift is None else shift
-        return self._add(node, "affine", [number], linear=linear, absolute=absolute or linear, bias=bias, shift=size)
+        return self._add(
+            node, "affine", [number], linear=linear, absolute=absolute or linear, bias=bias, shift=size, **about
+        )
+
+    def _scaling(
+        self, node: fx.Node, number: _Number, scale: Tensor, bias: Tensor, shift: Tensor | None = None
+    ) -> _Number:
+        """Add x -> scale x + bias."""
+
+        def linear(x: Tensor) -> Tensor:
+            return x * scale.to(x)
+
+        return self._affine(
+            node, number, linear, lambda x: x * scale.abs().to(x), bias, shift, transposed=linear, is_scaling=True
+        )
+
+    def _rectifier(self, node: fx.Node, number: _Number, slope: float) -> _Number:
+        if not 0 <= slope <= 1:
+            raise _not_boundable(node, f"a rectifier of slope {slope:g}, outside [0, 1],")
+        return self._add(node, "rectifier", [number], slope=slope)
 
     def _module(self, node: fx.Node, module: nn.Module, args: list[Any]) -> Any:
         number = args[0]
@@ -168,7 +208,7 @@ class _Reader:
         if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
             return number
         if isinstance(module, nn.ReLU | nn.LeakyReLU):
-            return self._add(node, "rectifier", [number], slope=float(getattr(module, "negative_slope", 0.0)))
+            return self._rectifier(node, number, float(getattr(module, "negative_slope", 0.0)))
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
             weight, bias = (
                 module.weight.detach().to(self.images),
@@ -179,7 +219,7 @@ class _Reader:
                 node, number,
                 lambda x: F.conv2d(x, weight.to(x), None, *options),
                 lambda x: F.conv2d(x, weight.abs().to(x), None, *options),
-                bias.view(-1, 1, 1),
+                bias.view(-1, 1, 1), transposed=transposed_conv2d(module, weight, self.operations[number.index].shape),
             )  # fmt: skip
         if isinstance(module, nn.Linear):
             weight, bias = (
@@ -189,6 +229,7 @@ class _Reader:
             return self._affine(
                 node, number,
                 lambda x: F.linear(x, weight.to(x)), lambda x: F.linear(x, weight.abs().to(x)), bias,
+                transposed=lambda y: y @ weight.to(y),
             )  # fmt: skip
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
             return self._batchnorm(node, number, module)
@@ -206,10 +247,7 @@ class _Reader:
         scale = (weight / (module.running_var.double() + module.eps).sqrt()).view(shape)
         offset = bias.view(shape) - module.running_mean.double().view(shape) * scale
         shift = bias.abs().view(shape) + (module.running_mean.double().view(shape) * scale).abs()
-        return self._affine(
-            node, number,
-            lambda x: x * scale.to(x), lambda x: x * scale.abs().to(x), offset, shift,
-        )  # fmt: skip
+        return self._scaling(node, number, scale, offset, shift)
 
     def _maximum(self, node: fx.Node, number: _Number, module: nn.MaxPool2d) -> _Number:
         if module.ceil_mode:
@@ -232,7 +270,7 @@ class _Reader:
             return self._add(node, "rectifier", [number])
         if name == "leaky_relu":
             slope: Any = args[1] if len(args) > 1 else node.kwargs.get("negative_slope", 0.01)
-            return self._add(node, "rectifier", [number], slope=float(slope))
+            return self._rectifier(node, number, float(slope))
         if name in ("dropout", "contiguous", "clone"):
             return number
         if name == "max_pool2d":
@@ -279,10 +317,7 @@ class _Reader:
         shift = {"add": value, "sub": -value}.get(name, zeros)
         if name == "sub" and number is right:
             scale, shift = -ones, value
-        return self._affine(
-            node, number,
-            lambda x: x * scale.to(x), lambda x: x * scale.abs().to(x), shift,
-        )  # fmt: skip
+        return self._scaling(node, number, scale, shift)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustdup.certification.proofs import certify_samples, probe
+from robustdup.certification.graph import read_network
+from robustdup.certification.proofs import Certificates, certify_samples, probe
 from robustdup.config import EvalConfig, parse_attacks
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
@@ -29,23 +30,29 @@ SHARE = 0.5  # of these, the share that CROWN has to prove
 
 
 def certify_first(
-    config: EvalConfig, model: nn.Module, data: ImageDataset, threat: ThreatModel, state: Path | None,
+    config: EvalConfig, model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel], state: Path | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Certified:  # fmt: skip
+) -> Certified | None:  # fmt: skip
     """Certify the samples of an evaluation at its largest eps, or take what is saved of a run that goes on.
 
     Args:
-        config: the evaluation, with its limit of time.
+        config: the evaluation, with its limit of time. Where it leaves `certify` open, a few samples, spread over all, say
+            whether it pays: counts decide, not a clock.
         model: the model that is judged.
         data: the images, with labels.
-        threat: the threat model of the result.
+        threats: the threat models, smallest first.
         state: folder of the run's state; None keeps nothing.
         progress: told (samples done, samples in all).
+
+    Returns:
+        The certificates; None where nobody asked and it does not pay.
 
     Raises:
         UserError: not-certifiable for what cannot be certified at all; not-boundable, with the layer.
     """
-    check_certifiable(config, model, threat)
+    asked, threat = config.certify is not None, threats[-1]
+    if config.certify is False or not (asked or _may_pay(config, model, data)):
+        return None
     about = {
         "data": data.fingerprint, "weights": fingerprint(model), "threat": str(threat),
         "limit": str(config.certify_seconds), "branch": str(config.certify_branch),
@@ -55,30 +62,24 @@ def certify_first(
         with contextlib.suppress(UserError):  # damaged ones are proven again
             saved = load_certified(path, about)
             if saved is not None:
-                return replace(saved, asked=config.certify is not None)
+                return replace(saved, asked=asked)
     try:
-        network = copy.deepcopy(model).cpu().float().eval()
-    except Exception as error:
-        raise _refused(f"the model cannot be copied ({type(error).__name__})") from error
+        check_certifiable(config, model, threat)
+        network = _copied(model)
+        operations = read_network(network, data.images[:4].float())
+        chosen = torch.arange(PROBE) * len(data) // PROBE
+        if not asked and probe(operations, data.images[chosen].float(), data.labels[chosen], threat) < SHARE:
+            return None
+    except Exception:  # whatever keeps a model from being bounded, where nobody asked for it
+        if asked:
+            raise
+        return None
     found = certify_samples(
-        network,
-        data.images.float(),
-        data.labels,
-        threat,
-        seconds=config.certify_seconds,
-        branch_seconds=config.certify_branch,
-        progress=progress,
-    )
-    position = found.certified.nonzero().squeeze(1)
-    kept = [found.slopes[row] for row in position.tolist()]
-    slopes = {
-        number: torch.stack([torch.from_numpy(one[number]) for one in kept]) for number in (kept[0] if kept else ())
-    }
-    methods = Counter(found.methods[row] for row in position.tolist())
-    certified = Certified(
-        position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes), found.trees
-    )
-    if config.certify is None:
+        network, data.images.float(), data.labels, threat, seconds=config.certify_seconds,
+        branch_seconds=config.certify_branch, progress=progress, operations=operations,
+    )  # fmt: skip
+    certified = _kept(found)
+    if not asked:
         said = f"Tried unasked, since a probe of {PROBE} samples promised much; --no-certify leaves it out."
         certified = replace(certified, asked=False, notes=(said, *certified.notes))
     if path is not None:
@@ -87,28 +88,30 @@ def certify_first(
     return certified
 
 
-def pays(config: EvalConfig, model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel]) -> bool:
-    """Say whether certificates are worth trying unasked: a few samples, spread over all, tell. Counts decide, not a clock.
+def _may_pay(config: EvalConfig, model: nn.Module, data: ImageDataset) -> bool:
+    """Say whether an evaluation is one whose samples cost so much that certificates are worth a probe."""
+    attacks = [name for name, _ in parse_attacks(config.attacks)]
+    return COSTLY in attacks and len(data) >= MANY and count_parameters(model) <= LARGE
 
-    Args:
-        config: the evaluation, in which `certify` is not given.
-        model: the model that is judged.
-        data: the images, with labels.
-        threats: the threat models, smallest first.
-    """
-    if (
-        count_parameters(model) > LARGE
-        or len(data) < MANY
-        or COSTLY not in [name for name, _ in parse_attacks(config.attacks)]
-    ):
-        return False
+
+def _copied(model: nn.Module) -> nn.Module:
     try:
-        check_certifiable(config, model, threats[-1])
-        network = copy.deepcopy(model).cpu().float().eval()
-        chosen = torch.arange(PROBE) * len(data) // PROBE
-        return probe(network, data.images[chosen].float(), data.labels[chosen], threats[-1]) >= SHARE
-    except Exception:  # whatever keeps a model from being bounded, nobody asked for it  # noqa: BLE001
-        return False
+        return copy.deepcopy(model).cpu().float().eval()
+    except Exception as error:
+        raise _refused(f"the model cannot be copied ({type(error).__name__})") from error
+
+
+def _kept(found: Certificates) -> Certified:
+    """Return what is kept of certificates: those that were accepted, row by row."""
+    position = found.certified.nonzero().squeeze(1)
+    kept = [found.slopes[row] for row in position.tolist()]
+    slopes = {
+        number: torch.stack([torch.from_numpy(one[number]) for one in kept]) for number in (kept[0] if kept else ())
+    }
+    methods = Counter(found.methods[row] for row in position.tolist())
+    return Certified(
+        position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes), found.trees
+    )
 
 
 def check_certifiable(config: EvalConfig, model: nn.Module, threat: ThreatModel) -> None:

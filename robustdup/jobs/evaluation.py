@@ -32,7 +32,7 @@ from robustdup.evaluation.engine import Evaluation, evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
 from robustdup.evaluation.stages import NativeOptions, for_model, plan_stages
 from robustdup.evaluation.under_way import Tick, UnderWay
-from robustdup.jobs.certification import certify_first, check_certifiable, pays
+from robustdup.jobs.certification import certify_first, check_certifiable
 from robustdup.jobs.models import Fitted, check_gradient, fit_model
 from robustdup.jobs.second_judge import judge_again
 from robustdup.models.adapt import PLAIN, Adaptation, adapted
@@ -111,9 +111,8 @@ def run_evaluation(
             stack.enter_context(locked(folder))
             stack.enter_context(freed_by_mistakes(folder, resume=resume, has_begun=lambda: has_calls(folder / STATE)))
         state = folder / STATE if folder is not None else None
-        certified = None
-        if config.certify or (config.certify is None and pays(config, original, data, threats)):
-            certified = certify_first(config, original, data, threats[-1], state)
+        certified = certify_first(config, original, data, threats, state)
+        if certified is not None:
             said = (
                 f"{len(certified.position)} of {len(data)} samples are proven to be robust ({certified.seconds:.1f} s)."
             )

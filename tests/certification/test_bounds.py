@@ -9,9 +9,9 @@ from scipy.optimize import linprog
 from torch import nn
 
 import robustdup
-from robustdup.certification import checker, proofs
+from robustdup.certification import checker, crown, proofs
 from robustdup.certification.checker import proven_margin
-from robustdup.certification.crown import interval_bounds, margins
+from robustdup.certification.crown import interval_bounds, margins, pull_back
 from robustdup.certification.graph import read_network, run
 from robustdup.certification.matrices import checker_steps
 from robustdup.certification.proofs import certify_samples
@@ -164,49 +164,73 @@ def test_the_exact_minimum_is_not_below_the_bound_and_near_it():
     assert (np.array(checked) >= exact - 0.05).all()
 
 
-def dense_crown(model, image, label, radius):
-    """Return the least margin of a network of dense layers in Linf by CROWN, written out with whole matrices, in float64."""
-    layers = [(m.weight.double().numpy(), m.bias.double().numpy()) for m in model if isinstance(m, nn.Linear)]
-    x = image.double().flatten().numpy()
-    box = np.maximum(x - radius, 0), np.minimum(x + radius, 1)
-
-    def least(rows, known):
-        """Bound rows times the output of the layer after the known ones, from below."""
-        constant = np.zeros(len(rows))
-        for depth in range(len(known), -1, -1):
-            weight, bias = layers[depth]
-            constant, rows = constant + rows @ bias, rows @ weight
-            if depth:
-                low, high = known[depth - 1]
-                crossing = (low < 0) & (high > 0)
-                above = np.where(crossing, high / np.where(crossing, high - low, 1), low >= 0)
-                below = np.where(crossing, high > -low, low >= 0)
-                positive, negative = np.maximum(rows, 0), np.minimum(rows, 0)
-                constant = constant + negative @ np.where(crossing, -above * low, 0)
-                rows = positive * below + negative * above
-        return constant + np.maximum(rows, 0) @ box[0] + np.minimum(rows, 0) @ box[1]
-
-    known, ends = [], box
-    for weight, bias in layers[:-1]:
-        low, high = (
-            np.maximum(weight, 0) @ ends[i] + np.minimum(weight, 0) @ ends[1 - i] + bias for i in (0, 1)
-        )  # intervals, and linear bounds where these are tighter
-        eye = np.eye(len(bias))
-        low, high = np.maximum(low, least(eye, known)), np.minimum(high, -least(-eye, known))
-        known.append((low, high))
-        ends = np.maximum(low, 0), np.maximum(high, 0)
-    classes = len(layers[-1][1])
-    return least(np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0), known).min()
+def test_transposed_layers_are_those_of_gradients():
+    """Convolutions of every stride, padding, dilation and grouping, dense layers and scales."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 4, 3, stride=2, padding=1),
+        nn.Conv2d(4, 6, (2, 3), stride=(3, 2), padding=(0, 2), groups=2),
+        nn.Conv2d(6, 2, 2, dilation=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(30, 3),
+    )
+    operations = read_network(model.eval().requires_grad_(False), torch.rand(2, 2, 17, 14))
+    transposed = [operation for operation in operations if operation.transposed is not None]
+    assert len(transposed) == 5
+    for operation in transposed:
+        inputs = torch.rand(2, *operations[operation.inputs[0]].shape, requires_grad=True)
+        outputs = torch.randn(2, *operation.shape)
+        (expected,) = torch.autograd.grad(operation.linear(inputs), inputs, outputs)
+        torch.testing.assert_close(operation.transposed(outputs), expected)
 
 
-@pytest.mark.parametrize("eps", ["0.02", "0.1"])
-def test_crown_is_as_tight_as_another_implementation(eps):
-    model, images, labels = network(Plain, 5)
-    threat = ThreatModel("Linf", eps)
-    least, _ = margins(read_network(model, images), region_of(images, threat), labels)
-    radius = threat.radius + threat.tolerance
-    expected = [dense_crown(model, x, int(y), radius) for x, y in zip(images, labels, strict=True)]
-    assert least.tolist() == pytest.approx(expected, abs=1e-4)
+def test_intervals_that_are_exact_are_not_tightened_and_others_are(monkeypatch):
+    model, images, _ = network(Residual, 0)
+    operations, region, asked = read_network(model, images), region_of(images, ThreatModel("Linf", "0.05")), []
+    exact = [number for number in range(1, len(operations)) if crown._is_exact(operations, number)]
+    assert [operations[number].name for number in exact] == ["sub", "truediv", "first", "norm"]
+    bounds = interval_bounds(operations, region)
+    for number in exact:
+        eye = torch.eye(bounds.low[number][0].numel()).view(1, -1, *operations[number].shape).expand(4, -1, -1, -1, -1)
+        least = pull_back(operations, number, eye, bounds, region)
+        torch.testing.assert_close(least.view_as(bounds.low[number]), bounds.low[number], atol=1e-5, rtol=1e-5)
+    steps = checker_steps(operations)
+    assert [number for number in range(1, len(steps)) if checker._is_exact(steps, number)] == exact
+    tighten = checker._tighten
+    monkeypatch.setattr(checker, "_tighten", lambda *given: (asked.append(given[1]), tighten(*given)))
+    proven(model, images[:1], torch.tensor([0]), ThreatModel("Linf", "0.05"))
+    in_linf, _ = set(asked), asked.clear()
+    proven(model, images[:1], torch.tensor([0]), ThreatModel("L2", "0.05"))  # a box holds more than a ball
+    assert set(asked) - in_linf == {4}
+
+
+def test_where_most_are_proven_the_checker_is_asked_at_once(monkeypatch):
+    model, _, _ = network(Plain, 0)
+    images = torch.rand(40, 2, 5, 5)
+    labels, threat, asked = model(images).argmax(1), ThreatModel("Linf", "0.005"), []
+
+    def claims(operations, region, own, steps=0):
+        asked.append((len(own), steps))
+        return margins(operations, region, own, steps=steps)
+
+    monkeypatch.setattr(proofs, "margins", claims)
+    found = certify_samples(model, images, labels, threat)
+    assert [n for n, steps in asked if not steps] == [16]
+    monkeypatch.setattr(proofs, "EASY", 2.0)
+    slow = certify_samples(model, images, labels, threat)
+    assert [n for n, steps in asked if not steps] == [16, 16, 16, 8]
+    assert found.certified.tolist() == slow.certified.tolist()
+    assert found.certified.sum() >= 20
+    torch.testing.assert_close(found.margins, slow.margins)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 1.5])
+def test_rectifiers_that_fall_or_bend_down_are_refused(slope):
+    step = checker.Step("rectifier", (0,), slope=slope)
+    assert proven_margin([checker.Step("image"), step], np.array([0.9, 0.1]), 0, norm="Linf", radius=0.01) == -np.inf
+    with raises("not-boundable", UserError, "slope"):
+        robustdup.certify(Odd(nn.LeakyReLU(slope)), torch.rand(2, 2, 5, 5), torch.tensor([0, 1]), eps="0.1")
 
 
 def off_by(function, change):

@@ -214,16 +214,18 @@ def test_a_run_that_goes_on_takes_the_saved_certificates(tmp_path, monkeypatch):
     from robustdup.threat import ThreatModel
 
     data, threat = from_tensors(IMAGES, LABELS, spec="python"), ThreatModel("Linf", "0.1")
-    first = certification.certify_first(EvalConfig(), Step().eval(), data, threat, tmp_path)
+    first = certification.certify_first(EvalConfig(certify=True), Step().eval(), data, [threat], tmp_path)
     monkeypatch.setattr(certification, "certify_samples", lambda *_, **__: pytest.fail("proven twice"))
-    again = certification.certify_first(EvalConfig(), Step().eval(), data, threat, tmp_path)
+    again = certification.certify_first(EvalConfig(certify=True), Step().eval(), data, [threat], tmp_path)
     assert torch.equal(again.position, first.position)
     assert torch.equal(again.margin, first.margin)
     assert {number: slope.shape for number, slope in again.slopes.items()} == {
         number: slope.shape for number, slope in first.slopes.items()
     }
     with pytest.raises(pytest.fail.Exception):
-        certification.certify_first(EvalConfig(), Step().eval(), data, ThreatModel("Linf", "0.2"), tmp_path)
+        certification.certify_first(
+            EvalConfig(certify=True), Step().eval(), data, [ThreatModel("Linf", "0.2")], tmp_path
+        )
 
 
 def test_the_words_of_outcomes_have_certified():

@@ -72,7 +72,7 @@ def register_objectives(registry: Registry) -> None:
         "ibp",
         f"{here}.intervals:ibp",
         attacks=False,
-        check=f"{here}.intervals:check_kappa",
+        check=f"{here}.intervals:check_weights",
         url="https://arxiv.org/abs/1810.12715",
         description="Cross-entropy of the worst logits that interval bounds leave possible: certified training, in Linf.",
     )
@@ -80,7 +80,7 @@ def register_objectives(registry: Registry) -> None:
         "crown_ibp",
         f"{here}.crown_ibp:crown_ibp",
         attacks=False,
-        check=f"{here}.crown_ibp:check_shares",
+        check=f"{here}.intervals:check_weights",
         url="https://arxiv.org/abs/1906.06316",
         description="As ibp, with linear bounds of the margins at first, or throughout: steadier, tighter at a small radius.",
     )

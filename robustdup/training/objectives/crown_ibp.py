@@ -53,12 +53,3 @@ def crown_ibp(
     loss = clean_share * cross_entropy(box.clean, labels, attack.label_smoothing)
     loss = loss + (1 - clean_share) * cross_entropy(worst, labels)
     return loss, {"correct": correct(worst, labels), "correct_clean": correct(box.clean, labels)}
-
-
-def check_shares(*, kappa: float, beta: float, **_: object) -> None:
-    """Raise UserError for a weight outside [0, 1]."""
-    for name, value, what in (("kappa", kappa, "its clean term"), ("beta", beta, "linear bounds")):
-        if not 0 <= value <= 1:
-            raise UserError(
-                f"crown_ibp's {name}, the weight of {what}, lies in [0, 1]; got {value:g}.", code="bad-value"
-            )

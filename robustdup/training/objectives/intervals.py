@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustdup.certification.crown import Bounds
-from robustdup.certification.graph import Operation, pool_windows
+from robustdup.certification.graph import Operation, pool_windows, transposed_conv2d
 from robustdup.errors import UserError
 from robustdup.models.attack_copy.compile import TrainedModel
 from robustdup.rng import SampleRng
@@ -93,10 +93,11 @@ def ibp(
     return loss, {"correct": correct(worst, labels), "correct_clean": correct(box.clean, labels)}
 
 
-def check_kappa(*, kappa: float, **_: Any) -> None:
-    """Raise UserError for a weight of the clean term outside [0, 1]."""
-    if not 0 <= kappa <= 1:
-        raise UserError(f"ibp's kappa, the weight of its clean term, lies in [0, 1]; got {kappa:g}.", code="bad-value")
+def check_weights(*, kappa: float, beta: float = 0.0, **_: object) -> None:
+    """Raise UserError where a weight of `ibp` or `crown_ibp` lies outside [0, 1]."""
+    for name, value, what in (("kappa", kappa, "its clean term"), ("beta", beta, "linear bounds")):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name}, the weight of {what}, lies in [0, 1]; got {value:g}.", code="bad-value")
 
 
 def interval_logits(model: nn.Module, images: Tensor, radius: float, tape: Tape | None = None) -> Box:
@@ -141,7 +142,7 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
             return super().call_module(target, args, kwargs)
         box: Box = args[0]
         if isinstance(module, nn.Linear | nn.Conv2d):
-            reach, about = _affine(module)
+            reach, about = _affine(module, tuple(box.clean.shape[1:]))
             centre, spread = module((box.low + box.high) / 2), reach((box.high - box.low) / 2)
             return self._kept(Box(module(box.clean), centre - spread, centre + spread), "affine", box, **about)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -206,11 +207,12 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
         return self.tape.keep(found, "affine", before, linear=module)
 
 
-def _affine(module: nn.Linear | nn.Conv2d) -> tuple[Any, dict[str, Any]]:
-    """Return a layer's reach |W| x, and what an operation holds of it."""
+def _affine(module: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
+    """Return a layer's reach |W| x for inputs (N, *shape), and what an operation holds of it."""
     if isinstance(module, nn.Linear):
         return lambda x: F.linear(x, module.weight.abs()), {
             "linear": lambda x: F.linear(x, module.weight),
+            "transposed": lambda y: y @ module.weight,
             "bias": 0.0 if module.bias is None else module.bias,
         }
     if module.padding_mode != "zeros":
@@ -218,6 +220,7 @@ def _affine(module: nn.Linear | nn.Conv2d) -> tuple[Any, dict[str, Any]]:
     options: Any = (module.stride, module.padding, module.dilation, module.groups)
     return lambda x: F.conv2d(x, module.weight.abs(), None, *options), {
         "linear": lambda x: F.conv2d(x, module.weight, None, *options),
+        "transposed": transposed_conv2d(module, module.weight, shape),
         "bias": 0.0 if module.bias is None else module.bias.view(-1, 1, 1),
     }
 
