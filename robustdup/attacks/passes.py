@@ -2,7 +2,8 @@
 
 `Passes` packs any number of rows into micro-batches padded to one fixed shape, so that compiled models hold, memory is
 bounded, and a row's logits do not depend on who shares its batch. What is left over may go into a smaller shape, where
-the model was seen to compute the same bits in it. It counts rows, forward and backward.
+the model was seen to compute the same bits in it. It counts rows, forward and backward. For an attack that knows nothing of
+models that answer at random, it answers with the mean of several draws, which gives any attack by gradient EOT.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from robustdup.errors import UserError, error_text
 
@@ -49,18 +51,53 @@ class _CountBackward(torch.autograd.Function):
         return grads[0], None
 
 
+class _MeanOfDraws(torch.autograd.Function):
+    """The mean logits of several draws; their gradient is that of as many fresh draws, of which one is kept in memory at a time.
+
+    Gradients are so averaged over draws: EOT, https://arxiv.org/abs/1707.07397.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, asked: Callable[[Tensor], Tensor], draws: int) -> Tensor:
+        ctx.asked, ctx.draws = asked, draws
+        ctx.save_for_backward(images.clone())
+        return _mean(asked, images, draws)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (images,) = ctx.saved_tensors
+        total = torch.zeros_like(images)
+        for _ in range(ctx.draws):
+            with torch.enable_grad():
+                draw = images.detach().requires_grad_(True)
+                total += torch.autograd.grad(ctx.asked(draw), draw, grad)[0]
+        return total / ctx.draws, None, None
+
+
+def _mean(asked: Callable[[Tensor], Tensor], images: Tensor, draws: int) -> Tensor:
+    total = asked(images)
+    for _ in range(draws - 1):
+        total = total + asked(images)
+    return total / draws
+
+
 class Passes(nn.Module):
     """A model that counts its rows and, with `micro_batch`, runs them in padded micro-batches of that many rows.
 
     Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches). The last
-    micro-batch is padded to the smallest of `smaller` numbers of rows that holds it, if any does.
+    micro-batch is padded to the smallest of `smaller` numbers of rows that holds it, if any does. With `draws` above 1 an
+    answer is the mean of so many of the model's.
     """
 
-    def __init__(self, model: nn.Module, micro_batch: int | None = None, smaller: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, micro_batch: int | None = None, smaller: Sequence[int] = (), *, draws: int = 1
+    ) -> None:
         super().__init__()
         self.model = model
         self.micro_batch = micro_batch
         self.smaller = tuple(sorted(smaller))
+        self.draws = draws
         self.count = Count()
         self.looks: list[tuple[int, int]] = []  # of each look at the samples: rows, and passes of all rows before it
         self.watch: Callable[[], None] | None = None  # called before every pass
@@ -86,6 +123,13 @@ class Passes(nn.Module):
             self.watch()
         if not self._looking:
             self.looks.append((images.shape[0], self.count.forward + self.count.backward))
+        if self.draws == 1:
+            return self._asked(images)
+        if images.requires_grad and torch.is_grad_enabled():
+            return _MeanOfDraws.apply(images, self._asked, self.draws)  # type: ignore[no-any-return, no-untyped-call]
+        return _mean(self._asked, images, self.draws)
+
+    def _asked(self, images: Tensor) -> Tensor:
         self.count.forward += images.shape[0]
         if self.micro_batch is None or images.shape[0] == 0:
             logits = self._checked(self._answer(_own(images)), images.shape[0])

@@ -97,8 +97,8 @@ class EvalConfig(DataFields, ModelFields):
     )
     eot: int = Field(
         1,
-        description="Gradient draws a step for randomised models (EOT), for attacks that take it; 10 for such a model if "
-        "not given.",
+        description="Gradient draws a step for randomised models (EOT), for attacks by gradient; for such a model 10 to 64 if "
+        "not given, as its answers vary.",
         ge=1,
     )
     judge_draws: int = Field(100, description="Fresh draws by which a randomised model is judged.", ge=1)

@@ -47,7 +47,8 @@ CLOSE = 0.01  # of the usual clean margin: nearer than this, folding may change 
 class PlannedStage:
     """A stage with its attack found and its options checked. `call_options` may hold callables (losses) for options.
 
-    `norm` names the ball that it is for, where the threat model is a union over norms.
+    `norm` names the ball that it is for, where the threat model is a union over norms. `draws` is how many answers of a model
+    that answers at random the attack gets the mean of, where it averages none itself.
     """
 
     spec: AttackSpec
@@ -56,6 +57,16 @@ class PlannedStage:
     take: float = 1.0
     when: str = "always"
     norm: str | None = None
+    draws: int = 1
+
+    @property
+    def passes(self) -> tuple[float, float] | None:
+        """The (forward, backward) passes of a surviving sample, where known."""
+        cost = self.spec.passes(self.options)
+        if cost is None or self.draws == 1:
+            return cost
+        forward, backward = cost
+        return (forward + backward) * self.draws, backward * self.draws  # gradients are those of fresh draws
 
 
 def stages_in(stages: Sequence[PlannedStage], norm: str) -> list[PlannedStage]:
@@ -195,7 +206,7 @@ class _TickFailed(BaseException):
 
 def _watching(attacked: Passes, stage: PlannedStage, work: Work, tick: Tick) -> Callable[[], None]:
     """Return what tells `tick`, at once and then at most every half second, how many of the expected passes are made."""
-    cost = stage.spec.passes(stage.options)
+    cost = stage.passes
     expected = 0.0 if cost is None else sum(cost) * len(work.positions)
     last = -math.inf
 
@@ -220,13 +231,15 @@ def _model_for(stage: PlannedStage, context: Context) -> Passes:
     robustdup's own attacks share one attack copy, which may be compiled; any other gets a copy that it may ruin.
     """
     if stage.spec.batching != "pool":
-        return Passes(fresh_copy(context.attacked))
+        return Passes(fresh_copy(context.attacked), draws=stage.draws)
     if context.attack_copy is None:
-        return Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)
-    if stage.spec.source == "native":
-        return Passes(context.attack_copy.model, context.micro_batch, context.smaller)
-    source = context.attacked if context.attack_copy.compiled != "off" else context.attack_copy.model
-    return Passes(fresh_copy(source), context.micro_batch, context.smaller)
+        model = fresh_copy(context.attacked)
+    elif stage.spec.source == "native":
+        model = context.attack_copy.model
+    else:
+        compiled = context.attack_copy.compiled != "off"
+        model = fresh_copy(context.attacked if compiled else context.attack_copy.model)
+    return Passes(model, context.micro_batch, context.smaller, draws=stage.draws)
 
 
 def _ruined(model: nn.Module, stage: PlannedStage, context: Context) -> bool:

@@ -366,7 +366,7 @@ class CallSize:
         if self.stage.spec.batching == "whole":
             self.now = 2**62
         elif self._free:
-            passes = self.stage.spec.passes(self.stage.options)
+            passes = self.stage.passes
             longest = 0.0
             if passes is not None and self.context.seconds is not None:
                 forward, both = self.context.seconds

@@ -129,7 +129,7 @@ def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float]]:
 
     Stages that run only on signs of gradient masking are left out: most runs never come to them.
     """
-    known = [(stage.take, stage.spec.passes(stage.options)) for stage in pool if stage.when == "always"]
+    known = [(stage.take, stage.passes) for stage in pool if stage.when == "always"]
     return [(take * cost[0], take * cost[1]) for take, cost in known if cost is not None]
 
 

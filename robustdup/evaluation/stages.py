@@ -18,11 +18,15 @@ AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which publis
 # benchmarks.minimum_norm.
 NEAREST = dict.fromkeys(COUNTS, ("sigma-zero", "fmn"))
 NEAREST_ELSEWHERE = ("superdeepfool", "fmn")
+DRAWS_CALLED = ("eot", "eot_iter", "n_eot", "eot_samples")  # how attacks call the draws that they average over
 
 
 @dataclass(frozen=True)
 class NativeOptions:
-    """Options of every native attack that takes them, unless they were written with the attack itself."""
+    """Options of every native attack that takes them, unless they were written with the attack itself.
+
+    `eot` holds for attacks by gradient that average over no draws themselves, too.
+    """
 
     loss: str | None = None
     eot: int = 1
@@ -87,34 +91,49 @@ def for_model(
 ) -> tuple[list[PlannedStage], list[str]]:  # fmt: skip
     """Return the stages as a model needs them, and what a reader should know of it.
 
-    Where the model answers at random, native attacks that can average gradients over draws do.
+    Where the model answers at random, attacks by gradient average over draws: native ones by their option `eot`, others since
+    they get the mean of several answers in place of each answer.
     """
     if not randomized:
-        return list(stages), []
-    fitted, averaged, single = [], [], []
-    for stage in stages:
-        if stage.spec.source == "native" and "eot" in stage.spec.parameters and "eot" not in stage.options:
-            switch = {"eot": draws.eot}
-            stage = replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
-            averaged.append(stage.spec.name)
-        elif stage.options.get("eot", stage.options.get("eot_iter", 1)) == 1:
-            single.append(stage.spec.name)
-        fitted.append(stage)
-    notes = []
-    if averaged:
-        error = (
-            ""
-            if draws.error is None
-            else f"; the error of a mean margin is about {draws.error:.0%} of the usual margin"
-        )
-        names = ", ".join(dict.fromkeys(averaged))
-        notes.append(f"The model answers at random: {names} averaged gradients over {draws.eot} draws{error} (--eot).")
-    if single:
-        notes.append(
-            f"The model answers at random: {', '.join(dict.fromkeys(single))} looked at single draws, and may have stopped at a "
-            "lucky one. What they left is judged by fresh draws; what they missed is not known."
-        )
-    return fitted, notes
+        return [replace(stage, draws=1) for stage in stages], []
+    fitted = [_averaging(stage, draws) for stage in stages]
+    spread = (
+        "" if draws.error is None else f"; the error of a mean margin is about {draws.error:.0%} of the usual margin"
+    )
+    kinds: dict[str, list[str]] = {}
+    for before, after in zip(stages, fitted, strict=True):
+        if after.draws > 1:
+            told = f"got the mean of {after.draws} draws for each answer{spread} (--eot)."
+        elif "eot" in after.options and "eot" not in before.options:
+            told = f"averaged gradients over {after.options['eot']} draws{spread} (--eot)."
+        elif _own_draws(after) == 1:
+            told = (
+                "looked at single draws, and may have stopped at a lucky one. What they left is judged by fresh draws; what "
+                "they missed is not known."
+            )
+        else:
+            continue
+        kinds.setdefault(told, []).append(after.spec.name)
+    names = {told: ", ".join(dict.fromkeys(found)) for told, found in kinds.items()}
+    return fitted, [f"The model answers at random: {found} {told}" for told, found in names.items()]
+
+
+def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
+    """Let an attack by gradient average over draws, unless it was told how many, or averages over as many by itself."""
+    parameters = stage.spec.parameters
+    told = any(name in stage.options for name in DRAWS_CALLED)
+    if told or stage.spec.knowledge != "white-box" or _own_draws(stage) >= draws.eot:
+        return replace(stage, draws=1)
+    if stage.spec.source == "native" and "eot" in parameters:
+        switch = {"eot": draws.eot}
+        return replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
+    return stage if stage.draws > 1 else replace(stage, draws=draws.eot)
+
+
+def _own_draws(stage: PlannedStage) -> int:
+    """Return over how many draws an attack averages by itself."""
+    options = {**stage.spec.defaults, **stage.options}
+    return max(1, *(int(value) for name in DRAWS_CALLED if type(value := options.get(name, 1)) is int))
 
 
 def _other_norm(spec: AttackSpec, registry: Registry, norm: str) -> UserError:
@@ -150,7 +169,9 @@ def _planned(
         if options["loss"] not in registry.losses:
             raise unknown("loss", options["loss"], registry.losses)
         call_options["loss"] = registry.losses[options["loss"]].function
-    return PlannedStage(spec, options, call_options, stage.take, stage.when)
+    averages = spec.knowledge != "white-box" or any(name in spec.parameters for name in DRAWS_CALLED)
+    draws = 1 if averages else native.eot
+    return PlannedStage(spec, options, call_options, stage.take, stage.when, draws=draws)
 
 
 def _minimising(
@@ -176,8 +197,9 @@ def _minimising(
 
 def _check_native(stages: Sequence[PlannedStage], native: NativeOptions, named: str) -> None:
     """Raise UserError where an option for native attacks finds none that takes it."""
-    for flag, given in (("loss", native.loss is not None), ("eot", native.eot > 1)):
-        if given and not any(flag in stage.options for stage in stages):
-            raise UserError(
-                f"--{flag} is for native gradient attacks such as pgd; none of {named!r} takes it.", code="bad-option"
-            )
+    if native.loss is not None and not any("loss" in stage.options for stage in stages):
+        raise UserError(
+            f"--loss is for native gradient attacks such as pgd; none of {named!r} takes it.", code="bad-option"
+        )
+    if native.eot > 1 and not any("eot" in stage.options or stage.draws > 1 for stage in stages):
+        raise UserError(f"--eot is for attacks by gradient such as pgd; {named!r} has none.", code="bad-option")

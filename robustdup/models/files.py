@@ -1,6 +1,6 @@
 """Models from a Python file, `path/to/model.py:factory@weights`, and weights from a checkpoint.
 
-A checkpoint is safetensors, or what `torch.load(weights_only=True)` takes; pickles are loaded only on request.
+What a checkpoint is, `checkpoint_file` tells; pickles are loaded only on request.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -17,14 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from robustdup.errors import UserError, error_text, unknown
-from robustdup.inflation import check_zip
 from robustdup.models.adapt import keep_names, keep_notes
+from robustdup.models.checkpoint_file import read_checkpoint, weights_file
 from robustdup.models.class_names import names_in
-from robustdup.models.pickles import harmless, is_torchscript, main_is
 from robustdup.models.state_dicts import fit_state
 from robustdup.plugins.exits import Exit, no_exits
 from robustdup.plugins.loading import FreshSource
@@ -64,7 +61,9 @@ def place_of_weights(text: str | None) -> tuple[Path | None, str | None]:
         return None, None
     whole = Path(text).expanduser()
     file, mark, named = text.rpartition("#")
-    return (whole, None) if whole.is_file() or not mark else (Path(file).expanduser(), named)
+    if whole.exists() or not mark:
+        return weights_file(whole), None
+    return weights_file(Path(file).expanduser()), named
 
 
 def _call(file: Path, module: ModuleType, name: str, written: str) -> nn.Module:
@@ -182,73 +181,3 @@ def load_weights(
     keep_notes(model, notes)
     if isinstance(content, Mapping):
         keep_names(model, names_in(content))
-
-
-def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleType | None = None) -> Any:
-    """Return what a checkpoint holds, on the CPU. Raises UserError for anything that is not one."""
-    with file.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
-        raise UserError(f"{str(file)!r} is empty: the download or the copy failed.", code="damaged-checkpoint")
-    if head.lstrip()[:1] == b"<":
-        raise UserError(
-            f"{str(file)!r} is a web page, not a checkpoint: the download failed. Open it to see what it says.",
-            code="damaged-checkpoint",
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{str(file)!r} is a Git LFS pointer, not the weights: run 'git lfs pull'.", code="damaged-checkpoint"
-        )
-    if file.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):  # a zip, or a bare pickle
-        raise UserError(
-            f"{str(file)!r} is not a checkpoint: neither safetensors (by its ending) nor written by torch.save.",
-            code="damaged-checkpoint",
-        )
-    try:
-        check_zip(file)
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        if is_torchscript(file):
-            return torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
-        with torch.serialization.safe_globals(harmless(file, module)):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():
-            raise _broken(file, error) from error
-        if not allow_pickle:
-            raise UserError(
-                f"{str(file)!r} holds more than weights{_named_in(error)}: loading it as a pickle can run any code of whoever "
-                "made it. Save the state dict alone (safetensors, or torch.save(model.state_dict())), or, if you trust the "
-                "file, give --allow-pickle.",
-                code="refused-pickle",
-            ) from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise _broken(file, error) from error
-    try:
-        with main_is(module):
-            return torch.load(file, map_location="cpu", weights_only=False)
-    except (AttributeError, ModuleNotFoundError) as error:
-        raise UserError(
-            f"{str(file)!r} is a whole pickled model, and what it is made of cannot be found here: {error}. Put the class "
-            "into the file that you name, where the factory is, or save its state dict alone.",
-            code="missing-class",
-        ) from error
-    except Exception as error:
-        raise _broken(file, error) from error
-
-
-def _named_in(error: Exception) -> str:
-    """Return what a refused file names, for a message."""
-    names = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
-    return f" ({', '.join(names)})" if names else ""
-
-
-def _broken(file: Path, error: Exception) -> UserError:
-    detail = str(error).strip().split("\n")[0] or type(error).__name__
-    return UserError(
-        f"{str(file)!r} is not a whole checkpoint: {detail} Download or copy it again.", code="damaged-checkpoint"
-    )

@@ -1,4 +1,7 @@
-"""What a checkpoint may name without running a stranger's code: numbers, settings, layers of torch, classes of the given file."""
+"""What a checkpoint may name without running a stranger's code: numbers, settings, layers of torch, classes of the given file.
+
+Of any other class nothing is run either: what an object of it holds is read as a plain mapping.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import pathlib
 import sys
 import types
 import zipfile
-from collections import defaultdict
+from _compat_pickle import IMPORT_MAPPING
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,26 +23,50 @@ import torch
 from torch import nn
 
 Named = Callable[..., Any] | tuple[Callable[..., Any], str]
+# Modules of Python's own library whose objects are values; functions and classes of all others are refused.
+VALUES = ("datetime", "decimal", "fractions", "uuid", "enum", "collections", "zoneinfo", "ipaddress")
+
+
+class Unqueued:
+    """Stands for a queue, which the reader fills as a list."""
+
+    def __new__(cls, *_: Any, **__: Any) -> list[Any]:  # type: ignore[misc]
+        """Return an empty list."""
+        return []
+
+
+class Unloaded:
+    """Stands for a class that is not loaded: an object of it becomes a plain mapping, its attributes those of the object."""
+
+    def __new__(cls, *_: Any, **__: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """Return an empty mapping, which the reader fills; the arguments are dropped."""
+        return OrderedDict()
 
 
 def harmless(file: Path, module: ModuleType | None) -> list[Named]:
     """Return what `torch.load(weights_only=True)` may be allowed besides, for one file.
 
-    Numbers and types of numpy, settings (Namespace, paths), layers of torch by their classes, and classes of `module`, which
-    the user named to be run, also where the file says that they were in `__main__`. None of them runs code from the file.
+    Numbers, arrays and types of numpy, settings (Namespace, paths), layers of torch by their classes, and classes of `module`,
+    which the user named to be run, also where the file says that they were in `__main__`; other classes than those of
+    Python's library as `Unloaded`. None of them runs code from the file.
     """
     allowed: list[Named] = [
-        argparse.Namespace, types.SimpleNamespace, defaultdict, np.dtype, *_numpy_types(), *_paths(),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        argparse.Namespace, types.SimpleNamespace, defaultdict, (frozenset, "builtins.frozenset"), np.dtype, np.ndarray,
+        *_numpy_types(), *_paths(),
     ]  # fmt: skip
-    for name in _globals_of(file):
-        found = _layer(name) or _of_module(name, module)
+    for core in ("core", "_core"):
+        allowed += [
+            (part, f"numpy.{core}.multiarray.{part.__name__}") for part in (multiarray.scalar, multiarray._reconstruct)
+        ]
+    known = {name for each in allowed if isinstance(each, tuple) for name in [each[1]]}
+    for name in _globals_of(file) - known:
+        found = _layer(name) or _of_module(name, module) or _stand_in(name)
         if found is not None:
             allowed.append((found, name))
     return allowed
 
 
-scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]
 
 
 def _numpy_types() -> list[Named]:
@@ -53,12 +81,23 @@ def _paths() -> list[Named]:
     return [(pathlib.PurePath, f"{place}.{kind}") for place in ("pathlib", "pathlib._local") for kind in kinds]
 
 
-def _globals_of(file: Path) -> list[str]:
-    """Return what a file names that is not allowed by torch itself; [] for old files, which do not say it beforehand."""
+def _globals_of(file: Path) -> set[str]:
+    """Return what a file names that is not allowed by torch itself; none for old files, which do not say it beforehand."""
     try:
-        return list(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # noqa: BLE001
-        return []
+        return set()
+
+
+def _stand_in(name: str) -> type | None:
+    """Return what stands for a class that is not loaded; None for what Python's own library has, but for values."""
+    module = name.rpartition(".")[0]
+    top = IMPORT_MAPPING.get(module, module).partition(".")[0]  # files name modules as Python 2 called them
+    if top in sys.stdlib_module_names and top not in VALUES:
+        return None
+    if top == "numpy" or (top == "torch" and not module.startswith("torch.nn.")):
+        return None
+    return Unqueued if name == "collections.deque" else Unloaded
 
 
 def _layer(name: str) -> type | None:

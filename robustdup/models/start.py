@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError
-from robustdup.models.files import place_of_weights, read_checkpoint
+from robustdup.models.checkpoint_file import read_checkpoint
+from robustdup.models.files import place_of_weights
 from robustdup.models.load import load_model
 from robustdup.models.state_dicts import Fit, best_fit, fit_state
 from robustdup.plugins import Registry

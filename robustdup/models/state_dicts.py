@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ SHOWN = 8  # sets of weights that a message lists
 # Parts of names that wrappers put in: DataParallel, torch.compile, FSDP, activation checkpoints.
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # do not change what a network computes
-AVERAGED = ("ema", "averaged", "average", "avg", "swa", "shadow")
+AVERAGED = ("ema", "averaged", "average", "avg", "swa", "shadow", "polyak")
 USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "state")
 STATISTICS = ("running_mean", "running_var")
 
@@ -78,7 +79,13 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
             f"{place} holds several sets of weights for this network: {names}. Name one: @FILE#{first.name}.",
             code="several-weights",
         )
-    return first, _notes(first, others, place, named)
+    notes = _notes(first, others, place, named)
+    notes += [
+        f"{place} holds averaged weights without names ({name!r}), which are not read: {first.name or 'those at the top'!r} was "
+        "taken."
+        for name in _nameless(content)
+    ]
+    return first, notes
 
 
 def best_fit(content: Any, model: nn.Module, place: str, *, named: str | None = None) -> Fit:
@@ -109,10 +116,7 @@ def _every_fit(
 
 def _sets(content: Any, name: str, depth: int = DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Walk the sets of tensors in nested mappings, lists and modules, the outer ones first, with their names."""
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    if isinstance(content, list | tuple):
-        content = dict(enumerate(content)) if len(content) <= SHOWN else {}
+    content = _plain_mapping(content)
     if not isinstance(content, Mapping) or "param_groups" in content:
         return
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -122,6 +126,51 @@ def _sets(content: Any, name: str, depth: int = DEPTH) -> Iterator[tuple[str, di
         for key, value in content.items():
             if not isinstance(value, Tensor) and len(tensors) < len(content):
                 yield from _sets(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _nameless(content: Any, name: str = "", depth: int = DEPTH) -> Iterator[str]:
+    """Yield where averaged weights stand as lists of tensors."""
+    if (
+        isinstance(content, list)
+        and len(content) > 1
+        and _averaged(name)
+        and all(isinstance(t, Tensor) for t in content)
+    ):
+        yield name
+    elif isinstance(content, Mapping) and "param_groups" not in content and depth:
+        for key, value in content.items():
+            yield from _nameless(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _plain_mapping(content: Any) -> Any:
+    """Return a mapping for what holds tensors under names: modules, lists, objects of classes that were not loaded, arrays."""
+    if isinstance(content, nn.Module) or "_parameters" in getattr(content, "__dict__", ()):
+        return dict(_tensors_of(content))
+    if isinstance(content, list | tuple):
+        return dict(enumerate(content)) if len(content) <= SHOWN else {}
+    if not isinstance(content, Mapping):
+        return content
+    held = {key: value for key, value in getattr(content, "__dict__", {}).items() if key != "_metadata"}
+    return {key: _as_tensor(value) for key, value in {**held, **content}.items()}
+
+
+def _tensors_of(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk the parameters and saved buffers of a module by name, also of one whose class was not loaded."""
+    parts = vars(module)
+    gone = parts.get("_non_persistent_buffers_set", ())
+    for name, value in {**parts["_parameters"], **parts.get("_buffers", {})}.items():
+        if isinstance(value, Tensor) and name not in gone:
+            yield prefix + name, value.detach()
+    for name, inner in parts.get("_modules", {}).items():
+        if "_parameters" in getattr(inner, "__dict__", ()):
+            yield from _tensors_of(inner, f"{prefix}{name}.")
+
+
+def _as_tensor(value: Any) -> Any:
+    """Return an array of numbers as a tensor, anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        return value
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
 
 
 def _own_part(name: str, other: str) -> str:

@@ -234,6 +234,31 @@ def test_eot_averages_the_gradients_of_a_randomised_model():
     assert torch.allclose(adv_images, images + 0.1)
 
 
+def test_the_mean_of_draws_has_the_mean_gradient_of_fresh_ones():
+    class Cycle(nn.Module):
+        weights = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0, 30.0])
+        calls = 0
+
+        def forward(self, images):
+            weight, self.calls = self.weights[self.calls % 6], self.calls + 1
+            return weight * images.flatten(1) ** 2
+
+    model = Passes(Cycle(), 2, draws=3)
+    images = torch.rand(5, 1, 1, 2).requires_grad_(True)
+    model.model.calls = -9  # micro-batches of 2, 2 and 1: each is asked once a draw
+    flat = images.detach().flatten(1) ** 2
+    logits = model(images)
+    weights = Cycle.weights[torch.arange(-9, 0) % 6].view(3, 3).mean(dim=0)[[0, 0, 1, 1, 2]]
+    torch.testing.assert_close(logits, weights[:, None] * flat)
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    weights = Cycle.weights[torch.arange(0, 9) % 6].view(3, 3).mean(dim=0)[[0, 0, 1, 1, 2]]
+    torch.testing.assert_close(gradient.flatten(1), 2 * weights[:, None] * images.detach().flatten(1))
+    assert (model.count.forward, model.count.backward) == (30, 15)
+    with torch.no_grad():
+        assert not model(images).requires_grad
+    assert (model.count.forward, model.count.backward) == (45, 15)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

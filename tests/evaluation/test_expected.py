@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import robustdup
+from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.draws import Draws, enough_draws
+from robustdup.evaluation.stages import for_model
+from robustdup.plugins import AttackSpec
 
 VALUES = torch.linspace(0.3, 0.7, 24)
 IMAGES = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
@@ -91,6 +94,47 @@ def test_the_expected_accuracy_is_brought_to_its_minimum_on_every_sample(model, 
     assert clean - best > 0.08
     assert record.clean_accuracy.value == pytest.approx(clean, abs=0.03)
     assert record.robust_accuracy.value == pytest.approx(best, abs=0.03)
+
+
+@robustdup.register_attack("of-a-toolkit", norms=["Linf"])
+def of_a_toolkit(model, images, labels, threat, *, rng):
+    """Take ten steps of signs from single answers, as toolkits do that know nothing of models that answer at random."""
+    adv_images = images.clone()
+    for _ in range(10):
+        adv_images.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(adv_images), labels), adv_images)
+        adv_images = threat.project(images, adv_images.detach() + threat.radius / 4 * gradient.sign())
+    return adv_images
+
+
+@pytest.mark.parametrize("attack", [of_a_toolkit, "fgsm"])
+@pytest.mark.parametrize("model", [NoiseAtTheInput, Dropout])
+def test_attacks_by_gradient_without_draws_of_their_own_get_the_mean_of_several(model, attack):
+    record = evaluate(model(), [attack]).record
+    assert record.robust_accuracy.value == pytest.approx(float(model.expected(GAP - EPS).mean()), abs=0.03)
+    (said,) = [event for event in record.events if "answers at random" in event]
+    assert "got the mean of 6 draws" in said
+    steps = 10 if attack is of_a_toolkit else 1
+    row = record.attacks[0]
+    assert row.forward_passes == row.n_attacked * steps * 12  # six answers, and six for the gradient
+    assert row.backward_passes == row.n_attacked * steps * 6
+
+
+def test_a_number_of_draws_that_is_written_with_an_attack_is_believed():
+    """Its own draws count, also those that it takes without being told, where they are enough."""
+
+    def spec(name, eot):
+        def function(model, images, labels, threat, *, rng, eot_iter: int = eot):
+            return images
+
+        return AttackSpec(name=name, function=function, norms=("Linf",))
+
+    written = PlannedStage(spec("written", 2), {"eot_iter": 3}, {"eot_iter": 3})
+    many, few = PlannedStage(spec("many", 20), {}, {}), PlannedStage(spec("few", 2), {}, {})
+    stages, notes = for_model([written, many, few], randomized=True)
+    assert [stage.draws for stage in stages] == [1, 1, 10]
+    assert notes == ["The model answers at random: few got the mean of 10 draws for each answer (--eot)."]
+    assert [stage.draws for stage in for_model(stages, randomized=False)[0]] == [1, 1, 1]
 
 
 def test_samples_that_are_right_in_fewer_than_half_of_the_draws_are_attacked_too():

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
+import decimal
+import enum
+import gzip
 import pathlib
+import pickle
+import subprocess
+import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -75,6 +84,18 @@ def prefixed(state, prefix):
     return collections.OrderedDict((prefix + key, value) for key, value in state.items())
 
 
+class Settings(dict):
+    """As EasyDict, CfgNode and AttributeDict are: a mapping with attributes."""
+
+    def __init__(self, **values):
+        super().__init__(values)
+        self.__dict__.update({"frozen": True})
+
+
+class Mode(enum.Enum):
+    FAST = 1
+
+
 def others(state):
     return {key: value + 1 for key, value in state.items()}
 
@@ -111,12 +132,23 @@ LAYOUTS = {
     "averaged first": lambda s, n: {"ema": {"shadow": others(s), "decay": 0.9}, "model": s},
     "the same twice": lambda s, n: {"best": s, "last": s},
     "thop's counters": lambda s, n: {**s, "total_ops": torch.zeros(1), "body.total_params": torch.zeros(1)},
+    "arrays of numpy": lambda s, n: {"weights": {key: value.numpy() for key, value in s.items()}, "curve": np.ones(3)},
+    "values of Python": lambda s, n: {
+        "model": s, "when": datetime.datetime(2024, 1, 1), "lr": decimal.Decimal("0.1"), "seen": frozenset([1]),
+        "losses": collections.deque([1.0, 2.0], maxlen=3), "random": np.random.RandomState(0).get_state(),
+    },
+    "settings of a class that is not here": lambda s, n: {"model": s, "config": Settings(lr=0.1, mode=Mode.FAST)},
+    "weights in a mapping of a class that is not here": lambda s, n: Settings(model=s),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_without_a_pickle(place, registry, net, layout):
+def test_layouts_without_a_pickle(place, registry, net, layout, monkeypatch):
+    for kind in (Settings, Mode):  # as if they had stood elsewhere
+        monkeypatch.setattr(kind, "__module__", "elsewhere")
+    monkeypatch.setitem(sys.modules, "elsewhere", sys.modules[__name__])
     torch.save(LAYOUTS[layout](net.state_dict(), net), place / "w.pt")
+    monkeypatch.undo()
     model = load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
     torch.testing.assert_close(model(IMAGES), net(IMAGES))
 
@@ -203,20 +235,77 @@ def test_factories_with_arguments(place, registry):
             load_model(f"{place / 'net.py'}:{written}", registry=registry)
 
 
-def test_a_class_that_is_not_there_is_named(place, registry, net):
-    class Elsewhere(nn.Linear):
-        pass
+def test_a_whole_model_of_a_class_that_is_not_here_gives_its_weights(place, registry, net):
+    """Its class stood in a module that the training script imported."""
 
-    Elsewhere.__module__, Elsewhere.__qualname__ = "__main__", "Elsewhere"
-    import __main__
-
-    __main__.Elsewhere = Elsewhere
+    module = sys.modules["elsewhere"] = types.ModuleType("elsewhere")
     try:
-        torch.save(Elsewhere(2, 2), place / "w.pt")
+        exec(textwrap.dedent(NETWORK), vars(module))
+        whole = module.make()
+        whole.load_state_dict(net.state_dict())
+        torch.save({"epoch": 3, "net": nn.DataParallel(whole)}, place / "w.pt")
     finally:
-        del __main__.Elsewhere
+        del sys.modules["elsewhere"]
     spec = f"{place / 'net.py'}:make@{place / 'w.pt'}"
-    with raises("refused-pickle", ValueError, "Elsewhere"):
+    torch.testing.assert_close(load_model(spec, registry=registry)(IMAGES), net(IMAGES))
+
+
+def test_functions_that_a_file_names_are_never_run(place, registry, net):
+    class Bomb:
+        def __reduce__(self):
+            return subprocess.Popen, (["touch", str(place / "ran")],)
+
+    torch.save({"model": net.state_dict(), "bomb": Bomb()}, place / "w.pt")
+    with raises("refused-pickle", ValueError, "Popen"):
+        load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+    assert not (place / "ran").exists()
+
+
+def test_files_are_told_by_their_content_not_by_their_ending(place, registry, net):
+    state, folder = {key: value.contiguous() for key, value in net.state_dict().items()}, place / "folder"
+    folder.mkdir()
+    save_file(prefixed(state, "model."), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, place / "weights.bin")
+    torch.save(state, place / "odd.safetensors")
+    torch.save(state, place / "old.pth.tar", _use_new_zipfile_serialization=False)
+    np.savez(place / "w.npz", **{key: value.numpy() for key, value in state.items()})
+    for name in ("folder", "folder/model.safetensors", "weights.bin", "odd.safetensors", "old.pth.tar", "w.npz"):
+        model = load_model(f"{place / 'net.py'}:make@{place / name}", registry=registry)
+        torch.testing.assert_close(model(IMAGES), net(IMAGES))
+    (place / "w.pkl").write_bytes(pickle.dumps({key: value.numpy() for key, value in state.items()}))
+    spec = f"{place / 'net.py'}:make@{place / 'w.pkl'}"
+    with raises("refused-pickle", ValueError):
         load_model(spec, registry=registry)
-    with raises("missing-class", ValueError, "Elsewhere"):
-        load_model(spec, registry=registry, allow_pickle=True)
+    torch.testing.assert_close(load_model(spec, registry=registry, allow_pickle=True)(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"x" * 600), "is compressed"),
+        (b"\x89HDF" + b"0" * 600, "HDF5"),
+        (b"0" * 257 + b"ustar" + b"0" * 300, "tar archive"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(place, registry, content, said):
+    (place / "w.pt").write_bytes(content)
+    with raises("damaged-checkpoint", ValueError, said):
+        load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+
+
+def test_folders_without_one_file_of_weights_are_refused(place, registry):
+    (place / "several").mkdir()
+    with raises("missing-file", ValueError, "several"):
+        load_model(f"{place / 'net.py'}:make@{place / 'several'}", registry=registry)
+    for name in ("a.pt", "b.pt"):
+        (place / "several" / name).touch()
+    with raises("several-weights", ValueError, "a.pt, b.pt"):
+        load_model(f"{place / 'net.py'}:make@{place / 'several'}", registry=registry)
+
+
+def test_averaged_weights_without_names_are_told(place, registry, net):
+    shadow = [value + 1 for value in net.parameters()]
+    torch.save({"model": net.state_dict(), "ema": {"decay": 0.9, "shadow_params": shadow}}, place / "w.pt")
+    (note,) = notes_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry))
+    assert "'ema.shadow_params'" in note
+    assert "'model' was taken" in note

@@ -1,0 +1,158 @@
+"""What a checkpoint file holds, told by its content, not by its ending: safetensors, torch.save, arrays of NumPy.
+
+Pickles are loaded only on request.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from robustdup.errors import UserError
+from robustdup.inflation import check_zip
+from robustdup.models.pickles import harmless, is_torchscript, main_is
+
+USUAL_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.pt",
+    "model.pth",
+    "model.ckpt",
+    "checkpoint.pt",
+    "checkpoint.pth",
+)
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
+# What a file begins with, and what to do with it.
+ELSEWHERE = (
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"), "is compressed: unpack it first"),
+    ((b"\x89HDF",), "is an HDF5 file, as Keras writes them: convert its weights to safetensors"),
+    ((b"version https://git-lfs",), "is a Git LFS pointer, not the weights: run 'git lfs pull'"),
+)
+
+
+def weights_file(place: Path) -> Path:
+    """Return the file of weights behind a path: itself, or the one in a folder that has one, or one of a usual name.
+
+    Raises UserError for a folder without, or with several that nobody can choose between.
+    """
+    if not place.is_dir():
+        return place
+    files = sorted(file for file in place.iterdir() if file.is_file() and file.suffix in SUFFIXES)
+    usual = [place / name for name in USUAL_NAMES if place / name in files]
+    if usual or len(files) == 1:
+        return (usual or files)[0]
+    if not files:
+        raise UserError(f"There is no weights file in the folder {str(place)!r}.", code="missing-file")
+    names = ", ".join(file.name for file in files[:8])
+    raise UserError(
+        f"{str(place)!r} has several weights files: {names}. Name one: {place / files[0].name}.", code="several-weights"
+    )
+
+
+def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleType | None = None) -> Any:
+    """Return what a checkpoint holds, on the CPU. Raises UserError for anything that is not one."""
+    is_safetensors = _checked(file)
+    try:
+        check_zip(file)
+        if is_safetensors:
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        if _is_npz(file):
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        if is_torchscript(file):
+            return torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(harmless(file, module)), file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise _broken(file, error) from error
+        if not allow_pickle:
+            raise UserError(
+                f"{str(file)!r} holds more than weights{_named_in(error)}: loading it as a pickle can run any code of whoever "
+                "made it. Save the state dict alone (safetensors, or torch.save(model.state_dict())), or, if you trust the "
+                "file, give --allow-pickle.",
+                code="refused-pickle",
+            ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise _broken(file, error) from error
+    try:
+        with main_is(module), file.open("rb") as stream:
+            if not zipfile.is_zipfile(file) and _first(stream) != torch.serialization.MAGIC_NUMBER:
+                return pickle.load(stream)
+            return torch.load(stream, map_location="cpu", weights_only=False)
+    except (AttributeError, ModuleNotFoundError) as error:
+        raise UserError(
+            f"{str(file)!r} is a whole pickled model, and what it is made of cannot be found here: {error}. Put the class "
+            "into the file that you name, where the factory is, or save its state dict alone.",
+            code="missing-class",
+        ) from error
+    except Exception as error:
+        raise _broken(file, error) from error
+
+
+def _checked(file: Path) -> bool:
+    """Tell whether a file is safetensors or one of torch's or numpy's. Raises UserError for anything else."""
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        raise UserError(f"{str(file)!r} is empty: the download or the copy failed.", code="damaged-checkpoint")
+    if head.lstrip()[:1] == b"<":
+        raise UserError(
+            f"{str(file)!r} is a web page, not a checkpoint: the download failed. Open it to see what it says.",
+            code="damaged-checkpoint",
+        )
+    for beginnings, told in ELSEWHERE:
+        if head.startswith(beginnings):
+            raise UserError(f"{str(file)!r} {told}.", code="damaged-checkpoint")
+    if head[257:262] == b"ustar":
+        raise UserError(f"{str(file)!r} is a tar archive: unpack it first.", code="damaged-checkpoint")
+    is_safetensors = head[8:9] == b"{"  # after the length of its header
+    if not is_safetensors and not head.startswith((b"PK", b"\x80")):  # a zip, or a bare pickle
+        raise UserError(
+            f"{str(file)!r} is not a checkpoint: neither safetensors nor written by torch.save.",
+            code="damaged-checkpoint",
+        )
+    return is_safetensors
+
+
+def _named_in(error: Exception) -> str:
+    """Return what a refused file names, for a message."""
+    names = dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error)))
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _broken(file: Path, error: Exception) -> UserError:
+    detail = str(error).strip().split("\n")[0] or type(error).__name__
+    return UserError(
+        f"{str(file)!r} is not a whole checkpoint: {detail} Download or copy it again.", code="damaged-checkpoint"
+    )
+
+
+def _first(stream: BinaryIO) -> Any:
+    """Return the number that a file of torch's old format begins with, which is safe to read; None where it is none."""
+    head = stream.read(32)
+    stream.seek(0)
+    try:
+        return next(value for code, value, _ in pickletools.genops(head) if code.name == "LONG1")
+    except (StopIteration, ValueError):
+        return None
+
+
+def _is_npz(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
