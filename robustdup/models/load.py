@@ -60,7 +60,7 @@ def _how(registry: Registry) -> str:
 
 def load_script(file: Path) -> nn.Module:
     """Return the TorchScript module of a file. Raises UserError for a file that holds no network, only its weights, say."""
-    from robustdup.models.files import read_checkpoint
+    from robustdup.models.checkpoint_file import read_checkpoint
     from robustdup.models.pickles import is_torchscript
 
     if is_torchscript(file):
