@@ -63,6 +63,10 @@ class Verification(Part):
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")
 
+    def __str__(self) -> str:
+        """Return whether it was accepted, and what was found."""
+        return f"Accepted. {self.headline()}" if self.accepted else f"Refused: {'; '.join(self.problems)}"
+
     def headline(self) -> str:
         """Return what is proven, and what is only stated, in two sentences."""
         about = "expected over the draws of a model that answers at random" if self.randomized else "proven here"
@@ -104,6 +108,10 @@ class CorruptionVerification(Part):
     )
     only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")
+
+    def __str__(self) -> str:
+        """Return whether it was accepted, and what was found."""
+        return f"Accepted. {self.headline()}" if self.accepted else f"Refused: {'; '.join(self.problems)}"
 
     def headline(self) -> str:
         """Return what was found, in a sentence."""

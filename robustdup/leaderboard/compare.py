@@ -34,6 +34,13 @@ class PairedDifference(BaseModel):
     only_b: int
     p_value: float
 
+    def __str__(self) -> str:
+        """Return both shares and their difference, in percent and points."""
+        return (
+            f"{self.a:.2%} and {self.b:.2%}, {100 * self.difference:+.2f} points "
+            f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}], p = {self.p_value:.3g}"
+        )
+
 
 class ChangedSample(BaseModel):
     """A sample whose outcome differs: right on the clean image (`clean`), and after all attacks (`robust`)."""
@@ -67,6 +74,12 @@ class RunComparison(BaseModel):
     robust: PairedDifference | None
     changed: list[ChangedSample]
     notes: list[str]
+
+    def __str__(self) -> str:
+        """Return both differences in one line."""
+        robust = f"; robust {self.robust}" if self.robust is not None else ""
+        runs = f"A: {self.run_a}, B: {self.run_b}, {self.n_common} samples, {self.norm}, eps = {self.eps}"
+        return f"{runs}: clean {self.clean}{robust}"
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,10 @@ class RankResult(_Result):
             "are claims; 'robustdup verify BUNDLE' proves an upper bound"
         )
 
+    def __str__(self) -> str:
+        """Return the result in one line."""
+        return self.sentence()
+
     def sentence(self) -> str:
         """Return the result in one line, with what it rests on where that is a record that was not made here."""
         if self.made_here is False:

@@ -181,6 +181,22 @@ class TrainingRecord(Part):
     environment: TrainEnvironment = Field(description="Where it ran.")
     versions: dict[str, str] = Field(description="Versions of robustdup and of the packages that it used.")
 
+    def __str__(self) -> str:
+        """Return what it says in one line: accuracies on the test split, or on the validation images."""
+        worth = []
+        for checkpoint in self.checkpoints:
+            clean, robust, where = checkpoint.validation_clean, checkpoint.validation_robust, "validation"
+            if checkpoint.clean_accuracy is not None and checkpoint.robust_accuracy is not None:
+                clean, robust, where = checkpoint.clean_accuracy.value, checkpoint.robust_accuracy.value, "test"
+            if clean is not None and robust is not None:
+                worth.append(
+                    f"; {checkpoint.name} (step {checkpoint.step}): clean {clean:.2%}, robust {robust:.2%} ({where})"
+                )
+        return (
+            f"{self.architecture} on {self.data.spec} ({self.data.split}), {self.objective}, {self.threat.text}, "
+            f"{self.steps} steps{''.join(worth)}"
+        )
+
 
 class TrainProgress(Part):
     """Where a training run stands: what a live view shows. Accuracies are shares in [0, 1]."""

@@ -100,7 +100,7 @@ def show_training(record: TrainingRecord, folder: Path | None, *, json: bool = F
 def _summary(record: TrainingRecord) -> Panel:
     lines = Table.grid(padding=(0, 2))
     lines.add_row("Network", f"{escape(record.architecture)} ({record.parameters:,} parameters)")
-    lines.add_row("Data", escape(_data(record)))
+    lines.add_row("Data", escape(data_text(record)))
     if record.duplication is not None:
         lines.add_row("Duplicates", escape(duplication_text(record.duplication)))
     if record.extra is not None:
@@ -124,11 +124,15 @@ def _summary(record: TrainingRecord) -> Panel:
     return Panel(lines, title="robustdup train", title_align="left", expand=False)
 
 
-def _data(record: TrainingRecord) -> str:
+def data_text(record: TrainingRecord) -> str:
+    """Say in one line what was trained on, and how many images validated."""
     excluded = f", {record.n_excluded} near-duplicates of them excluded" if record.n_excluded else ""
-    entries = (
-        record.duplication.entries if record.duplication is not None else record.data.n_total - record.n_validation
-    )
+    if record.duplication is not None:
+        entries = record.duplication.entries
+    elif record.epochs > 0:
+        entries = round(record.samples_seen / record.epochs)
+    else:
+        entries = record.data.n_total - record.n_validation
     return f"{record.data.spec}, {record.data.split}: {entries:,} entries; {record.n_validation:,} images validate{excluded}"
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import robustdup
 from robustdup import UserError
+from robustdup.report.training import data_text
 from tests.raising import raises
 
 N = 12
@@ -92,6 +93,26 @@ def test_a_result_is_saved_ranked_compared(model, data, result, tmp_path):
     assert not result.rank().comparable
     difference = robustdup.compare(folder, result)
     assert difference.robust.difference == 0
+    value = f"{result.robust_accuracy.value:.2%}"
+    assert f"robust {value} and {value}, +0.00 points" in str(difference)
+    assert str(result.rank()) == result.rank().sentence()
+
+
+def test_what_train_and_verify_return_prints_as_a_sentence(model, data, tmp_path):
+    made = robustdup.train(model="small-cnn(width=4)", n=50, steps=2, evaluate=None, validation=10, out=tmp_path / "t")
+    text = str(made)
+    assert text.startswith(
+        "small-cnn(width=4) on builtin:digits (train), pgd_at, Linf, eps = 0.15, 2 steps; best (step "
+    )
+    assert f"robust {made.checkpoints[-1].validation_robust:.2%} (validation)" in text
+    assert "40 entries; 10 images validate" in data_text(made)
+    np.savez(tmp_path / "adv.npz", adv_images=data.images.numpy(), labels=data.labels.numpy())
+    judged = robustdup.verify(
+        tmp_path / "adv.npz", model="builtin:digits-robust", data="builtin:digits", n=N, eps="0.15"
+    )
+    assert str(judged) == f"Accepted. {judged.headline()}"
+    refused = judged.model_copy(update={"accepted": False, "problems": ["one", "two"]})
+    assert str(refused) == "Refused: one; two"
 
 
 def test_an_attack_returns_verified_images(model, data):
