@@ -44,11 +44,11 @@ CONTENDERS = {
 BESIDE = {
     "L2": "advlib:ddn(steps=100,levels=0),advlib:fmn(steps=100),advlib:alma(num_steps=100,init_lr_distance=0.1),"
     "advlib:pdgd(num_steps=100),advlib:sdf(steps=5,df_steps=10),advlib:df(steps=20),advlib:tr(iter=20),foolbox:DDNAttack,"
-    "foolbox:L2FMNAttack,foolbox:L2DeepFoolAttack(steps=20)",
+    "foolbox:L2FMNAttack,foolbox:L2DeepFoolAttack(steps=20),advlib:fab(n_iter=18)",
     "Linf": "advlib:fmn(steps=100),advlib:pdpgd(num_steps=100),advlib:df(steps=20),advlib:tr(iter=20),foolbox:LInfFMNAttack,"
-    "foolbox:LinfDeepFoolAttack(steps=20)",
+    "foolbox:LinfDeepFoolAttack(steps=20),advlib:fab(n_iter=18)",
     "L1": "advlib:fmn(steps=100),advlib:alma(num_steps=100,init_lr_distance=0.5),advlib:pdpgd(num_steps=100),"
-    "foolbox:L1FMNAttack",
+    "foolbox:L1FMNAttack,advlib:fab(n_iter=18)",
     "L0": "advlib:sigma_zero(num_steps=100),advlib:fmn(steps=100),advlib:pdpgd(num_steps=100),advlib:vfga(max_iter=100),"
     "foolbox:L0FMNAttack",
     "L0-pixels": "",

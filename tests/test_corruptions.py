@@ -99,6 +99,9 @@ def test_some_kinds_and_severities_are_taken_where_they_are_named(tmp_path):
     ("text", "code"),
     [
         ("corruptions(severities=[6])", "bad-value"), ("corruptions(severities=0)", "bad-value"),
+        ("corruptions(severities=2.5)", "bad-value"), ("corruptions(severities=[1.0])", "bad-value"),
+        ("corruptions(severities=high)", "bad-value"), ("corruptions(severities=true)", "bad-value"),
+        ("corruptions(kinds=7)", "unknown-corruption"),
         ("corruptions(kinds=[fogg])", "unknown-corruption"), ("corruptions(kind=fog)", "unknown-option-of-corruptions"),
     ],
 )  # fmt: skip
@@ -107,6 +110,15 @@ def test_an_order_that_cannot_be_is_refused(text, code):
         parse_order(text)
     assert caught.value.code.startswith(code.split("-")[0])
     assert any(word in str(caught.value) for word in ("1 to 5", "fog", "kinds"))
+
+
+def test_a_file_without_five_severities_is_refused_rather_than_taken_five_times(tmp_path):
+    folder = published(tmp_path / "CIFAR-10-C", ["fog"])
+    labels = np.load(folder / "labels.npy")
+    labels[0] = 1 - labels[0]
+    np.save(folder / "labels.npy", labels)
+    with raises("missing-corruption", robustdup.UserError, "five severities"):
+        run(folder)
 
 
 def test_labels_of_another_length_and_attacks_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from typing import Literal
 from robustdup.config import DataOptions
 from robustdup.data.corruptions import make_corrupted
 from robustdup.data.dataset import ImageDataset
-from robustdup.data.sources import load_images
+from robustdup.data.sources import load_images, open_samples
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records.corruptions import COMMON, KINDS, SEVERITIES
@@ -127,6 +127,7 @@ def corrupted_sets(
             place = corruptions.places[kind]
             if corruptions.source == "arrays":
                 at, where = spec, replace(options, config=kind, split=f"severity-{severity}")
+                _check_severities(at, where, place, registry)
             else:
                 at, where = str(place / str(severity)), options
                 if not Path(at).is_dir():
@@ -135,3 +136,17 @@ def corrupted_sets(
                     )
             data = load_images(at, where, n=n, sample=sample, seed=corruptions.seed, registry=registry)
             yield CorruptedSet(kind, severity, data)
+
+
+def _check_severities(spec: str, options: DataOptions, place: Path, registry: Registry) -> None:
+    """Raise UserError where the images of a file are not of five severities, one after the other."""
+    try:
+        open_samples(spec, options, registry)
+    except UserError as error:
+        if error.code != "unknown-split":
+            raise
+        raise UserError(
+            f"{place} does not hold five severities one after the other: its labels are not five times the same, as in "
+            "CIFAR-10-C. Images of one severity are data like any others: leave out --threat corruptions.",
+            code="missing-corruption",
+        ) from error

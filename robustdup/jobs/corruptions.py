@@ -100,13 +100,13 @@ def parse_order(text: str) -> Order:
         if name not in ("kinds", "severities"):
             raise unknown("option of corruptions:", name, ["kinds", "severities"])
     kinds, severities = (options.get(name, []) for name in ("kinds", "severities"))
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    severities = [severities] if isinstance(severities, int) else list(severities)
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    severities = severities if isinstance(severities, list) else [severities]
     for kind in kinds:
-        if kind not in KINDS:
+        if str(kind) not in KINDS:
             raise unknown("corruption", str(kind), KINDS)
     for severity in severities:
-        if severity not in SEVERITIES or isinstance(severity, bool):
+        if type(severity) is not int or severity not in SEVERITIES:
             raise UserError(f"Severity {severity!r} does not exist: severities go from 1 to 5.", code="bad-value")
     return Order([kind for kind in KINDS if kind in kinds], sorted(set(severities)) or list(SEVERITIES))
 
