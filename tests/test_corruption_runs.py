@@ -11,7 +11,7 @@ from torch import nn
 import robustdup
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
-from robustdup.evidence.bundle import write_bundle
+from robustdup.evidence.bundle import _canonical, _digest, write_bundle
 from robustdup.jobs import corruptions as jobs
 from robustdup.jobs.corruptions import finished_corruptions, run_corruptions
 from tests.raising import raises
@@ -180,6 +180,14 @@ def test_other_images_in_the_folder_and_a_changed_bundle_are_noticed(finished, t
         robustdup.verify(bundle, Bright())
 
 
+def test_a_manifest_that_names_other_weights_than_the_record_is_refused(finished, tmp_path):
+    bundle = bundled(finished[0], tmp_path)
+    content = json.loads((bundle / "manifest.json").read_text())
+    content = {**{key: value for key, value in content.items() if key != "sha256"}, "weights": "0" * 64}
+    (bundle / "manifest.json").write_bytes(_canonical({**content, "sha256": _digest(content)}))
+    assert "manifest's weights" in " ".join(robustdup.verify(bundle, Bright()).problems)
+
+
 def test_a_bundle_of_objects_in_memory_asks_for_them(finished, tmp_path):
     with raises("bad-option", robustdup.UserError, "--model"):
         robustdup.verify(bundled(finished[0], tmp_path))
@@ -194,6 +202,8 @@ def test_on_the_command_line_images_made_here_are_bundled_resumed_and_verified(t
     assert main(["eval", "--resume", run, "--json"]) == 0  # it is done: what it found is shown
     assert json.loads(capsys.readouterr().out) == first
     assert main(["verify", bundle]) == 0
-    assert "accepted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "accepted" in shown
+    assert "nobody signed it" in shown
     assert main(["verify", bundle, "--replay", "0.1"]) == 2
     assert len({part["pixels"] for part in first["kinds"][0]["severities"]}) == 2

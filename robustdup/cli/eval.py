@@ -56,8 +56,8 @@ def _eval(
     config, folder = configuration(EvalConfig, "attacks", _fresh, file, overrides, flags, resume, trust=trust)
 
     from robustdup import jobs  # torch is imported from here on
-    from robustdup.evidence.bundle import check_place, write_bundle
-    from robustdup.evidence.signature import read_key, sign_bundle
+    from robustdup.evidence.bundle import check_place
+    from robustdup.evidence.signature import read_key
     from robustdup.report.live import LiveView
     from robustdup.report.terminal import show_record
 
@@ -65,12 +65,12 @@ def _eval(
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
     if sign is not None:
-        if bundle is None or jobs.is_corruptions(config):
-            raise UserError("--sign signs a bundle of attacks: name its folder with --bundle.", code="missing-option")
+        if bundle is None:
+            raise UserError("--sign signs a bundle: name its folder with --bundle.", code="missing-option")
         read_key(Path(sign))
     if jobs.is_corruptions(config):
         form = _form(json=json, latex=latex, markdown=markdown)
-        return _on_corruptions(config, folder, resume=resume is not None, bundle=bundle, form=form)
+        return _on_corruptions(config, folder, resume=resume is not None, bundle=bundle, sign=sign, form=form)
     if bundle is not None and not config.save_images:
         raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
     record = jobs.finished_record(folder) if resume is not None else None
@@ -94,10 +94,7 @@ def _eval(
     if isinstance(failed, UserError) and resume is None:  # the corrected command finds its --out free
         withdraw(folder)
         raise failed
-    if bundle is not None:
-        write_bundle(folder, Path(bundle))
-        if sign is not None:
-            sign_bundle(Path(bundle), Path(sign))
+    _write_evidence(folder, bundle, sign)
     show_record(
         record,
         folder,
@@ -107,6 +104,17 @@ def _eval(
     if failed is not None:
         raise failed
     return 0
+
+
+def _write_evidence(folder: Path, bundle: str | None, sign: str | None) -> None:
+    """Write the bundle of a finished run, and sign it, where that was asked for."""
+    from robustdup.evidence.bundle import write_bundle
+    from robustdup.evidence.signature import sign_bundle
+
+    if bundle is not None:
+        write_bundle(folder, Path(bundle))
+        if sign is not None:
+            sign_bundle(Path(bundle), Path(sign))
 
 
 def _failure(record: EvaluationRecord) -> RobustdupError:
@@ -128,10 +136,11 @@ def _interrupted(folder: Path) -> int:
     return 130
 
 
-def _on_corruptions(config: EvalConfig, folder: Path, *, resume: bool, bundle: str | None, form: Form) -> int:
+def _on_corruptions(
+    config: EvalConfig, folder: Path, *, resume: bool, bundle: str | None, sign: str | None, form: Form
+) -> int:
     """Evaluate on common corruptions, or go on with that, and print the result."""
     from robustdup import jobs
-    from robustdup.evidence.bundle import write_bundle
     from robustdup.report.corruptions import show_corruptions
     from robustdup.report.live import Lines
 
@@ -152,8 +161,7 @@ def _on_corruptions(config: EvalConfig, folder: Path, *, resume: bool, bundle: s
             if not folder.is_dir():
                 raise
             return _interrupted(folder)
-    if bundle is not None:
-        write_bundle(folder, Path(bundle))
+    _write_evidence(folder, bundle, sign)
     show_corruptions(record, folder, form=form)
     if bundle is not None and form == "table":
         print(f"Evidence: {bundle} (robustdup verify {shlex.quote(bundle)})")

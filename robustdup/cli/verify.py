@@ -96,8 +96,6 @@ def _verify(
             read_key(Path(sign))
         settings = given.model_dump(mode="json", exclude_unset=True)
         verification = jobs.verify_bundle(place, settings, trust=trust, again=_share(replay), signer=signer)
-        if sign is not None and isinstance(verification, CorruptionVerification):
-            raise UserError("Bundles of runs on corruptions are not signed: leave out --sign.", code="bad-option")
         if sign is not None and verification.accepted:
             key = sign_bundle(place, Path(sign))
             verification = verification.model_copy(update={"signature": "holds", "signed_by": key.key})
@@ -109,10 +107,9 @@ def _verify(
         verification = jobs.verify_examples(place, given, scale=scale, indices=indices)
     if json:
         print(verification.model_dump_json(indent=2))
-    elif isinstance(verification, CorruptionVerification):
-        _show_corruptions(place, verification)
     else:
-        _show(place, verification)
+        show = _show_corruptions if isinstance(verification, CorruptionVerification) else _show
+        show(place, verification)
         if jobs.is_bundle(place):
             _show_signer(verification)
     return 0 if verification.accepted else 1

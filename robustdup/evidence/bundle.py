@@ -144,3 +144,13 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     if extra:
         raise refused(f"{extra[0]} does not belong to it.")
     return manifest
+
+
+def other_manifest(manifest: Mapping[str, Any], record: EvaluationRecord | CorruptionRecord) -> list[str]:
+    """Say what a manifest, whole in itself, states otherwise than the record beside it."""
+    twins = (
+        ("command", record.command),
+        ("data", record.data.fingerprint),
+        ("weights", record.model.fingerprint),
+    )
+    return [f"The manifest's {name} is not that of the record." for name, value in twins if manifest[name] != value]

@@ -24,7 +24,7 @@ from robustdup.evaluation.context import Context
 from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
 from robustdup.evaluation.steadiness import examine
-from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused
+from robustdup.evidence.bundle import EXAMPLES, check_manifest, other_manifest, refused
 from robustdup.evidence.certificates import check_certificates
 from robustdup.evidence.derive import compare, contradictions, derive
 from robustdup.evidence.fields import fields_of, sample_fields
@@ -127,7 +127,7 @@ def recheck_bundle(folder: Path, context: Context, data: ImageDataset, *, same_d
         *unseen,
         *_accuracies(record, context, data, adv_images, replayed, judged, correct, rounding),
         *contradictions(record),
-        *_other_manifest(manifest, record),
+        *other_manifest(manifest, record),
     ]
     problems = list(dict.fromkeys(problems))
     judged_fields = ["clean_accuracy.value", "robust_accuracy.value", "robust_accuracy_8bit"]
@@ -412,15 +412,6 @@ def _spread(share: Tensor, draws: int, stated_draws: int) -> float:
     smooth = (share * draws + 1) / (draws + 2)
     variance = float((smooth * (1 - smooth)).sum()) * (1 / draws + 1 / stated_draws) / len(share) ** 2
     return DEVIATIONS * math.sqrt(variance) + 1e-9
-
-
-def _other_manifest(manifest: dict[str, Any], record: EvaluationRecord) -> list[str]:
-    twins = (
-        ("command", record.command),
-        ("data", record.data.fingerprint),
-        ("weights", record.model.fingerprint),
-    )
-    return [f"The manifest's {name} is not that of the record." for name, value in twins if manifest[name] != value]
 
 
 # --- examples of other tools ---

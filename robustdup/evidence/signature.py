@@ -12,17 +12,18 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from robustdup.errors import Unavailable, UserError, plain
 from robustdup.evidence.bundle import MANIFEST, SIGNATURE, check_manifest, refused
-from robustdup.evidence.verification import Verification
+from robustdup.evidence.verification import Signed
 from robustdup.records import write_atomic
 
 FORMAT = "robustdup.signature/1"
 PURPOSE = b"robustdup.signature/1\n"  # signed before the manifest: no signature of something else is taken for one
 KIND = "ssh-ed25519"
 LARGEST = 10_000  # bytes of a signature file
+Of = TypeVar("Of", bound=Signed)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def check_signer(signer: Signer | None, wanted: list[Signer]) -> Signer:
     return known
 
 
-def with_signature(verification: Verification, folder: Path, wanted: str | None = None) -> Verification:
+def with_signature(verification: Of, folder: Path, wanted: str | None = None) -> Of:
     """Say in a verification who signed the bundle. Raises UserError where the signature does not hold, or is not `wanted`."""
     try:
         signer = signer_of(folder)

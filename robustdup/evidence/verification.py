@@ -9,7 +9,21 @@ from pydantic import Field
 from robustdup.records import Accuracy, Part, Threat
 
 
-class Verification(Part):
+class Signed(Part):
+    """Who states what was verified: a signature proves nothing of it."""
+
+    rechecked: list[str] = Field(
+        default_factory=list, description="Fields of the bundle that were computed again here."
+    )
+    signature: Literal["none", "holds", "not-checked"] = Field(
+        default="none",
+        description="Whether somebody signed the bundle. not-checked: the package cryptography is not installed.",
+    )
+    signed_by: str = Field(default="", description="The public key of who signed it, as OpenSSH writes it.")
+    signer: str = Field(default="", description="What the verifier calls that key, where it was named with --signer.")
+
+
+class Verification(Signed):
     """What the referee says of claimed examples. Accuracies are over the n samples."""
 
     accepted: bool = Field(description="Whether nothing speaks against the claims.")
@@ -46,19 +60,10 @@ class Verification(Part):
     within_rounding: int = Field(default=0, description="Claims that fail only within float32 rounding.")
     problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
     notes: list[str] = Field(default_factory=list, description="What a reader should know: how the examples were read.")
-    rechecked: list[str] = Field(
-        default_factory=list, description="Fields of the bundle that were computed again from examples, data and model."
-    )
     consistent: list[str] = Field(
         default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
     )
     only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
-    signature: Literal["none", "holds", "not-checked"] = Field(
-        default="none",
-        description="Whether somebody signed the bundle. not-checked: the package cryptography is not installed.",
-    )
-    signed_by: str = Field(default="", description="The public key of who signed it, as OpenSSH writes it.")
-    signer: str = Field(default="", description="What the verifier calls that key, where it was named with --signer.")
     n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")
@@ -85,7 +90,7 @@ class Verification(Part):
         return f"{most} That stronger attacks fail on the other {n_open} samples is only stated."
 
 
-class CorruptionVerification(Part):
+class CorruptionVerification(Signed):
     """What making the corrupted images again, or reading them, and judging them says of a run on corruptions."""
 
     accepted: bool = Field(description="Whether nothing speaks against what the bundle says.")
@@ -103,9 +108,6 @@ class CorruptionVerification(Part):
     within_rounding: int = Field(default=0, description="Those of them whose margin is no more than float32 rounding.")
     problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
     notes: list[str] = Field(default_factory=list, description="What a reader should know.")
-    rechecked: list[str] = Field(
-        default_factory=list, description="Fields of the record that were computed again here."
-    )
     only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
     seconds: float = Field(default=0.0, description="Seconds that it took.")
 

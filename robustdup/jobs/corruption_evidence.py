@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from torch import Tensor, nn
 
 from robustdup.config import EvalConfig, validate
-from robustdup.errors import UserError
-from robustdup.evidence.bundle import refused
+from robustdup.errors import UserError, plain
+from robustdup.evidence.bundle import check_manifest, other_manifest, refused
 from robustdup.evidence.verification import CorruptionVerification
+from robustdup.inflation import check_parquet
 from robustdup.jobs.corruptions import CorruptionRun, run_corruptions
 from robustdup.jobs.evaluation import given_data
 from robustdup.jobs.trust import check_trust, without_demands
@@ -75,20 +76,24 @@ def verify_corruptions(
     check_trust(stated, what="The bundle", own=[*changes, *(["model"] if model is not None else [])], trust=trust)
     data = None if images is None or labels is None else given_data(images, labels, config)
     found = run_corruptions(config, model=model, data=data, registry=load_plugins(config.plugin))
-    return _compared(record, table, found).model_copy(update={"seconds": time.perf_counter() - started})
+    problems = other_manifest(check_manifest(folder), record)
+    return _compared(record, table, found, problems).model_copy(update={"seconds": time.perf_counter() - started})
 
 
 def _table(folder: Path) -> pa.Table:
     try:
+        check_parquet(folder / TABLE_FILE)
         with pq.ParquetFile(folder / TABLE_FILE) as file:
             return file.read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise refused(f"{TABLE_FILE} cannot be read ({error}).") from None
+    except (OSError, pa.ArrowException) as error:
+        raise refused(f"{TABLE_FILE} cannot be read ({plain(error, 200)}).") from None
 
 
-def _compared(record: CorruptionRecord, table: pa.Table, found: CorruptionRun) -> CorruptionVerification:
-    """Say where a record and its table differ from what was found here."""
-    own, problems, notes = found.record, [], []
+def _compared(
+    record: CorruptionRecord, table: pa.Table, found: CorruptionRun, problems: list[str]
+) -> CorruptionVerification:
+    """Say where a record and its table differ from what was found here, after the problems that are known already."""
+    own, problems, notes = found.record, list(problems), []
     randomized = own.model.randomized
     if record.data.fingerprint != own.data.fingerprint:
         problems.append("The images or labels here are not those that it speaks of (fingerprints differ).")

@@ -70,8 +70,7 @@ def verify_bundle(
     if is_of_corruptions(check_manifest(folder)):
         if again:
             raise UserError("No attack ran on corruptions, so that --replay has none to run again.", code="bad-option")
-        _no_signer(signer)
-        return verify_corruptions(folder, changes or {}, trust=trust)
+        return with_signature(verify_corruptions(folder, changes or {}, trust=trust), folder, signer)
     own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
     settings = without_demands(record.config)
@@ -93,11 +92,6 @@ def verify_bundle(
     if again:
         verification = _attacked_again(folder, verification, config, model, data, again)
     return _timed(verification, started)
-
-
-def _no_signer(signer: str | None) -> None:
-    if signer is not None:
-        raise UserError("Bundles of runs on corruptions are not signed: leave out --signer.", code="bad-option")
 
 
 def _attacked_again(
@@ -179,9 +173,9 @@ def verify(
     started = time.perf_counter()
     folder = Path(bundle)
     if is_of_corruptions(check_manifest(folder)):
-        _no_signer(signer)
         changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
-        return verify_corruptions(folder, changes, model=model, images=images, labels=labels)
+        found = verify_corruptions(folder, changes, model=model, images=images, labels=labels)
+        return with_signature(found, folder, signer)
     if images is None or labels is None:
         raise UserError("Give the images with their labels too.", code="missing-argument")
     record = load_record(folder)
