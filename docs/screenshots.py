@@ -23,6 +23,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
+NETWORK = Path(__file__).parents[1] / "tests" / "fixtures" / "first_edition"  # small, robust, for CIFAR-10
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -32,14 +33,17 @@ def robustdup(*words: str, cwd: Path) -> None:
 
 
 def make_runs(folder: Path) -> None:
-    """Evaluate a standard network, and two of the built-in ones over several eps, where that is not done yet."""
+    """Evaluate a small robust network, and two of the built-in ones over several eps, where that is not done yet."""
     data = Path(os.environ.get("ROBUSTDUP_TEST_DATA", "")) / "cifar10-lossless"
     first = ["--eps", "0.15"]
     if data.is_dir():
         link = folder / "cifar10-test"
         link.unlink(missing_ok=True)
         link.symlink_to(data.resolve(), target_is_directory=True)
-        first = ["--model", "pyautoattack:resnet18", "--data", "cifar10-test", "--n", "64", "--eps", "8/255"]
+        for file, name in (("nets.py", "small_cnn.py"), ("cifar_net.safetensors", "robust.safetensors")):
+            shutil.copyfile(NETWORK / file, folder / name)
+        first = ["--model", "small_cnn.py:cifar_net@robust.safetensors", "--data", "cifar10-test"]
+        first += ["--n", "64", "--eps", "8/255"]
     robustdup("eval", *first, "--out", "first", "--resume", cwd=folder)
     for name in ("robust", "standard"):
         words = [
