@@ -20,6 +20,7 @@ NUMBER_NAMES = (
 )  # of images that are lists of numbers
 LABEL_NAMES = ("label", "labels", "fine_label")  # fine_label: CIFAR-100 as RobustBench ranks it
 NO_LABELS = "has no labels"
+MOST_NAMED = 5  # columns that a sentence names
 MORE_LABEL_NAMES = (
     "target",
     "targets",
@@ -32,6 +33,12 @@ MORE_LABEL_NAMES = (
     "class_name",
     "label_name",
     "category",
+    "category_id",
+    "category_name",
+    "classname",
+    "gt",
+    "ground_truth",
+    "annotation",
 )
 
 
@@ -74,8 +81,7 @@ def find_columns(
     if others and not named and image in features:
         told = (f"{place}: images are taken from column {image!r}; image_column could also be {', '.join(others)}.",)
     if not (label or needs_labels or _labels_of(features, image)):
-        notes = (*told, f"{place} {NO_LABELS}: conflicts among them cannot be told.")
-        return Columns(image, "", [], raw, numbers, notes)
+        return Columns(image, "", [], raw, numbers, (*told, _no_labels(features, image, place)))
     label, notes = (label, ()) if label else _find_label(features, image, place)
     feature = features[label]
     names = list(getattr(feature, "names", None) or [])
@@ -86,6 +92,11 @@ def find_columns(
             code="bad-column",
         )
     return Columns(image, label, names, raw=raw, numbers=numbers, notes=(*told, *notes))
+
+
+def usual_form(name: str) -> str:
+    """Return the name of a column as the usual names are written: Class Name is class_name."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def class_name(number: int, class_names: Sequence[str]) -> str:
@@ -117,6 +128,15 @@ def _find_label(features: Mapping[str, Any], image: str, place: str) -> tuple[st
             code="no-column",
         )
     return _choose(candidates, (*LABEL_NAMES, *MORE_LABEL_NAMES), "label", place)
+
+
+def _no_labels(features: Mapping[str, Any], image: str, place: str) -> str:
+    """Say that labels are not known, and which columns may hold them all the same."""
+    others = [name for name, feature in features.items() if name != image and _is_label(feature)]
+    told = f"{place} {NO_LABELS}: conflicts among them cannot be told."
+    if 0 < len(others) <= MOST_NAMED:
+        told += f" If {' or '.join(others)} holds classes, name it with label_column."
+    return told
 
 
 def _labels_of(features: Mapping[str, Any], image: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from robustdup_detect.record import DuplicatesRecord, load_duplicates
+from robustdup_detect.record import NO_LABEL, DuplicatesRecord, load_duplicates
 
 from robustdup.errors import UserError
 from robustdup.report.html import write_report
@@ -190,6 +190,38 @@ def test_a_search_by_class(tmp_path):
         "Most images of clusters are of class cat (75.00%)"
         in read(write_report([tmp_path / "run"], tmp_path / "pages")).text
     )
+
+
+def classes(**counts):
+    return [
+        {"name": name, "n": n, "n_clustered": redundant, "n_redundant": redundant}
+        for name, (n, redundant) in counts.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said", "unsaid"),
+    [
+        ({"cat": (40, 4), "dog": (10, 1)}, "All classes repeat themselves alike: 10.00% of the images of each", "most"),
+        ({"cat": (20, 4), "dog": (10, 2), "ant": (20, 0)}, "Classes cat, dog repeat themselves most: 20.00%", "alike"),
+        ({"cat": (30, 0), NO_LABEL: (20, 5)}, "No image of any class is redundant.", "(no label) repeats"),
+        ({"cat": (10, 1), "dog": (10, 0), NO_LABEL: (30, 9)}, "Class cat repeats itself most: 10.00%", "share of (no"),
+    ],
+)
+def test_sentences_on_classes_hold(tmp_path, counts, said, unsaid):
+    save_record(tmp_path / "run", classes=classes(**counts))
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert said in text
+    assert unsaid not in text
+
+
+def test_nothing_is_said_of_labels_where_there_are_none(tmp_path):
+    save_record(tmp_path / "run", classes=classes(**{NO_LABEL: (50, 5)}), n_conflicts=0, n_rows=0, n_redundant=0)
+    text = read(write_report([tmp_path / "run"], tmp_path / "pages")).text
+    assert "Label conflicts" not in text
+    assert "Class balance" not in text
+    assert "None of the 50 images was found to repeat another." in text
+    assert "0.00% of the 50 images" not in text
 
 
 def test_a_record_of_version_1_is_read_and_shown(tmp_path):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from detect_pictures import detect, encoded, found, pictures, write
 from PIL import Image
-from robustdup_detect.labels import open_columns, read_labels
-from robustdup_detect.record import load_pairs
+from robustdup_detect.record import ImageRef, ShownPair, load_pairs
+from robustdup_detect.summary import _line
 
 from robustdup.config import DataOptions
+from robustdup.data.labels import open_with_any_labels, read_labels
 from robustdup.errors import UserError
 from tests.raising import raises
 
@@ -131,6 +132,29 @@ def test_files_that_are_in_no_split_are_counted(tmp_path):
     ]
 
 
+def test_sheets_name_files_by_the_ends_of_their_names():
+    def line(path_a, path_b):
+        sides = [ImageRef(split="train", row=row, path=path) for row, path in ((3, path_a), (9, path_b))]
+        return _line(
+            ShownPair(
+                a=sides[0],
+                b=sides[1],
+                score=0.9,
+                kind="near",
+                mirrored=True,
+                cluster=0,
+                change="",
+                conflict=False,
+                sheet=None,
+            )
+        )
+
+    assert line(None, None) == "3  9  0.90 mirrored"
+    assert line("a/x.png", "a/b/holiday-2019-0042.jpeg") == "x.png  ..-0042.jpeg  0.90 mirrored"
+    assert line("a/x.png", None) == "x.png  9  0.90 mirrored"
+    assert line("Übung.png", "x.png") == "?bung.png  x.png  0.90 mirrored"
+
+
 def test_pairs_of_files_name_them(tmp_path):
     images = [as_image(image) for image in pictures(12)]
     data = folder_of(
@@ -155,12 +179,15 @@ def test_pairs_of_files_name_them(tmp_path):
         ("labels", [-1, 1, 1], [0, 1, 1], ["-1", "1"]),
         ("label", [-1, 0, 1], [-1, 0, 1], []),
         ("category", [["b", "a"], ["a", "b"], []], [0, 0, -1], ["a, b"]),
+        ("category_id", [5, 0, 5], [5, 0, 5], []),
+        ("Class Name", ["cat", "ant", None], [1, 0, -1], ["ant", "cat"]),
+        ("ground-truth", [True, False, True], [1, 0, 1], ["False", "True"]),
     ],
 )
 def test_labels_of_any_kind_are_read(column, values, numbers, names):
     rows = datasets.Dataset.from_dict({"img": [None] * 3, column: values})
     rows = rows.cast_column("img", datasets.Image())
-    opened, columns = open_columns(rows, DataOptions(split="train"), "d")
+    opened, columns = open_with_any_labels(rows, DataOptions(split="train"), "d")
     assert columns.label == column
     labels, class_names = read_labels({"train": opened}, {"train": columns.label})
     assert (labels["train"].tolist(), class_names) == (numbers, names)
@@ -193,9 +220,18 @@ def test_classes_that_two_splits_number_otherwise_are_told_by_name():
     assert (labels["train"].tolist(), labels["test"].tolist()) == ([0, 1, -1], [1, 0, -1])
 
 
+def test_columns_that_may_hold_labels_are_named_where_none_is_known():
+    rows = datasets.Dataset.from_dict({"img": [None], "breed": ["a"], "size": [3]}).cast_column("img", datasets.Image())
+    _, columns = open_with_any_labels(rows, DataOptions(split="train"), "d")
+    assert columns.label == ""
+    assert columns.notes == (
+        "d has no labels: conflicts among them cannot be told. If breed or size holds classes, name it with label_column.",
+    )
+
+
 def test_the_choice_among_two_image_columns_is_told():
     rows = datasets.Dataset.from_dict({"image": [None], "mask": [None], "label": ["a"]})
     rows = rows.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
-    _, columns = open_columns(rows, DataOptions(split="train"), "d")
+    _, columns = open_with_any_labels(rows, DataOptions(split="train"), "d")
     assert columns.image == "image"
     assert any("image_column could also be mask" in note for note in columns.notes)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from robustdup.data.columns import Columns
+from robustdup.data.labels import read_labels
 from robustdup.data.splits import Splits
 from robustdup.duplication.representatives import representatives
 from robustdup_detect.calibrate import Calibration
 from robustdup_detect.decisions import Decisions, decide, known_recall, read_decisions
 from robustdup_detect.groups import Groups, cluster, conflicting, keeping_order, leaving
-from robustdup_detect.labels import read_labels
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairlist import Pairs, best_ways, joined, turned_round, with_identical
 from robustdup_detect.paths import load_paths

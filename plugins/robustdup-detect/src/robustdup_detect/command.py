@@ -20,7 +20,7 @@ from robustdup.cli.leaderboard import console
 from robustdup.cli.runs import configuration
 from robustdup.records import to_json
 from robustdup.records.folder import fresh_folder
-from robustdup.report.format import escape
+from robustdup.report.format import escape, plural
 from robustdup.report.live import Lines
 from robustdup_detect.options import DetectConfig
 
@@ -107,6 +107,8 @@ def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> None:
     """Print what was found, how sure it is, the first pairs, and where the rest is."""
+    from robustdup_detect.record import is_labelled  # pyarrow is imported from here on
+
     where = f"{record.split} against {record.against}" if record.against else record.split
     images = f"{record.n:,}" + ("" if record.n_against is None else f" x {record.n_against:,}")
     out.print(escape(f"{record.data} ({where}): {images} images"), style="bold", highlight=False)
@@ -124,7 +126,7 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
             "of these, would leave" if record.against else f"would leave (keep = {record.keep})",
             f"{record.n_redundant:,}",
         ),
-        ("clusters with conflicting labels", f"{record.n_conflicts:,}"),
+        ("clusters with conflicting labels", f"{record.n_conflicts:,}" if is_labelled(record) else "no labels"),
         ("threshold of the score", f"{record.method.threshold:g}"),
         (
             "expected precision of near pairs, by image",
@@ -143,7 +145,9 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
     if record.pairs:
         out.print(_pairs(record), highlight=False)
     if record.n_unreadable:
-        out.print(f"{record.n_unreadable:,} images cannot be read and were skipped:", style="yellow", highlight=False)
+        were = "was" if record.n_unreadable == 1 else "were"
+        skipped = f"{plural(record.n_unreadable, 'image')} cannot be read and {were} skipped:"
+        out.print(skipped, style="yellow", highlight=False)
         for bad in record.unreadable[:LISTED]:
             path = f" ({bad.path})" if bad.path else ""
             out.print(escape(f"  {bad.split} row {bad.row}{path}: {bad.reason}"), soft_wrap=True, highlight=False)
@@ -154,7 +158,7 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         out.print(escape(note), style="dim", highlight=False, soft_wrap=True)
     if record.deduplicated:
         out.print(escape(f"Written without duplicates: {record.deduplicated}"), highlight=False, soft_wrap=True)
-    shown = f", {len(record.sheets)} pages of pairs in sheets/" if record.sheets else ""
+    shown = f", {plural(len(record.sheets), 'page')} of pairs in sheets/" if record.sheets else ""
     out.print(escape(f"Record: {folder}/record.json, all pairs: pairs.parquet{shown}"), style="dim", soft_wrap=True)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 
 from robustdup.data.hub import quiet
+from robustdup.data.labels import open_with_any_labels
 from robustdup.data.splits import Splits
 from robustdup.duplication.write import write_folder
-from robustdup_detect.labels import open_columns
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.paths import encoded_column
 from robustdup_detect.record import DuplicatesRecord, save_duplicates
@@ -40,7 +40,7 @@ def write_deduplicated(
     with quiet():
         for name, split in source.splits.items():
             options = config.data_options(name)
-            dataset, columns = open_columns(split, options, f"{config.data} ({name})")
+            dataset, columns = open_with_any_labels(split, options, f"{config.data} ({name})")
             bad = broken.get(name)
             if bad is None:
                 bad = unreadable_rows(encoded_column(dataset, columns.image), columns.image, config.background)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.report.charts import Bar, Chart, Rule, counts, linear
-from robustdup.report.format import duration, number, percent, plural, whole
+from robustdup.report.format import duration, listed, number, percent, plural, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
 from robustdup.report.runs import Run, UnfinishedRun, read_plain
 from robustdup_detect.page_pictures import class_name, clusters_section, crosses, image_name, pairs_section
-from robustdup_detect.record import DuplicatesRecord, ShownPair
+from robustdup_detect.record import NO_LABEL, DuplicatesRecord, ShownPair, is_labelled
 
 NARROWEST = 9  # images in a cluster up to which the scale goes at least
 TABLE = "sections/table.html.j2"
@@ -65,13 +65,16 @@ def _figures(record: DuplicatesRecord) -> Iterator[Figure]:
     yield Figure("Redundant images", whole(record.n_redundant), record.n_redundant, "n_redundant", note, big=True)
     note = f"{whole(record.n_exact)} exact and {whole(record.n_near)} near pairs"
     yield Figure("Clusters", whole(record.n_clusters), record.n_clusters, "n_clusters", note)
-    note = "clusters whose images have different labels"
-    yield Figure("Label conflicts", whole(record.n_conflicts), record.n_conflicts, "n_conflicts", note)
+    if is_labelled(record):
+        note = "clusters whose images have different labels"
+        yield Figure("Label conflicts", whole(record.n_conflicts), record.n_conflicts, "n_conflicts", note)
 
 
 def _sentence(record: DuplicatesRecord) -> str:
     if not record.n:
         return ""
+    if not record.n_rows:
+        return f"None of the {plural(record.n, 'image')} was found to repeat another."
     return (
         f"{percent(record.n_rows / record.n)} of the {plural(record.n, 'image')} are in some cluster of duplicates; "
         f"{percent(record.n_redundant / record.n)} could go without losing a picture."
@@ -94,18 +97,18 @@ def _multiplicities(record: DuplicatesRecord) -> Section | None:
     sizes = Counter(cluster.size for cluster in record.clusters)
     if not sizes:
         return None
-    last, listed = max(sizes), sum(sizes.values())
+    last, n_listed = max(sizes), sum(sizes.values())
     bars = [
         Bar(size - 0.5, size + 0.5, 0, n, "robust", f"{size} images: {plural(n, 'cluster')}")
         for size, n in sorted(sizes.items())
     ]
     lead = f"The largest cluster has {plural(last, 'image')}."
-    if listed < record.n_clusters:
-        lead += f" The record lists {whole(listed)} of {whole(record.n_clusters)} clusters."
+    if n_listed < record.n_clusters:
+        lead += f" The record lists {whole(n_listed)} of {whole(record.n_clusters)} clusters."
     chart = Chart(
         "sizes",
         "Images in a cluster",
-        f"{plural(listed, 'cluster')}, {lead}",
+        f"{plural(n_listed, 'cluster')}, {lead}",
         linear(1.5, max(last, NARROWEST) + 0.5, "images in the cluster", text=whole, tight=True, count=8),
         counts(max(sizes.values()), "clusters"),
         bars=bars,
@@ -119,18 +122,17 @@ def _multiplicities(record: DuplicatesRecord) -> Section | None:
 def _classes(record: DuplicatesRecord) -> Section | None:
     """Return how the classes share the images, the clusters and what would leave; of earlier records the clusters alone."""
     balance = [(index, count) for index, count in enumerate(record.classes) if count.n]
-    if len(balance) == 1:  # one class, or no labels: nothing to compare
+    if len(balance) == 1 or not is_labelled(record):  # one class, or no labels: nothing to compare
         return None
     if not balance:
         return _classes_of_clusters(record)
     n = sum(count.n for _, count in balance)
     redundant = sum(count.n_redundant for _, count in balance)
     most = max(count.n_redundant / count.n for _, count in balance) or 1
-    rows, changes = [], []
+    rows = []
     for index, count in balance:
         share = count.n_redundant / count.n
         before, after = count.n / n, (count.n - count.n_redundant) / max(n - redundant, 1)
-        changes.append((abs(after - before), count.name, before, after))
         rows.append(
             [
                 Cell(count.name),
@@ -142,16 +144,36 @@ def _classes(record: DuplicatesRecord) -> Section | None:
                 Cell(percent(after), after),
             ]
         )
-    lead = "No image of any class is redundant."
-    if redundant:
-        worst = max(rows, key=lambda row: row[4].value or 0.0)
-        change, name, before, after = max(changes)
-        lead = f"Class {worst[0].text} repeats itself most: {worst[4].text} of its images could go."
-        if change >= 0.0005:
-            lead += f" Without them the share of {name} goes from {percent(before)} to {percent(after)}, the largest change."
+    lead = _balance_in_words(record, n, redundant)
     headings = ("Class", "Images", "In clusters", "Redundant", "Of the class", "Share before", "Share after")
     table = Table("balance-table", f"Classes of {record.split}", headings, rows)
     return Section("balance", "Class balance", TABLE, lead, (table,))
+
+
+def _balance_in_words(record: DuplicatesRecord, n: int, redundant: int) -> str:
+    """Say which class repeats itself most, and whose share changes most; rows without a label are no class."""
+    classes = [count for count in record.classes if count.n and count.name != NO_LABEL]
+    shares = {count.name: count.n_redundant / count.n for count in classes}
+    most = max(shares.values())
+    if not most:
+        return "No image of any class is redundant."
+    worst = [name for name, share in shares.items() if share == most]
+    if len(worst) == len(shares) > 1:
+        return f"All classes repeat themselves alike: {percent(most)} of the images of each could go."
+    named = f"Class {worst[0]} repeats itself" if len(worst) == 1 else f"Classes {listed(worst)} repeat themselves"
+    lead = f"{named} most: {percent(most)} of its images could go."
+    if len(worst) > 1:
+        lead = f"{named} most: {percent(most)} of the images of each could go."
+    change, name, before, after = max(
+        (abs(after - before), count.name, before, after)
+        for count in classes
+        for before, after in [(count.n / n, (count.n - count.n_redundant) / max(n - redundant, 1))]
+    )
+    if change >= 0.0005:
+        lead += (
+            f" Without them the share of {name} goes from {percent(before)} to {percent(after)}, the largest change."
+        )
+    return lead
 
 
 def _classes_of_clusters(record: DuplicatesRecord) -> Section | None:
@@ -184,8 +206,10 @@ def _leaks(record: DuplicatesRecord) -> Section | None:
 
 
 def _conflicts(record: DuplicatesRecord) -> Section | None:
+    if not is_labelled(record):
+        return None
     conflicts = [pair for pair in record.pairs if pair.conflict]
-    lead = f"{plural(len(conflicts), 'listed pair')} of clusters whose images have different labels."
+    lead = f"{plural(len(conflicts), 'listed pair')} whose images have different labels."
     if not conflicts and record.n_conflicts:
         lead = "No listed pair is of a cluster in conflict."
     elif not conflicts:

@@ -20,6 +20,7 @@ from robustdup.records.base import read_record
 SCHEMA: Literal["robustdup.duplicates"] = "robustdup.duplicates"
 VERSION = 1
 PAIRS_FILE = "pairs.parquet"
+NO_LABEL = "(no label)"  # what stands for a class among images without one
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -209,6 +210,11 @@ class DuplicatesRecord(Part):
     environment: dict[str, str] = Field(description="Versions and the machine.")
     notes: list[str] = Field(description="What a reader should know.")
     deduplicated: str | None = Field(default=None, description="Where the dataset without duplicates was written.")
+
+
+def is_labelled(record: DuplicatesRecord) -> bool:
+    """Return whether images of the split have labels, as far as the record knows: earlier ones do not say."""
+    return not record.classes or any(count.name != NO_LABEL for count in record.classes)
 
 
 def title(record: DuplicatesRecord) -> str:

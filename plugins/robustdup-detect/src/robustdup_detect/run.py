@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from robustdup.data.labels import open_with_any_labels
 from robustdup.data.splits import Splits
 from robustdup.duplication.write import check_target
 from robustdup.errors import UserError
@@ -18,7 +19,6 @@ from robustdup.runners.local import usable_cores
 from robustdup_detect.collect import collect_pairs, search_result
 from robustdup_detect.dedup import write_deduplicated
 from robustdup_detect.features import Embedder
-from robustdup_detect.labels import open_columns
 from robustdup_detect.options import CLASSICAL, ELSEWHERE, DetectConfig
 from robustdup_detect.pairlist import best_first, joined
 from robustdup_detect.paths import dataset_paths
@@ -93,7 +93,9 @@ def run_detection(
     if config.n is not None:
         source = first_rows(source, names, config.n)
     opened = {
-        name: open_columns(source.get(name), side_options(config, name), "{} ({})".format(*split_of(config, name)))
+        name: open_with_any_labels(
+            source.get(name), side_options(config, name), "{} ({})".format(*split_of(config, name))
+        )
         for name in names
     }
     if config.keep == "consistent" and not opened[config.split][1].label:

@@ -21,6 +21,7 @@ from robustdup_detect.pairlist import Pairs
 from robustdup_detect.pairs import NEIGHBOURS
 from robustdup_detect.paths import dataset_paths, encoded_column, unread_files, unread_note
 from robustdup_detect.record import (
+    NO_LABEL,
     Band,
     ClassBalance,
     Cluster,
@@ -39,6 +40,7 @@ from robustdup_detect.verify import MEASURES
 from robustdup_detect.work import INDEX_FILE, load_finder
 
 PICTURED = 24, 8  # clusters whose images are kept as files, and images of each
+NAME = 12  # letters of a file's name on a sheet; its end tells most
 LISTED = 1000  # unreadable images, clusters and conflicts in the record; all are counted
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -219,8 +221,13 @@ def _picture(images: dict[str, tuple[Any, str]], split: str, row: int, folder: P
 
 
 def _line(pair: ShownPair) -> str:
+    """Return what stands below a pair on a sheet: rows or files, score, and what is odd; as much as there is room for."""
     flags = f"{' mirrored' if pair.mirrored else ''}{' labels differ' if pair.conflict else ''}"
-    return f"{pair.a.row}  {pair.b.row}  {pair.score:.2f}{flags}"
+    if not (pair.a.path or pair.b.path):
+        return f"{pair.a.row}  {pair.b.row}  {pair.score:.2f}{flags}"
+    names = [(image.path or str(image.row)).rpartition("/")[2] for image in (pair.a, pair.b)]
+    first, second = (name if len(name) <= NAME else f"..{name[2 - NAME :]}" for name in names)
+    return f"{first}  {second}  {pair.score:.2f}{flags}".encode("ascii", "replace").decode()
 
 
 def _classes(result: SearchResult) -> list[ClassBalance]:
@@ -232,7 +239,7 @@ def _classes(result: SearchResult) -> list[ClassBalance]:
     names = result.class_names
     return [
         ClassBalance(
-            name=names[label] if 0 <= label < len(names) else "(no label)" if label < 0 else str(label), n=int(members.sum()),
+            name=names[label] if 0 <= label < len(names) else NO_LABEL if label < 0 else str(label), n=int(members.sum()),
             n_clustered=int((members & clustered).sum()), n_redundant=int((members & leaves).sum()),
         )
         for label in np.unique(labels).tolist()

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from robustdup.data.labels import open_with_any_labels
 from robustdup.data.splits import open_splits
 from robustdup.errors import RunError
 from robustdup.records import write_atomic
@@ -21,7 +22,6 @@ from robustdup_detect.features import CLASSICAL, SIZE, Embedder, Projection
 from robustdup_detect.image_index import load_opened
 from robustdup_detect.keypoints import LARGE
 from robustdup_detect.known import KnownPairs
-from robustdup_detect.labels import open_columns
 from robustdup_detect.local import QUERIES, Overlaps, lay, measured, overlapping
 from robustdup_detect.options import CLASSICAL as CLASSICAL_NAME
 from robustdup_detect.options import DetectConfig
@@ -235,7 +235,7 @@ class ShardWorker:
         """Return the encoded images of a split and the name of their column, opened once."""
         if split not in self._opened:
             options, (data, name) = side_options(self.plan.config, split), split_of(self.plan.config, split)
-            dataset, columns = open_columns(open_splits(data, options).get(name), options, split)
+            dataset, columns = open_with_any_labels(open_splits(data, options).get(name), options, split)
             n = len(dataset) if self.plan.config.n is None else min(len(dataset), self.plan.config.n)
             if n != self.plan.rows[split]:
                 raise RunError(
