@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 SPARE = 10  # classes that may be missing among numbered ones, beside as many as there are
@@ -15,7 +16,7 @@ def number_classes(names: Iterable[str]) -> tuple[list[str], dict[str, int], lis
     """
     found = sorted(set(names))
     if not found or not all(name.isascii() and name.isdecimal() for name in found):
-        return found, {name: number for number, name in enumerate(found)}, []
+        return found, {name: number for number, name in enumerate(found)}, _order_note(found)
     numbers = {name: int(name) for name in found}
     found.sort(key=lambda name: numbers[name])
     low, high = numbers[found[0]], numbers[found[-1]]
@@ -36,6 +37,21 @@ def number_classes(names: Iterable[str]) -> tuple[list[str], dict[str, int], lis
         f"The classes have the names {found[0]} to {found[-1]}, with gaps; they are taken as the numbers 0 to {len(found) - 1}."
     ]
     return found, {name: number for number, name in enumerate(found)}, told
+
+
+def _order_note(found: Sequence[str]) -> list[str]:
+    """Say in which order names with numbers inside them are, where that is not the order of the numbers."""
+    parts = {name: re.split(r"([0-9]+)", name) for name in found}
+    by_number = sorted(
+        found,
+        key=lambda name: [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts[name]],
+    )
+    if not all(len(part) > 1 for part in parts.values()) or by_number == list(found):
+        return []
+    some = ", ".join(found[:3])
+    return [
+        f"The classes are in the order of their letters, as torchvision sorts folders, not of their numbers: {some}, …."
+    ]
 
 
 def missing_note(split: str, class_names: Sequence[str], present: Iterable[str]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 import robustdup
 from robustdup.config import DataOptions, DuplicateConfig, validate
+from robustdup.data.classes import number_classes
 from robustdup.data.sources import open_samples
 from robustdup.data.splits import open_splits
 from robustdup.errors import UserError
@@ -591,3 +592,85 @@ def test_safetensors(tmp_path):
     floats = {"x_test": tensors["images"].float() / 255, "y_test": tensors["labels"].to(torch.int32)}
     save_file(floats, tmp_path / "data.safetensors")
     same(robustdup.load_data(str(tmp_path / "data.safetensors")), names=())
+
+
+def read_back(path, names=None, n=None):
+    """Read what was written from PIXELS and LABELS, in any order."""
+    data = robustdup.load_data(str(path))
+    digests = [image.tobytes() for image in PIXELS]
+    pixels = (data.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    rows = [digests.index(image.tobytes()) for image in pixels]
+    assert sorted(rows) == list(range(N if n is None else n))
+    assert data.labels.tolist() == LABELS[rows].tolist()
+    if names is not None:
+        assert list(data.class_names) == names
+    return data
+
+
+def pictures(folder):
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+
+
+JSON = {
+    "a class under each path": lambda: {f"{i:02d}.png": NAMES[label] for i, label in enumerate(LABELS)},
+    "a row for each": lambda: [
+        {"file_name": f"{i:02d}.png", "category": NAMES[label]} for i, label in enumerate(LABELS)
+    ],
+}
+
+
+@pytest.mark.parametrize("form", JSON)
+def test_json_lists(tmp_path, form):
+    pictures(tmp_path / "images")
+    (tmp_path / "labels.json").write_text(json.dumps(JSON[form]()))
+    read_back(tmp_path, NAMES)
+
+
+def test_a_column_for_each_class(tmp_path):
+    pictures(tmp_path / "images")
+    rows = [f"{i:02d}," + ",".join(str(float(j == label)) for j in range(4)) for i, label in enumerate(LABELS)]
+    (tmp_path / "truth.csv").write_text("\n".join(["image," + ",".join(NAMES), *rows]))
+    read_back(tmp_path, NAMES)
+
+
+ARRAYS = {
+    "capitals": lambda place: (np.save(place / "X_test.npy", PIXELS), np.save(place / "Y_test.npy", LABELS)),
+    "short words": lambda place: (np.save(place / "imgs.npy", PIXELS), np.save(place / "lbls.npy", LABELS)),
+    "a pickled dict": lambda place: (place / "test.pkl").write_bytes(
+        pickle.dumps({"data": PIXELS, "labels": LABELS.tolist()})
+    ),
+    "a pickled pair": lambda place: (place / "test.pickle").write_bytes(pickle.dumps((PIXELS, LABELS))),
+    "a list of samples": lambda place: torch.save(
+        [(torch.from_numpy(image).permute(2, 0, 1), int(label)) for image, label in zip(PIXELS, LABELS, strict=True)],
+        place / "test.pt",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ARRAYS)
+def test_arrays_in_further_forms(tmp_path, form):
+    ARRAYS[form](tmp_path)
+    read_back(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("cls.txt", ""), ("index", ""), ("class", ":gz")])
+def test_webdataset_labels_of_other_names_and_packed_shards(tmp_path, kind, packed):
+    with tarfile.open(tmp_path / f"test-0000.tar{'.gz' if packed else ''}", f"w{packed}") as archive:
+        for number, (pixels, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "PNG")
+            for ending, content in (("png", stream.getvalue()), (kind, str(label).encode())):
+                member = tarfile.TarInfo(f"{number:05d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    read_back(tmp_path)
+
+
+def test_names_with_numbers_inside_say_their_order():
+    assert number_classes(["class_10", "class_1", "class_2"])[0] == ["class_1", "class_10", "class_2"]
+    (told,) = number_classes(["class_10", "class_1", "class_2"])[2]
+    assert "class_1, class_10, class_2" in told
+    for quiet in (["class_01", "class_02", "class_10"], ["n01440764", "n01443537"], ["b2", "a10", "c"], ["cat", "dog"]):
+        assert not number_classes(quiet)[2]

@@ -21,13 +21,18 @@ from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError
 from robustdup.inflation import check_unpacked, check_zip
 
-LABEL_FILES = ("cls", "label", "target", "txt", "json")
+LABEL_FILES = ("cls", "label", "target", "class", "index", "txt", "json")
 
 
 def is_archive(file: Path) -> bool:
     """Tell a zip or a tar by its name: .zip, .tar, .tar.gz, .tgz and alike."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     return suffixes[-1:] in ([".zip"], [".tar"], [".tgz"]) or suffixes[-2:-1] == [".tar"]
+
+
+def is_tar(file: Path) -> bool:
+    """Tell a tar, packed or not, which may be a shard of WebDataset."""
+    return is_archive(file) and file.suffix.lower() != ".zip"
 
 
 def unpack(file: Path) -> Path:
@@ -136,11 +141,12 @@ def _rows(file: Path) -> Iterator[tuple[bytes, Any]]:
 
 
 def _label(parts: dict[str, bytes]) -> Any:
-    for kind in LABEL_FILES:
-        if kind not in parts:
+    for name in LABEL_FILES:
+        kind = next((kind for kind in parts if kind == name or kind.startswith(f"{name}.")), None)  # cls, cls.txt
+        if kind is None or f".{kind.rpartition('.')[2]}" in PICTURES:
             continue
         text = parts[kind].decode("utf-8", errors="replace").strip()
-        if kind != "json":
+        if not kind.endswith("json"):
             return int(text) if text.lstrip("-").isdecimal() else text
         try:
             content = json.loads(text)

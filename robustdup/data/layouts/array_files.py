@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
-from robustdup.data.layouts.binaries import CIFAR10
+from robustdup.data.layouts.binaries import CIFAR10, read_plain_pickle
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_tensor, check_zip
 
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
 IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels")
-LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels")
+LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels", "lbls", "lbl")
 SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robustness
 
 
@@ -64,6 +64,8 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
             from safetensors.numpy import load_file
 
             return dict(load_file(file))
+        if file.suffix in (".pkl", ".pickle"):
+            return {name: np.asarray(values) for name, values in read_plain_pickle(file).items()}
         return _torch_content(file)
     except UserError:
         raise
@@ -86,6 +88,13 @@ def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
         content = content.tensors
     if isinstance(content, Sequence) and len(content) == 3 and isinstance(content[2], type):
         content = content[:2]
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(row, tuple | list) and len(row) == 2 for row in content)
+    ):
+        images, labels = zip(*content, strict=True)  # a sample after the other
+        content = {"images": torch.stack(images), "labels": torch.as_tensor(labels)}
     if isinstance(content, Sequence) and len(content) == 2:
         content = {"images": content[0], "labels": content[1]}
     if not isinstance(content, Mapping):
@@ -171,15 +180,13 @@ def _load(file: Path) -> np.typing.NDArray[Any]:
 
 def _labels_beside(root: Path, file: Path) -> Path:
     """Return the labels of images: the same name with labels in place of images or data, or labels.npy."""
-    stem = file.stem
-    words = "|".join(IMAGES)
-    for label in LABELS:
-        other = re.sub(rf"(?i)(?<![a-z])({words})(?![a-z])", label, stem)
-        if other != stem and (root / f"{other}.npy").is_file():
-            return root / f"{other}.npy"
-    for name in [f"{stem}_{label}" for label in LABELS] + list(LABELS):
-        if (root / f"{name}.npy").is_file():
-            return root / f"{name}.npy"
+    stem, words = file.stem, "|".join(IMAGES)
+    there = {each.stem.lower(): each for each in sorted(root.glob("*.npy")) if each != file}
+    names = [re.sub(rf"(?i)(?<![a-z])({words})(?![a-z])", label, stem) for label in LABELS]
+    names += [f"{stem}_{label}" for label in LABELS] + list(LABELS)
+    for name in names:
+        if name.lower() in there:
+            return there[name.lower()]
     raise UserError(f"There are no labels beside {str(file)!r}: labels.npy, or {stem}_labels.npy.", code="no-label")
 
 

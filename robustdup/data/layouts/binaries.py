@@ -42,7 +42,7 @@ class _Plain(pickle.Unpickler):
 
 
 def read_plain_pickle(file: Path) -> dict[str, Any]:
-    """Return a pickled dict of plain values and arrays with text keys; no code of the file runs. Raises UserError."""
+    """Return a pickled dict, or pair, of plain values and arrays by text keys; no code of the file runs. Raises UserError."""
     try:
         with file.open("rb") as stream:
             content = _Plain(stream, encoding="bytes").load()
@@ -51,6 +51,8 @@ def read_plain_pickle(file: Path) -> dict[str, Any]:
             f"{str(file)!r} is not a pickle of plain arrays ({' '.join(str(error).split())}); no other is read.",
             code="bad-file",
         ) from error
+    if isinstance(content, tuple | list) and len(content) == 2:
+        content = dict(zip(("images", "labels"), content, strict=True))
     if not isinstance(content, dict):
         raise UserError(
             f"{str(file)!r} holds a {type(content).__name__}, not the arrays of a dataset.", code="bad-file"

@@ -1,4 +1,4 @@
-"""Lists that say which picture is of which class: CSV, JSON lines, text, Tiny-ImageNet's and ImageNet's validation lists."""
+"""Lists that say which picture is of which class: CSV, JSON, text, Tiny ImageNet's and ImageNet's validation lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustdup.data.layouts.folders import Tree, picture_table, unread_notes
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 PATHS = ("file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "file", "image", "img", "name",
          "image_id", "imageid", "id")  # fmt: skip
 LABELS = (*LABEL_NAMES, "class_name", "label_name", "wnid", "synset", "predictionstring")
@@ -88,12 +88,15 @@ def read_list(file: Path, label_column: str | None = None) -> list[Row]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return []
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".json"):
         try:
-            rows = [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines] if file.suffix == ".jsonl" else json.loads(text)
         except (ValueError, RecursionError):
             return []
-        return _by_name(rows, label_column) if all(isinstance(row, dict) for row in rows) else []
+        if isinstance(rows, dict):  # a class under each path
+            return [(path, str(label), None) for path, label in rows.items() if isinstance(label, str | int)]
+        listed = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        return _by_name(rows, label_column) if listed else []
     mark = "\t" if "\t" in lines[0] else "," if "," in lines[0] else ";" if ";" in lines[0] else None
     try:
         table = list(csv.reader(lines, delimiter=mark)) if mark else [line.rsplit(maxsplit=1) for line in lines]
@@ -120,6 +123,8 @@ def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None) -> list[R
     others = [name for name in columns.values() if name != path]
     if label is None and len(others) == 1 and label_column is None:
         label = others[0]
+    if path is not None and label is None and (marked := _marked(rows, others)) is not None:
+        return [(str(row[path]).strip(), name, None) for row, name in zip(rows, marked, strict=True) if row.get(path)]
     if path is None or label is None:
         return []
     split = columns.get("split")
@@ -131,6 +136,18 @@ def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None) -> list[R
         word = word.split()[0] if str(label).lower() == "predictionstring" else word  # a synset, then boxes
         found.append((str(row[path]).strip(), word, str(row[split]).strip() if split is not None else None))
     return found
+
+
+def _marked(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str] | None:
+    """Return the column of each row that holds its only 1, where all others hold 0: a column for each class. None elsewhere."""
+    names = []
+    for row in rows:
+        values = [str(row.get(column)).strip() for column in columns]
+        ones = [column for column, value in zip(columns, values, strict=True) if value in ("1", "1.0")]
+        if len(ones) != 1 or sum(value in ("0", "0.0") for value in values) != len(columns) - 1:
+            return None
+        names.append(ones[0])
+    return names
 
 
 def _places(root: Path, file: Path) -> list[Path]:

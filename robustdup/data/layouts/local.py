@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from robustdup.data.classes import number_classes
 from robustdup.data.layouts import array_files, lists
-from robustdup.data.layouts.archives import is_archive, open_shards, unpack
+from robustdup.data.layouts.archives import is_archive, is_tar, open_shards, unpack
 from robustdup.data.layouts.binaries import open_known, read_idx, read_svhn
 from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
 from robustdup.data.layouts.opened import Opened
@@ -41,7 +41,7 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
     if path.suffix in (".parquet", ".arrow"):
         return None
     if is_archive(path):
-        shards = open_shards([path]) if path.suffix == ".tar" else None
+        shards = open_shards([path]) if is_tar(path) else None
         return shards or open_layout(unpack(path), options)
     if path.suffix in array_files.SUFFIXES:
         return array_files.open_array_file(path, needs_labels=options.needs_labels)
@@ -67,7 +67,7 @@ def _open_folder(path: Path, tree: Tree, files: list[Path], options: DataOptions
     tries: list[tuple[Callable[[Path], bool], Callable[[list[Path]], Opened | None]]] = [
         (lambda file: file.suffix in array_files.SUFFIXES and file.parent == path,
          lambda found: array_files.open_array_folder(path, found, options.config)),
-        (lambda file: file.suffix == ".tar", open_shards),
+        (is_tar, open_shards),
         (is_archive, lambda found: open_layout(unpack(found[0]), options) if len(found) == 1 else None),
     ]  # fmt: skip
     for fits, read in tries:
