@@ -86,11 +86,11 @@ def certify(
         The result, with `certified_accuracy`, `certified` and `margins`; it prints itself.
 
     Raises:
-        UserError: not-boundable, with the layer that cannot be bounded; bad-option for smoothing in another norm than L2.
+        UserError: not-boundable, with the layer that cannot be bounded; not-certifiable for weights that are not float32; bad-option for smoothing in another norm than L2.
     """
     import torch
 
-    from robustdup.certification.proofs import certify_samples
+    from robustdup.certification.proofs import certify_samples, other_precisions
     from robustdup.evaluation.metrics import accuracy
     from robustdup.projections import COUNTS
     from robustdup.threat import ThreatModel
@@ -108,8 +108,13 @@ def certify(
         )
     if method != "bounds":
         raise UserError(f"method is 'bounds' or 'smoothing', not {method!r}.", code="bad-option")
+    if kinds := other_precisions(network):
+        raise UserError(
+            f"Rounding is counted for float32 alone, and the weights are {kinds}. Certify a float32 copy: model.float().",
+            code="not-certifiable",
+        )
     found = certify_samples(
-        network.float(), dataset.images.float(), torch.as_tensor(dataset.labels), threat, seconds=seconds,
+        network, dataset.images.float(), torch.as_tensor(dataset.labels), threat, seconds=seconds,
         branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
     )  # fmt: skip
     return CertificationResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +147,12 @@ def probe(operations: list[Operation], images: Tensor, labels: Tensor, threat: T
     return float((correct & (least > 0)).float().mean())
 
 
+def other_precisions(model: nn.Module) -> str:
+    """Name the precisions of a model's weights that rounding is not counted for: all but float32."""
+    kinds = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters() if weight.is_floating_point()}
+    return ", ".join(sorted(kinds - {"float32"}))
+
+
 def _hopeless(operations: list[Operation], region: Region, labels: Tensor, least: Tensor) -> bool:
     """Say whether CROWN's margins (N,) of a batch are so far below zero that no sample like these will be certified."""
     with torch.no_grad():
@@ -227,15 +234,22 @@ def _check(
     steps: list[Step], region: Region, labels: Tensor, rows: list[int], least: Tensor | None, slopes: Slopes, method: str,
     found: Certificates, trees: dict[int, Tree] | None = None,
 ) -> None:  # fmt: skip
-    """Have the checker prove what was claimed; a claim alone is worth nothing."""
-    for place, row in enumerate(rows):
-        if least is not None and not bool(least[place] > 0):
-            found.margins[row] = max(float(found.margins[row]), float(least[place]))
-            continue
-        hints = _as_kept(slopes, place)
-        proven = _proven(steps, region, place, int(labels[place]), hints, trees)
-        found.margins[row] = proven
-        if proven > 0:
+    """Have the checker prove what was claimed, on as many threads as torch has; a claim alone is worth nothing."""
+    claimed = [place for place in range(len(rows)) if least is None or bool(least[place] > 0)]
+    for place in set(range(len(rows))) - set(claimed):
+        assert least is not None
+        found.margins[rows[place]] = max(float(found.margins[rows[place]]), float(least[place]))
+    kept = [_as_kept(slopes, place) for place in claimed]
+
+    def prove(place: int, hints: dict[int, np.ndarray[Any, Any]]) -> float:
+        return _proven(steps, region, place, int(labels[place]), hints, trees)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy and scipy let each other's threads run
+        proven = list(pool.map(prove, claimed, kept))
+    for place, margin, hints in zip(claimed, proven, kept, strict=True):
+        row = rows[place]
+        found.margins[row] = margin
+        if margin > 0:
             found.certified[row] = True
             found.methods[row] = method
             found.slopes[row] = hints

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from robustdup.certification.graph import read_network
-from robustdup.certification.proofs import Certificates, certify_samples, probe
+from robustdup.certification.proofs import Certificates, certify_samples, other_precisions, probe
 from robustdup.config import EvalConfig, parse_attacks
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
@@ -125,9 +125,8 @@ def check_certifiable(config: EvalConfig, model: nn.Module, threat: ThreatModel)
         raise _refused(f"--{name} runs attacks on all samples, and certified ones are not attacked")
     if config.mode != "eval":
         raise _refused("--mode as-is may leave layers in training mode, whose answers depend on the batch")
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
-    if dtypes:
-        raise _refused(f"the weights are {', '.join(sorted(dtypes))}, and rounding is counted for float32 alone")
+    if kinds := other_precisions(model):
+        raise _refused(f"the weights are {kinds}, and rounding is counted for float32 alone")
 
 
 def _refused(reason: str) -> UserError:

@@ -331,6 +331,14 @@ def test_what_cannot_be_bounded_is_named(step, name):
         robustdup.certify(Odd(step), torch.rand(2, 2, 5, 5), torch.tensor([0, 1]), eps="0.1")
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_other_precisions_are_refused_and_the_model_stays_as_it_is(kind):
+    model = Plain().to(kind)
+    with raises("not-certifiable", UserError, str(kind).removeprefix("torch.")):
+        robustdup.certify(model, torch.rand(2, 2, 5, 5), torch.tensor([0, 1]), eps="0.1")
+    assert next(model.parameters()).dtype == kind
+
+
 def test_operations_give_the_models_logits():
     for kind in (Residual, Plain):
         model, images, _ = network(kind, 7)
