@@ -1,180 +1,180 @@
-"""A zoo that tries to fool an evaluation: wrappers around a network, what is reported of each, and what is true.
+"""A zoo that tries to fool an evaluation: what is reported of each network, what is true, and what was said of it.
 
-    python -m benchmarks.zoo [--model SPEC] [--data SPEC] [--attacks fast] [--n 30] [--eps 0.15] [--half develop|held-back|all]
+    python -m benchmarks.zoo --out FOLDER [--half develop|held-back|all] [--only NAMES] [--n 30]
+    python -m benchmarks.zoo --out FOLDER --table [--half …]
 
-Each wrapper keeps the network's answers, or nearly, and hides its gradient. The truth is what an attack with knowledge of the
-mask breaks: the network without it is attacked, and the wrapper judged (`--attack-model`). Wrappers are split by a fixed
-rule, the parity of a hash of their name: one half to develop on, one that is held back. Twenty wrappers so far, none trained.
+Ordinary networks of all objectives, networks masked by training, a robust network behind masks, and closed ones. Each writes
+one file, and what is written is not run again. The halves go by a fixed rule, the parity of a hash of the name: one to
+develop on, one that is held back.
+
+The truth is the lowest of what anything leaves: the run that is judged, a long targeted APGD, Square, and, where there is a
+mask, an attack on the network without it whose images the masked one is asked about (`--attack-model`).
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+import robustdup
 from benchmarks.masked import AFTER, BEFORE, masked
+from benchmarks.zoo_masks import RANDOM, WRAPPERS, Wrapped
+from benchmarks.zoo_networks import ORDINARY, OVERFITTED, OWN, train_by_recipe, train_own
+from benchmarks.zoo_opaque import OPAQUE
+from robustdup.attacks.ensembles import STANDARD
+from robustdup.plugins import load_plugins
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
-
-
-class Wrapped(nn.Module):
-    """A network behind a function of (network, images) -> logits."""
-
-    def __init__(self, model: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.model, self.answer = model, forward
-        self.train(model.training)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] -> logits (N, K)."""
-        return self.answer(self.model, images)
-
-
-def _codes(model: nn.Module, images: Tensor) -> Tensor:
-    levels = torch.linspace(0.5 / 16, 15.5 / 16, 16, device=images.device).view(-1, 1, 1, 1, 1)
-    return model((images[None] > levels).to(images.dtype).mean(dim=0))  # type: ignore[no-any-return]
-
-
-def _winners(model: nn.Module, images: Tensor) -> Tensor:
-    logits = model(images)
-    return torch.where(
-        logits >= logits.topk(2, dim=1).values[:, -1:], logits, logits.detach().amin(dim=1, keepdim=True)
-    )
-
-
-def _jpeg(model: nn.Module, images: Tensor) -> Tensor:
-    from PIL import Image
-
-    parts = []
-    for image in images:
-        array = (image.detach().cpu().permute(1, 2, 0).numpy() * 255).round().astype("uint8")
-        file = io.BytesIO()
-        Image.fromarray(array.squeeze()).save(file, "JPEG", quality=90)
-        pixels = np.asarray(Image.open(file)).reshape(array.shape).copy()
-        parts.append(torch.from_numpy(pixels).permute(2, 0, 1).to(images) / 255)
-    return model(torch.stack(parts))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _purified(model: nn.Module, images: Tensor) -> Tensor:
-    for _ in range(2):
-        images = 0.8 * images + 0.2 * F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    return model(images)  # type: ignore[no-any-return]
-
-
-def _votes(model: nn.Module, images: Tensor) -> Tensor:
-    votes = [
-        F.one_hot(model((images + shift).clamp(0, 1)).argmax(dim=1), _classes(model, images))
-        for shift in (-0.02, 0.0, 0.02)
-    ]
-    return torch.stack(votes).sum(dim=0).to(images.dtype)
-
-
-def _detector(model: nn.Module, images: Tensor) -> Tensor:
-    logits = model(images)
-    sure = (logits.softmax(dim=1).amax(dim=1, keepdim=True) > 0.3).to(logits.dtype)
-    answers: Tensor = (1 + 99 * sure) * logits.detach()
-    return answers
-
-
-def _shaped(model: nn.Module, images: Tensor) -> Tensor:
-    logits = model(images)
-    top = logits.topk(2, dim=1).values
-    margin = top[:, 0] - top[:, 1]
-    step = margin.floor()
-    wanted = (
-        step + 0.99 * (1 - (margin - step)) + 0.005
-    )  # falls where the margin rises: https://arxiv.org/abs/2205.12134
-    shaped: Tensor = logits.scatter_add(1, logits.argmax(dim=1, keepdim=True), (wanted - margin)[:, None])
-    return shaped
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, images: Tensor) -> Tensor:
-        return images.clone()
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        return -gradients[0]
-
-
-def _views(model: nn.Module, images: Tensor) -> Tensor:
-    views = [images, images.roll(1, dims=-1), images.roll(-1, dims=-1)]
-    return torch.stack([(4 * model(view)).round() / 4 for view in views]).mean(dim=0)
-
-
-def _classes(model: nn.Module, images: Tensor) -> int:
-    with torch.no_grad():
-        return int(model(images[:1]).shape[1])
-
-
-WRAPPERS: dict[str, Forward] = {
-    "codes": _codes,
-    "winners": _winners,
-    "bits": lambda model, images: model((images * 15).round() / 15),
-    "bytes": lambda model, images: model((images * 15).to(torch.uint8).to(images.dtype) / 15),
-    "staircase": lambda model, images: (2 * model(images)).round() / 2,
-    "jpeg": _jpeg,
-    "purified": _purified,
-    "votes": _votes,
-    "one-hot": lambda model, images: F.one_hot(model(images).argmax(dim=1), _classes(model, images)).to(images.dtype),
-    "detector": _detector,
-    "saturated": lambda model, images: (model(images) * 1e3).softmax(dim=1),
-    "shaped": _shaped,
-    "turned": lambda model, images: model(_Turned.apply(images)),
-    "detached": lambda model, images: model(images.detach()),
-    "views": _views,
+BEHIND = "builtin:digits-robust"
+BUILT_IN = ("digits-robust", "digits-standard", "digits-certified")
+MASKS = (*WRAPPERS, *BEFORE, *AFTER)
+KINDS: dict[str, tuple[str, ...]] = {
+    "ordinary": (*BUILT_IN, *ORDINARY),
+    "trained": (*OVERFITTED, *OWN),
+    "masked": MASKS,
+    "closed": tuple(OPAQUE),
 }
-NAMES = (*WRAPPERS, *BEFORE, *AFTER)
+NAMES = tuple(name for names in KINDS.values() for name in names)
+WEAK = ("standard", "mixup", "hot", "distilled", "decayed", "small-eps", "ibp", "certified", "labels", "l2", "nearest")
+STRONG = "apgd-t(steps=100),square(queries=1000)"
 
 
-def wrapped(name: str, model: nn.Module) -> nn.Module:
-    """Return the network behind the wrapper of that name."""
-    return Wrapped(model, WRAPPERS[name]).eval() if name in WRAPPERS else masked(name, model)
+@dataclass(frozen=True)
+class Member:
+    """A network of the zoo, what who knows it attacks in its place (None: itself), and the radius in Linf."""
+
+    model: nn.Module
+    known: nn.Module | None
+    eps: str
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a network by its name."""
+    return next(kind for kind, names in KINDS.items() if name in names)
 
 
 def held_back(name: str) -> bool:
-    """Say whether a wrapper is held back: where the SHA-256 of its name is odd."""
+    """Say whether a network is held back: where the SHA-256 of its name is odd."""
     return hashlib.sha256(name.encode()).digest()[0] % 2 == 1
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Print the table: reported, true, and what was said of each wrapper."""
-    import robustdup
+def wrapped(name: str, model: nn.Module) -> nn.Module:
+    """Return the network behind the mask of that name."""
+    return Wrapped(model, WRAPPERS[name]).eval() if name in WRAPPERS else masked(name, model)
 
+
+def member(name: str, folder: Path) -> Member:
+    """Return a network of the zoo; what is to be trained keeps its weights in the folder."""
+    eps = "0.06" if any(word in name for word in WEAK) else "0.15"
+    kind = kind_of(name)
+    if name in BUILT_IN:
+        return Member(robustdup.load_model(f"builtin:{name}").eval(), None, eps)
+    if kind == "ordinary" or name in OVERFITTED:
+        return Member(train_by_recipe({**ORDINARY, **OVERFITTED}[name], folder / name), None, eps)
+    if kind == "trained":
+        return Member(train_own(name, folder / f"{name}.safetensors"), None, eps)
+    network = robustdup.load_model(BEHIND).eval()
+    if kind == "closed":
+        make, known = OPAQUE[name]
+        return Member(make(network).eval(), known(network), eps)
+    return Member(wrapped(name, network), network, eps)
+
+
+def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
+    """Evaluate a network with `fast`, look for the truth, and return what is written of it."""
+    of, started = member(name, folder / "weights"), time.process_time()
+    data = robustdup.load_data("builtin:digits", n=min(n, 12) if name in RANDOM else n)
+    record = robustdup.evaluate(of.model, data, eps=of.eps, attacks="fast").record
+    spent = time.process_time() - started
+    values = [record.robust_accuracy.value]
+    if of.known is not None:
+        known = robustdup.evaluate(of.model, data, eps=of.eps, attacks="fast", attack_model=of.known, diagnostics=False)
+        values.append(known.record.robust_accuracy.value)
+    elif name not in RANDOM:
+        attacks = "square(queries=2000),rays" if kind_of(name) == "closed" else STRONG
+        values.append(
+            robustdup.evaluate(
+                of.model, data, eps=of.eps, attacks=attacks, diagnostics=False
+            ).record.robust_accuracy.value
+        )
+    signs = [sign.code for sign in record.diagnostics if sign.severity == "serious"]
+    return {
+        "name": name, "kind": kind_of(name), "held_back": held_back(name), "n": record.n, "eps": of.eps,
+        "clean": record.clean_accuracy.value, "reported": values[0], "true": min(values), "reliable": record.reliable,
+        "escalated": bool(record.escalation and record.escalation.escalated), "n_undecided": record.n_undecided, "signs": signs,
+        "passes": record.passes.attacks_forward + record.passes.attacks_backward, "cpu_seconds": round(spent, 1),
+    }  # fmt: skip
+
+
+def autoattack_passes(row: dict[str, Any]) -> int:
+    """Return what AutoAttack spends at least: its passes for each sample that nothing breaks."""
+    registry, each = load_plugins(), 0.0
+    for stage in STANDARD:
+        if "Linf" in stage.norms or not stage.norms:
+            spec = registry.get_attack(stage.attack)
+            each += sum(spec.passes(spec.check_options(dict(stage.options))) or (0.0,))
+    return round(each * float(row["true"]) * int(row["n"]))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table with a line for each network, and a line of sums for each kind."""
+    lines = ["| network | kind | reported | true | believed | escalated | passes | AutoAttack's, at least |",
+             "|---|---|---:|---:|---|---|---:|---:|"]  # fmt: skip
+    return "\n".join(
+        [*lines, *map(_line, rows), "", *(_sums(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS)]
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['name']} | {row['kind']} | {row['reported']:.1%} | {row['true']:.1%} | "
+        f"{'yes' if row['reliable'] else 'no: an upper bound'} | {'yes' if row['escalated'] else 'no'} | {row['passes']:,} | "
+        f"{autoattack_passes(row):,} |"
+    )
+
+
+def _sums(kind: str, rows: Sequence[dict[str, Any]]) -> str:
+    believed = [100 * (row["reported"] - row["true"]) for row in rows if row["reliable"]]
+    if not believed:
+        return f"{kind}: {len(rows)} networks, none believed"
+    return (
+        f"{kind}: {len(rows)} networks, {len(believed)} believed, whose reported value is "
+        f"{sum(believed) / len(believed):.2f} points above the true one on average, {max(believed):.1f} at most; "
+        f"{sum(row['escalated'] for row in rows)} escalated"
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure what is not measured yet, or print the table of what is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", default="builtin:digits-robust")
-    parser.add_argument("--data", default="builtin:digits")
-    parser.add_argument("--attacks", default="fast")
-    parser.add_argument("--eps", default="0.15")
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="a file for each network, and the weights")
     parser.add_argument("--n", type=int, default=30)
     parser.add_argument("--half", choices=("develop", "held-back", "all"), default="develop")
-    parser.add_argument("--only", default="", help="names, with commas between them")
+    parser.add_argument("--only", default="", help="names or kinds, with commas between them")
+    parser.add_argument("--table", action="store_true", help="run nothing, and print what is there")
     options = parser.parse_args(words)
-    model, data = robustdup.load_model(options.model).eval(), robustdup.load_data(options.data, n=options.n)
-    print(f"{len(NAMES)} wrappers; {options.half} half; {options.attacks} at {options.eps} on {options.n} samples")
-    print("| wrapper | reported | undecided | true | believed | passes | seconds |\n|---|---:|---:|---:|---|---:|---:|")
-    for name in (None, *NAMES):
-        here = options.half == "all" or held_back(name or "") == (options.half == "held-back")
-        if (name is not None and not here) or (options.only and name not in options.only.split(",")):
+    torch.set_num_threads(1)
+    only, rows = options.only.split(","), []
+    for name in NAMES:
+        here = options.half == "all" or held_back(name) == (options.half == "held-back")
+        if not here or (options.only and name not in only and kind_of(name) not in only):
             continue
-        judged = model if name is None else wrapped(name, model)
-        record = robustdup.evaluate(judged, data, eps=options.eps, attacks=options.attacks).record
-        known = robustdup.evaluate(judged, data, eps=options.eps, attacks="fast", attack_model=model, diagnostics=False)
-        true = min(known.record.robust_accuracy.value, record.robust_accuracy.value)
-        passes = record.passes.attacks_forward + record.passes.attacks_backward
-        print(
-            f"| {name or 'none'} | {record.robust_accuracy.value:.1%} | {record.n_undecided} | {true:.1%} | "
-            f"{record.reliable} | {passes:,} | {record.seconds:.1f} |", flush=True,
-        )  # fmt: skip
+        file = options.out / f"{name}.json"
+        if not file.is_file() and not options.table:
+            options.out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(measure(name, options.out, options.n), indent=1), encoding="utf-8")
+            print(f"{name}: {file.read_text(encoding='utf-8')}", flush=True)
+        if file.is_file():
+            rows.append(json.loads(file.read_text(encoding="utf-8")))
+    print(table(rows))
     return 0
 
 

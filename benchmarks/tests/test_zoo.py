@@ -1,38 +1,96 @@
-"""Each wrapper answers as the network behind it nearly always, and the split is fixed."""
+"""Each mask answers as the network behind it nearly always and is seen through, and the halves are fixed."""
+
+import json
 
 import pytest
 import torch
 
-from benchmarks.zoo import NAMES, held_back, main, wrapped
-from robustdup.config import DataOptions
+from benchmarks.zoo import KINDS, MASKS, NAMES, held_back, kind_of, main, member, table, wrapped
+from benchmarks.zoo_networks import ORDINARY, QUICK
+from benchmarks.zoo_opaque import Arrays
+from robustdup.attacks.inner import find_inner, probing_images
+from robustdup.attacks.losses import cw
+from robustdup.attacks.see_through import SeeThrough
+from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.digits import load_builtin
 from robustdup.models.load import ModelOptions
 from robustdup.models.load import load_builtin as load_network
+
+SEVERAL_VIEWS = ("views", "crops")  # whose gradient is rightly another one
+OFTEN_OTHER = ("sigmoids",)  # saturated scores are equal, and the first wins
 
 
 @pytest.fixture(scope="module")
 def digits():
     data = load_builtin("digits", DataOptions(split="test"))
-    return load_network("digits-robust", ModelOptions()).eval(), data.images[:60]
+    return load_network("digits-robust", ModelOptions()).eval(), data.images[:20], data.labels[:20]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_wrappers_keep_the_answers(name, digits):
-    network, images = digits
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_keep_the_answers(name, digits):
+    network, images, _ = digits
     with torch.no_grad():
         same = (wrapped(name, network)(images).argmax(dim=1) == network(images).argmax(dim=1)).double().mean()
-    assert same >= 0.9
+    assert same >= (0.5 if name in OFTEN_OTHER else 0.9)
+
+
+def gradient(model, images, labels):
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(cw(model(images), labels).sum(), images)[0].nan_to_num().flatten(1)
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if name not in SEVERAL_VIEWS])
+def test_masks_are_seen_through(name, digits):
+    network, images, labels = digits
+    model = wrapped(name, network)
+    inner, true = find_inner(model, probing_images(images)), gradient(network, images, labels)
+    copies = [SeeThrough(model), SeeThrough(model, smooth=True, inner=inner)]
+    found = [float(torch.cosine_similarity(gradient(copy, images, labels), true).mean()) for copy in copies]
+    assert max(found) > 0.9
+
+
+def test_a_network_in_numpy_is_the_network(digits):
+    network, images, _ = digits
+    torch.testing.assert_close(Arrays(network)(images), network(images), rtol=1e-4, atol=1e-4)
 
 
 def test_the_split_is_fixed_and_in_halves():
-    kept = [name for name in NAMES if held_back(name)]
-    assert len(NAMES) == 20
-    assert 6 <= len(kept) <= 14
+    assert len(set(NAMES)) == len(NAMES) >= 60
+    assert len(KINDS["ordinary"]) >= 20
+    assert len(KINDS["trained"]) >= 10
+    assert 0.3 < sum(map(held_back, NAMES)) / len(NAMES) < 0.7
+    assert held_back("staircase")
+    assert not held_back("one-hot")
 
 
-def test_the_command_prints_a_line_for_a_wrapper(capsys):
+@pytest.mark.parametrize("name", ORDINARY)
+def test_recipes_are_recipes(name):
+    build(TrainConfig, values={**QUICK, **ORDINARY[name]})
+
+
+def test_the_command_writes_a_file_for_each_network_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.zoo.STRONG", "fgsm")
+    words = ["--out", str(tmp_path), "--n", "4", "--half", "all", "--only", "digits-robust"]
+    assert main(words) == 0
+    row = json.loads((tmp_path / "digits-robust.json").read_text(encoding="utf-8"))
+    assert (row["kind"], row["n"], row["reliable"]) == (kind_of("digits-robust"), 4, True)
+    (tmp_path / "digits-robust.json").write_text(json.dumps({**row, "reported": 0.123}), encoding="utf-8")
+    assert main(words) == 0
+    assert "| digits-robust | ordinary | 12.3% |" in capsys.readouterr().out
+
+
+def test_sums_count_what_is_believed():
+    row = {
+        "name": "bits", "kind": "masked", "reported": 0.8, "true": 0.7, "reliable": True, "escalated": True, "passes": 9,
+        "n": 10,
+    }  # fmt: skip
+    text = table([row, {**row, "reliable": False, "reported": 1.0, "true": 0.0}])
     assert (
-        main(["--n", "4", "--half", "all", "--only", "detached", "--attacks", "straight-through(steps=5,targets=0)"])
-        == 0
+        "2 networks, 1 believed, whose reported value is 10.00 points above the true one on average, 10.0 at most"
+        in text
     )
-    assert "| detached |" in capsys.readouterr().out
+
+
+def test_a_closed_member_comes_with_what_is_known(tmp_path):
+    assert member("arrays", tmp_path).known is not None
+    assert member("forest", tmp_path).known is None

@@ -6,76 +6,94 @@ says: the first module of a forward pass whose output has a column for each clas
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.see_through import SeeThrough
-
 AGREES = 0.9  # of the answers, at least
+PROBED = 32  # images that are asked about where no sample may be
 
 
-class InnerLogits(nn.Module):
-    """What the module of that name says inside `model`, with gradients that pass: images (N, C, H, W) -> logits (N, K)."""
+@dataclass(frozen=True)
+class Inner:
+    """The name of a module, and how its answers lie where there are several views of each image: image by image, or not."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-        self.training = model.training
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Run the model as far as the module, and return its output."""
-        seen: list[Tensor] = []
-
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen.append(output)
-            raise _EnoughError
-
-        handle = self.model.get_submodule(self.name).register_forward_hook(keep)
-        try:
-            with torch.enable_grad():
-                part = images if images.requires_grad else images.detach().requires_grad_()
-                SeeThrough(self.model)(part)
-        except _EnoughError:
-            pass
-        finally:
-            handle.remove()
-        logits = seen[0] + (0 * part.flatten(1).sum(dim=1, keepdim=True)).to(seen[0].dtype)
-        return logits if torch.is_grad_enabled() else logits.detach()
+    name: str
+    image_by_image: bool = False
 
 
-class _EnoughError(Exception):
-    """The module has spoken: the rest of the model need not run."""
+def answers_inside(model: nn.Module, inner: Inner, images: Tensor) -> Tensor:
+    """Run the model on images (N, C, H, W): what the module inside says (N, K), the mean where it is asked several times."""
+    with _heard(model, [inner.name]) as answers:
+        model(images)
+    return _arranged(answers[inner.name], len(images), inner.image_by_image)
 
 
-def find_inner(model: nn.Module, images: Tensor) -> str | None:
-    """Return the name of the module inside `model` that gives its answers first; None where there is none.
+def find_inner(model: nn.Module, images: Tensor) -> Inner | None:
+    """Return the module inside `model` that gives its answers first; None where there is none, or it is all there is.
 
     Args:
         model: images (N, C, H, W) in [0, 1] -> logits (N, K).
         images: some images (N, C, H, W); the more, the surer.
     """
-    outputs: dict[str, Tensor] = {}
+    names = [name for name, _ in model.named_modules() if name]
+    with _heard(model, names) as answers, torch.no_grad():
+        logits = model(images)
+    said = logits.argmax(dim=1)
+    for name, parts in answers.items():  # in the order in which they spoke
+        rows = sum(map(len, parts))
+        if not rows or rows % len(images) or any(part.shape[1] != logits.shape[1] for part in parts):
+            continue
+        if len(parts) == 1 and torch.equal(parts[0], logits):
+            continue
+        for image_by_image in (False, True):
+            output = _arranged(parts, len(images), image_by_image)
+            if float((output.argmax(dim=1) == said).double().mean()) >= AGREES:
+                return Inner(name, image_by_image)
+    return None
 
-    def watch(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 2 and len(output) == len(images) and name not in outputs:
-                outputs[name] = output.detach().clone()
 
-        return keep
+@contextlib.contextmanager
+def _heard(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs (n, K) of the modules of these names, call by call, in the order in which they first speak."""
+    answers: dict[str, list[Tensor]] = {}
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    def keep(name: str) -> Any:
+        def hear(module: nn.Module, inputs: Any, output: Any) -> None:
+            parts = answers.setdefault(name, [])
+            if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
+                parts.append(output.clone())
+
+        return hear
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        with torch.no_grad():
-            logits = model(images)
+        yield answers
     finally:
         for handle in handles:
             handle.remove()
-    answers = logits.argmax(dim=1)
-    for name, output in outputs.items():  # in the order in which they spoke
-        if output.shape == logits.shape and output.is_floating_point():
-            agreement = float((output.argmax(dim=1) == answers).double().mean())
-            if agreement >= AGREES and not torch.equal(output, logits):
-                return name
-    return None
+
+
+def _arranged(parts: list[Tensor], n: int, image_by_image: bool) -> Tensor:
+    """Return answers (n, K): the mean over views, whose rows lie view by view, or image by image."""
+    output = torch.cat(parts)
+    views = len(output) // n
+    if views == 1:
+        return output
+    shape = (n, views) if image_by_image else (views, n)
+    return output.view(*shape, -1).mean(dim=1 if image_by_image else 0)
+
+
+def probing_images(like: Tensor) -> Tensor:
+    """Return images in the shape of others (N, C, H, W), but for N, that hang on no sample: noise from fine to coarse."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(PROBED, *like.shape[1:], generator=generator)
+    contrast = torch.linspace(0.2, 1.0, PROBED).view(-1, 1, 1, 1)
+    grey = torch.rand(PROBED, 1, 1, 1, generator=generator)
+    coarse = torch.nn.functional.interpolate(noise[..., ::4, ::4], size=like.shape[2:], mode="bilinear")
+    mixed = torch.where(torch.arange(PROBED).view(-1, 1, 1, 1) % 2 == 0, noise, coarse)
+    return (grey + contrast * (mixed - grey)).clamp(0, 1).to(like)

@@ -101,6 +101,7 @@ class Passes(nn.Module):
         self.count = Count()
         self.looks: list[tuple[int, int]] = []  # of each look at the samples: rows, and passes of all rows before it
         self.watch: Callable[[], None] | None = None  # called before every pass
+        self.lost_gradient = False  # whether the model has answered without a gradient where one was asked for
         self._looking = False
         self.training = model.training  # mirror, without touching the model
 
@@ -135,6 +136,7 @@ class Passes(nn.Module):
             logits = self._checked(self._answer(_own(images)), images.shape[0])
         else:
             logits = torch.cat([self._padded(part) for part in torch.split(images, self.micro_batch)])
+        self.lost_gradient |= torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
 
     def _padded(self, part: Tensor) -> Tensor:

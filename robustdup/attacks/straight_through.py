@@ -3,7 +3,8 @@
 What an attacker tries first who knows the mask (BPDA, https://arxiv.org/abs/1802.00420), without being told: the
 operations are found while the model runs (`see_through`). First the copy keeps the model's own values, then a smooth one
 takes its place, whose scores have a slope where the model's are flat; there too the model itself is asked whether it is
-wrong. Each in short runs with a step that falls along half a cosine, untargeted and towards the likeliest classes.
+wrong. Each in a short run with a step that falls along half a cosine, then the one that came nearer towards the likeliest
+classes.
 
 It is a `pool` attack: a sample leaves the moment the model misclassifies it, and all randomness is its own.
 """
@@ -20,12 +21,15 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd import apgd
 from robustdup.attacks.cosine_pgd import cosine_pgd, cosine_pgd_t
 from robustdup.attacks.guided import Guided, counted, inside
+from robustdup.attacks.inner import PROBED, find_inner, probing_images
 from robustdup.attacks.losses import cw, margin, misclassified
 from robustdup.attacks.passes import Passes, input_gradient
 from robustdup.attacks.see_through import SeeThrough
 from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+
+SAME_WAY = 0.5  # cosine, on average, above which two gradients point the same way
 
 
 def straight_through(
@@ -67,71 +71,91 @@ def straight_through(
     lowest = images.new_full((len(images),), torch.inf)
     if len(images) == 0:
         return adv_images
-    runs: tuple[tuple[str, bool], ...] = (
-        ("untargeted", False),
-        ("targeted", False),
-        ("untargeted", True),
-        ("targeted", True),
-    )
-    views = {smooth: view(model, smooth=smooth) for smooth in (False, True)}
-    if not _look_through(views[False], images[:1], labels[:1]):
+    views = _views(model, images)
+    if views is None:
         return adv_images
-    for number, (kind, smooth) in enumerate(runs):
-        if len(remaining) == 0 or (kind == "targeted" and not targets):
+    hard, smooth = views
+    by_smooth = torch.ones_like(
+        labels, dtype=torch.bool
+    )  # what targeted runs follow: where the smooth copy came nearer
+    options = {"steps": steps, "restarts": restarts, "eot": eot}
+    for number, (copied, aimed) in enumerate(((hard, False), (smooth, False), (hard, True), (smooth, True))):
+        rows = remaining[by_smooth[remaining] == (copied is smooth)] if aimed else remaining
+        if copied is None or len(rows) == 0 or (aimed and not targets):
             continue
-        streams = rng[remaining].fold("run").fold(number)
-        options: dict[str, Any] = {"steps": steps, "restarts": restarts, "eot": eot}
-        part, true = images[remaining], labels[remaining]
-        if threat.norm == "L1":
-            found = (
-                apgd(views[smooth], part, true, threat, rng=streams, loss="margin", **options)
-                if kind == "untargeted"
-                else part
-            )
-        elif kind == "untargeted":
-            found = cosine_pgd(views[smooth], part, true, threat, rng=streams, **options)
-        else:
-            found = cosine_pgd_t(views[smooth], part, true, threat, rng=streams, targets=targets, **options)
+        streams, part, true = rng[rows].fold("run").fold(number), images[rows], labels[rows]
+        found = _run(copied, part, true, threat, streams, options, targets if aimed else 0)
         margins, is_adv = _judge(model, found, true)
-        better = is_adv | (margins < lowest[remaining])
-        adv_images[remaining[better]], lowest[remaining[better]] = found[better], margins[better]
-        remaining = remaining[~is_adv]
+        if not aimed:
+            by_smooth[rows] = ((margins <= lowest[rows]) | naked(smooth)) if copied is smooth else False
+        better = is_adv | (margins < lowest[rows])
+        adv_images[rows[better]], lowest[rows[better]] = found[better], margins[better]
+        remaining = remaining[~torch.isin(remaining, rows[is_adv])]
     return adv_images
 
 
+def _run(
+    copied: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, rng: SampleRng, options: Any, targets: int
+) -> Tensor:
+    """Attack a copy, untargeted or towards some classes; in L1 always untargeted."""
+    if threat.norm == "L1":
+        return images if targets else apgd(copied, images, labels, threat, rng=rng, loss="margin", **options)
+    if targets:
+        return cosine_pgd_t(copied, images, labels, threat, rng=rng, targets=targets, **options)
+    return cosine_pgd(copied, images, labels, threat, rng=rng, **options)
+
+
 def straight_through_cost(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the (forward, backward) passes that a surviving sample costs under these options, at most."""
-    runs = options["restarts"] * (1 + options["targets"])
-    backward = runs * options["steps"] * options["eot"]
-    forward = backward + runs + 1
-    return 3 * forward + 4, 2 * backward
+    """Return the (forward, backward) passes that a surviving sample costs under these options, in a call of 64, at most."""
+    steps, targets = options["restarts"] * options["steps"] * options["eot"], options["targets"]
+    run = steps + options["restarts"]
+    return 3 * run + 2 * targets * run + 6 + 5 * PROBED / 64, (2 + targets) * steps + 2 * PROBED / 64
 
 
-def view(model: nn.Module, *, smooth: bool) -> nn.Module:
-    """Return a model to attack in place of `model`: through it gradients pass, and it answers as the model does."""
-    if not smooth:
-        return inside(model, SeeThrough)
-    own = model.model if isinstance(model, Passes) else model
-    return inside(model, lambda inner: Guided(SeeThrough(inner, smooth=True), counted(own, model)))
+def _views(model: nn.Module, images: Tensor) -> tuple[nn.Module | None, nn.Module] | None:
+    """Return what to attack in place of `model`: its copy, None where its gradient is not to be trusted, and its smooth copy.
+
+    Both answer as the model does. The smooth one has the scores of the network inside, before anything was done to them,
+    where there is one, and skips what was done to the images: where the other's gradient points elsewhere, it is a mask's.
+    None, with a warning, where the model cannot be run so. All of it is asked on images that hang on no sample.
+    """
+    probes = probing_images(images)
+    hard = inside(model, SeeThrough)
+    if isinstance(model, Passes):
+        model.count.forward += PROBED  # by which the network inside is found
+    try:
+        smooth = inside(model, lambda own: Guided(smooth_copy(own, images), counted(own, model)))
+        with torch.no_grad():
+            said = model(probes).argmax(dim=1)
+        slopes = [
+            input_gradient(view, probes, lambda logits, rows: cw(logits, said[rows]))[0].nan_to_num(0, 0, 0).flatten(1)
+            for view in (hard, smooth)
+        ]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        text = (
+            f"straight-through: this model cannot be seen through ({type(error).__name__}: {error}); nothing was tried."
+        )
+        warnings.warn(text, AttackWarning, stacklevel=3)
+        return None
+    if not any(bool(slope.any()) for slope in slopes):
+        text = "straight-through: no gradient passes through this model, so that only random starts were tried."
+        warnings.warn(text, AttackWarning, stacklevel=3)
+    agreement = float(torch.cosine_similarity(slopes[0], slopes[1], dim=1).mean())
+    return (hard if agreement > SAME_WAY else None), smooth
+
+
+def naked(view: nn.Module) -> bool:
+    """Say whether the copy in a smooth view has the scores of a network inside: the margins of the model say less than those."""
+    guided = view.model if isinstance(view, Passes) else view
+    return guided.guide.inner is not None  # type: ignore[union-attr]
+
+
+def smooth_copy(model: nn.Module, like: Tensor) -> SeeThrough:
+    """Return the smooth copy of a model, of the network inside it where there is one; `like` has the shape of its images."""
+    return SeeThrough(model, smooth=True, inner=find_inner(model, probing_images(like)))
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         logits = model(images)
     return margin(logits, labels).to(images.dtype), misclassified(logits, labels)
-
-
-def _look_through(model: nn.Module, images: Tensor, labels: Tensor) -> bool:
-    """Say whether the copy runs at all; warn where it does not, and where no gradient passes through it either."""
-    try:
-        gradient, _, _ = input_gradient(model, images, lambda logits, rows: cw(logits, labels[rows]))
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-        text = (
-            f"straight-through: this model cannot be seen through ({type(error).__name__}: {error}); nothing was tried."
-        )
-        warnings.warn(text, AttackWarning, stacklevel=3)
-        return False
-    if not bool(gradient.nan_to_num(0, 0, 0).any()):
-        text = "straight-through: no gradient passes through this model, so that only random starts were tried."
-        warnings.warn(text, AttackWarning, stacklevel=3)
-    return True

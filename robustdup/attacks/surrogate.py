@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd import apgd
 from robustdup.attacks.cosine_pgd import cosine_pgd, cosine_pgd_t
 from robustdup.attacks.guided import Guided, counted
-from robustdup.attacks.inner import InnerLogits, find_inner
+from robustdup.attacks.inner import find_inner
 from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.rays import search_rays
+from robustdup.attacks.see_through import SeeThrough
 from robustdup.attacks.student import BATCH, fit_student
 from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
@@ -99,9 +100,9 @@ def surrogate_cost(options: Mapping[str, Any]) -> tuple[float, float]:
 def find_guide(model: nn.Module, images: Tensor, threat: ThreatModel, *, fit_steps: int, seed: int) -> nn.Module | None:
     """Return the network inside the model, or a student of it; None where there is none and none is to be fitted."""
     own = model.model if isinstance(model, Passes) else model
-    name = find_inner(own, images[:BATCH])
-    if name is not None:
-        return counted(InnerLogits(own, name), model)
+    inner = find_inner(own, images[:BATCH])
+    if inner is not None:
+        return counted(SeeThrough(own, inner=inner), model)
     if not fit_steps:
         return None
     student, agreement = fit_student(model, images, threat, steps=fit_steps, seed=seed % 2**63)

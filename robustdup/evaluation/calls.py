@@ -90,7 +90,8 @@ class Work:
 class Call:
     """One call of an attack: which samples, and what came of it. `error` where it failed: its samples are undecided.
 
-    `broken_after` says how many samples the attack dropped after how many passes per sample (forward and backward).
+    `broken_after` says how many samples the attack dropped after how many passes per sample (forward and backward), and
+    `lost_gradient` whether the model answered without a gradient where the attack asked for one.
     """
 
     positions: Tensor
@@ -101,6 +102,7 @@ class Call:
     error: str = ""
     notes: list[str] = field(default_factory=list)
     broken_after: list[tuple[int, int]] = field(default_factory=list)
+    lost_gradient: bool = False
 
 
 Caller = Callable[[Iterable[Work], Tick], Iterator[Call]]
@@ -152,6 +154,7 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
         error=error,
         notes=notes,
         broken_after=dropped(attacked, verdict) if pool and verdict is not None else [],
+        lost_gradient=attacked.lost_gradient is True,
     )
 
 

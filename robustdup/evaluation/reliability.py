@@ -18,8 +18,6 @@ from robustdup.evaluation.routes import Left, find_route
 from robustdup.records import Diagnostic, Outcome
 from robustdup.records.verdict import DOUBTFUL
 
-NO_GRADIENT = "does not require grad"  # what torch says of a model whose output has none
-
 
 @dataclass(frozen=True)
 class Weighed:
@@ -83,7 +81,7 @@ def settle(results: Sequence[CascadeResult], route: str) -> list[str]:
         mendable, survived = torch.zeros_like(result.undecided), torch.zeros_like(result.undecided)
         for stage in result.stages:
             for call in stage.calls:
-                mendable[call.positions] |= bool(call.error) and NO_GRADIENT not in call.error
+                mendable[call.positions] |= bool(call.error) and not call.lost_gradient
             if stage.stage.spec.name == route or not route:
                 survived |= stage.outcome == Outcome.ROBUST
         settled = result.undecided & survived & ~mendable

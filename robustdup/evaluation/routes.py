@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.guided import Guided
-from robustdup.attacks.inner import InnerLogits, find_inner
+from robustdup.attacks.inner import find_inner
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent, pgd
 from robustdup.attacks.see_through import SeeThrough
+from robustdup.attacks.straight_through import smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.masking import FOLLOWS, LOOKED_AT, THRESHOLDS, is_zero
 from robustdup.projections import row_sum
@@ -103,16 +104,16 @@ def _routes(stages: Sequence[Followed], *, own: bool) -> list[tuple[str, Make]]:
     return found
 
 
-def _smooth(context: Context, _: Tensor) -> nn.Module:
+def _smooth(context: Context, images: Tensor) -> nn.Module:
     copied = fresh_copy(context.attacked)
-    return Guided(SeeThrough(copied, smooth=True), copied)
+    return Guided(smooth_copy(copied, images), copied)
 
 
 def _inside(context: Context, images: Tensor) -> nn.Module | None:
     """The network inside the model, where there is one: a student is no proof."""
     copied = fresh_copy(context.attacked)
-    name = find_inner(copied, images)
-    return None if name is None else InnerLogits(copied, name)
+    inner = find_inner(copied, images)
+    return None if inner is None else SeeThrough(copied, inner=inner)
 
 
 def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatModel, *, seed: int) -> bool:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustdup import Passes, SampleRng, ThreatModel, UserError
-from robustdup.attacks.inner import InnerLogits, find_inner
+from robustdup.attacks.inner import Inner, find_inner
 from robustdup.attacks.losses import misclassified
 from robustdup.attacks.rays import rays, rays_cost
+from robustdup.attacks.see_through import SeeThrough
 from robustdup.attacks.student import fit_student
 from robustdup.attacks.surrogate import surrogate
 from robustdup.errors import AttackWarning
@@ -87,8 +88,8 @@ def test_rays_end_the_same_in_any_company():
 def test_the_network_inside_is_found_and_followed():
     inner = Linear(0.9)
     model = OneHot(inner)
-    assert find_inner(model, IMAGES) == "model"
-    logits = InnerLogits(model, "model")
+    assert find_inner(model, IMAGES) == Inner("model")
+    logits = SeeThrough(model, inner=Inner("model"))
     assert torch.equal(logits(IMAGES), inner(IMAGES))
     images = IMAGES.clone().requires_grad_()
     (found,) = torch.autograd.grad(logits(images)[:, 1].sum(), images)

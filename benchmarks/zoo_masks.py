@@ -1,0 +1,317 @@
+"""Masks of the zoo: functions of (network, images) -> logits that keep a network's answers, or nearly, and hide its gradient.
+
+Most stand for a published defence, or for a way in which code loses gradients by accident. Who knows the mask attacks the
+network without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Wrapped(nn.Module):
+    """A network behind a function of (network, images) -> logits."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model, self.answer = model, forward
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, K)."""
+        return self.answer(self.model, images)
+
+
+def _jpeg(images: Tensor) -> Tensor:
+    from PIL import Image
+
+    parts = []
+    for image in images:
+        array = (image.detach().cpu().permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+        file = io.BytesIO()
+        Image.fromarray(array.squeeze()).save(file, "JPEG", quality=90)
+        pixels = np.asarray(Image.open(file)).reshape(array.shape).copy()
+        parts.append(torch.from_numpy(pixels).permute(2, 0, 1).to(images) / 255)
+    return torch.stack(parts)
+
+
+def _codes(images: Tensor) -> Tensor:
+    levels = torch.linspace(0.5 / 16, 15.5 / 16, 16, device=images.device).view(-1, 1, 1, 1, 1)
+    return (images[None] > levels).to(images.dtype).mean(dim=0)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    return F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+
+
+@torch.no_grad()
+def _purified(images: Tensor) -> Tensor:
+    for _ in range(2):
+        images = 0.8 * images + 0.2 * _blurred(images)
+    return images
+
+
+def _median(images: Tensor) -> Tensor:
+    patches = F.unfold(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3)
+    middle = patches.view(len(images), images.shape[1], 9, -1).median(dim=2).values.view_as(images)
+    return 0.7 * images.detach() + 0.3 * middle
+
+
+def _total_variation(images: Tensor) -> Tensor:
+    clean = images.detach().clone()
+    with torch.enable_grad():
+        for _ in range(5):
+            clean.requires_grad_(True)
+            rough = (clean.diff(dim=-1).abs() + 1e-6).sum() + (clean.diff(dim=-2).abs() + 1e-6).sum()
+            far = ((clean - images.detach()) ** 2).sum()
+            (slope,) = torch.autograd.grad(0.05 * rough + far, clean)
+            clean = (clean - 0.1 * slope).detach()
+    return clean
+
+
+def _table(images: Tensor) -> Tensor:
+    table = torch.linspace(0, 1, 256) ** 1.05
+    return table[(images * 255).round().long()]
+
+
+def _array_table(images: Tensor) -> Tensor:
+    steps = np.floor(images.detach().cpu().numpy() * 32).astype(np.int64)
+    return torch.from_numpy(np.take(np.linspace(0, 1, 33, dtype=np.float32), steps)).to(images)
+
+
+def _listed(images: Tensor) -> Tensor:
+    return torch.tensor([[round(value * 20) / 20 for value in row] for row in images.flatten(1).tolist()]).view_as(
+        images
+    )
+
+
+def _bytes_file(images: Tensor) -> Tensor:
+    content = (images.detach() * 51).round().to(torch.uint8).cpu().numpy().tobytes()
+    return torch.tensor([value / 51 for value in content], dtype=images.dtype).view_as(images)
+
+
+def _steep(images: Tensor) -> Tensor:
+    edges = (torch.arange(10) + 0.5).view(-1, 1, 1, 1, 1) / 10
+    return torch.sigmoid(5000 * (images[None] - edges)).mean(dim=0)
+
+
+def _hashed_noise(images: Tensor) -> Tensor:
+    parts = []
+    for image in images:
+        generator = torch.Generator().manual_seed(int(float(image.double().sum()) * 1e7) % 2**31)
+        parts.append(image + 0.05 * torch.randn(image.shape, generator=generator))
+    return torch.stack(parts)
+
+
+class _Backward(torch.autograd.Function):
+    """The identity with a backward pass of the mask's own."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(gradients[0]), None
+
+
+def _hooked(images: Tensor) -> Tensor:
+    images = images * 1
+    if images.requires_grad:
+        images.register_hook(lambda gradient: gradient.flip(-1) * -1)  # type: ignore[no-untyped-call]
+    return images
+
+
+def _broken_root(images: Tensor) -> Tensor:
+    return images + (images - images.detach()).abs().sqrt()  # adds zero; its slope is infinite times zero
+
+
+@functools.cache
+def _traced() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have its newer exporter
+        return torch.jit.trace(lambda images: torch.round(images * 10) / 10, torch.rand(1, 1, 8, 8))  # type: ignore[no-untyped-call]
+
+
+class _Rounded(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.ops.aten.round(images * 10) / 10  # type: ignore[no-any-return]
+
+
+BEFORE: dict[str, Callable[[Tensor], Tensor]] = {
+    "codes": _codes,
+    "bits": lambda images: (images * 15).round() / 15,
+    "bytes": lambda images: (images * 15).to(torch.uint8).to(images.dtype) / 15,
+    "jpeg": _jpeg,
+    "purified": _purified,
+    "median": _median,
+    "total-variation": _total_variation,
+    "table": _table,
+    "array-table": _array_table,
+    "listed": _listed,
+    "bytes-file": _bytes_file,
+    "steep": _steep,
+    "hashed-noise": _hashed_noise,
+    "turned": lambda images: _Backward.apply(images, torch.neg),
+    "drawn-gradient": lambda images: _Backward.apply(images, torch.randn_like),
+    "shrunk-gradient": lambda images: _Backward.apply(images, lambda gradient: 1e-30 * gradient),
+    "hooked": _hooked,
+    "not-a-number": _broken_root,
+    "detached": lambda images: images.detach(),
+    "remainder": lambda images: images - images % 0.1,
+    "fraction": lambda images: images - (16 * images).frac() / 16,
+    "shifted": lambda images: ((images * 255).int() >> 4).to(images.dtype) / 15,
+    "traced": lambda images: _traced()(images),
+    "operator": _Rounded(),
+    "fake-quantised": lambda images: torch.fake_quantize_per_tensor_affine(images, 1 / 15, 0, 0, 15).detach(),
+    "ripple": lambda images: images + torch.sin(9000 * images) / 200,
+    "float8": lambda images: images.to(torch.float8_e4m3fn).to(images.dtype),
+}  # fmt: skip
+
+
+def _classes(logits: Tensor) -> int:
+    return int(logits.shape[1])
+
+
+def _winners(logits: Tensor) -> Tensor:
+    return torch.where(
+        logits >= logits.topk(2, dim=1).values[:, -1:], logits, logits.detach().amin(dim=1, keepdim=True)
+    )
+
+
+def _shaped(logits: Tensor) -> Tensor:
+    margin = _margin(logits)
+    step = margin.floor()
+    wanted = (
+        step + 0.99 * (1 - (margin - step)) + 0.005
+    )  # falls where the margin rises: https://arxiv.org/abs/2205.12134
+    return _with_margin(logits, wanted)
+
+
+def _waves(logits: Tensor) -> Tensor:
+    margin = _margin(logits)
+    return _with_margin(logits, 0.5 + margin / 20 + 0.45 * torch.sin(12 * margin))
+
+
+def _falling(logits: Tensor) -> Tensor:
+    return _with_margin(logits, 1 / (0.1 + _margin(logits)))
+
+
+def _margin(logits: Tensor) -> Tensor:
+    top = logits.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+def _with_margin(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the logits with the largest moved, so that it lies so far above the second."""
+    change = (wanted - _margin(logits))[:, None]
+    return logits.scatter_add(1, logits.argmax(dim=1, keepdim=True), change)
+
+
+def _detector(logits: Tensor) -> Tensor:
+    sure = (logits.softmax(dim=1).amax(dim=1, keepdim=True) > 0.3).to(logits.dtype)
+    answers: Tensor = (1 + 99 * sure) * logits.detach()
+    return answers
+
+
+def _one_hot(logits: Tensor) -> Tensor:
+    return F.one_hot(logits.argmax(dim=1), _classes(logits)).to(logits.dtype)
+
+
+def _ranks(logits: Tensor) -> Tensor:
+    return logits.argsort(dim=1).argsort(dim=1).to(logits.dtype)
+
+
+def _flat_ranks(logits: Tensor) -> Tensor:
+    order = logits.argsort(dim=1, descending=True)
+    return torch.zeros_like(logits).scatter(1, order, torch.linspace(3, 0, _classes(logits)).expand_as(logits))
+
+
+AFTER: dict[str, Callable[[Tensor], Tensor]] = {
+    "winners": _winners,
+    "staircase": lambda logits: (2 * logits).round() / 2,
+    "decimals": lambda logits: torch.round(logits, decimals=1),
+    "one-hot": _one_hot,
+    "detector": _detector,
+    "saturated": lambda logits: (logits * 1e3).softmax(dim=1),
+    "probabilities": lambda logits: (8 * logits).softmax(dim=1),
+    "cold": lambda logits: (logits / 1e-3).log_softmax(dim=1),
+    "squashed": lambda logits: torch.tanh(logits / 2).pow(15),
+    "hard-squashed": lambda logits: F.hardtanh(logits - logits.amax(dim=1, keepdim=True) + 0.1, -0.1, 0.1),
+    "shaped": _shaped,
+    "waves": _waves,
+    "falling": _falling,
+    "ranks": _ranks,
+    "flat-ranks": _flat_ranks,
+    "tiny": lambda logits: logits * 1e-30,
+    "offset": lambda logits: logits + 5e6,
+    "halved": lambda logits: (logits.half() * 100).round().half().to(torch.int16).float(),
+    "through-numpy": lambda logits: torch.from_numpy(np.round(logits.detach().cpu().numpy(), 1)).to(logits.device),
+    "sigmoids": lambda logits: torch.sigmoid(40 * logits),
+}  # fmt: skip
+
+
+def _votes(model: nn.Module, images: Tensor) -> Tensor:
+    votes = [_one_hot(model((images + shift).clamp(0, 1))) for shift in (-0.02, 0.0, 0.02)]
+    return torch.stack(votes).sum(dim=0)
+
+
+def _views(model: nn.Module, images: Tensor) -> Tensor:
+    views = [images, images.roll(1, dims=-1), images.roll(-1, dims=-1)]
+    return torch.stack([(4 * model(view)).round() / 4 for view in views]).mean(dim=0)
+
+
+def _row_by_row(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.tensor([[float(value) for value in model(image[None])[0]] for image in images])
+
+
+@torch.no_grad()
+def _without_gradient(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images)  # type: ignore[no-any-return]
+
+
+def _noise(model: nn.Module, images: Tensor) -> Tensor:
+    return model((images + 0.05 * torch.randn_like(images)).clamp(0, 1))  # type: ignore[no-any-return]
+
+
+def _crops(model: nn.Module, images: Tensor) -> Tensor:
+    shift = int(torch.randint(-1, 2, ()))
+    return 0.5 * model(images.roll(shift, dims=-1)) + model(images)  # type: ignore[no-any-return]
+
+
+AROUND: dict[str, Forward] = {
+    "votes": _votes,
+    "views": _views,
+    "row-by-row": _row_by_row,
+    "no-grad": _without_gradient,
+    "noise": _noise,
+    "crops": _crops,
+}
+RANDOM = ("noise", "crops")
+
+
+def _in_front(mask: Callable[[Tensor], Tensor]) -> Forward:
+    return lambda model, images: model(mask(images))
+
+
+def _behind(mask: Callable[[Tensor], Tensor]) -> Forward:
+    return lambda model, images: mask(model(images))
+
+
+WRAPPERS: dict[str, Forward] = {
+    **{name: _in_front(mask) for name, mask in BEFORE.items()},
+    **{name: _behind(mask) for name, mask in AFTER.items()},
+    **AROUND,
+}
