@@ -86,7 +86,8 @@ def certify(
         The result, with `certified_accuracy`, `certified` and `margins`; it prints itself.
 
     Raises:
-        UserError: not-boundable, with the layer that cannot be bounded; not-certifiable for weights that are not float32; bad-option for smoothing in another norm than L2.
+        UserError: not-boundable, with the layer that cannot be bounded; not-certifiable for weights that
+            are not float32; bad-option for smoothing in another norm than L2.
     """
     import torch
 
