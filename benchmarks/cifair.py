@@ -31,10 +31,10 @@ def measure(near: set[tuple[int, int]], run: Path) -> dict[str, Any]:
     table = load_pairs(run).to_pydict()
     pairs = set(zip(table["row_a"], table["row_b"], strict=True))
     record = load_duplicates(run)
-    found = len(near & pairs)
+    n_found = len(near & pairs)
     expected = record.expected
     return {
-        "annotated": len(near), "found": found, "recall": found / len(near), "interval": wilson(found, len(near)),
+        "annotated": len(near), "found": n_found, "recall": n_found / len(near), "interval": wilson(n_found, len(near)),
         "pairs": len(pairs), "images": len(set(table["row_a"])), "threshold": record.method.threshold,
         "expected_precision": (expected.precision, expected.precision_low, expected.precision_high),
         "expected_recall": expected.recall,

@@ -109,16 +109,16 @@ def run_baseline(task: Task, name: str, batch_size: int | None, started: Callabl
         with isolated(seed=task.config.seed):
             return baseline(counted, images.clone(), labels.clone(), task.threat, **settings)
 
-    adv, cost = timed(call, task.device, started)
-    if not isinstance(adv, Tensor) or adv.shape != images.shape:
-        got = f"shape {tuple(adv.shape)}" if isinstance(adv, Tensor) else f"a {type(adv).__name__}"
+    adv_images, cost = timed(call, task.device, started)
+    if not isinstance(adv_images, Tensor) or adv_images.shape != images.shape:
+        got = f"shape {tuple(adv_images.shape)}" if isinstance(adv_images, Tensor) else f"a {type(adv_images).__name__}"
         raise UserError(f"Baseline {name!r} must return images of shape {tuple(images.shape)}; it returned {got}.")
     passes = {
         "forward_passes": counted.forward_rows,
         "backward_passes": counted.backward_rows,
         "counted_by": "benchmark",
     }
-    return {**cost, **passes, **verdict(task, adv)}
+    return {**cost, **passes, **verdict(task, adv_images)}
 
 
 def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, An
     def call() -> jobs.Evaluation:
         return jobs.run_evaluation(config, data=task.data, registry=task.registry, spread=not alone)
 
-    found, cost = timed(call, task.device, started)
-    record = found.record
+    result, cost = timed(call, task.device, started)
+    record = result.record
     if record.status == "failed":
         raise UserError("; ".join(dict.fromkeys(error for attack in record.attacks for error in attack.errors)))
     passes, notes = record.passes, list(record.events)
@@ -151,7 +151,7 @@ def run_ours(task: Task, text: str, started: Callable[[], None]) -> dict[str, An
         "counted_by": "robustdup",
         "undecided": record.n_undecided,
         "notes": notes,
-        **verdict(task, found.adv_images),
+        **verdict(task, result.adv_images),
     }
 
 
@@ -227,17 +227,17 @@ def peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def verdict(task: Task, adv: Tensor) -> dict[str, Any]:
+def verdict(task: Task, adv_images: Tensor) -> dict[str, Any]:
     """Judge images that came back: a point counts as robust that the model gets right on the clean image and on these."""
     images, labels = task.data.images.to(task.device), task.data.labels.to(task.device)
     model = Passes(task.model, 256)
     clean = judge_images(model, images, labels)
-    found = judge(model, images, adv.to(images), labels, task.threat)
-    right, robust = ~clean.is_adv, ~(clean.is_adv | found.is_adv)
+    judged = judge(model, images, adv_images.to(images), labels, task.threat)
+    right, robust = ~clean.is_adv, ~(clean.is_adv | judged.is_adv)
     return {
         "clean_accuracy": float(right.double().mean()),
         "robust_accuracy": float(robust.double().mean()),
-        "violations": int((found.violation != 0).sum()),
+        "violations": int((judged.violation != 0).sum()),
     }
 
 
@@ -273,13 +273,13 @@ def measure(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
         say({"event": "started"})
 
     try:
-        found = run_baseline(task, name, batch_size, started) if name in BASELINES else run_ours(task, name, started)
+        result = run_baseline(task, name, batch_size, started) if name in BASELINES else run_ours(task, name, started)
     except Exception as error:  # a toolkit may fail in any way: its row says how  # noqa: BLE001
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         say({"event": "failed", "reason": reason, "place": f"{Path(place.filename).name}:{place.lineno}"})
         return
-    say({"event": "done", "environment": where(task), **found})
+    say({"event": "done", "environment": where(task), **result})
 
 
 def end_with_parent() -> None:

@@ -117,7 +117,7 @@ def _compare(
     ratios = sorted(d / p for p, d in zip(*seconds, strict=True))
     reach = round(0.98 * blocks**0.5)  # ranks of a 95% interval of the median
     low, high = ratios[max(0, blocks // 2 - reach)], ratios[min(blocks - 1, blocks // 2 + reach)]
-    each = [1e6 * statistics.median(found) / block for found in seconds]
+    each = [1e6 * statistics.median(times) / block for times in seconds]
     return {
         "plain_us": each[0], "duplicated_us": each[1], "ratio": statistics.median(ratios), "ratio_low": low,
         "ratio_high": high,
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=200)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(given.data, split=given.split, copies=given.copies, block=given.block, blocks=given.blocks)
-    print(json.dumps(found, indent=2))
+    result = measure(given.data, split=given.split, copies=given.copies, block=given.block, blocks=given.blocks)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

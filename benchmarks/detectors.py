@@ -81,9 +81,9 @@ def cnn(network: torch.nn.Module | None) -> Any:
 def encode(tool: Any, folder: Path, names: list[str]) -> tuple[Any, float]:
     """Return the features of files by imagededup's CNN, float32 (N, F), and its seconds."""
     started = time.perf_counter()
-    found: Mapping[str, Any] = tool.encode_images(image_dir=str(folder))
+    encoded: Mapping[str, Any] = tool.encode_images(image_dir=str(folder))
     seconds = time.perf_counter() - started
-    return np.stack([np.asarray(found[name], np.float32).ravel() for name in names]), seconds
+    return np.stack([np.asarray(encoded[name], np.float32).ravel() for name in names]), seconds
 
 
 def search_features(tool: Any, features: Any, similarity: float) -> tuple[float, int]:

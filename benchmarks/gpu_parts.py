@@ -287,7 +287,7 @@ def _rate(machine: Machine, folder: Path, precision: str, compiled: str) -> floa
 
     options = _settings(machine, precision=precision, compile=compiled, steps=steps)
     train(out=folder, progress=look, **options)
-    first = next(at for at in seen if at[0] >= WARM * steps or at is seen[-2])
+    first = next(moment for moment in seen if moment[0] >= WARM * steps or moment is seen[-2])
     return int(options["batch_size"]) * (seen[-1][0] - first[0]) / max(seen[-1][1] - first[1], 1e-9)
 
 

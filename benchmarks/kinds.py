@@ -121,8 +121,8 @@ def best_by_kind(source: Any, names: list[str], distances: Any) -> dict[str, tup
     """Return, for each kind, recall and precision at the distance that finds most with a good precision; (0, 1) for none."""
     best = dict.fromkeys(names, (0.0, 1.0))
     for most in DISTANCES:
-        at = counted(source, names, np.argwhere(distances <= most))
-        best = {name: max(best[name], at[name]) if at[name][1] >= GOOD else best[name] for name in best}
+        counts = counted(source, names, np.argwhere(distances <= most))
+        best = {name: max(best[name], counts[name]) if counts[name][1] >= GOOD else best[name] for name in best}
     return best
 
 

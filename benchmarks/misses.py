@@ -30,13 +30,13 @@ def one_run(settings: Sequence[str], attacks: str, seed: int) -> dict[str, Any]:
     """
     values = {"attacks": attacks, "seed": seed, "diagnostics": False, "save_images": False, "certify": False}
     config = build(EvalConfig, overrides=settings, values=values)
-    found = run_evaluation(config)
-    record = found.record
+    result = run_evaluation(config)
+    record = result.record
     counted = record.attacks[:-1] if attacks == TRUTH else record.attacks
     looked = record.escalation.forward_passes + record.escalation.backward_passes if record.escalation else 0
     return {
         "attacks": attacks, "model": record.config["model"], "norm": record.threat.norm, "eps": record.threat.eps_text,
-        "n": record.n, "asked_n": config.n, "seed": seed, "right": sorted(right(found)), "broken": broken(found),
+        "n": record.n, "asked_n": config.n, "seed": seed, "right": sorted(right(result)), "broken": broken(result),
         "passes": looked + sum(attack.forward_passes + attack.backward_passes for attack in counted),
         "seconds": record.seconds, "escalated": bool(record.escalation and record.escalation.escalated),
     }  # fmt: skip
@@ -71,16 +71,16 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
         groups.setdefault(tuple(line[key] for key in KEY), []).append(line)
-    found = {key: summed for key, group in groups.items() if (summed := summary(group)) is not None}
-    for (model, norm, eps, _), of in found.items():
+    summaries = {key: summed for key, group in groups.items() if (summed := summary(group)) is not None}
+    for (model, norm, eps, _), of in summaries.items():
         rows.append(
             f"| {model.split('@')[0]}, {norm} {eps} | {of['n']} | {of['seeds']} | {of['robust']:.2%} | "
             f"{', '.join(map(str, of['missed']))} | {100 * of['mean']:.2f} | {100 * of['upper']:.2f} | "
             f"{of['ratio']:.1f}x | {of['escalated']} of {of['seeds']} |"
         )
-    if len(found) > 1 and len({of["seeds"] for of in found.values()}) == 1:
-        n = sum(of["n"] for of in found.values())
-        missed = [sum(each) for each in zip(*(of["missed"] for of in found.values()), strict=True)]
+    if len(summaries) > 1 and len({of["seeds"] for of in summaries.values()}) == 1:
+        n = sum(of["n"] for of in summaries.values())
+        missed = [sum(each) for each in zip(*(of["missed"] for of in summaries.values()), strict=True)]
         upper = float(beta.ppf(0.95, max(missed) + 1, n - max(missed)))
         mean = sum(missed) / len(missed) / n
         rows.append(

@@ -48,24 +48,24 @@ def compare_once(settings: Sequence[str], name: str, seed: int) -> dict[str, Any
         "attack": name, "model": config.model, "norm": config.norm, "eps": config.eps, "seed": seed,
         "n": sides["native"].record.n, "asked_n": config.n,
     }  # fmt: skip
-    for side, found in sides.items():
-        line[f"broken_{side}"] = broken(found)
-        line[f"seconds_{side}"] = sum(attack.seconds for attack in found.record.attacks)
-        line[f"passes_{side}"] = [found.record.passes.attacks_forward, found.record.passes.attacks_backward]
+    for side, result in sides.items():
+        line[f"broken_{side}"] = broken(result)
+        line[f"seconds_{side}"] = sum(attack.seconds for attack in result.record.attacks)
+        line[f"passes_{side}"] = [result.record.passes.attacks_forward, result.record.passes.attacks_backward]
     line["attacked"] = sorted(right(sides["native"]))
     return line
 
 
-def right(found: Evaluation) -> set[int]:
+def right(result: Evaluation) -> set[int]:
     """Return the rows of the split that the model gets right on the clean image."""
-    table = found.samples
+    table = result.samples
     rows = zip(table["index"], table["attack"], table["outcome"], strict=True)
     return {index for index, attack, outcome in rows if attack == "clean" and outcome == "correct"}
 
 
-def broken(found: Evaluation) -> list[int]:
+def broken(result: Evaluation) -> list[int]:
     """Return the rows of the split that any attack broke."""
-    rows = zip(found.samples["index"], found.samples["outcome"], strict=True)
+    rows = zip(result.samples["index"], result.samples["outcome"], strict=True)
     return sorted({index for index, outcome in rows if outcome == "broken"})
 
 
@@ -85,10 +85,10 @@ def summary(lines: Iterable[Mapping[str, Any]], name: str) -> dict[str, Any] | N
     # Points that are wrong already stand on neither side, and belong to the accuracies all the same.
     wrong = sum(line["n"] - len(line["attacked"]) for line in lines if line["attack"] == name)
     nowhere = np.zeros(wrong, dtype=bool)
-    found = paired_difference(np.concatenate([*native, nowhere]), np.concatenate([*reference, nowhere]))
-    return {"attack": name, "points": found.n, "attacked": found.n - wrong, "only_reference_broke": found.only_a,
-            "only_native_broke": found.only_b, "native": found.a, "reference": found.b,
-            "difference": found.difference, "low": found.low, "high": found.high}  # fmt: skip
+    difference = paired_difference(np.concatenate([*native, nowhere]), np.concatenate([*reference, nowhere]))
+    return {"attack": name, "points": difference.n, "attacked": difference.n - wrong, "only_reference_broke": difference.only_a,
+            "only_native_broke": difference.only_b, "native": difference.a, "reference": difference.b,
+            "difference": difference.difference, "low": difference.low, "high": difference.high}  # fmt: skip
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -96,25 +96,25 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| attack | model, norm | points | robust, native | robust, reference | only native broke | "
             "only reference broke | difference, 95% interval (points) |", "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name in PAIRS:
-        mine = [line for line in lines if line["attack"] == name]
+        of_attack = [line for line in lines if line["attack"] == name]
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        for line in mine:
+        for line in of_attack:
             groups.setdefault(f"{line['model'].split('@')[0]}, {line['norm']} {line['eps']}", []).append(line)
-        groups |= {"all": mine} if len(groups) > 1 else {}
+        groups |= {"all": of_attack} if len(groups) > 1 else {}
         for title, members in groups.items():
-            found = summary(members, name)
-            if found is not None:
+            figures = summary(members, name)
+            if figures is not None:
                 rows.append(
-                    f"| {name} | {title} | {found['points']} | {found['native']:.2%} | {found['reference']:.2%} | "
-                    f"{found['only_native_broke']} | {found['only_reference_broke']} | "
-                    f"{100 * found['difference']:+.2f} [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}] |"
+                    f"| {name} | {title} | {figures['points']} | {figures['native']:.2%} | {figures['reference']:.2%} | "
+                    f"{figures['only_native_broke']} | {figures['only_reference_broke']} | "
+                    f"{100 * figures['difference']:+.2f} [{100 * figures['low']:+.2f}, {100 * figures['high']:+.2f}] |"
                 )
     return "\n".join(rows)
 
 
-def done(line: Mapping[str, Any], what: str) -> tuple[Any, ...]:
+def done(line: Mapping[str, Any], column: str) -> tuple[Any, ...]:
     """Return what tells a line from those of other runs: `what` was run on which model and points, with which seed."""
-    return line[what], line["model"], line["norm"], line["eps"], line.get("asked_n", line["n"]), line["seed"]
+    return line[column], line["model"], line["norm"], line["eps"], line.get("asked_n", line["n"]), line["seed"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

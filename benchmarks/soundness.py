@@ -95,17 +95,17 @@ def measure(seed: int, n: int, branch_seconds: float = 0.0) -> dict[str, Any]:
     labels = model(images).argmax(1)
     eps = _radius(model, images[:32], labels[:32], norm)
     threat = ThreatModel(norm, eps)
-    found = certify_samples(model, images, labels, threat, branch_seconds=branch_seconds)
+    certificates = certify_samples(model, images, labels, threat, branch_seconds=branch_seconds)
     row: dict[str, Any] = {
         "seed": seed, "trained": bool(seed % 2), "norm": norm, "eps": eps, "n": n,
-        "certified": int(found.certified.sum()), "by_cases": found.methods.count("branch-and-bound"),
+        "certified": int(certificates.certified.sum()), "by_cases": certificates.methods.count("branch-and-bound"),
     }  # fmt: skip
-    kept, own = images[found.certified], labels[found.certified]
+    kept, own = images[certificates.certified], labels[certificates.certified]
     broken = torch.zeros(len(kept), dtype=torch.bool)
     for attack in ATTACKS if len(kept) else ():
         adv_images = robustdup.attack(model, kept, own, attack, eps=eps, norm=norm)
         broken |= model(adv_images).argmax(1) != own
-    rest, others = images[~found.certified], labels[~found.certified]
+    rest, others = images[~certificates.certified], labels[~certificates.certified]
     if len(rest):  # that attacks work here is seen on the samples that are not certified
         adv_images = robustdup.attack(model, rest, others, ATTACKS[0], eps=eps, norm=norm)
         row["broken_of_the_rest"] = int((model(adv_images).argmax(1) != others).sum())

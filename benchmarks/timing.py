@@ -92,7 +92,7 @@ def table(result: TimingResult) -> Table:
     for title in ("batch", "seconds", "forward", "backward", "a point", "robust", "MiB", *(f"× {o}" for o in ours)):
         made.add_column(title, justify="right", no_wrap=title != "seconds" and title[0] != "×")
     for each in result.contenders:
-        ratios = {one.to: one for one in each.ratios}
+        ratios = {ratio.to: ratio for ratio in each.ratios}
         made.add_row(
             escape(each.contender), "" if each.batch_size is None else str(each.batch_size), _seconds(each),
             _count(each.forward_passes), _count(each.backward_passes), _count(each.passes_a_point),
@@ -128,10 +128,10 @@ def _seconds(each: Summary) -> str:
     return _range(each.seconds, "{:.4g}")
 
 
-def _ratio(one: Ratio | None) -> str:
-    if one is None:
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
         return ""
-    return f"> {one.low:.2f}" if one.lower_bound else _range(one, "{:.2f}")
+    return f"> {ratio.low:.2f}" if ratio.lower_bound else _range(ratio, "{:.2f}")
 
 
 def _range(value: Spread, form: str) -> str:

@@ -99,24 +99,24 @@ def run_timing(config: TimingConfig, *, say: Say = lambda _: None, measure: Meas
 def parse_contenders(config: TimingConfig, registry: Registry, notes: list[str]) -> list[Contender]:
     """Return the contenders that are named, or the usual ones that are there. Raises UserError for an unknown one."""
     if config.contenders is None:
-        found = []
+        contenders = []
         for text in USUAL:
             name = text.partition("@")[0]
             if name in BASELINES or name in registry.ensembles:
-                found.append(_contender(text, {}, registry))
+                contenders.append(_contender(text, {}, registry))
             else:
                 notes.append(f"{text} is not registered here and was left out.")
-        return found
-    found = [_contender(name, options, registry) for name, options in parse_attacks(config.contenders)]
-    names = [each.name for each in found]
+        return contenders
+    contenders = [_contender(name, options, registry) for name, options in parse_attacks(config.contenders)]
+    names = [each.name for each in contenders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"The contender {twice!r} is named twice. --repeats says how often each is measured.")
-    return found
+    return contenders
 
 
 def _contender(text: str, options: dict[str, Any], registry: Registry) -> Contender:
-    name, at, size = text.partition("@")
+    name, separator, size = text.partition("@")
     inside = ", ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()
     )
@@ -124,12 +124,12 @@ def _contender(text: str, options: dict[str, Any], registry: Registry) -> Conten
     if name in BASELINES:
         if options:
             raise UserError(f"Baseline {name!r} runs at its toolkit's settings and takes no options.")
-        if at and not re.fullmatch(r"best|[1-9]\d*", size):
+        if separator and not re.fullmatch(r"best|[1-9]\d*", size):
             raise UserError(f"{text!r}: write {name}@64 for batches of 64, or {name}@best.")
         about = BASELINES[name].description
         return Contender(text, name, False, int(size) if size.isdecimal() else None, size == "best", about)
     if name in registry.attacks or name in registry.ensembles:
-        if at:
+        if separator:
             raise UserError(f"{text!r}: robustdup chooses how rows are packed; @ is for baselines. Write {name!r}.")
         for stage in registry.stages(name, options):
             registry.get_attack(stage.attack).check_options(stage.options)
@@ -154,17 +154,17 @@ def swept(
         )
     if len(tried) == 1:
         return replace(contender, batch_size=tried[0])
-    found = []
+    times = []
     for size in tried:
         say(f"sweep on {n} points: {contender.name}, batch size {size}")
-        one = measure(config, replace(contender, batch_size=size), n, threads, 0)
-        sweep.append(one)
-        if one.status == "done" and one.seconds is not None:
-            found.append((one.seconds, size))
-    if not found:
+        measured = measure(config, replace(contender, batch_size=size), n, threads, 0)
+        sweep.append(measured)
+        if measured.status == "done" and measured.seconds is not None:
+            times.append((measured.seconds, size))
+    if not times:
         notes.append(f"{contender.name}: no batch size of the sweep finished; its own default is measured.")
         return contender
-    return replace(contender, batch_size=min(found)[1])
+    return replace(contender, batch_size=min(times)[1])
 
 
 def in_fresh_process(
@@ -183,10 +183,10 @@ def in_fresh_process(
     blank: dict[str, Any] = {
         "contender": contender.name, "repeat": repeat, "batch_size": contender.batch_size, "n": n, "threads": threads,
     }  # fmt: skip
-    with tempfile.TemporaryFile() as said, _lifeline() as lifeline:
+    with tempfile.TemporaryFile() as errors, _lifeline() as lifeline:
         # A session of its own: what a contender starts can be ended with it, and Ctrl-C reaches it through us.
         child = subprocess.Popen(
-            words, stdin=lifeline, stdout=subprocess.PIPE, stderr=said, bufsize=0, env=environment,
+            words, stdin=lifeline, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -201,7 +201,7 @@ def in_fresh_process(
             return Measurement(**blank, status="timeout", seconds=config.timeout, reason=reason)
         finally:
             end(child)
-        return _measurement(event, blank, child.returncode, said)
+        return _measurement(event, blank, child.returncode, errors)
 
 
 @contextlib.contextmanager
@@ -227,7 +227,7 @@ def _last_event(child: subprocess.Popen[bytes], timeout: float | None) -> dict[s
     return dict(json.loads(lines[-1])) if lines else {}
 
 
-def _measurement(event: dict[str, Any], blank: dict[str, Any], code: int | None, said: IO[bytes]) -> Measurement:
+def _measurement(event: dict[str, Any], blank: dict[str, Any], code: int | None, errors: IO[bytes]) -> Measurement:
     kind = event.pop("event", None)
     if kind == "done":
         return Measurement(**blank, status="done", **event)
@@ -235,8 +235,8 @@ def _measurement(event: dict[str, Any], blank: dict[str, Any], code: int | None,
         raise (UserError if event["user"] else RunError)(event["reason"])
     if kind == "failed":
         return Measurement(**blank, status="failed", reason=f"{event['reason']} ({event['place']})")
-    said.seek(0)
-    words = said.read().decode(errors="replace").strip().splitlines()
+    errors.seek(0)
+    words = errors.read().decode(errors="replace").strip().splitlines()
     name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
     reason = f"its process ended with {name}" + (f": {words[-1]}" if words else "")
     return Measurement(**blank, status="failed", reason=reason)

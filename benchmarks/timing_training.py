@@ -139,9 +139,9 @@ def _contenders(
         return run
 
     ours = "robustdup's own loop: PGD on a folded copy, input gradients only, micro-batches that fit the cache"
-    found: dict[str, tuple[str, Callable[[], float]]] = {OURS: (ours, lambda: _own_epoch(config))}
-    found |= {name: (about, toolkit(trainer)) for name, (about, trainer) in known.items()}
-    return {name: found[name] for name in wanted}
+    contenders: dict[str, tuple[str, Callable[[], float]]] = {OURS: (ours, lambda: _own_epoch(config))}
+    contenders |= {name: (about, toolkit(trainer)) for name, (about, trainer) in known.items()}
+    return {name: contenders[name] for name in wanted}
 
 
 def _own_epoch(config: TrainTimingConfig) -> float:
@@ -184,16 +184,16 @@ def plain_trainer(
             optimizer.step()
 
 
-def _summary(name: str, about: str, mine: list[float], ours: list[float], reason: str, n: int) -> Trainer:
-    if reason or not mine:
+def _summary(name: str, about: str, own_seconds: list[float], ours: list[float], reason: str, n: int) -> Trainer:
+    if reason or not own_seconds:
         return Trainer(contender=name, about=about, status="failed", reason=reason)
-    pairs = [theirs / own for theirs, own in zip(mine, ours, strict=False)]
+    pairs = [theirs / own for theirs, own in zip(own_seconds, ours, strict=False)]
     ratio = None if name == OURS else Ratio(**spread(pairs).model_dump(), to=OURS, pairs=len(pairs))
     return Trainer(
         contender=name,
         about=about,
         status="done",
-        images_per_second=spread([n / seconds for seconds in mine]),
+        images_per_second=spread([n / seconds for seconds in own_seconds]),
         ratio=ratio,
     )
 

@@ -81,13 +81,13 @@ def make_pages(folder: Path, study: Path) -> None:
     robustdup("plot", "robust", "standard", "--kind", "curve", "--to", "curve.svg", "--overwrite", cwd=folder)
 
 
-def shoot(browser: Any, path: Path, name: str, *, width: int, height: int, scheme: str, at: str = "") -> None:
+def shoot(browser: Any, path: Path, name: str, *, width: int, height: int, scheme: str, selector: str = "") -> None:
     """Save a screenshot of a page, from the element `at` on."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready]")
-    if at:
-        page.evaluate(f"document.querySelector('{at}').scrollIntoView({{behavior: 'instant'}})")
+    if selector:
+        page.evaluate(f"document.querySelector('{selector}').scrollIntoView({{behavior: 'instant'}})")
     page.wait_for_timeout(500)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     if scheme == "light":  # few colours do for those, and make the files small
@@ -113,15 +113,15 @@ def main() -> None:
         browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         first, compared = folder / "pages" / "first" / "index.html", folder / "pages" / "compared" / "index.html"
         shoot(browser, first, "evaluation", width=1280, height=760, scheme="light")
-        shoot(browser, first, "gallery", width=1280, height=620, scheme="light", at="#gallery")
-        shoot(browser, first, "leaderboard", width=1280, height=640, scheme="light", at="#leaderboard")
+        shoot(browser, first, "gallery", width=1280, height=620, scheme="light", selector="#gallery")
+        shoot(browser, first, "leaderboard", width=1280, height=640, scheme="light", selector="#leaderboard")
         shoot(browser, first, "phone", width=375, height=760, scheme="dark")
         shoot(browser, compared, "comparison", width=1280, height=640, scheme="dark")
         study, data = folder / "pages" / "study" / "index.html", folder / "pages" / "data" / "index.html"
-        shoot(browser, study, "study", width=1280, height=1010, scheme="light", at="#dose-0")
-        shoot(browser, study, "effects", width=1280, height=640, scheme="light", at="#effects-dose")
+        shoot(browser, study, "study", width=1280, height=1010, scheme="light", selector="#dose-0")
+        shoot(browser, study, "effects", width=1280, height=640, scheme="light", selector="#effects-dose")
         if data.is_file():
-            shoot(browser, data, "data", width=1280, height=700, scheme="light", at="#clusters")
+            shoot(browser, data, "data", width=1280, height=700, scheme="light", selector="#clusters")
         browser.close()
     print(f"{sum(file.stat().st_size for file in IMAGES.iterdir()):,} bytes in {IMAGES}")
 

@@ -100,21 +100,21 @@ def error_text(error: BaseException, limit: int = LONGEST_REASON) -> str:
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed spelling nearest to `word`, or None where nothing is near (case is ignored)."""
     by_lower = {candidate.lower(): candidate for candidate in allowed}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    if found:
-        return by_lower[found[0]]
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    if matches:
+        return by_lower[matches[0]]
     # "PGDL2" for "torchattacks:PGDL2": people leave the source out.
     tails = [candidate for candidate in by_lower.values() if candidate.lower().split(":")[-1] == word.lower()]
     return tails[0] if tails else None
 
 
-def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = None) -> UserError:
+def unknown(noun: str, word: str, allowed: Iterable[str], *, see: str | None = None) -> UserError:
     """Build the error for an unknown name: names what came, the nearest right spelling, and what is allowed.
 
     Its code is "unknown-" and the first words of `what`, up to " of " or a colon: "unknown-attack", "unknown-option".
     """
     names = sorted(allowed)
-    message = f"Unknown {what} {word!r}."
+    message = f"Unknown {noun} {word!r}."
     near = nearest(word, names)
     if near is not None:
         message += f" Did you mean {near!r}?"
@@ -123,7 +123,7 @@ def unknown(what: str, word: str, allowed: Iterable[str], *, see: str | None = N
     elif names:
         shown = ", ".join(names[:20])
         message += f" Allowed: {shown}{', …' if len(names) > 20 else '.'}"
-    kind = what.split(" of ")[0].split(":")[0].strip().lower().replace(" ", "-")
+    kind = noun.split(" of ")[0].split(":")[0].strip().lower().replace(" ", "-")
     return UserError(message, code=f"unknown-{kind}")
 
 
@@ -153,10 +153,10 @@ def _installer() -> str:
     """Return the command that installs into this environment, whether or not a shell has activated it."""
     if _without_pip():
         active = os.environ.get("VIRTUAL_ENV")
-        found = (
+        environment = (
             Path(active) if active else next((p / ".venv" for p in _here_and_above() if (p / ".venv").is_dir()), None)
         )
-        return "uv pip install" + ("" if found == Path(sys.prefix) else f" --python {shlex.quote(sys.prefix)}")
+        return "uv pip install" + ("" if environment == Path(sys.prefix) else f" --python {shlex.quote(sys.prefix)}")
     pip = shutil.which("pip")
     foreign = importlib.util.find_spec("pip") and pip and Path(pip).parent != Path(sys.executable).parent
     return f"{shlex.quote(sys.executable)} -m pip install" if foreign else "pip install"

@@ -96,8 +96,8 @@ def drop_power(n: int, drop: float, gained: float, *, margin: float, alpha: floa
     counts, chance = counts[chance > 1e-15], chance[chance > 1e-15]
     by_chance = binom.isf(alpha, counts, 0.5)  # as many may be lost
     by_margin = np.floor((counts + margin * n) / 2 + 1e-9)
-    found = binom.sf(np.maximum(by_chance, by_margin), counts, min(1.0, (drop + gained) / differ))
-    return float((chance * found).sum())
+    detected = binom.sf(np.maximum(by_chance, by_margin), counts, min(1.0, (drop + gained) / differ))
+    return float((chance * detected).sum())
 
 
 def detectable_drop(n: int, gained: float, *, margin: float, alpha: float, power: float = 0.95) -> float | None:

@@ -151,19 +151,19 @@ class ThreatModel:
         """Return the same threat model as another object that shares no part with it, for code that may write into it."""
         return ThreatModel(self.norm, Fraction(self.eps.numerator, self.eps.denominator), self.eps_text)
 
-    def distance(self, clean: Tensor, adv: Tensor) -> Tensor:
+    def distance(self, clean: Tensor, adv_images: Tensor) -> Tensor:
         """Return the distance of each sample in this norm: (N, ...) images -> (N,) float64."""
-        return row_distance(adv, clean, self.norm)
+        return row_distance(adv_images, clean, self.norm)
 
-    def violations(self, clean: Tensor, adv: Tensor) -> Violations:
+    def violations(self, clean: Tensor, adv_images: Tensor) -> Violations:
         """Measure in float64 which samples of `adv` (N, C, H, W) are not finite, leave [0, 1], or leave the ball."""
-        flat = adv.flatten(1)
+        flat = adv_images.flatten(1)
         finite = flat.isfinite().all(dim=1)
         box = finite & ((flat < 0).any(dim=1) | (flat > 1).any(dim=1))
-        ball = finite & (self.distance(clean, adv) > self.radius + self.tolerance)
+        ball = finite & (self.distance(clean, adv_images) > self.radius + self.tolerance)
         return Violations(not_finite=~finite, box=box, ball=ball)
 
-    def project(self, clean: Tensor, adv: Tensor) -> Tensor:
+    def project(self, clean: Tensor, adv_images: Tensor) -> Tensor:
         """Return the nearest images (Euclidean) to `adv` inside the ball around `clean` and inside [0, 1].
 
         Shapes (N, ...), any floating dtype; pixels that are not finite count as unchanged. `clean` must be in [0, 1].
@@ -171,7 +171,7 @@ class ThreatModel:
         https://arxiv.org/abs/2103.01208 does for L1, and not one after the other. In L0 the eps values stay changed that
         bring the image nearest, in L0-pixels the eps pixels; of equal ones the first.
         """
-        return project(clean, adv, self.norm, self.radius)
+        return project(clean, adv_images, self.norm, self.radius)
 
     def sphere_scale(self, delta: Tensor) -> Tensor:
         """Scale each sample of `delta` (N, ...) to length eps in this norm; zeros stay zeros. Counts have no scale."""

@@ -75,9 +75,9 @@ def _from_arrays(images: Any, labels: Any, n: int | None) -> ImageDataset:
     _enough(n, len(images))
     if n is None or n == len(images) or len(labels) != len(images):
         return from_tensors(images, labels, spec="python")
-    index, _, told = choose(_Labelled(len(images), labels), n=n, place="the data given")
+    index, _, remarks = choose(_Labelled(len(images), labels), n=n, place="the data given")
     rows = torch.as_tensor(images)[index], torch.as_tensor(labels)[index]
-    return _marked(from_tensors(*rows, index=index, spec="python"), len(images), told, stratified=bool(told))
+    return _marked(from_tensors(*rows, index=index, spec="python"), len(images), remarks, stratified=bool(remarks))
 
 
 def _part(data: ImageDataset, n: int | None) -> ImageDataset:
@@ -88,12 +88,12 @@ def _part(data: ImageDataset, n: int | None) -> ImageDataset:
     if n is None or n == len(data):
         return data
     _enough(n, len(data))
-    index, _, told = choose(data, n=n, place="the data given")
+    index, _, remarks = choose(data, n=n, place="the data given")
     part = from_tensors(
         data.images[index], data.labels[index], class_names=data.class_names, index=data.index[index], spec=data.spec,
         split=data.split,
     )  # fmt: skip
-    return _marked(part, len(data), [*data.notes, *told], stratified=bool(told))
+    return _marked(part, len(data), [*data.notes, *remarks], stratified=bool(remarks))
 
 
 def _marked(part: ImageDataset, total: int, notes: Sequence[str], *, stratified: bool) -> ImageDataset:
@@ -150,10 +150,10 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
     options = DataOptions(split=split)
     samples: Any = open_rows(data, options, f"the dataset ({split})")
     _enough(n, len(samples))
-    index, selection, told = choose(samples, n=n, place="the dataset given")
+    index, selection, remarks = choose(samples, n=n, place="the dataset given")
     images, labels = samples.fetch(index.tolist())
     if streamed:
-        told += _stream_order(labels)
+        remarks += _stream_order(labels)
     return make_dataset(
         images,
         labels,
@@ -163,7 +163,7 @@ def _from_hub_dataset(data: Any, n: int | None) -> ImageDataset:
         class_names=samples.class_names,
         n_total=len(samples),
         selection="given" if streamed else selection,
-        notes=(*samples.notes, *told),
+        notes=(*samples.notes, *remarks),
     )
 
 
@@ -172,14 +172,14 @@ def _from_torch_dataset(data: Any, n: int | None) -> ImageDataset:
     from robustdup.data.selection import choose
 
     _enough(n, len(data))
-    labels = next((found for name in ("targets", "labels") if (found := getattr(data, name, None)) is not None), None)
+    labels = next((column for name in ("targets", "labels") if (column := getattr(data, name, None)) is not None), None)
     labels = labels if labels is not None and not callable(labels) and len(labels) == len(data) else None
-    index, _, told = choose(_Labelled(len(data), labels), n=n, place="the dataset given")
+    index, _, remarks = choose(_Labelled(len(data), labels), n=n, place="the dataset given")
     part = _stacked((data[i] for i in index.tolist()), data)
     if n is None or n == len(data):
         return part
-    notes = told or (_stream_order(part.labels) if labels is None else [])
-    return _marked(replace(part, index=index), len(data), notes, stratified=bool(told))
+    notes = remarks or (_stream_order(part.labels) if labels is None else [])
+    return _marked(replace(part, index=index), len(data), notes, stratified=bool(remarks))
 
 
 def _from_batches(data: Any, n: int | None) -> ImageDataset:

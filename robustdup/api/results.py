@@ -95,12 +95,12 @@ class EvaluationResult:
         record = self.record
         clean, robust = record.clean_accuracy, record.robust_accuracy
         doubt = doubt_text(record)
-        found = (
+        robust_text = (
             f"{bound_text(record)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
         )
         return (
             f"{record.threat.text}, {record.n} samples: clean {clean.value:.2%} "
-            f"[{clean.low:.2%}, {clean.high:.2%}], robust {found}"
+            f"[{clean.low:.2%}, {clean.high:.2%}], robust {robust_text}"
             f"{f', {proven_text(record)}' if record.certification is not None else ''}"
         )
 

@@ -162,9 +162,11 @@ def verify(
         return jobs.verify_bundle(place, named | {"device": device}, trust=trust, signer=signer)
     if is_bundle:
         dataset = None if data is None else as_dataset(data, labels)
-        images, truth = (None, None) if dataset is None else (dataset.images, dataset.labels)
+        images, true_labels = (None, None) if dataset is None else (dataset.images, dataset.labels)
         module = load_model(model) if isinstance(model, str) else model
-        return jobs.verify(place, module, images, truth, device=device, norm=norm, eps=threat["eps"], signer=signer)
+        return jobs.verify(
+            place, module, images, true_labels, device=device, norm=norm, eps=threat["eps"], signer=signer
+        )
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
     return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)

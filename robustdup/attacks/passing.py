@@ -137,8 +137,8 @@ class Passing(TorchFunctionMode):
             return result
         try:
             if name == "where":
-                share, one, other = softened[:3]
-                soft = share * one + (1 - share) * other
+                share, first, other = softened[:3]
+                soft = share * first + (1 - share) * other
             elif name in ("__getitem__", "embedding"):
                 table, index = (args[1], args[0]) if name == "embedding" else (args[0], args[1])
                 if table not in self.soft:
@@ -182,16 +182,16 @@ def _floating(value: Tensor) -> bool:
 
 def _replaced(args: Any, soft: Meanings) -> Any:
     """Return the arguments with tensors replaced by what they stand for; None where none stands for anything."""
-    found = False
+    replaced_any = False
 
     def look(value: Any) -> Any:
-        nonlocal found
+        nonlocal replaced_any
         if isinstance(value, Tensor) and value in soft:
-            found = True
+            replaced_any = True
             return soft[value]
         if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
             return type(value)(look(part) for part in value) if type(value) in (list, tuple) else value
         return value
 
     replaced = tuple(look(arg) for arg in args)
-    return replaced if found else None
+    return replaced if replaced_any else None

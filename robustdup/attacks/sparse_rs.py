@@ -100,8 +100,8 @@ def sparse_rs_cost(options: Mapping[str, Any]) -> tuple[float, float]:
 
 def moved_places(query: int, queries: int, count: int, first_share: float) -> int:
     """Return how many of `count` changed places move in a query, counted from 0 of `queries`: at least one."""
-    at = query * PUBLISHED // queries
-    divisor = max([divisor for after, divisor in SCHEDULE if at > after], default=1)
+    published_query = query * PUBLISHED // queries
+    divisor = max([divisor for after, divisor in SCHEDULE if published_query > after], default=1)
     return max(int(count * first_share / divisor), 1)
 
 

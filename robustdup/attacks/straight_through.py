@@ -84,12 +84,12 @@ def straight_through(
         if copied is None or len(rows) == 0 or (aimed and not targets):
             continue
         streams, part, true = rng[rows].fold("run").fold(number), images[rows], labels[rows]
-        found = _run(copied, part, true, threat, streams, options, targets if aimed else 0)
-        margins, is_adv = _judge(model, found, true)
+        candidates = _run(copied, part, true, threat, streams, options, targets if aimed else 0)
+        margins, is_adv = _judge(model, candidates, true)
         if not aimed:
             by_smooth[rows] = ((margins <= lowest[rows]) | naked(smooth)) if copied is smooth else False
         better = is_adv | (margins < lowest[rows])
-        adv_images[rows[better]], lowest[rows[better]] = found[better], margins[better]
+        adv_images[rows[better]], lowest[rows[better]] = candidates[better], margins[better]
         remaining = remaining[~torch.isin(remaining, rows[is_adv])]
     return adv_images
 

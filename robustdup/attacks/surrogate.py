@@ -79,9 +79,9 @@ def surrogate(
         remaining = remaining[~_is_adv(model, adv_images, labels)]
         if targets and len(remaining) and threat.norm != "L1":
             part, true = images[remaining], labels[remaining]
-            found = cosine_pgd_t(view, part, true, threat, rng=rng[remaining], targets=targets, steps=steps)
-            is_adv = _is_adv(model, found, true)
-            adv_images[remaining[is_adv]] = found[is_adv]
+            candidates = cosine_pgd_t(view, part, true, threat, rng=rng[remaining], targets=targets, steps=steps)
+            is_adv = _is_adv(model, candidates, true)
+            adv_images[remaining[is_adv]] = candidates[is_adv]
             remaining = remaining[~is_adv]
     if queries and len(remaining) and threat.norm != "L1":
         part = images[remaining]

@@ -148,9 +148,9 @@ class WatchedCode:
     def _put_back_names(self, space: _Space) -> list[str]:
         """Put back the names of a module or class, and return those that a reader should hear of."""
         changed = []
-        for name, value, found in list(_replaced(space)):
+        for name, value, current in list(_replaced(space)):
             memory = id(space.owner) in self._of_model and not _callable(value) and value is not MISSING
-            if not memory and not _wrapped_by_torch(found, value):
+            if not memory and not _wrapped_by_torch(current, value):
                 changed.append(f"{space.label}.{name}")
             _set(space.owner, name, value)
         return changed
@@ -210,10 +210,10 @@ def _refill(table: Any, kept: Any) -> None:
         table.update(kept)
 
 
-def _wrapped_by_torch(found: Any, value: Any) -> bool:
+def _wrapped_by_torch(current: Any, value: Any) -> bool:
     """Say whether torch itself wrapped a function, as its compiler does when it is first imported: no attack's doing."""
-    inner = (getattr(found, "_torchdynamo_orig_callable", None), getattr(found, "__wrapped__", None))
-    code = getattr(found, "__code__", None)
+    inner = (getattr(current, "_torchdynamo_orig_callable", None), getattr(current, "__wrapped__", None))
+    code = getattr(current, "__code__", None)
     return code is not None and code.co_filename.startswith(OF_TORCH) and any(part is value for part in inner)
 
 
@@ -221,8 +221,8 @@ def _replaced(space: _Space) -> Iterator[tuple[str, Any, Any]]:
     """Walk the names that stand for something else now: with what they stood for (MISSING: for nothing), and stand for."""
     now = vars(space.owner)
     for name, value in zip(space.names, space.values, strict=True):
-        if (found := now.get(name, MISSING)) is not value:
-            yield name, value, found
+        if (current := now.get(name, MISSING)) is not value:
+            yield name, value, current
     for name in set(now) - space.every:
         special = name.startswith("__")
         if isinstance(space.owner, type):

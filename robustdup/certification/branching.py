@@ -178,9 +178,9 @@ def _leaning(operations: Sequence[Operation], nodes: Sequence[_Node], weights: T
         for depth, (step, place, side) in enumerate(node.path):
             entries.setdefault(step, []).append((row, place, depth, side))
     leaning = {}
-    for step, found in entries.items():
-        rows, places, depths = (torch.tensor([entry[part] for entry in found]) for part in range(3))
-        values = -torch.tensor([entry[3] for entry in found]) * weights[rows, depths]
+    for step, of_step in entries.items():
+        rows, places, depths = (torch.tensor([entry[part] for entry in of_step]) for part in range(3))
+        values = -torch.tensor([entry[3] for entry in of_step]) * weights[rows, depths]
         shape = operations[step].shape
         zeros = torch.zeros(len(nodes), int(np.prod(shape)))
         leaning[step] = zeros.index_put((rows, places), values, accumulate=True).view(-1, *shape)
@@ -193,7 +193,7 @@ def _places(
     """Return for each case the rectifier and place at which its lines give most away; None where no input is open."""
     n = len(bounds.low[0])
     best = torch.zeros(n)
-    found: list[tuple[int, int] | None] = [None] * n
+    chosen: list[tuple[int, int] | None] = [None] * n
     for number, coefficient in coefficients.items():
         before = operations[number].inputs[0]
         low, high = bounds.low[before], bounds.high[before]
@@ -208,5 +208,5 @@ def _places(
         most, place = given_away.max(1)
         for row in range(n):
             if float(most[row]) > float(best[row]):
-                best[row], found[row] = most[row], (number, int(place[row]))
-    return found
+                best[row], chosen[row] = most[row], (number, int(place[row]))
+    return chosen

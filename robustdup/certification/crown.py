@@ -171,11 +171,11 @@ def _through_affine(operation: Operation, shape: tuple[int, ...], coefficients: 
 
 def lines(slope: float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the lines around max(x, slope x) on [low, high]: slope below, slope above, offset above; same shapes."""
-    one, rest = torch.ones_like(low), torch.full_like(low, slope)
+    ones, rest = torch.ones_like(low), torch.full_like(low, slope)
     is_open = (low < 0) & (high > 0)
-    chord = ((high - slope * low) / torch.where(is_open, high - low, one)).clamp(slope, 1)
-    above = torch.where(is_open, chord, torch.where(low >= 0, one, rest))
-    below = torch.where(is_open, torch.where(high > -low, one, rest), above)
+    chord = ((high - slope * low) / torch.where(is_open, high - low, ones)).clamp(slope, 1)
+    above = torch.where(is_open, chord, torch.where(low >= 0, ones, rest))
+    below = torch.where(is_open, torch.where(high > -low, ones, rest), above)
     offset = torch.where(is_open, (1 - above) * high, torch.zeros_like(low))
     return below, above, offset
 

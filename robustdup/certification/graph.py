@@ -241,9 +241,9 @@ class _Reader:
 
     def _batchnorm(self, node: fx.Node, number: _Number, module: Any) -> _Number:
         shape = (-1,) + (1,) * (len(self.operations[number.index].shape) - 1)
-        one = torch.ones_like(module.running_var, dtype=torch.float64)
-        weight = one if module.weight is None else module.weight.detach().double()
-        bias = 0 * one if module.bias is None else module.bias.detach().double()
+        ones = torch.ones_like(module.running_var, dtype=torch.float64)
+        weight = ones if module.weight is None else module.weight.detach().double()
+        bias = 0 * ones if module.bias is None else module.bias.detach().double()
         scale = (weight / (module.running_var.double() + module.eps).sqrt()).view(shape)
         offset = bias.view(shape) - module.running_mean.double().view(shape) * scale
         shift = bias.abs().view(shape) + (module.running_mean.double().view(shape) * scale).abs()
@@ -345,7 +345,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _not_boundable(node: fx.Node, what: str) -> UserError:
-    return UserError(f"The network cannot be bounded: {what} (at {node.name}) is not among the layers that can be: "
+def _not_boundable(node: fx.Node, layer: str) -> UserError:
+    return UserError(f"The network cannot be bounded: {layer} (at {node.name}) is not among the layers that can be: "
                      "convolution, linear, BatchNorm, ReLU, leaky ReLU, pooling, flatten, sums, normalisation.",
                      code="not-boundable")  # fmt: skip

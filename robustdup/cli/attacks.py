@@ -197,12 +197,12 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, int, int]]:
-    def count(source: str, what: str) -> int:
-        return sum(bool(row[what]) for row in rows if row["source"] == source)
+    def count(source: str, column: str) -> int:
+        return sum(bool(row[column]) for row in rows if row["source"] == source)
 
     sources = dict.fromkeys(row["source"] for row in rows)
     return [
-        (source, count(source, "name"), *(count(source, what) for what in ("runs", "conforms", "demonstrated")))
+        (source, count(source, "name"), *(count(source, column) for column in ("runs", "conforms", "demonstrated")))
         for source in sources
     ]  # type: ignore[misc]
 
@@ -216,11 +216,11 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _chosen(what: str, value: str | None, allowed: Iterable[str]) -> str | None:
+def _chosen(noun: str, value: str | None, allowed: Iterable[str]) -> str | None:
     """Return the allowed spelling of `value`, whatever its case. Raises UserError with the nearest one."""
     by_lower = {word.lower(): word for word in allowed}
     if value is not None and value.lower() not in by_lower:
-        raise unknown(what, value, by_lower.values())
+        raise unknown(noun, value, by_lower.values())
     return by_lower[value.lower()] if value is not None else None
 
 

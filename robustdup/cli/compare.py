@@ -147,10 +147,10 @@ def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
     return table
 
 
-def _kappa(found: ErrorConsistency | None) -> str:
-    if found is None or found.kappa is None or found.low is None or found.high is None:
+def _kappa(consistency: ErrorConsistency | None) -> str:
+    if consistency is None or consistency.kappa is None or consistency.low is None or consistency.high is None:
         return "–"
-    return f"{found.kappa:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return f"{consistency.kappa:.2f} [{consistency.low:.2f}, {consistency.high:.2f}]"
 
 
 def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:

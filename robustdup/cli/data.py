@@ -157,20 +157,20 @@ def _bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def show_duplicated(done: Duplicated, out: Console) -> None:
     """Print where the dataset is, its dose in all readings, and its classes."""
-    plan, readings = done.plan, done.plan.readings()
+    plan, rates = done.plan, done.plan.readings()
     out.print(escape(f"Written to {done.to}: " + ", ".join(f"{name} {rows:,}" for name, rows in done.rows.items())))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in (
         ("scheme", f"{plan.scheme} ({plan.mode})"),
-        ("dose (share of entries that are copies)", f"{readings.dose:.4%}"),
-        ("copies", f"{readings.copies:,} of {readings.copied_samples:,} samples"),
-        ("in percent of the source", f"{readings.percent_of_source:.4g}%"),
-        ("size against the source", f"{readings.size_factor:.4g}x"),
-        ("most entries of one sample", f"{readings.max_multiplicity:,}"),
-        ("distinct images", f"{readings.unique:,} (left: {readings.dropped:,})"),
-        ("effective sample size (Kish)", f"{readings.effective_sample_size:,.1f}"),
+        ("dose (share of entries that are copies)", f"{rates.dose:.4%}"),
+        ("copies", f"{rates.copies:,} of {rates.copied_samples:,} samples"),
+        ("in percent of the source", f"{rates.percent_of_source:.4g}%"),
+        ("size against the source", f"{rates.size_factor:.4g}x"),
+        ("most entries of one sample", f"{rates.max_multiplicity:,}"),
+        ("distinct images", f"{rates.unique:,} (left: {rates.dropped:,})"),
+        ("effective sample size (Kish)", f"{rates.effective_sample_size:,.1f}"),
         ("plan", plan.hash),
     ):
         table.add_row(name, value)

@@ -63,8 +63,8 @@ def _records(folder: Path, name: str) -> tuple[Any, Any]:
     from robustdup.records import RECORD_FILE, load_record, load_training_record
 
     record = load_training_record(folder)
-    found = [result.evaluation for result in record.checkpoints if result.name == name and result.evaluation]
-    place = folder / found[0] if found else None
+    names = [result.evaluation for result in record.checkpoints if result.name == name and result.evaluation]
+    place = folder / names[0] if names else None
     return record, load_record(place) if place is not None and (place / RECORD_FILE).is_file() else None
 
 

@@ -49,7 +49,7 @@ def gate(
 
     started = time.perf_counter()
     result = decide(run, baseline, minimum=minimum, margin=margin, accept_doubt=accept_doubt)
-    said = _write(result, find_record(run), junit, sarif, picture, time.perf_counter() - started)
+    written = _write(result, find_record(run), junit, sarif, picture, time.perf_counter() - started)
     _append_summary(result, summary)
     if as_json:
         print(to_json(result))
@@ -61,7 +61,7 @@ def gate(
             Text("passed  " if check.passed else "FAILED  ", style="green" if check.passed else "bold red"), end=""
         )
         out.print(Text(plain(check.message)))
-    for note in [*result.notes, *said]:
+    for note in [*result.notes, *written]:
         out.print(Text(f"Note: {plain(note)}."))
     out.print(Text("The gate is passed." if result.passed else "The gate is failed (exit code 3).", style="bold"))
     return 0 if result.passed else FAILED

@@ -48,19 +48,19 @@ def show_command(
     """Show the published entries."""
     table = load()
     dataset, threat = _board(board or [], table, dataset, threat)
-    found = select(
+    entries = select(
         table, dataset=dataset, threat=threat, sort=sort, top=top, search=search, architecture=architecture, eps=eps,
         extra_data=extra_data, unreliable=unreliable,
     )  # fmt: skip
     if as_json:
-        head = {"source": table.source, "date": table.date, "commit": table.commit, "n": len(found)}
-        _print_json({**head, "entries": [entry.model_dump() for entry in found]})
+        head = {"source": table.source, "date": table.date, "commit": table.commit, "n": len(entries)}
+        _print_json({**head, "entries": [entry.model_dump() for entry in entries]})
         return
     out = console()
     _warn(out, table)
     several = dataset is None or threat is None
-    out.print(_table(found, several=several, narrow=out.width < WIDE), highlight=False)
-    out.print(Text(f"{len(found)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
+    out.print(_table(entries, several=several, narrow=out.width < WIDE), highlight=False)
+    out.print(Text(f"{len(entries)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
 
 
 def _board(
@@ -198,22 +198,22 @@ def refresh_command(
     counts = f"{len(result.added)} added, {len(result.changed)} changed, {len(result.removed)} removed"
     commit = f" at commit {result.commit[:12]}" if result.commit else ""
     out.print(Text(f"{result.n} entries{commit}: {counts}. Wrote {result.path}"))
-    for what in ("added", "changed", "removed", "skipped"):
-        for line in getattr(result, what):
-            out.print(Text(f"  {what}: {line}"))
+    for change in ("added", "changed", "removed", "skipped"):
+        for line in getattr(result, change):
+            out.print(Text(f"  {change}: {line}"))
 
 
 def rank_lines(result: RankResult) -> list[str]:
     """Return a rank as lines of plain text, the sentence first."""
     lines = [result.sentence()]
     lines += [f"  Not comparable: {reason}." for reason in result.reasons]
-    for what, place in (
+    for label, place in (
         ("AutoAttack with AutoAttack", result.autoattack),
         ("RobustBench's own order (external replaces AutoAttack)", result.robustbench),
         ("Upper bound, not a rank: at best", result.at_most),
     ):
         if place is not None:
-            lines.append(f"  {what}: {_place_text(place, bound=place is result.at_most)}.")
+            lines.append(f"  {label}: {_place_text(place, bound=place is result.at_most)}.")
     published = result.published
     if published is not None and published.autoattack is not None:
         lines.append(f"  Published for {published.model_id}: {100 * published.autoattack:.2f}% at eps {published.eps}.")
@@ -274,8 +274,8 @@ def _percent(value: float | None) -> str:
 
 def console() -> Console:
     """A console on standard output; wide where that is not a terminal, so that nothing is cut."""
-    found = Console(soft_wrap=True)
-    return found if found.is_terminal else Console(width=220, soft_wrap=True)
+    terminal = Console(soft_wrap=True)
+    return terminal if terminal.is_terminal else Console(width=220, soft_wrap=True)
 
 
 def _warn(out: Console, table: Leaderboard) -> None:

@@ -47,8 +47,8 @@ def report(
     from robustdup.report.html import write_report
 
     folder = Path(to) if to else _default_folder(runs)
-    found = _clean_images(runs) if clean_images else {}
-    index = write_report(runs, folder, overwrite=overwrite, gallery=gallery, each=each, clean_images=found)
+    pictures = _clean_images(runs) if clean_images else {}
+    index = write_report(runs, folder, overwrite=overwrite, gallery=gallery, each=each, clean_images=pictures)
     print(index)
     if open_page and not webbrowser.open(index.resolve().as_uri()):
         raise RunError(f"No browser could be opened. The page is {str(index)!r}.")
@@ -101,7 +101,7 @@ def _clean_images(runs: list[str]) -> dict[int, Any]:
     from robustdup.records import SCHEMA
     from robustdup.report.gallery import CLEAN
 
-    found = {}
+    pictures = {}
     for place, run in enumerate(runs):
         if schema_of(run) != SCHEMA:
             continue
@@ -109,10 +109,10 @@ def _clean_images(runs: list[str]) -> dict[int, Any]:
         if (find_record(run).parent / CLEAN).is_file():
             continue  # it kept them
         try:
-            found[place] = _images_of(record)
+            pictures[place] = _images_of(record)
         except RobustdupError as error:
             Console(stderr=True).print(Text(f"{run}: no clean images: {error}"), style="yellow")
-    return found
+    return pictures
 
 
 def _images_of(record: EvaluationRecord) -> Any:

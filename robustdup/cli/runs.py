@@ -37,5 +37,5 @@ def configuration(
     if not is_finished(folder) and not started_here(folder):
         from robustdup.jobs.trust import check_trust
 
-        check_trust(saved, what=f"The run in {str(folder)!r} was not started here, and", own=given, trust=trust)
+        check_trust(saved, origin=f"The run in {str(folder)!r} was not started here, and", own=given, trust=trust)
     return build(kind, values={**saved, **given}), folder

@@ -136,8 +136,8 @@ def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 500)
-        raise UserError(f"{str(path)!r} is not valid YAML: {said}", code="bad-file") from None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 500)
+        raise UserError(f"{str(path)!r} is not valid YAML: {reason}", code="bad-file") from None
     if content is None:
         raise UserError(f"{str(path)!r} is empty: it must hold KEY: VALUE lines.", code="bad-file")
     if not isinstance(content, dict):

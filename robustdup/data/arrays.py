@@ -52,10 +52,10 @@ def make_arrays(images: Any, labels: Any, place: str, *, class_names: Sequence[s
     pixels, notes = _pixels(np.asarray(images), place)
     if labels is None:
         return Arrays(pixels, None, tuple(class_names), tuple(notes))
-    numbers, names, told = class_numbers(np.asarray(labels), place)
+    numbers, names, remarks = class_numbers(np.asarray(labels), place)
     if len(numbers) != len(pixels):
         raise UserError(f"{place} has {len(pixels)} images but {len(numbers)} labels.", code="bad-labels")
-    return Arrays(pixels, numbers, tuple(class_names or names), (*notes, *told))
+    return Arrays(pixels, numbers, tuple(class_names or names), (*notes, *remarks))
 
 
 def class_numbers(
@@ -88,8 +88,8 @@ def class_numbers(
             raise UserError(f"The labels of {place} are fractions, not classes.", code="bad-labels")
         return labels.astype(np.int64), [], []
     text = [value.decode() if isinstance(value, bytes) else str(value) for value in labels.tolist()]
-    names, numbers, told = number_classes(text)
-    return np.array([numbers[word] for word in text], dtype=np.int64), names, told
+    names, numbers, remarks = number_classes(text)
+    return np.array([numbers[word] for word in text], dtype=np.int64), names, remarks
 
 
 def _pixels(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArray[Any], list[str]]:

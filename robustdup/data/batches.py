@@ -35,22 +35,22 @@ def sample_keys(source_index: Tensor, copy: Tensor | int, epoch: Tensor | int) -
     `source_index` (N,) int64 are the images' numbers in the dataset; `copy` is 0 for an original. Raises UserError from
     2^32 sources, 2^16 copies or 2^15 epochs on (looking waits for the device).
     """
-    for what, numbers, limit in (
+    for noun, numbers, limit in (
         ("source", source_index, MAX_SOURCE),
         ("copy", copy, MAX_COPY),
         ("epoch", epoch, MAX_EPOCH),
     ):
-        check_numbers(what, torch.as_tensor(numbers), limit)
+        check_numbers(noun, torch.as_tensor(numbers), limit)
     return _join(source_index, copy, epoch)
 
 
-def check_numbers(what: str, numbers: Tensor, limit: int) -> None:
+def check_numbers(noun: str, numbers: Tensor, limit: int) -> None:
     """Raise UserError unless all numbers are in [0, limit), what a sample's key has room for."""
     if numbers.numel() == 0:
         return
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= limit:
-        raise UserError(f"A {what} number must be in [0, {limit}), got {low if low < 0 else high}.", code="bad-value")
+        raise UserError(f"A {noun} number must be in [0, {limit}), got {low if low < 0 else high}.", code="bad-value")
 
 
 def _join(source: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:

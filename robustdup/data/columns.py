@@ -77,11 +77,11 @@ def find_columns(
         )
     raw = not _is_image(features[image]) and not numbers
     others = [name for name, feature in features.items() if name != image and _is_image(feature)]
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     if others and not named and image in features:
-        told = (f"{place}: images are taken from column {image!r}; image_column could also be {', '.join(others)}.",)
+        remarks = (f"{place}: images are taken from column {image!r}; image_column could also be {', '.join(others)}.",)
     if not (label or needs_labels or _labels_of(features, image)):
-        return Columns(image, "", [], raw, numbers, (*told, _no_labels(features, image, place)))
+        return Columns(image, "", [], raw, numbers, (*remarks, _no_labels(features, image, place)))
     label, notes = (label, ()) if label else _find_label(features, image, place)
     feature = features[label]
     names = list(getattr(feature, "names", None) or [])
@@ -91,7 +91,7 @@ def find_columns(
             f"{_describe(feature)}.",
             code="bad-column",
         )
-    return Columns(image, label, names, raw=raw, numbers=numbers, notes=(*told, *notes))
+    return Columns(image, label, names, raw=raw, numbers=numbers, notes=(*remarks, *notes))
 
 
 def usual_form(name: str) -> str:

@@ -75,18 +75,18 @@ def find_corruptions(spec: str, kinds: Sequence[str], severities: Sequence[int])
 
 def _folders(root: Path) -> dict[str, Path]:
     """Return the folders of kinds below `root` that hold folders of severities; a kind's own folder may be `root` itself."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     level = [root]
     for _ in range(NAMES_IN):
         for place in level:
             if place.name in KINDS and any((place / str(severity)).is_dir() for severity in SEVERITIES):
-                found.setdefault(place.name, place)
+                folders.setdefault(place.name, place)
         level = [
-            inner for place in level if place.name not in found for inner in sorted(place.iterdir()) if inner.is_dir()
+            inner for place in level if place.name not in folders for inner in sorted(place.iterdir()) if inner.is_dir()
         ]
         if len(level) > 1000:  # classes, not kinds
             break
-    return {kind: found[kind] for kind in KINDS if kind in found}
+    return {kind: folders[kind] for kind in KINDS if kind in folders}
 
 
 def corrupted_sets(
@@ -126,15 +126,15 @@ def corrupted_sets(
                 continue
             place = corruptions.places[kind]
             if corruptions.source == "arrays":
-                at, where = spec, replace(options, config=kind, split=f"severity-{severity}")
-                _check_severities(at, where, place, registry)
+                source, where = spec, replace(options, config=kind, split=f"severity-{severity}")
+                _check_severities(source, where, place, registry)
             else:
-                at, where = str(place / str(severity)), options
-                if not Path(at).is_dir():
+                source, where = str(place / str(severity)), options
+                if not Path(source).is_dir():
                     raise UserError(
                         f"{str(place)!r} has no folder {severity} of that severity.", code="missing-corruption"
                     )
-            data = load_images(at, where, n=n, sample=sample, seed=corruptions.seed, registry=registry)
+            data = load_images(source, where, n=n, sample=sample, seed=corruptions.seed, registry=registry)
             yield CorruptedSet(kind, severity, data)
 
 

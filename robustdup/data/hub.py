@@ -59,13 +59,13 @@ def load_local(path: Path, options: DataOptions) -> Opened:
         )
 
 
-def _opened(found: Any, options: DataOptions, notes: tuple[str, ...] = ()) -> Opened:
+def _opened(downloaded: Any, options: DataOptions, notes: tuple[str, ...] = ()) -> Opened:
     """Return what `datasets` gave as splits; a Dataset that was saved alone, without a name, serves any split."""
     import datasets
 
-    if isinstance(found, datasets.Dataset):
-        return Opened({str(found.split) if found.split is not None else options.split: found}, notes)
-    return Opened({str(name): split for name, split in found.items()}, notes)
+    if isinstance(downloaded, datasets.Dataset):
+        return Opened({str(downloaded.split) if downloaded.split is not None else options.split: downloaded}, notes)
+    return Opened({str(name): split for name, split in downloaded.items()}, notes)
 
 
 def _left_out(path: Path, options: DataOptions) -> tuple[str, ...]:

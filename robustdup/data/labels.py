@@ -43,25 +43,25 @@ def with_class_numbers(opened: Opened, options: DataOptions, place: str) -> Open
     """
     tables = {name: rows for name, rows in opened.splits.items() if not isinstance(rows, Arrays)}
     columns = {name: _columns(rows, options, place) for name, rows in tables.items()}
-    odd = {name: found for name, found in columns.items() if found is not None and _is_odd(tables[name], found)}
+    odd = {name: pair for name, pair in columns.items() if pair is not None and _is_odd(tables[name], pair)}
     if not odd:
         return opened
-    texts = {name: _texts(tables[name], found.label) for name, found in odd.items()}
+    texts = {name: _texts(tables[name], pair.label) for name, pair in odd.items()}
     every = {word for words in texts.values() if words is not None for word in words if word is not None}
-    names, numbers, told = number_classes(every)
-    splits, notes, split_notes = dict(opened.splits), [*opened.notes, *told], dict(opened.split_notes)
-    for name, found in odd.items():
+    names, numbers, remarks = number_classes(every)
+    splits, notes, split_notes = dict(opened.splits), [*opened.notes, *remarks], dict(opened.split_notes)
+    for name, pair in odd.items():
         words = texts[name]
         if words is not None:
             codes: list[int | None] = [None if word is None else numbers[word] for word in words]
-            splits[name] = _with_codes(tables[name], found.label, codes, names)
+            splits[name] = _with_codes(tables[name], pair.label, codes, names)
             split_notes[name] = (
                 *split_notes.get(name, ()),
                 *missing_note(name, names, (w for w in words if w is not None)),
             )
         else:
             try:
-                splits[name], more = _numeric(tables[name], found.label, f"{place} ({name})")
+                splits[name], more = _numeric(tables[name], pair.label, f"{place} ({name})")
             except UserError:
                 if options.needs_labels:
                     raise
@@ -81,12 +81,12 @@ def numbered_labels(
 def _columns(dataset: Any, options: DataOptions, place: str) -> Columns | None:
     """Return the columns of a split; None where they cannot be told, which is said when it is read."""
     try:
-        found = find_columns(
+        pair = find_columns(
             dataset.features, image=options.image_column, label=options.label_column, place=place, needs_labels=False
         )
     except UserError:
         return None
-    return found if found.label else None
+    return pair if pair.label else None
 
 
 def _is_odd(dataset: Any, columns: Columns) -> bool:
@@ -116,9 +116,9 @@ def _numeric(dataset: Any, name: str, place: str) -> tuple[Any, list[str]]:
         raise UserError(
             f"Column {name!r} of {place} has lists of labels: one class an image is needed.", code="bad-labels"
         ) from None
-    codes, names, told = class_numbers(array, place)
+    codes, names, remarks = class_numbers(array, place)
     numbers = iter(codes.tolist())
-    return _with_codes(dataset, name, [None if value is None else next(numbers) for value in values], names), told
+    return _with_codes(dataset, name, [None if value is None else next(numbers) for value in values], names), remarks
 
 
 def _with_codes(dataset: Any, name: str, codes: list[int | None], names: list[str]) -> Any:

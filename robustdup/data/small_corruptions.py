@@ -231,8 +231,8 @@ def elastic_transform(x: Array, strength: tuple[float, float, float], _: int = 0
         for _ in range(2)
     ]
     rows, columns = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
-    at = [rows + shifts[1], columns + shifts[0]]
-    return np.stack([map_coordinates(warped[..., c], at, order=1, mode="reflect") for c in range(3)], axis=-1)
+    coordinates = [rows + shifts[1], columns + shifts[0]]
+    return np.stack([map_coordinates(warped[..., c], coordinates, order=1, mode="reflect") for c in range(3)], axis=-1)
 
 
 _KINDS: dict[str, Callable[[Array, Any, int], Array]] = {

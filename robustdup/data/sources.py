@@ -33,7 +33,7 @@ def load_images(
         )
     samples = open_samples(spec, options, registry, lenient=True)
     split = split_taken(samples, options.split)
-    index, selection, told = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({split})")
+    index, selection, remarks = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({split})")
     images, labels = samples.fetch(index.tolist())
     data = make_dataset(
         images,
@@ -44,7 +44,7 @@ def load_images(
         class_names=samples.class_names,
         n_total=len(samples),
         selection=selection,
-        notes=(*getattr(samples, "notes", ()), *told, *_from_one(samples, torch.unique(labels).tolist())),
+        notes=(*getattr(samples, "notes", ()), *remarks, *_from_one(samples, torch.unique(labels).tolist())),
     )
     return replace(data, outputs=getattr(samples, "outputs", None))
 

@@ -68,7 +68,7 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
     notes = [
         *opened.notes,
         *(note for more in opened.split_notes.values() for note in more),
-        *(n for _, told in tables.values() for n in told),
+        *(n for _, remarks in tables.values() for n in remarks),
     ]
     splits = {name: rows for name, (rows, _) in tables.items()}
     return Splits(

@@ -46,8 +46,8 @@ def open_rows(
     if isinstance(rows, Arrays):
         samples = ArraySamples(rows, options, place)
     else:
-        rows, told = numbered_labels(rows, options, place)
-        notes = (*notes, *told)
+        rows, remarks = numbered_labels(rows, options, place)
+        notes = (*notes, *remarks)
         columns = find_columns(rows.features, image=options.image_column, label=options.label_column, place=place)
         if columns.numbers:
             samples = ArraySamples(as_arrays(rows, columns, place), options, place)
@@ -87,17 +87,17 @@ class TableSamples:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know, of the columns and of the pictures that were read so far."""
-        told = list(self._notes)
+        remarks = list(self._notes)
         if self._see_through:
-            told.append(
+            remarks.append(
                 f"{len(self._see_through)} pictures of {self._place} have transparent pixels; white is put behind them."
             )
         if 0 < self._deepest < TWELVE_BITS:
-            told.append(
+            remarks.append(
                 f"The 16-bit pictures of {self._place} have values below 4,096 alone, as 12-bit ones have: they are read as "
                 "dark as that. Scale them to 65,535 first."
             )
-        return tuple(told)
+        return tuple(remarks)
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images float32 (n, C, H, W) in [0, 1] and labels int64 (n,) of these samples. Raises UserError."""

@@ -27,9 +27,9 @@ def representatives(n: int, a: Any, b: Any, score: Any, order: Any = None) -> An
         rank[np.asarray(order)] = np.arange(n)
     first = _identical(n, a, b, score, rank)
     alike: dict[int, dict[int, float]] = {}
-    for one, other, sure in zip(first[a].tolist(), first[b].tolist(), np.asarray(score).tolist(), strict=True):
-        if one != other:
-            for near, far in ((one, other), (other, one)):
+    for a_group, other, sure in zip(first[a].tolist(), first[b].tolist(), np.asarray(score).tolist(), strict=True):
+        if a_group != other:
+            for near, far in ((a_group, other), (other, a_group)):
                 known = alike.setdefault(near, {})
                 known[far] = max(known.get(far, 0.0), sure)
     stands = np.arange(n)
@@ -40,8 +40,8 @@ def representatives(n: int, a: Any, b: Any, score: Any, order: Any = None) -> An
         stands[sample] = joined
         if joined == sample:
             leads.add(sample)
-    found: Any = stands[first]
-    return found
+    representative: Any = stands[first]
+    return representative
 
 
 def _identical(n: int, a: Any, b: Any, score: Any, rank: Any) -> Any:
@@ -50,8 +50,8 @@ def _identical(n: int, a: Any, b: Any, score: Any, rank: Any) -> Any:
     from scipy.sparse.csgraph import connected_components
 
     same = np.asarray(score) == 1
-    one, other = np.asarray(a)[same], np.asarray(b)[same]
-    _, group = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(n, n)), directed=False)
+    starts, other = np.asarray(a)[same], np.asarray(b)[same]
+    _, group = connected_components(coo_array((np.ones(len(starts)), (starts, other)), shape=(n, n)), directed=False)
     by_rank = np.argsort(rank)
     _, first = np.unique(group[by_rank], return_index=True)
     return by_rank[first][group]

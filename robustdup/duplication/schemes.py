@@ -190,17 +190,17 @@ def power_law(n: int, exponent: float, total: int) -> Tensor:
     """Return `total` copies shared among ranks 1..n in proportion to rank ** -exponent by Webster's method, int64 (n,)."""
     weights = 1 / power(torch.arange(1, n + 1, dtype=torch.float64), exponent)
     low, high = 0.0, 1.0
-    while int(_at(weights, high).sum()) <= total:
+    while int(_scaled(weights, high).sum()) <= total:
         low, high = high, 2 * high
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if int(_at(weights, middle).sum()) <= total else (low, middle)
-    counts = _at(weights, low)
-    more = (_at(weights, high) - counts).cumsum(0)  # what is tied at the threshold goes to the front ranks
+        low, high = (middle, high) if int(_scaled(weights, middle).sum()) <= total else (low, middle)
+    counts = _scaled(weights, low)
+    more = (_scaled(weights, high) - counts).cumsum(0)  # what is tied at the threshold goes to the front ranks
     left = total - int(counts.sum())
     return counts + more.clamp(max=left).diff(prepend=torch.zeros(1, dtype=torch.int64))
 
 
-def _at(weights: Tensor, scale: float) -> Tensor:
+def _scaled(weights: Tensor, scale: float) -> Tensor:
     return (weights * scale + 0.5).floor().long()
 
 

@@ -138,7 +138,7 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
         except BaseException as failure:  # an attack may fail in any way; the run goes on and says so
             if isinstance(failure, KeyboardInterrupt) and (pressed or _by_signal(failure)):
                 raise
-            error = _told(failure)
+            error = _failure_text(failure)
     notes = [plain(note, LONGEST_REASON) for note in attempt.notes]
     warned = [warning.message for warning in caught if issubclass(warning.category, AttackWarning)]
     notes += dict.fromkeys(plain(warning, LONGEST_REASON) for warning in warned[:MOST_WARNINGS])
@@ -164,7 +164,7 @@ def lost_call(work: Work, how: str) -> Call:
     return Call(work.positions, None, 0.0, Count(), Count(), error=error)
 
 
-def _told(failure: BaseException) -> str:
+def _failure_text(failure: BaseException) -> str:
     """Return what a failure of an attack says, and where it came from, in text that can be saved and shown."""
     frames = traceback.extract_tb(failure.__traceback__)
     place = f" ({plain(Path(frames[-1].filename).name)}:{frames[-1].lineno})" if frames else ""

@@ -78,8 +78,8 @@ def save_certified(path: Path, certified: Certified, about: Mapping[str, str] | 
         for other, tree in trees.items():
             tensors[f"splits.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.splits))
             tensors[f"weights.{row}.{other}"] = torch.from_numpy(np.ascontiguousarray(tree.weights))
-    told = {"methods": dict(certified.methods), "seconds": certified.seconds, "notes": list(certified.notes)}
-    content = save(tensors, metadata={**(about or {}), "told": json.dumps(told)})
+    about_run = {"methods": dict(certified.methods), "seconds": certified.seconds, "notes": list(certified.notes)}
+    content = save(tensors, metadata={**(about or {}), "told": json.dumps(about_run)})
     write_atomic(path, seal(content) if about else content)  # of a run that goes on; what is finished others read too
 
 
@@ -87,25 +87,25 @@ def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certif
     """Read certificates; None where they speak of something else than `about`. Raises UserError where they are damaged."""
     try:
         tensors, head = load_tensors(path)
-        told = json.loads(head["told"])
+        about_run = json.loads(head["told"])
         position, margin = tensors.pop("position"), tensors.pop("margin")
         trees = _read_trees(tensors)
         slopes = {int(name.removeprefix("slopes.")): slope for name, slope in tensors.items()}
         sizes = {len(position), len(margin), *map(len, slopes.values())}
         if position.dtype != torch.int64 or len(sizes) != 1 or position.ndim != 1:
             raise ValueError("its parts do not belong together")
-        found = Certified(
+        certified = Certified(
             position,
             margin.double(),
             slopes,
-            dict(told["methods"]),
-            float(told["seconds"]),
-            tuple(told["notes"]),
+            dict(about_run["methods"]),
+            float(about_run["seconds"]),
+            tuple(about_run["notes"]),
             trees,
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}).", code="damaged-run") from None
-    return found if all(head.get(name) == value for name, value in (about or {}).items()) else None
+    return certified if all(head.get(name) == value for name, value in (about or {}).items()) else None
 
 
 def _read_trees(tensors: dict[str, Tensor]) -> dict[int, dict[int, Tree]]:

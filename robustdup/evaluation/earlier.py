@@ -32,7 +32,7 @@ class EarlierRun:
     shape: tuple[int, ...]
     title: str
 
-    def found(self, images: Tensor) -> Tensor:
+    def replaced(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) with the adversarial one of the earlier run in the place of each that it knows."""
         adv_images = images.detach().cpu().clone()
         try:
@@ -77,7 +77,7 @@ def first_stage(run: EarlierRun) -> PlannedStage:
     """Return the stage that tries the adversarial images of an earlier run, put into the ball where it is smaller."""
 
     def replay(model: Any, images: Tensor, labels: Tensor, threat: ThreatModel, *, rng: SampleRng) -> Tensor:
-        adv_images = run.found(images)
+        adv_images = run.replaced(images)
         outside = (adv_images != images).flatten(1).any(1)
         return torch.where(outside.view(-1, 1, 1, 1), threat.project(images, adv_images), images)
 

@@ -94,10 +94,10 @@ def masking_signs(
     if signs["black_box_won"] > THRESHOLDS["black_box_won"]:
         reasons.append(f"black-box attacks broke {signs['black_box_won']:.1%} of what white-box attacks left standing")
     if len(rows):
-        clean, worst, classes = (tensor[rows].to(context.device) for tensor in (images, adv_images, labels))
+        clean, attacked, classes = (tensor[rows].to(context.device) for tensor in (images, adv_images, labels))
         try:
             with isolated(model.model, seed=context.seed):
-                signs |= gradient_signs(model, clean, worst, classes, threat)
+                signs |= gradient_signs(model, clean, attacked, classes, threat)
         except RuntimeError as error:
             reasons.append(f"gradients cannot be computed ({error})")
     if context.draws > 1:  # a loss that is drawn anew at each step does not follow its own gradient, and hides nothing

@@ -226,21 +226,21 @@ def _last_judgement(run: FinishedRun) -> tuple[Tensor, Tensor]:
 
 def _curve(results: list[CascadeResult], samples: CleanSamples, *, exact_distances: bool) -> dict[str, CurvePoint]:
     """Return the accuracy left at each eps; with `exact_distances` the nearest image seen at any eps counts at each."""
-    right = ~samples.clean.is_adv
-    broken = torch.zeros_like(right)
-    nearest = min_distance(samples, results) if exact_distances else torch.full(right.shape, torch.inf)
+    is_correct = ~samples.clean.is_adv
+    broken = torch.zeros_like(is_correct)
+    nearest = min_distance(samples, results) if exact_distances else torch.full(is_correct.shape, torch.inf)
     curve, expected = {}, samples.afresh
     for result in results:
-        alone = float((right & ~result.broken & ~result.undecided).double().mean())
+        alone = float((is_correct & ~result.broken & ~result.undecided).double().mean())
         broken = broken | result.broken | (nearest <= result.threat.radius + result.threat.tolerance)
         undecided = result.undecided & ~broken
-        standing = (right & ~broken & ~undecided).double().numpy()
+        standing = (is_correct & ~broken & ~undecided).double().numpy()
         if expected is not None and result.expected is not None:
             alone = float(torch.where(result.undecided, 0.0, result.expected).mean())
             expected = torch.minimum(expected, result.expected)
             standing = torch.where(undecided, 0.0, expected).numpy()
-        at = accuracy(standing, undecided=int(undecided.sum()))
-        curve[result.threat.eps_text] = CurvePoint(**at.model_dump(), eps=result.threat.radius, alone=alone)
+        value = accuracy(standing, undecided=int(undecided.sum()))
+        curve[result.threat.eps_text] = CurvePoint(**value.model_dump(), eps=result.threat.radius, alone=alone)
     return curve
 
 

@@ -89,19 +89,19 @@ def find_route(
 
 def _routes(stages: Sequence[Followed], *, own: bool) -> list[tuple[str, Make]]:
     """Return (name of an attack, what makes the model whose gradients it followed) for stages that left samples."""
-    found: list[tuple[str, Make]] = []
+    routes: list[tuple[str, Make]] = []
     for stage in stages:
         if stage.source != "native" or not bool((stage.outcome == Outcome.ROBUST).any()):
             continue
         if own and (stage.name in SCALE_FREE or stage.options.get("loss") in ("margin", "dlr")):
-            found.append((stage.name, lambda context, _: fresh_copy(context.attacked)))
+            routes.append((stage.name, lambda context, _: fresh_copy(context.attacked)))
             own = False
-        if stage.name == "straight-through" and all(name != stage.name for name, _ in found):
-            found += [(stage.name, lambda context, _: SeeThrough(fresh_copy(context.attacked)))]
-            found += [(stage.name, _smooth)]
-        if stage.name == "surrogate" and all(name != stage.name for name, _ in found):
-            found += [(stage.name, _inside)]
-    return found
+        if stage.name == "straight-through" and all(name != stage.name for name, _ in routes):
+            routes += [(stage.name, lambda context, _: SeeThrough(fresh_copy(context.attacked)))]
+            routes += [(stage.name, _smooth)]
+        if stage.name == "surrogate" and all(name != stage.name for name, _ in routes):
+            routes += [(stage.name, _inside)]
+    return routes
 
 
 def _smooth(context: Context, images: Tensor) -> nn.Module:

@@ -41,9 +41,9 @@ def examine(original: Passes, images: Tensor, labels: Tensor, answers: Answers, 
         seed: of the run.
     """
     rows = original.micro_batch or max(len(images), 1)
-    found = steadiness(original.model, images, answers.margin, answers.prediction, rows=rows)
+    answer = steadiness(original.model, images, answers.margin, answers.prediction, rows=rows)
     again = judge_images(original, images, labels, seed=seed + 1)
-    return replace(found, randomized=found.randomized or not same_answers(answers.margin, again.margin))
+    return replace(answer, randomized=answer.randomized or not same_answers(answers.margin, again.margin))
 
 
 def steadiness(model: nn.Module, images: Tensor, margin: Tensor, prediction: Tensor, *, rows: int) -> Steadiness:
@@ -73,12 +73,12 @@ def _telling_images(model: Passes, images: Tensor, margin: Tensor, prediction: T
     """Return up to `size` images near the decision boundary: a third samples, the others mixtures of two of them."""
     nearest = margin.nan_to_num(nan=0.0).abs().argsort(stable=True).to(images.device)
     prediction = prediction.to(images.device)
-    one, other = nearest, nearest.roll(1)
-    pairs = (prediction[one] != prediction[other]).nonzero()[: size - size // 3, 0]
+    own, other = nearest, nearest.roll(1)
+    pairs = (prediction[own] != prediction[other]).nonzero()[: size - size // 3, 0]
     samples = images[nearest[: size - len(pairs)]]
     if not len(pairs):
         return samples
-    here, there, label = images[one[pairs]], images[other[pairs]], prediction[one[pairs]]
+    here, there, label = images[own[pairs]], images[other[pairs]], prediction[own[pairs]]
     low, high = torch.zeros(len(pairs), 1, 1, 1).to(images), torch.ones(len(pairs), 1, 1, 1).to(images)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

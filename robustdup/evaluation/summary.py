@@ -67,16 +67,16 @@ def ball_results(results: Sequence[CascadeResult], samples: CleanSamples) -> lis
 
     A model that does not repeat itself is asked afresh: its accuracy in a ball after others counts theirs too.
     """
-    balls, right = [], ~samples.clean.is_adv
-    so_far, open_so_far = right.double(), torch.zeros_like(right)
+    balls, is_correct = [], ~samples.clean.is_adv
+    so_far, open_so_far = is_correct.double(), torch.zeros_like(is_correct)
     for result in results:
-        nobody = torch.full(right.shape, Outcome.NOT_ATTACKED, dtype=torch.uint8)
+        nobody = torch.full(is_correct.shape, Outcome.NOT_ATTACKED, dtype=torch.uint8)
         outcome = torch.stack([nobody, *(stage.outcome for stage in result.stages)])
         broken = (outcome == Outcome.BROKEN).any(dim=0)
         undecided = (outcome == Outcome.UNDECIDED).any(dim=0) & ~broken
         attacked = (outcome != Outcome.NOT_ATTACKED).any(dim=0)
-        left_out = right & ~attacked
-        standing = (right & attacked & ~broken & ~undecided).double()
+        left_out = is_correct & ~attacked
+        standing = (is_correct & attacked & ~broken & ~undecided).double()
         so_far = torch.where(broken, 0.0, so_far)
         open_so_far = (open_so_far | undecided) & (so_far > 0)
         if result.expected is not None:
@@ -93,7 +93,7 @@ def ball_results(results: Sequence[CascadeResult], samples: CleanSamples) -> lis
                 n_undecided=int(undecided.sum()),
                 n_open=int(left_out.sum()),
                 robust_accuracy=accuracy(standing.numpy(), undecided=unknown),
-                at_most=float(standing.mean()) + unknown / max(len(right), 1),
+                at_most=float(standing.mean()) + unknown / max(len(is_correct), 1),
                 robust_accuracy_after=accuracy(
                     torch.where(open_so_far, 0.0, so_far).numpy(), undecided=int(open_so_far.sum())
                 ),

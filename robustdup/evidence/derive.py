@@ -44,12 +44,12 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         correct: (n,) float64: share of right answers on the final examples, 0 where undecided.
     """
     n, union = len(correct), record.threat.norm == UNION
-    threats = [at.threat for at in replay.by_eps.values()]
+    threats = [of_eps.threat for of_eps in replay.by_eps.values()]
     threat = threats[0] if union else replay.by_eps[record.threat.eps_text].threat
     stages = {text: _stages(record, replay, text) for text in replay.by_eps}
     undecided = int(replay.undecided.sum())
     nearest = [row["min_distance"] for row in replay.clean]
-    rows = [row for at in replay.by_eps.values() for stage in at.stages for row in stage]
+    rows = [row for of_eps in replay.by_eps.values() for stage in of_eps.stages for row in stage]
     reached = {row["position"] for row in rows}
     left_out = sum(
         row["outcome"] == "correct" and row["position"] not in reached and not is_certified(row) for row in replay.clean
@@ -64,7 +64,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         "robust_accuracy": _accuracy(correct, record, undecided),
         "n_undecided": undecided,
         "n_not_attacked": left_out,
-        "attacks": Exactly([stage for at in stages.values() for stage in at.content])
+        "attacks": Exactly([stage for of_eps in stages.values() for stage in of_eps.content])
         if union
         else stages[record.threat.eps_text],
         "union": Exactly(_balls(record, replay) if union else []),
@@ -83,7 +83,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         "passes": {
             "clean": n * record.model.judge_draws * (2 if record.model.wavering else 1),
             **{
-                f"attacks_{way}": sum(attack[f"{way}_passes"] for at in stages.values() for attack in at.content)
+                f"attacks_{way}": sum(attack[f"{way}_passes"] for of_eps in stages.values() for attack in of_eps.content)
                 for way in ("forward", "backward")
             },
         },
@@ -95,8 +95,8 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         distances = distance_summary(known, threat, value).model_dump()
         derived["min_distance"] = Exactly({**distances, "curve": Exactly(distances["curve"])})
     if record.model.wavering:  # accuracies are judged afresh: they are compared elsewhere, with room for other draws
-        for at in [derived["attacks"], *derived["curve_attacks"].content.values()]:
-            at.content[:] = [_without(stage, "robust_accuracy_after") for stage in at.content]
+        for of_eps in [derived["attacks"], *derived["curve_attacks"].content.values()]:
+            of_eps.content[:] = [_without(stage, "robust_accuracy_after") for stage in of_eps.content]
         del derived["curve"]
         judged = ("robust_accuracy", "robust_accuracy_after", "at_most", "n_open")
         derived["union"].content[:] = [
@@ -132,22 +132,22 @@ def _accuracy(correct: Tensor, record: EvaluationRecord, undecided: int = 0) -> 
 
 def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
     """Return what follows of the stages at one eps, or in one ball of a union."""
-    at = replay.by_eps[text]
+    ball = replay.by_eps[text]
     correct = replay.clean_correct
     broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
     union = record.threat.norm == UNION
     for earlier in _before(replay, text) if union else []:
         broken[_rows_of(earlier.stages, Outcome.BROKEN)] = True
         undecided[_rows_of(earlier.stages, Outcome.UNDECIDED)] = True
-    found = []
-    for rows in at.stages:
+    stages = []
+    for rows in ball.stages:
         if record.individual:
             broken, undecided = torch.zeros_like(correct), torch.zeros_like(correct)
         counts = Counter(row["outcome"] for row in rows)
         broken[_positions(rows, Outcome.BROKEN)] = True
         undecided[_positions(rows, Outcome.UNDECIDED)] = True
         kinds = Counter(kind for row in rows for kind in (row["violation"] or "").split("+") if kind)
-        found.append(
+        stages.append(
             {
                 "ball": text if union else "",
                 "n_attacked": len(rows),
@@ -160,7 +160,7 @@ def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:
                 "robust_accuracy_after": float((correct & ~broken & ~undecided).sum()) / len(correct),
             }
         )
-    return Exactly(found)
+    return Exactly(stages)
 
 
 def _positions(rows: list[Row], outcome: Outcome) -> list[int]:
@@ -178,31 +178,31 @@ def _rows_of(stages: list[list[Row]], outcome: Outcome) -> list[int]:
 
 def _balls(record: EvaluationRecord, replay: Replay) -> list[dict[str, Any]]:
     """Return what follows of each ball of a union."""
-    right = replay.clean_correct
-    so_far, open_so_far = right.double(), torch.zeros_like(right)
+    is_correct = replay.clean_correct
+    so_far, open_so_far = is_correct.double(), torch.zeros_like(is_correct)
     balls = []
-    for at in replay.by_eps.values():
-        broken, undecided, attacked = (torch.zeros_like(right) for _ in range(3))
-        broken[_rows_of(at.stages, Outcome.BROKEN)] = True
-        undecided[_rows_of(at.stages, Outcome.UNDECIDED)] = True
-        attacked[[row["position"] for rows in at.stages for row in rows]] = True
+    for ball in replay.by_eps.values():
+        broken, undecided, attacked = (torch.zeros_like(is_correct) for _ in range(3))
+        broken[_rows_of(ball.stages, Outcome.BROKEN)] = True
+        undecided[_rows_of(ball.stages, Outcome.UNDECIDED)] = True
+        attacked[[row["position"] for rows in ball.stages for row in rows]] = True
         undecided &= ~broken
-        left_out = right & ~attacked
+        left_out = is_correct & ~attacked
         so_far = torch.where(broken, 0.0, so_far)
         open_so_far = (open_so_far | undecided) & (so_far > 0)
-        alone = (right & attacked & ~broken & ~undecided).double()
+        alone = (is_correct & attacked & ~broken & ~undecided).double()
         after, unknown = torch.where(open_so_far, 0.0, so_far), int((left_out | undecided).sum())
         balls.append(
             {
-                "norm": at.threat.norm,
-                "eps": at.threat.radius,
-                "eps_text": at.threat.eps_text,
+                "norm": ball.threat.norm,
+                "eps": ball.threat.radius,
+                "eps_text": ball.threat.eps_text,
                 "n_attacked": int(attacked.sum()),
                 "n_broken": int(broken.sum()),
                 "n_undecided": int(undecided.sum()),
                 "n_open": int(left_out.sum()),
                 "robust_accuracy": _accuracy(alone, record, unknown),
-                "at_most": float(alone.mean()) + unknown / len(right),
+                "at_most": float(alone.mean()) + unknown / len(is_correct),
                 "robust_accuracy_after": _accuracy(after, record, int(open_so_far.sum())),
             }
         )
@@ -211,17 +211,17 @@ def _balls(record: EvaluationRecord, replay: Replay) -> list[dict[str, Any]]:
 
 def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]) -> dict[str, Any]:
     distance = torch.tensor([math.inf if value is None else value for value in nearest], dtype=torch.float64)
-    right = replay.clean_correct
-    broken = torch.zeros_like(right)
+    is_correct = replay.clean_correct
+    broken = torch.zeros_like(is_correct)
     curve = {}
-    for text, at in replay.by_eps.items():
-        broken = broken | at.broken | (distance <= at.threat.radius + at.threat.tolerance)
-        undecided = at.undecided & ~broken
-        standing = (right & ~broken & ~undecided).double()
+    for text, ball in replay.by_eps.items():
+        broken = broken | ball.broken | (distance <= ball.threat.radius + ball.threat.tolerance)
+        undecided = ball.undecided & ~broken
+        standing = (is_correct & ~broken & ~undecided).double()
         curve[text] = {
             **_accuracy(standing, record, int(undecided.sum())),
-            "eps": at.threat.radius,
-            "alone": float((right & ~at.broken & ~at.undecided).double().mean()),
+            "eps": ball.threat.radius,
+            "alone": float((is_correct & ~ball.broken & ~ball.undecided).double().mean()),
         }
     return curve
 
@@ -229,7 +229,7 @@ def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]
 def contradictions(record: EvaluationRecord) -> Iterator[str]:
     """Name what in a record contradicts its own settings: names, eps, seed, which are only stated all the same."""
     config, model, data = record.config, record.model, record.data
-    twins = [
+    stated_twice = [
         ("model", model.spec),
         ("attack_model", model.attack_model),
         ("mode", model.mode),
@@ -237,10 +237,10 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
         ("individual", record.individual),
     ]
     if config.get("data") != "python":
-        twins += [("data", data.spec), ("split", data.split), ("data_config", data.config)]
+        stated_twice += [("data", data.spec), ("split", data.split), ("data_config", data.config)]
     yield from (
         f"The record states {name} = {stated!r}; its settings say {config[name]!r}."
-        for name, stated in twins
+        for name, stated in stated_twice
         if name in config and config[name] != stated
     )
     if config.get("threat") is not None or ("eps" in config and "norm" in config):
@@ -300,9 +300,9 @@ def compare(stated: Any, derived: Any, place: str = "record") -> tuple[list[str]
     elif isinstance(content, list):
         if not isinstance(stated, list) or len(stated) != len(content):
             return [place], [f"{place} has another length than the evidence shows ({len(content)})."]
-        parts = [compare(one, value, f"{place}[]") for one, value in zip(stated, content, strict=True)]
+        parts = [compare(own, value, f"{place}[]") for own, value in zip(stated, content, strict=True)]
     else:
-        return [place], [] if _same(stated, content) else [_told(place, stated, content)]
+        return [place], [] if _same(stated, content) else [_difference_text(place, stated, content)]
     fields = [field for part, _ in parts for field in part] or [place]
     return list(dict.fromkeys(fields)), [problem for _, problems in parts for problem in problems]
 
@@ -315,7 +315,7 @@ def _same(stated: Any, derived: Any) -> bool:
     return bool(stated == derived) or abs(stated - derived) <= ROOM * max(1.0, abs(derived))
 
 
-def _told(place: str, stated: Any, derived: Any) -> str:
+def _difference_text(place: str, stated: Any, derived: Any) -> str:
     name = place.removeprefix("record.")
     known = {
         "n": "a number of samples of",
@@ -324,8 +324,8 @@ def _told(place: str, stated: Any, derived: Any) -> str:
         "clean_accuracy.value": "a clean accuracy of",
         "robust_accuracy.value": "a robust accuracy of",
     }
-    what = known.get(name, f"{name} =")
-    return f"The record states {what} {_text(stated)}; the evidence shows {_text(derived)}."
+    name_text = known.get(name, f"{name} =")
+    return f"The record states {name_text} {_text(stated)}; the evidence shows {_text(derived)}."
 
 
 def _text(value: Any) -> str:

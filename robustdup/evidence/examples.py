@@ -83,8 +83,8 @@ def read_examples(path: Path) -> Examples:
     return replace(examples, labels=_labels(examples.labels, path), index=_index(examples.index, path))
 
 
-def _bad(path: Path, what: str) -> UserError:
-    return UserError(f"{str(path)!r} {what}.", code="bad-examples")
+def _bad(path: Path, reason: str) -> UserError:
+    return UserError(f"{str(path)!r} {reason}.", code="bad-examples")
 
 
 def _read(path: Path) -> Any:
@@ -157,12 +157,12 @@ def _in_mapping(content: Mapping[Any, Any], path: Path) -> Examples:
             return _find(nested[0], path)
         else:
             raise _bad(path, f"holds {sorted(named)}, none of which is 'images' or 'adv_images'")
-    found = _find(images, path) if not isinstance(images, Tensor | np.ndarray) else Examples(_tensor(images))
+    examples = _find(images, path) if not isinstance(images, Tensor | np.ndarray) else Examples(_tensor(images))
     labels, index = (next((named[name] for name in names if name in named), None) for names in (LABELS, INDEX))
     return replace(
-        found,
-        labels=found.labels if labels is None else _flat(labels),
-        index=found.index if index is None else _flat(index),
+        examples,
+        labels=examples.labels if labels is None else _flat(labels),
+        index=examples.index if index is None else _flat(index),
     )
 
 
@@ -279,7 +279,7 @@ def _read_pictures(folder: Path) -> Examples:
     if not files:
         raise _bad(folder, f"holds no pictures ({', '.join(PICTURES)})")
     numbers = [[int(part) for part in re.findall(r"\d+", file.stem)] for file in files]
-    last = [found[-1] if found else -1 for found in numbers]
+    last = [digits[-1] if digits else -1 for digits in numbers]
     counted = len(set(last)) == len(files) and -1 not in last
     order = sorted(range(len(files)), key=lambda i: (last[i],) if counted else (*numbers[i], files[i].name))
     pictures = []

@@ -67,8 +67,8 @@ def match(
             code="other-samples",
         )
     fitted = _best_layout(examples.images, own)
-    fitted, told = _to_unit(fitted, own, threat, scale, whole_numbers=not examples.images.is_floating_point())
-    notes += told
+    fitted, remarks = _to_unit(fitted, own, threat, scale, whole_numbers=not examples.images.is_floating_point())
+    notes += remarks
     _check_order(fitted, own, data, threat)
     if examples.labels is not None and not torch.equal(examples.labels, own.labels):
         wrong = int((examples.labels != own.labels).sum()) if len(examples.labels) == len(own) else len(own)
@@ -140,34 +140,34 @@ def layouts(images: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
     """Return images as (n, C, H, W) in each way in which their shape can be read: channels first, last, flat, grey."""
     channels, height, width = shape
     n, rest = len(images), tuple(images.shape[1:])
-    found = []
+    candidates = []
     if rest == shape:
-        found.append(images)
+        candidates.append(images)
     if rest == (height, width, channels):
-        found.append(images.permute(0, 3, 1, 2))
+        candidates.append(images.permute(0, 3, 1, 2))
     if rest == (height, width) and channels == 1:
-        found.append(images[:, None])
+        candidates.append(images[:, None])
     if rest == (height, width, 3) and channels == 1:  # grey pictures that were saved with colours
-        found.append(images.permute(0, 3, 1, 2)[:, :1])
+        candidates.append(images.permute(0, 3, 1, 2)[:, :1])
     if rest == (channels * height * width,):
-        found += [images.reshape(n, *shape), images.reshape(n, height, width, channels).permute(0, 3, 1, 2)]
-    return found
+        candidates += [images.reshape(n, *shape), images.reshape(n, height, width, channels).permute(0, 3, 1, 2)]
+    return candidates
 
 
 def _best_layout(images: Tensor, data: ImageDataset, *, ordered: bool = True) -> Tensor:
     """Return images in the layout in which they look most like the samples, as float32."""
     shape = tuple(data.images.shape[1:])
-    found = [layout.float() for layout in layouts(images, (shape[0], shape[1], shape[2]))]
-    if not found:
+    fitting = [layout.float() for layout in layouts(images, (shape[0], shape[1], shape[2]))]
+    if not fitting:
         raise UserError(
             f"The file holds examples of shape {tuple(images.shape[1:])}; the samples have {shape} (channels, height, width). "
             "Were they resized or cropped? Give --resize, --crop or --grey as for the model.",
             code="other-samples",
         )
-    if len(found) == 1 or not ordered:
-        return found[0]
+    if len(fitting) == 1 or not ordered:
+        return fitting[0]
     few = slice(0, LOOKED_AT)
-    return max(found, key=lambda layout: float(_own_likeness(layout[few], data.images[few]).nan_to_num().mean()))
+    return max(fitting, key=lambda layout: float(_own_likeness(layout[few], data.images[few]).nan_to_num().mean()))
 
 
 # --- scale ---

@@ -417,7 +417,7 @@ def _spread(share: Tensor, draws: int, stated_draws: int) -> float:
 # --- examples of other tools ---
 
 
-def recheck_examples(context: Context, found: Match, threat: ThreatModel, *, draws: int = DRAWS[0]) -> Verification:
+def recheck_examples(context: Context, matched: Match, threat: ThreatModel, *, draws: int = DRAWS[0]) -> Verification:
     """Judge adversarial examples from any tool.
 
     Args:
@@ -429,6 +429,6 @@ def recheck_examples(context: Context, found: Match, threat: ThreatModel, *, dra
     Raises:
         UserError: for a ball in which anything lies, or a model that does not know the labels.
     """
-    check_ball(found.data.images, threat)
-    judged = judge_here(context, found.data, found.adv_images, [threat], draws=draws, seed=context.seed)
-    return summarise(judged, [threat]).model_copy(update={"notes": list(found.notes)})
+    check_ball(matched.data.images, threat)
+    judged = judge_here(context, matched.data, matched.adv_images, [threat], draws=draws, seed=context.seed)
+    return summarise(judged, [threat]).model_copy(update={"notes": list(matched.notes)})

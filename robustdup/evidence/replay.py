@@ -206,13 +206,13 @@ def _attack_rows(
     rows: Sequence[Row], clean: Sequence[Row], stages: Mapping[str, Sequence[AttackResult]]
 ) -> dict[tuple[str, int], list[Row]]:
     """Return the rows of attacks by (eps, stage), in order of position. Raises UserError for rows of nothing."""
-    found: dict[tuple[str, int], list[Row]] = {(text, i): [] for text in stages for i in range(len(stages[text]))}
+    by_stage: dict[tuple[str, int], list[Row]] = {(text, i): [] for text in stages for i in range(len(stages[text]))}
     seen = set()
     for row in rows:
         if row["stage"] == -1:
             continue
         place = (row["eps"], row["stage"])
-        if place not in found or row["attack"] != stages[row["eps"]][row["stage"]].name:
+        if place not in by_stage or row["attack"] != stages[row["eps"]][row["stage"]].name:
             raise refused(
                 f"samples.parquet has a row of the attack {row['attack']!r}, stage {row['stage']} at eps {row['eps']!r}, which "
                 "its record does not have."
@@ -227,8 +227,8 @@ def _attack_rows(
         if (*place, row["position"]) in seen:
             raise refused(f"sample {own['index']} has two rows of one attack.")
         seen.add((*place, row["position"]))
-        found[place].append(row)
-    return {place: sorted(those, key=lambda row: row["position"]) for place, those in found.items()}
+        by_stage[place].append(row)
+    return {place: sorted(those, key=lambda row: row["position"]) for place, those in by_stage.items()}
 
 
 def _odd_rows(rows: Sequence[Row], record: EvaluationRecord) -> list[str]:

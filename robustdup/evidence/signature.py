@@ -131,8 +131,8 @@ def read_signers(text: str) -> list[Signer]:
         lines = []
     signers = []
     for line in lines:
-        before, found, after = line.partition(KIND)
-        if found and after.split() and not line.lstrip().startswith("#"):
+        before, kind, after = line.partition(KIND)
+        if kind and after.split() and not line.lstrip().startswith("#"):
             name = before.strip() or " ".join(after.split()[1:])
             signers.append(Signer(f"{KIND} {after.split()[0]}", plain(name, 100)))
     if not signers:
@@ -146,7 +146,9 @@ def read_signers(text: str) -> list[Signer]:
 
 def check_signer(signer: Signer | None, wanted: list[Signer]) -> Signer:
     """Return the signer with the name that the user knows it by. Raises UserError where it is none of those wanted."""
-    known = next((one for one in wanted if signer is not None and one.key == signer.key), None)
+    known = next(
+        (signer_of_list for signer_of_list in wanted if signer is not None and signer_of_list.key == signer.key), None
+    )
     if known is None:
         raise refused(
             "nobody signed it." if signer is None else f"{signer.fingerprint} signed it, which is none of --signer."

@@ -117,6 +117,6 @@ class CorruptionVerification(Signed):
 
     def headline(self) -> str:
         """Return what was found, in a sentence."""
-        found = self.corruption_accuracy
-        mean = "no kind of the fifteen" if found is None else f"{100 * found.value:.2f}% corruption accuracy"
+        accuracy = self.corruption_accuracy
+        mean = "no kind of the fifteen" if accuracy is None else f"{100 * accuracy.value:.2f}% corruption accuracy"
         return f"{mean}, judged again here on {self.n_sets} sets of {self.n} images."

@@ -74,14 +74,14 @@ def certify_first(
         if asked:
             raise
         return None
-    found = certify_samples(
+    certificates = certify_samples(
         network, data.images.float(), data.labels, threat, seconds=config.certify_seconds,
         branch_seconds=config.certify_branch, progress=progress, operations=operations,
     )  # fmt: skip
-    certified = _kept(found)
+    certified = _kept(certificates)
     if not asked:
-        said = f"Tried unasked, since a probe of {PROBE} samples promised much; --no-certify leaves it out."
-        certified = replace(certified, asked=False, notes=(said, *certified.notes))
+        remark = f"Tried unasked, since a probe of {PROBE} samples promised much; --no-certify leaves it out."
+        certified = replace(certified, asked=False, notes=(remark, *certified.notes))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_certified(path, certified, about)

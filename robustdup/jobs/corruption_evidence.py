@@ -73,11 +73,11 @@ def verify_corruptions(
             "robustdup.verify(folder, model, images, labels).",
             code="bad-option",
         )
-    check_trust(stated, what="The bundle", own=[*changes, *(["model"] if model is not None else [])], trust=trust)
+    check_trust(stated, origin="The bundle", own=[*changes, *(["model"] if model is not None else [])], trust=trust)
     data = None if images is None or labels is None else given_data(images, labels, config)
-    found = run_corruptions(config, model=model, data=data, registry=load_plugins(config.plugin))
+    result = run_corruptions(config, model=model, data=data, registry=load_plugins(config.plugin))
     problems = other_manifest(check_manifest(folder), record)
-    return _compared(record, table, found, problems).model_copy(update={"seconds": time.perf_counter() - started})
+    return _compared(record, table, result, problems).model_copy(update={"seconds": time.perf_counter() - started})
 
 
 def _table(folder: Path) -> pa.Table:
@@ -90,10 +90,10 @@ def _table(folder: Path) -> pa.Table:
 
 
 def _compared(
-    record: CorruptionRecord, table: pa.Table, found: CorruptionRun, problems: list[str]
+    record: CorruptionRecord, table: pa.Table, result: CorruptionRun, problems: list[str]
 ) -> CorruptionVerification:
     """Say where a record and its table differ from what was found here, after the problems that are known already."""
-    own, problems, notes = found.record, list(problems), []
+    own, problems, notes = result.record, list(problems), []
     randomized = own.model.randomized
     if record.data.fingerprint != own.data.fingerprint:
         problems.append("The images or labels here are not those that it speaks of (fingerprints differ).")
@@ -105,12 +105,12 @@ def _compared(
         problems.append(
             f"The images of {len(other)} sets are others here: {', '.join(other[:3])}{', …' * (len(other) > 3)}.{made}"
         )
-    differing, rounding = _differing(table, found.table)
+    differing, rounding = _differing(table, result.table)
     if differing is None:
         problems.append("Its table is about other images, kinds or severities than its record.")
     elif differing > rounding and not randomized:
         problems.append(f"The model answers otherwise here on {differing - rounding} images, beyond rounding.")
-    rows = max(len(found.table["index"]), 1)
+    rows = max(len(result.table["index"]), 1)
     slack = 1e-9 + 2 * rounding / max(own.n, 1)
     if not randomized:
         problems += [f"{name} does not follow: stated {a}, here {b}." for name, a, b in _unlike(record, own, slack)]
@@ -135,9 +135,9 @@ def _other_pixels(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
     return [name for name, pixels in _sets(record).items() if pixels is not None and here.get(name) != pixels]
 
 
-def _differing(table: pa.Table, found: Mapping[str, Any]) -> tuple[int | None, int]:
+def _differing(table: pa.Table, rechecked: Mapping[str, Any]) -> tuple[int | None, int]:
     """Count the images on which the answers differ, and those of them within rounding; None where the rows do not fit."""
-    here = pa.table(dict(found))
+    here = pa.table(dict(rechecked))
     names = {*COLUMNS, "prediction", "correct_share", "margin"}
     if set(table.column_names) != names or any(
         not np.array_equal(table[name].to_numpy(), here[name].to_numpy()) for name in COLUMNS

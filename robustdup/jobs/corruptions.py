@@ -173,7 +173,7 @@ def run_corruptions(
         context.draws = config.judge_draws if clean_said.randomized else 1
         if resume and state is not None:
             judged.update(saved_sets(state, keys_of(corruptions)))
-        found = sum(each.seconds for each in judged.values()), sum(each.making for each in judged.values())
+        spent = sum(each.seconds for each in judged.values()), sum(each.making for each in judged.values())
         left = sets if (first.kind, first.severity) in judged else itertools.chain([first], sets)
         judged = _judge_sets(context, left, judged, corruptions, state=state, progress=progress)
         record = _record(config, corruptions, shown, clean_said, judged, fitted.model, context, weights)
@@ -183,8 +183,8 @@ def run_corruptions(
                 "run_id": folder.name if folder is not None else "in-memory",
                 "command": command or rerun_command("eval", config),
                 "events": [*record.events, *notes, *(f"{sign.message} {sign.advice}" for sign in fitted.signs)],
-                "seconds": time.perf_counter() - started + found[0],
-                "making_seconds": corruptions.making_seconds + found[1],
+                "seconds": time.perf_counter() - started + spent[0],
+                "making_seconds": corruptions.making_seconds + spent[1],
             }
         )
         pictures = {f"{kind} {severity}": each.picture for (kind, severity), each in judged.items()}
@@ -232,9 +232,9 @@ def _judge_sets(
     for part in sets:
         key = (part.kind, part.severity)
         progress(f"{part.kind} {part.severity}", len(judged), len(keys))
-        one = _judge_set(context, part)
+        judged_set = _judge_set(context, part)
         now = time.perf_counter()
-        judged[key] = replace(one, seconds=now - clock, making=corruptions.making_seconds - made)
+        judged[key] = replace(judged_set, seconds=now - clock, making=corruptions.making_seconds - made)
         clock, made = now, corruptions.making_seconds
         if state is not None:
             save_set(state, key, judged[key])
@@ -251,10 +251,10 @@ def _judge_set(context: Context, part: CorruptedSet) -> JudgedSet:
     images, labels = part.data.images, part.data.labels
     answers = [
         judge_images(
-            context.original, some.to(context.device), labels[at : at + len(some)].to(context.device),
+            context.original, some.to(context.device), labels[start : start + len(some)].to(context.device),
             draws=context.draws, seed=context.seed + 1,
         )
-        for at, some in ((at, images[at : at + JUDGED_AT_ONCE]) for at in range(0, len(images), JUDGED_AT_ONCE))
+        for start, some in ((start, images[start : start + JUDGED_AT_ONCE]) for start in range(0, len(images), JUDGED_AT_ONCE))
     ]  # fmt: skip
     return JudgedSet(
         right=torch.cat([answer.correct_share for answer in answers]),

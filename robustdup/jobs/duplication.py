@@ -62,7 +62,7 @@ def duplicate(
     check_target(to, overwrite=overwrite)
     options = config.data_options()
     source = open_splits(config.data, options)
-    split, told = source.name_of(config.split)
+    split, remarks = source.name_of(config.split)
     config = config.model_copy(update={"split": split})
     place = f"{config.data} ({config.split})"
     needs_labels = looks_at_labels(config) or config.label_column is not None
@@ -75,7 +75,7 @@ def duplicate(
     )  # fmt: skip
     notes = [
         *source.notes,
-        *told,
+        *remarks,
         *leaked,
         *(columns.notes if columns.label else [f"{place} has no labels; the plan needs none."]),
     ]
@@ -118,7 +118,7 @@ def _leaking(
     """Return the split that leaks in with its labels, and what to tell of the choice; None where none does."""
     if config.scheme != "leak":
         return None, None, ()
-    split, told = source.name_of(config.leak_from)
+    split, remarks = source.name_of(config.leak_from)
     if split == config.split:
         raise UserError(
             f"A split does not leak into itself: split and leak_from are both {config.split!r}.", code="bad-value"
@@ -126,8 +126,8 @@ def _leaking(
     place = f"{config.data} ({split})"
     other, columns = split_columns(source.get(split), options, place, needs_labels=needs_labels)
     if not columns.label:
-        return other, torch.zeros(len(other), dtype=torch.int64), told
-    return other, label_tensor(other, columns, place), told
+        return other, torch.zeros(len(other), dtype=torch.int64), remarks
+    return other, label_tensor(other, columns, place), remarks
 
 
 def _scores(

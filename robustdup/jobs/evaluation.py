@@ -113,10 +113,10 @@ def run_evaluation(
         state = folder / STATE if folder is not None else None
         certified = certify_first(config, original, data, threats, state)
         if certified is not None:
-            said = (
+            sentence = (
                 f"{len(certified.position)} of {len(data)} samples are proven to be robust ({certified.seconds:.1f} s)."
             )
-            progress(_remark(" ".join([said, *certified.notes]), stages, threats[0], len(data)))
+            progress(_remark(" ".join([sentence, *certified.notes]), stages, threats[0], len(data)))
         about = RunInfo(
             run_id=folder.name if folder is not None else "in-memory",
             command=command or rerun_command("eval", config),
@@ -205,9 +205,9 @@ def plan_for(
         return plan(config, registry, threats[-1])
     stages, notes = [], []
     for threat in threats:
-        own, said = plan(config, registry, threat, union=True)
+        own, remarks = plan(config, registry, threat, union=True)
         stages += [replace(stage, norm=threat.norm) for stage in own]
-        notes += said
+        notes += remarks
     return stages, list(dict.fromkeys(notes))
 
 
@@ -358,7 +358,7 @@ def _workers(
     ) as runner:
 
         def caller(works: Iterable[Work], tick: Tick) -> Iterator[Call]:
-            return runner.map(works, told=lambda note: tick(note) if isinstance(note, UnderWay) else None)
+            return runner.map(works, listener=lambda note: tick(note) if isinstance(note, UnderWay) else None)
 
         yield caller
 

@@ -67,17 +67,17 @@ def save_set(state: Path, key: Key, judged: JudgedSet) -> None:
 
 def saved_sets(state: Path, keys: list[Key]) -> Judged:
     """Return those of the sets that are kept in the state of a run; what is damaged counts as not there."""
-    found: Judged = {}
+    saved: Judged = {}
     for key in keys:
         try:
             with np.load(_place(state, key), allow_pickle=False) as file:
                 tensors = {name: torch.from_numpy(file[name]) for name in TENSORS}
                 seconds, making = map(float, file["times"])
                 picture, pixels = file["picture"], str(file["pixels"])
-            found[key] = JudgedSet(**tensors, picture=picture, pixels=pixels, seconds=seconds, making=making)
+            saved[key] = JudgedSet(**tensors, picture=picture, pixels=pixels, seconds=seconds, making=making)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             continue
-    return found
+    return saved
 
 
 def _place(state: Path, key: Key) -> Path:

@@ -104,8 +104,8 @@ def _ask(
         answer: dict[str, Any] = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
         return answer
     except (OSError, ValueError):
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        return {"error": " ".join([f"the process ended with exit code {done.returncode}.", *said])}
+        last_line = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        return {"error": " ".join([f"the process ended with exit code {done.returncode}.", *last_line])}
 
 
 def main() -> None:

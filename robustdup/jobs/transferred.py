@@ -81,7 +81,7 @@ def _context(run: str, record: EvaluationRecord, *, trust: bool) -> Context:
     if settings.get("model", "python") == "python":
         raise UserError(f"The model of {run!r} was an object in memory: it cannot be loaded anew.", code="bad-option")
     if not file_made_here(find_record(run).parent / RECORD_FILE):
-        check_trust(settings, what=f"The run in {run!r}", trust=trust, only=("model", "allow_pickle", "plugin"))
+        check_trust(settings, origin=f"The run in {run!r}", trust=trust, only=("model", "allow_pickle", "plugin"))
     config = validate(EvalConfig, {**settings, "device": "auto", "workers": None, "out": None})
     model = load_model(config.model, registry=load_plugins(config.plugin), allow_pickle=config.allow_pickle)
     order = None if record.model.class_order is None else tuple(record.model.class_order)
@@ -111,8 +111,8 @@ def _share(source: _Saved, target: _Saved, context: Context) -> float | None:
     places = torch.tensor([source.places[int(source.outcomes.index[row])] for row in rows])
     labels = torch.from_numpy(source.outcomes.label[rows].astype(np.int64))
     wrong = 0.0
-    for part, truth in zip(torch.split(places, JUDGED_AT_ONCE), torch.split(labels, JUDGED_AT_ONCE), strict=True):
-        images, truth = source.images[part].to(context.device), truth.to(context.device)
-        answers = judge_images(context.original, images, truth, draws=context.draws, seed=context.seed + 1)
+    for part, true_labels in zip(torch.split(places, JUDGED_AT_ONCE), torch.split(labels, JUDGED_AT_ONCE), strict=True):
+        images, true_labels = source.images[part].to(context.device), true_labels.to(context.device)
+        answers = judge_images(context.original, images, true_labels, draws=context.draws, seed=context.seed + 1)
         wrong += float(answers.is_adv.sum())
     return wrong / len(rows)

@@ -45,8 +45,8 @@ def code_of_data(spec: str | None) -> str | None:
 
 
 def _code_of_run(rest: str) -> str | None:
-    folder, at, name = rest.rpartition("@")
-    file = Path(folder if at and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
+    folder, separator, name = rest.rpartition("@")
+    file = Path(folder if separator and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
     try:
         spec = json.loads(file.read_text(encoding="utf-8"))["spec"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -58,25 +58,25 @@ def _code_of_run(rest: str) -> str | None:
 
 def would_run(settings: Mapping[str, Any], own: Collection[str] = ()) -> dict[str, str]:
     """Return what settings would run, in words, by their names; those in `own` are the user's and left out."""
-    found: dict[str, str] = {}
+    runs: dict[str, str] = {}
     for names, code_of in ((MODELS, code_of_model), (DATA, code_of_data)):
         for name in names:
             value = settings.get(name)
             code = code_of(value) if isinstance(value, str) and name not in own else None
             if code is not None:
-                found[name] = code
+                runs[name] = code
     files = settings.get("plugin") or []
     if files and "plugin" not in own:
-        found["plugin"] = ", ".join(f"the file {str(Path(str(file)).resolve())!r}" for file in files)
+        runs["plugin"] = ", ".join(f"the file {str(Path(str(file)).resolve())!r}" for file in files)
     if settings.get("allow_pickle") and "allow_pickle" not in own:
-        found["allow_pickle"] = "whatever the pickles say that hold its weights"
-    return found
+        runs["allow_pickle"] = "whatever the pickles say that hold its weights"
+    return runs
 
 
 def check_trust(
     settings: Mapping[str, Any],
     *,
-    what: str,
+    origin: str,
     own: Collection[str] = (),
     trust: bool = False,
     only: Collection[str] = (),
@@ -94,16 +94,18 @@ def check_trust(
         UserError: untrusted-code, with what would run and what to type.
     """
     used = {name: value for name, value in settings.items() if not only or name in only}
-    found = would_run(used, own)
-    if not found:
+    code_of = would_run(used, own)
+    if not code_of:
         return
-    listed = "; ".join(f"{name} = {_short(settings[name])} runs {code}" for name, code in found.items())
+    listed = "; ".join(f"{name} = {_short(settings[name])} runs {code}" for name, code in code_of.items())
     if trust:
         print(f"Trusted by --trust: {listed}.", file=sys.stderr)
         return
-    flags = " ".join("--allow-pickle" if name == "allow_pickle" else f"--{name.replace('_', '-')} …" for name in found)
+    flags = " ".join(
+        "--allow-pickle" if name == "allow_pickle" else f"--{name.replace('_', '-')} …" for name in code_of
+    )
     raise UserError(
-        f"{what} names code that was not run: {listed}. Name your own copy ({flags}), or, if you trust whoever made it "
+        f"{origin} names code that was not run: {listed}. Name your own copy ({flags}), or, if you trust whoever made it "
         "and have looked at what would run, add --trust.",
         code="untrusted-code",
     )

@@ -82,7 +82,7 @@ def verify_bundle(
             code="bad-option",
         )
     _check_threat(record, config, own)
-    check_trust(settings, what="The bundle", own=own, trust=trust)
+    check_trust(settings, origin="The bundle", own=own, trust=trust)
     registry = load_plugins(config.plugin)
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
@@ -221,9 +221,9 @@ def verify_examples(
     if indices == "nearest":
         examples = replace(examples, index=nearest_index(examples, data))
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
-    found = match(examples, data, threat, scale=scale, whole=whole)
+    matched = match(examples, data, threat, scale=scale, whole=whole)
     context = _context(config, model, data)
-    return _timed(recheck_examples(context, found, threat, draws=config.judge_draws), started)
+    return _timed(recheck_examples(context, matched, threat, draws=config.judge_draws), started)
 
 
 def _context(config: EvalConfig, model: nn.Module, data: ImageDataset, order: list[int] | None = None) -> Context:

@@ -74,8 +74,8 @@ def error_consistency(right_a: np.ndarray, right_b: np.ndarray) -> ErrorConsiste
         from statsmodels.stats.inter_rater import cohens_kappa
 
         with np.errstate(divide="ignore", invalid="ignore"):  # its test, which is not used, where all agree
-            found = cohens_kappa([[counts[0], counts[1]], [counts[2], counts[3]]])
-        kappa, low, high = (float(value) for value in (found.kappa, found.kappa_low, found.kappa_upp))
+            result = cohens_kappa([[counts[0], counts[1]], [counts[2], counts[3]]])
+        kappa, low, high = (float(value) for value in (result.kappa, result.kappa_low, result.kappa_upp))
     return ErrorConsistency(
         n=n, both_right=counts[0], only_a=counts[1], only_b=counts[2], both_wrong=counts[3], observed=observed,
         expected=expected, kappa=kappa, low=low, high=high,
@@ -99,8 +99,8 @@ def _of_pair(
 ) -> RunAgreement:
     _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
     if not len(in_a) or (a.image[in_a] != b.image[in_b]).any():
-        what = "share no sample" if not len(in_a) else "have other images on samples of the same index"
-        raise UserError(f"The runs {record_a.run_id} and {record_b.run_id} {what}.", code="not-comparable")
+        reason = "share no sample" if not len(in_a) else "have other images on samples of the same index"
+        raise UserError(f"The runs {record_a.run_id} and {record_b.run_id} {reason}.", code="not-comparable")
     clean_a, clean_b, robust_a, robust_b = a.clean[in_a], b.clean[in_b], a.robust[in_a], b.robust[in_b]
     decided = (robust_a >= 0) & (robust_b >= 0)
     open_to_both = clean_a & clean_b & decided

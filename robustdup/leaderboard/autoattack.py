@@ -31,12 +31,12 @@ _STANDARD_L1: dict[str, dict[str, Any]] = {
 def differences(record: EvaluationRecord) -> list[str]:
     """Return why a record's attack is not the leaderboard's AutoAttack; an empty list where it is."""
     asked = _asked(record)
-    found = [attack.name for attack in record.attacks]
-    listed = ", ".join(dict.fromkeys(found)) or "none"
+    names = [attack.name for attack in record.attacks]
+    listed = ", ".join(dict.fromkeys(names)) or "none"
     if len(asked) != 1 or not _is_name(asked[0]):
         named = ", ".join(asked) or "none"
         return [f"the attack is not AutoAttack ({f'asked for: {named}; ran: {listed}' if named != listed else named})"]
-    reasons = _missing_parts(found, listed)
+    reasons = _missing_parts(names, listed)
     for attack in record.attacks:
         changed = _changed_options(attack, record.threat.norm)
         reasons += [f"AutoAttack with another setting: {text}" for text in changed]
@@ -67,13 +67,13 @@ def _is_name(name: str) -> bool:
     return name.lower() in {known.lower() for known in NAMES}
 
 
-def _missing_parts(found: list[str], listed: str) -> list[str]:
-    plain = [_plain(name) for name in found]
+def _missing_parts(names: list[str], listed: str) -> list[str]:
+    plain = [_plain(name) for name in names]
     if plain and all(name in _WHOLE for name in plain):
         return []
     missing = [sorted(part)[0] for part in _PARTS if not any(_tail(name) in part for name in plain)]
     others = [name for name in plain if name not in _WHOLE and not any(_tail(name) in part for part in _PARTS)]
-    if missing or not found:
+    if missing or not names:
         return [f"not every attack of AutoAttack ran (ran: {listed})"]
     return [f"attacks beyond the standard AutoAttack ran (ran: {listed})"] if others else []
 

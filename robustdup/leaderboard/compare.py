@@ -195,14 +195,14 @@ def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarra
     own = record.threat.eps_text
     limit = exact_eps(own)
 
-    def at(text: str) -> bool:  # every ball of a union is its own
+    def of_own_ball(text: str) -> bool:  # every ball of a union is its own
         return bool(text) and (record.threat.norm == UNION or same_eps(text, own))
 
     def below(text: str) -> bool:
-        value = exact_eps(text) if text and not at(text) else None
+        value = exact_eps(text) if text and not of_own_ball(text) else None
         return value is not None and limit is not None and value < limit
 
-    return eps.where(at), eps.where(below)
+    return eps.where(of_own_ball), eps.where(below)
 
 
 def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:
@@ -251,7 +251,7 @@ def _notes(
         notes.append(f"{undecided} undecided samples are left out of the robust difference")
     attacks = [list(dict.fromkeys((x.name, str(x.options)) for x in r.attacks)) for r in (record_a, record_b)]
     if attacks[0] != attacks[1]:
-        names = [", ".join(dict.fromkeys(name for name, _ in found)) for found in attacks]
+        names = [", ".join(dict.fromkeys(name for name, _ in of_run)) for of_run in attacks]
         notes.append(
             f"the attacks differ (A: {names[0]}; B: {names[1]}): the difference may be theirs, not the models'"
         )

@@ -86,9 +86,9 @@ def corruption_position(
         full = FULL.get(dataset, IMAGENET_N)
         others = [(e.model_id, e.corruptions_acc) for e in board if e is not entry and e.corruptions_acc is not None]
         clean = clean if clean is not None or record.clean_accuracy is None else record.clean_accuracy.value
-        found, compared = record.corruption_accuracy, [e for e in board if e is not entry]
+        accuracy, compared = record.corruption_accuracy, [e for e in board if e is not entry]
         if clean is not None:
-            result.effective = effective_robustness(compared, clean, (found.value, found.low, found.high))
+            result.effective = effective_robustness(compared, clean, (accuracy.value, accuracy.low, accuracy.high))
         result.place = place_among(
             others, _predicted(record.corruption_accuracy, record.n, full), exact=record.n >= full
         )
@@ -140,12 +140,12 @@ def _wrong_labels(answers: pa.Table | None) -> int:
     return int((labels[inside] != known[index[inside]]).sum())
 
 
-def _predicted(found: Accuracy, n: int, full: int) -> Accuracy:
+def _predicted(accuracy: Accuracy, n: int, full: int) -> Accuracy:
     """Return the accuracy with the interval that predicts the board's whole set from n of its images."""
     if n >= full:
-        return found
-    low, high = wilson(found.value * n, n, population=full)
-    return Accuracy(value=found.value, low=low, high=high)
+        return accuracy
+    low, high = wilson(accuracy.value * n, n, population=full)
+    return Accuracy(value=accuracy.value, low=low, high=high)
 
 
 def _zoo_name(record: CorruptionRecord) -> str:

@@ -69,15 +69,15 @@ def effective_robustness(
     x, y = ([_logit(pair[side]) for pair in pairs] for side in (0, 1))
     line = linregress(x, y)
     slope, intercept = float(line.slope), float(line.intercept)
-    at = slope * _logit(clean) + intercept
-    predicted = _share(at)
+    on_line = slope * _logit(clean) + intercept
+    predicted = _share(on_line)
     errors = [b - (slope * a + intercept) for a, b in zip(x, y, strict=True)]
     deviation = math.sqrt(sum(error**2 for error in errors) / max(len(errors) - 2, 1))
     value, low, high = measured
     return EffectiveRobustness(
         clean=clean, measured=value, predicted=predicted, effective=value - predicted, low=low - predicted,
         high=high - predicted, slope=slope, intercept=intercept, r_squared=float(line.rvalue) ** 2,
-        spread=(_share(at + deviation) - _share(at - deviation)) / 2, n_entries=len(pairs),
+        spread=(_share(on_line + deviation) - _share(on_line - deviation)) / 2, n_entries=len(pairs),
     )  # fmt: skip
 
 

@@ -78,13 +78,13 @@ class GateResult(BaseModel):
         return f"{'passed' if self.passed else 'FAILED'}: {'; '.join(shown)}"
 
 
-def parse_share(text: str | float, what: str) -> Fraction:
+def parse_share(text: str | float, noun: str) -> Fraction:
     """Return a share in [0, 1) from 0.01, 1% or 1pt (a percentage point), exactly. Raises UserError: bad-value."""
     match = NUMBER.fullmatch(str(text).strip())
     value = None if match is None else Fraction(match[1]) / (100 if match[2] else 1)
     if value is None or not 0 <= value < 1:
         raise UserError(
-            f"{what} is a share from 0 to 1, exclusive, got {str(text)!r}. Write 0.02, 2% or 2pt.", code="bad-value"
+            f"{noun} is a share from 0 to 1, exclusive, got {str(text)!r}. Write 0.02, 2% or 2pt.", code="bad-value"
         )
     return value
 
@@ -204,8 +204,8 @@ def _no_drop(
     _, in_old, in_new = np.intersect1d(old.index, outcomes.index, assume_unique=True, return_indices=True)
     decided = old.robust[in_old] >= 0
     in_old, in_new = in_old[decided], in_new[decided]
-    held, holds = old.robust[in_old] == 1, outcomes.robust[in_new] == 1
-    paired = paired_difference(held, holds)
+    robust_before, robust_now = old.robust[in_old] == 1, outcomes.robust[in_new] == 1
+    paired = paired_difference(robust_before, robust_now)
     result.baseline, result.margin, result.paired = baseline[0].run_id, float(margin), paired
     result.p_value = drop_p_value(paired.only_a, paired.only_b)
     result.detectable = detectable_drop(paired.n, paired.only_b / paired.n, margin=float(margin), alpha=ALPHA)
@@ -216,7 +216,7 @@ def _no_drop(
             index=int(outcomes.index[i]), label=int(outcomes.label[i]),
             cause=_cause(outcomes, i, causes.get(int(outcomes.index[i]))),
         )
-        for i in in_new[held & ~holds]
+        for i in in_new[robust_before & ~robust_now]
     ]  # fmt: skip
     change = f"{100 * -paired.difference:+.2f} points".replace("-", "−")
     result.checks.append(

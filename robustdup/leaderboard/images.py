@@ -74,12 +74,12 @@ def check_images(record: EvaluationRecord, samples: pa.Table | None) -> ImageChe
     inside = np.flatnonzero(clean & (index >= 0) & (index < len(known.hashes)))
     if not len(inside):
         return _by_name(record, named, n_samples)
-    at = index[inside]
+    known_index = index[inside]
     digests = texts(samples, "image_sha256").at(inside).astype("U16")  # cut off: that many digits are known
-    same_image = digests == known.hashes[at]
+    same_image = digests == known.hashes[known_index]
     if not same_image.any() and named != "cifar10" and not np.isin(digests, known.hashes).any():
         return _by_name(record, named, n_samples)
-    return _compared(digests, same_image, numbers(samples, "label")[inside] == known.labels[at], n_samples)
+    return _compared(digests, same_image, numbers(samples, "label")[inside] == known.labels[known_index], n_samples)
 
 
 def _compared(digests: np.ndarray, same_image: np.ndarray, same_label: np.ndarray, n: int) -> ImageCheck:

@@ -214,11 +214,11 @@ def _predicted(record: EvaluationRecord, dataset: str | None) -> Accuracy:
     The record's interval is about images of this kind at large; the board is about its own test set alone. So Wilson's
     interval is narrowed by the finite-population correction (Cochran, Sampling Techniques, 1977, section 3.6).
     """
-    full, found = FULL.get(dataset or ""), record.robust_accuracy
+    full, accuracy = FULL.get(dataset or ""), record.robust_accuracy
     if full is None or record.n >= full:
-        return found
-    low, high = wilson(found.value * record.n, record.n, population=full)
-    return Accuracy(value=found.value, low=low, high=high)
+        return accuracy
+    low, high = wilson(accuracy.value * record.n, record.n, population=full)
+    return Accuracy(value=accuracy.value, low=low, high=high)
 
 
 def _fill_places(

@@ -119,14 +119,14 @@ def _parse_members(archive: zipfile.ZipFile) -> tuple[list[LeaderboardEntry], li
                 f"The archive holds a path that leads outside it ({member.filename!r}): not used. {KEPT}",
                 code="bad-archive",
             )
-        found = _MEMBER.fullmatch(member.filename)
-        if found is None:
+        match = _MEMBER.fullmatch(member.filename)
+        if match is None:
             continue
-        place = "/".join(found.groups())
+        place = "/".join(match.groups())
         try:
             if member.file_size > LARGEST_FILE:
                 raise ValueError(f"{member.file_size} bytes are too many for an entry")
-            entries.append(parse_entry(json.loads(archive.read(member).decode("utf-8-sig")), *found.groups()))
+            entries.append(parse_entry(json.loads(archive.read(member).decode("utf-8-sig")), *match.groups()))
         except (ValueError, TypeError) as error:
             skipped.append(f"{place}: {str(error).splitlines()[0]}")
     if not entries:

@@ -98,11 +98,11 @@ def model_info(record: EvaluationRecord, result: RankResult, paper: Paper) -> tu
     """Return the content of the model_info file, and the options that would fill the marked fields."""
     missing: list[str] = []
 
-    def need(value: Any, what: str, option: str) -> Any:
+    def need(value: Any, field: str, option: str) -> Any:
         if value is not None:
             return value
         missing.append(option)
-        return _mark(what)
+        return _mark(field)
 
     robust = _percent(record.robust_accuracy.value)
     info = {
@@ -133,8 +133,8 @@ def claim(record: EvaluationRecord, result: RankResult, paper: Paper, name: str,
     return template.render(record=record, result=result, paper=paper, name=name, full=full, mark=_mark)
 
 
-def _mark(what: str) -> str:
-    return f"FILL IN: {what}"
+def _mark(field: str) -> str:
+    return f"FILL IN: {field}"
 
 
 def _percent(share: float) -> str:

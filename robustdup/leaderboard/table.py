@@ -117,12 +117,12 @@ def plain_name(text: str) -> str:
     return text.lower().replace("-", "").replace("_", "")
 
 
-def choose(what: str, word: str, allowed: list[str]) -> str:
+def choose(noun: str, word: str, allowed: list[str]) -> str:
     """Return the allowed spelling of `word` (case, '-' and '_' do not matter). Raises UserError with a suggestion."""
     by_name = {plain_name(name): name for name in allowed}
     if plain_name(word) in by_name:
         return by_name[plain_name(word)]
-    raise unknown(what, word, allowed)
+    raise unknown(noun, word, allowed)
 
 
 def exact_eps(text: str) -> Fraction | None:

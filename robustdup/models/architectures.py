@@ -44,7 +44,7 @@ def build_network(
             raise UserError(
                 f"--normalize {normalize} feeds blue first: only a file.py:factory needs that.", code="bad-option"
             )
-    mean, std = (_per_channel(what, values, channels) for what, values in (("mean", mean), ("std", std)))
+    mean, std = (_per_channel(noun, values, channels) for noun, values in (("mean", mean), ("std", std)))
     with undisturbed(nn.Identity(), seed):
         network = _build(spec, registry, channels, (height, width), classes, mean, std)
         if is_file_spec(spec):
@@ -81,10 +81,10 @@ def _build(
     raise unknown("architecture", name, [*registry.architectures, f"{PREFIX}NAME", f"{HUB}ID", "file.py:factory"])
 
 
-def _per_channel(what: str, values: Sequence[float], channels: int) -> list[float]:
-    if len(values) not in (1, channels) or (what == "std" and min(values) <= 0):
-        kind = "positive value" if what == "std" else "value"
-        raise UserError(f"{what} must have one {kind} a channel ({channels}), got {list(values)}.", code="bad-value")
+def _per_channel(noun: str, values: Sequence[float], channels: int) -> list[float]:
+    if len(values) not in (1, channels) or (noun == "std" and min(values) <= 0):
+        kind = "positive value" if noun == "std" else "value"
+        raise UserError(f"{noun} must have one {kind} a channel ({channels}), got {list(values)}.", code="bad-value")
     return [float(value) for value in values] * (channels if len(values) == 1 else 1)
 
 

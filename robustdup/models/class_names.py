@@ -62,7 +62,7 @@ def match_classes(
         UserError: other-classes, where some names are the same, in other places, and a class that occurs is unknown to the
             model.
     """
-    if len(model_names) != outputs or not _told(model_names) or not _told(data_names):
+    if len(model_names) != outputs or not _are_names(model_names) or not _are_names(data_names):
         return ClassMatch()
     numbered = [all(_is_number(name) for name in names) for names in (model_names, data_names)]
     if any(numbered) and not _same_numbers(model_names, data_names):
@@ -108,7 +108,7 @@ def _with_places_for_unknown(
     return ClassMatch(tuple(order), note + _mapped(model_names, data_names, places, how))
 
 
-def _told(names: Sequence[str]) -> bool:
+def _are_names(names: Sequence[str]) -> bool:
     """Tell whether names say anything: not LABEL_0, class_1, unknown, and one for each class."""
     generic = re.compile(r"(label|class|cls|category|target|output|unknown|none)?[\s_-]*\d*", re.I)
     keys = [name.strip() for name in names]

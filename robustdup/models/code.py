@@ -63,5 +63,5 @@ def _names(values: Iterable[Any]) -> Iterator[str]:
     for value in list(values):
         if isinstance(value, ModuleType):
             yield value.__name__
-        elif isinstance(found := getattr(value, "__module__", None), str):
-            yield found
+        elif isinstance(module := getattr(value, "__module__", None), str):
+            yield module

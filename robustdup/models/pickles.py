@@ -60,9 +60,9 @@ def harmless(file: Path, module: ModuleType | None) -> list[Named]:
         ]
     known = {name for each in allowed if isinstance(each, tuple) for name in [each[1]]}
     for name in _globals_of(file) - known:
-        found = _layer(name) or _of_module(name, module) or _stand_in(name)
-        if found is not None:
-            allowed.append((found, name))
+        target = _layer(name) or _of_module(name, module) or _stand_in(name)
+        if target is not None:
+            allowed.append((target, name))
     return allowed
 
 
@@ -105,8 +105,8 @@ def _layer(name: str) -> type | None:
     place, _, last = name.rpartition(".")
     if not place.startswith("torch.nn.modules."):
         return None
-    found = getattr(sys.modules.get(place), last, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    value = getattr(sys.modules.get(place), last, None)
+    return value if isinstance(value, type) and issubclass(value, nn.Module) else None
 
 
 def _of_module(name: str, module: ModuleType | None) -> type | None:
@@ -114,8 +114,8 @@ def _of_module(name: str, module: ModuleType | None) -> type | None:
     place, _, last = name.rpartition(".")
     if module is None or place not in ("__main__", module.__name__, Path(str(module.__file__)).stem):
         return None
-    found = getattr(module, last, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    value = getattr(module, last, None)
+    return value if isinstance(value, type) and issubclass(value, nn.Module) else None
 
 
 @contextmanager

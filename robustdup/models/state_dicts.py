@@ -233,22 +233,22 @@ def _fit(
     expected = model.state_dict()
     buffers = {_plain(key) if _plain(key) in ours else key for key, _ in model.named_buffers()}
     inside = {instead + key.removeprefix(before): full for key, full in theirs.items() if key.startswith(before)}
-    found = {key: state[full] for key, full in inside.items() if key in ours}
-    lacking = [key for key in ours if key not in found and key.rpartition(".")[2] not in COUNTERS]
+    fitted = {key: state[full] for key, full in inside.items() if key in ours}
+    lacking = [key for key in ours if key not in fitted and key.rpartition(".")[2] not in COUNTERS]
     kept = [key for key in lacking if key in buffers and key.rpartition(".")[2] not in STATISTICS]
     # Shapes of buffers that are constants may differ by ones: (3,) and (1, 3, 1, 1).
     for key in [
-        key for key in found if key in buffers and expected[ours[key]].squeeze().shape == found[key].squeeze().shape
+        key for key in fitted if key in buffers and expected[ours[key]].squeeze().shape == fitted[key].squeeze().shape
     ]:
-        found[key] = found[key].reshape(expected[ours[key]].shape)
+        fitted[key] = fitted[key].reshape(expected[ours[key]].shape)
     return Fit(
         name=".".join(part for part in (name, prefixes[0]) if part) if prefixes[0] else name,
-        state={ours[key]: value for key, value in found.items()},
+        state={ours[key]: value for key, value in fitted.items()},
         missing=tuple(ours[key] for key in lacking if key not in kept),
         kept=tuple(ours[key] for key in kept),
         extra=tuple(full for key, full in inside.items() if key not in ours and key.rpartition(".")[2] not in COUNTERS),
         outside=tuple(full for key, full in theirs.items() if not key.startswith(before)),
-        shapes=tuple(ours[key] for key, value in found.items() if value.shape != expected[ours[key]].shape),
+        shapes=tuple(ours[key] for key, value in fitted.items() if value.shape != expected[ours[key]].shape),
     )
 
 
@@ -280,8 +280,8 @@ def _distinct(fits: list[Fit]) -> list[Fit]:
     return distinct
 
 
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return all(key not in other or torch.equal(value, other[key]) for key, value in one.items())
+def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(key not in other or torch.equal(value, other[key]) for key, value in state.items())
 
 
 def _notes(first: Fit, others: list[Fit], place: str, named: str | None) -> list[str]:
@@ -307,8 +307,8 @@ def _notes(first: Fit, others: list[Fit], place: str, named: str | None) -> list
 def _other_network(fit: Fit, model: nn.Module, place: str, names: list[str]) -> UserError:
     missing, extra = (*fit.missing, *fit.kept) if not fit.state else fit.missing, fit.extra
     parts = [
-        f"{len(keys)} keys are {what}, the first is {keys[0]!r}"
-        for what, keys in (("missing from it", missing), ("not in the model", extra))
+        f"{len(keys)} keys are {noun}, the first is {keys[0]!r}"
+        for noun, keys in (("missing from it", missing), ("not in the model", extra))
         if keys
     ]
     if not parts and fit.shapes:

@@ -82,9 +82,9 @@ def load_trained(rest: str, registry: Registry) -> nn.Module:
     description = read_description(folder)
     weights = folder / f"{name}.safetensors"
     if not weights.is_file():
-        found = [f"@{other}" for other in CHECKPOINTS if (folder / f"{other}.safetensors").is_file()]
+        saved = [f"@{other}" for other in CHECKPOINTS if (folder / f"{other}.safetensors").is_file()]
         raise UserError(
-            f"{str(folder)!r} has no {weights.name}{f'; it has {found[0]}' if found else ': its training saved no network yet'}.",
+            f"{str(folder)!r} has no {weights.name}{f'; it has {saved[0]}' if saved else ': its training saved no network yet'}.",
             code="missing-file",
         )
     network = build_network(
@@ -101,8 +101,8 @@ def read_description(folder: Path) -> NetworkDescription:
     """Return how the network of a run folder is built. Raises UserError, also for a file that must not be run."""
     file = folder / NETWORK_FILE
     if not file.is_file():
-        what = "There is no folder" if not folder.is_dir() else f"There is no {NETWORK_FILE} in"
-        raise UserError(f"{what} {str(folder)!r}: give the run folder of 'robustdup train'.", code="missing-file")
+        lacking = "There is no folder" if not folder.is_dir() else f"There is no {NETWORK_FILE} in"
+        raise UserError(f"{lacking} {str(folder)!r}: give the run folder of 'robustdup train'.", code="missing-file")
     try:
         description = NetworkDescription.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -118,11 +118,11 @@ def read_description(folder: Path) -> NetworkDescription:
 
 def _place(rest: str) -> tuple[Path, str]:
     """Return the folder and the checkpoint's name."""
-    folder, at, name = rest.rpartition("@")
-    if at and name in CHECKPOINTS:
+    folder, separator, name = rest.rpartition("@")
+    if separator and name in CHECKPOINTS:
         return Path(folder).expanduser(), name
     path = Path(rest).expanduser()
-    if at and not path.exists():
+    if separator and not path.exists():
         raise unknown("checkpoint", f"run:{rest}", [f"run:{folder}@{name}" for name in CHECKPOINTS])
     if not rest:
         raise UserError(

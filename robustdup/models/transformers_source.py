@@ -49,12 +49,12 @@ class ImageFeatures(nn.Module):
         """Return the features of `images`."""
         pixels = self.normalise(images)
         if hasattr(self.model, "get_image_features"):  # of text and images, such as CLIP
-            found = self.model.get_image_features(pixel_values=pixels)  # type: ignore[operator]
-            return getattr(found, "pooler_output", found)  # type: ignore[no-any-return]
-        found = self.model(pixel_values=pixels)
-        if self.pooled and getattr(found, "pooler_output", None) is not None:
-            return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
-        last = found.last_hidden_state
+            output = self.model.get_image_features(pixel_values=pixels)  # type: ignore[operator]
+            return getattr(output, "pooler_output", output)  # type: ignore[no-any-return]
+        output = self.model(pixel_values=pixels)
+        if self.pooled and getattr(output, "pooler_output", None) is not None:
+            return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
+        last = output.last_hidden_state
         return last[:, 0] if last.ndim == 3 else last.mean(dim=(2, 3))  # type: ignore[no-any-return]
 
 
@@ -121,13 +121,13 @@ def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
     """Return a model (an automatic class of transformers says of what kind), its processor, and the weights it lacks."""
     transformers, place = _place(name)
     try:
-        model, found = getattr(transformers, kind).from_pretrained(
+        model, loading = getattr(transformers, kind).from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
         raise _cannot(name, error) from error
-    return model, processor, sorted(found.get("missing_keys") or ())
+    return model, processor, sorted(loading.get("missing_keys") or ())
 
 
 def _cannot(name: str, error: Exception) -> UserError:
@@ -174,9 +174,9 @@ def input_size(processor: Any) -> tuple[int, int] | None:
         size = getattr(processor, name, None)
         if size is None or not getattr(processor, active, False):
             continue
-        found = size if isinstance(size, dict) else getattr(size, "__dict__", {"shortest_edge": size})
-        height = found.get("height") or found.get("shortest_edge")
-        width = found.get("width") or found.get("shortest_edge")
+        sides = size if isinstance(size, dict) else getattr(size, "__dict__", {"shortest_edge": size})
+        height = sides.get("height") or sides.get("shortest_edge")
+        width = sides.get("width") or sides.get("shortest_edge")
         if height and width:
             return int(height), int(width)
     return None

@@ -31,10 +31,10 @@ class Deferred:
     def function(self) -> Callable[..., Any]:
         """The function itself. Raises what importing its module raises."""
         module, _, name = self.target.partition(":")
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
-        return found  # type: ignore[no-any-return]
+            target = getattr(target, part)
+        return target  # type: ignore[no-any-return]
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -116,41 +116,41 @@ ELSEWHERE_CALLED = {
 RADIUS = ("eps", "epsilon", "epsilons", "max_norm", "radius")
 
 
-def _other_word(what: str, option: str, value: Any, known: Mapping[str, inspect.Parameter]) -> UserError | None:
+def _other_word(owner: str, option: str, value: Any, known: Mapping[str, inspect.Parameter]) -> UserError | None:
     """Return the error for what other toolkits call an option; None where it is no such word."""
     ours = ELSEWHERE_CALLED.get(option.lower())
     if ours in known:
         return UserError(
-            f"{what[0].upper()}{what[1:]} calls {option!r} {ours!r}: write {ours}={value}.", code="unknown-option"
+            f"{owner[0].upper()}{owner[1:]} calls {option!r} {ours!r}: write {ours}={value}.", code="unknown-option"
         )
-    if option.lower() in RADIUS and what.startswith("attack"):
+    if option.lower() in RADIUS and owner.startswith("attack"):
         return UserError(
-            f"{option!r} is no option of {what}: the radius is that of the run, --eps {value}.", code="unknown-option"
+            f"{option!r} is no option of {owner}: the radius is that of the run, --eps {value}.", code="unknown-option"
         )
     return None
 
 
 def check_keywords(
-    what: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
+    owner: str, name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return `options` in the types of their defaults. Raises UserError for an unknown name or a wrong type."""
     checked = {}
     for option, value in options.items():
         if option not in known:
-            raise _other_word(what, option, value, known) or unknown(f"option of {what}:", option, known)
-        checked[option] = _check_value(what, known[option], value)
+            raise _other_word(owner, option, value, known) or unknown(f"option of {owner}:", option, known)
+        checked[option] = _check_value(owner, known[option], value)
     missing = [option for option, p in known.items() if p.default is p.empty and option not in checked]
     if missing:
         raise UserError(
-            f"{what[0].upper()}{what[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).",
+            f"{owner[0].upper()}{owner[1:]} needs the option {missing[0]!r}: write {name}({missing[0]}=…).",
             code="missing-option",
         )
     return checked
 
 
-def _check_value(what: str, parameter: inspect.Parameter, value: Any) -> Any:
+def _check_value(owner: str, parameter: inspect.Parameter, value: Any) -> Any:
     default, annotation = parameter.default, parameter.annotation
-    place = f"Option {parameter.name!r} of {what}"
+    place = f"Option {parameter.name!r} of {owner}"
     if typing.get_origin(annotation) is Literal:
         try:
             return TypeAdapter(annotation).validate_python(value)

@@ -125,12 +125,12 @@ class Registry:
         self._put("duplicate finder", self.duplicate_finders, name, FinderSpec(name, deferred(find), description))
 
     def _put(
-        self, what: str, table: dict[Any, Any], name: Any, value: Any, also: Mapping[str, Any] | None = None
+        self, noun: str, table: dict[Any, Any], name: Any, value: Any, also: Mapping[str, Any] | None = None
     ) -> None:
         if name in table or name in (also or {}):
             text = name if isinstance(name, str) else " ".join(name)
             raise UserError(
-                f"The {what} name {text!r} is already taken. Choose another, for instance 'mine:{text}'.",
+                f"The {noun} name {text!r} is already taken. Choose another, for instance 'mine:{text}'.",
                 code="taken-name",
             )
         table[name] = value

@@ -91,13 +91,13 @@ class AttackSpec:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, value, allowed in (
+        for noun, value, allowed in (
             ("kind of attack", self.kind, KINDS),
             ("knowledge", self.knowledge, KNOWLEDGE),
             ("batching", self.batching, BATCHING),
         ):
             if value not in allowed:
-                raise unknown(what, str(value), allowed)
+                raise unknown(noun, str(value), allowed)
         if isinstance(self.norms, str) or not set(self.norms) <= set(NORMS):
             raise UserError(
                 f"Attack {self.name!r}: norms must be a list of {', '.join(map(repr, NORMS))}; got {self.norms!r}.",

@@ -176,7 +176,7 @@ R = TypeVar("R", bound=Part)
 
 
 def read_record(
-    place: str | Path, kind: type[R], *, schema: str, version: int, what: str,
+    place: str | Path, kind: type[R], *, schema: str, version: int, noun: str,
     upgrade: Callable[[dict[str, Any], int], None] = lambda content, version: None,
 ) -> R:  # fmt: skip
     """Read a record of one kind from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
@@ -184,7 +184,7 @@ def read_record(
     content = read_content(path)
     if content.get("schema_name") != schema:
         raise UserError(
-            f"{str(path)!r} is not {what} (found {content.get('schema_name')!r}, expected {schema!r}).",
+            f"{str(path)!r} is not {noun} (found {content.get('schema_name')!r}, expected {schema!r}).",
             code="other-record",
         )
     written = content.get("schema_version")
@@ -210,9 +210,9 @@ def read_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise UserError(
-            f"{str(path)!r} is not a whole JSON file ({said}). Was the copy cut off? Run with --resume.",
+            f"{str(path)!r} is not a whole JSON file ({reason}). Was the copy cut off? Run with --resume.",
             code="damaged-record",
         ) from None
     return content if isinstance(content, dict) else {"schema_name": type(content).__name__}

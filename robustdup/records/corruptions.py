@@ -110,8 +110,12 @@ class CorruptionRecord(Part):
 
     def __str__(self) -> str:
         """Return what it says in one line."""
-        found = self.corruption_accuracy
-        mean = "no kind of the fifteen" if found is None else f"{found.value:.2%} [{found.low:.2%}, {found.high:.2%}]"
+        accuracy = self.corruption_accuracy
+        mean = (
+            "no kind of the fifteen"
+            if accuracy is None
+            else f"{accuracy.value:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}]"
+        )
         return f"{self.model.spec} on {self.data.spec}, common corruptions, {self.n} images each: {mean}"
 
 
@@ -126,5 +130,5 @@ def save_corruption_record(record: CorruptionRecord, folder: Path) -> Path:
 def load_corruption_record(place: str | Path) -> CorruptionRecord:
     """Read the record of an evaluation on corruptions from a run folder or a file. Raises UserError."""
     return read_record(
-        place, CorruptionRecord, schema=CORRUPTIONS_SCHEMA, version=CORRUPTIONS_VERSION, what="a record on corruptions"
+        place, CorruptionRecord, schema=CORRUPTIONS_SCHEMA, version=CORRUPTIONS_VERSION, noun="a record on corruptions"
     )

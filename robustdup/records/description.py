@@ -85,5 +85,5 @@ def save_description(record: DescriptionRecord, folder: Path) -> Path:
 def load_description(place: str | Path) -> DescriptionRecord:
     """Read the record of a described dataset from a run folder or a file. Raises UserError."""
     return read_record(
-        place, DescriptionRecord, schema=DESCRIPTION_SCHEMA, version=DESCRIPTION_VERSION, what="a record of a dataset"
+        place, DescriptionRecord, schema=DESCRIPTION_SCHEMA, version=DESCRIPTION_VERSION, noun="a record of a dataset"
     )

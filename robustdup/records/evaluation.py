@@ -325,11 +325,13 @@ class EvaluationRecord(Part):
         clean, robust = self.clean_accuracy, self.robust_accuracy
         undecided = f", {self.n_undecided} undecided" if self.n_undecided else ""
         doubt = doubt_text(self)
-        found = f"{bound_text(self)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
+        robust_text = (
+            f"{bound_text(self)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
+        )
         return (
             f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.text}, "
             f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
-            f"robust {found}{undecided}{f', {proven_text(self)}' if self.certification is not None else ''}"
+            f"robust {robust_text}{undecided}{f', {proven_text(self)}' if self.certification is not None else ''}"
         )
 
 
@@ -344,7 +346,7 @@ def save_record(record: EvaluationRecord, folder: Path) -> Path:
 def load_record(place: str | Path) -> EvaluationRecord:
     """Read an evaluation record from a run folder or a file; older versions are upgraded, newer ones refused (UserError)."""
     return read_record(
-        place, EvaluationRecord, schema=SCHEMA, version=VERSION, what="an evaluation record", upgrade=_upgrade
+        place, EvaluationRecord, schema=SCHEMA, version=VERSION, noun="an evaluation record", upgrade=_upgrade
     )
 
 

@@ -163,12 +163,12 @@ def check_same(
 
     Keys in `elsewhere` do not change what is computed and may differ.
     """
-    mine = {key: value for key, value in content.items() if key not in elsewhere}
-    different = [key for key in mine if mine[key] != theirs.get(key)]
+    ours = {key: value for key, value in content.items() if key not in elsewhere}
+    different = [key for key in ours if ours[key] != theirs.get(key)]
     if different:
         key = different[0]
         raise UserError(
-            f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {mine[key]!r}. "
+            f"The run in {str(folder)!r} was started with {key}={theirs.get(key)!r}, not {ours[key]!r}. "
             "Resume it with the same settings, or choose another --out.",
             code="other-run",
         )

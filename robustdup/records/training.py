@@ -225,7 +225,7 @@ def load_training_record(place: str | Path) -> TrainingRecord:
         TrainingRecord,
         schema=TRAINING_SCHEMA,
         version=TRAINING_VERSION,
-        what="a training record",
+        noun="a training record",
         upgrade=upgrade_training,
     )
 

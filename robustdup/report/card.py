@@ -134,11 +134,11 @@ def _command_elsewhere(command: str) -> str:
     return command if changed == words else shlex.join(changed)
 
 
-def _metric(name: str, found: Accuracy, args: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def _metric(name: str, accuracy: Accuracy, args: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """A result; None where it is not a number, which the Hub would refuse."""
-    if not math.isfinite(found.value):
+    if not math.isfinite(accuracy.value):
         return None
-    metric: dict[str, Any] = {"type": "accuracy", "name": name, "value": round(found.value, 6)}
+    metric: dict[str, Any] = {"type": "accuracy", "name": name, "value": round(accuracy.value, 6)}
     return {**metric, "args": args} if args else metric
 
 
@@ -176,27 +176,27 @@ def section(record: EvaluationRecord, samples: pa.Table | None = None, *, made_h
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, found: Accuracy) -> str:
-    if not math.isfinite(found.value):
+def _row(name: str, accuracy: Accuracy) -> str:
+    if not math.isfinite(accuracy.value):
         return f"| {_plain(name)} | not a number | |"
-    return f"| {_plain(name)} | {percent(found.value)} | {100 * found.low:.2f} to {100 * found.high:.2f} |"
+    return f"| {_plain(name)} | {percent(accuracy.value)} | {100 * accuracy.low:.2f} to {100 * accuracy.high:.2f} |"
 
 
 def _remarks(record: EvaluationRecord, samples: pa.Table | None, made_here: bool | None = None) -> list[str]:
-    found = [record.interval_about]
+    remarks = [record.interval_about]
     if record.status != "complete" or record.n_undecided or record.n_not_attacked:
-        found.append(
+        remarks.append(
             f"This result is partial: {record.n_undecided} points are undecided, {record.n_not_attacked} were not attacked."
         )
     try:
         sentence = position(record, samples, made_here=made_here).sentence()
-        found.append(sentence.replace(record.data.spec, _dataset_id(record.data.spec)))
+        remarks.append(sentence.replace(record.data.spec, _dataset_id(record.data.spec)))
     except RobustdupError as error:
-        found.append(f"No RobustBench rank: {error}")
-    found += [
+        remarks.append(f"No RobustBench rank: {error}")
+    remarks += [
         f"{sign.severity}: {sign.message} {sign.advice}" for sign in record.diagnostics if sign.severity != "info"
     ]
-    return found
+    return remarks
 
 
 def _plain(text: str) -> str:

@@ -67,23 +67,25 @@ def measured(label: str, places: Mapping[float, str], *, apart: float = 0.06) ->
     if not math.isfinite(highest) or highest <= 0:
         return axis
     ticks: list[tuple[float, str]] = [(0.0, "0")]
-    for at, text in sorted(places.items(), reverse=True):
-        near = min(abs(at - other) for other, _ in ticks) < apart * highest
-        if at > 0 and not near:
-            ticks.append((at, text))
+    for position, text in sorted(places.items(), reverse=True):
+        near = min(abs(position - other) for other, _ in ticks) < apart * highest
+        if position > 0 and not near:
+            ticks.append((position, text))
     return replace(axis, ticks=tuple(sorted(ticks)))
 
 
 def counts(highest: int, label: str) -> Axis:
     """Return a scale for counts from 0, with ticks at whole numbers only."""
     axis = linear(0, max(highest, 1), label, text=lambda value: f"{value:,.0f}", count=4)
-    return replace(axis, ticks=tuple((at, text) for at, text in axis.ticks if abs(at - round(at)) < 1e-9))
+    return replace(
+        axis, ticks=tuple((position, text) for position, text in axis.ticks if abs(position - round(position)) < 1e-9)
+    )
 
 
 def shares(label: str, low: float = 0.0, high: float = 1.0) -> Axis:
     """Return a scale for shares in [0, 1], in per cent."""
-    found = linear(low, high, label, text=share_text)
-    return Axis(max(found.low, 0.0), min(found.high, 1.0), found.ticks, label)
+    axis = linear(low, high, label, text=share_text)
+    return Axis(max(axis.low, 0.0), min(axis.high, 1.0), axis.ticks, label)
 
 
 @dataclass(frozen=True)

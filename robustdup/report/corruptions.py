@@ -108,7 +108,7 @@ def kinds_table(record: CorruptionRecord) -> tuple[str, list[str], list[list[str
     head = ["kind", "family", *(f"severity {severity}" for severity in record.severities), "mean", *["CE"] * relative]
     rows = []
     for kind in record.kinds:
-        by_severity = {found.severity: percent(found.accuracy.value) for found in kind.severities}
+        by_severity = {cell.severity: percent(cell.accuracy.value) for cell in kind.severities}
         cells = [by_severity.get(severity, NONE) for severity in record.severities]
         ratio = [percent(kind.relative_error) if kind.relative_error is not None else NONE] * relative
         rows.append([kind.kind, kind.family, *cells, percent(kind.accuracy.value), *ratio])

@@ -239,11 +239,18 @@ def plot_cascade(runs: Sequence[Run], width: str) -> Chart:
         raise UserError("The record holds no attacks.", code="no-data")
     n, bars = max(record.n, 1), []
     for i, attack in enumerate(record.attacks):
-        held = (attack.n_attacked - attack.n_broken - attack.n_undecided) / n
-        broken = held + attack.n_broken / n
-        bars.append(Bar(0.0, held, i - 0.32, i + 0.32, "robust"))
+        robust_share = (attack.n_attacked - attack.n_broken - attack.n_undecided) / n
+        broken = robust_share + attack.n_broken / n
+        bars.append(Bar(0.0, robust_share, i - 0.32, i + 0.32, "robust"))
         bars.append(
-            Bar(held, broken, i - 0.32, i + 0.32, "broken", label=whole(attack.n_broken) if attack.n_broken else "")
+            Bar(
+                robust_share,
+                broken,
+                i - 0.32,
+                i + 0.32,
+                "broken",
+                label=whole(attack.n_broken) if attack.n_broken else "",
+            )
         )
     legend = [
         Series("held", (), "robust", "square", line=False), Series("broken", (), "broken", "square", line=False),

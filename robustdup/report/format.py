@@ -123,16 +123,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
+def plural(count: int, singular: str, many: str | None = None) -> str:
     """Return a count with its noun: 1 point, 2 points."""
-    return f"{whole(count)} {one if count == 1 else many or one + 's'}"
+    return f"{whole(count)} {singular if count == 1 else many or singular + 's'}"
 
 
 def listed(words: Iterable[str], limit: int = 6) -> str:
     """Return words joined by commas, the rest counted."""
-    found = list(words)
-    shown = ", ".join(found[:limit])
-    return f"{shown} and {len(found) - limit} more" if len(found) > limit else shown
+    names = list(words)
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def shortened(text: str, length: int) -> str:

@@ -85,19 +85,19 @@ def _read_rows(path: Path, name: str, rows: Array) -> Array:
     """Read rows (rising) of a tensor as float32, without reading the rest; uint8 becomes [0, 1]."""
     with safe_open(path, framework="numpy") as file:
         part = file.get_slice(name)
-        found = np.concatenate([part[start : stop + 1] for start, stop in _runs(rows.tolist())])
-    return found.astype(np.float32) / 255 if found.dtype == np.uint8 else found.astype(np.float32)
+        pixels = np.concatenate([part[start : stop + 1] for start, stop in _runs(rows.tolist())])
+    return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
 
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:
     """Join neighbouring rows: [1, 2, 3, 7] -> [(1, 3), (7, 7)]."""
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for row in rows:
-        if found and found[-1][1] == row - 1:
-            found[-1] = (found[-1][0], row)
+        if runs and runs[-1][1] == row - 1:
+            runs[-1] = (runs[-1][0], row)
         else:
-            found.append((row, row))
-    return found
+            runs.append((row, row))
+    return runs
 
 
 def choose(samples: Samples, limit: int) -> Array:
@@ -119,21 +119,21 @@ def make_gallery(
     rows = choose(samples, limit)
     order = np.array([OUTCOMES.index(o) for o in samples.outcome[rows]])
     by_outcome = rows[np.argsort(np.where(order == 1, -1, order), kind="stable")]
-    adv = displayable(pictures.adversarial(rows))
+    adv_images = displayable(pictures.adversarial(rows))
     clean = pictures.clean_images(rows)
-    columns = [adv]
+    columns = [adv_images]
     scale = None
     if clean is not None:
-        scale = _scale(record, adv - clean)
-        columns = [clean, adv, 0.5 + (adv - clean) / (2 * scale)]
+        scale = _scale(record, adv_images - clean)
+        columns = [clean, adv_images, 0.5 + (adv_images - clean) / (2 * scale)]
     place = {int(row): i for i, row in enumerate(rows)}
-    height, width = adv.shape[2:]
+    height, width = adv_images.shape[2:]
     factor = max(1, math.ceil(max(height, width) / LARGEST))
     art = max(height, width) <= PIXEL_ART
     sheets = []
     for number, start in enumerate(range(0, len(by_outcome), PER_SHEET)):
-        at = [place[int(row)] for row in by_outcome[start : start + PER_SHEET]]
-        sheet = tiles([column[at] for column in columns], factor)
+        positions = [place[int(row)] for row in by_outcome[start : start + PER_SHEET]]
+        sheet = tiles([column[positions] for column in columns], factor)
         sheets.append((f"images/{prefix}-{number:02d}.{'png' if art else 'jpg'}", encoded(sheet, png=art)))
     data = {
         "sheets": [name for name, _ in sheets],

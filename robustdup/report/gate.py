@@ -119,12 +119,12 @@ def picture(result: GateResult, folder: Path) -> bytes | str:
     if isinstance(pictures, str):
         return pictures
     rows = np.flatnonzero(np.isin(samples.index, [sample.index for sample in result.lost[:PICTURED]]))
-    adv, clean = displayable(pictures.adversarial(rows)), pictures.clean_images(rows)
-    columns = [adv]
+    adv_images, clean = displayable(pictures.adversarial(rows)), pictures.clean_images(rows)
+    columns = [adv_images]
     if clean is not None:
-        largest = record.threat.eps if record.threat.norm == "Linf" else float(np.abs(adv - clean).max())
-        columns = [clean, adv, 0.5 + (adv - clean) / (2 * max(largest, 1e-9))]
-    factor = max(1, math.ceil(max(adv.shape[2:]) / LARGEST))
+        largest = record.threat.eps if record.threat.norm == "Linf" else float(np.abs(adv_images - clean).max())
+        columns = [clean, adv_images, 0.5 + (adv_images - clean) / (2 * max(largest, 1e-9))]
+    factor = max(1, math.ceil(max(adv_images.shape[2:]) / LARGEST))
     sheet = tiles(columns, factor)
     grown = max(1, LARGEST // max(sheet.shape[0] // len(rows), 1))  # small images are shown large
     return encoded(np.ascontiguousarray(sheet.repeat(grown, axis=0).repeat(grown, axis=1)), png=True)

@@ -52,14 +52,14 @@ def read_samples(record: EvaluationRecord, samples: pa.Table) -> Samples:
     The worst example of a sample is found as the evaluation keeps it: the least share of correct draws, then the least
     margin, the first of equals; one from a smaller eps only where none at the record's own eps broke the sample.
     """
-    found = sample_outcomes(record, samples)  # sorted by index; checks the table
+    outcomes = sample_outcomes(record, samples)  # sorted by index; checks the table
     columns = {name: numbers(samples, name) for name in NUMBERS if name in samples.column_names}
     columns |= {name: texts(samples, name).at() for name in WORDS}
     is_clean = columns["attack"] == "clean"
     clean = np.flatnonzero(is_clean)[np.argsort(columns["position"][is_clean], kind="stable")]
-    at = np.searchsorted(found.index, columns["index"][clean])
-    right, robust = found.clean[at], found.robust[at]
-    outcome = np.where(~right, OUTCOMES[3], np.array(OUTCOMES)[[1, 0, 2]][np.where(robust < 0, 2, robust)])
+    positions = np.searchsorted(outcomes.index, columns["index"][clean])
+    is_correct, robust = outcomes.clean[positions], outcomes.robust[positions]
+    outcome = np.where(~is_correct, OUTCOMES[3], np.array(OUTCOMES)[[1, 0, 2]][np.where(robust < 0, 2, robust)])
     worst = _worst_rows(record, columns, clean)
     by_attack = worst != clean
     return Samples(

@@ -67,10 +67,10 @@ def ball_label(attack: AttackResult) -> str:
 
 def alone_text(ball: UnionBall) -> str:
     """Return the robust accuracy in one ball of a union alone: with its interval, or between what bounds where it is open."""
-    found = ball.robust_accuracy
+    accuracy = ball.robust_accuracy
     if not (ball.n_open or ball.n_undecided):
-        return with_interval(found)
-    return f"{percent(found.value)} to {percent(ball.at_most)}"
+        return with_interval(accuracy)
+    return f"{percent(accuracy.value)} to {percent(ball.at_most)}"
 
 
 def with_interval(accuracy: Accuracy) -> str:
@@ -133,14 +133,14 @@ def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], lis
     head = ["Model", *differ, "Clean", *(f"Robust at {radii[eps]}" for eps in sorted(radii))]
     rows = []
     for record in records:
-        at = {_radius(record, eps): percent(point.value) for eps, point in record.curve.items()}
+        by_radius = {_radius(record, eps): percent(point.value) for eps, point in record.curve.items()}
         if doubts(record):
-            at = {eps: f"≤ {text}" for eps, text in at.items()}
-        at[_radius(record, record.threat.eps_text)] = robust_text(record)
+            by_radius = {eps: f"≤ {text}" for eps, text in by_radius.items()}
+        by_radius[_radius(record, record.threat.eps_text)] = robust_text(record)
         rows.append(
             [
                 record.model.spec, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),
-                *(at.get(eps, NONE) for eps in sorted(radii)),
+                *(by_radius.get(eps, NONE) for eps in sorted(radii)),
             ]
         )  # fmt: skip
     return f"Robust accuracy: {', '.join(shared)}", head, rows, 1 + len(differ)

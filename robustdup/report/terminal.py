@@ -161,11 +161,11 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
         lines.append(escape(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}"))
     if record.min_distance is not None:
-        found = record.min_distance
-        median = f"median {found.median:.4g}" if found.median is not None else "median above what was found"
-        points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(found.curve.items())[1::2])
+        distances = record.min_distance
+        median = f"median {distances.median:.4g}" if distances.median is not None else "median above what was found"
+        points = ", ".join(f"{eps}: {percent(left)}" for eps, left in list(distances.curve.items())[1::2])
         norm = escape(record.threat.norm)
-        lines.append(f"Smallest eps found ({norm}): {median}, for {found.n_found} of {found.n} samples.")
+        lines.append(f"Smallest eps found ({norm}): {median}, for {distances.n_found} of {distances.n} samples.")
         lines.append(escape(f"Robust accuracy over eps, at most: {points}"))
     if record.escalation is not None:
         lines.append(_escalation(record.escalation))
@@ -191,9 +191,9 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     return lines
 
 
-def _escalation(found: Escalation) -> str:
-    if found.escalated:
-        return f"[yellow]The full ensemble was run: {escape('; '.join(found.reasons))}."
+def _escalation(escalation: Escalation) -> str:
+    if escalation.escalated:
+        return f"[yellow]The full ensemble was run: {escape('; '.join(escalation.reasons))}."
     return "[dim]No sign of masked gradients, so the stages for masked models were left out."
 
 

@@ -81,52 +81,52 @@ def best_and_last(record: TrainingRecord) -> str:
 
 def loss(record: TrainingRecord) -> Chart | None:
     """Return the loss over epochs; None where the record holds none."""
-    found = [p for p in record.curve if not missing(p.loss)]
-    if len(found) < 2:
+    steps = [p for p in record.curve if not missing(p.loss)]
+    if len(steps) < 2:
         return None
-    points = [Point(p.epoch, p.loss, f"epoch {number(p.epoch, 3)}: loss {number(p.loss)}") for p in _thinned(found)]
-    highest = sorted(p.loss for p in found)[int(0.99 * (len(found) - 1))]
+    points = [Point(p.epoch, p.loss, f"epoch {number(p.epoch, 3)}: loss {number(p.loss)}") for p in _thinned(steps)]
+    highest = sorted(p.loss for p in steps)[int(0.99 * (len(steps) - 1))]
     return Chart(
-        "loss", "Loss", f"The loss went from {number(found[0].loss)} to {number(found[-1].loss)}.", _epochs(record),
-        linear(min(0.0, *(p.loss for p in found)), highest, "loss of the objective"),
+        "loss", "Loss", f"The loss went from {number(steps[0].loss)} to {number(steps[-1].loss)}.", _epochs(record),
+        linear(min(0.0, *(p.loss for p in steps)), highest, "loss of the objective"),
         [Series("loss", points, "c1 thin", marks=False)], height=200, headings=("epoch", "step", "loss"),
-        rows=[(number(p.epoch, 4), whole(p.step), number(p.loss)) for p in _thinned(found)],
+        rows=[(number(p.epoch, 4), whole(p.step), number(p.loss)) for p in _thinned(steps)],
     )  # fmt: skip
 
 
 def rate(record: TrainingRecord) -> Chart | None:
     """Return the learning rate over epochs; None where the record holds none."""
-    found = [p for p in record.curve if not missing(p.lr)]
-    if len(found) < 2:
+    steps = [p for p in record.curve if not missing(p.lr)]
+    if len(steps) < 2:
         return None
-    highest = max(p.lr for p in found)
-    points = [Point(p.epoch, p.lr, f"epoch {number(p.epoch, 3)}: {number(p.lr)}") for p in _thinned(found)]
+    highest = max(p.lr for p in steps)
+    points = [Point(p.epoch, p.lr, f"epoch {number(p.epoch, 3)}: {number(p.lr)}") for p in _thinned(steps)]
     return Chart(
         "rate", "Learning rate", f"The highest learning rate is {number(highest)}.", _epochs(record),
         linear(0.0, highest, "learning rate", count=4), [Series("learning rate", points, "c6", marks=False)], height=200,
         headings=("epoch", "step", "learning rate"),
-        rows=[(number(p.epoch, 4), whole(p.step), number(p.lr)) for p in _thinned(found)],
+        rows=[(number(p.epoch, 4), whole(p.step), number(p.lr)) for p in _thinned(steps)],
     )  # fmt: skip
 
 
 def throughput(record: TrainingRecord) -> Chart | None:
     """Return images a second between points of the curve: where a run slowed down, or waited."""
-    found = _thinned(record.curve, SPANS)
+    curve = _thinned(record.curve, SPANS)
     spans = [
         ((a.epoch + b.epoch) / 2, (b.samples - a.samples) / (b.seconds - a.seconds))
-        for a, b in itertools.pairwise(found)
+        for a, b in itertools.pairwise(curve)
         if b.seconds > a.seconds and b.samples > a.samples
     ]
     if len(spans) < 3:
         return None
-    points = [Point(at, rate, f"epoch {number(at, 3)}: {whole(rate)} images a second") for at, rate in spans]
+    points = [Point(epoch, rate, f"epoch {number(epoch, 3)}: {whole(rate)} images a second") for epoch, rate in spans]
     mean = record.images_per_second
     rules = [] if missing(mean) else [Rule(f"on the whole {whole(mean)}", y=mean)]
     return Chart(
         "throughput", "Images per second", f"On the whole {whole(mean)}.", _epochs(record),
         linear(0.0, max(mean or 0.0, *(rate for _, rate in spans)), "images per second", text=short, count=4),
         [Series("images per second", points, "c4", marks=False)], rules=rules, height=160,
-        headings=("epoch", "images per second"), rows=[(number(at, 4), whole(rate)) for at, rate in spans],
+        headings=("epoch", "images per second"), rows=[(number(epoch, 4), whole(rate)) for epoch, rate in spans],
     )  # fmt: skip
 
 

@@ -48,9 +48,11 @@ def open_local(
         return InProcess(setup, place, options)
 
     def launch(number: int) -> Process:
-        mine = share(cores, number, workers)
-        place = WorkerPlace(number, workers, devices[number % len(devices)] if devices else None, threads or len(mine))
-        return Process(place, mine if place.threads <= len(mine) else None)
+        own_cores = share(cores, number, workers)
+        place = WorkerPlace(
+            number, workers, devices[number % len(devices)] if devices else None, threads or len(own_cores)
+        )
+        return Process(place, own_cores if place.threads <= len(own_cores) else None)
 
     pool = Pool(workers, launch, to_bytes("the setup to a worker", setup), options, pickle.dumps)
     pool.finish = lambda: atexit.unregister(pool.close)
@@ -91,14 +93,14 @@ class InProcess:
         self._function: Callable[[Any], Any] | None = None
 
     def map(
-        self, payloads: Iterable[Any], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+        self, payloads: Iterable[Any], *, ordered: bool = True, listener: Callable[[Any], None] | None = None
     ) -> Iterator[Any]:
         """Yield the results in the order of the payloads; see `Runner.map`."""
         for number, payload in enumerate(payloads):
             if self._function is None:
                 with _named("Worker 0 failed to start"):
                     self._function = self._setup(self._place)
-            with _named(f"Worker 0 failed on {self._options.name_of(number, payload)}"), listening(told):
+            with _named(f"Worker 0 failed on {self._options.name_of(number, payload)}"), listening(listener):
                 result = self._function(payload)
             yield result
 

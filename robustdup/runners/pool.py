@@ -34,7 +34,7 @@ class Runner(Protocol[P_contra, R_co]):
     workers: int
 
     def map(
-        self, payloads: Iterable[P_contra], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+        self, payloads: Iterable[P_contra], *, ordered: bool = True, listener: Callable[[Any], None] | None = None
     ) -> Iterator[R_co]:
         """Yield the results in the order of the payloads (or as they come), which are taken as workers become free.
 
@@ -144,7 +144,7 @@ class Pool:
             thread.start()
 
     def map(
-        self, payloads: Iterable[Any], *, ordered: bool = True, told: Callable[[Any], None] | None = None
+        self, payloads: Iterable[Any], *, ordered: bool = True, listener: Callable[[Any], None] | None = None
     ) -> Iterator[Any]:
         """Yield the results; see `Runner.map`. At most two payloads a worker are taken ahead of the results."""
         if self._mapping:
@@ -156,7 +156,7 @@ class Pool:
             while True:
                 if self._closed:
                     raise RunError("This runner is closed.")
-                self._pass_on(told)
+                self._pass_on(listener)
                 while len(pending) < 2 * self.workers and (task := self._take(source)) is not None:
                     pending.append(task)
                 if not pending:
@@ -169,7 +169,7 @@ class Pool:
                     failed.future.result()
                 else:
                     open_tasks = [task.future for task in pending if not task.future.done()]
-                    self._wait(open_tasks, None if told is None else LISTEN)
+                    self._wait(open_tasks, None if listener is None else LISTEN)
         except (KeyboardInterrupt, SystemExit):
             self.close()
             raise
@@ -187,17 +187,17 @@ class Pool:
             return task
         return None
 
-    def _pass_on(self, told: Callable[[Any], None] | None) -> None:
+    def _pass_on(self, listener: Callable[[Any], None] | None) -> None:
         """Give the notes that have come to `told`; what cannot be read is no note."""
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._notes.get_nowait()
-                if told is not None:
+                if listener is not None:
                     try:
                         note = from_bytes("a note of a worker", message)
                     except UserError:
                         continue
-                    told(note)
+                    listener(note)
 
     def _wait(self, futures: Sequence[Future[Any]], seconds: float | None) -> None:
         """Wait for one of these, so many seconds at most. Raises the error of a worker that cannot be started."""

@@ -93,8 +93,10 @@ def connect(ray: Any, cpus: int) -> bool:
         else:
             ray.init(address="local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        what = f"There is no Ray cluster at RAY_ADDRESS={address}" if address else "Ray did not start on this machine"
-        raise RunError(f"{what}: {error_text(error)}") from error
+        problem = (
+            f"There is no Ray cluster at RAY_ADDRESS={address}" if address else "Ray did not start on this machine"
+        )
+        raise RunError(f"{problem}: {error_text(error)}") from error
     return True
 
 

@@ -81,20 +81,20 @@ def limit_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def to_bytes(what: str, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
+def to_bytes(noun: str, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
     """Pickle a value for another process. Plain pickle copies: no shared memory or open files to lose with a worker."""
     try:
         return dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever a stranger's __reduce__ raises
-        raise UserError(f"Cannot send {what} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
+        raise UserError(f"Cannot send {noun} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
 
 
-def from_bytes(what: str, data: bytes) -> Any:
+def from_bytes(noun: str, data: bytes) -> Any:
     """Load what another process sent; UserError where this one lacks what it is made of."""
     try:
         return pickle.loads(data)
     except Exception as error:
-        raise UserError(f"Cannot load {what} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
+        raise UserError(f"Cannot load {noun} ({error_text(error)}): {WHAT_TO_DO}", code="cannot-send") from error
 
 
 def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None, bytes]:

@@ -156,10 +156,10 @@ def _run(
         seconds = time.perf_counter() - started
         after = _state(model)
         torch.set_grad_enabled(True)
-    changed = {name: f"it changed {what}" for name, what in _NAMES.items() if not _same(before[name], after[name])}
-    for what, old, new in zip(("images", "labels", "rng.index"), given, (*handed[:2], handed[2].index), strict=True):
+    changed = {name: f"it changed {noun}" for name, noun in _NAMES.items() if not _same(before[name], after[name])}
+    for noun, old, new in zip(("images", "labels", "rng.index"), given, (*handed[:2], handed[2].index), strict=True):
         if old.shape != new.shape or not torch.equal(old, new.detach()) or new.requires_grad:
-            changed["inputs"] = f"it changed its argument {what} in place"
+            changed["inputs"] = f"it changed its argument {noun} in place"
     if isinstance(adv_images, Tensor) and adv_images.data_ptr() == handed[0].data_ptr() and len(adv_images):
         adv_images = adv_images.clone()
     return _Run(adv_images, changed, passes, seconds, error)
@@ -194,12 +194,12 @@ def _state(model: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+def _same(before: Any, other: Any) -> bool:
+    if isinstance(before, list):
+        return len(before) == len(other) and all(map(_same, before, other))
+    if isinstance(before, Tensor) and isinstance(other, Tensor):
+        return before.shape == other.shape and torch.equal(before, other)
+    return type(before) is type(other) and bool(before == other)
 
 
 def _state_findings(run: _Run) -> list[Finding]:
@@ -260,9 +260,9 @@ def _searched(spec: AttackSpec, run: _Run) -> bool:
     return spec.knowledge == "decision-based" and run.passes.count.forward > 0
 
 
-def _rows_finding(code: str, rows: Tensor, what: str) -> Finding:
+def _rows_finding(code: str, rows: Tensor, fault: str) -> Finding:
     count = int(rows.sum())
-    return Finding(code, count == 0, f"{count} of {len(rows)} images {what}" if count else f"no image: {code}")
+    return Finding(code, count == 0, f"{count} of {len(rows)} images {fault}" if count else f"no image: {code}")
 
 
 def _repeat_findings(spec: AttackSpec, before: Tensor, part: _Run, repeat: _Run) -> list[Finding]:

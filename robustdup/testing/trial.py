@@ -55,8 +55,8 @@ def conformance_samples() -> tuple[Tensor, Tensor, Tensor]:
     images, labels = rows.fetch(range(len(rows)))
     images = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3).expand(-1, 3, -1, -1).contiguous()
     with torch.no_grad():
-        right = RgbDigits()(images).argmax(dim=1) == labels
-    chosen = torch.cat([(right & (labels == k)).nonzero()[: SAMPLES // 10, 0] for k in range(10)])
+        is_correct = RgbDigits()(images).argmax(dim=1) == labels
+    chosen = torch.cat([(is_correct & (labels == k)).nonzero()[: SAMPLES // 10, 0] for k in range(10)])
     return images[chosen], labels[chosen], chosen
 
 

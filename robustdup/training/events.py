@@ -62,8 +62,8 @@ def consider(trainer: Trainer, validate: Validate, view: View) -> None:
     state.passes.validation_backward += backward
     point = ValidationPoint(**trainer.position(), clean_accuracy=clean, robust_accuracy=robust)
     if trainer.parts.watched and (event := catastrophic_overfitting(state.selection.points, point)):
-        told = any(other.startswith(event.split(" at ")[0]) for other in state.events)
-        state.events += [] if told else [event]
+        known = any(other.startswith(event.split(" at ")[0]) for other in state.events)
+        state.events += [] if known else [event]
     if state.selection.add(point, model) and processes.first:
         trainer.parts.on_best(state.selection.weights)
     trainer.session.log({"clean_accuracy": clean, "robust_accuracy": robust}, state.step)

@@ -202,8 +202,8 @@ class InnerAttack:
         place = (key, *map(id, tensors))
         if place not in self._kept:
             self._kept[place] = make(), tensors  # the tensors are held, so that their ids stay theirs
-        found: T = self._kept[place][0]
-        return found
+        value: T = self._kept[place][0]
+        return value
 
     def recall(self, name: str) -> Tensor:
         """Return what the objective kept under this name for the batch's images (n, C, H, W), as they are moved now."""

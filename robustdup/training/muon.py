@@ -65,9 +65,9 @@ class Muon(torch.optim.SGD):
         torch._foreach_add_(buffers, grads)
         ahead = torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
         flat = [each.flatten(1) for each in ahead]
-        one = len(flat) == 1
-        directions = orthogonalised(flat[0] if one else torch.stack(flat), self.iterations)
-        directions = directions[None] if one else directions
+        single = len(flat) == 1
+        directions = orthogonalised(flat[0] if single else torch.stack(flat), self.iterations)
+        directions = directions[None] if single else directions
         for weight, direction in zip(weights, directions, strict=True):
             weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-12))
             weight.add_(direction.view(weight.shape), alpha=-rate)

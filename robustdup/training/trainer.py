@@ -244,11 +244,11 @@ class Trainer:
         if not bool(get_total_norm(values, float("inf")).isfinite()):
             raise Stopped(self._reason("The weights were not finite after", self.state.step))
 
-    def _reason(self, what: str, step: int) -> str:
+    def _reason(self, event: str, step: int) -> str:
         options, rate = self.options, self.rate(max(step - 1, 0))
         tries = [f"a lower lr (now {options.lr:g})"]
         tries += ["warmup=0.1"] if not options.warmup and options.schedule != "one-cycle" else []
         tries += ["clip=1"] if options.clip is None else [f"a smaller clip (now {options.clip:g})"]
         tries += ["precision=fp32"] if options.precision != "fp32" else []
-        where = f"{what} step {step} of {self.budget.steps} (learning rate {rate:.3g})"
+        where = f"{event} step {step} of {self.budget.steps} (learning rate {rate:.3g})"
         return f"{where}. Try {', '.join(tries[:-1])} or {tries[-1]}."

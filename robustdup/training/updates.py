@@ -71,16 +71,16 @@ class UpdateTask:
     def gradients(self, shift: Tensor | None = None) -> LossAndMetrics:
         """Fill `.grad` with the gradient of the loss over all processes; return the (loss, metrics) of this one, detached."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses, found = [], list[Metrics]()
+        losses, collected = [], list[Metrics]()
         for loss_of in self.parts or (self.loss_of,):
             loss, metrics = loss_of(shift)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-            found.append(metrics)
+            collected.append(metrics)
         self.reduce(self.parameters)
         if len(losses) == 1:
-            return losses[0], found[0]
-        return torch.stack(losses).sum(), {name: torch.cat([each[name] for each in found]) for name in found[0]}
+            return losses[0], collected[0]
+        return torch.stack(losses).sum(), {name: torch.cat([each[name] for each in collected]) for name in collected[0]}
 
     def apply(self) -> None:
         """Clip, make one optimizer step, and tell the loop."""

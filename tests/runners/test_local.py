@@ -48,11 +48,11 @@ def test_notes_of_workers_come_here_and_those_that_cannot_be_read_are_none():
         here.append(threading.current_thread() is threading.main_thread())
 
     with local(2, runner_work.tells, seconds=60.0) as runner:
-        assert list(runner.map(range(6), told=told)) == [number**2 for number in range(6)]
+        assert list(runner.map(range(6), listener=told)) == [number**2 for number in range(6)]
         assert sorted(notes) == [number / 2 for number in range(6)]
         assert all(here)
         assert list(runner.map(range(3))) == [0, 1, 4]  # nobody listens
-        assert list(runner.map([8], told=told)) == [64]
+        assert list(runner.map([8], listener=told)) == [64]
     assert sorted(notes[6:]) == [4.0]  # what was told before this map is of another
 
 
@@ -61,7 +61,7 @@ def test_what_a_listener_raises_ends_the_map():
         raise ZeroDivisionError("of the listener")
 
     with local(2, runner_work.tells) as runner, pytest.raises(ZeroDivisionError, match="listener"):
-        list(runner.map(range(6), told=told))
+        list(runner.map(range(6), listener=told))
 
 
 def test_one_worker_is_this_process_and_pickles_nothing():

@@ -95,7 +95,7 @@ def open_shards(files: Sequence[Path]) -> Opened | None:
     groups: dict[str, list[Path]] = {}
     for file in files:
         word = file.name.split(".")[0].replace("_", "-").split("-")
-        groups.setdefault(next((found for part in word if (found := split_name(part))), ""), []).append(file)
+        groups.setdefault(next((split for part in word if (split := split_name(part))), ""), []).append(file)
     rows = {name: [row for file in group for row in _rows(file)] for name, group in groups.items()}
     if not any(label is not None for group in rows.values() for _, label in group):
         return None
@@ -107,7 +107,7 @@ def open_shards(files: Sequence[Path]) -> Opened | None:
         )
     kinds = {type(label) for label in everything}
     values = np.array(everything if len(kinds) == 1 else [str(label) for label in everything])
-    numbers, names, told = class_numbers(values, str(files[0].parent))
+    numbers, names, remarks = class_numbers(values, str(files[0].parent))
     splits, start = {}, 0
     for name, group in rows.items():
         label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
@@ -119,7 +119,7 @@ def open_shards(files: Sequence[Path]) -> Opened | None:
             features=datasets.Features({"image": datasets.Image(), "label": label}),
         )
         start += len(group)
-    return Opened(splits, tuple(told), unnamed=list(rows) == [""])
+    return Opened(splits, tuple(remarks), unnamed=list(rows) == [""])
 
 
 def _rows(file: Path) -> Iterator[tuple[bytes, Any]]:

@@ -30,7 +30,7 @@ def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
     for name, values in content.items():
         words = [word for word in re.split(r"[_\-./ ]+", name.lower()) if word]
         kind = "images" if set(words) & set(IMAGES) else "labels" if set(words) & set(LABELS) else ""
-        split = next((found for word in words if (found := split_name(word))), "")
+        split = next((named for word in words if (named := split_name(word))), "")
         if kind:
             groups.setdefault(split, {}).setdefault(kind, values)
     whole = {split: pair for split, pair in groups.items() if len(pair) == 2}
@@ -127,7 +127,7 @@ def open_array_folder(root: Path, files: Sequence[Path], config: str | None) -> 
         if len(pairs) > 1 and len(by_split) == len(pairs):
             opened = [_npy(root, file) for file in pairs]
             return Opened({name: split for each in opened for name, split in each.splits.items()})
-        return _npy(root, _one(pairs, root, config))
+        return _npy(root, _chosen_file(pairs, root, config))
     named = {split_name(file.stem) or split_name(file.stem.rpartition("_")[2]) for file in others}
     if len(others) > 1 and len(named) == len(others) and None not in named:
         splits = {}
@@ -135,10 +135,10 @@ def open_array_folder(root: Path, files: Sequence[Path], config: str | None) -> 
             (arrays,) = open_array_file(file).splits.values()
             splits[str(split_name(file.stem) or split_name(file.stem.rpartition("_")[2]))] = arrays
         return Opened(splits)
-    return open_array_file(_one(others, root, config))
+    return open_array_file(_chosen_file(others, root, config))
 
 
-def _one(files: Sequence[Path], root: Path, config: str | None) -> Path:
+def _chosen_file(files: Sequence[Path], root: Path, config: str | None) -> Path:
     names = [file.stem for file in files]
     if config is not None:
         if config not in names:
@@ -162,7 +162,7 @@ def _npy(root: Path, file: Path) -> Opened:
         raise UserError(f"{str(file)!r} holds labels by its name; name the file of the images.", code="bad-data")
     labels = _labels_beside(root, file)
     images, numbers = (_load(each) for each in (file, labels))
-    word = next((found for part in re.split(r"[_\-.]+", file.stem) if (found := split_name(part))), None)
+    word = next((split for part in re.split(r"[_\-.]+", file.stem) if (split := split_name(part))), None)
     names = CIFAR10 if root.name.lower().startswith("cifar-10-c") or file.stem.startswith("cifar10") else ()
     arrays = make_arrays(images, numbers, str(file), class_names=names if names and numbers.max() < len(names) else ())
     if word is not None:

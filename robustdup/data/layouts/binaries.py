@@ -85,8 +85,8 @@ def _cifar100_python(place: Path) -> dict[str, Arrays]:
     if not ((place / "meta").is_file() and ((place / "train").is_file() or (place / "test").is_file())):
         return {}
     names = _names(place / "meta", "fine_label_names")
-    found = [split for split in ("train", "test") if (place / split).is_file()]
-    return {s: _cifar([read_plain_pickle(place / s)], "fine_labels", names, f"{place} ({s})") for s in found}
+    splits = [split for split in ("train", "test") if (place / split).is_file()]
+    return {s: _cifar([read_plain_pickle(place / s)], "fine_labels", names, f"{place} ({s})") for s in splits}
 
 
 def _names(file: Path, key: str) -> list[str]:
@@ -105,7 +105,7 @@ def _cifar(parts: list[dict[str, Any]], key: str, names: list[str], place: str) 
 def _cifar10_binary(place: Path) -> dict[str, Arrays]:
     names = _lines(place / "batches.meta.txt") or list(CIFAR10)
     files = {"train": sorted(place.glob("data_batch_[0-9].bin")), "test": sorted(place.glob("test_batch.bin"))}
-    return {split: _records(found, 1, names, f"{place} ({split})") for split, found in files.items() if found}
+    return {split: _records(of_split, 1, names, f"{place} ({split})") for split, of_split in files.items() if of_split}
 
 
 def _cifar100_binary(place: Path) -> dict[str, Arrays]:
@@ -113,7 +113,7 @@ def _cifar100_binary(place: Path) -> dict[str, Arrays]:
         return {}
     names = _lines(place / "fine_label_names.txt")
     files = {split: [place / f"{split}.bin"] for split in ("train", "test") if (place / f"{split}.bin").is_file()}
-    return {split: _records(found, 2, names, f"{place} ({split})") for split, found in files.items()}
+    return {split: _records(of_split, 2, names, f"{place} ({split})") for split, of_split in files.items()}
 
 
 def _lines(file: Path) -> list[str]:
@@ -139,8 +139,8 @@ def _idx(place: Path) -> dict[str, Arrays]:
 
 
 def _first(place: Path, patterns: list[str]) -> Path | None:
-    found = [file for pattern in patterns for file in sorted(place.glob(pattern)) if file.is_file()]
-    return min(found, key=lambda file: file.suffix == ".gz") if found else None
+    fitting = [file for pattern in patterns for file in sorted(place.glob(pattern)) if file.is_file()]
+    return min(fitting, key=lambda file: file.suffix == ".gz") if fitting else None
 
 
 def _unzipped(file: Path) -> bytes:

@@ -87,10 +87,10 @@ def open_folders(tree: Tree) -> Opened:
     if outside:
         notes.append(f"{outside} pictures lie outside the folders {', '.join(sorted(splits))}; they are left out.")
     empty = [parts[1:] if splits else parts for parts in inner.empty if not splits or len(parts) > 1]
-    classes, told = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
-    notes += told
-    names, numbers, told = number_classes(set(classes.values()))
-    notes += told
+    classes, remarks = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
+    notes += remarks
+    names, numbers, remarks = number_classes(set(classes.values()))
+    notes += remarks
     opened, split_notes = {}, {}
     for split, group in groups.items():
         kept = [(parts, classes.get(tail[:-1])) for parts, tail in group]
@@ -167,14 +167,17 @@ def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts,
     cut = {parts: parts[:-1] if same else parts for parts in folders}  # Tiny ImageNet: class/images/1.jpg
     paths = set(cut.values())
     if all(len(parts) == 1 for parts in paths):
-        depth, told = 0, []
+        depth, remarks = 0, []
     elif len({parts[-1] for parts in paths}) == len(paths):
-        depth, told = -1, ["Folders lie in folders: the innermost are taken as classes."]
+        depth, remarks = -1, ["Folders lie in folders: the innermost are taken as classes."]
     else:
-        depth, told = 0, ["Folders lie in folders, of the same names in several: the outermost are taken as classes."]
+        depth, remarks = (
+            0,
+            ["Folders lie in folders, of the same names in several: the outermost are taken as classes."],
+        )
     classes = {parts: path[depth] for parts, path in cut.items()}
     longest = max((len(path) for path in paths), default=1)
     for parts in empty:
         if parts and (depth == 0 or len(parts) == longest):
             classes[parts] = parts[0 if depth == 0 else -1]
-    return classes, told
+    return classes, remarks

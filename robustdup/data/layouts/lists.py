@@ -41,7 +41,8 @@ def open_listed(root: Path, lists: Sequence[Path], tree: Tree, *, label_column: 
         used.append(file.name)
         below = file.parent.relative_to(root).parts if file.is_relative_to(root) else ()
         guess = next(
-            (found for word in (*below, *re.split(r"[_\-.]+", file.stem)) if (found := split_name(word))), None
+            (split_here for word in (*below, *re.split(r"[_\-.]+", file.stem)) if (split_here := split_name(word))),
+            None,
         )
         for path, label, split in there:
             name = split_name(split) or split if split else guess
@@ -49,8 +50,8 @@ def open_listed(root: Path, lists: Sequence[Path], tree: Tree, *, label_column: 
             by_split.setdefault(str(name or "test"), []).append((path, label))
     if not by_split:
         return None
-    names, numbers, told = number_classes(_order(root, {label for rows in by_split.values() for _, label in rows}))
-    notes = [*unread_notes(tree), *told]
+    names, numbers, remarks = number_classes(_order(root, {label for rows in by_split.values() for _, label in rows}))
+    notes = [*unread_notes(tree), *remarks]
     if missing:
         notes.append(f"{missing} rows of {', '.join(used)} name pictures that are not there; they are left out.")
     unlisted = len(tree.pictures) - len({path for rows in by_split.values() for path, _ in rows})
@@ -128,14 +129,14 @@ def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None) -> list[R
     if path is None or label is None:
         return []
     split = columns.get("split")
-    found = []
+    listed = []
     for row in rows:
         if not row.get(path) or row.get(label) in (None, ""):
             continue
         word = str(row[label]).strip()
         word = word.split()[0] if str(label).lower() == "predictionstring" else word  # a synset, then boxes
-        found.append((str(row[path]).strip(), word, str(row[split]).strip() if split is not None else None))
-    return found
+        listed.append((str(row[path]).strip(), word, str(row[split]).strip() if split is not None else None))
+    return listed
 
 
 def _marked(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str] | None:
@@ -162,9 +163,9 @@ def _places(root: Path, file: Path) -> list[Path]:
 def _locate(path: str, places: Iterable[Path]) -> Path | None:
     for place in places:
         for suffix in ("", ".JPEG", ".jpg", ".png", ".jpeg"):
-            found = place / f"{path}{suffix}"
-            if found.is_file():
-                return found
+            picture = place / f"{path}{suffix}"
+            if picture.is_file():
+                return picture
     return None
 
 

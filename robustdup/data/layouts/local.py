@@ -66,13 +66,13 @@ def _open_folder(path: Path, tree: Tree, files: list[Path], options: DataOptions
         return _open_pictures(path, tree, files, options)
     tries: list[tuple[Callable[[Path], bool], Callable[[list[Path]], Opened | None]]] = [
         (lambda file: file.suffix in array_files.SUFFIXES and file.parent == path,
-         lambda found: array_files.open_array_folder(path, found, options.config)),
+         lambda fitting: array_files.open_array_folder(path, fitting, options.config)),
         (is_tar, open_shards),
-        (is_archive, lambda found: open_layout(unpack(found[0]), options) if len(found) == 1 else None),
+        (is_archive, lambda fitting: open_layout(unpack(fitting[0]), options) if len(fitting) == 1 else None),
     ]  # fmt: skip
     for fits, read in tries:
-        found = [file for file in files if fits(file)]
-        opened = read(found) if found else None
+        fitting = [file for file in files if fits(file)]
+        opened = read(fitting) if fitting else None
         if opened is not None:
             return opened
     if tree.unread:
@@ -86,19 +86,25 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
     annotations = path / "val" / "val_annotations.txt"
     if annotations.is_file() and any(parts[:2] == ("val", "images") for parts in tree.pictures):
         return _tiny_imagenet(path, tree, annotations)
-    truth = next((place for place in (path / GROUND_TRUTH, path.parent / GROUND_TRUTH) if place.is_file()), None)
+    label_file = next((place for place in (path / GROUND_TRUTH, path.parent / GROUND_TRUTH) if place.is_file()), None)
     flat = all(len(parts) == 1 for parts in tree.pictures)
-    if truth is not None and flat:
-        rows = lists.read_ground_truth(truth, [path / parts[0] for parts in tree.pictures])
-        names, numbers, told = number_classes(name for _, name in rows)
+    if label_file is not None and flat:
+        rows = lists.read_ground_truth(label_file, [path / parts[0] for parts in tree.pictures])
+        names, numbers, remarks = number_classes(name for _, name in rows)
         table = picture_table(
             [picture for picture, _ in rows], [numbers[name] for _, name in rows], names, "validation"
         )
-        return Opened({"validation": table}, (*unread_notes(tree), *told))
-    found = [file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= 3]
+        return Opened({"validation": table}, (*unread_notes(tree), *remarks))
+    lists_of_labels = [
+        file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= 3
+    ]
     if flat:
-        found += [file for file in sorted(path.parent.iterdir()) if file.suffix in lists.SUFFIXES and file.is_file()]
-    listed = lists.open_listed(path, found, tree, label_column=options.label_column) if found else None
+        lists_of_labels += [
+            file for file in sorted(path.parent.iterdir()) if file.suffix in lists.SUFFIXES and file.is_file()
+        ]
+    listed = (
+        lists.open_listed(path, lists_of_labels, tree, label_column=options.label_column) if lists_of_labels else None
+    )
     return listed or open_folders(tree)
 
 
@@ -110,13 +116,13 @@ def _tiny_imagenet(path: Path, tree: Tree, annotations: Path) -> Opened:
     every = {wnid for _, wnid in [*train, *rows]} | {
         f.name for f in (folders.iterdir() if folders.is_dir() else ()) if f.is_dir()
     }
-    names, numbers, told = number_classes(every)
+    names, numbers, remarks = number_classes(every)
     there = [(file, wnid) for file, wnid in rows if file.is_file()]
     splits = {
         split: picture_table([file for file, _ in group], [numbers[wnid] for _, wnid in group], names, split)
         for split, group in (("train", train), ("validation", there)) if group
     }  # fmt: skip
-    notes = [*unread_notes(tree), *told, "The classes of Tiny ImageNet are in the order of their WordNet numbers."]
+    notes = [*unread_notes(tree), *remarks, "The classes of Tiny ImageNet are in the order of their WordNet numbers."]
     missing, unlabelled = len(rows) - len(there), sum(parts[0] == "test" for parts in tree.pictures)
     notes += [f"{missing} rows of val_annotations.txt name pictures that are not there."] if missing else []
     notes += [f"{unlabelled} pictures of test have no labels; they are left out."] if unlabelled else []

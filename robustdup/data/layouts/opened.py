@@ -41,10 +41,10 @@ def pick(opened: Opened, wanted: str, place: str, *, lenient: bool = False) -> t
     are taken, or the one split that there is; where training data are wanted, the one split that there is. Raises UserError.
     """
     names = list(opened.splits)
-    name, told = _find(names, wanted, place, lenient=lenient, unnamed=opened.unnamed)
+    name, remarks = _find(names, wanted, place, lenient=lenient, unnamed=opened.unnamed)
     if name is None:
         raise unknown(f"split of {place}:", wanted, names)
-    return name, (*opened.notes, *opened.split_notes.get(name, ()), *told)
+    return name, (*opened.notes, *opened.split_notes.get(name, ()), *remarks)
 
 
 def _find(names: list[str], wanted: str, place: str, *, lenient: bool, unnamed: bool) -> tuple[str | None, list[str]]:

@@ -48,7 +48,7 @@ class Compared:
     """A run with its outcomes, None where its samples cannot be used."""
 
     run: Run
-    found: SampleOutcomes | None
+    outcomes: SampleOutcomes | None
     label: str
 
 
@@ -73,20 +73,22 @@ def robust_difference(a: Compared, b: Compared) -> Difference:
         first.eps_text == second.eps_text or same_eps(first.eps_text, second.eps_text)
     ):
         return Difference(reason=f"other threat model: {first.norm} {first.eps_text}, {second.norm} {second.eps_text}")
-    if a.found is None or b.found is None:
+    if a.outcomes is None or b.outcomes is None:
         return Difference(reason="no samples")
-    in_a, in_b = _common(a.found.index, b.found.index)
+    in_a, in_b = _common(a.outcomes.index, b.outcomes.index)
     if not len(in_a):
         return Difference(reason="no sample in common")
-    if (a.found.image[in_a] != b.found.image[in_b]).any() or (a.found.label[in_a] != b.found.label[in_b]).any():
+    if (a.outcomes.image[in_a] != b.outcomes.image[in_b]).any() or (
+        a.outcomes.label[in_a] != b.outcomes.label[in_b]
+    ).any():
         return Difference(reason="other images")
-    mine, theirs = a.found.robust[in_a], b.found.robust[in_b]
-    decided = (mine >= 0) & (theirs >= 0)
+    own, theirs = a.outcomes.robust[in_a], b.outcomes.robust[in_b]
+    decided = (own >= 0) & (theirs >= 0)
     n = int(decided.sum())
     if not n:
         return Difference(reason="no sample decided in both")
-    only_a = int((decided & (mine == 1) & (theirs == 0)).sum())
-    only_b = int((decided & (mine == 0) & (theirs == 1)).sum())
+    only_a = int((decided & (own == 1) & (theirs == 0)).sum())
+    only_b = int((decided & (own == 0) & (theirs == 1)).sum())
     low, high = tango_interval(only_a, only_b, n)
     return Difference(n, (only_a - only_b) / n, low, high, only_a, only_b)
 
@@ -114,16 +116,16 @@ def comparison_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Secti
 
 def _overview(runs: list[Compared], links: Sequence[str]) -> Section:
     base = runs[0]
-    found = [None if run is base else robust_difference(run, base) for run in runs]
+    differences = [None if run is base else robust_difference(run, base) for run in runs]
     rows = []
-    for run, link, difference in zip(runs, links, found, strict=True):
+    for run, link, difference in zip(runs, links, differences, strict=True):
         rows.append(
             {
                 "label": run.label, "record": run.run.record, "link": link, "difference": difference,
                 "partial": "; ".join(partial(run.run.record)), "doubt": doubt_text(run.run.record), "base": run is base,
             }
         )  # fmt: skip
-    seen = [difference for difference in found if difference is not None and not difference.reason]
+    seen = [difference for difference in differences if difference is not None and not difference.reason]
     reach = max([0.01, *(max(abs(d.low), abs(d.high)) for d in seen)])
     content = {"rows": rows, "base": base.label, "reach": reach, "differences": len(rows) > 1}
     return Section("overview", "Robust accuracy", "sections/overview.html.j2", _lead(runs, seen), content)
@@ -199,15 +201,15 @@ def _side_by_side(runs: list[Compared]) -> Section | None:
     attacks = {record_number: {attack_label(a): a for a in r.attacks} for record_number, r in enumerate(records)}
     names = dict.fromkeys(itertools.chain.from_iterable(attacks.values()))
     by_attack = [
-        (name, [percent(found.robust_accuracy_after) if (found := attacks[i].get(name)) else "" for i in attacks])
+        (name, [percent(entry.robust_accuracy_after) if (entry := attacks[i].get(name)) else "" for i in attacks])
         for name in names
     ]
     groups = [("", rows), ("Robust accuracy after each attack", by_attack)]
     classes = [dict(zip(class_names(r), r.per_class, strict=False)) for r in records]
-    shown = [name for name in class_names(records[0]) if any(name in found for found in classes)]
+    shown = [name for name in class_names(records[0]) if any(name in entry for entry in classes)]
     if 1 < len(shown) <= 30:
         by_class = [
-            (name, [percent(found[name].robust_accuracy) if name in found else "" for found in classes])
+            (name, [percent(entry[name].robust_accuracy) if name in entry else "" for entry in classes])
             for name in shown
         ]
         groups.append(("Robust accuracy by class", by_class))

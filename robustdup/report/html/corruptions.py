@@ -112,16 +112,16 @@ def _sentence(record: CorruptionRecord) -> str:
 def _kinds(record: CorruptionRecord) -> Section:
     relative = any(kind.relative_error is not None for kind in record.kinds)
     rows = []
-    for at, kind in enumerate(record.kinds):
+    for number, kind in enumerate(record.kinds):
         cells = [Cell(kind.kind.replace("_", " ")), Cell(kind.family)]
-        by_severity = {found.severity: (place, found.accuracy) for place, found in enumerate(kind.severities)}
+        by_severity = {accuracy.severity: (place, accuracy.accuracy) for place, accuracy in enumerate(kind.severities)}
         for severity in record.severities:
-            place, found = by_severity[severity]
-            name = f"kinds.{at}.severities.{place}.accuracy.value"
-            cells.append(Cell(percent(found.value, 1), found.value, name))
+            place, accuracy = by_severity[severity]
+            name = f"kinds.{number}.severities.{place}.accuracy.value"
+            cells.append(Cell(percent(accuracy.value, 1), accuracy.value, name))
         mean = kind.accuracy
         note = f"95% interval {interval(mean.low, mean.high)}"
-        cells.append(Cell(percent(mean.value), mean.value, f"kinds.{at}.accuracy.value", note, bar=mean.value))
+        cells.append(Cell(percent(mean.value), mean.value, f"kinds.{number}.accuracy.value", note, bar=mean.value))
         if relative:
             cells.append(Cell(percent(kind.relative_error), kind.relative_error))
         rows.append(cells)
@@ -138,13 +138,13 @@ def _kinds(record: CorruptionRecord) -> Section:
 
 def _pictures(folder: Path, record: CorruptionRecord, name: str, files: dict[str, bytes]) -> Section | None:
     """A grid of pictures: the first sample, a row a kind, a column a severity, in one file."""
-    found = _read_pictures(folder)
+    pictures = _read_pictures(folder)
     wanted = [[f"{kind.kind} {severity}" for severity in record.severities] for kind in record.kinds]
-    if found is None or any(key not in found for row in wanted for key in row):
+    if pictures is None or any(key not in pictures for row in wanted for key in row):
         return None
-    shape = found[wanted[0][0]].shape
+    shape = pictures[wanted[0][0]].shape
     factor = max(1, SIDE // max(shape[:2]))
-    rows = [np.concatenate([_as_picture(found[key], factor, shape) for key in row], axis=1) for row in wanted]
+    rows = [np.concatenate([_as_picture(pictures[key], factor, shape) for key in row], axis=1) for row in wanted]
     content = io.BytesIO()
     Image.fromarray(np.concatenate(rows, axis=0)).save(content, "PNG", compress_level=6)
     place = f"{name}-corruptions.png"

@@ -114,14 +114,14 @@ def _subtitle(record: EvaluationRecord) -> list[str]:
 
 def partial(record: EvaluationRecord) -> list[str]:
     """Return what is missing for a whole result, in words; empty where nothing is."""
-    found = []
+    reasons = []
     if record.status != "complete":
-        found.append("no attack finished a single call")
+        reasons.append("no attack finished a single call")
     if record.n_undecided:
-        found.append(f"{plural(record.n_undecided, 'sample')} undecided, because an attack did not finish on them")
+        reasons.append(f"{plural(record.n_undecided, 'sample')} undecided, because an attack did not finish on them")
     if record.n_not_attacked:
-        found.append(f"{plural(record.n_not_attacked, 'sample')} not attacked")
-    return found
+        reasons.append(f"{plural(record.n_not_attacked, 'sample')} not attacked")
+    return reasons
 
 
 def _notices(record: EvaluationRecord) -> Iterator[Notice]:

@@ -74,22 +74,22 @@ def union_section(record: EvaluationRecord) -> Section | None:
 
 def _stage(record: EvaluationRecord, attack: AttackResult) -> dict[str, Any]:
     n = max(record.n, 1)
-    held = attack.n_attacked - attack.n_broken - attack.n_undecided
+    n_robust = attack.n_attacked - attack.n_broken - attack.n_undecided
     return {
         "attack": attack,
         "label": attack_label(attack),
-        "held": held / n,
+        "held": n_robust / n,
         "broken": attack.n_broken / n,
         "undecided": attack.n_undecided / n,
     }
 
 
 def _escalation(record: EvaluationRecord) -> str:
-    found = record.escalation
-    if found is None:
+    escalation = record.escalation
+    if escalation is None:
         return ""
-    if found.escalated:
-        return f"Signs of masked gradients, so the full ensemble was run: {'; '.join(found.reasons)}."
+    if escalation.escalated:
+        return f"Signs of masked gradients, so the full ensemble was run: {'; '.join(escalation.reasons)}."
     return "No sign of masked gradients was seen, so the stages for masked models were left out."
 
 
@@ -102,14 +102,14 @@ def curve_section(record: EvaluationRecord) -> Section | None:
 
 
 def classes_section(record: EvaluationRecord) -> Section | None:
-    rows = [found for found in record.per_class if found.n]
+    rows = [result for result in record.per_class if result.n]
     if not rows:
         return None
-    known = [found for found in rows if not missing(found.robust_accuracy)]
+    known = [result for result in rows if not missing(result.robust_accuracy)]
     lead = "One class only." if len(rows) == 1 else ""
     if len(known) > 1:
-        worst = min(known, key=lambda found: found.robust_accuracy or 0.0)
-        best = max(known, key=lambda found: found.robust_accuracy or 0.0)
+        worst = min(known, key=lambda result: result.robust_accuracy or 0.0)
+        best = max(known, key=lambda result: result.robust_accuracy or 0.0)
         alike = worst.robust_accuracy == best.robust_accuracy
         lead = (
             f"All classes are at {percent(best.robust_accuracy)}."
@@ -163,9 +163,9 @@ def confusion_section(record: EvaluationRecord, samples: Samples | None) -> Sect
 def distances_section(record: EvaluationRecord, samples: Samples | None) -> Section | None:
     """How far the adversarial examples lie: a histogram, and what each minimum-norm attack found."""
     rows = [
-        (attack_label(attack), whole(found.n), number(found.median), number(found.mean))
+        (attack_label(attack), whole(distances.n), number(distances.median), number(distances.mean))
         for attack in record.attacks
-        if (found := attack.distances) is not None and found.n
+        if (distances := attack.distances) is not None and distances.n
     ]
     charts, lead = [], ""
     if samples is not None:
@@ -235,25 +235,29 @@ def gallery_section(run: Run, samples: Samples | None, name: str, files: dict[st
     if isinstance(pictures, str):
         return without(pictures)
     try:
-        found = make_gallery(run.record, samples, pictures, prefix=name, limit=run.gallery)
+        gallery = make_gallery(run.record, samples, pictures, prefix=name, limit=run.gallery)
     except (OSError, ValueError) as error:
         return without(f"The images of the run cannot be read: {error}.")
-    files.update(dict(found.sheets))
-    data = {**found.data, "classes": class_names(run.record), "names": OUTCOME_NAMES}
-    content = {"gallery": found, "data": data, "attacks": sorted({p["attack"] for p in found.data["samples"]} - {""})}
-    return Section("gallery", "Gallery", "sections/gallery.html.j2", _gallery_lead(run, found), content)
+    files.update(dict(gallery.sheets))
+    data = {**gallery.data, "classes": class_names(run.record), "names": OUTCOME_NAMES}
+    content = {
+        "gallery": gallery,
+        "data": data,
+        "attacks": sorted({p["attack"] for p in gallery.data["samples"]} - {""}),
+    }
+    return Section("gallery", "Gallery", "sections/gallery.html.j2", _gallery_lead(run, gallery), content)
 
 
-def _gallery_lead(run: Run, found: Any) -> str:
-    text = f"{whole(found.shown)} of {plural(found.total, 'sample')}"
-    text += ", some of each outcome, attack and class." if found.shown < found.total else "."
-    if found.magnified is not None:
+def _gallery_lead(run: Run, gallery: Any) -> str:
+    text = f"{whole(gallery.shown)} of {plural(gallery.total, 'sample')}"
+    text += ", some of each outcome, attack and class." if gallery.shown < gallery.total else "."
+    if gallery.magnified is not None:
         size = (
-            f"magnified {number(found.magnified, 3)} times"
-            if found.magnified > 1
-            else f"at {found.magnified:.0%} of its size"
+            f"magnified {number(gallery.magnified, 3)} times"
+            if gallery.magnified > 1
+            else f"at {gallery.magnified:.0%} of its size"
         )
         text += f" From left to right: clean, adversarial, and their difference {size} (grey is no change)."
-    if not found.has_clean:
+    if not gallery.has_clean:
         text += " This run kept no clean images, so only the adversarial ones are shown (see report --clean-images)."
-    return text + (" Pictures are shrunk." if found.shrunk else "")
+    return text + (" Pictures are shrunk." if gallery.shrunk else "")

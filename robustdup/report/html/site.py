@@ -128,7 +128,7 @@ def _loaders() -> list[PackageLoader]:
 @cache
 def environment() -> Environment:
     """The templates, with autoescape everywhere and an error for a name that does not exist."""
-    found = Environment(
+    templates = Environment(
         loader=ChoiceLoader(_loaders()), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
@@ -146,9 +146,9 @@ def environment() -> Environment:
         "plural",
         "listed",
     )
-    found.filters.update({name: getattr(text, name) for name in words})
-    found.filters.update({"difference": difference_text, "drawn": page_svg})
-    return found
+    templates.filters.update({name: getattr(text, name) for name in words})
+    templates.filters.update({"difference": difference_text, "drawn": page_svg})
+    return templates
 
 
 def render(page: Page) -> str:

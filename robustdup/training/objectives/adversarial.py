@@ -56,14 +56,14 @@ def trades(
     the adversarial images, "correct_clean" of the clean ones. https://arxiv.org/abs/1901.08573
     """
     adv_images = attack(images, labels, divergence_from_clean(attack, images))
-    clean, adv = model(images), model(adv_images)
-    loss = trades_loss(clean, adv, labels, beta, attack.label_smoothing)
-    return loss, {"correct": correct(adv, labels), "correct_clean": correct(clean, labels)}
+    clean, adv_logits = model(images), model(adv_images)
+    loss = trades_loss(clean, adv_logits, labels, beta, attack.label_smoothing)
+    return loss, {"correct": correct(adv_logits, labels), "correct_clean": correct(clean, labels)}
 
 
-def trades_loss(clean: Tensor, adv: Tensor, labels: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+def trades_loss(clean: Tensor, adv_logits: Tensor, labels: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
     """Return TRADES' loss (N,) of clean and adversarial logits (N, K)."""
-    return cross_entropy(clean, labels, smoothing) + beta * divergence(clean.softmax(dim=1), adv)
+    return cross_entropy(clean, labels, smoothing) + beta * divergence(clean.softmax(dim=1), adv_logits)
 
 
 def divergence_from_clean(attack: InnerAttack, images: Tensor) -> RowLoss:
@@ -80,22 +80,22 @@ def mart(
     of the adversarial images, "correct_clean" of the clean ones. https://openreview.net/forum?id=rklOg6EFwS
     """
     adv_images = attack(images, labels)
-    clean, adv = model(images), model(adv_images)
-    loss = mart_loss(clean, adv, labels, beta, attack.label_smoothing)
-    return loss, {"correct": correct(adv, labels), "correct_clean": correct(clean, labels)}
+    clean, adv_logits = model(images), model(adv_images)
+    loss = mart_loss(clean, adv_logits, labels, beta, attack.label_smoothing)
+    return loss, {"correct": correct(adv_logits, labels), "correct_clean": correct(clean, labels)}
 
 
-def mart_loss(clean: Tensor, adv: Tensor, labels: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+def mart_loss(clean: Tensor, adv_logits: Tensor, labels: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
     """Return MART's loss (N,) of clean and adversarial logits (N, K).
 
     BCE is the cross-entropy plus -log(1.0001 - p), p the largest probability of a wrong class: the 0.0001 is the authors'
     (https://github.com/YisenWang/MART) and keeps it finite. Label smoothing is for the cross-entropy alone.
     """
-    wrong = adv.softmax(dim=1).scatter(1, labels[:, None], 0.0).amax(dim=1)
-    boosted = cross_entropy(adv, labels, smoothing) - torch.log(1.0001 - wrong)
+    wrong = adv_logits.softmax(dim=1).scatter(1, labels[:, None], 0.0).amax(dim=1)
+    boosted = cross_entropy(adv_logits, labels, smoothing) - torch.log(1.0001 - wrong)
     answer = clean.softmax(dim=1)
     unsure = 1 - answer.gather(1, labels[:, None])[:, 0]
-    return boosted + beta * divergence(answer, adv) * unsure
+    return boosted + beta * divergence(answer, adv_logits) * unsure
 
 
 def check_beta(*, beta: float, **_: Any) -> None:

@@ -123,9 +123,9 @@ def interval_logits(model: nn.Module, images: Tensor, radius: float, tape: Tape 
         _traced[inner] = graph
     graph.train(inner.training)
     box = Box(images, (images - radius).clamp(min=0), (images + radius).clamp(max=1))
-    found = _Intervals(graph, tape).run(box if tape is None else tape.keep(box, "image"))
-    assert isinstance(found, Box)
-    return found
+    logits = _Intervals(graph, tape).run(box if tape is None else tape.keep(box, "image"))
+    assert isinstance(logits, Box)
+    return logits
 
 
 class _Intervals(fx.Interpreter):  # type: ignore[misc]
@@ -148,8 +148,8 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             scale, shift = _batch_norm(module, box.clean)
             low, high = box.low * scale + shift, box.high * scale + shift
-            found = Box(module(box.clean), torch.minimum(low, high), torch.maximum(low, high))
-            return self._kept(found, "affine", box, linear=lambda x: x * scale, bias=shift)
+            output = Box(module(box.clean), torch.minimum(low, high), torch.maximum(low, high))
+            return self._kept(output, "affine", box, linear=lambda x: x * scale, bias=shift)
         if isinstance(module, MONOTONE) or (isinstance(module, nn.Dropout) and module.p == 0):
             return self._monotone(box.map(module), box, module, f"{type(module).__name__} (at {target})")
         raise _not_boundable(f"{type(module).__name__} (at {target})")
@@ -184,27 +184,27 @@ class _Intervals(fx.Interpreter):  # type: ignore[misc]
             return self._kept(box.map(lambda value: value + other), "affine", box, linear=lambda x: x, bias=other)
         if name in SCALES and isinstance(args[0], Box) and len(boxes) == 1:
             ends = box.map(lambda value: SCALES[name](value, args[1]))
-            found = Box(ends.clean, torch.minimum(ends.low, ends.high), torch.maximum(ends.low, ends.high))
+            output = Box(ends.clean, torch.minimum(ends.low, ends.high), torch.maximum(ends.low, ends.high))
             if name == "sub":
-                return self._kept(found, "affine", box, linear=lambda x: x, bias=-args[1])
-            return self._kept(found, "affine", box, linear=lambda x: SCALES[name](x, args[1]))
+                return self._kept(output, "affine", box, linear=lambda x: x, bias=-args[1])
+            return self._kept(output, "affine", box, linear=lambda x: SCALES[name](x, args[1]))
         raise _not_boundable(name)
 
-    def _kept(self, found: Box, kind: str, *before: Box, **about: Any) -> Box:
-        return found if self.tape is None else self.tape.keep(found, kind, *before, **about)
+    def _kept(self, output: Box, kind: str, *before: Box, **about: Any) -> Box:
+        return output if self.tape is None else self.tape.keep(output, kind, *before, **about)
 
-    def _monotone(self, found: Box, before: Box, module: Any, name: str) -> Box:
+    def _monotone(self, output: Box, before: Box, module: Any, name: str) -> Box:
         """Keep what a function that does not fall gave: a rectifier, a maximum, or an affine map without a bias."""
         if self.tape is None:
-            return found
+            return output
         if isinstance(module, nn.ReLU | nn.LeakyReLU):
-            return self.tape.keep(found, "rectifier", before, slope=float(getattr(module, "negative_slope", 0.0)))
+            return self.tape.keep(output, "rectifier", before, slope=float(getattr(module, "negative_slope", 0.0)))
         if isinstance(module, nn.MaxPool2d) and not module.ceil_mode:
             windows = pool_windows(module, tuple(before.clean.shape[1:]))
-            return self.tape.keep(found, "maximum", before, windows=windows)
+            return self.tape.keep(output, "maximum", before, windows=windows)
         if isinstance(module, CURVED) or name in MODULES:
             raise _not_boundable(f"{name}, which is neither affine nor piecewise linear")
-        return self.tape.keep(found, "affine", before, linear=module)
+        return self.tape.keep(output, "affine", before, linear=module)
 
 
 def _affine(module: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
@@ -237,5 +237,5 @@ def _batch_norm(module: nn.BatchNorm2d | nn.BatchNorm1d, clean: Tensor) -> tuple
     return scale.view(shape), shift.view(shape)
 
 
-def _not_boundable(what: str) -> UserError:
-    return UserError(f"This objective has no bounds for the network: {what}.", code="not-boundable")
+def _not_boundable(layer: str) -> UserError:
+    return UserError(f"This objective has no bounds for the network: {layer}.", code="not-boundable")

@@ -99,14 +99,16 @@ def morel(
     """
     adv_images = attack(images, labels, divergence_from_clean(attack, images) if accuracy == "trades" else None)
     clean_features, adv_features = model.features(images), model.features(adv_images)  # type: ignore[operator]
-    clean, adv = model.head(clean_features), model.head(adv_features)  # type: ignore[operator]
-    answers = (trades_loss if accuracy == "trades" else mart_loss)(clean, adv, labels, beta, attack.label_smoothing)
+    clean, adv_logits = model.head(clean_features), model.head(adv_features)  # type: ignore[operator]
+    answers = (trades_loss if accuracy == "trades" else mart_loss)(
+        clean, adv_logits, labels, beta, attack.label_smoothing
+    )
     clean_embedded, attended = module(clean_features, labels)
     adv_embedded, _ = module(adv_features, labels)
     apart = 1 - F.cosine_similarity(clean_embedded, adv_embedded, dim=1)
     features = apart + alpha * multi_positive_contrast(attended, labels, temperature)
     loss = (preference + CONE) * features + (1 - preference + CONE) * answers
-    metrics = {"correct": correct(adv, labels), "correct_clean": correct(clean, labels), "apart": apart.detach()}
+    metrics = {"correct": correct(adv_logits, labels), "correct_clean": correct(clean, labels), "apart": apart.detach()}
     return loss, metrics
 
 

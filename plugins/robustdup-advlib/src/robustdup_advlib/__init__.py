@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def missing() -> str:
     """Return why adv-lib cannot run here, or '' if it can: looks for it without importing it."""
-    found = importlib.util.find_spec("adv_lib")
-    if found is None or found.origin is None:  # without origin: a mere folder of that name
+    spec = importlib.util.find_spec("adv_lib")
+    if spec is None or spec.origin is None:  # without origin: a mere folder of that name
         return f"adv-lib is not installed: {how_to_install('--no-deps', 'adv-lib>=0.2.8,<0.3')}"
     return ""
 

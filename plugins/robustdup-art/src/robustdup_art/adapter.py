@@ -107,14 +107,14 @@ def _prepare(
 ) -> Call:
     with torch.no_grad():
         logits = model(images if entry.labels == "targets" else images[:2])
-    truth = labels.cpu().numpy().astype(np.int64)
+    true_labels = labels.cpu().numpy().astype(np.int64)
     classifier = build_classifier(model, images, logits.shape[1], entry.layout, entry.probabilities)
-    call = Call(entry, classifier, threat, options, to_art(images, entry.layout), truth, None)
+    call = Call(entry, classifier, threat, options, to_art(images, entry.layout), true_labels, None)
     if entry.labels == "targets":
         others = logits.float().scatter(1, labels[:, None].to(logits.device), -torch.inf)
         call.y = call.one_hot(others.argmax(dim=1).cpu().numpy())
     elif entry.labels == "true":
-        call.y = call.one_hot(truth)
+        call.y = call.one_hot(true_labels)
     return call
 
 

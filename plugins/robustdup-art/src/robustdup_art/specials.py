@@ -171,24 +171,24 @@ def guide_images(call: Any) -> Any:
 
     Where the call has none, uniform noise is tried. Raises UserError where that fails too.
     """
-    said = call.classifier.predict(call.x).argmax(axis=1)
+    predicted = call.classifier.predict(call.x).argmax(axis=1)
     flat = call.x.reshape(len(call.x), -1)
     guides = np.empty_like(call.x)
     for row, label in enumerate(call.labels):
-        others = np.flatnonzero(said != label)
+        others = np.flatnonzero(predicted != label)
         if len(others):
             distance = ((flat[others] - flat[row]) ** 2).sum(axis=1)
             guides[row] = call.x[others[distance.argmin()]]
             continue
         noise = np.random.uniform(size=(100, *call.x.shape[1:])).astype(np.float32)
-        found = np.flatnonzero(call.classifier.predict(noise).argmax(axis=1) != label)
-        if not len(found):
+        misclassified = np.flatnonzero(call.classifier.predict(noise).argmax(axis=1) != label)
+        if not len(misclassified):
             raise UserError(
                 f"art:{call.entry.name} needs an image of another class to imitate, and neither this batch nor noise "
                 "has one. Use a larger batch.",
                 code="bad-images",
             )
-        guides[row] = noise[found[0]]
+        guides[row] = noise[misclassified[0]]
     return guides
 
 

@@ -152,12 +152,12 @@ def calibrate(seen: Compared, images: int, score: Score, *, target: float, thres
         cut = USUAL_THRESHOLD if threshold is None else threshold
         return Calibration(score, cut, above=seen.pairs(logit(cut)), images=seen.images(logit(cut)))
     cut, missed = (threshold, False) if threshold is not None else choose_threshold(seen, tails[0], target)
-    at = logit(cut)
-    expected = [tail.above(at) for tail in tails]
+    cut_odds = logit(cut)
+    expected = [tail.above(cut_odds) for tail in tails]
     return Calibration(
-        score, cut, above=seen.pairs(at), images=seen.images(at), different=expected[0],
-        different_low=min(*expected, expected[0] / tails[0].spread(at)) * min(seen.best_share(at), 1.0),
-        different_high=max(*expected, most.above(at) * most.spread(at)), negatives=tails[0].n, missed=missed,
+        score, cut, above=seen.pairs(cut_odds), images=seen.images(cut_odds), different=expected[0],
+        different_low=min(*expected, expected[0] / tails[0].spread(cut_odds)) * min(seen.best_share(cut_odds), 1.0),
+        different_high=max(*expected, most.above(cut_odds) * most.spread(cut_odds)), negatives=tails[0].n, missed=missed,
     )  # fmt: skip
 
 
@@ -258,6 +258,6 @@ def made_copies(
     last = torch.full((len(copies),), 2.0).scatter_reduce(0, query, value, "amin")
     many = torch.bincount(query, minlength=len(copies)) >= NEIGHBOURS
     reached = (own >= finder.least) & ((own >= last - 1e-5) | ~many) & (agreement >= COARSE_ENOUGH)
-    found = reached & (score(with_similarity(measures, own)) >= threshold)
+    is_found = reached & (score(with_similarity(measures, own)) >= threshold)
     kinds = np.array(names)
-    return {name: float(found[torch.from_numpy(kinds == name)].float().mean()) for name in HELD_OUT}, len(copies)
+    return {name: float(is_found[torch.from_numpy(kinds == name)].float().mean()) for name in HELD_OUT}, len(copies)

@@ -49,7 +49,7 @@ def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], threshold: float)
     ]
     both = groups[config.split], groups[plan.other]
     pairs = with_identical(judged, hashes[0], None if within else hashes[1], both)
-    a, b = (torch.from_numpy(known[at.numpy()]) for known, at in zip(readable, (pairs.a, pairs.b), strict=True))
+    a, b = (torch.from_numpy(known[side.numpy()]) for known, side in zip(readable, (pairs.a, pairs.b), strict=True))
     return replace(pairs, a=a, b=b if within else b + plan.rows[config.split])
 
 

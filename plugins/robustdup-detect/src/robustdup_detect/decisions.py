@@ -46,7 +46,7 @@ def read_decisions(file: str, paths_a: Sequence[str], paths_b: Sequence[str], *,
         raise UserError(f"There is no file {file!r} of decisions. {_HOW}.", code="missing-file")
     rows_of = [{name: row for row, name in enumerate(names) if name} for names in (paths_a, paths_b)]
     sizes = len(paths_a), len(paths_b)
-    said: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+    decided: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
     with path.open(newline="", encoding="utf-8") as opened:
         for line, content in enumerate(csv.DictReader(opened), start=2):
             place = f"{file}, line {line}"
@@ -56,11 +56,11 @@ def read_decisions(file: str, paths_a: Sequence[str], paths_b: Sequence[str], *,
             word = str(content.get("duplicate") or "").strip().lower()
             if word not in _YES | _NO:
                 raise UserError(f"{place}: duplicate is {word!r}, and must be true or false. {_HOW}.", code="bad-file")
-            said[word in _YES].add((pair[0], pair[1]))
-    both = said[True] & said[False]
+            decided[word in _YES].add((pair[0], pair[1]))
+    both = decided[True] & decided[False]
     if both:
         raise UserError(f"{file}: the pair {min(both)} is said to be a duplicate and none.", code="bad-file")
-    return Decisions(frozenset(said[True]), frozenset(said[False]))
+    return Decisions(frozenset(decided[True]), frozenset(decided[False]))
 
 
 def _row(content: Mapping[str, Any], side: str, rows: Mapping[str, int], n: int, place: str) -> int:
@@ -102,6 +102,6 @@ def known_recall(pairs: Pairs, decisions: Decisions) -> tuple[float, float, floa
     near = [pair for pair in decisions.same if scores.get(pair, 0.0) != 1.0]
     if len(near) < FEWEST:
         return None
-    found = sum(pair in scores for pair in near)
-    low, high = wilson(found, len(near))
-    return found / len(near), low, high, len(near)
+    n_found = sum(pair in scores for pair in near)
+    low, high = wilson(n_found, len(near))
+    return n_found / len(near), low, high, len(near)

@@ -27,12 +27,12 @@ def match(first: Keypoints, second: Keypoints, rows: Any, others: Any) -> list[A
     `rows` and `others` (C,) are the pictures of `first` and `second` in the pairs.
     """
     matched: list[Any] = []
-    one = torch.from_numpy(first.descriptors).float()
+    own = torch.from_numpy(first.descriptors).float()
     other = torch.from_numpy(second.descriptors).float()
     filled = [torch.arange(MOST) < torch.from_numpy(np.asarray(part.count))[:, None] for part in (first, second)]
     for start in range(0, len(rows), PAIRS):
         a, b = (torch.from_numpy(np.asarray(part[start : start + PAIRS])) for part in (rows, others))
-        alike = one[a] @ other[b].mT
+        alike = own[a] @ other[b].mT
         alike.masked_fill_(~(filled[0][a][:, :, None] & filled[1][b][:, None]), -1.0)
         top, nearest = alike.topk(2, dim=2)
         back = alike.argmax(dim=1)

@@ -92,11 +92,11 @@ class ImageIndex:
         asked = np.flatnonzero((first >= 0) & (second >= 0))
         keys = pair_keys(first[asked], second[asked], way[asked])
         for content in self._pair_parts(kind):
-            at, found = _at(content["different"], keys)
-            state[asked[found]] = DIFFERENT
-            at, found = _at(content["measured"], keys)
-            state[asked[found]] = MEASURED
-            values[asked[found]] = content["values"][at[found]]
+            position, is_known = _search(content["different"], keys)
+            state[asked[is_known]] = DIFFERENT
+            position, is_known = _search(content["measured"], keys)
+            state[asked[is_known]] = MEASURED
+            values[asked[is_known]] = content["values"][position[is_known]]
         return state, values
 
     def _store(self, part: Part) -> Store:
@@ -149,19 +149,19 @@ class _Numbers:
 
     def find(self, keys: Any) -> Any:
         """Return the number of each key (P, 16), -1 where there is none."""
-        at, found = _at(self._heads, _heads(keys))
-        found &= (self._keys[at] == keys).all(axis=1) if len(self._keys) else False
-        return np.where(found, self._numbers[at] if len(self._numbers) else -1, -1)
+        position, is_known = _search(self._heads, _heads(keys))
+        is_known &= (self._keys[position] == keys).all(axis=1) if len(self._keys) else False
+        return np.where(is_known, self._numbers[position] if len(self._numbers) else -1, -1)
 
 
 def _heads(keys: Any) -> Any:
     return np.ascontiguousarray(keys).view(np.uint64)[:, 0]
 
 
-def _at(rising: Any, keys: Any) -> tuple[Any, Any]:
+def _search(rising: Any, keys: Any) -> tuple[Any, Any]:
     """Return where keys (P,) are among rising ones, and which of them are."""
-    at = np.minimum(np.searchsorted(rising, keys), max(len(rising) - 1, 0))
-    return at, rising[at] == keys if len(rising) else np.zeros(len(keys), dtype=bool)
+    position = np.minimum(np.searchsorted(rising, keys), max(len(rising) - 1, 0))
+    return position, rising[position] == keys if len(rising) else np.zeros(len(keys), dtype=bool)
 
 
 def pair_keys(first: Any, second: Any, way: Any) -> Any:
@@ -204,7 +204,7 @@ def _load(folder: Path, *, check: bool = True) -> ImageIndex:
         damaged = [
             part["name"]
             for part in (*content["images"], *content["pairs"])
-            if check and not all(_hash_of(folder / _plain(name)) == told for name, told in part["files"].items())
+            if check and not all(_hash_of(folder / _plain(name)) == digest for name, digest in part["files"].items())
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -276,7 +276,7 @@ def _copied(index: ImageIndex, store: Store, rows: Any) -> dict[str, Any]:
     return {"name": name, "rows": len(rows), "files": files}
 
 
-def add_pairs(index: ImageIndex, kind: PairKind, found: Sequence[Mapping[str, Any]]) -> int:
+def add_pairs(index: ImageIndex, kind: PairKind, parts: Sequence[Mapping[str, Any]]) -> int:
     """Add pairs of images, given by the hashes of their decoded pixels, and return how many came.
 
     `found` are mappings of arrays: hashes_a, hashes_b (C, 16), way (C,), measured (C,) bool, values (P, V) of the measured.
@@ -284,7 +284,7 @@ def add_pairs(index: ImageIndex, kind: PairKind, found: Sequence[Mapping[str, An
     with FileLock(index.folder.parent / LOCK):
         index = _reloaded(index)
         keys, measured, values = [], [], []
-        for part in found:
+        for part in parts:
             first, second = index.numbers(part["hashes_a"]), index.numbers(part["hashes_b"])
             known = (first >= 0) & (second >= 0)
             keys.append(pair_keys(first[known], second[known], part["way"][known]))

@@ -58,22 +58,22 @@ def find_keypoints(image: Any) -> tuple[Any, Any, int]:
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if side < longer else cv2.INTER_CUBIC)
         height, width = grey.shape
     places, descriptors = np.zeros((MOST, 2), np.float32), np.zeros((MOST, WIDTH), np.uint8)
-    points, found = _sift().detectAndCompute(grey, None)
+    points, described = _sift().detectAndCompute(grey, None)
     if not points:
         return places, descriptors, 0
     # Large ones are found again in a copy that was made smaller, or blurred.
     strongest = np.argsort([-point.response * point.size for point in points], kind="stable")[:MOST]
-    at = np.array([points[row].pt for row in strongest], np.float32)
-    rooted = np.sqrt(found[strongest] / np.maximum(found[strongest].sum(axis=1, keepdims=True), 1e-6))
-    places[: len(at)] = (at + 0.5) * 2 / np.array([width, height], np.float32) - 1
-    descriptors[: len(at)] = np.minimum(np.round(rooted * 255), 255)
-    return places, descriptors, len(at)
+    centres = np.array([points[row].pt for row in strongest], np.float32)
+    rooted = np.sqrt(described[strongest] / np.maximum(described[strongest].sum(axis=1, keepdims=True), 1e-6))
+    places[: len(centres)] = (centres + 0.5) * 2 / np.array([width, height], np.float32) - 1
+    descriptors[: len(centres)] = np.minimum(np.round(rooted * 255), 255)
+    return places, descriptors, len(centres)
 
 
 def keypoints_of(pictures: Any) -> Keypoints:
     """Return the keypoints of pictures uint8 (N, H, W, 3)."""
-    found = [find_keypoints(picture) for picture in pictures]
-    places, descriptors, count = zip(*found, strict=True) if found else ((), (), ())
+    described = [find_keypoints(picture) for picture in pictures]
+    places, descriptors, count = zip(*described, strict=True) if described else ((), (), ())
     return Keypoints(
         np.array(places, np.float32).reshape(-1, MOST, 2), np.array(descriptors, np.uint8).reshape(-1, MOST, WIDTH),
         np.array(count, np.int64),

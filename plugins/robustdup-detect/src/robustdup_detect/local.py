@@ -51,12 +51,12 @@ Lay = Callable[[int, Keypoints, Database, Any, Any], tuple[Any, Any, Any]]
 
 def lay(way: int, asked: Keypoints, database: Database, query: Any, place: Any) -> tuple[Any, Any, Any]:
     """Return how many features of each candidate lie alike, matches (C,), 0 for too few, their share (C,), and maps (C, 2, 3)."""
-    needed, at = np.unique(place, return_inverse=True)
+    needed, number_of = np.unique(place, return_inverse=True)
     known = database(needed)
     matches, share = np.zeros(len(query), np.int64), np.zeros(len(query), np.float32)
     maps = np.zeros((len(query), 2, 3), np.float32)
-    matched = match(asked, known, query, at)
-    for number, (row, column, places) in enumerate(zip(query.tolist(), at.tolist(), matched, strict=True)):
+    matched = match(asked, known, query, number_of)
+    for number, (row, column, places) in enumerate(zip(query.tolist(), number_of.tolist(), matched, strict=True)):
         laid = affine_between(asked.places[row][places[:, 0]], known.places[column][places[:, 1]])
         if laid is None:
             continue
@@ -128,10 +128,10 @@ def overlapping_pairs(
     parts = []
     for start in range(0, len(first), QUERIES):
         rows = np.arange(start, min(start + QUERIES, len(first)))
-        found = overlapping(first[rows], second.__getitem__, index, own=rows if within else None)
-        a = torch.from_numpy(rows[found.a])
-        odds, maps = measured(found, pictures[0][a], pictures[1][torch.from_numpy(found.b)])
-        parts.append(by_matrices(a, found.b, torch.sigmoid(odds).clamp(max=SUREST), maps))
+        overlaps = overlapping(first[rows], second.__getitem__, index, own=rows if within else None)
+        a = torch.from_numpy(rows[overlaps.a])
+        odds, maps = measured(overlaps, pictures[0][a], pictures[1][torch.from_numpy(overlaps.b)])
+        parts.append(by_matrices(a, overlaps.b, torch.sigmoid(odds).clamp(max=SUREST), maps))
         progress("match local features", len(rows) + start, len(first))
     pairs = joined(parts)
     pairs = pairs[pairs.score >= threshold]

@@ -103,8 +103,8 @@ def _sample(planes: Tensor, places: Tensor) -> Tensor:
     )
     for right in (-0.25, 0.25):
         for down in (-0.25, 0.25):
-            at = places + (right * step_x + down * step_y)[:, None, None]
-            sampled = sampled + F.grid_sample(planes, at, mode="bilinear", padding_mode="border", align_corners=False)
+            grid = places + (right * step_x + down * step_y)[:, None, None]
+            sampled = sampled + F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled / 4
 
 

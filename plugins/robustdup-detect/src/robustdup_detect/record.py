@@ -231,7 +231,7 @@ def save_duplicates(record: DuplicatesRecord, folder: Path) -> Path:
 
 def load_duplicates(place: str | Path) -> DuplicatesRecord:
     """Read a record of duplicates from a run folder or a file. Raises UserError."""
-    return read_record(place, DuplicatesRecord, schema=SCHEMA, version=VERSION, what="a record of duplicates")
+    return read_record(place, DuplicatesRecord, schema=SCHEMA, version=VERSION, noun="a record of duplicates")
 
 
 def save_pairs(columns: dict[str, Any], folder: Path) -> Path:

@@ -52,7 +52,7 @@ def open_sides(config: DetectConfig) -> tuple[DetectConfig, Splits, Splits]:
             )
         config = config.model_copy(update={"data": config.add, "against_data": config.data, "against": config.split})
     own = open_splits(config.data, _options(config, config.split, other=False))
-    split, told = own.name_of(config.split)
+    split, remarks = own.name_of(config.split)
     changes = {"split": split}
     sides = own
     if config.against_data is not None:
@@ -62,7 +62,7 @@ def open_sides(config: DetectConfig) -> tuple[DetectConfig, Splits, Splits]:
         name, more = other.name_of(wanted)
         changes["against"] = other_name(config.against_data, name)
         sides = replace(own, splits={**own.splits, changes["against"]: other.get(name)})
-        told = (*told, *other.notes, *more)
+        remarks = (*remarks, *other.notes, *more)
     elif config.against is not None:
         changes["against"], more = own.name_of(config.against)
         if changes["against"] == split and config.against not in own.splits and config.against != config.split:
@@ -71,8 +71,8 @@ def open_sides(config: DetectConfig) -> tuple[DetectConfig, Splits, Splits]:
             raise UserError(
                 f"split and against are both {split!r}: leave out against for pairs within it.", code="bad-value"
             )
-        told = (*told, *more)
-    return config.model_copy(update=changes), own, replace(sides, notes=(*own.notes, *told))
+        remarks = (*remarks, *more)
+    return config.model_copy(update=changes), own, replace(sides, notes=(*own.notes, *remarks))
 
 
 def first_rows(source: Splits, names: list[str], n: int) -> Splits:

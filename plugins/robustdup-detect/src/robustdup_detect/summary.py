@@ -79,7 +79,7 @@ class SearchResult:
         """The labels of all places."""
         return np.concatenate([self.labels[name] for name in self.columns])
 
-    def at(self, place: int) -> tuple[str, int]:
+    def split_and_row(self, place: int) -> tuple[str, int]:
         """Return the split and the row of a place: rows of the split, and after them those of the other one."""
         config = self.plan.config
         n = self.plan.rows[config.split]
@@ -90,7 +90,7 @@ def pair_columns(result: SearchResult) -> dict[str, Any]:
     """Return the columns of pairs.parquet."""
     config, pairs = result.plan.config, result.pairs
     a, warp = pairs.a.numpy(), pairs.warp.double().numpy()
-    others = [result.at(place) for place in pairs.b.tolist()]
+    others = [result.split_and_row(place) for place in pairs.b.tolist()]
     return {
         "decided": result.decided, "path_a": [result.paths[config.split][row] or None for row in a.tolist()],
         "path_b": [result.paths[split][row] or None for split, row in others],
@@ -175,7 +175,7 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
     for number, place in enumerate(chosen.tolist()):
         sides = []
         for split, row, label in (
-            (config.split, int(a[place]), int(labels_a[place])), (*result.at(int(b[place])), int(labels_b[place])),
+            (config.split, int(a[place]), int(labels_a[place])), (*result.split_and_row(int(b[place])), int(labels_b[place])),
         ):  # fmt: skip
             file = _picture(images, split, row, folder, config.background)
             sides.append(_image(result, split, row, label, file))
@@ -260,7 +260,7 @@ def _clusters(result: SearchResult, files: dict[tuple[str, int], str | None], fo
     for turn, number in enumerate(order[:LISTED]):
         images = []
         for shown, place in enumerate(parts[number][:LISTED].tolist()):
-            split, row = result.at(place)
+            split, row = result.split_and_row(place)
             label = int(result.labels[split][row])
             file = files.get((split, row))
             if file is None and turn < pictured and shown < each:

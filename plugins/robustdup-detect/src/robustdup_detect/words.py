@@ -108,7 +108,7 @@ class WordIndex:
 
     def ask(self, queries: Keypoints, k: int) -> tuple[Any, Any, Any]:
         """Return (query, picture, votes) of up to k pictures that share most words with each query."""
-        found = []
+        parts = []
         for start in range(0, len(queries), BLOCK):
             asked = self._asked(queries[slice(start, start + BLOCK)])
             votes = (asked @ self.pictures).toarray()
@@ -117,10 +117,10 @@ class WordIndex:
             values = np.take_along_axis(votes, best, axis=1)
             query = np.repeat(np.arange(start, start + len(best))[:, None], many, axis=1)
             kept = values > 0
-            found.append((query[kept], best[kept], values[kept]))
-        if not found:
+            parts.append((query[kept], best[kept], values[kept]))
+        if not parts:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-        return tuple(np.concatenate(part) for part in zip(*found, strict=True))  # type: ignore[return-value]
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
 
     def _asked(self, queries: Keypoints) -> Any:
         words = self.vocabulary.words_of(queries, NEAR)
@@ -131,11 +131,11 @@ def build_word_index(vocabulary: Vocabulary, words: Any, count: Any) -> WordInde
     """Return the index of M pictures from the words of their keypoints int (M, K), of which `count` (M,) are filled."""
     from scipy.sparse import diags
 
-    found = word_matrix(words[..., None], count, vocabulary.size)
-    often = np.bincount(found.indices, minlength=vocabulary.size)
+    counts = word_matrix(words[..., None], count, vocabulary.size)
+    often = np.bincount(counts.indices, minlength=vocabulary.size)
     rare = np.log((len(words) + 1) / (often + 1)).astype(np.float32) ** 2
     long = 1 / np.sqrt(np.maximum(count, 8)).astype(np.float32)
-    return WordIndex(vocabulary, (diags(long) @ found @ diags(rare)).T.tocsr())
+    return WordIndex(vocabulary, (diags(long) @ counts @ diags(rare)).T.tocsr())
 
 
 def word_matrix(words: Any, count: Any, size: int) -> Any:

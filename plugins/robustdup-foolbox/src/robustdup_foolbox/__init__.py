@@ -22,8 +22,8 @@ INSTALL = {
 
 def missing() -> set[str]:
     """Return which packages are not installed, without importing them."""
-    found = {package: importlib.util.find_spec(package) for package in INSTALL}
-    return {package for package, spec in found.items() if spec is None or spec.origin is None}  # or a mere folder
+    specs = {package: importlib.util.find_spec(package) for package in INSTALL}
+    return {package for package, spec in specs.items() if spec is None or spec.origin is None}  # or a mere folder
 
 
 def as_function(entry: Entry) -> AttackFunction:

@@ -47,8 +47,8 @@ def check(path: list[str] | None = None) -> list[Finding]:
 
 
 def _distribution(name: str, path: list[str] | None) -> Distribution | None:
-    found = distributions(name=name) if path is None else distributions(name=name, path=path)
-    return next(iter(found), None)
+    installed = distributions(name=name) if path is None else distributions(name=name, path=path)
+    return next(iter(installed), None)
 
 
 def _files(distribution: Distribution) -> list[PackagePath]:

@@ -62,7 +62,7 @@ def load(rest: str, options: Any) -> nn.Module:
 def parse(rest: str) -> tuple[str, str, str]:
     """Return (dataset, threat model, name) of `NAME`, `THREAT/NAME`, `DATASET/NAME` or `DATASET/THREAT/NAME`."""
     *places, name = rest.split("/")
-    found = {"dataset": "cifar10", "threat": "Linf"}
+    parts = {"dataset": "cifar10", "threat": "Linf"}
     allowed = {**{d.lower(): ("dataset", d) for d in DATASETS}, **{t.lower(): ("threat", t) for t in THREATS}}
     for place in places:
         if place.lower() not in allowed:
@@ -72,8 +72,8 @@ def parse(rest: str) -> tuple[str, str, str]:
                 code="bad-spec",
             )
         kind, value = allowed[place.lower()]
-        found[kind] = value
-    return found["dataset"], found["threat"], name
+        parts[kind] = value
+    return parts["dataset"], parts["threat"], name
 
 
 def import_zoo() -> Any:
@@ -150,7 +150,7 @@ def _files(
         return [(Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2], address)]
     path, ids = folder / dataset / threat / f"{name}.pt", entry["gdrive_id"]
     if isinstance(ids, list):
-        return [(path.with_name(f"{path.name}_m{i}.pt"), WEB + one) for i, one in enumerate(ids)]
+        return [(path.with_name(f"{path.name}_m{i}.pt"), WEB + file_id) for i, file_id in enumerate(ids)]
     return [(path, WEB + ids)] if ids else []
 
 
@@ -175,10 +175,10 @@ def _missing(files: list[tuple[Path, str]], error: Exception) -> UserError:
     absent = [(path, address) for path, address in files if not path.is_file()]
     if not absent:
         return UserError(f"RobustBench could not load the model: {type(error).__name__}: {error}", code="bad-model")
-    what = "\n".join(f"  {address} -> {path.absolute()}" for path, address in absent)
+    listed = "\n".join(f"  {address} -> {path.absolute()}" for path, address in absent)
     return UserError(
         f"The checkpoint is not here and could not be downloaded ({type(error).__name__}: {_first_line(error)}). "
-        f"Download it where there is a network, and put it here:\n{what}",
+        f"Download it where there is a network, and put it here:\n{listed}",
         code="missing-file",
     )
 

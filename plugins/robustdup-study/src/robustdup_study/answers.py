@@ -20,16 +20,16 @@ def answers_to_test_images(right: Tensor, evaluation: Path | None) -> dict[str, 
 
     `right` (N,) are those on clean images; `evaluation` is the folder of the evaluation, if there is one.
     """
-    found = {"clean_accuracy": "".join(str(int(one)) for one in right.tolist())}
+    answers = {"clean_accuracy": "".join(str(int(is_right)) for is_right in right.tolist())}
     if evaluation is not None and (evaluation / SAMPLES_FILE).is_file():
         table = load_samples(evaluation)
         rows = zip(*(table.column(name).to_pylist() for name in ("position", "attack", "outcome")), strict=True)
-        held: dict[int, bool] = {}
+        is_robust: dict[int, bool] = {}
         for position, attack, outcome in rows:
             good = outcome == "correct" if attack == "clean" else outcome not in LOST
-            held[position] = held.get(position, True) and good
-        found["robust_accuracy"] = "".join(str(int(held[position])) for position in sorted(held))
-    return found
+            is_robust[position] = is_robust.get(position, True) and good
+        answers["robust_accuracy"] = "".join(str(int(is_robust[position])) for position in sorted(is_robust))
+    return answers
 
 
 def of_class_shares(logits: Tensor, labels: Tensor, entries: TrainingSet | StreamingSet) -> dict[str, float | None]:
@@ -58,8 +58,8 @@ def calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """
     chances = logits.double().softmax(dim=1)
     confidence, answer = chances.max(dim=1)
-    right = (answer == labels).double()
+    is_correct = (answer == labels).double()
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - is_correct)
     nll = nn.functional.cross_entropy(logits.double(), labels)
     return float(gaps.abs().sum() / len(labels)), float(nll)

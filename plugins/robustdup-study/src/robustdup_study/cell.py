@@ -130,7 +130,7 @@ def of_checkpoints(record: TrainingRecord, folder: Path) -> Metrics:
         if result.evaluation is not None and (folder / result.evaluation / RECORD_FILE).is_file():
             classes = load_record(folder / result.evaluation).per_class
             for kind in ("clean", "robust"):
-                values = [v for one in classes if (v := getattr(one, f"{kind}_accuracy")) is not None]
+                values = [v for of_class in classes if (v := getattr(of_class, f"{kind}_accuracy")) is not None]
                 metrics[f"{prefix}worst_class_{kind}"] = min(values) if values else None
     # Where there was one candidate only, nothing was chosen: then nothing is known of overfitting.
     for kind in ("clean", "robust") if len(record.validation) > 1 else ():
@@ -161,20 +161,20 @@ def of_model(
     images, labels = rows.fetch(index.tolist())
     logits = logits_of(model, images)
     metrics: Metrics = dict(zip(("ece", "nll"), calibration(logits, labels), strict=True))
-    right = logits.argmax(dim=1) == labels
-    metrics["clean_accuracy"] = float(right.double().mean())
+    is_correct = logits.argmax(dim=1) == labels
+    metrics["clean_accuracy"] = float(is_correct.double().mean())
     data = prepare_data(config, registry, device)
     metrics |= of_class_shares(logits, labels, data.entries)
     trained, samples = of_training_images(config, model, data, registry, int(measure.get("metrics_on", 0)), device)
     metrics |= trained
     if measure.get("near_test"):
-        metrics["clean_accuracy_without_near"] = without_near(right, images, data, registry)
+        metrics["clean_accuracy_without_near"] = without_near(is_correct, images, data, registry)
     if measure.get("shifted"):
         other, _, split = str(measure["shifted"]).partition("@")
         shifted = load_images(other, config.data_options(split or config.test_split), registry=registry)
         answers = logits_of(model, shifted.images).argmax(dim=1)
         metrics["shifted_accuracy"] = float((answers == shifted.labels).double().mean())
-    return metrics, samples, right
+    return metrics, samples, is_correct
 
 
 def of_training_images(
@@ -200,18 +200,23 @@ def of_training_images(
     images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     points = ValidationSet(images, entries.labels[chosen], entries.index[chosen])
     attack = check(config, registry).validation_attack
-    right, held, _ = correct_per_sample(points, attack, seed=config.seed, device=device)(model)
-    found: Metrics = {}
+    is_correct, is_robust, _ = correct_per_sample(points, attack, seed=config.seed, device=device)(model)
+    metrics: Metrics = {}
     for name, members in first.items():
-        mine = torch.isin(looked_at, members)
-        if mine.any():
-            found[f"{name}_accuracy"] = float(right[mine].double().mean())
-            found[f"{name}_robust"] = float(held[mine].double().mean())
-    duplicated, single = found.get("duplicated_accuracy"), found.get("single_accuracy")
+        members_of = torch.isin(looked_at, members)
+        if members_of.any():
+            metrics[f"{name}_accuracy"] = float(is_correct[members_of].double().mean())
+            metrics[f"{name}_robust"] = float(is_robust[members_of].double().mean())
+    duplicated, single = metrics.get("duplicated_accuracy"), metrics.get("single_accuracy")
     if duplicated is not None and single is not None:
-        found["duplicated_minus_single"] = duplicated - single
-    answers = {"index": points.index, "copies": counts[looked_at] - 1, "correct": right.long(), "robust": held.long()}
-    return found, {name: values.tolist() for name, values in answers.items()}
+        metrics["duplicated_minus_single"] = duplicated - single
+    answers = {
+        "index": points.index,
+        "copies": counts[looked_at] - 1,
+        "correct": is_correct.long(),
+        "robust": is_robust.long(),
+    }
+    return metrics, {name: values.tolist() for name, values in answers.items()}
 
 
 def without_near(right: Tensor, images: Tensor, data: TrainingData, registry: Registry) -> float | None:

@@ -91,7 +91,7 @@ class CellResult(Part):
 
 def load_cell(path: Path) -> CellResult:
     """Read a cell's result; older versions are upgraded, newer or damaged ones refused (UserError)."""
-    return read_record(path, CellResult, schema=CELL_SCHEMA, version=CELL_VERSION, what="a cell of a study")
+    return read_record(path, CellResult, schema=CELL_SCHEMA, version=CELL_VERSION, noun="a cell of a study")
 
 
 def save_cell(result: CellResult, folder: Path) -> Path:

@@ -25,9 +25,12 @@ def add_effective_robustness(runs: Sequence[StudyRun], dose: str) -> list[str]:
         if run.factors.get(dose, 0) == 0:
             place = tuple((name, str(level)) for name, level in run.factors.items() if name != dose)
             cells.setdefault(place, {})[run.cell] = run
-    by_setting = {frozenset(found): list(found.values()) for found in cells.values()}  # schemes share their baseline
+    by_setting = {
+        frozenset(by_seed): list(by_seed.values()) for by_seed in cells.values()
+    }  # schemes share their baseline
     points = {
-        (_mean_logit(found, "clean_accuracy"), _mean_logit(found, "shifted_accuracy")) for found in by_setting.values()
+        (_mean_logit(by_seed, "clean_accuracy"), _mean_logit(by_seed, "shifted_accuracy"))
+        for by_seed in by_setting.values()
     }
     if len({clean for clean, _ in points}) < FEWEST_FOR_FIT:
         text = f"the line needs {FEWEST_FOR_FIT} settings without copies that differ in more than the seed"

@@ -48,11 +48,11 @@ def metric(name: str) -> Metric:
     for publication in publications():
         if name in publication.metrics:
             return publication.metrics[name]
-    found = re.fullmatch(r"(steps|samples|seconds)_to_(clean|robust)_(\d+)", name)
-    if found:
-        what = {"steps": "optimizer steps", "samples": "training entries", "seconds": "training time"}[found[1]]
-        unit: Unit = "seconds" if found[1] == "seconds" else "count"
-        return Metric(f"{what} until {found[3]}% {found[2]} validation accuracy", unit)
+    parts = re.fullmatch(r"(steps|samples|seconds)_to_(clean|robust)_(\d+)", name)
+    if parts:
+        noun = {"steps": "optimizer steps", "samples": "training entries", "seconds": "training time"}[parts[1]]
+        unit: Unit = "seconds" if parts[1] == "seconds" else "count"
+        return Metric(f"{noun} until {parts[3]}% {parts[2]} validation accuracy", unit)
     return Metric(name.replace("_", " "), "")
 
 

@@ -94,7 +94,9 @@ def publications() -> tuple[Publication, ...]:
 def protocols() -> dict[str, Protocol]:
     """Return the protocols by name: robustdup's own training, and those of publications."""
     own = Protocol(Deferred("robustdup_study.cell:training_grid"), Deferred("robustdup_study.cell:run_cell"))
-    return {TRAIN: own} | {name: one for publication in publications() for name, one in publication.protocols.items()}
+    return {TRAIN: own} | {
+        name: protocol for publication in publications() for name, protocol in publication.protocols.items()
+    }
 
 
 def dose_factors() -> dict[str, DoseFactor]:

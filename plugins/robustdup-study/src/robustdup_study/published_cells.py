@@ -38,7 +38,7 @@ def runs_of_table(path: Path, config: StudyConfig) -> list[StudyRun]:
             code="bad-file",
         )
     metrics = [name for name in table.column_names if name not in (*config.factors, *OWN)]
-    levels = {name: {str(label(level)): label(level) for level in found} for name, found in config.factors.items()}
+    levels = {name: {str(label(level)): label(level) for level in values} for name, values in config.factors.items()}
     return [_run(row, levels, metrics) for row in table.to_pylist()]
 
 

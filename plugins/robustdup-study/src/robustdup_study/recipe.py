@@ -148,8 +148,8 @@ class StudyConfig(Config):
     @property
     def measure(self) -> dict[str, Any]:
         """What is measured on a cell's model besides its evaluation."""
-        found = {"metrics_on": self.metrics_on, "near_test": self.near_test, "shifted": self.shifted}
-        return found if self.clean_on is None else {**found, "clean_on": self.clean_on}
+        settings = {"metrics_on": self.metrics_on, "near_test": self.near_test, "shifted": self.shifted}
+        return settings if self.clean_on is None else {**settings, "clean_on": self.clean_on}
 
     @property
     def folder(self) -> Path:
@@ -201,8 +201,8 @@ def settings(level: Level) -> dict[str, Any]:
 def _check_named(config: StudyConfig) -> None:
     """Refuse exclusions, contrasts and budgets that name what is not there."""
     factors = config.factors
-    for number, one in enumerate(config.exclude, start=1):
-        for name, wanted in one.items():
+    for number, excluded in enumerate(config.exclude, start=1):
+        for name, wanted in excluded.items():
             if name not in factors:
                 raise unknown(f"factor of exclusion {number}:", name, factors)
             allowed = [str(label(level)) for level in factors[name]]

@@ -180,9 +180,9 @@ def _unequal_steps(config: StudyConfig, runs: Sequence[StudyRun]) -> list[str]:
 
 def _changes(history: Sequence[Mapping[str, Any]], now_: Mapping[str, Any]) -> list[str]:
     changes = [
-        f"The analysis was changed on {one['since']}, when {one['finished']} cells were finished."
-        for one in history[1:]
-        if one["finished"]
+        f"The analysis was changed on {change['since']}, when {change['finished']} cells were finished."
+        for change in history[1:]
+        if change["finished"]
     ]
     if history and history[-1]["analysis"] != now_:
         changes.append("The analysis of this report is not the one that was fixed when the study was run.")

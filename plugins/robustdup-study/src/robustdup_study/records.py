@@ -275,7 +275,7 @@ class StudyProgress(Part):
 
 def load_study_record(place: str | Path) -> StudyRecord:
     """Read a study's record from its folder or a file; older versions are upgraded, newer ones refused (UserError)."""
-    return read_record(place, StudyRecord, schema=STUDY_SCHEMA, version=STUDY_VERSION, what="a study's record")
+    return read_record(place, StudyRecord, schema=STUDY_SCHEMA, version=STUDY_VERSION, noun="a study's record")
 
 
 def save_study_record(record: StudyRecord, folder: Path) -> Path:

@@ -72,13 +72,13 @@ def cell_folder(folder: Path, key: str) -> Path:
 
 def results(folder: Path, keys: Sequence[str]) -> dict[str, CellResult]:
     """Return the results that are there, by key; a damaged one counts as missing, and is said by `damaged`."""
-    found = {}
+    cells = {}
     for key in keys:
         path = cell_folder(folder, key) / CELL_FILE
         if path.is_file():
             with contextlib.suppress(RobustdupError):
-                found[key] = load_cell(path)
-    return found
+                cells[key] = load_cell(path)
+    return cells
 
 
 def unreadable(folder: Path, keys: Sequence[str]) -> list[str]:
@@ -125,7 +125,7 @@ def _run_some(left: list[CellOrder], run_cell: RunCell, where: Where, folder: Pa
         retries=where.retries, describe=lambda order: f"cell {order.key}",
     ) as runner:  # fmt: skip
         tally.workers = runner.workers
-        for result in runner.map(left, told=tally.told):
+        for result in runner.map(left, listener=tally.hear):
             place = cell_folder(folder, result.key)
             if not (place / CELL_FILE).is_file():  # the worker's disk was not ours
                 save_cell(result, place)
@@ -167,7 +167,7 @@ class _Tally:
         self._spent += result.seconds
         self.show(f"{result.key} failed: {result.error}" if result.status == "failed" else "")
 
-    def told(self, note: object) -> None:
+    def hear(self, note: object) -> None:
         """Take what a worker tells of the cell that it is at."""
         if isinstance(note, CellStep) and note.key not in self.seen:
             self.under_way[note.key] = f"{note.step}/{note.n_steps}"

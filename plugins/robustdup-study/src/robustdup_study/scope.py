@@ -18,19 +18,19 @@ def scope_of(config: StudyConfig, runs: Sequence[StudyRun], cells: Mapping[str, 
     parts = [
         _network(config, parameters),
         f"{_span(images)} distinct training images" if images else "",
-        f"of {_one(_levels(config, 'data'))}" if _levels(config, "data") else "",
+        f"of {_alternatives(_levels(config, 'data'))}" if _levels(config, "data") else "",
         f"{_span(_ends(done, 'steps'))} optimizer steps",
         _epochs(config),
         f"{len({run.seed for run in done})} seed{'s' * (len({run.seed for run in done}) != 1)}",
     ]
-    found = [part for part in parts if part and not part.startswith(" ")]
-    text = ", ".join(found).replace(" training images, of ", " training images of ")
+    named = [part for part in parts if part and not part.startswith(" ")]
+    text = ", ".join(named).replace(" training images, of ", " training images of ")
     return text if done else ""
 
 
 def _network(config: StudyConfig, parameters: set[int]) -> str:
     models = _levels(config, "model")
-    name = _one(models) if models else ("the network of the paper" if config.protocol != "train" else "")
+    name = _alternatives(models) if models else ("the network of the paper" if config.protocol != "train" else "")
     if not parameters:
         return name
     size = " or ".join(_thousands(number) for number in sorted(parameters))
@@ -45,7 +45,7 @@ def _thousands(number: int) -> str:
 
 def _epochs(config: StudyConfig) -> str:
     given = [budget["epochs"] for budget in config.budgets.values() if "epochs" in budget] or _levels(config, "epochs")
-    return f"{_one(given)} epochs" if given else ""
+    return f"{_alternatives(given)} epochs" if given else ""
 
 
 def _levels(config: StudyConfig, name: str) -> list[Any]:
@@ -58,7 +58,7 @@ def _levels(config: StudyConfig, name: str) -> list[Any]:
     return inside or ([config.base[name]] if name in config.base else [])
 
 
-def _one(values: Sequence[Any]) -> str:
+def _alternatives(values: Sequence[Any]) -> str:
     return " or ".join(dict.fromkeys(f"{value:g}" if isinstance(value, float) else str(value) for value in values))
 
 

@@ -52,18 +52,18 @@ def limit_of_sides(table: Table, pairs: Sequence[tuple[Side, Side]], name: str, 
 
 def also_differs(table: Table, before: Side, after: Side) -> list[str]:
     """Return what differs between two sides besides what is compared: steps, distinct images, class shares."""
-    found = []
+    differences = []
     for name, (text, form) in BESIDES.items():
         first, second = (_mean(table, side, name) for side in (before, after))
         if first is None or second is None:
             continue
         least = SAME_SHARES if name == "class_imbalance" else SAME_STEPS * max(abs(first), abs(second))
         if abs(first - second) > least:
-            found.append(f"{text} {form.format(first)} → {form.format(second)}")
+            differences.append(f"{text} {form.format(first)} → {form.format(second)}")
     unknown = _mean(table, before, "class_imbalance") is None or _mean(table, after, "class_imbalance") is None
     if unknown and _skewed(before) != _skewed(after):
-        found.append("class shares")
-    return found
+        differences.append("class shares")
+    return differences
 
 
 def _skewed(side: Side) -> bool:
@@ -109,8 +109,8 @@ class Answers:
             if abs(float(row.mean()) - total) > TOLERANCE:
                 return None
             rows.append(row)
-        found = crossed_interval(np.array(rows), level) if len(rows) > 1 else None  # type: ignore[arg-type]
-        return None if found is None else (*found, len(rows[0]))
+        interval = crossed_interval(np.array(rows), level) if len(rows) > 1 else None  # type: ignore[arg-type]
+        return None if interval is None else (*interval, len(rows[0]))
 
 
 NO_ANSWERS = Answers({})
@@ -118,7 +118,7 @@ NO_ANSWERS = Answers({})
 
 def answers_of(rows: Sequence[tuple[Side, int, Mapping[str, str]]]) -> Answers:
     """Return the answers of these cells: (side, seed, answers by metric)."""
-    found: dict[Any, dict[int, Mapping[str, str]]] = {}
+    by_side: dict[Any, dict[int, Mapping[str, str]]] = {}
     for side, seed, answers in rows:
-        found.setdefault(side, {})[seed] = answers
-    return Answers(found)
+        by_side.setdefault(side, {})[seed] = answers
+    return Answers(by_side)

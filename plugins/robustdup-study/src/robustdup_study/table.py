@@ -22,11 +22,11 @@ class Table:
         self._values: dict[tuple[Stratum, float], dict[str, Values]] = defaultdict(lambda: defaultdict(dict))
         self.seeds: dict[Stratum, set[int]] = defaultdict(set)
         for run in runs:
-            stratum, at = split(run.factors, dose)
+            stratum, dose_here = split(run.factors, dose)
             self.seeds[stratum].add(run.seed)
             for name, value in run.metrics.items():
                 if value is not None and np.isfinite(value):
-                    self._values[stratum, at][name][run.seed] = value
+                    self._values[stratum, dose_here][name][run.seed] = value
 
     def strata(self) -> list[Stratum]:
         """Return the strata in their order of appearance."""
@@ -34,7 +34,7 @@ class Table:
 
     def doses(self, stratum: Stratum) -> list[float]:
         """Return the doses that a stratum has results for, rising."""
-        return sorted(at for other, at in self._values if other == stratum)
+        return sorted(level for other, level in self._values if other == stratum)
 
     def values(self, stratum: Stratum, dose: float, name: str) -> Values:
         """Return a metric by seed; {} where nothing was measured."""
@@ -42,18 +42,18 @@ class Table:
 
     def metrics(self) -> list[str]:
         """Return the names of all metrics that were measured."""
-        return list(dict.fromkeys(name for found in self._values.values() for name in found))
+        return list(dict.fromkeys(name for by_metric in self._values.values() for name in by_metric))
 
 
 def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
     """Return the other factors, and the dose as a number. Raises UserError where it is none."""
-    at = factors.get(dose, 0)
-    if isinstance(at, bool) or not isinstance(at, int | float):
+    level = factors.get(dose, 0)
+    if isinstance(level, bool) or not isinstance(level, int | float):
         raise UserError(
-            f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {at!r}.",
+            f"The levels of the factor {dose!r} must be numbers to be compared with dose 0; got {level!r}.",
             code="bad-value",
         )
-    return tuple((name, value) for name, value in factors.items() if name != dose), float(at)
+    return tuple((name, value) for name, value in factors.items() if name != dose), float(level)
 
 
 def effect(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
@@ -68,4 +68,4 @@ def varying_factors(runs: Sequence[StudyRun], dose: str) -> list[str]:
     for run in runs:
         for name, value in run.factors.items():
             levels[name].add(str(value))
-    return [name for name, found in levels.items() if name != dose and len(found) > 1]
+    return [name for name, values in levels.items() if name != dose and len(values) > 1]

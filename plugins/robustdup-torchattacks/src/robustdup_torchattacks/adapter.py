@@ -27,10 +27,10 @@ def missing() -> str:
     if importlib.util.find_spec("torchattacks") is None:
         return f"torchattacks is not installed: {how_to_install('--no-deps', f'torchattacks=={VERSION}')}"
     try:
-        found = importlib.metadata.version("torchattacks")
+        installed = importlib.metadata.version("torchattacks")
     except importlib.metadata.PackageNotFoundError:
         return f"a torchattacks without version is on the path, not the package: {how_to_install(f'torchattacks=={VERSION}')}"
-    return "" if found == VERSION else f"torchattacks {found} is installed, and this table is of {VERSION}"
+    return "" if installed == VERSION else f"torchattacks {installed} is installed, and this table is of {VERSION}"
 
 
 def load() -> ModuleType:

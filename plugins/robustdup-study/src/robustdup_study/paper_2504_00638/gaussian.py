@@ -76,26 +76,26 @@ def fit(points: Points, labels: Labels) -> Any:
 
 def run(seeds: Sequence[int]) -> list[Line]:
     """Return the accuracies of both schemes at every published dose over these seeds."""
-    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    scores_of: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
     for seed in seeds:
         rng = np.random.default_rng(seed)
         points, labels = draw(rng, EACH)
-        fresh, truth = draw(rng, FRESH)
+        fresh, fresh_labels = draw(rng, FRESH)
         for scheme, share in SHARES.items():
             rows = duplicates(np.random.default_rng([seed, 1]), labels, DOSES[scheme][-1], share)
             for added in DOSES[scheme]:
                 chosen = np.concatenate([np.arange(len(labels)), rows[:added]])  # a higher dose contains the lower ones
                 model = fit(points[chosen], labels[chosen])
-                found.setdefault((scheme, added), []).append(
+                scores_of.setdefault((scheme, added), []).append(
                     (
                         model.score(points, labels), model.score(points[chosen], labels[chosen]),
-                        model.score(fresh, truth),
+                        model.score(fresh, fresh_labels),
                     )
                 )  # fmt: skip
     lines = []
-    for (scheme, added), scores in found.items():
+    for (scheme, added), scores in scores_of.items():
         table = np.array(scores)
-        difference = mean_estimate(table[:, 2] - np.array(found[scheme, 0])[:, 2])
+        difference = mean_estimate(table[:, 2] - np.array(scores_of[scheme, 0])[:, 2])
         original, duplicated, fresh_mean = (float(value) for value in table.mean(axis=0))
         lines.append(Line(scheme, added, original, duplicated, fresh_mean, difference))
     return lines
@@ -103,16 +103,16 @@ def run(seeds: Sequence[int]) -> list[Line]:
 
 def sentences(lines: Sequence[Line]) -> list[str]:
     """Return what the largest dose of each scheme did to accuracy on fresh points."""
-    said = []
+    texts = []
     for scheme in SHARES:
         last = [line for line in lines if line.scheme == scheme][-1]
-        found = last.difference
+        difference = last.difference
         text = f"{scheme}, {last.added} duplicates of {2 * EACH} points: accuracy on fresh points changed by "
-        text += f"{100 * found.mean:+.2f} points"
-        if found.low is not None and found.high is not None:
-            text += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-        said.append(f"{text}, {found.n} paired seed{'s' * (found.n > 1)}.".replace("-", "−"))
-    return said
+        text += f"{100 * difference.mean:+.2f} points"
+        if difference.low is not None and difference.high is not None:
+            text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+        texts.append(f"{text}, {difference.n} paired seed{'s' * (difference.n > 1)}.".replace("-", "−"))
+    return texts
 
 
 def picture(lines: Sequence[Line], seed: int, path: Path) -> None:
@@ -144,9 +144,9 @@ def _boundaries(axis: Any, points: Points, labels: Labels, rows: npt.NDArray[np.
         heights = model.decision_function(grid.reshape(-1, 2)).reshape(grid.shape[:2])
         axis.contour(grid[..., 0], grid[..., 1], heights, levels=[0], colors=[colour])
     for value, colour in ((-1, "tab:blue"), (1, "tab:orange")):
-        mine = labels == value
-        axis.scatter(*points[mine].T, s=12, color=colour, label=f"class {value:+d}")
-        twice = mine & (many > 0)
+        of_class = labels == value
+        axis.scatter(*points[of_class].T, s=12, color=colour, label=f"class {value:+d}")
+        twice = of_class & (many > 0)
         axis.scatter(*points[twice].T, s=12 + 25 * many[twice], facecolors="none", edgecolors=colour)
     axis.plot([], [], color="black", label="without duplicates")
     axis.plot([], [], color="tab:red", label="with duplicates")

@@ -22,7 +22,7 @@ class Judgement(NamedTuple):
 
 
 def judged(
-    found: Sequence[PairedComparison], alpha: float, equivalence: Literal["plain", "holm"] = "plain"
+    comparisons: Sequence[PairedComparison], alpha: float, equivalence: Literal["plain", "holm"] = "plain"
 ) -> list[Judged]:
     """Return each comparison with its word within a claim: lower, higher, equivalent, undecided.
 
@@ -30,19 +30,21 @@ def judged(
     a drop. Equivalence may be "plain", where a verdict needs all of them at once (an intersection of tests needs no
     correction), and has to be "holm" where one of several is enough.
     """
-    varied = [one for one in found if one.p is not None]
-    p = dict(zip(map(id, varied), holm([one.p for one in varied if one.p is not None]), strict=True))
-    bounded = [one for one in found if one.tost_p is not None]
-    plain = [one.tost_p for one in bounded if one.tost_p is not None]
+    varied = [comparison for comparison in comparisons if comparison.p is not None]
+    p = dict(
+        zip(map(id, varied), holm([comparison.p for comparison in varied if comparison.p is not None]), strict=True)
+    )
+    bounded = [comparison for comparison in comparisons if comparison.tost_p is not None]
+    plain = [comparison.tost_p for comparison in bounded if comparison.tost_p is not None]
     tost = dict(zip(map(id, bounded), holm(plain) if equivalence == "holm" else plain, strict=True))
     words: list[Judged] = []
-    for one in found:
-        if id(one) not in p:
-            words.append((one.verdict, one))
-        elif p[id(one)] < alpha:
-            words.append(("lower" if one.difference < 0 else "higher", one))
+    for comparison in comparisons:
+        if id(comparison) not in p:
+            words.append((comparison.verdict, comparison))
+        elif p[id(comparison)] < alpha:
+            words.append(("lower" if comparison.difference < 0 else "higher", comparison))
         else:
-            words.append(("equivalent" if tost.get(id(one), 1.0) < alpha else "undecided", one))
+            words.append(("equivalent" if tost.get(id(comparison), 1.0) < alpha else "undecided", comparison))
     return words
 
 
@@ -52,16 +54,16 @@ def no_harm(kinds: Sequence[Sequence[Judged]], alpha: float) -> int:
     A duplication has a p value for each metric, that of "it fell by the margin or more"; all have to be refused, so its
     p value is the largest. That there is one such duplication is found by looking at all of them: Holm over them.
     """
-    p_values = [max((_p_fell(one) for _, one in kind), default=1.0) for kind in kinds]
+    p_values = [max((_p_fell(comparison) for _, comparison in kind), default=1.0) for kind in kinds]
     harmful = [any(word == "lower" for word, _ in kind) for kind in kinds]
     return sum(p < alpha and not harms for p, harms in zip(holm(p_values), harmful, strict=True))
 
 
-def _p_fell(one: PairedComparison) -> float:
+def _p_fell(comparison: PairedComparison) -> float:
     """Return the one-sided p value of "the mean difference is at or below minus the margin"; 1 where it cannot be told."""
-    if one.margin is None or not one.sd or len(one.seeds) < 2:
+    if comparison.margin is None or not comparison.sd or len(comparison.seeds) < 2:
         return 1.0
     from scipy import special
 
-    t = (one.difference + one.margin) / (one.sd / math.sqrt(len(one.seeds)))
-    return float(special.stdtr(len(one.seeds) - 1, -t))
+    t = (comparison.difference + comparison.margin) / (comparison.sd / math.sqrt(len(comparison.seeds)))
+    return float(special.stdtr(len(comparison.seeds) - 1, -t))

@@ -197,13 +197,13 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, darkest: float = GR
 
     `darkest` is the lower end of that clamp: GREY as published, BLACK where it is repaired.
     """
-    adv = images.clone()
+    adv_images = images.clone()
     for _ in range(ATTACK_STEPS):
-        adv = adv.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(adv), labels), adv)
-        moved = adv.detach() + ATTACK_STEP * gradient.sign()
-        adv = (images + (moved - images).clamp(-ATTACK_CLIP, ATTACK_CLIP)).clamp(darkest, 1)
-    return adv.detach()
+        adv_images = adv_images.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(adv_images), labels), adv_images)
+        moved = adv_images.detach() + ATTACK_STEP * gradient.sign()
+        adv_images = (images + (moved - images).clamp(-ATTACK_CLIP, ATTACK_CLIP)).clamp(darkest, 1)
+    return adv_images.detach()
 
 
 def _epoch(
