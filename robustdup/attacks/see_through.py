@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.inner import Inner, answers_inside
+from robustdup.attacks.inner import Inner, answers_inside, find_inner, probing_images
 from robustdup.attacks.passing import Passing
 from robustdup.attacks.passing_rules import flows
 
@@ -142,3 +142,8 @@ def _modules(passing: Passing, images: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def smooth_copy(model: nn.Module, like: Tensor) -> SeeThrough:
+    """Return the smooth copy of a model, of the network inside it where there is one; `like` has the shape of its images."""
+    return SeeThrough(model, smooth=True, inner=find_inner(model, probing_images(like)))

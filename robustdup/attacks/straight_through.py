@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd import apgd
 from robustdup.attacks.cosine_pgd import cosine_pgd, cosine_pgd_t
 from robustdup.attacks.guided import Guided, counted, inside
-from robustdup.attacks.inner import PROBED, find_inner, probing_images
+from robustdup.attacks.inner import PROBED, probing_images
 from robustdup.attacks.losses import cw, margin, misclassified
 from robustdup.attacks.passes import Passes, input_gradient
-from robustdup.attacks.see_through import SeeThrough
+from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -148,11 +148,6 @@ def naked(view: nn.Module) -> bool:
     """Say whether the copy in a smooth view has the scores of a network inside: the margins of the model say less than those."""
     guided = view.model if isinstance(view, Passes) else view
     return guided.guide.inner is not None  # type: ignore[union-attr]
-
-
-def smooth_copy(model: nn.Module, like: Tensor) -> SeeThrough:
-    """Return the smooth copy of a model, of the network inside it where there is one; `like` has the shape of its images."""
-    return SeeThrough(model, smooth=True, inner=find_inner(model, probing_images(like)))
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,7 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent, pgd
-from robustdup.attacks.see_through import SeeThrough
-from robustdup.attacks.straight_through import smooth_copy
+from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.masking import FOLLOWS, LOOKED_AT, THRESHOLDS, is_zero
 from robustdup.projections import row_sum
