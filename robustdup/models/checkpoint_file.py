@@ -59,10 +59,10 @@ def weights_file(place: Path) -> Path:
 
 def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleType | None = None) -> Any:
     """Return what a checkpoint holds, on the CPU. Raises UserError for anything that is not one."""
-    is_safetensors = _checked(file)
+    safe = is_safetensors(file)
     try:
         check_zip(file)
-        if is_safetensors:
+        if safe:
             from safetensors.torch import load_file
 
             return load_file(file)
@@ -102,7 +102,7 @@ def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleTyp
         raise _broken(file, error) from error
 
 
-def _checked(file: Path) -> bool:
+def is_safetensors(file: Path) -> bool:
     """Tell whether a file is safetensors or one of torch's or numpy's. Raises UserError for anything else."""
     with file.open("rb") as stream:
         head = stream.read(512)
@@ -113,18 +113,18 @@ def _checked(file: Path) -> bool:
             f"{str(file)!r} is a web page, not a checkpoint: the download failed. Open it to see what it says.",
             code="damaged-checkpoint",
         )
-    for beginnings, told in ELSEWHERE:
+    for beginnings, advice in ELSEWHERE:
         if head.startswith(beginnings):
-            raise UserError(f"{str(file)!r} {told}.", code="damaged-checkpoint")
+            raise UserError(f"{str(file)!r} {advice}.", code="damaged-checkpoint")
     if head[257:262] == b"ustar":
         raise UserError(f"{str(file)!r} is a tar archive: unpack it first.", code="damaged-checkpoint")
-    is_safetensors = head[8:9] == b"{"  # after the length of its header
-    if not is_safetensors and not head.startswith((b"PK", b"\x80")):  # a zip, or a bare pickle
+    safe = head[8:9] == b"{"  # after the length of its header
+    if not safe and not head.startswith((b"PK", b"\x80")):  # a zip, or a bare pickle
         raise UserError(
             f"{str(file)!r} is not a checkpoint: neither safetensors nor written by torch.save.",
             code="damaged-checkpoint",
         )
-    return is_safetensors
+    return safe
 
 
 def _named_in(error: Exception) -> str:

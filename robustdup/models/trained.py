@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustdup.errors import UserError, unknown
 from robustdup.models.adapt import keep_names
 from robustdup.models.architectures import HUB, build_network
+from robustdup.models.checkpoint_file import is_safetensors
 from robustdup.models.files import is_file_spec, load_weights
 from robustdup.plugins import Registry
 from robustdup.records.base import Part, to_json, write_atomic
@@ -87,6 +88,8 @@ def load_trained(rest: str, registry: Registry) -> nn.Module:
             f"{str(folder)!r} has no {weights.name}{f'; it has {saved[0]}' if saved else ': its training saved no network yet'}.",
             code="missing-file",
         )
+    if not is_safetensors(weights):
+        raise UserError(f"{str(weights)!r} is not what training wrote there. Copy it again.", code="damaged-checkpoint")
     network = build_network(
         description.spec, channels=description.channels, size=description.size, classes=description.classes,
         mean=description.mean, std=description.std, seed=0, registry=registry,

@@ -112,7 +112,7 @@ def test_weights_of_another_network_name_the_first_tensor(tmp_path, registry):
     with raises("other-network", UserError, "keys are missing", "another architecture"):
         load_trained(str(tmp_path), registry)
     (tmp_path / "best.safetensors").write_bytes(b"\x80\x04pickle")
-    with raises("refused-pickle", UserError):
+    with raises("damaged-checkpoint", UserError):
         load_trained(str(tmp_path), registry)
 
 
