@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal
 
 from pydantic import Field
@@ -10,8 +11,10 @@ from robustdup.records import Accuracy, Part, Threat
 
 
 class Signed(Part):
-    """Who states what was verified: a signature proves nothing of it."""
+    """What any verification says: whether it was accepted, and who states what was verified, which proves nothing of it."""
 
+    accepted: bool = Field(description="Whether nothing speaks against what was claimed.")
+    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
     rechecked: list[str] = Field(
         default_factory=list, description="Fields of the bundle that were computed again here."
     )
@@ -21,12 +24,21 @@ class Signed(Part):
     )
     signed_by: str = Field(default="", description="The public key of who signed it, as OpenSSH writes it.")
     signer: str = Field(default="", description="What the verifier calls that key, where it was named with --signer.")
+    only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
+    seconds: float = Field(default=0.0, description="Seconds that it took.")
+
+    def __str__(self) -> str:
+        """Return whether it was accepted, and what was found."""
+        return f"Accepted. {self.headline()}" if self.accepted else f"Refused: {'; '.join(self.problems)}"
+
+    @abstractmethod
+    def headline(self) -> str:
+        """Return what was found, in a sentence or two."""
 
 
 class Verification(Signed):
     """What the referee says of claimed examples. Accuracies are over the n samples."""
 
-    accepted: bool = Field(description="Whether nothing speaks against the claims.")
     n: int = Field(description="Samples.")
     threat: Threat = Field(description="The threat model.")
     clean_accuracy: float = Field(description="Share of samples classified correctly as they are.")
@@ -58,19 +70,12 @@ class Verification(Signed):
         default_factory=dict, description="What they violated: not_finite, box, ball."
     )
     within_rounding: int = Field(default=0, description="Claims that fail only within float32 rounding.")
-    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
     notes: list[str] = Field(default_factory=list, description="What a reader should know: how the examples were read.")
     consistent: list[str] = Field(
         default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
     )
-    only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
     n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
-    seconds: float = Field(default=0.0, description="Seconds that it took.")
-
-    def __str__(self) -> str:
-        """Return whether it was accepted, and what was found."""
-        return f"Accepted. {self.headline()}" if self.accepted else f"Refused: {'; '.join(self.problems)}"
 
     def headline(self) -> str:
         """Return what is proven, and what is only stated, in two sentences."""
@@ -93,7 +98,6 @@ class Verification(Signed):
 class CorruptionVerification(Signed):
     """What making the corrupted images again, or reading them, and judging them says of a run on corruptions."""
 
-    accepted: bool = Field(description="Whether nothing speaks against what the bundle says.")
     n: int = Field(description="Images of each kind and severity.")
     n_sets: int = Field(description="Kinds with severities that were judged again.")
     corruption_accuracy: Accuracy | None = Field(
@@ -106,14 +110,7 @@ class CorruptionVerification(Signed):
     n_other_pixels: int = Field(default=0, description="Sets whose images are others here than those that were judged.")
     n_differing: int = Field(default=0, description="Images on which the model answers otherwise here.")
     within_rounding: int = Field(default=0, description="Those of them whose margin is no more than float32 rounding.")
-    problems: list[str] = Field(default_factory=list, description="What does not fit, in words.")
     notes: list[str] = Field(default_factory=list, description="What a reader should know.")
-    only_stated: list[str] = Field(default_factory=list, description="All other fields: nothing here speaks for them.")
-    seconds: float = Field(default=0.0, description="Seconds that it took.")
-
-    def __str__(self) -> str:
-        """Return whether it was accepted, and what was found."""
-        return f"Accepted. {self.headline()}" if self.accepted else f"Refused: {'; '.join(self.problems)}"
 
     def headline(self) -> str:
         """Return what was found, in a sentence."""
