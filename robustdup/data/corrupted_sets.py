@@ -11,7 +11,7 @@ from typing import Literal
 from robustdup.config import DataOptions
 from robustdup.data.corruptions import make_corrupted
 from robustdup.data.dataset import ImageDataset
-from robustdup.data.sources import load_images, open_samples
+from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records.corruptions import COMMON, KINDS, SEVERITIES
@@ -127,26 +127,27 @@ def corrupted_sets(
             place = corruptions.places[kind]
             if corruptions.source == "arrays":
                 source, where = spec, replace(options, config=kind, split=f"severity-{severity}")
-                _check_severities(source, where, place, registry)
             else:
                 source, where = str(place / str(severity)), options
                 if not Path(source).is_dir():
                     raise UserError(
                         f"{str(place)!r} has no folder {severity} of that severity.", code="missing-corruption"
                     )
-            data = load_images(source, where, n=n, sample=sample, seed=corruptions.seed, registry=registry)
+            of_arrays = corruptions.source == "arrays"
+            try:
+                data = load_images(
+                    source, where, n=n, sample=sample, seed=corruptions.seed, registry=registry, lenient=not of_arrays
+                )
+            except UserError as error:
+                if of_arrays and error.code == "unknown-split":
+                    raise _other_severities(place) from error
+                raise
             yield CorruptedSet(kind, severity, data)
 
 
-def _check_severities(spec: str, options: DataOptions, place: Path, registry: Registry) -> None:
-    """Raise UserError where the images of a file are not of five severities, one after the other."""
-    try:
-        open_samples(spec, options, registry)
-    except UserError as error:
-        if error.code != "unknown-split":
-            raise
-        raise UserError(
-            f"{place} does not hold five severities one after the other: its labels are not five times the same, as in "
-            "CIFAR-10-C. Images of one severity are data like any others: leave out --threat corruptions.",
-            code="missing-corruption",
-        ) from error
+def _other_severities(place: Path) -> UserError:
+    return UserError(
+        f"{place} does not hold five severities one after the other: its labels are not five times the same, as in "
+        "CIFAR-10-C. Images of one severity are data like any others: leave out --threat corruptions.",
+        code="missing-corruption",
+    )

@@ -17,13 +17,13 @@ from robustdup.plugins import Registry
 
 def load_images(
     spec: str, options: DataOptions | None = None, *, n: int | None = None, sample: int | None = None, seed: int = 0,
-    registry: Registry,
+    registry: Registry, lenient: bool = True,
 ) -> ImageDataset:  # fmt: skip
     """Return the images and labels of a spec: all, the first `n`, or a random `sample` drawn from `seed`.
 
     The first n are the samples that RobustBench takes (https://robustbench.github.io), unless the labels come in order: then
     n are drawn, each class by its share (see `choose`). The sample depends only on the seed and the number of samples, and
-    comes in their order. Raises UserError.
+    comes in their order. `lenient` is that of `open_samples`. Raises UserError.
     """
     options = options or DataOptions()
     if n is not None and sample is not None:
@@ -31,7 +31,7 @@ def load_images(
             f"Give either the first samples (n = {n}) or a random sample (sample = {sample}), not both.",
             code="bad-option",
         )
-    samples = open_samples(spec, options, registry, lenient=True)
+    samples = open_samples(spec, options, registry, lenient=lenient)
     split = split_taken(samples, options.split)
     index, selection, remarks = choose(samples, n=n, sample=sample, seed=seed, place=f"{spec} ({split})")
     images, labels = samples.fetch(index.tolist())
