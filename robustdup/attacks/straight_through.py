@@ -75,9 +75,7 @@ def straight_through(
     if views is None:
         return adv_images
     hard, smooth = views
-    by_smooth = torch.ones_like(
-        labels, dtype=torch.bool
-    )  # what targeted runs follow: where the smooth copy came nearer
+    by_smooth = torch.ones_like(labels, dtype=torch.bool)  # where the smooth copy came nearer: targeted runs follow it
     options = {"steps": steps, "restarts": restarts, "eot": eot}
     for number, (copied, aimed) in enumerate(((hard, False), (smooth, False), (hard, True), (smooth, True))):
         rows = remaining[by_smooth[remaining] == (copied is smooth)] if aimed else remaining

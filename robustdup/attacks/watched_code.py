@@ -27,7 +27,6 @@ MODULES = (
     "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
     "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main",
 )  # fmt: skip
-builtin = vars(builtins)  # in small letters: no table of robustdup, and a library may add names to it
 KINDS = frozenset(
     (
         FunctionType,
@@ -82,7 +81,7 @@ class WatchedCode:
         inner = {base for model in models for module in model.modules() for base in type(module).__mro__}
         self._of_model = {id(base) for base in inner if f"{base.__module__}.".partition(".")[0] != "torch"}
         self._modules = {module.__name__: module for module in modules if sys.modules.get(module.__name__) is module}
-        self._builtins = {name: value for name, value in builtin.items() if _callable(value)}
+        self._builtins = {name: value for name, value in builtins.__dict__.items() if _callable(value)}
         self._spaces = [
             _space(module, module.__name__, module.__name__) for module in modules if module is not builtins
         ]
@@ -102,8 +101,10 @@ class WatchedCode:
     def put_back(self) -> list[str]:
         """Put back what was replaced since, and return its names. Raises TypeError where that cannot be done."""
         # Nothing that the builtins name may be called before they are what they were.
-        changed = [f"builtins.{name}" for name in self._builtins if builtin.get(name) is not self._builtins[name]]
-        builtin.update(self._builtins)
+        changed = [
+            f"builtins.{name}" for name in self._builtins if builtins.__dict__.get(name) is not self._builtins[name]
+        ]
+        builtins.__dict__.update(self._builtins)
         for kind, before in self._bases:
             if kind.__bases__ != before:
                 changed.append(f"the bases of {kind.__qualname__}")
@@ -229,7 +230,7 @@ def _replaced(space: _Space) -> Iterator[tuple[str, Any, Any]]:
             inherited = any(name in vars(base) for base in space.owner.__mro__[1:])
             hides = _callable(now[name]) or (inherited and not special)
         else:  # a name that a module did not have, and the builtins do, would be taken in place of the builtin
-            hides = name in builtin and not special
+            hides = name in builtins.__dict__ and not special
         if hides:
             yield name, MISSING, now[name]
 

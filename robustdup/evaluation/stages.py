@@ -103,26 +103,26 @@ def for_model(
     kinds: dict[str, list[str]] = {}
     for before, after in zip(stages, fitted, strict=True):
         if after.draws > 1:
-            told = f"got the mean of {after.draws} draws for each answer{spread} (--eot)."
+            sentence = f"got the mean of {after.draws} draws for each answer{spread} (--eot)."
         elif "eot" in after.options and "eot" not in before.options:
-            told = f"averaged gradients over {after.options['eot']} draws{spread} (--eot)."
+            sentence = f"averaged gradients over {after.options['eot']} draws{spread} (--eot)."
         elif _own_draws(after) == 1:
-            told = (
+            sentence = (
                 "looked at single draws, and may have stopped at a lucky one. What they left is judged by fresh draws; what "
                 "they missed is not known."
             )
         else:
             continue
-        kinds.setdefault(told, []).append(after.spec.name)
-    names = {told: ", ".join(dict.fromkeys(found)) for told, found in kinds.items()}
-    return fitted, [f"The model answers at random: {found} {told}" for told, found in names.items()]
+        kinds.setdefault(sentence, []).append(after.spec.name)
+    names = {sentence: ", ".join(dict.fromkeys(attacks)) for sentence, attacks in kinds.items()}
+    return fitted, [f"The model answers at random: {listed} {sentence}" for sentence, listed in names.items()]
 
 
 def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
     """Let an attack by gradient average over draws, unless it was told how many, or averages over as many by itself."""
     parameters = stage.spec.parameters
-    told = any(name in stage.options for name in DRAWS_CALLED)
-    if told or stage.spec.knowledge != "white-box" or _own_draws(stage) >= draws.eot:
+    chosen = any(name in stage.options for name in DRAWS_CALLED)
+    if chosen or stage.spec.knowledge != "white-box" or _own_draws(stage) >= draws.eot:
         return replace(stage, draws=1)
     if stage.spec.source == "native" and "eot" in parameters:
         switch = {"eot": draws.eot}
