@@ -38,6 +38,11 @@ def pytest_ignore_collect(collection_path, config):
     return True if collection_path.suffix == ".md" or not lane(collection_path) else None
 
 
+def pytest_make_parametrize_id(val):
+    """Name bytes by their length: two processes that collect must give one test one name, and bytes may hold the time."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     """Mark as `unit` what lies in modules that only call functions."""
     for item in items:
