@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from robustdup.leaderboard import RankResult
-    from robustdup.records import Accuracy, EvaluationRecord
+    from robustdup.records import Accuracy, AttackResult, ClassResult, CurvePoint, Diagnostic, EvaluationRecord, Threat
 
 
 @dataclass(frozen=True, repr=False)
 class EvaluationResult:
     """The result of `robustdup.evaluate`. In a notebook it shows itself as a table.
+
+    What is asked for most in the record stands here too: `clean_accuracy`, `robust_accuracy`, `attacks`, `diagnostics`, ….
 
     Attributes:
         record: what `robustdup eval` writes: accuracies with intervals, each attack, diagnostics, versions.
@@ -44,6 +46,56 @@ class EvaluationResult:
     def robust_accuracy(self) -> Accuracy:
         """The share of samples that survived every attack, with its 95% interval."""
         return self.record.robust_accuracy
+
+    @property
+    def n(self) -> int:
+        """How many samples were evaluated."""
+        return self.record.n
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model of the result: the largest eps, or the union of balls."""
+        return self.record.threat
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
+        return self.record.seed
+
+    @property
+    def attacks(self) -> list[AttackResult]:
+        """The attacks in order, with how many samples each attacked and broke."""
+        return self.record.attacks
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """Signs that the result should not be believed, each with its severity and a sentence."""
+        return self.record.diagnostics
+
+    @property
+    def events(self) -> list[str]:
+        """What happened on the way that a reader should know."""
+        return self.record.events
+
+    @property
+    def per_class(self) -> list[ClassResult]:
+        """Accuracies per class."""
+        return self.record.per_class
+
+    @property
+    def curve(self) -> dict[str, CurvePoint]:
+        """The robust accuracy at each eps, by its text; empty where one was asked for."""
+        return self.record.curve
+
+    @property
+    def n_undecided(self) -> int:
+        """How many samples an attack failed on and no other broke."""
+        return self.record.n_undecided
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took."""
+        return self.record.seconds
 
     @property
     def reliable(self) -> bool | None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.expectation import mean_logits
 from robustdup.attacks.losses import margin, misclassified
 from robustdup.attacks.nearest import check_between
 from robustdup.errors import check_counts
@@ -40,6 +41,7 @@ def sparse_rs(
     rng: SampleRng,
     queries: int = 10_000,
     first_share: float = 0.3,
+    eot: int = 1,
 ) -> Tensor:
     """Lower the margin by moving few of the changed places at a time; survivors return their best iterate.
 
@@ -51,6 +53,8 @@ def sparse_rs(
         rng: the samples' streams.
         queries: at most, besides the first look.
         first_share: of the changed places that moves at first, above 0 and at most 1.
+        eot: draws of a model that answers at random, whose mean is looked at in each query; above 1 no sample leaves, and
+            what is kept is asked again every so many queries.
 
     Returns:
         Images (N, C, H, W) inside the ball and [0, 1].
@@ -58,7 +62,7 @@ def sparse_rs(
     Raises:
         UserError: a setting that cannot work.
     """
-    check_counts("sparse-rs", queries=queries)
+    check_counts("sparse-rs", queries=queries, eot=eot)
     check_between("sparse-rs", "first_share", first_share, 0, 1)
     shape = images.shape[1:]
     channels = shape[0] if threat.norm == "L0-pixels" else 1
@@ -74,11 +78,13 @@ def sparse_rs(
         if query >= 0:
             moving = moved_places(query, queries, count, first_share)
             if query % CHUNK == 0:
+                if query and eot > 1:
+                    lowest = margin(mean_logits(model, iterate.view(-1, *shape), eot), labels).to(clean)
                 bits = streams.bits((CHUNK, moving, channels // WORD + 4), draw=query // CHUNK)
             new_order, proposed = _propose(clean, iterate, order, count, bits[:, query % CHUNK, :moving])
-        with torch.no_grad():
-            logits = model(proposed.view(-1, *shape))
-        losses, is_adv = margin(logits, labels[index]).to(clean), misclassified(logits, labels[index])
+        logits = mean_logits(model, proposed.view(-1, *shape), eot)
+        losses = margin(logits, labels[index]).to(clean)
+        is_adv = misclassified(logits, labels[index]) & (eot == 1)
         better = (losses < lowest) | is_adv
         order, lowest = torch.where(better[:, None], new_order, order), torch.where(better, losses, lowest)
         iterate = torch.where(better[:, None, None], proposed, iterate)
@@ -95,7 +101,8 @@ def sparse_rs(
 
 def sparse_rs_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    return 1 + options["queries"], 0
+    eot, queries = options.get("eot", 1), options["queries"]
+    return (1 + queries + ((queries - 1) // CHUNK if eot > 1 else 0)) * eot, 0
 
 
 def moved_places(query: int, queries: int, count: int, first_share: float) -> int:

@@ -33,6 +33,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.expectation import mean_logits
 from robustdup.attacks.losses import ce, margin, misclassified
 from robustdup.attacks.square_windows import CHUNK, Moves, Windows, draw_moves, window_sides
 from robustdup.errors import AttackWarning, UserError, check_counts, unknown
@@ -57,6 +58,7 @@ def square(
     restarts: int = 1,
     loss: Literal["margin", "ce"] = "margin",
     rescale_schedule: bool = False,
+    eot: int = 1,
 ) -> Tensor:
     """Lower the margin (or raise the cross-entropy) by random search; samples that survive return their best iterate.
 
@@ -74,6 +76,8 @@ def square(
         restarts: number of starts.
         loss: "margin" or "ce".
         rescale_schedule: fit the published schedule for 10,000 queries to `queries`.
+        eot: draws of a model that answers at random, whose mean is looked at in each query; above 1 no sample leaves, and
+            what is kept is asked again every so many queries, since the draws that chose it flatter it.
 
     Returns:
         Images (N, C, H, W) inside the ball and [0, 1].
@@ -81,7 +85,7 @@ def square(
     Raises:
         UserError: an unknown loss, or a setting that cannot work.
     """
-    _check(queries, restarts, p_init, loss)
+    _check(queries, restarts, p_init, loss, eot)
     height, width = images.shape[-2:]
     if height != width:
         warnings.warn(
@@ -100,14 +104,17 @@ def square(
                 break
             streams = rng[remaining].fold("restart").fold(restart)
             outcome = _Outcome(adv_images, lowest, torch.zeros_like(lowest, dtype=torch.bool))
-            _search(model, images[remaining], labels[remaining], threat, streams, sides, loss, remaining, outcome)
+            asked = _Question(model, images.shape[1:], loss, eot)
+            _search(asked, images[remaining], labels[remaining], threat, streams, sides, remaining, outcome)
             remaining = remaining[~outcome.is_adv[remaining]]
     return adv_images
 
 
 def square_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    return options["restarts"] * (1 + options["queries"]), 0
+    eot, queries = options.get("eot", 1), options["queries"]
+    again = (queries - 1) // CHUNK if eot > 1 else 0
+    return options["restarts"] * (1 + queries + again) * eot, 0
 
 
 @dataclass
@@ -131,19 +138,36 @@ class _Rows:
     loss: Tensor
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What a query asks: logits of images of `shape`, the mean of `eot` draws, and the loss of them."""
+
+    model: nn.Module
+    shape: torch.Size
+    loss: str
+    eot: int
+
+    def ask(self, iterate: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of images as rows (n, D) the losses (n,), which are misclassified (n,), and which leave (n,)."""
+        logits = mean_logits(self.model, iterate.view(-1, *self.shape), self.eot).to(iterate.dtype)
+        margins = margin(logits, labels)
+        losses = margins if self.loss == "margin" else -ce(logits, labels)
+        is_adv = misclassified(logits, labels)
+        return losses, is_adv, (is_adv | ~(margins > 0)) & (self.eot == 1)
+
+
 def _search(
-    model: nn.Module,
+    asked: _Question,
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
     rng: SampleRng,
     sides: list[int],
-    loss: str,
     index: Tensor,
     outcome: _Outcome,
 ) -> None:
     """Run one restart on `images`, the samples `index` of all; write what comes out of it into `outcome`."""
-    shape = images.shape[1:]
+    shape = asked.shape
     windows = Windows(shape, threat.norm, images)
     rows = _start(images, labels, threat, rng.fold("start"), windows, index)
     streams = rng.fold("queries")
@@ -153,15 +177,13 @@ def _search(
         if query >= 0:
             offset = query % CHUNK
             if offset == 0:
+                if query and asked.eot > 1:
+                    rows.loss, _, _ = asked.ask(rows.iterate, rows.labels)
                 moves = draw_moves(streams, sides[query : query + CHUNK], shape, query // CHUNK, windows.pair)
             assert moves is not None
             edits, used = _propose(rows, moves, offset, windows, sides[query], threat)
             _write(rows.iterate, edits)
-        logits = model(rows.iterate.view(-1, *shape)).to(rows.iterate.dtype)
-        margins = margin(logits, rows.labels)
-        losses = margins if loss == "margin" else -ce(logits, rows.labels)
-        is_adv = misclassified(logits, rows.labels)
-        leaves = is_adv | ~(margins > 0)
+        losses, is_adv, leaves = asked.ask(rows.iterate, rows.labels)
         improved = losses < rows.loss
         accepted = improved | leaves
         _write(rows.iterate, edits, accepted)
@@ -285,8 +307,8 @@ def _sizes(delta: Tensor, norm: str) -> Tensor:
     return row_sum(terms.flatten(0, 1)).view(delta.shape[:2])
 
 
-def _check(queries: int, restarts: int, p_init: float, loss: str) -> None:
-    check_counts("square", queries=queries, restarts=restarts)
+def _check(queries: int, restarts: int, p_init: float, loss: str, eot: int) -> None:
+    check_counts("square", queries=queries, restarts=restarts, eot=eot)
     if not 0 < p_init <= 1:
         raise UserError(
             f"square: p_init is a share of the image, above 0 and at most 1, got {p_init}.", code="bad-option"

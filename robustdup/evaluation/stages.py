@@ -25,7 +25,7 @@ DRAWS_CALLED = ("eot", "eot_iter", "n_eot", "eot_samples")  # how attacks call t
 class NativeOptions:
     """Options of every native attack that takes them, unless they were written with the attack itself.
 
-    `eot` holds for attacks by gradient that average over no draws themselves, too.
+    `eot` holds for attacks that average over no draws themselves, too, where the model answers at random.
     """
 
     loss: str | None = None
@@ -91,8 +91,8 @@ def for_model(
 ) -> tuple[list[PlannedStage], list[str]]:  # fmt: skip
     """Return the stages as a model needs them, and what a reader should know of it.
 
-    Where the model answers at random, attacks by gradient average over draws: native ones by their option `eot`, others since
-    they get the mean of several answers in place of each answer.
+    Where the model answers at random, attacks average over draws: native ones by their option `eot`, others since they get
+    the mean of several answers in place of each answer.
     """
     if not randomized:
         return [replace(stage, draws=1) for stage in stages], []
@@ -105,7 +105,8 @@ def for_model(
         if after.draws > 1:
             sentence = f"got the mean of {after.draws} draws for each answer{spread} (--eot)."
         elif "eot" in after.options and "eot" not in before.options:
-            sentence = f"averaged gradients over {after.options['eot']} draws{spread} (--eot)."
+            averaged = "gradients" if after.spec.knowledge == "white-box" else "answers"
+            sentence = f"averaged {averaged} over {after.options['eot']} draws{spread} (--eot)."
         elif _own_draws(after) == 1:
             sentence = (
                 "looked at single draws, and may have stopped at a lucky one. What they left is judged by fresh draws; what "
@@ -119,15 +120,16 @@ def for_model(
 
 
 def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
-    """Let an attack by gradient average over draws, unless it was told how many, or averages over as many by itself."""
-    parameters = stage.spec.parameters
+    """Let an attack average over draws, unless it was told how many, or averages over as many by itself."""
     chosen = any(name in stage.options for name in DRAWS_CALLED)
-    if chosen or stage.spec.knowledge != "white-box" or _own_draws(stage) >= draws.eot:
+    if chosen or stage.spec.knowledge == "transfer" or _own_draws(stage) >= draws.eot:
         return replace(stage, draws=1)
-    if stage.spec.source == "native" and "eot" in parameters:
-        switch = {"eot": draws.eot}
-        return replace(stage, options={**stage.options, **switch}, call_options={**stage.call_options, **switch})
-    return stage if stage.draws > 1 else replace(stage, draws=draws.eot)
+    eot = stage.draws if stage.draws > 1 else draws.eot
+    if stage.spec.source != "native" or "eot" not in stage.spec.parameters:
+        return replace(stage, draws=eot)
+    switch = {"eot": eot}
+    options, call_options = {**stage.options, **switch}, {**stage.call_options, **switch}
+    return replace(stage, options=options, call_options=call_options, draws=1)
 
 
 def _own_draws(stage: PlannedStage) -> int:
@@ -157,7 +159,8 @@ def _planned(
     """Check the options of a stage; general ones go to native attacks, where none were written with them."""
     options = dict(stage.options)
     if spec.source == "native":
-        general = {"loss": native.loss, "eot": native.eot if native.eot > 1 else None}
+        # Draws of one answer are the same where a model repeats itself, which is not known yet: queries wait for `for_model`.
+        general = {"loss": native.loss, "eot": native.eot if native.eot > 1 and spec.knowledge == "white-box" else None}
         options |= {
             name: value
             for name, value in general.items()
@@ -169,8 +172,8 @@ def _planned(
         if options["loss"] not in registry.losses:
             raise unknown("loss", options["loss"], registry.losses)
         call_options["loss"] = registry.losses[options["loss"]].function
-    averages = spec.knowledge != "white-box" or any(name in spec.parameters for name in DRAWS_CALLED)
-    draws = 1 if averages else native.eot
+    averages = spec.knowledge == "white-box" and any(name in spec.parameters for name in DRAWS_CALLED)
+    draws = 1 if averages or spec.knowledge == "transfer" else native.eot
     return PlannedStage(spec, options, call_options, stage.take, stage.when, draws=draws)
 
 
@@ -202,4 +205,4 @@ def _check_native(stages: Sequence[PlannedStage], native: NativeOptions, named: 
             f"--loss is for native gradient attacks such as pgd; none of {named!r} takes it.", code="bad-option"
         )
     if native.eot > 1 and not any("eot" in stage.options or stage.draws > 1 for stage in stages):
-        raise UserError(f"--eot is for attacks by gradient such as pgd; {named!r} has none.", code="bad-option")
+        raise UserError(f"--eot is for attacks that ask the model; {named!r} has none.", code="bad-option")

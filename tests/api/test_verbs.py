@@ -79,6 +79,16 @@ def test_the_result_holds_what_happened(model, data, result):
     assert "| fgsm" in result._repr_markdown_()
 
 
+PASSED_ON = ("n", "threat", "seed", "attacks", "diagnostics", "events", "per_class", "curve", "n_undecided", "seconds", "clean_accuracy",
+             "robust_accuracy", "reliable")  # fmt: skip
+
+
+def test_what_people_reach_for_stands_at_the_result(result):
+    assert all(getattr(result, name) == getattr(result.record, name) for name in PASSED_ON)
+    (fgsm,) = result.attacks
+    assert (result.n, fgsm.name, fgsm.n_broken) == (N, "fgsm", result.outcomes.count("broken"))
+
+
 def test_a_result_is_short_in_a_shell(result):
     assert repr(result) == f"<EvaluationResult: {result}>"
     assert len(repr(result)) < 200

@@ -167,10 +167,39 @@ def test_draws_are_added_until_the_error_of_a_mean_margin_is_small():
 
 
 def test_attacks_that_look_at_single_draws_are_named():
-    record = evaluate(NoiseAtTheInput(), "pgd(steps=2),square(queries=3)").record
+    record = evaluate(NoiseAtTheInput(), "pgd(steps=2),square(queries=3,eot=1)").record
     (said,) = [event for event in record.events if "single draws" in event]
     assert "square" in said
     assert "pgd" not in said
+
+
+@robustdup.register_attack("by-answers", norms=["Linf"], knowledge="score-based")
+def by_answers(model, images, labels, threat, *, rng):
+    """Try both ends of the ball for all pixels at once, and keep the one of the smaller margin."""
+    ends = [(images + sign * threat.radius).clamp(0, 1) for sign in (-1, 1)]
+    with torch.no_grad():
+        right = [model(end).gather(1, labels[:, None]) for end in ends]
+    return torch.where((right[0] < right[1])[:, :, None, None], *ends)
+
+
+@pytest.mark.parametrize(("attack", "said"), [("square(queries=70,p_init=1)", "averaged answers over 6 draws"),
+                                              (by_answers, "got the mean of 6 draws")])  # fmt: skip
+def test_attacks_that_see_only_answers_look_at_the_mean_of_several(attack, said):
+    """One draw of this noise hides what the ball holds; no sample leaves on a lucky one."""
+    record = evaluate(NoiseAtTheInput(), [attack]).record
+    assert record.robust_accuracy.value == pytest.approx(float(NoiseAtTheInput.expected(GAP - EPS).mean()), abs=0.03)
+    assert any(said in event for event in record.events)
+    if attack is not by_answers:
+        row = record.attacks[0]
+        assert row.forward_passes == row.n_attacked * 6 * (1 + 70 + 1)  # what is kept is asked again once
+
+
+def test_sparse_search_looks_at_the_mean_of_several_draws():
+    """Two pixels of sixteen, to their ends: by how much the mean moves is known."""
+    record = evaluate(NoiseAtTheInput(), "sparse-rs(queries=20)", norm="L0-pixels", eps=2, eot=6).record
+    ends = torch.where(LABELS == 1, VALUES, 1 - VALUES)  # how far a pixel can go to the wrong side
+    best = float(NoiseAtTheInput.expected(GAP - 2 * ends / 16).mean())
+    assert record.robust_accuracy.value == pytest.approx(best, abs=0.04)
 
 
 def test_fast_brings_it_down_as_far_and_does_not_take_the_draws_for_masked_gradients():

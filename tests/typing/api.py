@@ -44,5 +44,7 @@ def verbs(loader: DataLoader[tuple[Tensor, Tensor]], table: datasets.Dataset) ->
     certified: Tensor = robustdup.certify(model, data, eps="8/255", method="bounds", seconds=10.0).certified
     accepted: bool = robustdup.verify("evidence").accepted
     print(adv_images.shape, certified, record.status, len(copies), rank, accepted, difference.clean.p_value)
+    broken: int = sum(attack.n_broken for attack in result.attacks)
+    print(broken, [sign.message for sign in result.diagnostics], result.threat.text, result.seed, result.n)
     value: float = result.robust_accuracy.value
     return value + float(torch.mean(result.adv_images))
