@@ -79,8 +79,10 @@ def test_the_result_holds_what_happened(model, data, result):
     assert "| fgsm" in result._repr_markdown_()
 
 
-PASSED_ON = ("n", "threat", "seed", "attacks", "diagnostics", "events", "per_class", "curve", "n_undecided", "seconds", "clean_accuracy",
-             "robust_accuracy", "reliable")  # fmt: skip
+PASSED_ON = (
+    "n", "threat", "seed", "attacks", "diagnostics", "events", "per_class", "curve", "n_undecided", "seconds", "clean_accuracy",
+    "robust_accuracy", "reliable",
+)  # fmt: skip
 
 
 def test_what_people_reach_for_stands_at_the_result(result):
