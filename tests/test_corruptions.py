@@ -15,6 +15,7 @@ from torch import nn
 import robustdup
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
+from robustdup.data.corrupted_sets import find_corruptions
 from robustdup.data.dataset import from_tensors
 from robustdup.jobs.corruptions import parse_order, run_corruptions
 from robustdup.leaderboard.corruptions import corruption_position
@@ -121,6 +122,27 @@ def test_a_file_without_five_severities_is_refused_rather_than_taken_five_times(
         run(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("gausian_noise", "Did you mean gaussian_noise.npy? Rename it."), ("JPEG", "Did you mean jpeg_compression.npy?"),
+        ("Glass-Blur", "Did you mean glass_blur.npy?"), ("readme", "It was left out."),
+    ],
+)  # fmt: skip
+def test_a_misspelt_file_is_named_with_the_right_spelling(tmp_path, name, advice):
+    record = run(published(tmp_path / "CIFAR-10-C", ["fog", name])).record
+    assert f"{name}.npy is no kind of corruption. {advice}" in " ".join(record.events)
+
+
+def test_a_folder_of_misspelt_files_alone_is_refused(tmp_path):
+    folder = published(tmp_path / "CIFAR-10-C", ["foggs", "snw"])
+    with raises("missing-corruption", robustdup.UserError, "It holds: none", "Did you mean fog.npy?", "mean snow.npy?"):
+        run(folder)
+    (folder / "foggs.npy").rename(folder / "fog.npy")
+    with raises("missing-corruption", robustdup.UserError, "does not hold snow", "It holds: fog", "mean snow.npy?"):
+        run(folder, "corruptions(kinds=[snow])")
+
+
 def test_labels_of_another_length_and_attacks_are_refused(tmp_path):
     folder = published(tmp_path / "CIFAR-10-C", ["fog"], labels=np.arange(90) % 2)
     with pytest.raises(robustdup.UserError) as caught:
@@ -128,6 +150,20 @@ def test_labels_of_another_length_and_attacks_are_refused(tmp_path):
     assert "90" in str(caught.value)
     with raises("bad-option", robustdup.UserError, "--attacks"):
         run(folder, attacks="pgd")
+
+
+def test_misspelt_folders_are_named_and_numbered_classes_are_no_severities(tmp_path):
+    for kind in ("fog", "snou", "pictures"):
+        (tmp_path / "c" / kind / "1" / "class").mkdir(parents=True)
+    strays = find_corruptions(str(tmp_path / "c"), [], [1]).strays
+    assert strays == [
+        "pictures is no kind of corruption. It was left out.", "snou is no kind of corruption. Did you mean snow? Rename it.",
+    ]  # fmt: skip
+    with raises("missing-corruption", robustdup.UserError, "Did you mean snow?"):
+        find_corruptions(str(tmp_path / "c" / "snou"), [], [1])
+    for label in "0123456789":
+        (tmp_path / "snowy" / label).mkdir(parents=True)
+    assert find_corruptions(str(tmp_path / "snowy"), [], [1]) is None
 
 
 def test_folders_of_pictures_are_read_as_imagenet_c_is(tmp_path):

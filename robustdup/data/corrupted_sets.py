@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from robustdup.errors import UserError
 from robustdup.plugins import Registry
 from robustdup.records.corruptions import COMMON, KINDS, SEVERITIES
 
+LABELS = "labels.npy"
+MISSPELT = 0.7  # how alike a name and a kind's are, by difflib
 NAMES_IN = 3  # folders deep that a kind may lie: ImageNet-C is unpacked as blur/defocus_blur/1/n01440764
 
 
@@ -30,7 +33,10 @@ class CorruptedSet:
 
 @dataclass
 class Corruptions:
-    """Where corrupted images come from: `places` of each kind, or none where they are made of `clean` images."""
+    """Where corrupted images come from: `places` of each kind, or none where they are made of `clean` images.
+
+    `strays` says what else lies in the folder under a name that is no kind's, a sentence each.
+    """
 
     source: Literal["made", "arrays", "folders"]
     kinds: list[str]
@@ -39,6 +45,7 @@ class Corruptions:
     clean: ImageDataset | None = None
     seed: int = 0
     making_seconds: float = 0.0
+    strays: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -61,32 +68,62 @@ def find_corruptions(spec: str, kinds: Sequence[str], severities: Sequence[int])
     if not spec or not root.is_dir():
         return None
     arrays = {kind: root / f"{kind}.npy" for kind in KINDS if (root / f"{kind}.npy").is_file()}
-    places = arrays or _folders(root)
+    folders = {} if arrays else _folders(root)
+    places = arrays or {kind: folders[kind] for kind in KINDS if kind in folders}
+    others = [place for name, place in folders.items() if name not in KINDS]
+    if not folders and (root / LABELS).is_file():
+        others = [file for file in sorted(root.glob("*.npy")) if file.name != LABELS and file.stem not in KINDS]
+    strays = _strays(others, places)
+    absent = [kind for kind in kinds if kind not in places]
+    if (absent and places) or (strays and not places):
+        lacks = ", ".join(absent) or "any of the nineteen kinds"
+        raise UserError(
+            " ".join([f"{spec!r} does not hold {lacks}. It holds: {', '.join(places) or 'none'}.", *strays]),
+            code="missing-corruption",
+        )
     if not places:
         return None
-    absent = [kind for kind in kinds if kind not in places]
-    if absent:
-        raise UserError(
-            f"{spec!r} does not hold {', '.join(absent)}. It holds: {', '.join(places)}.", code="missing-corruption"
-        )
     wanted = [kind for kind in KINDS if kind in places and (not kinds or kind in kinds)]
-    return Corruptions("arrays" if arrays else "folders", wanted, list(severities), places)
+    return Corruptions("arrays" if arrays else "folders", wanted, list(severities), places, strays=strays)
+
+
+def _strays(others: Sequence[Path], places: Collection[str]) -> list[str]:
+    """Return a sentence on each file or folder under a name that is no kind's; where no kind is there, on misspelt ones alone."""
+    strays = []
+    for place in others:
+        meant = _meant(place.stem, [kind for kind in KINDS if kind not in places])
+        if meant or places:
+            advice = f"Did you mean {meant}{place.suffix}? Rename it." if meant else "It was left out."
+            strays.append(f"{place.name} is no kind of corruption. {advice}")
+    return strays
+
+
+def _meant(name: str, kinds: Sequence[str]) -> str | None:
+    """Return the kind that a name shortens or misspells, or None."""
+    word = name.lower().replace("-", "_").replace(" ", "_")
+    longer = [kind for kind in kinds if kind.startswith(word)]
+    close = longer if len(longer) == 1 else difflib.get_close_matches(word, kinds, n=1, cutoff=MISSPELT)
+    return close[0] if close else None
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """Return the folders of kinds below `root` that hold folders of severities; a kind's own folder may be `root` itself."""
+    """Return the folders below `root` that hold folders of severities, by name; a kind's own folder may be `root` itself.
+
+    Under another name than a kind's, those that hold folders of classes in turn: numbered classes are no severities.
+    """
     folders: dict[str, Path] = {}
     level = [root]
     for _ in range(NAMES_IN):
         for place in level:
-            if place.name in KINDS and any((place / str(severity)).is_dir() for severity in SEVERITIES):
+            severities = [place / str(severity) for severity in SEVERITIES if (place / str(severity)).is_dir()]
+            if severities and (place.name in KINDS or any(inner.is_dir() for inner in severities[0].iterdir())):
                 folders.setdefault(place.name, place)
         level = [
             inner for place in level if place.name not in folders for inner in sorted(place.iterdir()) if inner.is_dir()
         ]
         if len(level) > 1000:  # classes, not kinds
             break
-    return {kind: folders[kind] for kind in KINDS if kind in folders}
+    return folders
 
 
 def corrupted_sets(

@@ -282,6 +282,7 @@ def _record(
             f"{len(corruptions.missing)} of the fifteen kinds were not evaluated: {', '.join(corruptions.missing)}. "
             "The mean is over those that were."
         )
+    events += corruptions.strays
     with_library = ""
     if made:
         strengths = strengths_of(min(shown.images.shape[2:]))
