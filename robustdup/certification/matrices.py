@@ -45,5 +45,5 @@ def checker_steps(operations: Sequence[Operation]) -> list[Step]:
 
 def _spread(value: torch.Tensor | float, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return a bias of any shape that broadcasts, per output, flat in float64."""
-    spread: np.ndarray[Any, Any] = torch.as_tensor(value, dtype=torch.float64).expand(shape).flatten().numpy()
+    spread: np.ndarray[Any, Any] = torch.as_tensor(value, dtype=torch.float64).expand(shape).flatten().cpu().numpy()
     return spread

@@ -1,9 +1,12 @@
-"""Certify samples: CROWN on all, alpha-CROWN and cases on those that stay open, and the checker's word on each of them."""
+"""Certify samples: CROWN on all; on those that it leaves open alpha-CROWN, then cases; and the checker's word on each.
+
+What costs more is tried on fewer samples, and on none that gradient descent breaks.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +32,12 @@ EASY = 0.5  # share of a first batch that CROWN has to prove, so that the checke
 HOPELESS = 3.0  # where CROWN's margin lies this many times the clean margin below 0 in a whole batch, no more is tried
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
+Hints = dict[
+    int, np.ndarray[Any, Any]
+]  # by rectifier: float32 (size,) slopes of its lower lines; NaN is the checker's choice
 
 
-@dataclass(frozen=True)
+@dataclass
 class Certificates:
     """What was proven, sample by sample.
 
@@ -40,21 +46,46 @@ class Certificates:
         certified: bool (N,): correct, and the checker proved that no image in the ball inside [0, 1] is misclassified.
         margins: float64 (N,): the margin that was proven to be the least; -inf where nothing was tried or nothing found.
         methods: which bound the checker accepted, "" where none: "crown", "alpha-crown" or "branch-and-bound".
-        slopes: by sample that is certified, by rectifier: float32 (size,) slopes of its lower lines, which the checker needs
-            to prove it again.
-        trees: by sample that was proven case by case, by the other class: the cases.
         seconds: in all.
         notes: what a reader should know, such as that time was up.
+        slopes: by sample that is certified: what the checker needs to prove it again.
+        trees: by sample that was proven case by case, by the other class: the cases.
     """
 
     correct: Tensor
     certified: Tensor
     margins: Tensor
     methods: list[str]
-    seconds: float
+    seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    slopes: dict[int, dict[int, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    slopes: dict[int, Hints] = field(default_factory=dict)
     trees: dict[int, dict[int, Tree]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be proven, until when, and what is found on the way.
+
+    The network stands in two forms: operations of torch, which find bounds, and steps of the checker, which proves them.
+    `unfinished` are samples that time did not suffice for.
+    """
+
+    operations: list[Operation]
+    steps: list[Step]
+    images: Tensor
+    labels: Tensor
+    threat: ThreatModel
+    deadline: float
+    found: Certificates
+    unfinished: set[int] = field(default_factory=set)
+
+    def region(self, rows: list[int]) -> Region:
+        """Return the balls around some samples."""
+        return region_of(self.images[rows], self.threat)
+
+    def seconds_left(self) -> float:
+        """Return the time until the deadline, 0 after it."""
+        return max(0.0, self.deadline - time.monotonic())
 
 
 def certify_samples(
@@ -66,14 +97,14 @@ def certify_samples(
 
     Args:
         model: Deterministic, in eval mode: images (N, C, H, W) in [0, 1] -> logits (N, K).
-        images: float32 (N, C, H, W) in [0, 1].
+        images: float32 (N, C, H, W) in [0, 1], on the model's device.
         labels: int64 (N,).
         threat: Linf, L2 or L1. The ball is taken with the referee's tolerance, so that no image that the referee accepts is
             outside.
-        seconds: Samples that are not begun by then stay open; no limit where None.
-        branch_seconds: For a sample that is still open, look for a proof by cases so long; 0 for not at all. Samples that a
-            few steps of gradient descent break are not tried.
-        progress: Told after each batch.
+        seconds: In all: nothing more is begun after that. No limit where None.
+        branch_seconds: For a sample that bounds leave open, look for a proof by cases so long; 0 for not at all. Those that
+            are nearest to a proof come first.
+        progress: Told how many of the correct samples CROWN was tried on.
         operations: The model, where it was read before.
 
     Raises:
@@ -81,8 +112,9 @@ def certify_samples(
     """
     start = time.monotonic()
     model.eval()
+    labels = labels.to(images.device)
     with torch.no_grad():
-        correct = torch.cat([model(part).argmax(1) for part in torch.split(images, 256)]).to(labels.device) == labels
+        correct = (torch.cat([model(part).argmax(1) for part in torch.split(images, 256)]) == labels).cpu()
     operations = operations or read_network(model, images[:4])
     largest = max(int(np.prod(operation.shape)) for operation in operations)
     if largest > LARGEST:
@@ -90,44 +122,83 @@ def certify_samples(
             f"The network cannot be bounded here: a value has {largest:,} numbers, and {LARGEST:,} are the most.",
             code="not-boundable",
         )
-    steps = checker_steps(operations)
-    n = len(images)
-    found = Certificates(
-        correct.cpu(),
-        torch.zeros(n, dtype=torch.bool),
-        torch.full((n,), -torch.inf, dtype=torch.float64),
-        [""] * n,
-        0.0,
-    )
-    units = count_rectifiers(operations)
-    if branch_seconds > 0 and units > MOST_UNITS:
-        found.notes.append(f"No proof by cases was looked for: {units:,} rectifiers, and {MOST_UNITS:,} are the most.")
-    todo, is_easy = correct.nonzero().squeeze(1), False
-    for done, rows in enumerate(torch.split(todo, BATCH)):
-        if seconds is not None and time.monotonic() - start > seconds:
-            found.notes.append(f"Time was up after {seconds:g} s: {len(todo) - done * BATCH} samples were not tried.")
+    nothing = torch.full((len(images),), -torch.inf, dtype=torch.float64)
+    found = Certificates(correct, torch.zeros_like(correct), nothing, [""] * len(images))
+    deadline = np.inf if seconds is None else start + seconds
+    task = _Task(operations, checker_steps(operations), images, labels, threat, deadline, found)
+    left = _try_crown(task, correct.nonzero().squeeze(1).tolist(), progress)
+    bounds = _try_ascent(task, _unbroken(task, left))
+    if branch_seconds > 0:
+        _try_cases(task, bounds, branch_seconds)
+    if task.unfinished:
+        found.notes.append(
+            f"Time was up after {seconds:g} s: {len(task.unfinished)} samples were not tried, or not to the end."
+        )
+    found.seconds = time.monotonic() - start
+    return found
+
+
+def _try_crown(task: _Task, rows: list[int], progress: Progress) -> list[int]:
+    """Certify what CROWN proves, and return the samples that it leaves open."""
+    found, is_easy = task.found, False
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        if not task.seconds_left():
+            task.unfinished.update(rows[start:])
+            rows = rows[:start]
             break
-        region = region_of(images[rows], threat)
         if is_easy:
-            _check(steps, region, labels[rows], rows.tolist(), None, _own_lines(operations, len(rows)), "crown", found)
+            _check(task, dict.fromkeys(part, _own_lines(task.operations)), "crown")
         else:
-            with torch.no_grad():
-                least, slopes = margins(operations, region, labels[rows])
-            if done == 0 and _hopeless(operations, region, labels[rows], least):
+            region, labels = task.region(part), task.labels[part]
+            least, slopes = margins(task.operations, region, labels)
+            if start == 0 and _hopeless(task.operations, region, labels, least):
                 found.notes.append(
                     "Bounds are far from proving anything at this eps; the other samples were not tried."
                 )
-                break
-            is_easy = done == 0 and bool((least > 0).float().mean() >= EASY)
-            _check(steps, region, labels[rows], rows.tolist(), least, slopes, "crown", found)
-        _ascend(operations, steps, region, labels[rows], rows.tolist(), found)
-        if branch_seconds > 0 and units <= MOST_UNITS:
-            _branch(operations, steps, region, labels[rows], rows.tolist(), found, threat, branch_seconds)
-        progress(min((done + 1) * BATCH, len(todo)), len(todo))
-    return Certificates(
-        found.correct, found.certified, found.margins, found.methods, time.monotonic() - start, found.notes,
-        found.slopes, found.trees,
-    )  # fmt: skip
+                return []
+            is_easy = start == 0 and bool((least > 0).float().mean() >= EASY)
+            _check(task, _claims(task, part, least, slopes), "crown")
+        progress(start + len(part), len(rows))
+    return [row for row in rows if not found.certified[row]]
+
+
+def _try_ascent(task: _Task, rows: list[int]) -> dict[int, tuple[float, Slopes]]:
+    """Certify what alpha-CROWN proves; return margin and slopes of the samples that it leaves open."""
+    bounds: dict[int, tuple[float, Slopes]] = {}
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        if not task.seconds_left():
+            task.unfinished.update(rows[start:])
+            break
+        least, slopes = margins(task.operations, task.region(part), task.labels[part], steps=STEPS)
+        _check(task, _claims(task, part, least, slopes), "alpha-crown")
+        for place, (row, margin) in enumerate(zip(part, least.tolist(), strict=True)):
+            if not task.found.certified[row]:
+                bounds[row] = margin, {number: slope[place : place + 1].detach() for number, slope in slopes.items()}
+    return bounds
+
+
+def _try_cases(task: _Task, bounds: Mapping[int, tuple[float, Slopes]], seconds: float) -> None:
+    """Certify what can be proven case by case, the samples first that are nearest to a proof."""
+    units = count_rectifiers(task.operations)
+    if bounds and units > MOST_UNITS:
+        note = f"No proof by cases was looked for: {units:,} rectifiers, and {MOST_UNITS:,} are the most."
+        task.found.notes.append(note)
+        return
+    for row, (margin, slopes) in sorted(bounds.items(), key=lambda item: -item[1][0]):
+        limit = min(seconds, task.seconds_left())
+        if not limit:
+            task.unfinished.add(row)
+            continue
+        hints = _as_kept(slopes, 0)
+        lost_to_rounding = max(margin - _proven(task, row, hints), 0.0)
+        trees = prove_by_cases(
+            task.operations, task.region([row]), int(task.labels[row]), slopes, seconds=limit,
+            slack=2 * lost_to_rounding + 1e-6,
+        )  # fmt: skip
+        if trees is not None:
+            _check(task, {row: hints}, "branch-and-bound", trees)
 
 
 def probe(operations: list[Operation], images: Tensor, labels: Tensor, threat: ThreatModel) -> float:
@@ -162,92 +233,58 @@ def _hopeless(operations: list[Operation], region: Region, labels: Tensor, least
     return bool((least < -HOPELESS * largest.clamp(min=1e-6)).all())
 
 
-def _ascend(
-    operations: list[Operation], steps: list[Step], region: Region, labels: Tensor, rows: list[int], found: Certificates
-) -> None:
-    """Try alpha-CROWN on the samples of a batch that are still open."""
-    left = [place for place, row in enumerate(rows) if not found.certified[row]]
-    if not left:
-        return
-    part = Region(region.images[left], region.norm, region.radius)
-    least, slopes = margins(operations, part, labels[left], steps=STEPS)
-    _check(steps, part, labels[left], [rows[place] for place in left], least, slopes, "alpha-crown", found)
-
-
-def _branch(
-    operations: list[Operation], steps: list[Step], region: Region, labels: Tensor, rows: list[int], found: Certificates,
-    threat: ThreatModel, seconds: float,
-) -> None:  # fmt: skip
-    """Try proofs by cases on the samples of a batch that are still open, and that gradient descent does not break."""
-    left = [place for place, row in enumerate(rows) if not found.certified[row]]
-    if left:
-        holds = ~_falls(operations, region.images[left], labels[left], threat)
-        left = [place for place, kept in zip(left, holds.tolist(), strict=True) if kept]
-    for place in left:
-        part = Region(region.images[place : place + 1], region.norm, region.radius)
-        label = labels[place : place + 1]
-        least, slopes = margins(operations, part, label, steps=STEPS)
-        lost = float(least) - _proven(steps, part, 0, int(label), _as_kept(slopes, 0))
-        slack = 2 * max(lost, 0.0) + 1e-6
-        trees = prove_by_cases(operations, part, int(label), slopes, seconds=seconds, slack=slack)
-        if trees is not None:
-            _check(steps, part, label, [rows[place]], None, slopes, "branch-and-bound", found, trees)
-
-
-def _falls(operations: list[Operation], images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-    """Say of which images (N, C, H, W) a short descent on the margin finds a misclassified one in the ball: bool (N,)."""
-    adv, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    for _ in range(DESCENT):
+def _unbroken(task: _Task, rows: list[int]) -> list[int]:
+    """Return the samples of which a short descent on the margin finds no misclassified image in the ball."""
+    images, labels = task.images[rows], task.labels[rows]
+    adv, broken = images.clone(), torch.zeros(len(rows), dtype=torch.bool, device=images.device)
+    for _ in range(DESCENT if rows else 0):
         with torch.enable_grad():
             adv.requires_grad_()
-            logits = run(operations, adv)
+            logits = run(task.operations, adv)
             others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
             margin = logits.gather(1, labels[:, None]).squeeze(1) - others
             (gradient,) = torch.autograd.grad(margin.sum(), adv)
         broken |= margin.detach() < 0
-        step = gradient.sign() if threat.norm == "Linf" else gradient
-        adv = threat.project(images, adv.detach() - 0.25 * threat.sphere_scale(step))
-    return broken
+        step = gradient.sign() if task.threat.norm == "Linf" else gradient
+        adv = task.threat.project(images, adv.detach() - 0.25 * task.threat.sphere_scale(step))
+    return [row for row, is_broken in zip(rows, broken.tolist(), strict=True) if not is_broken]
 
 
-def _own_lines(operations: list[Operation], n: int) -> Slopes:
+def _own_lines(operations: list[Operation]) -> Hints:
     """Return slopes that leave the choice of lines to the checker."""
-    return {i: torch.full((n, *part.shape), torch.nan) for i, part in enumerate(operations) if part.kind == "rectifier"}
+    return {
+        number: np.full(int(np.prod(operation.shape)), np.nan, dtype=np.float32)
+        for number, operation in enumerate(operations)
+        if operation.kind == "rectifier"
+    }
 
 
-def _as_kept(slopes: Slopes, place: int) -> dict[int, np.ndarray[Any, Any]]:
+def _as_kept(slopes: Slopes, place: int) -> Hints:
     """Return the slopes of one sample as they are kept: what is proven again is what was proven."""
     return {number: slope[place].detach().float().flatten().cpu().numpy() for number, slope in slopes.items()}
 
 
-def _proven(
-    steps: list[Step], region: Region, place: int, label: int, hints: dict[int, np.ndarray[Any, Any]],
-    trees: dict[int, Tree] | None = None,
-) -> float:  # fmt: skip
-    return proven_margin(
-        steps, region.images[place].double().flatten().cpu().numpy(), label, norm=region.norm, radius=region.radius,
-        slopes={number: slope.astype(np.float64) for number, slope in hints.items()}, trees=trees,
-    )  # fmt: skip
+def _claims(task: _Task, rows: list[int], least: Tensor, slopes: Slopes) -> dict[int, Hints]:
+    """Return the slopes of the samples whose margin `least` (N,) is claimed to be above 0; note the others' margins."""
+    claims = {}
+    for place, (row, margin) in enumerate(zip(rows, least.tolist(), strict=True)):
+        if margin > 0:
+            claims[row] = _as_kept(slopes, place)
+        else:
+            task.found.margins[row] = max(float(task.found.margins[row]), margin)
+    return claims
 
 
-def _check(
-    steps: list[Step], region: Region, labels: Tensor, rows: list[int], least: Tensor | None, slopes: Slopes, method: str,
-    found: Certificates, trees: dict[int, Tree] | None = None,
-) -> None:  # fmt: skip
-    """Have the checker prove what was claimed, on as many threads as torch has; a claim alone is worth nothing."""
-    claimed = [place for place in range(len(rows)) if least is None or bool(least[place] > 0)]
-    for place in set(range(len(rows))) - set(claimed):
-        assert least is not None
-        found.margins[rows[place]] = max(float(found.margins[rows[place]]), float(least[place]))
-    kept = [_as_kept(slopes, place) for place in claimed]
+def _check(task: _Task, claims: Mapping[int, Hints], method: str, trees: dict[int, Tree] | None = None) -> None:
+    """Have the checker prove what is claimed, on as many threads as torch has; a claim alone is worth nothing."""
 
-    def prove(place: int, hints: dict[int, np.ndarray[Any, Any]]) -> float:
-        return _proven(steps, region, place, int(labels[place]), hints, trees)
+    def prove(row: int) -> float:
+        return _proven(task, row, claims[row], trees)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy and scipy let each other's threads run
-        proven = list(pool.map(prove, claimed, kept))
-    for place, margin, hints in zip(claimed, proven, kept, strict=True):
-        row = rows[place]
+        proven = list(pool.map(prove, claims))
+    found = task.found
+    for (row, hints), margin in zip(claims.items(), proven, strict=True):
         found.margins[row] = margin
         if margin > 0:
             found.certified[row] = True
@@ -255,3 +292,12 @@ def _check(
             found.slopes[row] = hints
             if trees:
                 found.trees[row] = trees
+
+
+def _proven(task: _Task, row: int, hints: Hints, trees: dict[int, Tree] | None = None) -> float:
+    """Return the margin that the checker proves of a sample."""
+    region = task.region([row])
+    return proven_margin(
+        task.steps, region.images[0].double().flatten().cpu().numpy(), int(task.labels[row]), norm=region.norm,
+        radius=region.radius, slopes={number: slope.astype(np.float64) for number, slope in hints.items()}, trees=trees,
+    )  # fmt: skip
