@@ -313,7 +313,7 @@ def _attack_and_judge(attempt: _Attempt, attacked: Passes, batch: _Batch) -> Ver
     stage, context, guard = attempt.stage, attempt.context, guard_of(attempt.context)
     bounded, seed = stage.spec.kind == "bounded", batch.rng.fold("referee").call_seed()
     given = _Batch(batch.images.clone(), batch.labels.clone(), batch.rng[:], batch.threat.copy())
-    watch = guard.around(stage.spec.name, attempt.notes, batch.threat, batch.images, batch.labels)
+    watch = guard.around(stage.spec.name, attempt.notes, batch)
     with isolated(attacked.model, seed=batch.rng.call_seed()), watch:
         returned = _attack(stage, attacked, given)
     adv_images = _checked(returned, stage.spec.name, batch.images)

@@ -18,6 +18,7 @@ from robustdup.evaluation.calls import CLOSE, Call, Caller, PlannedStage, Work, 
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.guard import Refused
+from robustdup.evaluation.held import ONLY_TOLD
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
 from robustdup.evaluation.routes import Followed, Left, find_route
@@ -59,7 +60,7 @@ class StageResult:
     """
 
     stage: PlannedStage
-    calls: list[Call]
+    calls: list[Call] = field(metadata={ONLY_TOLD: True})
     outcome: Tensor
     expected_after: float | None = None
 
@@ -163,6 +164,7 @@ def run_cascade(
     if samples.certified is not None:  # a pass would be spent in vain
         candidates &= ~samples.certified
     result = begin(samples, threat) if start is None else start
+    context.held += [stages, samples, result]
     make = caller if caller is not None else call_here(stages, context)
     watch = Watch(progress)
     for number, stage in enumerate(stages):
@@ -298,6 +300,7 @@ def _run_stage(
 ) -> StageResult:
     """Run one stage call by call on `rows`, or take saved calls; the worst case so far is kept in `result`."""
     outcome = torch.full((len(samples.labels),), Outcome.NOT_ATTACKED, dtype=torch.uint8)
+    size.context.held.append(outcome)
     saved = _saved_calls(folder, rows, None if stage.spec.batching == "pool" else size.now)
     calls: dict[int, Call] = {}
 

@@ -82,6 +82,7 @@ class Context:
     first_look: Any = None  # at the model's gradients and outputs, kept for the diagnostics (`masking.look_first`)
     gradient_draws: Draws = field(default_factory=Draws)  # of a model that answers at random
     usual_margin: float = 0.0  # median of the clean margins, for what counts as close
+    held: list[Any] = field(default_factory=list)  # what else no attack may change (`robustdup.evaluation.held`)
     guard: Any = None  # of the judge: `robustdup.evaluation.guard`, made when the first attack is about to run
     batch_dependent: bool = (
         False  # whether answers depend on who shares a batch: then its rows are not chosen by the clock

@@ -6,12 +6,10 @@ can be put back is put back, with a note; where it cannot, the run is refused.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -21,8 +19,8 @@ from robustdup.attacks.process_state import ProcessState
 from robustdup.attacks.watched_code import WatchedCode
 from robustdup.errors import RunError
 from robustdup.evaluation.context import Context
+from robustdup.evaluation.held import Held, as_bytes
 from robustdup.plugins.exits import no_exits
-from robustdup.threat import ThreatModel
 
 SHOWN = 5  # things that a note names
 TABLES = ("_parameters", "_buffers", "_modules")  # of a module, besides its hooks
@@ -49,14 +47,13 @@ class Guard:
         self._process = os.getpid()
 
     @contextmanager
-    def around(self, name: str, notes: list[str], threat: ThreatModel, *tensors: Tensor) -> Iterator[None]:
+    def around(self, name: str, notes: list[str], judged_by: Any) -> Iterator[None]:
         """Compare before and after the block; what an attack of that name changed goes to `notes`.
 
         Args:
             name: of the attack.
             notes: are added to.
-            threat: what the result will be judged in.
-            tensors: what it will be judged by: images, labels.
+            judged_by: what the result will be judged by: images, labels, threat model.
 
         Raises:
             Refused: where something cannot be put back.
@@ -65,14 +62,14 @@ class Guard:
         if before:  # by what an attack left running
             notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         state, modules = ProcessState(), [_Modules(model) for model in self._models]
-        measure = _Measure(self._context, threat, tensors)
+        held = Held(self._context, judged_by)
         try:
             with no_exits():
                 yield
         finally:
             if os.getpid() != self._process:  # a process that the attack forked, and that would go on as a second run
                 os._exit(1)
-            changed = [*state.hold_still(), *self._put_back(state, [measure, *modules])]
+            changed = [*state.hold_still(), *self._put_back(state, [held, *modules])]
             state.go_on()
             if changed:
                 notes.append(f"{name} changed what the judge stands on, and it was put back: {_named(changed)}.")
@@ -85,7 +82,7 @@ class Guard:
                 f"The judge was changed while it was at work ({_named(changed)}): its results cannot be trusted.",
             )
 
-    def _put_back(self, state: ProcessState | None = None, parts: Sequence[_Measure | _Modules] = ()) -> list[str]:
+    def _put_back(self, state: ProcessState | None = None, parts: Sequence[Held | _Modules] = ()) -> list[str]:
         try:
             changed = self._code.put_back()
             changed += state.put_back() if state is not None else []
@@ -114,50 +111,11 @@ def _named(changed: list[str]) -> str:
     return f"{', '.join(changed[:SHOWN])}{more}"
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """Return the bytes of a dense tensor, so that NaN is equal to itself."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
 def _same(tensor: Tensor, kept: Tensor) -> bool:
     alike = tensor.shape == kept.shape and tensor.dtype == kept.dtype and tensor.device == kept.device
     if not alike or tensor.layout != torch.strided:
         return alike and tensor.layout == kept.layout
-    return tensor.numel() == 0 or torch.equal(_bytes(tensor), _bytes(kept))
-
-
-class _Measure:
-    """What a result is measured by: the threat model, images and labels, and what the evaluation runs on.
-
-    All of it can be reached from an attack, by way of frames or the garbage collector.
-    """
-
-    def __init__(self, context: Context, threat: ThreatModel, tensors: Sequence[Tensor]) -> None:
-        self._context, self._fields = context, dict(vars(context))
-        self._threat = threat
-        self._ball = threat.norm, threat.eps.numerator, threat.eps.denominator, threat.eps_text
-        self._tensors, self._digests = tensors, [_digest(tensor) for tensor in tensors]
-
-    def put_back(self) -> list[str]:
-        changed = []
-        if not _alike(vars(self._context), self._fields):
-            changed.append("what the evaluation runs on")
-            vars(self._context).clear()
-            vars(self._context).update(self._fields)
-        norm, above, below, text = self._ball
-        threat = ThreatModel(norm, Fraction(above, below), text)
-        if type(self._threat) is not ThreatModel or vars(self._threat) != vars(threat):
-            changed.append("the threat model")
-            object.__setattr__(self._threat, "__class__", ThreatModel)
-            vars(self._threat).clear()
-            vars(self._threat).update(vars(threat))
-        if [_digest(tensor) for tensor in self._tensors] != self._digests:
-            raise RuntimeError("images or labels that are judged")
-        return changed
-
-
-def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(_bytes(tensor).cpu().numpy().data).digest()
+    return tensor.numel() == 0 or torch.equal(as_bytes(tensor), as_bytes(kept))
 
 
 class _Weights:

@@ -137,7 +137,9 @@ def run_evaluation(
                 original, data, stages, threats, engine_options(config, device), attack_model=stand_in, device=device,
                 about=about, workers=functools.partial(_workers, config, given, spread), progress=progress,
             )  # fmt: skip
-            result.record.events += judge_again(config, result, data, stages, code=code, adaptation=fitted.adaptation)
+            result.record.events += judge_again(
+                config, result, data, stages, code=code, model=original, adaptation=fitted.adaptation
+            )
         except RunError as error:
             if folder is not None and error.code == "model-changed":
                 run_folder.refuse(folder, str(error))
@@ -401,6 +403,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
             "model than the parent. Put it back as it was, and go on with --resume.",
             code="other-code",
         )
+    context.held.append(stages)
     context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
     context.smaller, context.draws, context.usual_margin = order.smaller, order.draws, order.usual_margin
     context.worth_compiling = order.worth_compiling

@@ -1,6 +1,7 @@
 """The second judge: a process that imported no attack loads the model anew and judges the final examples once more.
 
 What an attack may have done to the process that it ran in is not there. Where the two judges differ, the run is refused.
+A model that was given as an object is judged again where it is, by threat models made anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig
 from robustdup.data.dataset import ImageDataset
 from robustdup.data.dataset import fingerprint as fingerprint_of_data
@@ -40,7 +43,7 @@ CHANCE = 0.05  # by which the accuracy of a model that answers at random may dif
 
 def judge_again(
     config: EvalConfig, result: Evaluation, data: ImageDataset, stages: Sequence[PlannedStage], *, code: str | None,
-    adaptation: Adaptation = PLAIN,
+    model: nn.Module, adaptation: Adaptation = PLAIN,
 ) -> list[str]:  # fmt: skip
     """Judge the final examples anew in a clean process, where others' attacks ran, and return what a reader should know.
 
@@ -50,6 +53,7 @@ def judge_again(
         data: the images.
         stages: the attacks that ran.
         code: hash of the model's code when it was loaded; None for a model that was given as an object.
+        model: that object, as it was adapted to the data.
         adaptation: what was put around the model for these data.
 
     Raises:
@@ -61,7 +65,11 @@ def judge_again(
     if fingerprint_of_data(data.images, data.labels) != data.fingerprint:
         raise Refused("The images or labels changed while the attacks ran: the results cannot be trusted.")
     if code is None:
-        return ["The examples were not judged again in a clean process: the model is an object in memory."]
+        images = {"images": data.images, "adv_images": result.adv_images, "labels": data.labels}
+        with isolated(model):
+            answer = _answers(_request(config, result), model, images)
+        _compare(answer, result, by="A second look at the final examples")
+        return ["The examples were judged again in this process, not in a clean one: the model is an object in memory."]
     with tempfile.TemporaryDirectory(prefix="robustdup-judge-") as folder:
         answer = _ask(Path(folder), config, result, data, adaptation)
     if "error" in answer:
@@ -72,15 +80,14 @@ def judge_again(
             "again. Put it back as it was, and go on with --resume.",
             code="other-code",
         )
-    _compare(answer, result)
+    _compare(answer, result, by="A clean process, which loaded the model anew and no attack,")
     return []
 
 
-def _ask(
-    folder: Path, config: EvalConfig, result: Evaluation, data: ImageDataset, adaptation: Adaptation
-) -> dict[str, Any]:
+def _request(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
+    """Return what a judge must know besides images and labels."""
     record = result.record
-    request = {
+    return {
         "model": config.model,
         "allow_pickle": config.allow_pickle,
         "mode": config.mode,
@@ -88,11 +95,16 @@ def _ask(
         "balls": [(ball.norm, ball.eps_text) for ball in record.union]
         or [(record.threat.norm, record.threat.eps_text)],
         "draws": record.model.judge_draws,
-        "micro_batch": record.environment.micro_batch,
+        "micro_batch": record.model.judged_in_batches_of or record.environment.micro_batch,
         "threads": record.environment.threads,
         "device": record.environment.device,
     }
-    (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
+
+
+def _ask(
+    folder: Path, config: EvalConfig, result: Evaluation, data: ImageDataset, adaptation: Adaptation
+) -> dict[str, Any]:
+    (folder / REQUEST).write_text(json.dumps(_request(config, result)), encoding="utf-8")
     (folder / AROUND).write_bytes(pickle.dumps(adaptation))  # a folder of this process alone
     images = {"images": data.images, "adv_images": result.adv_images, "labels": data.labels}
     save_file({name: tensor.contiguous().clone() for name, tensor in images.items()}, folder / TENSORS)
@@ -124,10 +136,15 @@ def _judge(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     registry = load_plugins(installed=(spec.partition(":")[0],))
     model = load_model(spec, registry=registry, allow_pickle=request["allow_pickle"])
     model = adapted(model, pickle.loads((folder / AROUND).read_bytes()))
+    return _answers(request, model, load_file(folder / TENSORS))
+
+
+def _answers(request: Mapping[str, Any], model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a model says of the images (N, C, H, W) and adversarial images, and which of these lie in no ball."""
     device = torch.device(request["device"])
     options = EngineOptions(mode=request["mode"], micro_batch=request["micro_batch"], seed=request["seed"])
     original = make_context(model, None, device, options).original
-    tensors = {name: tensor.to(device) for name, tensor in load_file(folder / TENSORS).items()}
+    tensors = {name: tensor.to(device) for name, tensor in given.items()}
     images, adv_images, labels = tensors["images"], tensors["adv_images"], tensors["labels"]
     weights = fingerprint(original.model)
     clean = judge_images(original, images, labels, draws=request["draws"], seed=request["seed"])
@@ -145,11 +162,11 @@ def _judge(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _compare(answer: Mapping[str, Any], result: Evaluation) -> None:
-    """Raise Refused where the second judge says something else, by more than rounding or chance."""
+def _compare(answer: Mapping[str, Any], result: Evaluation, *, by: str) -> None:
+    """Raise Refused where the second judge, named by `by`, says something else, by more than rounding or chance."""
     record, outcomes = result.record, result.outcomes
     if answer["weights"] != record.model.fingerprint:
-        raise Refused("A clean process loads other weights for the model: the results cannot be trusted.")
+        raise Refused(f"{by} finds other weights of the model: the results cannot be trusted.")
     clean, share = torch.tensor(answer["clean"]), torch.tensor(answer["share"])
     clean_margin, margin = torch.tensor(answer["clean_margin"]), torch.tensor(answer["margin"])
     outside = torch.tensor(answer["outside"], dtype=torch.bool)
@@ -170,6 +187,6 @@ def _compare(answer: Mapping[str, Any], result: Evaluation) -> None:
     count += int((outside & (broken | robust)).sum())
     if count:
         raise Refused(
-            f"A clean process, which loaded the model anew and no attack, judges {count} of {len(share)} samples otherwise: "
-            "an attack changed the judge, and the results cannot be trusted."
+            f"{by} judges {count} of {len(share)} samples otherwise: an attack changed the judge, and the results cannot be "
+            "trusted."
         )
