@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from robustdup import UserError
 from robustdup.cli.main import main
 from robustdup.data.dataset import from_tensors
 from robustdup.evidence.examples import read_examples, read_indices
-from robustdup.evidence.match import SCALES, match, nearest_index
+from robustdup.evidence.match import match, nearest_index
 from robustdup.threat import ThreatModel
 from tests.raising import raises
 
 N, EPS = 24, 8 / 255
 THREAT = ThreatModel("Linf", "8/255")
-CIFAR = [torch.tensor(values).view(-1, 1, 1) for values in SCALES["cifar10"]]
+CIFAR = [torch.tensor(values).view(-1, 1, 1) for values in ((0.2471, 0.2435, 0.2616), (0.4914, 0.4822, 0.4465))]
+IMAGENET = [torch.tensor(values).view(-1, 1, 1) for values in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406))]
 
 
 def smooth(n, seed):
@@ -71,6 +73,19 @@ CONTENTS = {
     "batches in one tensor": ADV.reshape(2, N // 2, 3, 16, 16),
     "labels in a column": {"images": ADV, "labels": LABELS[:, None]},
     "labels as floats": {"images": ADV, "labels": LABELS.double()},
+    "labels from one": {"images": ADV, "labels": LABELS + 1},
+    "width before height": ADV.transpose(2, 3),
+    "width, height, channels": ADV.permute(0, 3, 2, 1),
+    "samples along the last axis": ADV.permute(2, 3, 1, 0),
+    "opaque": torch.cat([ADV.permute(0, 2, 3, 1), torch.ones(N, 16, 16, 1)], dim=3),
+    "an image under each number": {i: ADV[i] for i in range(N)},
+    "an image under each name": {f"img_{i}": ADV[i] for i in range(N)},
+    "dicts of samples": [{"image": ADV[i], "label": int(LABELS[i])} for i in range(N)],
+    "pairs of samples": [(ADV[i], int(LABELS[i])) for i in range(N)],
+    "pairs of tensors": [(ADV[i], LABELS[i]) for i in range(N)],
+    "bfloat16, half as near": ADV.bfloat16(),
+    "beside the clean ones, by names of their own": {"x_test": CLEAN, "x_test_adv": ADV},
+    "clean and perturbed": {"original": CLEAN, "perturbed": ADV, "y": LABELS},
     "one-hot labels": {"images": ADV, "labels": torch.nn.functional.one_hot(LABELS, 10).float()},
 }
 
@@ -79,7 +94,7 @@ CONTENTS = {
 def test_files_of_torch_are_read(tmp_path, name):
     torch.save(CONTENTS[name], tmp_path / "adv.pth")
     found = matched(tmp_path / "adv.pth")
-    assert (found.adv_images - ADV).abs().max() <= (1e-3 if "half" in name else 2.1e-3 if "bytes" in name else 1e-6)
+    assert (found.adv_images - ADV).abs().max() <= (2e-3 if "half" in name else 2.1e-3 if "bytes" in name else 1e-6)
     assert found.data is DATA
 
 
@@ -128,9 +143,14 @@ WRONG_SCALES = {
     "normalised": ((ADV - CIFAR[1]) / CIFAR[0], "cifar10"),
     "-1 to 1": (2 * ADV - 1, "-1..1"),
     "divided twice": (ADV / 255, "1/255"),
-    "imagenet": ((ADV - torch.tensor(SCALES["imagenet"][1]).view(3, 1, 1)) / torch.tensor(SCALES["imagenet"][0]).view(3, 1, 1),
-                 "imagenet"),
-}  # fmt: skip
+    "imagenet": ((ADV - IMAGENET[1]) / IMAGENET[0], "imagenet"),
+    "imagenet, channels last": (((ADV - IMAGENET[1]) / IMAGENET[0]).permute(0, 2, 3, 1), "imagenet"),
+    "bytes less 128": (255 * ADV - 128, "-128..127"),
+    "sixteen bits": (65535 * ADV, "65535"),
+    "blue first": (ADV.flip(1), "bgr"),
+    "blue first, 0 to 255": (255 * ADV.flip(1), "255+bgr"),
+    "as Caffe takes them": ((255 * ADV - torch.tensor([123.68, 116.779, 103.939]).view(3, 1, 1)).flip(1), "caffe"),
+}
 
 
 @pytest.mark.parametrize("name", WRONG_SCALES)
@@ -140,8 +160,38 @@ def test_other_units_are_refused_and_read_when_named(tmp_path, name):
     with raises("bad-scale", UserError, f"--scale {scale}"):
         matched(tmp_path / "adv.pt")
     assert (matched(tmp_path / "adv.pt", scale=scale).adv_images - ADV).abs().max() <= 1e-5
+    assert (matched(tmp_path / "adv.pt", scale=scale).adv_images - ADV).abs().max() <= 1e-5
     with raises("unknown-scale", UserError, "cifar10"):
-        matched(tmp_path / "adv.pt", scale="cifar-10")
+        matched(tmp_path / "adv.pt", scale="cifra10")
+
+
+def test_units_of_no_name_are_told_by_a_line_and_read_by_numbers(tmp_path):
+    mean, std = torch.tensor([0.3, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.7, 0.9, 0.5]).view(3, 1, 1)
+    torch.save((ADV - mean) / std, tmp_path / "adv.pt")
+    with raises("bad-scale", UserError, "about these means and deviations") as error:
+        matched(tmp_path / "adv.pt")
+    told = re.search(r"--scale ([-.,0-9]+)", str(error.value)).group(1).rstrip(".")
+    assert [float(value) for value in told.split(",")] == pytest.approx([0.3, 0.5, 0.6, 0.7, 0.9, 0.5], abs=0.02)
+    assert (matched(tmp_path / "adv.pt", scale="0.3,0.5,0.6,0.7,0.9,0.5").adv_images - ADV).abs().max() <= 1e-5
+    with raises("bad-scale", UserError, "not in the units 'mnist'"):
+        matched(tmp_path / "adv.pt", scale="mnist")
+
+
+@pytest.mark.parametrize(("some", "other"), [(255 * ADV, "255"), (2 * ADV - 1, "-1..1")])
+def test_a_part_in_other_units_is_refused(tmp_path, some, other):
+    few = (torch.arange(N) < N // 4)[:, None, None, None]
+    torch.save(torch.where(few, some, ADV), tmp_path / "adv.pt")
+    with raises("bad-scale", UserError, f"example 0 looks like its sample as {other!r}"):
+        matched(tmp_path / "adv.pt")
+
+
+def test_what_was_added_is_no_example_and_rows_that_were_never_filled_are_refused(tmp_path):
+    torch.save(ADV - CLEAN, tmp_path / "adv.pt")
+    with raises("bad-scale", UserError, "clean + added"):
+        matched(tmp_path / "adv.pt")
+    torch.save(torch.where((torch.arange(N) < N // 4)[:, None, None, None], 0.0, ADV), tmp_path / "adv.pt")
+    with raises("other-samples", UserError, f"{N // 4} of {N}"):
+        matched(tmp_path / "adv.pt")
 
 
 WRONG_ORDERS = {

@@ -53,7 +53,7 @@ def _verify(
     scale: str | None = typer.Option(
         None,
         "--scale",
-        help="What the pixels of a file are in: 1, 255, -1..1, cifar10, imagenet, mnist. Found out where clear.",
+        help="What the pixels of a file are in: 1, 255, 65535, -1..1, or as --normalize of eval has it. Found out where clear.",
     ),
     indices: str | None = typer.Option(
         None, "--indices", help="Of which samples a file holds examples: 0,2,5, a file of numbers, or nearest."

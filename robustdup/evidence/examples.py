@@ -30,6 +30,7 @@ IMAGES = (
     "images", "arr_0", "x", "data",
 )  # fmt: skip
 LABELS = ("labels", "y", "label", "y_complete", "targets", "target", "arr_1")
+ATTACKED = ("adv", "perturb", "attack", "fool")  # parts of names, where several arrays could be the images
 INDEX = ("index", "indices", "idx", "ids")
 
 
@@ -149,10 +150,16 @@ def _in_mapping(content: Mapping[Any, Any], path: Path) -> Examples:
     named = {str(name).lower(): value for name, value in content.items()}
     images = next((named[name] for name in IMAGES if name in named), None)
     if images is None:
-        large = [value for value in named.values() if isinstance(value, Tensor | np.ndarray) and value.ndim >= 3]
+        if (counted := _numbered(named)) is not None:
+            return counted
+        large = {
+            name: value for name, value in named.items() if isinstance(value, Tensor | np.ndarray) and value.ndim >= 3
+        }
+        attacked = [name for name in large if any(word in name for word in ATTACKED)]
+        large = {name: large[name] for name in attacked} if len(attacked) == 1 else large
         nested = [value for value in named.values() if isinstance(value, Mapping | list | tuple)]
         if len(large) == 1:
-            images = large[0]
+            (images,) = large.values()
         elif len(nested) == 1 and not large:
             return _find(nested[0], path)
         else:
@@ -166,13 +173,33 @@ def _in_mapping(content: Mapping[Any, Any], path: Path) -> Examples:
     )
 
 
+def _numbered(named: Mapping[str, Any]) -> Examples | None:
+    """Return the images of a mapping with a number in each key and an image under it; the numbers are the indices, unless
+    they just count."""
+    numbers = [int(found[-1]) if (found := re.findall(r"\d+", name)) else -1 for name in named]
+    tensors = [_tensor(value) for value in named.values() if isinstance(value, Tensor | np.ndarray) and value.ndim > 1]
+    alike = len(tensors) == len(numbers) and len({re.sub(r"\d+", "", name) for name in named}) == 1
+    if len(numbers) < 2 or not alike or -1 in numbers or len(set(numbers)) < len(numbers):
+        return None
+    if len({tensor.shape for tensor in tensors}) > 1 or tensors[0].ndim > 3:
+        return None
+    order = sorted(range(len(numbers)), key=lambda place: numbers[place])
+    return Examples(torch.stack([tensors[place] for place in order]), index=_unless_counted(sorted(numbers)))
+
+
+def _unless_counted(numbers: list[int]) -> Tensor | None:
+    """Return rising numbers as an index; None where they just count from 0 or 1."""
+    first = numbers[0]
+    return None if first in (0, 1) and numbers == list(range(first, first + len(numbers))) else torch.tensor(numbers)
+
+
 def _in_sequence(content: Sequence[Any], path: Path) -> Examples:
     if len(content) == 3 and _is_answer(content[2]):  # foolbox: raw, clipped to the eps, whether it is adversarial
         return _of_one_eps(content[1], path)
     if all(isinstance(part, Tensor | np.ndarray) for part in content):
         tensors = [_tensor(part) for part in content]
         first = tensors[0]
-        if len(tensors) in (2, 3) and first.ndim >= 3 and tensors[1].ndim <= 2 and len(tensors[1]) == len(first):
+        if len(tensors) in (2, 3) and first.ndim >= 3 and tensors[1].ndim in (1, 2) and len(tensors[1]) == len(first):
             return Examples(first, labels=tensors[1])
         if len({tensor.shape[1:] for tensor in tensors}) > 1 or first.ndim < 2:
             raise _bad(path, f"holds a list of tensors of shapes {[tuple(tensor.shape) for tensor in tensors[:4]]}")
@@ -181,12 +208,28 @@ def _in_sequence(content: Sequence[Any], path: Path) -> Examples:
                 raise _bad(path, "holds images of several sizes")
             return Examples(torch.stack(tensors))
         return Examples(torch.cat(tensors))
-    parts = [_find(part, path) for part in content]
+    parts = [_one_or_batch(part, path) for part in content]
     return Examples(
         torch.cat([part.images for part in parts]),
         _joined([part.labels for part in parts]),
         _joined([part.index for part in parts]),
     )
+
+
+def _one_or_batch(part: Any, path: Path) -> Examples:
+    """Return a part of a list, a batch or one image with its label, as a batch."""
+    if (
+        isinstance(part, list | tuple)
+        and len(part) == 2
+        and isinstance(part[0], Tensor | np.ndarray)
+        and np.ndim(part[1]) == 0
+    ):
+        part = {"images": part[0], "labels": part[1]}
+    found = _find(part, path)
+    labels = found.labels
+    if found.images.ndim > 3 or (labels is not None and labels.ndim and len(labels) == len(found.images)):
+        return found
+    return replace(found, images=found.images[None], labels=None if labels is None else labels.reshape(1))
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -226,6 +269,8 @@ def _flat(value: Any) -> Tensor | None:
         return _tensor(value)
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) and part.ndim for part in value):
         return torch.cat([part.detach() for part in value])
+    if isinstance(value, int | float | np.number):
+        return torch.tensor(value)
     if isinstance(value, list | tuple) and all(isinstance(part, int | float) for part in value):
         return torch.tensor(value)
     return None
@@ -295,9 +340,6 @@ def _read_pictures(folder: Path) -> Examples:
             raise _bad(files[i], f"cannot be read: {error}") from None
     if len({picture.shape for picture in pictures}) > 1:
         raise _bad(folder, f"holds pictures of several sizes: {sorted({picture.shape for picture in pictures})[:3]}")
-    named = sorted(last) if counted else []
-    first = named[0] if named and named[0] in (0, 1) else None
-    just_counted = first is not None and named == list(range(first, first + len(files)))
-    index = torch.tensor(named) if counted and not just_counted else None
+    index = _unless_counted(sorted(last)) if counted else None
     notes = ("Pictures hold 8 bits: what they lost by rounding counts as it is.",)
     return Examples(torch.from_numpy(np.stack(pictures)), index=index, notes=notes)

@@ -12,25 +12,13 @@ import torch
 from torch import Tensor
 
 from robustdup.data.dataset import ImageDataset
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError
 from robustdup.evidence.examples import Examples
+from robustdup.evidence.units import ALIKE, LOOKED_AT, STRAY, check_alike, to_unit
 from robustdup.threat import ThreatModel
 
-LOOKED_AT = 512  # examples whose likeness to all samples is measured
-ALIKE, UNLIKE = 0.5, 0.3  # correlations of pixels: looks like another sample; does not look like its own
-STRAY = 0.01  # share of examples that may look like another sample
-
-# What brings an image to [0, 1]: (x * scale) + shift for each channel.
-SCALES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "1": ((1.0,), (0.0,)),
-    "255": ((1 / 255,), (0.0,)),
-    "1/255": ((255.0,), (0.0,)),
-    "-1..1": ((0.5,), (0.5,)),
-    "cifar10": ((0.2471, 0.2435, 0.2616), (0.4914, 0.4822, 0.4465)),
-    "imagenet": ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)),
-    "mnist": ((0.3081,), (0.1307,)),
-}
-NAMES = tuple(SCALES)
+UNLIKE = 0.3  # correlation of pixels, below which an example does not look like its own sample
+LOST = 0.05  # share of examples that may look like no sample
 
 
 @dataclass(frozen=True)
@@ -51,13 +39,15 @@ def match(
         examples: what was read.
         data: the samples, in order; where the examples have an index, all samples that it may name.
         threat: the threat model.
-        scale: what the pixels are in: 1, 255, -1..1, cifar10, imagenet, mnist; found out if not given.
+        scale: what the pixels are in, as `units.named_units` reads it; found out if not given.
         whole: whether the result speaks of all of `data`: samples without an example keep their clean image.
 
     Raises:
         UserError: bad-scale, other-samples: with what to do.
     """
     own, notes = data, list(examples.notes)
+    examples, remarks = _samples_first(examples, data)
+    notes += remarks
     if examples.index is not None:
         own = _chosen(data, examples.index)
     elif len(examples) != len(data):
@@ -66,11 +56,20 @@ def match(
             f"--indices (0,2,5, a file, or 'nearest'), or give --n {len(examples)} if they are the first.",
             code="other-samples",
         )
-    fitted = _best_layout(examples.images, own)
-    fitted, remarks = _to_unit(fitted, own, threat, scale, whole_numbers=not examples.images.is_floating_point())
+    fitted, remarks = _best_layout(examples.images, own)
+    notes += remarks
+    whole_numbers = not examples.images.is_floating_point()
+
+    def in_ball(images: Tensor, clean: Tensor) -> Tensor:
+        return _in_ball(images, clean, threat)
+
+    fitted, remarks = to_unit(fitted, own.images, in_ball, scale=scale, whole_numbers=whole_numbers)
     notes += remarks
     _check_order(fitted, own, data, threat)
-    if examples.labels is not None and not torch.equal(examples.labels, own.labels):
+    check_alike(fitted, own.images, in_ball)
+    if examples.labels is not None and torch.equal(examples.labels, own.labels + 1):
+        notes.append("The labels in the file are numbered from 1.")
+    elif examples.labels is not None and not torch.equal(examples.labels, own.labels):
         wrong = int((examples.labels != own.labels).sum()) if len(examples.labels) == len(own) else len(own)
         raise UserError(
             f"The labels in the file are not those of the data ({wrong} of {len(own)} differ). Is the order the same? "
@@ -93,7 +92,7 @@ def match(
 
 def nearest_index(examples: Examples, data: ImageDataset) -> Tensor:
     """Return the index (n,) of the sample that each example looks most like. Raises UserError where that is not clear."""
-    likeness = _likeness(_best_layout(examples.images, data, ordered=False), data.images)
+    likeness = _likeness(_best_layout(examples.images, data, ordered=False)[0], data.images)
     best = likeness.topk(min(2, len(data)), dim=1)
     sure = best.values[:, 0] >= ALIKE
     if len(data) > 1:
@@ -136,8 +135,20 @@ def _rows(data: ImageDataset, index: Tensor) -> Tensor:
 # --- layout ---
 
 
-def layouts(images: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
-    """Return images as (n, C, H, W) in each way in which their shape can be read: channels first, last, flat, grey."""
+def _samples_first(examples: Examples, data: ImageDataset) -> tuple[Examples, list[str]]:
+    """Return examples whose samples lie along the first axis, and what was done: MATLAB puts them along the last."""
+    images = examples.images
+    count = len(data) if examples.index is None else len(examples.index)
+    if images.ndim != 4 or len(images) == count or images.shape[-1] != count:
+        return examples, []
+    return replace(examples, images=images.movedim(-1, 0)), ["The samples lie along the last axis."]
+
+
+def layouts(images: Tensor, shape: tuple[int, int, int]) -> list[tuple[Tensor, str]]:
+    """Return images as (n, C, H, W) in each way in which their shape can be read, the usual ones first, and what to tell of it.
+
+    Channels first, last, flat, grey, opaque, and width before height.
+    """
     channels, height, width = shape
     n, rest = len(images), tuple(images.shape[1:])
     candidates = []
@@ -149,79 +160,36 @@ def layouts(images: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
         candidates.append(images[:, None])
     if rest == (height, width, 3) and channels == 1:  # grey pictures that were saved with colours
         candidates.append(images.permute(0, 3, 1, 2)[:, :1])
+    if rest == (height, width, 4) and channels == 3 and bool((images[..., 3] == images[0, 0, 0, 3]).all()):
+        candidates.append(images[..., :3].permute(0, 3, 1, 2))
     if rest == (channels * height * width,):
         candidates += [images.reshape(n, *shape), images.reshape(n, height, width, channels).permute(0, 3, 1, 2)]
-    return candidates
+    turned = []
+    if rest == (channels, width, height):
+        turned.append(images.transpose(2, 3))
+    if rest == (width, height, channels):
+        turned.append(images.permute(0, 3, 2, 1))
+    return [(images, "") for images in candidates] + [(images, "Width comes before height.") for images in turned]
 
 
-def _best_layout(images: Tensor, data: ImageDataset, *, ordered: bool = True) -> Tensor:
-    """Return images in the layout in which they look most like the samples, as float32."""
+def _best_layout(images: Tensor, data: ImageDataset, *, ordered: bool = True) -> tuple[Tensor, list[str]]:
+    """Return images in the layout in which they look most like the samples, as float32, and what to tell of it."""
     shape = tuple(data.images.shape[1:])
-    fitting = [layout.float() for layout in layouts(images, (shape[0], shape[1], shape[2]))]
+    fitting = layouts(images, (shape[0], shape[1], shape[2]))
     if not fitting:
         raise UserError(
             f"The file holds examples of shape {tuple(images.shape[1:])}; the samples have {shape} (channels, height, width). "
             "Were they resized or cropped? Give --resize, --crop or --grey as for the model.",
             code="other-samples",
         )
-    if len(fitting) == 1 or not ordered:
-        return fitting[0]
-    few = slice(0, LOOKED_AT)
-    return max(fitting, key=lambda layout: float(_own_likeness(layout[few], data.images[few]).nan_to_num().mean()))
-
-
-# --- scale ---
-
-
-def _to_unit(
-    images: Tensor, data: ImageDataset, threat: ThreatModel, scale: str | None, *, whole_numbers: bool
-) -> tuple[Tensor, list[str]]:
-    """Return images in [0, 1], and what was done. Raises UserError for pixels in units that have to be named."""
-    if scale is not None:
-        if scale not in SCALES:
-            raise unknown("scale", scale, NAMES)
-        return _scaled(images, scale), []
-    low, high = _ends(images)
-    if whole_numbers and low >= 0 and 1 < high <= 255:
-        return _scaled(images, "255"), ["Pixels are bytes, 0 to 255."]
-    few = slice(0, LOOKED_AT)
-    if float(_in_ball(images[few], data.images[few], threat).double().mean()) >= 0.5:
-        return images, []
-    names = ["1", "1/255"] if low >= 0 and high <= 1 else _possible(images)
-    far = {name: _distance(_scaled(images[few], name), data.images[few]) for name in names}
-    best = min(far, key=lambda name: far[name])
-    if far["1"] <= 2 * far[best]:
-        return images, []
-    span = f"values from {low:.4g} to {high:.4g}"
-    if best == "255":
-        return _scaled(images, "255"), [f"Pixels are {span}: read as 0 to 255, as which they look like the samples."]
-    like = f"as {best!r} they look like the samples: give --scale {best}, if they are in that"
-    raise UserError(
-        f"The examples have {span}, and are no images in [0, 1]: {like}, or save them before they are normalised.",
-        code="bad-scale",
-    )
-
-
-def _possible(images: Tensor) -> list[str]:
-    return [name for name in NAMES if len(SCALES[name][0]) in (1, images.shape[1])]
-
-
-def _scaled(images: Tensor, name: str) -> Tensor:
-    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in SCALES[name])
-    if len(scale) not in (1, images.shape[1]):
-        raise UserError(
-            f"The scale {name!r} is for {len(scale)} channels; the examples have {images.shape[1]}.", code="bad-scale"
-        )
-    return images if name == "1" else images * scale + shift
-
-
-def _ends(images: Tensor) -> tuple[float, float]:
-    finite = images[images.isfinite()]
-    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-
-
-def _distance(images: Tensor, clean: Tensor) -> float:
-    return float((images - clean).square().flatten(1).mean(dim=1).sqrt().nanmedian())
+    chosen, note = fitting[0]
+    if len(fitting) > 1 and ordered:
+        few = slice(0, LOOKED_AT)
+        like = [
+            float(_own_likeness(layout[few].float(), data.images[few]).nan_to_num().mean()) for layout, _ in fitting
+        ]
+        chosen, note = fitting[like.index(max(like))]
+    return chosen.float(), [note] if note else []
 
 
 def _in_ball(images: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
@@ -249,7 +217,7 @@ def _check_order(images: Tensor, own: ImageDataset, data: ImageDataset, threat: 
     best = likeness.max(dim=1)
     stray = (best.values > own_likeness + 0.02) & (best.values >= ALIKE)
     lost = own_likeness < UNLIKE
-    if int(stray.sum()) <= STRAY * len(some) and int((stray | lost).sum()) <= 0.5 * len(some):
+    if int(stray.sum()) <= STRAY * len(some) and int((stray | lost).sum()) <= max(LOST * len(some), 1):
         return
     first = int(rows[stray.nonzero()[0, 0]]) * step if bool(stray.any()) else 0
     looks = ""
