@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import datasets
@@ -163,6 +164,18 @@ def test_pairs_of_files_name_them(tmp_path):
     record = detect(data, tmp_path / "run", to=str(tmp_path / "less"))
     assert [(pair.a.path, pair.b.path) for pair in record.pairs] == [("a/04.png", "a/x.png")]
     assert [image.path for image in record.clusters[0].images] == ["a/04.png", "a/x.png"]
+    rows = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows["source_path"][:2] == ["a/00.png", "a/01.png"]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["a zip", "a folder with a zip"])
+def test_pairs_of_pictures_in_an_archive_have_the_names_that_they_have_there(tmp_path, inside):
+    images = [as_image(image) for image in pictures(12)]
+    data = folder_of({**{f"{row:02d}.png": image for row, image in enumerate(images)}, "x.png": images[4]}, tmp_path / "d" / "a")
+    (tmp_path / "z").mkdir()
+    archive = shutil.make_archive(str(tmp_path / "z" / "pictures"), "zip", data)
+    record = detect(str(tmp_path / "z") if inside else archive, tmp_path / "run", to=str(tmp_path / "less"))
+    assert [(pair.a.path, pair.b.path) for pair in record.pairs] == [("a/04.png", "a/x.png")]
     rows = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
     assert rows["source_path"][:2] == ["a/00.png", "a/01.png"]
 

@@ -22,6 +22,7 @@ from robustdup.errors import UserError
 from robustdup.inflation import check_unpacked, check_zip
 
 LABEL_FILES = ("cls", "label", "target", "class", "index", "txt", "json")
+UNPACKED = "-unpacked"  # end of the name of a folder that an archive was unpacked to
 
 
 def is_archive(file: Path) -> bool:
@@ -40,11 +41,9 @@ def unpack(file: Path) -> Path:
 
     Members that point outside the folder, links and devices are refused. Raises UserError.
     """
-    import datasets
-
     seen = file.stat()
     digest = hashlib.sha256(f"{file.resolve()} {seen.st_size} {seen.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "robustdup" / f"{digest}-unpacked"
+    folder = _cache() / f"{digest}{UNPACKED}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +60,21 @@ def unpack(file: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def name_in_archive(path: Path) -> str | None:
+    """Return the name that a file had in the archive from which `unpack` took it; None for other files."""
+    cache = _cache().absolute()
+    if not path.is_relative_to(cache):
+        return None
+    folder, *name = path.relative_to(cache).parts
+    return "/".join(name) if folder.endswith(UNPACKED) and name else None
+
+
+def _cache() -> Path:
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "robustdup"
 
 
 def _extract(file: Path, folder: Path) -> None:

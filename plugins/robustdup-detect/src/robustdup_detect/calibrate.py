@@ -117,7 +117,8 @@ class Calibration:
 
     `different` is the expected number of pairs of different pictures above the threshold, among `above` judged pairs of
     `images` images, with the interval of the images that they are the best pair of. `recall_by_change` is the share of made
-    copies of each held out kind that the search finds; `recall` that of annotated pairs, with its interval.
+    copies of each held out kind that the search finds; `recall` that of annotated pairs, with its interval. `tail` is what the
+    expectations come from.
     """
 
     score: Score
@@ -132,6 +133,7 @@ class Calibration:
     positives: int = 0
     negatives: int = 0
     missed: bool = False
+    tail: Tail | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -158,6 +160,7 @@ def calibrate(seen: Compared, images: int, score: Score, *, target: float, thres
         score, cut, above=seen.pairs(cut_odds), images=seen.images(cut_odds), different=expected[0],
         different_low=min(*expected, expected[0] / tails[0].spread(cut_odds)) * min(seen.best_share(cut_odds), 1.0),
         different_high=max(*expected, most.above(cut_odds) * most.spread(cut_odds)), negatives=tails[0].n, missed=missed,
+        tail=tails[0],
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from robustdup.data.layouts.archives import name_in_archive
 from robustdup.records import write_atomic
 
 CHUNK = 1000  # rows whose encoded images are in memory at once
@@ -23,7 +24,7 @@ def save_paths(folder: Path, start: int, paths: list[str]) -> None:
 
 
 def load_paths(folder: Path, n: int, starts: Iterable[int], data: str) -> list[str]:
-    """Return the path of each of n rows as it is shown: relative to the folder `data` where it lies in it; "" where none."""
+    """Return the path of each of n rows as it is shown: as `shown_path` does for `data`; "" where none."""
     paths = [""] * n
     root = Path(data).expanduser()
     for start in starts:
@@ -52,11 +53,11 @@ def encoded_column(dataset: Any, image: str) -> Any:
 
 
 def shown_path(path: str, root: Path) -> str:
-    """Return a path relative to a folder where it lies in it, as it is otherwise."""
+    """Return a path relative to a folder where it lies in it, or as the archive that it came from has it; else as it is."""
     for base in (root, root.resolve()):
         if base.is_dir() and Path(path).is_absolute() and Path(path).is_relative_to(base.absolute()):
             return Path(path).relative_to(base.absolute()).as_posix()
-    return path
+    return name_in_archive(Path(path)) or path
 
 
 def unread_files(data: str, paths: Iterable[str]) -> tuple[dict[str, int], list[str]]:

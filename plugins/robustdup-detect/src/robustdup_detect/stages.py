@@ -18,7 +18,6 @@ from robustdup_detect.calibrate import (
     annotated_recall,
     calibrate,
     compared,
-    fit_tail,
     made_copies,
 )
 from robustdup_detect.features import SIZE
@@ -152,9 +151,8 @@ def choose(worker: ShardWorker, plans: Sequence[SearchPlan], progress: Progress)
     calibration = calibrate(
         seen, len(plan.different_rows(plan.asking)), score, target=config.precision, threshold=config.threshold
     )
-    tail = fit_tail(seen.odds)
-    if calibration.calibrated and tail is not None and _as_annotated(plan):
-        calibration = replace(calibration, recall=annotated_recall(seen, tail, calibration.threshold))
+    if calibration.tail is not None and _as_annotated(plan):
+        calibration = replace(calibration, recall=annotated_recall(seen, calibration.tail, calibration.threshold))
     by_change, tried = made_copies(
         partial(worker.pictures, plan.asking), plan.different_rows(plan.asking),
         database(plan, plan.different_rows(plan.asked)), load_finder(plan.state), worker.embedder, score,
