@@ -171,7 +171,9 @@ def test_pairs_of_files_name_them(tmp_path):
 @pytest.mark.parametrize("inside", [False, True], ids=["a zip", "a folder with a zip"])
 def test_pairs_of_pictures_in_an_archive_have_the_names_that_they_have_there(tmp_path, inside):
     images = [as_image(image) for image in pictures(12)]
-    data = folder_of({**{f"{row:02d}.png": image for row, image in enumerate(images)}, "x.png": images[4]}, tmp_path / "d" / "a")
+    data = folder_of(
+        {**{f"{row:02d}.png": image for row, image in enumerate(images)}, "x.png": images[4]}, tmp_path / "d" / "a"
+    )
     (tmp_path / "z").mkdir()
     archive = shutil.make_archive(str(tmp_path / "z" / "pictures"), "zip", data)
     record = detect(str(tmp_path / "z") if inside else archive, tmp_path / "run", to=str(tmp_path / "less"))
