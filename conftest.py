@@ -5,6 +5,7 @@ toolkits nor a browser; `-m timing` looks at the clock, which the others do not.
 """
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -48,6 +49,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") is None and _is_light(item.path):
             item.add_marker("unit")
+
+
+def pytest_collection_finish():
+    """Take what was imported and collected, millions of objects, out of the walks of the garbage collector."""
+    gc.freeze()
 
 
 @cache
