@@ -6,9 +6,11 @@ toolkits nor a browser; `-m timing` looks at the clock, which the others do not.
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import tempfile
 import time
 from functools import cache
@@ -75,6 +77,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     assert torch.get_num_threads() == 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts():
+    """Fork workers and second judges from a process that has torch: each would import it, for three seconds of a CPU."""
+    from robustdup.jobs import second_judge
+    from robustdup.runners import local
+    from tests import forked
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(local, "multiprocessing", forked.MULTIPROCESSING)
+        patched.setattr(second_judge, "subprocess", forked.SUBPROCESS)
+        yield
+
+
+@pytest.fixture
+def cold_starts(monkeypatch):
+    """Let workers and second judges of this test start as those of a user do."""
+    from robustdup.jobs import second_judge
+    from robustdup.runners import local
+
+    monkeypatch.setattr(local, "multiprocessing", multiprocessing)
+    monkeypatch.setattr(second_judge, "subprocess", subprocess)
 
 
 class Within:

@@ -1,6 +1,8 @@
 """Commands and scripts in processes of their own, forked from one that has torch in it: importing it takes seconds each time.
 
-What a cold start brings is looked at elsewhere: tests/test_imports.py, tests/plugins/test_imported.py, `.ci/alone`.
+Workers of an evaluation and second judges of this process are forked too (`cold_starts` lets them start as users' do).
+What a cold start brings is looked at elsewhere: tests/test_imports.py, tests/plugins/test_imported.py, tests/runners,
+tests/test_second_judge.py, `.ci/alone`.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from subprocess import TimeoutExpired
+from subprocess import DEVNULL, PIPE, CompletedProcess, TimeoutExpired
+from types import SimpleNamespace
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Nothing that reads its settings from the environment when it is imported, such as huggingface_hub.
 PRELOADED = [
     "torch",
+    "torch._dynamo",  # the first optimizer of a process imports it, for two seconds
+    "pandas",
     "robustdup.cli.main",
     "robustdup.evaluation.engine",
     "robustdup.jobs.evaluation",
@@ -77,6 +83,28 @@ def run(words: Sequence[str], *, folder: Path | None = None, env: Mapping[str, s
     return process
 
 
+class WorkerContext:
+    """Stands for multiprocessing's context "spawn": a worker is forked, and finds the environment of now."""
+
+    Pipe = staticmethod(CONTEXT.Pipe)
+
+    @staticmethod
+    def Process(*, target: Callable[..., None], args: tuple[Any, ...], name: str) -> Any:  # noqa: N802
+        """Make a process that calls `target`."""
+        _start_server()
+        return CONTEXT.Process(target=_call_in, args=(dict(os.environ), target, args), name=name)
+
+
+def ask_judge(words: Sequence[str], **_: Any) -> CompletedProcess[bytes]:
+    """Stand for `subprocess.run` of `python -P -c CODE WORDS…`: the code runs in a forked process, to its end."""
+    done = run(["-c", *words[3:]])
+    return CompletedProcess(list(words), done.returncode or 0, stderr=done.stderr.encode())
+
+
+MULTIPROCESSING = SimpleNamespace(get_context=lambda _: WorkerContext, parent_process=multiprocessing.parent_process)
+SUBPROCESS = SimpleNamespace(run=ask_judge, DEVNULL=DEVNULL, PIPE=PIPE)
+
+
 @cache
 def _start_server() -> None:
     """Start the process that all are forked from, with one thread."""
@@ -107,6 +135,16 @@ def _run(words: list[str], folder: str, environment: dict[str, str], output: str
             from robustdup.cli.main import main
 
             sys.exit(main(words[1:]))
+        if words[0] == "-c":
+            sys.argv = [words[0], *words[2:]]
+            exec(words[1], {"__name__": "__main__"})
+            return
         runpy.run_path(words[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends its processes without
+
+
+def _call_in(environment: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    target(*args)

@@ -50,6 +50,7 @@ def test_two_workers_and_odd_calls_say_to_the_bit_what_one_process_says():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cold_starts")
 def test_five_workers_say_what_one_process_says():
     assert_same(evaluated(), evaluated("workers=5"))
 

@@ -21,6 +21,7 @@ from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import share
 from tests.raising import raises
 
+pytestmark = pytest.mark.usefixtures("cold_starts")
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores can be pinned on Linux only")
 
 

@@ -15,7 +15,7 @@ from robustdup.cli.main import main
 
 RECIPE = """
 protocol: as-published
-base: {data: "builtin:digits", epochs: 1, n: 150, test_n: 100}
+base: {data: "builtin:digits", epochs: 1, n: 60, test_n: 40}
 factors:
   arm: [standard, adversarial]
   percent: [0, 10]
