@@ -16,6 +16,7 @@ from typing import Any
 from robustdup.errors import UserError
 
 SHOWN = 5  # names that a message lists
+SETTINGS = ("meta", "metadata", "hyper_parameters", "hparams", "config", "cfg", "args", "model_args", "dataset_meta")
 
 # Names under which data sets keep the same class: CIFAR-10 and STL-10, MNIST and SVHN, and what people call them.
 SYNONYMS = {
@@ -218,11 +219,29 @@ def _not_the_same(model_names: Sequence[str], data_names: Sequence[str], unknown
 
 
 def names_in(content: Mapping[Any, Any]) -> list[str]:
-    """Return the class names that a checkpoint or a configuration keeps under a usual key, in order; [] where it does not."""
-    for key in ("class_names", "classes", "label_names", "id2label", "idx_to_class", "class_to_idx", "label2id"):
-        names = _in_order(content.get(key))
-        if names:
-            return names
+    """Return the class names that a checkpoint or a configuration keeps under a usual key, in order; [] where it does not.
+
+    They are looked for at the top and in what is kept beside the weights: settings, meta data.
+    """
+    inner = [content.get(key) for key in SETTINGS]
+    for place in (
+        content,
+        *(value if isinstance(value, Mapping) else getattr(value, "__dict__", {}) for value in inner),
+    ):
+        by_name = {str(key).lower(): value for key, value in place.items()}
+        for key in (
+            "class_names",
+            "classes",
+            "label_names",
+            "labels",
+            "id2label",
+            "idx_to_class",
+            "class_to_idx",
+            "label2id",
+        ):
+            names = _in_order(by_name.get(key))
+            if names:
+                return names
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
+from robustdup.models.other_forms import joined, rewritten
 
-DEPTH = 4  # wrappers around a state dict
+DEPTH = 6  # wrappers around a state dict
 SHOWN = 8  # sets of weights that a message lists
 # Parts of names that wrappers put in: DataParallel, torch.compile, FSDP, activation checkpoints.
 TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -106,6 +108,10 @@ def _every_fit(
             f"{place} holds a {type(content).__name__} without weights, not a state dict.", code="damaged-checkpoint"
         )
     fits = [fit for name, state in sets.items() for fit in _fits(name, state, model)]
+    if not any(fit.whole for fit in fits):
+        several = [*sets.items(), *joined(content, _plain_mapping, DEPTH)]
+        further = [(name, form) for name, state in several for form in (state, *rewritten(state))]
+        fits += [fit for name, state in further for fit in _fits(name, state, model) if fit.whole]
     if named is not None:
         chosen = [fit for fit in fits if named in (fit.name, *_tails(fit.name))]
         if not chosen:
@@ -179,7 +185,7 @@ def _own_part(name: str, other: str) -> str:
     same = 0
     while same < min(len(parts), len(others)) and parts[same] == others[same]:
         same += 1
-    return parts[same] if same < len(parts) and parts[same] else USUAL[0]
+    return "_".join(_words(parts[same])).lower() if same < len(parts) and parts[same] else USUAL[0]
 
 
 def _plain(key: str) -> str:
@@ -257,7 +263,12 @@ def _agreement(fit: Fit) -> tuple[int, int]:
 
 
 def _averaged(name: str) -> bool:
-    return any(word in name.lower().replace(".", "_").split("_") for word in AVERAGED)
+    return any(word.lower() in AVERAGED for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name: state_dict_ema, stateDictEma."""
+    return re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", name)
 
 
 def _distinct(fits: list[Fit]) -> list[Fit]:
@@ -265,7 +276,7 @@ def _distinct(fits: list[Fit]) -> list[Fit]:
     names = [fit.name for fit in fits]
 
     def order(fit: Fit) -> tuple[bool, int, int, int]:
-        first = fit.name.split(".")[0]
+        first = "_".join(_words(fit.name.split(".")[0])).lower()
         return (
             _averaged(fit.name),
             len(fit.kept),
@@ -295,6 +306,8 @@ def _notes(first: Fit, others: list[Fit], place: str, named: str | None) -> list
         )
     elif _averaged(first.name) and named is None:
         notes.append(f"{place} holds averaged weights alone ({first.name!r}): they were taken.")
+    if "+" in first.name:
+        notes.append(f"{place} holds the weights in two parts: {first.name!r} were taken together.")
     if first.kept:
         notes.append(f"{place} lacks {', '.join(map(repr, first.kept[:SHOWN]))}: the factory's values were kept.")
     if first.outside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import datetime
 import decimal
 import enum
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -100,6 +102,40 @@ def others(state):
     return {key: value + 1 for key, value in state.items()}
 
 
+def matrices(state):
+    """Yield the weights of layers."""
+    yield from ((key, value) for key, value in state.items() if key.endswith(".weight") and value.ndim > 1)
+
+
+def without_matrices(state):
+    return {key: value for key, value in state.items() if key not in dict(matrices(state))}
+
+
+def weight_norm(state, first, second):
+    """Return a state with lengths and directions in place of weights, which are three times as long as they should be."""
+    made = without_matrices(state)
+    for key, value in matrices(state):
+        lengths = value.flatten(1).norm(dim=1).view(-1, *[1] * (value.ndim - 1))
+        made |= {key.replace("weight", first): lengths, key.replace("weight", second): 3 * value}
+    return made
+
+
+def nested(state):
+    tree = {}
+    for key, value in state.items():
+        *folders, name = key.split(".")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return tree
+
+
+def parts(net):
+    """Return parameters and buffers apart."""
+    return dict(net.named_parameters()), dict(net.named_buffers())
+
+
 LAYOUTS = {
     "a state dict": lambda s, n: s,
     "DataParallel": lambda s, n: {"state_dict": prefixed(s, "module."), "best_acc": 0.9, "epoch": 3},
@@ -137,6 +173,29 @@ LAYOUTS = {
         "model": s, "when": datetime.datetime(2024, 1, 1), "lr": decimal.Decimal("0.1"), "seen": frozenset([1]),
         "losses": collections.deque([1.0, 2.0], maxlen=3), "random": np.random.RandomState(0).get_state(),
     },
+    "parameters and buffers apart": lambda s, n: dict(zip(("params", "buffers"), parts(n), strict=True)),
+    "parameters and statistics in a state": lambda s, n: {
+        "epoch": 3, "state": dict(zip(("parameters", "batch_stats"), parts(n), strict=True)),
+    },
+    "a pair of mappings": lambda s, n: parts(n),
+    "nested by layer": lambda s, n: {"model": nested(s)},
+    "nested, parameters and buffers apart": lambda s, n: {
+        name: nested(part) for name, part in zip(("params", "batch_stats"), parts(n), strict=True)
+    },
+    "slashes": lambda s, n: {key.replace(".", "/"): value for key, value in s.items()},
+    "gamma and beta": lambda s, n: {
+        key.replace("1.weight", "1.gamma").replace("1.bias", "1.beta"): value for key, value in s.items()
+    },
+    "weight norm": lambda s, n: {"state_dict": prefixed(weight_norm(s, "weight_g", "weight_v"), "module.")},
+    "weight norm as parametrization": lambda s, n: weight_norm(
+        s, "parametrizations.weight.original0", "parametrizations.weight.original1"
+    ),
+    "pruned": lambda s, n: {
+        **without_matrices(s), **{f"{key}_mask": (value > 0).float() for key, value in matrices(s)},
+        **{f"{key}_orig": torch.where(value > 0, value, 7.0) for key, value in matrices(s)},
+    },
+    "averaged, in one word": lambda s, n: {"stateDict": s, "stateDictEma": others(s)},
+    "under many wrappers": lambda s, n: {"a": {"b": {"c": {"d": {"e": s}}}}},
     "settings of a class that is not here": lambda s, n: {"model": s, "config": Settings(lr=0.1, mode=Mode.FAST)},
     "weights in a mapping of a class that is not here": lambda s, n: Settings(model=s),
 }  # fmt: skip
@@ -150,6 +209,61 @@ def test_layouts_without_a_pickle(place, registry, net, layout, monkeypatch):
     torch.save(LAYOUTS[layout](net.state_dict(), net), place / "w.pt")
     monkeypatch.undo()
     model = load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+    wanted = net if layout != "pruned" else with_matrices(net, lambda value: value.clamp(min=0))
+    torch.testing.assert_close(model(IMAGES), wanted(IMAGES))
+
+
+def with_matrices(net, change):
+    """Return a copy of a network with its weights of layers changed."""
+    other = copy.deepcopy(net)
+    other.load_state_dict({**net.state_dict(), **{key: change(value) for key, value in matrices(net.state_dict())}})
+    return other
+
+
+def of_unit_norm(value):
+    """Return a weight whose largest singular value is 1, and the singular vectors of that."""
+    left, sizes, right = torch.linalg.svd(value.flatten(1))
+    return value / sizes[0], left[:, 0], right[0]
+
+
+SPECTRAL = {
+    "hooks": ("weight_orig", "weight_u", "weight_v"),
+    "parametrization": (
+        "parametrizations.weight.original",
+        "parametrizations.weight.0._u",
+        "parametrizations.weight.0._v",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPECTRAL)
+def test_spectral_norm(place, registry, net, kind):
+    """What is saved is 2.5 times a weight of largest singular value 1: that weight is the network's."""
+    wanted = with_matrices(net, lambda value: of_unit_norm(value)[0])
+    saved = without_matrices(net.state_dict())
+    for key, value in matrices(net.state_dict()):
+        unit, u, v = of_unit_norm(value)
+        saved |= {
+            key.replace("weight", name): each for name, each in zip(SPECTRAL[kind], (2.5 * unit, u, v), strict=True)
+        }
+    torch.save(saved, place / "w.pt")
+    model = load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+    torch.testing.assert_close(model(IMAGES), wanted(IMAGES))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_weight_norm_of_the_other_kind_is_loaded_into_a_network_that_has_it(place, registry, net, new):
+    kinds = (nn.utils.weight_norm, nn.utils.parametrizations.weight_norm)
+    (place / "normed.py").write_text(
+        f"import torch\nfrom net import Net\n\ndef make():\n    net = Net()\n"
+        f"    torch.nn.utils.{'parametrizations.' if new else ''}weight_norm(net.body[0])\n    return net\n"
+    )
+    saved = copy.deepcopy(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        kinds[not new](saved.body[0])
+        torch.save(saved.state_dict(), place / "w.pt")
+        model = load_model(f"{place / 'normed.py'}:make@{place / 'w.pt'}", registry=registry)
     torch.testing.assert_close(model(IMAGES), net(IMAGES))
 
 
@@ -220,8 +334,13 @@ def test_statistics_and_weights_are_never_made_up(place, registry, net):
 
 
 def test_names_of_classes_in_a_checkpoint_go_with_the_model(place, registry, net):
-    torch.save({"state_dict": net.state_dict(), "class_to_idx": {"cat": 1, "ant": 0}}, place / "w.pt")
-    assert names_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)) == ["ant", "cat"]
+    kept = [
+        {"class_to_idx": {"cat": 1, "ant": 0}}, {"meta": {"CLASSES": ("ant", "cat")}},
+        {"hyper_parameters": {"class_names": ["ant", "cat"]}}, {"args": argparse.Namespace(classes=["ant", "cat"])},
+    ]  # fmt: skip
+    for beside in kept:
+        torch.save({"state_dict": net.state_dict(), **beside}, place / "w.pt")
+        assert names_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)) == ["ant", "cat"]
 
 
 def test_factories_with_arguments(place, registry):
