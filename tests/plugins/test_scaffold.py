@@ -1,7 +1,6 @@
 """The package that `attacks new` writes: it installs, keeps the contract, and its own tests pass."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from robustdup.cli.main import main
 from robustdup.errors import UserError
 from robustdup.plugins.scaffold import new_package
+from tests.forked import run
 from tests.raising import raises
 
 
@@ -32,10 +32,9 @@ def test_its_own_tests_pass_where_it_is_installed(tmp_path, capsys):
     assert "robustdup attacks check my-attack" in capsys.readouterr().out
     distribution(tmp_path / "site", tmp_path / "package")
     path = os.pathsep.join([str(tmp_path / "site"), str(tmp_path / "package" / "src"), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(tmp_path / "package" / "tests")],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    words = ["-q", "-p", "no:cacheprovider", "-n", "0", str(tmp_path / "package" / "tests")]
+    (tmp_path / "run.py").write_text(f"import sys, pytest\nsys.exit(pytest.main({words}))")
+    done = run([str(tmp_path / "run.py")], folder=tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("....") or "4 passed" in done.stdout
 

@@ -9,6 +9,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from robustdup_study.cell_record import Measurement
 from robustdup_study.records import load_study_record
 
 from robustdup.cli.main import main
@@ -31,6 +32,18 @@ def recipe(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture
+def quick_cells(monkeypatch):
+    """Cells that train nothing: what they would measure is told from their settings."""
+
+    def arm(config, device):
+        accuracy = 0.7 + 0.01 * config.seed
+        metrics = {"test_clean_acc": accuracy, "test_adv_acc": accuracy / 2}
+        return [Measurement(factors={"percent": percent}, metrics=metrics) for percent in config.percents]
+
+    monkeypatch.setattr("robustdup_study.paper_2504_00638.protocol.run_arm", arm)
 
 
 def test_run_status_report(recipe, tmp_path, capsys):
@@ -85,7 +98,7 @@ def test_an_interrupted_study_says_the_whole_command_that_goes_on(recipe, tmp_pa
     assert shlex.join(["robustdup", *words]) in capsys.readouterr().err
 
 
-def test_margins_that_change_after_results_are_told(recipe, tmp_path, capsys):
+def test_margins_that_change_after_results_are_told(recipe, quick_cells, tmp_path, capsys):
     words = [str(recipe), "--out", str(tmp_path / "study"), "seeds=1"]
     assert main(["study", "run", *words]) == 0
     assert main(["study", "report", *words, "analysis.margins.test_clean_acc=9"]) == 0
@@ -95,7 +108,9 @@ def test_margins_that_change_after_results_are_told(recipe, tmp_path, capsys):
     assert "when 3 cells were finished" in record["analysis_changes"][0]
 
 
-def test_more_seeds_reuse_what_is_there_and_a_report_of_another_recipe_is_refused(recipe, tmp_path, capsys):
+def test_more_seeds_reuse_what_is_there_and_a_report_of_another_recipe_is_refused(
+    recipe, quick_cells, tmp_path, capsys
+):
     words = [str(recipe), "--out", str(tmp_path / "study")]
     assert main(["study", "run", *words, "seeds=1"]) == 0
     assert main(["study", "report", *words]) == 2

@@ -20,6 +20,7 @@ from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells
 
 from robustdup.errors import RunError, UserError
 from robustdup.report.live import Lines
+from tests.forked import Forked, run
 from tests.raising import raises
 
 HERE = Path(__file__).parent
@@ -212,9 +213,9 @@ def test_kill_9_and_continue_runs_no_finished_cell_twice(tmp_path):
     script = tmp_path / "study.py"
     folder = tmp_path / "study"
     script.write_text(STUDY.format(here=str(HERE), folder=str(folder)))
-    draw = random.Random(3)
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(HERE)})
+    draw, env = random.Random(3), {**os.environ, "PYTHONPATH": str(HERE)}
+    for _ in range(2):
+        process = Forked([str(script)], env=env)
         started, first = time.monotonic(), len(list(folder.glob("cells/*/cell.json")))
         while process.poll() is None and time.monotonic() - started < 60:
             if len(list(folder.glob("cells/*/cell.json"))) > first:
@@ -225,7 +226,8 @@ def test_kill_9_and_continue_runs_no_finished_cell_twice(tmp_path):
         process.wait()
     before = set(folder.glob("cells/*/cell.json"))
     assert 0 < len(before) < 24
-    subprocess.run([sys.executable, str(script)], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(HERE)})
+    done = run([str(script)], env=env)
+    assert done.returncode == 0, done.stderr
     found = events(folder)
     assert len(list(folder.glob("cells/*/cell.json"))) == 24
     assert all(number == 1 for (_, event), number in found.items() if event == "complete")

@@ -110,22 +110,25 @@ def build_grid(
     before anything runs. Raises UserError that names the combination.
     """
     check_factors(config, registry)
-    grid, prints = Grid(), {}
+    prints: dict[str, str] = {}
     made = [(combination, _content(config, combination)) for combination in combinations(config)]
+    prepared = []
+    for combination, content in made:
+        if content is None:
+            continue
+        factors = {name: label(level) for name, level in combination.items()}
+        train = _validated({**content, "seed": config.seed_list[0]}, factors)
+        _named(factors, check, validate(TrainConfig, train))
+        place = _text({key: train.get(key) for key in sorted(_ELSEWHERE)})
+        if place not in prints:
+            prints[place] = fingerprint(train)
+        prepared.append((factors, train, canonical_form(train, prints[place], registry)))
+    grid = Grid()
     for seed in config.seed_list:
-        for combination, content in made:
-            if content is None:
-                continue
-            factors = {name: label(level) for name, level in combination.items()}
-            train = _validated({**content, "seed": seed}, factors)
-            if seed == config.seed_list[0]:
-                _named(factors, check, validate(TrainConfig, train))
-            place = _text({key: train.get(key) for key in sorted(_ELSEWHERE)})
-            if place not in prints:
-                prints[place] = fingerprint(train)
-            canonical = canonical_form(train, prints[place], registry) | {"measure": config.measure}
+        for factors, train, form in prepared:
+            canonical = {**form, "train": {**form["train"], "seed": seed}, "measure": config.measure}
             key = hash_of(canonical)
-            grid.cells.setdefault(key, Cell(key, train, canonical))
+            grid.cells.setdefault(key, Cell(key, {**train, "seed": seed}, canonical))
             grid.runs.append(PlannedRun(factors, seed, key))
     if not grid.runs:
         raise UserError("No cell is left: the exclusions name every combination of the factors.", code="no-cells")
