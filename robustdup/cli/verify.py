@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +133,18 @@ def _show_corruptions(place: Path, verification: Any) -> None:
         console.print(f"  {verification.within_rounding} answers differ within float32 rounding")
     for note in verification.notes:
         console.print(f"  {escape(note)}")
-    for title, fields in (("rechecked here", verification.rechecked), ("only stated", verification.only_stated)):
-        console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{escape(', '.join(fields))}")
+    for title, fields in (
+        ("rechecked here", verification.rechecked),
+        ("consistent", verification.consistent),
+        ("only stated", verification.only_stated),
+    ):
+        console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{escape(', '.join(_by_part(fields)))}")
+
+
+def _by_part(fields: list[str]) -> list[str]:
+    """Return the parts of a record that fields are in, with how many of each: record.data.split as 'data (1)'."""
+    counts = Counter(re.split(r"[.\[]", field.removeprefix("record."))[0] for field in fields)
+    return [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
 
 
 def _show_verdict(console: Console, place: Path, verification: Any, about: str) -> None:

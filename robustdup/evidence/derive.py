@@ -20,7 +20,7 @@ from robustdup.config import parse_attacks
 from robustdup.errors import UserError
 from robustdup.evaluation.summary import class_results, distance_summary
 from robustdup.evidence.replay import EpsReplay, Replay, Row, is_certified, stages_of, threat_at
-from robustdup.records import UNION, EvaluationRecord, Outcome
+from robustdup.records import UNION, DataInfo, EvaluationRecord, ModelInfo, Outcome
 from robustdup.statistics import wilson
 from robustdup.threat import ThreatModel
 from robustdup.union import parse_balls
@@ -226,23 +226,31 @@ def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]
     return curve
 
 
+def stated_twice(
+    config: Mapping[str, Any], model: ModelInfo, data: DataInfo, *, seed: int, **more: Any
+) -> Iterator[tuple[str, str]]:
+    """Walk (setting, what is wrong in words) of what a record states otherwise than its own settings do.
+
+    Args:
+        config: the settings.
+        model: what the record says of the model.
+        data: what it says of the data.
+        seed: what it says of the seed.
+        more: other settings that it states, by name.
+    """
+    stated = {"model": model.spec, "mode": model.mode, "seed": seed, **more}
+    if config.get("data") != "python":
+        stated |= {"data": data.spec, "split": data.split, "data_config": data.config}
+    for name, value in stated.items():
+        if name in config and config[name] != value:
+            yield name, f"The record states {name} = {value!r}; its settings say {config[name]!r}."
+
+
 def contradictions(record: EvaluationRecord) -> Iterator[str]:
     """Name what in a record contradicts its own settings: names, eps, seed, which are only stated all the same."""
-    config, model, data = record.config, record.model, record.data
-    stated_twice = [
-        ("model", model.spec),
-        ("attack_model", model.attack_model),
-        ("mode", model.mode),
-        ("seed", record.seed),
-        ("individual", record.individual),
-    ]
-    if config.get("data") != "python":
-        stated_twice += [("data", data.spec), ("split", data.split), ("data_config", data.config)]
-    yield from (
-        f"The record states {name} = {stated!r}; its settings say {config[name]!r}."
-        for name, stated in stated_twice
-        if name in config and config[name] != stated
-    )
+    config = record.config
+    own = {"attack_model": record.model.attack_model, "individual": record.individual}
+    yield from (text for _, text in stated_twice(config, record.model, record.data, seed=record.seed, **own))
     if config.get("threat") is not None or ("eps" in config and "norm" in config):
         asked = _asked(config)
         if asked != {threat_at(record, text) for text in stages_of(record)}:

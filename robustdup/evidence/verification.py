@@ -18,6 +18,9 @@ class Signed(Part):
     rechecked: list[str] = Field(
         default_factory=list, description="Fields of the bundle that were computed again here."
     )
+    consistent: list[str] = Field(
+        default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
+    )
     signature: Literal["none", "holds", "not-checked"] = Field(
         default="none",
         description="Whether somebody signed the bundle. not-checked: the package cryptography is not installed.",
@@ -71,9 +74,6 @@ class Verification(Signed):
     )
     within_rounding: int = Field(default=0, description="Claims that fail only within float32 rounding.")
     notes: list[str] = Field(default_factory=list, description="What a reader should know: how the examples were read.")
-    consistent: list[str] = Field(
-        default_factory=list, description="Fields that follow from others of the bundle, and were computed from them."
-    )
     n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
 

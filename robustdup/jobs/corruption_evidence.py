@@ -6,7 +6,7 @@ Corrupted images are a pure function of the clean ones, kind, severity and seed,
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from robustdup.config import EvalConfig, validate
 from robustdup.errors import UserError, plain
 from robustdup.evidence.bundle import check_manifest, other_manifest, refused
+from robustdup.evidence.derive import stated_twice
+from robustdup.evidence.fields import MANIFEST_FIELDS, fields_of
 from robustdup.evidence.verification import CorruptionVerification
 from robustdup.inflation import check_parquet
 from robustdup.jobs.corruptions import CorruptionRun, run_corruptions
@@ -26,13 +28,25 @@ from robustdup.jobs.trust import check_trust, without_demands
 from robustdup.plugins import load_plugins
 from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
 
-# Fields of the record that are computed again; of data and model the fingerprints.
-RECHECKED = (
-    "n", "source", "clean_accuracy", "corruption_accuracy", "mce", "kinds", "missing", "severities", "seed", "data.fingerprint",
-    "model.fingerprint",
+# Fields of the record that are computed again, and those of them that hold for a model that answers at random, too.
+SETS = (
+    "n", "source", "missing", "severities", "seed", "kinds[].kind", "kinds[].family", "kinds[].severities[].severity",
+    "kinds[].severities[].n", "kinds[].severities[].pixels",
 )  # fmt: skip
+ANSWERS = ("clean_accuracy", "corruption_accuracy", "mce", "kinds")
+OF_MODEL = ("architecture", "fingerprint", "num_classes", "parameters", "class_order", "randomized", "batch_dependent")
+OF_DATA = ("fingerprint", "image_shape")
+OF_NAMED_DATA = (
+    "class_names",
+    "n_total",
+    "selection",
+    "split",
+    "config",
+)  # of data that was loaded by the name that the bundle gives
 ROUNDING = 1e-4  # a margin up to which float32 may decide otherwise on another machine
+LIKE = 1e-3  # by which margins may differ on another machine, absolutely or by their size
 COLUMNS = ("index", "label", "kind", "severity")  # which image a row is about
+JUDGED = ("prediction", "correct_share", "margin")  # what the model says of it
 OTHER = ("norm", "eps", "threat")  # what a bundle says itself
 
 
@@ -77,7 +91,10 @@ def verify_corruptions(
     data = None if images is None or labels is None else given_data(images, labels, config)
     result = run_corruptions(config, model=model, data=data, registry=load_plugins(config.plugin))
     problems = other_manifest(check_manifest(folder), record)
-    return _compared(record, table, result, problems).model_copy(update={"seconds": time.perf_counter() - started})
+    named = data is None and "data" not in changes
+    return _compared(record, table, result, problems, named=named).model_copy(
+        update={"seconds": time.perf_counter() - started}
+    )
 
 
 def _table(folder: Path) -> pa.Table:
@@ -90,7 +107,7 @@ def _table(folder: Path) -> pa.Table:
 
 
 def _compared(
-    record: CorruptionRecord, table: pa.Table, result: CorruptionRun, problems: list[str]
+    record: CorruptionRecord, table: pa.Table, result: CorruptionRun, problems: list[str], *, named: bool
 ) -> CorruptionVerification:
     """Say where a record and its table differ from what was found here, after the problems that are known already."""
     own, problems, notes = result.record, list(problems), []
@@ -99,6 +116,12 @@ def _compared(
         problems.append("The images or labels here are not those that it speaks of (fingerprints differ).")
     if record.model.fingerprint != own.model.fingerprint:
         problems.append("The weights here are not those that it speaks of (fingerprints differ).")
+    seen = [f"data.{name}" for name in (*OF_DATA, *(OF_NAMED_DATA if named else ()))] + [
+        f"model.{name}" for name in OF_MODEL
+    ]
+    names = [*SETS, *seen, *(() if randomized else ANSWERS)]
+    twice = dict(stated_twice(record.config, record.model, record.data, seed=record.seed))
+    problems += [twice[name] for name in ("model", "mode", "seed", "data") if name in twice]
     other = _other_pixels(record, own)
     if other:
         made = f" It made them with {record.made_with}; here: {own.made_with}." if record.source == "made" else ""
@@ -112,17 +135,29 @@ def _compared(
         problems.append(f"The model answers otherwise here on {differing - rounding} images, beyond rounding.")
     rows = max(len(result.table["index"]), 1)
     slack = 1e-9 + 2 * rounding / max(own.n, 1)
-    if not randomized:
-        problems += [f"{name} does not follow: stated {a}, here {b}." for name, a, b in _unlike(record, own, slack)]
-    elif differing:
+    problems += [f"{name} does not follow: stated {a}, here {b}." for name, a, b in _unlike(record, own, names, slack)]
+    if randomized and differing:
         notes.append(f"The model answers at random: {differing} of {rows} answers were others here.")
         problems += _outside(record, own)
+    classes = fields_of(
+        record.model_dump(), [f"record.{name}" for name in names], [], _table_fields(randomized=randomized)
+    )
     return CorruptionVerification(
         accepted=not problems, n=own.n, n_sets=len(_sets(own)), corruption_accuracy=own.corruption_accuracy,
         stated=record.corruption_accuracy, randomized=randomized, n_other_pixels=len(other), n_differing=differing or 0,
-        within_rounding=rounding, problems=problems, notes=notes, rechecked=list(RECHECKED),
-        only_stated=sorted({*CorruptionRecord.model_fields} - {name.partition(".")[0] for name in RECHECKED}),
+        within_rounding=rounding, problems=problems, notes=notes, rechecked=classes["rechecked"],
+        consistent=classes["consistent"], only_stated=classes["only_stated"],
     )  # fmt: skip
+
+
+def _table_fields(*, randomized: bool) -> dict[str, list[str]]:
+    """Return the class of each column of the table, and of each field of the manifest."""
+    about, answers = ([f"table.{name}" for name in names] for names in (COLUMNS, JUDGED))
+    return {
+        "rechecked": about if randomized else about + answers,
+        "consistent": [f"manifest.{name}" for name in MANIFEST_FIELDS],
+        "only_stated": answers if randomized else [],
+    }
 
 
 def _sets(record: CorruptionRecord) -> dict[str, str | None]:
@@ -138,7 +173,7 @@ def _other_pixels(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
 def _differing(table: pa.Table, rechecked: Mapping[str, Any]) -> tuple[int | None, int]:
     """Count the images on which the answers differ, and those of them within rounding; None where the rows do not fit."""
     here = pa.table(dict(rechecked))
-    names = {*COLUMNS, "prediction", "correct_share", "margin"}
+    names = {*COLUMNS, *JUDGED}
     if set(table.column_names) != names or any(
         not np.array_equal(table[name].to_numpy(), here[name].to_numpy()) for name in COLUMNS
     ):
@@ -146,26 +181,32 @@ def _differing(table: pa.Table, rechecked: Mapping[str, Any]) -> tuple[int | Non
     differs = np.zeros(len(here), dtype=bool)
     for name in ("prediction", "correct_share"):
         differs |= table[name].to_numpy() != here[name].to_numpy()
-    near = np.abs(here["margin"].to_numpy()) <= ROUNDING
+    margin = here["margin"].to_numpy()
+    near = np.abs(margin) <= ROUNDING
+    differs |= ~np.isclose(table["margin"].to_numpy(), margin, rtol=LIKE, atol=LIKE, equal_nan=True)
     return int(differs.sum()), int((differs & near).sum())
 
 
-def _unlike(record: CorruptionRecord, own: CorruptionRecord, slack: float) -> list[tuple[str, Any, Any]]:
-    """Return (field, stated, found) of the fields that differ by more than `slack`; pixels were compared before."""
+def _unlike(
+    record: CorruptionRecord, own: CorruptionRecord, names: Sequence[str], slack: float
+) -> list[tuple[str, Any, Any]]:
+    """Return (field, stated, found) of the named fields that differ by more than `slack`; pixels were compared before."""
     result = []
-    for name in RECHECKED:
-        if "." in name:
-            continue
-        stated, here = (_plain(getattr(each, name)) for each in (record, own))
-        if not _close(stated, here, slack):
+    for name in names:
+        stated, here = (_at(each.model_dump(), name) for each in (record, own))
+        if not name.endswith(("pixels", "fingerprint")) and not _close(stated, here, slack):
             result.append((name, *_first_unlike(stated, here, slack)))
     return result
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value.model_dump() if hasattr(value, "model_dump") else value
+def _at(content: Any, name: str) -> Any:
+    """Return what stands at a place of plain data: kinds[].family is the list of all families."""
+    if not name:
+        return content
+    if name.startswith("[]."):
+        return [_at(each, name[3:]) for each in content]
+    end = min(at for at in (name.find("."), name.find("["), len(name)) if at >= 0)
+    return _at(content[name[:end]], name[end:].removeprefix("."))
 
 
 def _close(a: Any, b: Any, slack: float) -> bool:
