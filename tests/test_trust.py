@@ -147,12 +147,35 @@ def test_data_by_a_plugged_loader_is_asked_about(finished, place):
         ("python", None),
         ("hf:owner/name", "the loader of 'hf' models, on 'owner/name'"),
         ("strange:thing", "the loader of 'strange' models, on 'thing'"),
-        ("script.pt", "the TorchScript 'script.pt'"),
+        ("script.pt", "the program in 'script.pt'"),
+        ("program.pt2", "the program in 'program.pt2'"),
+        ("weights.safetensors", None),
+        ("wide-resnet(depth=28,width=10)", None),
         ("timm:lcnet_035@w.pt", "the loader of 'timm' models, on 'lcnet_035@w.pt'"),
     ],
 )
 def test_which_models_need_trust(spec, code):
     assert code_of_model(spec) == code
+
+
+# Settings that hold text and can run nothing: names of what is registered, numbers, columns, folders.
+HARMLESS = {
+    "normalize", "split", "data_config", "revision", "image_column", "label_column", "norm", "eps", "threat", "attacks",
+    "options", "replay", "loss", "device", "runner", "out", "freeze", "test_split", "extra_split", "objective", "update",
+    "attack", "eps_schedule", "steps_schedule", "transforms", "mix", "validation_attack", "evaluate", "track",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [EvalConfig, TrainConfig])
+def test_every_setting_that_may_name_code_is_asked_about(kind):
+    """A setting that is added must be put into one of the two lists."""
+    texts = {name for name, field in kind.model_fields.items() if "str" in str(field.annotation)} - HARMLESS
+    unasked = {
+        name
+        for name in texts
+        if name not in would_run({name: ["evil.py"] if name == "plugin" else "evil:evil.py:make"})
+    }
+    assert unasked == set()
 
 
 def test_data_that_is_only_read_needs_no_trust():
@@ -187,10 +210,22 @@ def test_a_run_of_somebody_else_is_not_resumed_with_its_code(place, capsys, sett
     assert ran(place) == []
 
 
-def test_a_training_of_somebody_else_is_not_resumed_with_its_code(place, capsys):
-    folder = unfinished(place / "theirs", TrainConfig, plugin=["evil.py"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"plugin": ["evil.py"]},
+        {"init": "evil.py:make"},
+        {"duplicate": {"scheme": "hardest", "dose": 0.1}, "score_model": "evil.py:make"},
+        {"extra_data": "extra.npz", "extra_labels": "evil.py:make"},
+        {"extra_data": "mine:extra"},
+    ],
+)
+def test_a_training_of_somebody_else_is_not_resumed_with_its_code(place, capsys, settings):
+    folder = unfinished(place / "theirs", TrainConfig, **settings)
     assert main(["train", "--resume", str(folder)]) == 2
-    assert "was not started here" in " ".join(capsys.readouterr().err.split())
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "was not started here" in shown
+    assert "model = 'small-cnn'" not in shown  # an architecture runs nothing of theirs
     assert ran(place) == []
 
 

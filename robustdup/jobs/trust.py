@@ -7,6 +7,7 @@ or after `--trust`, which comes after the user was told what would run.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from robustdup.models.files import is_file_spec
 from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
 
 CODE_FREE = ("builtin", "robustbench")  # schemes whose names are looked up in installed packages, never in a file
-MODELS = ("model", "attack_model", "init", "score_model")  # settings that name a model
+MODELS = ("model", "attack_model", "init", "score_model", "extra_labels")  # settings that name a model
+BARE_NAME = re.compile(r"[\w-]+(\(.*\))?")
 LARGEST_MICRO_BATCH = 4096  # rows that a stranger's settings may have a model call padded to
-DATA = ("data", "test_data", "against")  # settings that name data
+DATA = ("data", "test_data", "extra_data", "against")  # settings that name data
 
 
 def code_of_model(spec: str | None) -> str | None:
@@ -33,7 +35,8 @@ def code_of_model(spec: str | None) -> str | None:
         return _code_of_run(rest)
     if colon and scheme not in CODE_FREE:
         return f"the loader of {scheme!r} models, on {rest!r}"
-    return f"the TorchScript {spec!r}" if not colon else None
+    named = BARE_NAME.fullmatch(spec) and not Path(spec).is_file()  # of an architecture
+    return None if colon or named or spec.endswith(".safetensors") else f"the program in {spec!r}"
 
 
 def code_of_data(spec: str | None) -> str | None:
@@ -85,7 +88,7 @@ def check_trust(
 
     Args:
         settings: what it came with, by name.
-        what: what to call it in messages: "The bundle".
+        origin: what to call it in messages: "The bundle".
         own: names of settings that the user gave.
         trust: whether the user trusts it; what runs is printed on standard error.
         only: names of the settings that are used at all; all if empty.
