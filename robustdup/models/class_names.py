@@ -1,8 +1,8 @@
 """The classes of a model and of data, compared by name: label 3 of the one need not be output 3 of the other.
 
 Names that mean the same class are found in steps: as they stand, without regard to case and punctuation, by one of several
-names ("tench, Tinca tinca"), without a leading number, in the singular, and by a few well-known synonyms. Only names that
-stay distinct on both sides are compared in a step.
+names ("tench, Tinca tinca"), by WordNet id, without a leading number, in the singular, by a few well-known synonyms, and without
+the words around them ("class_cat", "animal/cat", "cat (3)"). Only names that stay distinct on both sides are compared in a step.
 """
 
 from __future__ import annotations
@@ -157,13 +157,34 @@ def _first(name: str) -> str:
     return _plain(name.split(",")[0])
 
 
+def _wordnet_id(name: str) -> str:
+    found = re.search(r"(?<![a-z0-9])n\d{8}(?!\d)", name)
+    return found[0] if found else ""
+
+
+def _core(name: str) -> str:
+    """Return the last part of a path, without brackets and article: "animal/the cat (3)" is cat."""
+    rest = re.sub(r"\(.*?\)|\[.*?\]", "", name).rpartition("/")[2].strip()
+    return _synonym(re.sub(r"^(a|an|the)\s+", "", rest, flags=re.I))
+
+
+def _without_shared_words(names: Sequence[str]) -> list[str]:
+    """Return names without the words that all begin with: "class_cat", "a photo of a cat"."""
+    low, high = min(names), max(names)  # what these share, all do
+    same = next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), 0)
+    cut = max(low.rfind(mark, 0, same) for mark in " _-/:.") + 1
+    return [name[cut:] for name in names]
+
+
 _STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
     (lambda name: name, ""),
     (_plain, "spelt otherwise"),
     (_first, "by the first of several names"),
+    (_wordnet_id, "by WordNet id"),
     (_unnumbered, "without leading numbers"),
     (_singular, "in the singular"),
     (_synonym, "by well-known synonyms"),
+    (_core, "without the words around them"),
 )
 
 
@@ -172,6 +193,7 @@ def _places(model_names: Sequence[str], data_names: Sequence[str]) -> tuple[list
 
     Names that a step finds are left out of those after it; the first step that leaves none to find ends the search.
     """
+    model_names, data_names = _without_shared_words(model_names), _without_shared_words(data_names)
     places: list[int | None] = [None] * len(data_names)
     ways: list[str] = []
     for key, how in _STEPS:
@@ -251,12 +273,13 @@ def _in_order(value: Any) -> list[str]:
         return list(value)
     if not isinstance(value, Mapping) or not value:
         return []
-    by_number = {_whole(number): str(name) for number, name in value.items()}
-    if set(by_number) != set(range(len(value))):  # then the numbers are the values
-        by_number = {_whole(number): str(name) for name, number in value.items()}
-    if set(by_number) != set(range(len(value))):
-        return []
-    return [by_number[number] for number in range(len(value))]
+    count = len(value)
+    for pairs in (value.items(), ((number, name) for name, number in value.items())):
+        by_number = {_whole(number): str(name) for number, name in pairs}
+        for first in (0, 1):  # those that count from 1 mean the outputs in order
+            if set(by_number) == set(range(first, first + count)):
+                return [by_number[number] for number in range(first, first + count)]
+    return []
 
 
 def _whole(value: Any) -> int | None:

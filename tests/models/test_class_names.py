@@ -33,6 +33,12 @@ def test_the_same_order_or_no_names_leave_outputs_alone():
         ([str(n) for n in range(12)], sorted(str(n) for n in range(12)), (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)),
         (["a", "b", "c", "d"], ["d", "b"], (3, 1, 0, 2)),  # a part of the model's classes: the others come after
         (["Ärger", "Zorn"], ["zorn", "arger"], (1, 0)),
+        (["n02085936 Maltese", "n02085620 Chihuahua"], ["n02085620", "n02085936"], (1, 0)),
+        (["class_cat", "class_dog", "class_bird"], ["bird", "cat", "dog"], (2, 0, 1)),
+        (["a photo of a car", "a photo of a ship"], ["ship", "automobile"], (1, 0)),
+        (["animal/cat", "vehicle/car"], ["car", "cat"], (1, 0)),
+        (["cat (class 0)", "the dog"], ["Dog", "CAT"], (1, 0)),
+        (["greatWhiteShark", "ankleBoot"], ["ankle_boot", "great white shark"], (1, 0)),
     ],
 )
 def test_orders_that_are_certain(model_names, data_names, expected):
@@ -76,6 +82,7 @@ def test_a_few_other_names_at_the_same_numbers_are_taken_by_number_with_a_word()
     "content",
     [
         {"classes": ["b", "a"]}, {"class_to_idx": {"a": 1, "b": 0}}, {"id2label": {"0": "b", "1": "a"}},
+        {"id2label": {"1": "b", "2": "a"}}, {"class_to_idx": {"a": 2, "b": 1}}, {"CLASSES": ("b", "a")},
         {"idx_to_class": {1: "a", 0: "b"}}, {"label2id": {"b": "0", "a": "1"}}, {"class_names": ("b", "a")},
     ],
 )  # fmt: skip
