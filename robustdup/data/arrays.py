@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from robustdup.config import DataOptions
 
 CHANNELS = (1, 3, 4)
+LOOKED_AT = 64  # images whose smoothness is measured
+SMOOTHER = 0.8  # of the other reading's roughness, below which a reading is believed
+FEW = 16  # pixels, below which values say nothing of the scale
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,27 @@ def make_arrays(images: Any, labels: Any, place: str, *, class_names: Sequence[s
     """Return images and labels of any usual form as a split.
 
     Args:
-        images: (N, H, W, C), (N, C, H, W), (N, H, W), or rows (N, D) of pixels, planes one after the other; bytes, whole
-            numbers to 255 or 65,535, or floats in [0, 1] or [0, 255].
-        labels: class numbers (N,) or (N, 1), whole floats, true and false, one-hot rows (N, K), or text; None for none.
+        images: (N, H, W, C), (N, C, H, W), (N, H, W), (H, W, C, N), or rows (N, D) of pixels, planes one after the other or
+            channels side by side, told by which is smoother; bytes, whole numbers to 255 or 65,535, or floats in [0, 1] or
+            [0, 255].
+        labels: class numbers (N,), (N, 1) or (1, N), whole floats, true and false, one-hot rows (N, K), or text; None for none.
         place: what to call the data.
         class_names: the classes in order, where they are known.
 
     Raises:
         UserError: bad-images or bad-labels.
     """
-    pixels, notes = _pixels(np.asarray(images), place)
+    images, labels = np.asarray(images), None if labels is None else np.asarray(labels)
+    turned = []
+    if labels is not None and images.ndim == 4 and images.shape[-1] == labels.size != len(images):
+        images, turned = np.moveaxis(images, -1, 0), [f"The samples of {place} lie along the last axis."]
+    pixels, notes = _pixels(images, place)
+    notes = [*turned, *notes]
     if labels is None:
         return Arrays(pixels, None, tuple(class_names), tuple(notes))
-    numbers, names, remarks = class_numbers(np.asarray(labels), place)
+    if labels.shape == (1, len(pixels)):
+        labels = labels[0]
+    numbers, names, remarks = class_numbers(labels, place)
     if len(numbers) != len(pixels):
         raise UserError(f"{place} has {len(pixels)} images but {len(numbers)} labels.", code="bad-labels")
     return Arrays(pixels, numbers, tuple(class_names or names), (*notes, *remarks))
@@ -98,7 +109,7 @@ def _pixels(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArr
     if values.ndim == 2:
         side = math.isqrt(shape[1] // 3) if shape[1] % 3 == 0 else 0
         if side and 3 * side * side == shape[1]:
-            return values.reshape(-1, 3, side, side), notes
+            return _flat_colours(values, side, place, notes)
         side = math.isqrt(shape[1])
         if side * side == shape[1]:
             return values.reshape(-1, 1, side, side), notes
@@ -114,13 +125,28 @@ def _pixels(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArr
     )  # fmt: skip
 
 
+def _flat_colours(
+    values: np.typing.NDArray[Any], side: int, place: str, notes: list[str]
+) -> tuple[np.typing.NDArray[Any], list[str]]:
+    """Return rows of pixels as (N, 3, side, side): planes one after the other as in CIFAR, unless the other way is smoother."""
+    planes = values.reshape(-1, 3, side, side)
+    pixels = values.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+    rough = [float(np.abs(np.diff(each[:LOOKED_AT].astype(np.float32), axis=3)).mean()) for each in (planes, pixels)]
+    if rough[1] < SMOOTHER * rough[0]:
+        return np.ascontiguousarray(pixels), [
+            *notes,
+            f"The rows of {place} hold the channels of each pixel side by side.",
+        ]
+    return planes, notes
+
+
 def _scaled(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArray[Any], list[str]]:
     """Return images as bytes, or as float32 in [0, 1]."""
     if images.dtype.kind not in "biuf" or images.size == 0:
         raise UserError(
             f"There are no numbers to read as images in {place}: {images.dtype}, {images.shape}.", code="bad-images"
         )
-    if images.dtype == np.uint8:
+    if images.dtype == np.uint8 and (int(images.max()) != 1 or images[0].size < FEW):
         return images, []
     low, high = float(images.min()), float(images.max())
     if not math.isfinite(low) or not math.isfinite(high):
@@ -130,8 +156,14 @@ def _scaled(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArr
             f"The images of {place} have values from {low:.4g} to {high:.4g}. They look normalised: give plain pixels, and "
             "put the normalisation into the model.", code="bad-images",
         )  # fmt: skip
+    if images.dtype.kind == "f" and 0 < high <= 1.001 / 255 and images[0].size >= FEW:
+        raise UserError(
+            f"The images of {place} have values to {high:.4g} and would be black: were they divided by 255 twice?",
+            code="bad-images",
+        )
     if images.dtype.kind == "b" or high <= 1:
-        return images.astype(np.float32), []
+        told = [f"The bytes of {place} are 0 and 1 alone; they are taken as black and white."]
+        return images.astype(np.float32), told if images.dtype == np.uint8 else []
     if high <= 255:
         whole = images.dtype.kind in "iu" or bool((images == np.round(images)).all())
         scaled = images.astype(np.uint8) if whole else images.astype(np.float32) / np.float32(255)

@@ -11,24 +11,21 @@ SPARE = 10  # classes that may be missing among numbered ones, beside as many as
 def number_classes(names: Iterable[str]) -> tuple[list[str], dict[str, int], list[str]]:
     """Return the class names by number, the number of each name, and what to tell.
 
-    Names that are numbers from 0 are the class numbers, and a number without a name keeps its place; 1..K are the classes
-    0..K-1. Other names are sorted, as torchvision's ImageFolder sorts folders.
+    Names that are numbers from 0 are the class numbers, also as whole floats, and a number without a name keeps its place; 1..K
+    are the classes 0..K-1. Other names are sorted, as torchvision's ImageFolder sorts folders.
     """
     found = sorted(set(names))
-    if not found or not all(name.isascii() and name.isdecimal() for name in found):
+    if not found or not all(re.fullmatch(r"\s*-?[0-9]+(\.0*)?\s*", name) for name in found):
         return found, {name: number for number, name in enumerate(found)}, _order_note(found)
-    numbers = {name: int(name) for name in found}
+    numbers = {name: int(float(name)) for name in found}
     found.sort(key=lambda name: numbers[name])
     low, high = numbers[found[0]], numbers[found[-1]]
     distinct = len(set(numbers.values())) == len(found)
-    if distinct and low == 1 and high == len(found):
-        told = (
-            [f"The classes are numbered from 1 to {high}; they are taken as the numbers 0 to {high - 1}."]
-            if high > 1
-            else []
-        )
-        return found, {name: number - 1 for name, number in numbers.items()}, told
-    if distinct and high < 2 * len(found) + SPARE:
+    if distinct and low in (-1, 1) and high - low == len(found) - 1:
+        told = [f"The classes are numbered from {low} to {high}; they are taken as the numbers 0 to {high - low}."]
+        told += ["-1 often marks samples without a class: leave those out, if it does here."] if low < 0 else []
+        return found, {name: number - low for name, number in numbers.items()}, told if high > low else []
+    if distinct and low >= 0 and high < 2 * len(found) + SPARE:
         by_number = {number: name for name, number in numbers.items()}
         missing = [str(number) for number in range(high + 1) if number not in by_number]
         told = [f"No sample has the class number {', '.join(missing[:20])}; the other numbers stay."] if missing else []

@@ -96,6 +96,34 @@ def test_split_words_inside_names_mean_nothing(tmp_path):
     assert len(open_splits(str(tmp_path), DataOptions(split="train")).get("train")) == N
 
 
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [("{split}_set", "test"), ("seg_{split}/seg_{split}", "test"), ("{split}2017", "test"), ("My{Split}Data", "test")],
+)
+def test_folders_that_are_called_by_a_split_among_other_words_are_splits(tmp_path, place, wanted):
+    for split in ("train", "test"):
+        class_folders(tmp_path, split=place.format(split=split, Split=split.title()))
+    data = robustdup.load_data(str(tmp_path), split=wanted)
+    same(data)
+    assert "taken for splits by their names" in " ".join(data.notes)
+
+
+def test_splits_inside_folders_of_classes_are_splits(tmp_path):
+    for i, (image, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+        for split in ("train", "test"):
+            save(image, tmp_path, NAMES[label], split, f"{i:02d}.png")
+    same(robustdup.load_data(str(tmp_path)))
+    assert len(robustdup.load_data(str(tmp_path), split="train")) == N
+
+
+def test_class_numbers_as_whole_floats_and_from_minus_one():
+    names, numbers, _ = number_classes(["10.0", "2.0", "0.0"])
+    assert (len(names), numbers) == (11, {"0.0": 0, "2.0": 2, "10.0": 10})
+    _, numbers, notes = number_classes(["-1", "1", "0"])
+    assert numbers == {"-1": 0, "0": 1, "1": 2}
+    assert "samples without a class" in " ".join(notes)
+
+
 def test_numbered_folders_in_the_order_of_numbers(tmp_path):
     for k in range(12):
         save(PIXELS[k], tmp_path, "test", str(k), "1.png")
@@ -367,6 +395,31 @@ def test_svhn_and_stl10(tmp_path):
     large.transpose(0, 3, 2, 1).tofile(place / "test_X.bin")
     np.array([4, 1], dtype=np.uint8).tofile(place / "test_y.bin")
     same(robustdup.load_data(str(place)), names=[], labels=[3, 0], pixels=large)
+
+
+MATLAB = {
+    "images, labels": lambda: {"images": PIXELS, "labels": LABELS[:, None] + 1},
+    "samples along the last axis": lambda: {"X": PIXELS.transpose(1, 2, 3, 0), "y": LABELS + 1},
+    "rows, and names": lambda: {
+        "data": PIXELS.transpose(0, 3, 1, 2).reshape(N, -1), "labels": LABELS[:, None] + 1,
+        "label_names": np.array(NAMES, object),
+    },
+    "a struct": lambda: {"dataset": {"images": PIXELS, "labels": LABELS[None] + 1}},
+    "splits, one without the first class": lambda: {
+        "train_x": PIXELS, "train_y": LABELS + 1, "test_x": PIXELS[LABELS > 0], "test_y": LABELS[LABELS > 0] + 1,
+    },
+    "counted from 0, by Python": lambda: {"x": PIXELS, "y": LABELS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MATLAB)
+def test_matlab_files_of_other_forms(tmp_path, form):
+    scipy.io.savemat(tmp_path / "set.mat", MATLAB[form]())
+    data = robustdup.load_data(str(tmp_path / "set.mat"), split="train" if "splits" in form else "test")
+    same(data, names=NAMES if "names" in form else [])
+    assert ("as MATLAB counts" in " ".join(data.notes)) == ("Python" not in form)
+    if "splits" in form:
+        same(robustdup.load_data(str(tmp_path / "set.mat")), [], LABELS[LABELS > 0], PIXELS[LABELS > 0])
 
 
 # --- archives ---
@@ -649,6 +702,27 @@ ARRAYS = {
 }
 
 
+PLANES = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+ARRAYS |= {
+    "samples along the last axis": lambda place: np.savez(
+        place / "test.npz", x=PIXELS.transpose(1, 2, 3, 0), y=LABELS[None]
+    ),
+    "a list of dicts": lambda place: torch.save(
+        [{"image": image, "label": int(label)} for image, label in zip(PLANES, LABELS, strict=True)], place / "test.pt"
+    ),
+    "training and test data in a row": lambda place: torch.save(
+        (PLANES[:2], torch.tensor([1, 2]), PLANES, torch.from_numpy(LABELS)), place / "all.pt"
+    ),
+}
+
+
+def test_names_of_classes_beside_the_arrays_are_kept(tmp_path):
+    torch.save({"classes": NAMES[::-1], "data": PLANES, "targets": torch.from_numpy(LABELS)}, tmp_path / "test.pt")
+    np.savez(tmp_path / "test.npz", x=PIXELS, y=LABELS, class_names=np.array(NAMES[::-1]))
+    for file in ("test.pt", "test.npz"):
+        same(robustdup.load_data(str(tmp_path / file)), names=NAMES[::-1])
+
+
 @pytest.mark.parametrize("form", ARRAYS)
 def test_arrays_in_further_forms(tmp_path, form):
     ARRAYS[form](tmp_path)
@@ -666,6 +740,34 @@ def test_webdataset_labels_of_other_names_and_packed_shards(tmp_path, kind, pack
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     read_back(tmp_path)
+
+
+def test_rows_with_the_channels_of_a_pixel_side_by_side_are_told_by_smoothness(tmp_path):
+    ramp = np.linspace(0, 200, 32)[None, :, None, None] + np.array([0, 25, 50]) + np.arange(N)[:, None, None, None]
+    smooth = np.broadcast_to(ramp, PIXELS.shape).astype(np.uint8)
+    for name, rows in (("beside", smooth), ("planes", smooth.transpose(0, 3, 1, 2))):
+        np.savez(tmp_path / f"{name}.npz", x=rows.reshape(N, -1), y=LABELS)
+        same(robustdup.load_data(str(tmp_path / f"{name}.npz")), names=[], pixels=smooth)
+
+
+def test_bytes_of_0_and_1_are_black_and_white_and_what_was_divided_twice_is_refused(tmp_path):
+    drawn = (PIXELS > 127).astype(np.uint8)
+    np.savez(tmp_path / "drawn.npz", x=drawn, y=LABELS)
+    same(robustdup.load_data(str(tmp_path / "drawn.npz")), names=[], pixels=drawn * 255)
+    np.savez(tmp_path / "twice.npz", x=PIXELS / 255 / 255, y=LABELS)
+    with raises("bad-images", UserError, "divided by 255 twice"):
+        robustdup.load_data(str(tmp_path / "twice.npz"))
+
+
+def test_lists_with_backslashes_are_read_and_lists_that_fit_nothing_are_no_single_class(tmp_path):
+    for i, image in enumerate(PIXELS):
+        save(image, tmp_path, "pictures", f"{i:02d}.png")
+    rows = [f"pictures\\{i:02d}.png,{NAMES[label]}" for i, label in enumerate(LABELS)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    same(robustdup.load_data(str(tmp_path)))
+    (tmp_path / "labels.csv").write_text("\n".join(["path,coarse,fine", *(f"{row},7" for row in rows)]))
+    with raises("bad-data", UserError, "'path,coarse,fine'", "--label-column"):
+        robustdup.load_data(str(tmp_path))
 
 
 def test_names_with_numbers_inside_say_their_order():

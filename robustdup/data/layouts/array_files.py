@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_tensor, check_zip
 
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
-IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels")
-LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels", "lbls", "lbl")
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".mat")
+IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels", "fea")
+LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels", "lbls", "lbl", "gnd")
+NAMES = ("classes", "class_names", "classnames", "label_names", "labelnames", "categories", "names")
 SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robustness
 
 
@@ -26,6 +28,7 @@ def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
     if file.suffix == ".npy":
         return _npy(file.parent, file)
     content = _content(file)
+    class_names = _class_names(content)
     groups: dict[str, dict[str, Any]] = {}
     for name, values in content.items():
         words = [word for word in re.split(r"[_\-./ ]+", name.lower()) if word]
@@ -44,13 +47,36 @@ def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
             f"{str(file)!r} holds {listed}; images and labels are looked for, for instance x_test and y_test.",
             code="bad-data",
         )
+    first = _first_label(file, [pair["labels"] for pair in whole.values()])
     splits = {
         split or split_name(file.stem) or "test": make_arrays(
-            pair["images"], pair["labels"], f"{file} ({split or 'all'})"
+            pair["images"],
+            np.asarray(pair["labels"]) - first if first else pair["labels"],
+            f"{file} ({split or 'all'})",
+            class_names=class_names,
         )
         for split, pair in whole.items()
     }
-    return Opened(splits, unnamed=list(whole) == [""] and split_name(file.stem) is None)
+    notes = (f"The labels of {file} are numbered from 1, as MATLAB counts; they are taken from 0.",) if first else ()
+    return Opened(splits, notes, unnamed=list(whole) == [""] and split_name(file.stem) is None)
+
+
+def _class_names(content: dict[str, np.typing.NDArray[Any]]) -> list[str]:
+    """Take the names of the classes out of the arrays of a file, where it has them: text, fewer than there are images."""
+    most = max((len(values) for values in content.values() if np.ndim(values) > 1), default=0)
+    for name in [name for name in content if name.lower() in NAMES]:
+        words = np.ravel(content[name]).tolist()
+        if all(isinstance(word, str | bytes) for word in words) and len(set(words)) == len(words) < most:
+            del content[name]
+            return [(word.decode() if isinstance(word, bytes) else word).strip() for word in words]
+    return []
+
+
+def _first_label(file: Path, labels: Sequence[Any]) -> int:
+    """Return the number of the first class: 1 in a MATLAB file none of whose labels is 0, since MATLAB counts from 1."""
+    arrays = [np.asarray(each) for each in labels]
+    numeric = all(each.dtype.kind in "iuf" and each.size and (each.ndim < 2 or 1 in each.shape) for each in arrays)
+    return int(file.suffix == ".mat" and numeric and min(each.min() for each in arrays) >= 1)
 
 
 def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
@@ -64,6 +90,8 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
             from safetensors.numpy import load_file
 
             return dict(load_file(file))
+        if file.suffix == ".mat":
+            return _matlab_content(file)
         if file.suffix in (".pkl", ".pickle"):
             return {name: np.asarray(values) for name, values in read_plain_pickle(file).items()}
         return _torch_content(file)
@@ -77,6 +105,18 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
         ) from error
 
 
+def _matlab_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
+    import scipy.io
+
+    content = scipy.io.loadmat(io.BytesIO(file.read_bytes()), simplify_cells=True)
+    flat: dict[str, Any] = {}
+    for name, values in content.items():
+        flat |= (
+            {f"{name}_{inner}": each for inner, each in values.items()} if isinstance(values, dict) else {name: values}
+        )
+    return {name: np.asarray(values) for name, values in flat.items() if not name.startswith("__")}
+
+
 def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
     import torch
     from torch.utils.data import TensorDataset
@@ -88,6 +128,11 @@ def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
         content = content.tensors
     if isinstance(content, Sequence) and len(content) == 3 and isinstance(content[2], type):
         content = content[:2]
+    if isinstance(content, list) and content and all(isinstance(row, Mapping) and len(row) == 2 for row in content):
+        names = list(content[0])  # of the image and of its label
+        content = [tuple(row[name] for name in names) for row in content if list(row) == names]
+    if isinstance(content, tuple | list) and len(content) == 4 and all(hasattr(part, "shape") for part in content):
+        content = {"train": content[:2], "test": content[2:]}
     if (
         isinstance(content, list)
         and content

@@ -169,6 +169,22 @@ def read_idx(file: Path) -> np.typing.NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="))
 
 
+def is_svhn(file: Path) -> bool:
+    """Tell a MATLAB file of SVHN by its name, or by X (32, 32, 3, N) and y with tens; others are files of arrays."""
+    if "32x32" in file.stem:
+        return True
+    import scipy.io
+
+    try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(str(file))}
+        if shapes.get("X", ())[:3] != (32, 32, 3) or "y" not in shapes:
+            return False
+        labels = scipy.io.loadmat(str(file), variable_names=["y"])["y"]
+    except Exception:  # noqa: BLE001
+        return False  # who reads it says what is wrong
+    return int(labels.max()) == 10 and int(labels.min()) == 1
+
+
 def read_svhn(file: Path) -> Arrays:
     """Return the images and labels of a MATLAB file in SVHN's form, X (32, 32, 3, N) and y; ten stands for the digit 0."""
     import scipy.io

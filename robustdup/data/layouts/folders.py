@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.data.classes import missing_note, number_classes
-from robustdup.data.layouts.opened import KEYWORDS, Opened, split_name
+from robustdup.data.layouts.opened import KEYWORDS, Opened, split_in, split_name
 from robustdup.errors import UserError
 
 PICTURES = frozenset(
@@ -28,6 +28,7 @@ UNREAD = frozenset(
 SYSTEM = ("__MACOSX", "@eaDir")
 
 Parts = tuple[str, ...]  # of a path below the folder
+Group = list[tuple[Parts, Parts]]  # the pictures of a split: their paths, and those below the folder of the split
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,22 @@ def open_folders(tree: Tree) -> Opened:
     pictures keeps its number, and all splits share the numbers. Raises UserError where there are no pictures.
     """
     inner = _inner(tree)
-    splits = _split_folders(inner)
+    splits, notes = _split_folders(inner)
     unnamed = not splits
-    groups = {
-        name: [(parts, parts[1:]) for parts in inner.pictures if parts[0] in folders and len(parts) > 1]
-        for name, folders in splits.items()
-    } or {"train": [(parts, parts) for parts in inner.pictures]}
-    notes = [*unread_notes(tree)]
+    if _split_in_classes(inner):
+        groups, unnamed = _by_inner_split(inner), False
+        notes = ["In the folders of classes there are folders of splits."]
+    else:
+        groups = {
+            name: _unwrapped(
+                name, [(parts, parts[1:]) for parts in inner.pictures if parts[0] in folders and len(parts) > 1]
+            )
+            for name, folders in splits.items()
+        } or {"train": [(parts, parts) for parts in inner.pictures]}
+    notes = [*unread_notes(tree), *notes]
     outside = len(inner.pictures) - sum(len(group) for group in groups.values())
     if outside:
-        notes.append(f"{outside} pictures lie outside the folders {', '.join(sorted(splits))}; they are left out.")
+        notes.append(f"{outside} pictures lie outside the folders {', '.join(sorted(groups))}; they are left out.")
     empty = [parts[1:] if splits else parts for parts in inner.empty if not splits or len(parts) > 1]
     classes, remarks = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
     notes += remarks
@@ -148,15 +155,47 @@ def _inner(tree: Tree) -> Tree:
     return _inner(Tree(tree.root / name, below[0], below[1]))
 
 
-def _split_folders(tree: Tree) -> dict[str, list[str]]:
-    """Return the names of the folders of each split; none where the folders right below are classes."""
+def _split_folders(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the names of the folders of each split, none where the folders right below are classes, and what to tell."""
     first = {parts[0] for parts in tree.pictures if len(parts) > 1}
     words = [name for name in sorted(first) if split_name(name)]
     named = {str(split_name(name)) for name in words}
     deep = {parts[0] for parts in tree.pictures if len(parts) > 2}
+    longer = {name: split for name in sorted(first) if (split := split_in(name))}
+    if len(longer) == len(first) > len(words) and len(set(longer.values())) == len(first):  # train_set, test_set
+        listed = ", ".join(f"{name!r} as {split}" for name, split in longer.items())
+        return {split: [name] for name, split in longer.items()}, [
+            f"Folders are taken for splits by their names: {listed}."
+        ]
     if not words or (len(words) < len(first) and len(named) < 2 and not deep & set(words)):
-        return {}  # a class may be called "train"
-    return {split: [name for name in words if split_name(name) == split] for split in KEYWORDS if split in named}
+        return {}, []  # a class may be called "train"
+    return {split: [name for name in words if split_name(name) == split] for split in KEYWORDS if split in named}, []
+
+
+def _unwrapped(split: str, group: Group) -> Group:
+    """Return the pictures of a split without a folder that all of them lie in and that is called by the split too."""
+    first = {tail[0] for _, tail in group}
+    if len(first) != 1 or split_in(next(iter(first))) != split or any(len(tail) < 3 for _, tail in group):
+        return group
+    return [(parts, tail[1:]) for parts, tail in group]
+
+
+def _split_in_classes(tree: Tree) -> bool:
+    """Tell whether all pictures lie in folders of splits inside folders of classes: cat/train/1.png."""
+    below = {parts[1] for parts in tree.pictures if len(parts) == 3}
+    inner = all(len(parts) == 3 for parts in tree.pictures) and all(split_name(name) for name in below)
+    return (
+        inner
+        and len({split_name(name) for name in below}) > 1
+        and not any(split_name(parts[0]) for parts in tree.pictures)
+    )
+
+
+def _by_inner_split(tree: Tree) -> dict[str, Group]:
+    groups: dict[str, Group] = {}
+    for parts in tree.pictures:
+        groups.setdefault(str(split_name(parts[1])), []).append((parts, (parts[0], *parts[2:])))
+    return {split: groups[split] for split in KEYWORDS if split in groups}
 
 
 def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts, str], list[str]]:

@@ -161,6 +161,7 @@ def _places(root: Path, file: Path) -> list[Path]:
 
 
 def _locate(path: str, places: Iterable[Path]) -> Path | None:
+    path = path.replace("\\", "/")
     for place in places:
         for suffix in ("", ".JPEG", ".jpg", ".png", ".jpeg"):
             picture = place / f"{path}{suffix}"

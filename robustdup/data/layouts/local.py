@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from robustdup.data.classes import number_classes
 from robustdup.data.layouts import array_files, lists
 from robustdup.data.layouts.archives import is_archive, is_tar, open_shards, unpack
-from robustdup.data.layouts.binaries import open_known, read_idx, read_svhn
+from robustdup.data.layouts.binaries import is_svhn, open_known, read_idx, read_svhn
 from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import UserError
@@ -43,10 +43,10 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
     if is_archive(path):
         shards = open_shards([path]) if is_tar(path) else None
         return shards or open_layout(unpack(path), options)
+    if path.suffix == ".mat" and is_svhn(path):
+        return Opened({"test": read_svhn(path)}, unnamed="test" not in path.name)
     if path.suffix in array_files.SUFFIXES:
         return array_files.open_array_file(path, needs_labels=options.needs_labels)
-    if path.suffix == ".mat":
-        return Opened({"test": read_svhn(path)}, unnamed="test" not in path.name)
     if path.suffix in lists.SUFFIXES:
         opened = lists.open_listed(path.parent, [path], Tree(path.parent), label_column=options.label_column)
         if opened is None:
@@ -105,7 +105,27 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
     listed = (
         lists.open_listed(path, lists_of_labels, tree, label_column=options.label_column) if lists_of_labels else None
     )
-    return listed or open_folders(tree)
+    opened = listed or open_folders(tree)
+    if listed is None and lists_of_labels and options.needs_labels:
+        _refuse_unread(path, lists_of_labels, opened)
+    return opened
+
+
+def _refuse_unread(path: Path, files: list[Path], opened: Opened) -> None:
+    """Raise UserError where folders give one class or none, and lists beside them, which may give more, could not be read."""
+    labels = {
+        label for rows in opened.splits.values() if "label" in rows.column_names for label in rows.unique("label")
+    }
+    tables = [file for file in files if file.suffix in (".csv", ".tsv") and file.is_relative_to(path)]
+    if len(labels) > 1 or not tables:
+        return
+    head = tables[0].read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0].strip()[:200]
+    raise UserError(
+        f"{str(path)!r} has pictures in no folders of classes, and {tables[0].name} beside them names no pictures that are "
+        f"there, or no classes: its first line is {head!r}. Columns of paths (file_name, path, image …) and of classes (label, "
+        "class …) are looked for; name the latter with --label-column.",
+        code="bad-data",
+    )
 
 
 def _tiny_imagenet(path: Path, tree: Tree, annotations: Path) -> Opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,13 @@ class Opened:
 def split_name(word: str) -> str | None:
     """Return train, validation or test for a word that usually names that split (val, testing, dev); None for others."""
     return USUAL.get(word.lower())
+
+
+def split_in(name: str) -> str | None:
+    """Return the split that a longer name speaks of: train_set, seg_test, val2017, TestImages; None for none and for several."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    named = {split for word in words if (split := split_name(word))}
+    return named.pop() if len(named) == 1 else None
 
 
 def pick(opened: Opened, wanted: str, place: str, *, lenient: bool = False) -> tuple[str, tuple[str, ...]]:
