@@ -1,12 +1,14 @@
 """Kinds of changed copies among pictures of 96 pixels: robustdup beside the perceptual hashes of imagehash.
 
 Originals are tiles of 96 pixels of the sample photographs that scikit-image and scikit-learn ship, those without contrast
-left out, and, where a dataset is named, its first images enlarged to 96 pixels. Of some of them one copy of each kind is
+left out; quarters of the 20 images of ImageNet that foolbox ships, on which nothing was fitted; and, where a dataset is named,
+its first images enlarged to 96 pixels. Of some of them one copy of each kind is
 made (`robustdup_detect.kinds`). Every tool looks for the copies among the originals. A pair of a copy with its own original
 is right, every other one wrong. robustdup is taken at its usual threshold for all kinds, a hash for each kind at the distance
 that finds most copies at a precision of 0.95 or more.
 
     uv run --group compare python -m benchmarks.kinds DATA --split test --n 300 --each 40
+    uv run --group compare python -m benchmarks.kinds --only imagenet
 """
 
 from __future__ import annotations
@@ -61,6 +63,15 @@ def photographs() -> list[Any]:
     files = [folder / name for name in PHOTOGRAPHS]
     files += sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))
     return [tile for file in files for tile in tiles(Image.open(file))]
+
+
+def imagenet() -> list[Any]:
+    """Return the quarters uint8 (96, 96, 3) of foolbox's images of ImageNet, made smaller to 192 pixels."""
+    import foolbox
+
+    files = sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*.jpg"))
+    images = (Image.open(file).convert("RGB") for file in files)
+    return [tile for image in images for tile in tiles(image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS))]
 
 
 def enlarged(data: str, split: str, n: int) -> list[Any]:
@@ -160,11 +171,13 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--n", type=int, default=300, help="images of the dataset")
     parser.add_argument("--each", type=int, default=40, help="copies of each kind")
-    parser.add_argument("--only", choices=["photographs", "data"], default=None)
+    parser.add_argument("--only", choices=["photographs", "imagenet", "data"], default=None)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    shown = photographs() if given.only != "data" else []
-    shown += enlarged(given.data, given.split, given.n) if given.data and given.only != "photographs" else []
+    sets = {"photographs": photographs, "imagenet": imagenet}
+    if given.data:
+        sets["data"] = lambda: enlarged(given.data, given.split, given.n)
+    shown = [image for name, load in sets.items() if given.only in (None, name) for image in load()]
     result = measure(shown, given.each, given.seed)
     print(json.dumps({key: result[key] for key in ("originals", "copies", "seconds", "wrong")}))
     print(table(result))

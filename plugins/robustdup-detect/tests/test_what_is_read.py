@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import shutil
 from pathlib import Path
@@ -28,6 +29,11 @@ def as_image(pixels):
 
 def upright(path):
     return Image.open(path).convert("RGB")
+
+
+def leaving(run):
+    with (run / "leaving.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 def folder_of(images, place):
@@ -164,8 +170,22 @@ def test_pairs_of_files_name_them(tmp_path):
     record = detect(data, tmp_path / "run", to=str(tmp_path / "less"))
     assert [(pair.a.path, pair.b.path) for pair in record.pairs] == [("a/04.png", "a/x.png")]
     assert [image.path for image in record.clusters[0].images] == ["a/04.png", "a/x.png"]
+    assert leaving(tmp_path / "run") == [["train", "12", "a/x.png", "train", "4", "a/04.png"]]
     rows = datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))["train"]
     assert rows["source_path"][:2] == ["a/00.png", "a/01.png"]
+
+
+def test_what_has_no_splits_is_called_what_was_asked_for(tmp_path):
+    images = {f"{row}.png": as_image(image) for row, image in enumerate(pictures(6))}
+    data = folder_of({**images, "copy.png": images["2.png"]}, tmp_path / "d" / "a")
+    names = [*sorted(f"a/{name}" for name in images), "a/copy.png"]
+    Path(data, "labels.csv").write_text("file_name,class\n" + "".join(f"{name},cat\n" for name in names))
+    other = folder_of({"one.png": images["3.png"]}, tmp_path / "e" / "b")
+    record = detect(data, tmp_path / "run", to=str(tmp_path / "less"))
+    assert (record.split, [(pair.a.split, pair.b.split) for pair in record.pairs]) == ("train", [("train", "train")])
+    assert list(datasets.load_dataset(str(tmp_path / "less"), cache_dir=str(tmp_path / "cache"))) == ["train"]
+    detect(data, tmp_path / "two", split="mine", against_data=other, against="train")
+    assert leaving(tmp_path / "two") == [["mine", "3", "a/3.png", f"{other} (train)", "0", f"{other}/b/one.png"]]
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["a zip", "a folder with a zip"])

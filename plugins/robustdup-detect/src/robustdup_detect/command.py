@@ -159,7 +159,18 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
     if record.deduplicated:
         out.print(escape(f"Written without duplicates: {record.deduplicated}"), highlight=False, soft_wrap=True)
     shown = f", {plural(len(record.sheets), 'page')} of pairs in sheets/" if record.sheets else ""
-    out.print(escape(f"Record: {folder}/record.json, all pairs: pairs.parquet{shown}"), style="dim", soft_wrap=True)
+    leaving = ", what would leave and what stays instead: leaving.csv" if record.n_redundant else ""
+    out.print(
+        escape(f"Record: {folder}/record.json, all pairs: pairs.parquet{leaving}{shown}"), style="dim", soft_wrap=True
+    )
+    if record.pairs:
+        steps = [
+            f"robustdup report {shlex.quote(str(folder))} (the pairs side by side)",
+            "--decisions FILE (which pairs are none)",
+        ]
+        if not record.deduplicated:
+            steps.append("--to FOLDER (the data without what would leave)")
+        out.print(escape(f"Next: {'; '.join(steps)}."), style="dim", soft_wrap=True)
 
 
 def _pairs(record: DuplicatesRecord) -> Table:

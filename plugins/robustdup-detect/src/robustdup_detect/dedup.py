@@ -1,7 +1,9 @@
-"""A deduplicated dataset: the rows that stay, written anew; the source is never touched."""
+"""A deduplicated dataset: the rows that stay, written anew, and the list of those that leave; the source is never touched."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,39 @@ from robustdup.data.hub import quiet
 from robustdup.data.labels import open_with_any_labels
 from robustdup.data.splits import Splits
 from robustdup.duplication.write import write_folder
+from robustdup.records import write_atomic
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.paths import encoded_column
 from robustdup_detect.record import DuplicatesRecord, save_duplicates
 from robustdup_detect.store import unreadable_rows
+from robustdup_detect.summary import SearchResult
 
+LEAVING_FILE = "leaving.csv"  # in a run folder: what would leave, and what stays in its place
 KEPT = {
     "first": "the first image",
     "quality": "the image with the most pixels (then bytes)",
     "consistent": "the first image with the label of most of the cluster, and none where there is no such label",
 }
+
+
+def save_leaving(result: SearchResult, folder: Path) -> None:
+    """Write LEAVING_FILE: split, row and file of every image that would leave, and of the image of its cluster that stays."""
+    n, clusters = result.plan.rows[result.plan.config.split], result.clusters
+    stays = np.setdiff1d(np.flatnonzero(clusters >= 0), result.leaving)
+    stays = stays[np.argsort(stays < n, kind="stable")]  # images of the other split first, which all stay
+    keeper = {int(clusters[place]): place for place in reversed(stays.tolist())}
+
+    def named(place: int | None) -> tuple[str, ...]:
+        if place is None:  # nothing of the cluster stays
+            return "", "", ""
+        split, row = result.split_and_row(place)
+        return split, str(row), result.paths[split][row]
+
+    content = io.StringIO()
+    lines = csv.writer(content, lineterminator="\n")
+    lines.writerow(["split", "row", "file", "stays_split", "stays_row", "stays_file"])
+    lines.writerows([*named(row), *named(keeper.get(int(clusters[row])))] for row in result.leaving.tolist())
+    write_atomic(folder / LEAVING_FILE, content.getvalue().encode())
 
 
 def write_deduplicated(

@@ -68,8 +68,8 @@ def affine_between(first: Any, second: Any) -> tuple[Any, int] | None:
 
 def _different(first: Any, second: Any) -> int:
     """Return how many matches lie at different places: several keypoints at one place are one."""
-    cells = [np.round(places * 25).astype(np.int64) for places in (first, second)]
-    return min(len(np.unique(part, axis=0)) for part in cells)
+    cells = [np.round(places * 25).astype(np.int64) @ np.array([1, 64]) for places in (first, second)]
+    return min(len(np.unique(part)) for part in cells)
 
 
 def shown(first: Any, second: Any, matrix: Any) -> int:

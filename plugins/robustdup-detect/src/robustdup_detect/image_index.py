@@ -27,7 +27,7 @@ from robustdup_detect.groups import DIGEST
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.store import LOCAL, Store
 
-SCHEMA, VERSION = "robustdup.index", 1
+SCHEMA, VERSION = "robustdup.index", 2
 MANIFEST, LOCK = "manifest.json", "lock"
 IMAGES = ("keys", "hashes", "facts", "pictures")  # arrays of every part of images
 ROWS = 5000  # rows that are copied at once

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-MOST = 96  # keypoints of a picture that are kept, the strongest ones
+MOST = 160  # keypoints of a picture that are kept, the strongest ones
 WIDTH = 128  # numbers of a descriptor
 LARGE = 64  # pixels of the shorter side from which pictures have local features to speak of
 WORKED_ON = 192  # pixels of the longer side in which keypoints are looked for, at most

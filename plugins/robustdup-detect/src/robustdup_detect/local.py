@@ -19,7 +19,7 @@ from robustdup_detect.scores import LOCAL_SCORE, SUREST
 from robustdup_detect.words import FEWEST, WordIndex, build_word_index, learn_words
 
 QUERIES = 256  # pictures that are asked for at once
-ASKED = 24  # pictures that share most words with each picture, in each way of looking at it
+ASKED = 48  # pictures that share most words with each picture, in each way of looking at it
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The record of a search for duplicates: what was found, how sure it is, and where the pictures are. No torch.
 
-A run folder holds `record.json`, `pairs.parquet` (all pairs), `images/` (the images of the pairs shown, one file each) and
-`sheets/` (pages of pairs side by side).
+A run folder holds `record.json`, `pairs.parquet` (all pairs), `leaving.csv` (what would leave, and what stays instead),
+`images/` (the images of the pairs shown, one file each) and `sheets/` (pages of pairs side by side).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from robustdup.records.folder import STATE, freed_by_mistakes, locked, start
 from robustdup.runners import open_runner
 from robustdup.runners.local import usable_cores
 from robustdup_detect.collect import collect_pairs, search_result
-from robustdup_detect.dedup import write_deduplicated
+from robustdup_detect.dedup import save_leaving, write_deduplicated
 from robustdup_detect.features import Embedder
 from robustdup_detect.options import CLASSICAL, ELSEWHERE, DetectConfig
 from robustdup_detect.pairlist import best_first, joined
@@ -132,6 +132,7 @@ def run_detection(
         record = make_record(result, folder, seconds=times.seconds, command=command)
         record = record.model_copy(update={"notes": [*record.notes, *([known] if known else [])]})
         save_pairs(pair_columns(result), folder)
+        save_leaving(result, folder)
         times.stage("show")
         if to is not None:
             record = record.model_copy(update={"deduplicated": to})

@@ -51,14 +51,14 @@ def open_sides(config: DetectConfig) -> tuple[DetectConfig, Splits, Splits]:
                 code="bad-value",
             )
         config = config.model_copy(update={"data": config.add, "against_data": config.data, "against": config.split})
-    own = open_splits(config.data, _options(config, config.split, other=False))
+    own = _named(open_splits(config.data, _options(config, config.split, other=False)), config.split)
     split, remarks = own.name_of(config.split)
     changes = {"split": split}
     sides = own
     if config.against_data is not None:
         wanted = config.against or config.split
         _, wanted = split_of(config, wanted)
-        other = open_splits(config.against_data, _options(config, wanted, other=True))
+        other = _named(open_splits(config.against_data, _options(config, wanted, other=True)), wanted)
         name, more = other.name_of(wanted)
         changes["against"] = other_name(config.against_data, name)
         sides = replace(own, splits={**own.splits, changes["against"]: other.get(name)})
@@ -73,6 +73,14 @@ def open_sides(config: DetectConfig) -> tuple[DetectConfig, Splits, Splits]:
             )
         remarks = (*remarks, *more)
     return config.model_copy(update=changes), own, replace(sides, notes=(*own.notes, *remarks))
+
+
+def _named(source: Splits, wanted: str) -> Splits:
+    """Call the one split of data without splits as it was asked for."""
+    if not source.unnamed:
+        return source
+    (rows,) = source.splits.values()
+    return replace(source, splits={wanted: rows})
 
 
 def first_rows(source: Splits, names: list[str], n: int) -> Splits:
