@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import cells  # noqa: E402  worker processes import it by this name
-from robustdup_study.records import CellOrder  # noqa: E402
+from robustdup_study.cell_record import CellOrder  # noqa: E402
 from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells  # noqa: E402
 
 
