@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from robustdup.errors import (
@@ -66,12 +67,9 @@ class Registry:
                 )
             spec = marked
         prefix, colon, _ = spec.name.partition(":")
-        stated = (
-            "" if spec.source == "native" != self._owner else spec.source
-        )  # nobody else's attack is robustdup's own
-        spec = copy.copy(spec)
-        object.__setattr__(spec, "source", stated or (prefix if colon else self._owner))  # all else is checked already
-        self._put("attack", self.attacks, spec.name, spec, also=self.ensembles)
+        is_foreign = spec.source == "native" != self._owner  # nobody else's attack is robustdup's own
+        source = (not is_foreign and spec.source) or (prefix if colon else self._owner)
+        self._put("attack", self.attacks, spec.name, replace(spec, source=source), also=self.ensembles)
 
     def add_ensemble(self, name: str, stages: Iterable[Stage], *, description: str = "", url: str = "") -> None:
         """Register a list of stages under a name that `--attacks` accepts."""
