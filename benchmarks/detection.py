@@ -80,12 +80,12 @@ def plant_identical(pixels: Tensor, planted: int, seed: int) -> Planted:
     return Planted(torch.cat([originals, originals[torch.from_numpy(chosen)]]), chosen, ["identical"] * planted)
 
 
-def figures(case: Planted, found: Any, wrong: int, unclear: int) -> dict[str, Any]:
+def figures(case: Planted, contender: Any, wrong: int, unclear: int) -> dict[str, Any]:
     """Return recall, precision and F1 of a tool that found these copies (P,) bool and named that many other pairs."""
-    right = int(found.sum())
+    right = int(contender.sum())
     precision = right / (right + wrong) if right + wrong else 1.0
     recall = right / len(case.chosen)
-    by_change = {name: float(found[np.array(case.names) == name].mean()) for name in dict.fromkeys(case.names)}
+    by_change = {name: float(contender[np.array(case.names) == name].mean()) for name in dict.fromkeys(case.names)}
     return {
         "recall": recall, "precision": precision, "f1": 2 * precision * recall / max(precision + recall, 1e-9),
         "strict_precision": right / (right + wrong + unclear) if right else 1.0, "right": right, "wrong": wrong,
@@ -108,8 +108,8 @@ def sort_pairs(case: Planted, pairs: Any, known: Any) -> dict[str, Any]:
 def judged(case: Planted, pairs: Any, known: Any) -> dict[str, Any]:
     """Return the figures of a tool that named these pairs (P, 2) of places."""
     parts = sort_pairs(case, pairs, known)
-    found = np.isin(np.arange(case.n, len(case.pixels)), parts["right"][:, 1])
-    return figures(case, found, len(parts["wrong"]), len(parts["unclear"]))
+    is_found = np.isin(np.arange(case.n, len(case.pixels)), parts["right"][:, 1])
+    return figures(case, is_found, len(parts["wrong"]), len(parts["unclear"]))
 
 
 def _key(a: Any, b: Any, n: int) -> Any:
@@ -129,11 +129,11 @@ def swept(case: Planted, blocks: Iterator[Any], settings: Any, known: Any) -> li
         own.append(block[np.arange(len(block)), source])
         other += [block[row, alike[int(each)]] for row, each in enumerate(source) if int(each) in alike]
         start += len(block)
-    mine, others = np.concatenate(own), np.concatenate([*other, np.empty(0)])
+    distances, others = np.concatenate(own), np.concatenate([*other, np.empty(0)])
     made = []
     for setting, many in zip(settings, total, strict=True):
-        found, unclear = mine <= setting, int((others <= setting).sum())
-        made.append(figures(case, found, int(many) - int(found.sum()) - unclear, unclear))
+        is_found, unclear = distances <= setting, int((others <= setting).sum())
+        made.append(figures(case, is_found, int(many) - int(is_found.sum()) - unclear, unclear))
     return made
 
 
@@ -155,8 +155,10 @@ def cosine(case: Planted, features: Any) -> Iterator[Any]:
 
 def best(settings: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the setting with the highest recall at a good precision; where none is, with the highest F1."""
-    good = [one for one in settings if one["precision"] >= GOOD and one["recall"] > 0]
-    return max(good, key=lambda one: one["recall"]) if good else max(settings, key=lambda one: one["f1"])
+    good = [setting for setting in settings if setting["precision"] >= GOOD and setting["recall"] > 0]
+    return (
+        max(good, key=lambda setting: setting["recall"]) if good else max(settings, key=lambda setting: setting["f1"])
+    )
 
 
 def ours(pixels: Tensor) -> tuple[Any, float]:
@@ -188,7 +190,10 @@ class PlantedBenchmark:
     def _hashes(self, kind: str) -> dict[str, Any]:
         hashes, seconds = detectors.hash_images(self.folder, self.files, kind, self.workers)
         tried = swept(self.case, hamming(self.case, hashes), DISTANCES, self.known)
-        named = [{"setting": f"distance {d}", "distance": int(d), **at} for d, at in zip(DISTANCES, tried, strict=True)]
+        named = [
+            {"setting": f"distance {d}", "distance": int(d), **scores}
+            for d, scores in zip(DISTANCES, tried, strict=True)
+        ]
         top = best(named)
         asked = hashes[:: max(len(hashes) // SEARCHED, 1)]
         searching = detectors.search_hashes(hashes, asked, top["distance"], kind) * len(hashes) / len(asked)
@@ -206,7 +211,8 @@ class PlantedBenchmark:
         features, seconds = detectors.encode(tool, self.folder, self.files)
         tried = swept(self.case, cosine(self.case, features), 1 - SIMILARITIES, self.known)
         named = [
-            {"setting": f"similarity {s}", "similarity": s, **at} for s, at in zip(SIMILARITIES, tried, strict=True)
+            {"setting": f"similarity {s}", "similarity": s, **scores}
+            for s, scores in zip(SIMILARITIES, tried, strict=True)
         ]
         top = best(named)
         searching, timed = detectors.search_features(tool, features, top["similarity"])
@@ -221,8 +227,8 @@ class PlantedBenchmark:
         for size in self.sizes:
             issue = {"near_duplicates": {"hash_type": kind, "hash_size": size}}
             pairs, seconds = detectors.cleanvision_pairs(self.case.pixels, issue)
-            at = judged(self.case, pairs, self.known)
-            named.append({"setting": f"size {size}", "seconds": {"all": seconds}, **at})
+            scores = judged(self.case, pairs, self.known)
+            named.append({"setting": f"size {size}", "seconds": {"all": seconds}, **scores})
         top = best(named)
         return _measured(top, named, top["seconds"])
 
@@ -237,19 +243,19 @@ def exact(case: Planted, folder: Path, workers: int) -> dict[str, Any]:
     nothing = np.empty((0, 2), np.int64)
 
     started = time.perf_counter()
-    mine = np.stack(group_identical(digests(case.pixels)).others(), axis=1)
-    result = {"robustdup": _short(judged(case, mine, nothing), time.perf_counter() - started)}
+    identical = np.stack(group_identical(digests(case.pixels)).others(), axis=1)
+    result = {"robustdup": _short(judged(case, identical, nothing), time.perf_counter() - started)}
     files = detectors.write_images(case.pixels, folder)
     hashes, seconds = detectors.hash_images(folder, files, "phash", workers)
-    (at,) = swept(case, hamming(case, hashes), DISTANCES[:1], nothing)
-    result["imagededup:phash, distance 0"] = _short(at, seconds)
+    (scores,) = swept(case, hamming(case, hashes), DISTANCES[:1], nothing)
+    result["imagededup:phash, distance 0"] = _short(scores, seconds)
     pairs, seconds = detectors.cleanvision_pairs(case.pixels, {"exact_duplicates": {}})
     result["cleanvision: exact"] = _short(judged(case, pairs, nothing), seconds)
     return result
 
 
-def _short(at: dict[str, Any], seconds: float) -> dict[str, Any]:
-    return {**{key: at[key] for key in ("recall", "precision", "right", "wrong")}, "seconds": seconds}
+def _short(scores: dict[str, Any], seconds: float) -> dict[str, Any]:
+    return {**{key: scores[key] for key in ("recall", "precision", "right", "wrong")}, "seconds": seconds}
 
 
 def show(case: Planted, parts: dict[str, Any], folder: Path) -> None:
@@ -297,8 +303,8 @@ def run(
         known = pairs[pairs[:, 1] < case.n]
         if sheets is not None:
             show(case, sort_pairs(case, pairs, known), sheets)
-        mine = {"setting": "usual threshold", "seconds": {"all": seconds}, **judged(case, pairs, known)}
-        result |= {"alike_before": known.tolist(), "contenders": {"robustdup": mine}}
+        own = {"setting": "usual threshold", "seconds": {"all": seconds}, **judged(case, pairs, known)}
+        result |= {"alike_before": known.tolist(), "contenders": {"robustdup": own}}
     say(result)
     with tempfile.TemporaryDirectory() as folder:
         files = detectors.write_images(case.pixels, Path(folder) / "near") if contenders else []
@@ -350,8 +356,8 @@ def main() -> None:
         pixels, given.planted, given.seed, names, sizes=tuple(int(size) for size in given.sizes.split(",")),
         workers=torch.get_num_threads(), network=given.network, sheets=given.sheets, before=before, say=say,
     )  # fmt: skip
-    for name, one in result["contenders"].items():
-        print(json.dumps({"contender": name, **{key: value for key, value in one.items() if key != "tried"}}))
+    for name, contender in result["contenders"].items():
+        print(json.dumps({"contender": name, **{key: value for key, value in contender.items() if key != "tried"}}))
     print(json.dumps(result.get("exact")))
 
 

@@ -126,25 +126,28 @@ def summarise(measurements: Sequence[Measurement], names: Mapping[str, str], our
     by_name = {name: [each for each in measurements if each.contender == name] for name in names}
     return [
         _summary(
-            found, names[name], name in ours, [by_name[mine] for mine in ours if mine != name and by_name.get(mine)]
+            measured,
+            names[name],
+            name in ours,
+            [by_name[name_of_ours] for name_of_ours in ours if name_of_ours != name and by_name.get(name_of_ours)],
         )
-        for name, found in by_name.items()
-        if found
+        for name, measured in by_name.items()
+        if measured
     ]
 
 
 def _summary(
-    found: Sequence[Measurement], about: str, ours: bool, references: Sequence[Sequence[Measurement]]
+    measured: Sequence[Measurement], about: str, ours: bool, references: Sequence[Sequence[Measurement]]
 ) -> Summary:
-    last, done = found[-1], [each for each in found if each.status == "done"]
+    last, done = measured[-1], [each for each in measured if each.status == "done"]
     seconds = [each.seconds for each in (done if last.status == "done" else [last]) if each.seconds is not None]
     summary = Summary(
         contender=last.contender, about=about, ours=ours, batch_size=last.batch_size, status=last.status, repeats=len(done),
         seconds=spread(seconds) if seconds else None, reason=last.reason,
-        notes=list(dict.fromkeys(note for each in found for note in each.notes)),
+        notes=list(dict.fromkeys(note for each in measured for note in each.notes)),
     )  # fmt: skip
     if last.status != "failed":
-        summary.ratios = [made for reference in references if (made := ratio(found, reference)) is not None]
+        summary.ratios = [made for reference in references if (made := ratio(measured, reference)) is not None]
     if done:
         first = done[0]
         summary.forward_passes, summary.backward_passes = first.forward_passes, first.backward_passes

@@ -89,13 +89,13 @@ def measure(model: Any, images: torch.Tensor, labels: torch.Tensor, eps: str) ->
     """Return a row for the float32 bounds, one for the checker, one for the dense implementation, and how they differ."""
     threat = ThreatModel("Linf", eps)
     region, radius = region_of(images, threat), threat.radius + threat.tolerance
-    flat, rows, found = images.double().flatten(1).numpy(), [], {}
+    flat, rows, by_method = images.double().flatten(1).numpy(), [], {}
 
     def timed(name: str, bounds: Any) -> None:
         started = time.process_time()
         least = np.array(bounds(), dtype=np.float64)
         seconds = time.process_time() - started
-        found[name] = least
+        by_method[name] = least
         rows.append({"bounds": name, "eps": eps, "n": len(images), "proven": int((least > 0).sum()),
                      "mean_margin": round(float(least.mean()), 4), "cpu_seconds": round(seconds, 2)})  # fmt: skip
 
@@ -110,7 +110,7 @@ def measure(model: Any, images: torch.Tensor, labels: torch.Tensor, eps: str) ->
         proven_margin(steps, x, int(y), norm="Linf", radius=radius) for x, y in zip(flat, labels, strict=True)
     ])  # fmt: skip
     timed("dense matrices", lambda: [dense_crown(layers, x, int(y), radius) for x, y in zip(flat, labels, strict=True)])
-    ours, checked, other = found.values()
+    ours, checked, other = by_method.values()
     rows.append(
         {"largest_difference": float(np.abs(ours - other).max()), "given_to_rounding": float((other - checked).max())}
     )

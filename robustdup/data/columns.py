@@ -133,10 +133,10 @@ def _find_label(features: Mapping[str, Any], image: str, place: str) -> tuple[st
 def _no_labels(features: Mapping[str, Any], image: str, place: str) -> str:
     """Say that labels are not known, and which columns may hold them all the same."""
     others = [name for name, feature in features.items() if name != image and _is_label(feature)]
-    told = f"{place} {NO_LABELS}: conflicts among them cannot be told."
+    message = f"{place} {NO_LABELS}: conflicts among them cannot be told."
     if 0 < len(others) <= MOST_NAMED:
-        told += f" If {' or '.join(others)} holds classes, name it with label_column."
-    return told
+        message += f" If {' or '.join(others)} holds classes, name it with label_column."
+    return message
 
 
 def _labels_of(features: Mapping[str, Any], image: str) -> list[str]:

@@ -169,7 +169,7 @@ def _positions(rows: list[Row], outcome: Outcome) -> list[int]:
 
 def _before(replay: Replay, text: str) -> list[EpsReplay]:
     """Return the balls of a union before the one of that name."""
-    return list(itertools.takewhile(lambda at: at is not replay.by_eps[text], replay.by_eps.values()))
+    return list(itertools.takewhile(lambda reading: reading is not replay.by_eps[text], replay.by_eps.values()))
 
 
 def _rows_of(stages: list[list[Row]], outcome: Outcome) -> list[int]:

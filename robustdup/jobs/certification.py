@@ -101,16 +101,22 @@ def _copied(model: nn.Module) -> nn.Module:
         raise _refused(f"the model cannot be copied ({type(error).__name__})") from error
 
 
-def _kept(found: Certificates) -> Certified:
+def _kept(certificates: Certificates) -> Certified:
     """Return what is kept of certificates: those that were accepted, row by row."""
-    position = found.certified.nonzero().squeeze(1)
-    kept = [found.slopes[row] for row in position.tolist()]
+    position = certificates.certified.nonzero().squeeze(1)
+    kept = [certificates.slopes[row] for row in position.tolist()]
     slopes = {
-        number: torch.stack([torch.from_numpy(one[number]) for one in kept]) for number in (kept[0] if kept else ())
+        number: torch.stack([torch.from_numpy(parts[number]) for parts in kept]) for number in (kept[0] if kept else ())
     }
-    methods = Counter(found.methods[row] for row in position.tolist())
+    methods = Counter(certificates.methods[row] for row in position.tolist())
     return Certified(
-        position, found.margins[position], slopes, dict(methods), found.seconds, tuple(found.notes), found.trees
+        position,
+        certificates.margins[position],
+        slopes,
+        dict(methods),
+        certificates.seconds,
+        tuple(certificates.notes),
+        certificates.trees,
     )
 
 

@@ -63,9 +63,9 @@ def prepare_data(
     if config.evaluate:
         open_test_samples(config, registry)  # a mistake would come out when training is over
     name = f"{config.data} ({split})"
-    index, selection, told = choose(samples, n=config.n, sample=config.sample, seed=config.seed, place=name)
+    index, selection, note = choose(samples, n=config.n, sample=config.sample, seed=config.seed, place=name)
     count = validation_count(config.validation, len(index))
-    events = [*getattr(samples, "notes", ()), *told]
+    events = [*getattr(samples, "notes", ()), *note]
     say(f"reading {len(index):,} images of {name}")
     every = read_images(samples, index, config)
     held = held_out_positions(index, count, config.seed)

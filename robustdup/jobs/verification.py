@@ -174,8 +174,8 @@ def verify(
     folder = Path(bundle)
     if is_of_corruptions(check_manifest(folder)):
         changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
-        found = verify_corruptions(folder, changes, model=model, images=images, labels=labels)
-        return with_signature(found, folder, signer)
+        verified = verify_corruptions(folder, changes, model=model, images=images, labels=labels)
+        return with_signature(verified, folder, signer)
     if images is None or labels is None:
         raise UserError("Give the images with their labels too.", code="missing-argument")
     record = load_record(folder)

@@ -132,7 +132,7 @@ def as_file(drawing: Any, width: str, ending: str) -> bytes:
 
 def _in_order(pdf: bytes) -> bytes:
     """Sort the names of each object's resources, which come in the order of a hash table; no byte changes its place else."""
-    return re.sub(rb"(?:[ ]+/[a-z]+\d+ \d+ 0 R\n)+", lambda found: b"".join(sorted(found[0].splitlines(True))), pdf)
+    return re.sub(rb"(?:[ ]+/[a-z]+\d+ \d+ 0 R\n)+", lambda match: b"".join(sorted(match[0].splitlines(True))), pdf)
 
 
 def _scaled(root: ElementTree.Element, points: float) -> tuple[ElementTree.Element, float]:

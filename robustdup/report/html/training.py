@@ -57,20 +57,20 @@ def _notices(record: TrainingRecord) -> Iterator[Notice]:
 
 def shown_checkpoint(record: TrainingRecord) -> CheckpointResult | None:
     """Return the checkpoint that a run is judged by: the best where there is one."""
-    by_name = {found.name: found for found in record.checkpoints}
+    by_name = {checkpoint.name: checkpoint for checkpoint in record.checkpoints}
     return by_name.get("best") or by_name.get("last")
 
 
 def _figures(record: TrainingRecord) -> list[Figure]:
     chosen = shown_checkpoint(record)
-    found = [] if chosen is None else [_figure(record, chosen, "robust"), _figure(record, chosen, "clean")]
+    figures = [] if chosen is None else [_figure(record, chosen, "robust"), _figure(record, chosen, "clean")]
     throughput = record.images_per_second
     note = f"{whole(record.samples_seen)} images in {duration(record.seconds)}"
-    return [*found, Figure("Throughput", f"{short(throughput)}/s", throughput, "images_per_second", note)]
+    return [*figures, Figure("Throughput", f"{short(throughput)}/s", throughput, "images_per_second", note)]
 
 
 def _figure(record: TrainingRecord, chosen: CheckpointResult, kind: str) -> Figure:
-    at = record.checkpoints.index(chosen)
+    index = record.checkpoints.index(chosen)
     tested: Accuracy | None = getattr(chosen, f"{kind}_accuracy")
     title = f"{kind.capitalize()} accuracy, {chosen.name} checkpoint"
     if tested is not None:
@@ -79,13 +79,13 @@ def _figure(record: TrainingRecord, chosen: CheckpointResult, kind: str) -> Figu
             title,
             percent(tested.value),
             tested.value,
-            f"checkpoints.{at}.{kind}_accuracy.value",
+            f"checkpoints.{index}.{kind}_accuracy.value",
             note,
             kind == "robust",
         )
     held: float | None = getattr(chosen, f"validation_{kind}")
     note = f"on {plural(record.n_validation, 'validation image')}; the test split was not evaluated"
-    return Figure(title, percent(held), held, f"checkpoints.{at}.validation_{kind}", note, kind == "robust")
+    return Figure(title, percent(held), held, f"checkpoints.{index}.validation_{kind}", note, kind == "robust")
 
 
 def _sentence(record: TrainingRecord) -> str:
@@ -119,18 +119,20 @@ def _checkpoints(record: TrainingRecord) -> Section | None:
     if not record.checkpoints:
         return None
     rows = []
-    for at, found in enumerate(record.checkpoints):
-        row = [Cell(found.name), Cell(whole(found.step), found.step)]
+    for index, checkpoint in enumerate(record.checkpoints):
+        row = [Cell(checkpoint.name), Cell(whole(checkpoint.step), checkpoint.step)]
         for kind in ("clean", "robust"):
-            value = getattr(found, f"validation_{kind}")
-            row.append(Cell(percent(value), value, f"checkpoints.{at}.validation_{kind}" if value is not None else ""))
+            value = getattr(checkpoint, f"validation_{kind}")
+            row.append(
+                Cell(percent(value), value, f"checkpoints.{index}.validation_{kind}" if value is not None else "")
+            )
         for kind in ("clean", "robust"):
-            tested = getattr(found, f"{kind}_accuracy")
+            tested = getattr(checkpoint, f"{kind}_accuracy")
             if tested is None:
                 row.append(Cell("–"))
             else:
                 row.append(Cell(percent(tested.value), tested.value, note=interval(tested.low, tested.high)))
-        row.append(Cell(found.attacks or "–"))
+        row.append(Cell(checkpoint.attacks or "–"))
         rows.append(row)
     attack = "Accuracies on validation images, and on the test split where it was evaluated"
     table = Table(
@@ -143,32 +145,35 @@ def _checkpoints(record: TrainingRecord) -> Section | None:
 def _time_to(record: TrainingRecord) -> Section | None:
     if not record.time_to:
         return None
-    kinds = [kind for kind in ("robust", "clean") if any(found.kind == kind for found in record.time_to)]
-    by_place = {(str(found.kind), found.target): found for found in record.time_to}
+    kinds = [kind for kind in ("robust", "clean") if any(entry.kind == kind for entry in record.time_to)]
+    by_place = {(str(entry.kind), entry.target): entry for entry in record.time_to}
     rows = []
-    for target in sorted({found.target for found in record.time_to}):
+    for target in sorted({entry.target for entry in record.time_to}):
         row, reached = [Cell(percent(target, 0), target)], False
         for kind in kinds:
-            found = by_place.get((kind, target))
-            if found is None or found.step is None:
+            entry = by_place.get((kind, target))
+            if entry is None or entry.step is None:
                 row += [Cell("–")] * 3
                 continue
             reached = True
             row += [
-                Cell(whole(found.step), found.step), Cell(short(found.samples), found.samples),
-                Cell(duration(found.seconds), found.seconds),
+                Cell(whole(entry.step), entry.step), Cell(short(entry.samples), entry.samples),
+                Cell(duration(entry.seconds), entry.seconds),
             ]  # fmt: skip
         if reached:
             rows.append(row)
     never = {
         kind: min(targets)
         for kind in kinds
-        if (targets := [found.target for found in record.time_to if found.kind == kind and found.step is None])
+        if (targets := [entry.target for entry in record.time_to if entry.kind == kind and entry.step is None])
     }
     parts = [f"{kind} {percent(target, 0)} and above" for kind, target in never.items()]
     lead = f"Never reached: {', '.join(parts)}." if parts else "Every target was reached."
     caption = "When validation accuracy first reached each target; validation takes no part in the time"
-    headings = ("Target", *(f"{kind.capitalize()}: {what}" for kind in kinds for what in ("steps", "images", "time")))
+    headings = (
+        "Target",
+        *(f"{kind.capitalize()}: {quantity}" for kind in kinds for quantity in ("steps", "images", "time")),
+    )
     tables = (Table("time-table", caption, headings, rows),) if rows else ()
     return Section("time-to", "Time to accuracy", "sections/table.html.j2", lead, tables)
 
@@ -193,18 +198,18 @@ def _costs(record: TrainingRecord) -> Section:
 
 
 def _duplication(record: TrainingRecord) -> Section | None:
-    found = record.duplication
-    if found is None:
+    duplication = record.duplication
+    if duplication is None:
         return None
-    entries = plural(found.entries, "training entry", "training entries")
-    lead = f"{percent(found.dose)} of the {entries} are copies ({found.scheme})."
+    entries = plural(duplication.entries, "training entry", "training entries")
+    lead = f"{percent(duplication.dose)} of the {entries} are copies ({duplication.scheme})."
     facts = {
-        "Scheme": found.scheme + (f", near copies: {found.near}" if found.near else ""),
-        "Mode": found.mode,
-        "Entries": f"{whole(found.entries)}, of {plural(found.unique, 'different image')}",
-        "Plan": found.hash,
+        "Scheme": duplication.scheme + (f", near copies: {duplication.near}" if duplication.near else ""),
+        "Mode": duplication.mode,
+        "Entries": f"{whole(duplication.entries)}, of {plural(duplication.unique, 'different image')}",
+        "Plan": duplication.hash,
     }
-    facts |= {key.replace("_", " "): str(value) for key, value in {**found.options, **found.rates}.items()}
+    facts |= {key.replace("_", " "): str(value) for key, value in {**duplication.options, **duplication.rates}.items()}
     return Section("duplication", "Duplication", "sections/facts.html.j2", lead, facts)
 
 
@@ -215,7 +220,7 @@ def _reproduce(record: TrainingRecord) -> Section:
         "Finished": record.created,
         "Seed": str(record.seed),
         "Weights at the start": record.initial_fingerprint,
-        **{f"Weights, {found.name}": found.fingerprint for found in record.checkpoints},
+        **{f"Weights, {checkpoint.name}": checkpoint.fingerprint for checkpoint in record.checkpoints},
         "Images and labels": record.data.fingerprint,
         **({} if record.extra is None else {"Extra data": f"{extra_text(record)}; {record.extra.fingerprint}"}),
         "Device": f"{env.device} ({env.device_name}), {plural(env.threads, 'thread')}, "

@@ -95,9 +95,9 @@ def ibp(
 
 def check_weights(*, kappa: float, beta: float = 0.0, **_: object) -> None:
     """Raise UserError where a weight of `ibp` or `crown_ibp` lies outside [0, 1]."""
-    for name, value, what in (("kappa", kappa, "its clean term"), ("beta", beta, "linear bounds")):
+    for name, value, role in (("kappa", kappa, "its clean term"), ("beta", beta, "linear bounds")):
         if not 0 <= value <= 1:
-            raise UserError(f"{name}, the weight of {what}, lies in [0, 1]; got {value:g}.", code="bad-value")
+            raise UserError(f"{name}, the weight of {role}, lies in [0, 1]; got {value:g}.", code="bad-value")
 
 
 def interval_logits(model: nn.Module, images: Tensor, radius: float, tape: Tape | None = None) -> Box:

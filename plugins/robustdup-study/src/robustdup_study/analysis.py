@@ -42,20 +42,20 @@ def analyse(runs: Sequence[StudyRun], config: AnalysisConfig, answers: Answers =
     """
     table = Table(runs, config.dose)
     varying = varying_factors(runs, config.dose)
-    found = Analysis(means=_means(table, config), duplication_rates=_rates(runs, config))
-    plain = [one for stratum in table.strata() for one in _effects(table, stratum, config, answers)]
+    analysis = Analysis(means=_means(table, config), duplication_rates=_rates(runs, config))
+    plain = [comparison for stratum in table.strata() for comparison in _effects(table, stratum, config, answers)]
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
     factors = config.contrasts or (varying if bare else [])
-    contrasts = [one for name in factors for one in _contrasts(table, name, config, answers, bare=bare)]
-    _mark_primary(plain + contrasts, config, found.remarks, bare=bare)
+    contrasts = [comparison for name in factors for comparison in _contrasts(table, name, config, answers, bare=bare)]
+    _mark_primary(plain + contrasts, config, analysis.remarks, bare=bare)
     open_questions = Open.of([draft.comparison for draft in plain + contrasts], config.alpha)
     for draft in plain + contrasts:
         draft.word(config, varying, open_questions.of_differences, open_questions.of_equivalences)
-    found.comparisons = [draft.comparison for draft in plain + contrasts]
+    analysis.comparisons = [draft.comparison for draft in plain + contrasts]
     if config.anova:
         for name in config.metrics:
-            found.anova += anova(table, name, varying, found.remarks, config.margins.get(name))
-    return found
+            analysis.anova += anova(table, name, varying, analysis.remarks, config.margins.get(name))
+    return analysis
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,12 @@ class Open:
     @classmethod
     def of(cls, comparisons: Sequence[PairedComparison], alpha: float) -> Open:
         """Count them; at least one of each."""
-        primary = [one for one in comparisons if one.primary]
+        primary = [comparison for comparison in comparisons if comparison.primary]
         return cls(
-            max(1, sum(one.p_holm is not None and one.p_holm >= alpha for one in primary)),
-            max(1, sum(one.tost_p_holm is not None and one.tost_p_holm >= alpha for one in primary)),
+            max(1, sum(comparison.p_holm is not None and comparison.p_holm >= alpha for comparison in primary)),
+            max(
+                1, sum(comparison.tost_p_holm is not None and comparison.tost_p_holm >= alpha for comparison in primary)
+            ),
         )
 
 
@@ -82,11 +84,11 @@ def _effects(table: Table, stratum: Stratum, config: AnalysisConfig, answers: An
     for dose in table.doses(stratum):
         for name in table.metrics() if dose != 0 else []:
             here: Side = (stratum, dose)
-            what = Compared(name, [(1, here), (-1, none)], pairs=[(none, here)])
+            compared = Compared(name, [(1, here), (-1, none)], pairs=[(none, here)])
             values = table.values(*none, name), table.values(*here, name)
             draft = compare(
                 table,
-                what,
+                compared,
                 *values,
                 table.seeds[stratum],
                 config,
@@ -158,10 +160,16 @@ def _correct(comparisons: Sequence[PairedComparison], plain: str, corrected: str
         setattr(comparison, corrected, p)
 
 
-def _matches(one: PairedComparison, wanted: Mapping[str, Any], dose: str) -> bool:
+def _matches(comparison: PairedComparison, wanted: Mapping[str, Any], dose: str) -> bool:
     """Whether a comparison is one that a selector names: by metric, dose, contrast, level, and factor levels."""
-    known = {**one.factors, "metric": one.metric, "contrast": one.contrast, "level": one.level, dose: one.dose}
-    if (one.kind == "contrast") != ("contrast" in wanted):
+    known = {
+        **comparison.factors,
+        "metric": comparison.metric,
+        "contrast": comparison.contrast,
+        "level": comparison.level,
+        dose: comparison.dose,
+    }
+    if (comparison.kind == "contrast") != ("contrast" in wanted):
         return False
     return all(
         key in known and str(known[key]) in {_same(v) for v in (value if isinstance(value, list) else [value])}
@@ -182,11 +190,11 @@ def _means(table: Table, config: AnalysisConfig) -> list[DoseMean]:
         for name in table.metrics():
             values = table.values(stratum, dose, name)
             if values:
-                found = mean_estimate(list(values.values()), 1 - config.alpha)
+                estimate = mean_estimate(list(values.values()), 1 - config.alpha)
                 means.append(
                     DoseMean(
-                        metric=name, factors=dict(stratum), dose=dose, n=found.n, mean=found.mean, sd=found.sd,
-                        low=found.low, high=found.high,
+                        metric=name, factors=dict(stratum), dose=dose, n=estimate.n, mean=estimate.mean, sd=estimate.sd,
+                        low=estimate.low, high=estimate.high,
                     )
                 )  # fmt: skip
     return means

@@ -53,17 +53,17 @@ class Draft:
         self, config: AnalysisConfig, varying: Sequence[str], open_differences: int = 1, open_equivalences: int = 1
     ) -> None:  # fmt: skip
         """Judge, count the seeds that are needed under the correction, and say it."""
-        one = self.comparison
-        one.verdict, one.also_equivalent = verdict(one, config.alpha)
-        if self.limit is not None and one.verdict not in ("one seed", "no variation"):
-            one.verdict, one.also_equivalent = self.limit, False
-        if self.tested and one.sd:
-            _needs(one, config, (open_differences, open_equivalences) if one.primary else (1, 1))
-        one.sentence = sentence(one, varying)
+        comparison = self.comparison
+        comparison.verdict, comparison.also_equivalent = verdict(comparison, config.alpha)
+        if self.limit is not None and comparison.verdict not in ("one seed", "no variation"):
+            comparison.verdict, comparison.also_equivalent = self.limit, False
+        if self.tested and comparison.sd:
+            _needs(comparison, config, (open_differences, open_equivalences) if comparison.primary else (1, 1))
+        comparison.sentence = sentence(comparison, varying)
 
 
 def compare(
-    table: Table, what: Compared, before: Values, after: Values, seeds: set[int], config: AnalysisConfig,
+    table: Table, compared: Compared, before: Values, after: Values, seeds: set[int], config: AnalysisConfig,
     answers: Answers, **more: Any,
 ) -> Draft | None:  # fmt: skip
     """Return the paired difference over the seeds that both have; None where no seed has both."""
@@ -71,46 +71,55 @@ def compare(
     if not paired:
         return None
     by_seed = {seed: after[seed] - before[seed] for seed in paired}
-    differences, name = list(by_seed.values()), what.name
-    found = mean_estimate(differences, 1 - config.alpha)
+    differences, name = list(by_seed.values()), compared.name
+    estimate = mean_estimate(differences, 1 - config.alpha)
     margin = to_unit(name, config.margins[name]) if name in config.margins else None
     tested = name in config.metrics
     low, high = (
         bootstrap_interval(differences, 1 - config.alpha, config.bootstrap)
-        if config.bootstrap and found.varies and tested
+        if config.bootstrap and estimate.varies and tested
         else (None, None)
     )
-    crossed = answers.crossed(what.signed, name, by_seed, 1 - config.alpha) if tested else None
+    crossed = answers.crossed(compared.signed, name, by_seed, 1 - config.alpha) if tested else None
     comparison = PairedComparison(
         metric=name, primary=False, seeds=paired, missing_seeds=sorted(seeds - set(paired)),
         before=float(np.mean([before[seed] for seed in paired])),
-        after=float(np.mean([after[seed] for seed in paired])), difference=found.mean, sd=found.sd, low=found.low,
-        high=found.high, bootstrap_low=low, bootstrap_high=high, p=found.p, margin=margin,
+        after=float(np.mean([after[seed] for seed in paired])), difference=estimate.mean, sd=estimate.sd, low=estimate.low,
+        high=estimate.high, bootstrap_low=low, bootstrap_high=high, p=estimate.p, margin=margin,
         tost_p=None if margin is None else tost(differences, margin), verdict="undecided", sentence="",
         crossed_low=crossed and crossed[0], crossed_high=crossed and crossed[1], test_images=crossed and crossed[2],
-        unique_before=distinct_images(table, what.before, paired), unique_after=distinct_images(table, what.after, paired),
-        also_differs=also_differs(table, what.before, what.after), **more,
+        unique_before=distinct_images(table, compared.before, paired),
+        unique_after=distinct_images(table, compared.after, paired),
+        also_differs=also_differs(table, compared.before, compared.after), **more,
     )  # fmt: skip
-    return Draft(comparison, tested, limit_of_sides(table, what.pairs, name, margin))
+    return Draft(comparison, tested, limit_of_sides(table, compared.pairs, name, margin))
 
 
-def _needs(one: PairedComparison, config: AnalysisConfig, open_questions: tuple[int, int]) -> None:
+def _needs(comparison: PairedComparison, config: AnalysisConfig, open_questions: tuple[int, int]) -> None:
     """Fill in power, and how many seeds would settle the question or give the wished precision.
 
     A primary comparison is judged by Holm's method: its level is divided by the comparisons that are still open.
     """
-    assert one.sd is not None
-    n = len(one.seeds)
-    if metric(one.metric).unit == "share":
-        one.seeds_for_precision = planning.seeds_for_precision(one.sd, config.precision / 100, 1 - config.alpha)
-    if one.margin is None:
+    assert comparison.sd is not None
+    n = len(comparison.seeds)
+    if metric(comparison.metric).unit == "share":
+        comparison.seeds_for_precision = planning.seeds_for_precision(
+            comparison.sd, config.precision / 100, 1 - config.alpha
+        )
+    if comparison.margin is None:
         return
     levels = [config.alpha / count for count in open_questions]
-    one.power = planning.power(one.margin, one.sd, n, levels[0])
-    if one.verdict == "undecided":
+    comparison.power = planning.power(comparison.margin, comparison.sd, n, levels[0])
+    if comparison.verdict == "undecided":
         needed = planning.seeds_to_settle(
-            one.difference, one.sd, n, one.margin, wished=config.power, alpha=levels[0], alpha_equivalence=levels[1]
+            comparison.difference,
+            comparison.sd,
+            n,
+            comparison.margin,
+            wished=config.power,
+            alpha=levels[0],
+            alpha_equivalence=levels[1],
         )
-        one.seeds_needed, one.seeds_needed_low, one.seeds_needed_high = (
+        comparison.seeds_needed, comparison.seeds_needed_low, comparison.seeds_needed_high = (
             None if number is None else max(number, n + 1) for number in needed
         )

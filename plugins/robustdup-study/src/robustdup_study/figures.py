@@ -104,15 +104,17 @@ def _dose_chart(
     reach = (doses[-1] - doses[0]) or 1.0
     series, rows = [], []
     numbered = [
-        (at, row) for at, row in enumerate(record.runs) if not missing(row.metrics.get(metric)) and dose in row.factors
+        (index, row)
+        for index, row in enumerate(record.runs)
+        if not missing(row.metrics.get(metric)) and dose in row.factors
     ]
     for place in places:
         label = place_text(place[1:] if title else place)
-        at = labels.index(label)
-        shift = (at - (len(labels) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
-        mine = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
+        index = labels.index(label)
+        shift = (index - (len(labels) - 1) / 2) * 0.012 * reach  # side by side, not on top of each other
+        own_means = sorted((m for m in means if place_of(m.factors, names) == place), key=lambda m: m.dose)
         points = []
-        for mean in mine:
+        for mean in own_means:
             tip = _tip(metric, f"{place_text(place)}, {words(dose)} {number(mean.dose)}", mean)
             link = links.get((place, mean.dose), "")
             points.append(Point(mean.dose + shift, mean.mean, tip, mean.low, mean.high, href=link))
@@ -120,7 +122,7 @@ def _dose_chart(
                 (place_text(place), number(mean.dose), str(mean.n), value_text(metric, mean.mean),
                  NONE if mean.low is None else f"{value_text(metric, mean.low)} to {value_text(metric, mean.high)}")
             )  # fmt: skip
-        series.append(Series(label, points, tone(at), shape(at)))
+        series.append(Series(label, points, tone(index), shape(index)))
         if len(numbered) <= SEED_DOTS:
             dots = [
                 Point(
@@ -130,7 +132,7 @@ def _dose_chart(
                 for n, row in numbered
                 if place_of(row.factors, names) == place and is_number(row.factors[dose])
             ]  # fmt: skip
-            series.append(Series(f"seeds of {label}", dots, tone(at), "dot", line=False))
+            series.append(Series(f"seeds of {label}", dots, tone(index), "dot", line=False))
     shown = f"{words(metric)}" + (f", {title}" if title else "")
     return Chart(
         "dose", shown.capitalize(), f"Means of {plural(len(places), 'combination')} at {plural(len(doses), 'dose')}.",
@@ -161,20 +163,20 @@ def _within(means: Sequence[DoseMean]) -> bool:
 
 def published_chart(metric: str, rows: Sequence[tuple[int, PublishedFigure]], arms: Sequence[str]) -> Chart | None:
     """Each arm twice: as published, dashed, and as seen here with its intervals. None where there is but one dose."""
-    doses = sorted({one.percent for _, one in rows})
+    doses = sorted({row.percent for _, row in rows})
     if len(doses) < 2:
         return None
     series = []
     for number_of, arm in enumerate(arms):
-        mine = sorted((pair for pair in rows if pair[1].arm == arm), key=lambda pair: pair[1].percent)
+        rows_of_arm = sorted((pair for pair in rows if pair[1].arm == arm), key=lambda pair: pair[1].percent)
         for kind, field in (("published", "published"), ("here", "here")):
             points = [
                 Point(
-                    one.percent, value, f"{arm}, {kind}, {number(one.percent)}%: {value:.2f}",
-                    one.low if field == "here" else None, one.high if field == "here" else None, href=f"#published-{at}",
+                    row.percent, value, f"{arm}, {kind}, {number(row.percent)}%: {value:.2f}",
+                    row.low if field == "here" else None, row.high if field == "here" else None, href=f"#published-{index}",
                 )
-                for at, one in mine
-                if (value := getattr(one, field)) is not None and not missing(value)
+                for index, row in rows_of_arm
+                if (value := getattr(row, field)) is not None and not missing(value)
             ]  # fmt: skip
             if points:
                 hollow = kind == "published"

@@ -51,16 +51,16 @@ def image_differences(
         copied = np.concatenate([np.asarray(samples["copies"]) > 0 for _, samples in cells])
         for key, text in MEASURES.items():
             answers = np.concatenate([np.asarray(samples[key], dtype=np.float64) for _, samples in cells])
-            one = effect(image, seed, copied, answers, level)
-            if one is None:
+            difference = effect(image, seed, copied, answers, level)
+            if difference is None:
                 continue
             factors = {name: value for name, value in place if name != dose}
-            at = float(dict(place)[dose])
+            dose_value = float(dict(place)[dose])
             made.append(
                 ImageDifference(
-                    measure=text, factors=factors, dose=at, seeds=sorted({number for number, _ in cells}),
-                    images=one.images, difference=one.difference, low=one.low, high=one.high,
-                    sentence=_sentence(text, one, factors, at, varying, len(cells)),
+                    measure=text, factors=factors, dose=dose_value, seeds=sorted({number for number, _ in cells}),
+                    images=difference.images, difference=difference.difference, low=difference.low, high=difference.high,
+                    sentence=_sentence(text, difference, factors, dose_value, varying, len(cells)),
                 )
             )  # fmt: skip
     return made
@@ -107,21 +107,26 @@ def _without_means(values: Values, image: npt.NDArray[Any], seed: npt.NDArray[An
 
 
 def _sentence(
-    text: str, one: ImageEffect, factors: Mapping[str, Any], dose: float, varying: Sequence[str], seeds: int
+    text: str, difference: ImageEffect, factors: Mapping[str, Any], dose: float, varying: Sequence[str], seeds: int
 ) -> str:
-    place = f"{place_of(factors, dose, varying)}, {one.images} images in {seeds} seeds (interval over images)."
-    if one.low == one.high == 0:
+    place = f"{place_of(factors, dose, varying)}, {difference.images} images in {seeds} seeds (interval over images)."
+    if difference.low == difference.high == 0:
         return f"On the same training images {text} was the same where they were duplicated{place}"
-    if one.low <= 0 <= one.high:
+    if difference.low <= 0 <= difference.high:
         signed, least, most = (
-            write("clean_accuracy", value, signed=not i) for i, value in enumerate((one.difference, one.low, one.high))
+            write("clean_accuracy", value, signed=not i)
+            for i, value in enumerate((difference.difference, difference.low, difference.high))
         )
         return (
             f"On the same training images {text} is undecided: it differed by {signed} points [{least}, {most}] where they "
             f"were duplicated{place}"
         )
-    low, high, sign = (one.low, one.high, "higher") if one.difference >= 0 else (-one.high, -one.low, "lower")
-    numbers = [write("clean_accuracy", value) for value in (abs(one.difference), low, high)]
+    low, high, sign = (
+        (difference.low, difference.high, "higher")
+        if difference.difference >= 0
+        else (-difference.high, -difference.low, "lower")
+    )
+    numbers = [write("clean_accuracy", value) for value in (abs(difference.difference), low, high)]
     return (
         f"On the same training images {text} was {numbers[0]} points [{numbers[1]}, {numbers[2]}] {sign} where they were "
         f"duplicated{place}"

@@ -37,8 +37,8 @@ def unfinished(folder: Path) -> UnfinishedRun | None:
     content = read_plain(folder / GRID_FILE)
     recipe, lines = content.get("recipe"), (content.get("runs") or content.get("lines"))
     keys = {str(line.get("key")) for line in lines if isinstance(line, dict)} if isinstance(lines, list) else set()
-    found = {path.parent.name: read_plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
-    counts = [sum(found.get(key) == status for key in keys) for status in ("complete", "failed")]
+    statuses = {path.parent.name: read_plain(path).get("status") for path in (folder / "cells").glob("*/cell.json")}
+    counts = [sum(statuses.get(key) == status for key in keys) for status in ("complete", "failed")]
     there = f"Of {plural(len(keys), 'cell')} {counts[0]} {'is' if counts[0] == 1 else 'are'} complete and {counts[1]} failed."
     commands = ["robustdup study run CONFIG", "robustdup study report CONFIG"]
     return UnfinishedRun(folder, recipe if isinstance(recipe, dict) else {}, there, commands)
@@ -94,12 +94,14 @@ def _notices(record: StudyRecord) -> Iterator[Notice]:
 
 def _verdicts(record: StudyRecord) -> str:
     """The primary comparisons by what came of them, in one sentence."""
-    found = [one.verdict for one in record.comparisons if one.primary]
-    if not found:
+    verdicts = [comparison.verdict for comparison in record.comparisons if comparison.primary]
+    if not verdicts:
         return f"{plural(record.n_complete, 'cell')} of {record.n_cells} are complete; no primary comparison can be made yet."
-    said = {"one seed": "with one seed so far"}
-    counts = [f"{found.count(verdict)} {said.get(verdict, verdict)}" for verdict in dict.fromkeys(sorted(found))]
-    return f"Of {plural(len(found), 'primary comparison')} with no copies: {', '.join(counts)}."
+    in_words = {"one seed": "with one seed so far"}
+    counts = [
+        f"{verdicts.count(verdict)} {in_words.get(verdict, verdict)}" for verdict in dict.fromkeys(sorted(verdicts))
+    ]
+    return f"Of {plural(len(verdicts), 'primary comparison')} with no copies: {', '.join(counts)}."
 
 
 def _conclusions(record: StudyRecord) -> Section | None:
@@ -113,7 +115,7 @@ def _crossovers(record: StudyRecord) -> Section | None:
     if not record.image_differences:
         return None
     lead = "Answers to an image in the seeds that duplicated it, against those that did not; image and seed are held fixed."
-    sentences = [one.sentence for one in record.image_differences]
+    sentences = [difference.sentence for difference in record.image_differences]
     return Section(
         "image_differences", "The same images with and without copies", "sections/sentences.html.j2", lead, sentences
     )
@@ -155,19 +157,19 @@ def _doses(record: StudyRecord) -> list[Section]:
 
 def _published(record: StudyRecord) -> Section | None:
     """Published figures beside what was seen here, in per cent: curves over the doses, and a row each."""
-    rows = [one for one in record.published if any(v is not None for v in (one.published, one.here, one.repaired))]
+    rows = [row for row in record.published if any(v is not None for v in (row.published, row.here, row.repaired))]
     if not rows:
         return None
     values = [
-        v for one in rows for v in (one.published, one.here, one.low, one.high) if v is not None and not missing(v)
+        v for row in rows for v in (row.published, row.here, row.low, row.high) if v is not None and not missing(v)
     ]
-    repaired = any(one.repaired is not None for one in rows)
+    repaired = any(row.repaired is not None for row in rows)
     content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values]), "repaired": repaired}
     lead = "Published figures, and what was seen here, in per cent."
-    numbered, arms = list(enumerate(rows)), list(dict.fromkeys(one.arm for one in rows))
+    numbered, arms = list(enumerate(rows)), list(dict.fromkeys(row.arm for row in rows))
     charts = [
-        published_chart(metric, [(at, one) for at, one in numbered if one.metric == metric], arms)
-        for metric in dict.fromkeys(one.metric for one in rows)
+        published_chart(metric, [(number, row) for number, row in numbered if row.metric == metric], arms)
+        for metric in dict.fromkeys(row.metric for row in rows)
     ]
     drawn = tuple(chart for chart in charts if chart is not None)
     return Section("published", "Published and here", "sections/published.html.j2", lead, content, drawn)
@@ -177,9 +179,11 @@ def _effects(record: StudyRecord) -> list[Section]:
     """Forest plots: paired differences to the same seed without copies, and between levels."""
     sections = []
     for kind, title in (("dose", "Effects of copies"), ("contrast", "Effects between levels")):
-        found = [one for one in record.comparisons if one.kind == kind]
+        comparisons = [comparison for comparison in record.comparisons if comparison.kind == kind]
         groups = []
-        for metric, same in itertools.groupby(sorted(found, key=lambda one: one.metric), key=lambda one: one.metric):
+        for metric, same in itertools.groupby(
+            sorted(comparisons, key=lambda comparison: comparison.metric), key=lambda comparison: comparison.metric
+        ):
             groups.append(_forest(record, metric, list(same)))
         main = [group for group in groups if group["name"] in metrics_of(record)]
         others = [group for group in groups if group not in main]
@@ -197,27 +201,30 @@ def _effects(record: StudyRecord) -> list[Section]:
     return sections
 
 
-def _forest(record: StudyRecord, metric: str, found: Sequence[PairedComparison]) -> dict[str, Any]:
+def _forest(record: StudyRecord, metric: str, comparisons: Sequence[PairedComparison]) -> dict[str, Any]:
     ends = [
         abs(v)
-        for one in found
-        for v in (one.difference, one.low, one.high, one.margin)
+        for comparison in comparisons
+        for v in (comparison.difference, comparison.low, comparison.high, comparison.margin)
         if v is not None and not missing(v)
     ]
     names, links = varying(record), grid_links(record)
     rows = [
         {
-            "one": one,
-            "link": links.get((place_of(one.factors, names), one.dose), "") if one.dose is not None else "",
-            "label": place_text(place_of(one.factors, names)) + (f": {one.level} against {one.against}" if one.level else ""),
-            "difference": difference_text(metric, one.difference),
-            "interval": "" if one.low is None else f"{difference_text(metric, one.low)} to {difference_text(metric, one.high)}",
-            "p": number(one.p, 2),
-            "holm": "" if one.p_holm is None else number(one.p_holm, 2),
-            "low": None if missing(one.low) else one.low,
-            "high": None if missing(one.high) else one.high,
+            "one": comparison,
+            "link": links.get((place_of(comparison.factors, names), comparison.dose), "") if comparison.dose is not None else "",
+            "label": place_text(place_of(comparison.factors, names))
+            + (f": {comparison.level} against {comparison.against}" if comparison.level else ""),
+            "difference": difference_text(metric, comparison.difference),
+            "interval": ""
+            if comparison.low is None
+            else f"{difference_text(metric, comparison.low)} to {difference_text(metric, comparison.high)}",
+            "p": number(comparison.p, 2),
+            "holm": "" if comparison.p_holm is None else number(comparison.p_holm, 2),
+            "low": None if missing(comparison.low) else comparison.low,
+            "high": None if missing(comparison.high) else comparison.high,
         }
-        for one in found
+        for comparison in comparisons
     ]  # fmt: skip
     unit = " (points)" if is_share(metric) else ""
     return {
@@ -249,13 +256,13 @@ def _readings(record: StudyRecord) -> Section | None:
         return None
     rows = [
         [
-            Cell(number(one.dose), one.dose), Cell(one.mode), Cell(one.text),
-            Cell(percent(one.share_of_copies), one.share_of_copies),
-            Cell(number(one.copies_percent_of_originals), one.copies_percent_of_originals),
-            Cell(number(one.entries_per_original), one.entries_per_original),
-            Cell(number(one.unique_percent_of_originals), one.unique_percent_of_originals),
+            Cell(number(rate.dose), rate.dose), Cell(rate.mode), Cell(rate.text),
+            Cell(percent(rate.share_of_copies), rate.share_of_copies),
+            Cell(number(rate.copies_percent_of_originals), rate.copies_percent_of_originals),
+            Cell(number(rate.entries_per_original), rate.entries_per_original),
+            Cell(number(rate.unique_percent_of_originals), rate.unique_percent_of_originals),
         ]
-        for one in record.duplication_rates
+        for rate in record.duplication_rates
     ]  # fmt: skip
     headings = (
         "Dose",
@@ -275,8 +282,8 @@ def _cells(record: StudyRecord) -> Section:
     names = grid_names(record)
     seeds = sorted({row.seed for row in record.runs})
     grid: dict[Place, dict[int, tuple[int, StudyRun]]] = {}
-    for at, row in enumerate(record.runs):
-        grid.setdefault(place_of(row.factors, names), {})[row.seed] = (at, row)
+    for index, row in enumerate(record.runs):
+        grid.setdefault(place_of(row.factors, names), {})[row.seed] = (index, row)
     content = {
         "names": [words(name) for name in names],
         "seeds": seeds,

@@ -88,8 +88,8 @@ def show_study(record: StudyRecord, folder: Path) -> None:
         console.print(f"[bold]{title}")
         for line in lines:
             console.print(f"  • {escape(line)}", highlight=False, soft_wrap=True)
-    for one in beside(record):
-        console.print(one)
+    for row in beside(record):
+        console.print(row)
     console.print(escape(f"Report: {folder}/report.md, table: {folder}/cells.parquet"), style="dim", soft_wrap=True)
 
 
@@ -106,13 +106,13 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
 
     A brief one counts what is undecided between levels, or on the same images, instead of telling it.
     """
-    others = [one for one in record.comparisons if one.kind == "contrast" and not one.primary]
-    told = [one for one in others if not brief or one.verdict in ("lower", "higher", "equivalent")]
-    contrasts = [one.sentence for one in told]
-    if len(told) < len(others):
-        contrasts.append(f"{len(others) - len(told)} more are undecided: see the report.")
-    sure = [one for one in record.image_differences if not brief or one.low > 0 or one.high < 0]
-    same_images = [one.sentence for one in sure]
+    others = [entry for entry in record.comparisons if entry.kind == "contrast" and not entry.primary]
+    shown = [entry for entry in others if not brief or entry.verdict in ("lower", "higher", "equivalent")]
+    contrasts = [entry.sentence for entry in shown]
+    if len(shown) < len(others):
+        contrasts.append(f"{len(others) - len(shown)} more are undecided: see the report.")
+    sure = [entry for entry in record.image_differences if not brief or entry.low > 0 or entry.high < 0]
+    same_images = [entry.sentence for entry in sure]
     if len(sure) < len(record.image_differences):
         same_images.append(
             f"{len(record.image_differences) - len(sure)} {'more ' * bool(sure)}show no difference beyond chance."
@@ -122,20 +122,20 @@ def sections(record: StudyRecord, *, brief: bool = False) -> list[tuple[str, lis
         f"(lower bound {term.p_lower_bound:.2g})"
         for term in record.anova
     ]
-    found = [
+    parts = [
         ("Conclusions", record.conclusions),
         ("Between levels (not corrected)", contrasts if brief else []),
         ("The same training images with and without copies", same_images),
         ("Claims of arXiv 2504.00638", [claim.sentence for claim in record.claims] if brief else []),
         (
             "Doses stated in all usual ways",
-            [f"{one.dose:g} ({one.mode}): {one.text}" for one in record.duplication_rates if one.dose],
+            [f"{entry.dose:g} ({entry.mode}): {entry.text}" for entry in record.duplication_rates if entry.dose],
         ),
         ("ANOVA of the paired effects, seeds as subjects", anova),
         ("Seeds", precision(record)),
         ("Remarks", [*record.remarks, *record.analysis_changes]),
     ]
-    return [(title, lines) for title, lines in found if lines]
+    return [(title, lines) for title, lines in parts if lines]
 
 
 def precision(record: StudyRecord) -> list[str]:
@@ -143,15 +143,21 @@ def precision(record: StudyRecord) -> list[str]:
     analysis = record.recipe.get("analysis", {})
     lines = []
     for name in analysis.get("metrics", []):
-        found = [one for one in record.comparisons if one.metric == name and one.primary and one.power is not None]
-        if not found:
+        comparisons = [
+            comparison
+            for comparison in record.comparisons
+            if comparison.metric == name and comparison.primary and comparison.power is not None
+        ]
+        if not comparisons:
             continue
-        powers = [one.power for one in found if one.power is not None]
+        powers = [comparison.power for comparison in comparisons if comparison.power is not None]
         text = (
-            f"{name}: with {_range([len(one.seeds) for one in found])} seeds the power to see a difference of the size of the "
-            f"margin was {_range([round(100 * p) for p in powers])}%"
+            f"{name}: with {_range([len(comparison.seeds) for comparison in comparisons])} seeds the power to see a "
+            f"difference of the size of the margin was {_range([round(100 * p) for p in powers])}%"
         )
-        needed = [one.seeds_for_precision for one in found if one.seeds_for_precision is not None]
+        needed = [
+            comparison.seeds_for_precision for comparison in comparisons if comparison.seeds_for_precision is not None
+        ]
         if needed:
             text += f"; intervals of ±{analysis.get('precision')} points need {_range(needed)} seeds"
         lines.append(f"{text}.")
@@ -169,7 +175,7 @@ def varying(record: StudyRecord) -> list[str]:
     for mean in record.means:
         for name, value in mean.factors.items():
             levels.setdefault(name, set()).add(str(value))
-    return [name for name, found in levels.items() if len(found) > 1 and name != dose]
+    return [name for name, values in levels.items() if len(values) > 1 and name != dose]
 
 
 def cells_of_table(record: StudyRecord) -> tuple[list[str], list[list[str]], list[str]]:
@@ -183,7 +189,8 @@ def cells_of_table(record: StudyRecord) -> tuple[list[str], list[list[str]], lis
     ]
     names = varying(record)
     effects = {
-        (one.metric, _place(one.factors), one.dose): one for one in record.comparisons if one.kind == "dose"
+        (comparison.metric, _place(comparison.factors), comparison.dose): comparison
+        for comparison in record.comparisons if comparison.kind == "dose"
     }  # fmt: skip
     means = {(mean.metric, _place(mean.factors), mean.dose): mean for mean in record.means}
     header = [*names, record.recipe.get("analysis", {}).get("dose", "dose"), "seeds"]
@@ -197,8 +204,8 @@ def cells_of_table(record: StudyRecord) -> tuple[list[str], list[list[str]], lis
         for mean, effect in shown:
             row += [_mean(mean), _effect(effect)]
         rows.append(row)
-        told = [effect.verdict for _, effect in shown if effect is not None]
-        verdicts.append(next((v for v in ("lower", "higher", "undecided", "equivalent") if v in told), ""))
+        judged = [effect.verdict for _, effect in shown if effect is not None]
+        verdicts.append(next((v for v in ("lower", "higher", "undecided", "equivalent") if v in judged), ""))
     return header, rows, verdicts
 
 
@@ -240,16 +247,16 @@ def dose_tables(record: StudyRecord) -> list[Table | Text]:
             made.add_column(title, justify="right", min_width=width)
         return made
 
-    found: list[Table | Text] = [block()]
+    blocks: list[Table | Text] = [block()]
     lines = zip(rows, verdicts, strict=True)
     for place, group in itertools.groupby(lines, key=lambda line: line[0][:text]):
         if place:
-            found.append(Text(", ".join(place), style="bold"))
+            blocks.append(Text(", ".join(place), style="bold"))
         made = block(show_header=False)
         for row, verdict in group:
             made.add_row(*map(escape, row[text:]), style=VERDICT_STYLE.get(verdict, ""))
-        found.append(made)
-    return found
+        blocks.append(made)
+    return blocks
 
 
 def beside(record: StudyRecord) -> list[Table]:
@@ -268,13 +275,13 @@ PUBLISHED_HEAD = ("arm", "percent", "metric", "published", "as published, here",
 
 
 def _published_rows(record: StudyRecord) -> Iterable[list[str]]:
-    for one in record.published:
-        published = "–" if one.published is None else f"{one.published:.2f}"
-        repaired = _seen(one.repaired, one.repaired_low, one.repaired_high, one.repaired_seeds)
-        if one.mended == "clamp":
+    for row in record.published:
+        published = "–" if row.published is None else f"{row.published:.2f}"
+        repaired = _seen(row.repaired, row.repaired_low, row.repaired_high, row.repaired_seeds)
+        if row.mended == "clamp":
             repaired += ", the clamp alone"
-        here = _seen(one.here, one.low, one.high, one.seeds)
-        yield [one.arm, f"{one.percent:g}", one.metric, published, here, repaired, one.source]
+        here = _seen(row.here, row.low, row.high, row.seeds)
+        yield [row.arm, f"{row.percent:g}", row.metric, published, here, repaired, row.source]
 
 
 def _seen(value: float | None, low: float | None, high: float | None, seeds: int) -> str:
@@ -309,8 +316,8 @@ def markdown(record: StudyRecord) -> str:
     for claim in record.claims:
         if claim.evidence:
             more = [f"- {len(claim.evidence) - EVIDENCE} more: see the tables."] * (len(claim.evidence) > EVIDENCE)
-            told = [f"- {text}" for text in claim.evidence[:EVIDENCE]]
-            lines += [f"### {claim.claim}", "", f"{claim.sentence} {claim.attribution_text}", "", *told, *more, ""]
+            evidence = [f"- {text}" for text in claim.evidence[:EVIDENCE]]
+            lines += [f"### {claim.claim}", "", f"{claim.sentence} {claim.attribution_text}", "", *evidence, *more, ""]
     failed = [row for row in record.runs if row.status == "failed"]
     if failed:
         lines += ["## Failed cells", ""]
@@ -342,17 +349,20 @@ def claims_table(claims: Sequence[Claim]) -> list[str]:
 
 def _contrast_table(record: StudyRecord) -> list[str]:
     """Return the comparisons between levels as a table: none of them is corrected for their number."""
-    found = [one for one in record.comparisons if one.kind == "contrast" and not one.primary]
-    if not found:
+    contrasts = [
+        comparison for comparison in record.comparisons if comparison.kind == "contrast" and not comparison.primary
+    ]
+    if not contrasts:
         return []
     names = varying(record)
     rows = [
         [
-            one.metric.replace("_", " "), f"{one.level} against {one.against}",
-            ", ".join(str(one.factors[name]) for name in names if name in one.factors), f"{one.dose:g}", _effect(one),
-            "–" if one.p is None else f"{one.p:.2g}", one.verdict, str(len(one.seeds)),
+            comparison.metric.replace("_", " "), f"{comparison.level} against {comparison.against}",
+            ", ".join(str(comparison.factors[name]) for name in names if name in comparison.factors),
+            f"{comparison.dose:g}", _effect(comparison),
+            "–" if comparison.p is None else f"{comparison.p:.2g}", comparison.verdict, str(len(comparison.seeds)),
         ]
-        for one in found
+        for comparison in contrasts
     ]  # fmt: skip
     header = ["metric", "levels", "where", "dose", "difference", "p", "verdict", "seeds"]
     return ["## Between levels (explored, not corrected)", "", *markdown_table(header, rows, left=3), ""]

@@ -44,21 +44,22 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
     """
     alpha = float(record.recipe.get("analysis", {}).get("alpha", 0.05))
     asked = record.recipe.get("analysis", {}).get("metrics", [])
-    known = [one for one in record.comparisons if _has_copies(one)]
-    doses = [one for one in known if one.kind == "dose"]
-    clean = [one for one in doses if one.metric in CLEAN]
-    slower = [one for one in doses if one.metric in asked and one.metric.startswith(SLOWER)]
-    at_steps = [one for one in clean if not _differs(one, "steps") and not _more_steps(one)]
-    even = [one for one in clean if str(one.factors.get("scheme", "uniform")) in EVEN]
-    hard = [one for one in doses if one.metric in CLEAN + ROBUST and _is_adversarial(one)]
+    known = [comparison for comparison in record.comparisons if _has_copies(comparison)]
+    doses = [comparison for comparison in known if comparison.kind == "dose"]
+    clean = [comparison for comparison in doses if comparison.metric in CLEAN]
+    slower = [comparison for comparison in doses if comparison.metric in asked and comparison.metric.startswith(SLOWER)]
+    at_steps = [comparison for comparison in clean if not _differs(comparison, "steps") and not _more_steps(comparison)]
+    even = [comparison for comparison in clean if str(comparison.factors.get("scheme", "uniform")) in EVEN]
+    hard = [comparison for comparison in doses if comparison.metric in CLEAN + ROBUST and _is_adversarial(comparison)]
     skewed = [
-        one for one in known
-        if one.kind == "contrast" and one.metric in CLEAN + ROBUST and "class" in one.level and one.against in EVEN
+        comparison for comparison in known
+        if comparison.kind == "contrast" and comparison.metric in CLEAN + ROBUST
+        and "class" in comparison.level and comparison.against in EVEN
     ]  # fmt: skip
     controls = [
-        one for one in record.comparisons
-        if one.level in SHARES_CONTROLS and one.against == "copies" and one.metric in CLEAN + ROBUST
-        and "class" in str(one.factors.get("scheme", "class"))
+        comparison for comparison in record.comparisons
+        if comparison.level in SHARES_CONTROLS and comparison.against == "copies" and comparison.metric in CLEAN + ROBUST
+        and "class" in str(comparison.factors.get("scheme", "class"))
     ]  # fmt: skip
     scope = getattr(record, "scope", "")
     return [
@@ -70,28 +71,28 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
     ]
 
 
-def _has_copies(one: PairedComparison) -> bool:
-    return one.factors.get("condition") not in WITHOUT_COPIES and one.level not in WITHOUT_COPIES
+def _has_copies(comparison: PairedComparison) -> bool:
+    return comparison.factors.get("condition") not in WITHOUT_COPIES and comparison.level not in WITHOUT_COPIES
 
 
-def _budget(one: PairedComparison) -> str:
-    return str(one.factors.get("budget", ""))
+def _budget(comparison: PairedComparison) -> str:
+    return str(comparison.factors.get("budget", ""))
 
 
-def _differs(one: PairedComparison, word: str) -> bool:
-    return any(word in text for text in one.also_differs)
+def _differs(comparison: PairedComparison, word: str) -> bool:
+    return any(word in text for text in comparison.also_differs)
 
 
-def _more_steps(one: PairedComparison) -> bool:
+def _more_steps(comparison: PairedComparison) -> bool:
     """Whether copies bring further steps with them: for cells that did not count steps, by the name of the budget."""
-    return not one.also_differs and "epoch" in _budget(one)
+    return not comparison.also_differs and "epoch" in _budget(comparison)
 
 
-def _is_adversarial(one: PairedComparison) -> bool:
+def _is_adversarial(comparison: PairedComparison) -> bool:
     """Whether the network was trained on adversarial images: by the objective, or by the arm of the published protocol."""
-    if "adversarial" in map(str, one.factors.values()):
+    if "adversarial" in map(str, comparison.factors.values()):
         return True
-    return "objective" in one.factors and not str(one.factors["objective"]).startswith("standard")
+    return "objective" in comparison.factors and not str(comparison.factors["objective"]).startswith("standard")
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,23 @@ Rule = Callable[[Sequence[Judged], float], Judgement]
 
 
 def _claim(
-    claim: str, found: Sequence[PairedComparison], alpha: float, scope: str, rule: Rule, wording: Wording,
+    claim: str, comparisons: Sequence[PairedComparison], alpha: float, scope: str, rule: Rule, wording: Wording,
     controls: Sequence[PairedComparison] = (),
 ) -> Claim:  # fmt: skip
     """Judge a claim on all comparisons (the effect) and on those in which copies alone differ (the verdict)."""
-    primary = [one for one in found if one.primary]
-    used = primary or list(found)
-    all_of_them = judged([one for one in used if one.verdict not in ("at floor", "at ceiling")], alpha)
+    primary = [comparison for comparison in comparisons if comparison.primary]
+    used = primary or list(comparisons)
+    all_of_them = judged(
+        [comparison for comparison in used if comparison.verdict not in ("at floor", "at ceiling")], alpha
+    )
     effect = rule(all_of_them, alpha)
-    clean = [(verdict, one) for verdict, one in all_of_them if not one.also_differs and not _more_steps(one)]
+    clean = [
+        (verdict, comparison)
+        for verdict, comparison in all_of_them
+        if not comparison.also_differs and not _more_steps(comparison)
+    ]
     verdict = rule(clean, alpha) if len(clean) < len(all_of_them) else effect
-    attribution, why, told = _attribution(effect, verdict, all_of_them, clean, controls, alpha)
+    attribution, why, asked_controls = _attribution(effect, verdict, all_of_them, clean, controls, alpha)
     if attribution == "copies" and verdict.verdict not in ("confirmed", "refuted"):
         verdict = effect
     word = verdict.verdict if clean or attribution == "copies" else ("undecided" if all_of_them else "not tested")
@@ -141,40 +148,42 @@ def _claim(
     sentence = f"{claim}: {word} (effect {effect.effect}; attribution {attribution}). {_tally(all_of_them, effect.why)}"
     return Claim(
         claim=claim, verdict=word, sentence=sentence + _needed(all_of_them, word), effect=effect.effect,
-        evidence=[one.sentence for _, one in order] + [one.sentence for one in told], attribution=attribution,
-        attribution_text=why, by_budget=_by_budget(order), scope=scope if all_of_them else "",
-        cells=2 * sum(len(one.seeds) for _, one in all_of_them), would_change=wording.would_change,
+        evidence=[comparison.sentence for _, comparison in order] + [comparison.sentence for comparison in asked_controls],
+        attribution=attribution, attribution_text=why, by_budget=_by_budget(order), scope=scope if all_of_them else "",
+        cells=2 * sum(len(comparison.seeds) for _, comparison in all_of_them), would_change=wording.would_change,
         figure=f"effects-{all_of_them[0][1].kind}" if all_of_them else "",
     )  # fmt: skip
 
 
 def _rank(pair: Judged, claimed: str) -> tuple[int, float]:
     """Order evidence: what moved as claimed, then the other way, then what is open or equivalent; the largest first."""
-    verdict, one = pair
-    slower = one.metric.startswith(SLOWER)
+    verdict, comparison = pair
+    slower = comparison.metric.startswith(SLOWER)
     moved = {"lower": "higher", "higher": "lower"}.get(verdict, verdict) if slower else verdict
     place = 0 if moved == claimed else 1 if moved in ("lower", "higher") else 2
-    return place, -abs(one.difference)
+    return place, -abs(comparison.difference)
 
 
 def _attribution(
-    effect: Judgement, verdict: Judgement, found: Sequence[Judged], clean: Sequence[Judged],
+    effect: Judgement, verdict: Judgement, judgements: Sequence[Judged], clean: Sequence[Judged],
     controls: Sequence[PairedComparison], alpha: float,
 ) -> tuple[str, str, list[PairedComparison]]:  # fmt: skip
     """Return whether the effect is one of copies, why, and the control comparisons that were asked."""
-    if not found:
+    if not judgements:
         return "not tested", "", []
-    if effect.effect in ("open", "absent") and not any(word in ("lower", "higher") for word, _ in found):
+    if effect.effect in ("open", "absent") and not any(word in ("lower", "higher") for word, _ in judgements):
         return "nothing to attribute", "No movement was shown.", []
-    besides = sorted({text for word, one in found if word in ("lower", "higher") for text in _besides(one)})
-    moved_alone = [one for word, one in clean if word in ("lower", "higher")]
+    besides = sorted(
+        {text for word, comparison in judgements if word in ("lower", "higher") for text in _besides(comparison)}
+    )
+    moved_alone = [comparison for word, comparison in clean if word in ("lower", "higher")]
     if verdict.effect == effect.effect and moved_alone:
-        largest = max(moved_alone, key=lambda one: abs(one.difference))
+        largest = max(moved_alone, key=lambda comparison: abs(comparison.difference))
         text = f"At equal steps, distinct images and class shares too: {interval_text(largest)} {_place(largest)}."
         return "copies", text, []
-    budgets = {_budget(one) for _, one in found}
-    usable = [one for one in controls if _budget(one) in budgets]
-    fair = [one for one in usable if not one.also_differs]
+    budgets = {_budget(comparison) for _, comparison in judgements}
+    usable = [comparison for comparison in controls if _budget(comparison) in budgets]
+    fair = [comparison for comparison in usable if not comparison.also_differs]
     if fair:
         words = judged(fair, alpha, equivalence="holm")
         if any(word == "higher" for word, _ in words) and not any(word == "lower" for word, _ in words):
@@ -186,81 +195,88 @@ def _attribution(
         f"Also different: {'; '.join(besides)}." if besides else "No comparison in which copies alone differ shows it."
     )
     if usable:
-        unfair = "; ".join(dict.fromkeys(text for one in usable for text in one.also_differs))
+        unfair = "; ".join(dict.fromkeys(text for comparison in usable for text in comparison.also_differs))
         text += f" The control without copies differs too: {unfair}."
     elif controls:
         text += " The control was run under another budget."
     return "open", text, usable
 
 
-def _besides(one: PairedComparison) -> list[str]:
-    return one.also_differs or (["optimizer steps"] if _more_steps(one) else [])
+def _besides(comparison: PairedComparison) -> list[str]:
+    return comparison.also_differs or (["optimizer steps"] if _more_steps(comparison) else [])
 
 
-def _by_budget(found: Sequence[Judged]) -> dict[str, str]:
+def _by_budget(judgements: Sequence[Judged]) -> dict[str, str]:
     """Return for each budget how many comparisons moved which way, and the largest of them."""
-    told = {}
-    for budget in dict.fromkeys(_budget(one) for _, one in found):
-        here = [(word, one) for word, one in found if _budget(one) == budget]
+    texts = {}
+    for budget in dict.fromkeys(_budget(comparison) for _, comparison in judgements):
+        here = [(word, comparison) for word, comparison in judgements if _budget(comparison) == budget]
         largest = here[0][1]
-        told[budget or "all cells"] = f"{_count(here)}; {interval_text(largest)} {_place(largest)}".rstrip()
-    return told
+        texts[budget or "all cells"] = f"{_count(here)}; {interval_text(largest)} {_place(largest)}".rstrip()
+    return texts
 
 
-def _place(one: PairedComparison) -> str:
-    names = [str(level) for name, level in one.factors.items() if name not in ("budget", "condition")]
-    places = [*names, f"dose {one.dose:g}"] if one.dose else names
+def _place(comparison: PairedComparison) -> str:
+    names = [str(level) for name, level in comparison.factors.items() if name not in ("budget", "condition")]
+    places = [*names, f"dose {comparison.dose:g}"] if comparison.dose else names
     return f"({', '.join(places)})" if places else ""
 
 
-def _count(found: Sequence[Judged]) -> str:
-    count = Counter(word for word, _ in found)
-    return ", ".join(f"{number} {word}" for word, number in count.most_common()) + f" of {len(found)}"
+def _count(judgements: Sequence[Judged]) -> str:
+    count = Counter(word for word, _ in judgements)
+    return ", ".join(f"{number} {word}" for word, number in count.most_common()) + f" of {len(judgements)}"
 
 
-def _tally(found: Sequence[Judged], why: str) -> str:
-    if not found:
+def _tally(judgements: Sequence[Judged], why: str) -> str:
+    if not judgements:
         return "No cells of this recipe speak of it."
-    return f"Of {len(found)} comparison{'s' * (len(found) > 1)}: {_count(found).rpartition(' of ')[0]}" + (
-        f"; {why}." if why else "."
+    return (
+        f"Of {len(judgements)} comparison{'s' * (len(judgements) > 1)}: {_count(judgements).rpartition(' of ')[0]}"
+        + (f"; {why}." if why else ".")
     )
 
 
-def _needed(found: Sequence[Judged], word: str) -> str:
-    needed = [one.seeds_needed for kind, one in found if kind == "undecided" and one.seeds_needed is not None]
+def _needed(judgements: Sequence[Judged], word: str) -> str:
+    needed = [
+        comparison.seeds_needed
+        for kind, comparison in judgements
+        if kind == "undecided" and comparison.seeds_needed is not None
+    ]
     if word != "undecided" or not needed:
         return ""
     low, high = min(needed), max(needed)
     return f" What is open needs about {low if low == high else f'{low} to {high}'} seeds."
 
 
-def _on_the_whole(found: Sequence[Judged], alpha: float) -> Judgement:
+def _on_the_whole(judgements: Sequence[Judged], alpha: float) -> Judgement:
     """Judge a claim of harm on the whole: a drop without a rise, against a rise without a drop."""
-    lower, higher = (_moved(found, way) for way in ("lower", "higher"))
+    lower, higher = (_moved(judgements, way) for way in ("lower", "higher"))
     if lower and not higher:
         return Judgement("confirmed", "seen")
     if higher and not lower:
         return Judgement("refuted", "opposite")
-    return Judgement("undecided", "mixed") if lower else _still(found)
+    return Judgement("undecided", "mixed") if lower else _still(judgements)
 
 
-def _some_lower(found: Sequence[Judged], alpha: float) -> Judgement:
+def _some_lower(judgements: Sequence[Judged], alpha: float) -> Judgement:
     """Judge a claim that harm occurs: by any drop, against every comparison higher or within the margin."""
-    if _moved(found, "lower"):
+    if _moved(judgements, "lower"):
         return Judgement("confirmed", "seen")
-    if found and all(word in ("higher", "equivalent") for word, _ in found) and _moved(found, "higher"):
+    if judgements and all(word in ("higher", "equivalent") for word, _ in judgements) and _moved(judgements, "higher"):
         return Judgement("refuted", "opposite")
-    return _still(found)
+    return _still(judgements)
 
 
-def _any_lower(found: Sequence[Judged], alpha: float) -> Judgement:
+def _any_lower(judgements: Sequence[Judged], alpha: float) -> Judgement:
     """Judge a claim that all of it harms: each duplication lowers a metric, against one that is shown to harm none.
 
     That one exists is one choice among several: not to fall by the margin is tested for each, corrected together.
     """
     kinds: dict[str, list[Judged]] = {}
-    for word, one in found:
-        kinds.setdefault(f"{sorted(one.factors.items(), key=str)} {one.dose}", []).append((word, one))
+    for word, comparison in judgements:
+        kinds.setdefault(f"{sorted(comparison.factors.items(), key=str)} {comparison.dose}", []).append(
+            (word, comparison)
+        )
     harmful = [kind for kind in kinds.values() if any(word == "lower" for word, _ in kind)]
     why = f"{len(harmful)} of {len(kinds)} duplications {'lowers' if len(harmful) == 1 else 'lower'} an accuracy"
     if kinds and len(harmful) == len(kinds):
@@ -270,28 +286,28 @@ def _any_lower(found: Sequence[Judged], alpha: float) -> Judgement:
         verb = "lowers" if harmless == 1 else "lower"
         why += f", {harmless} {verb} none by the margin (Holm over {len(kinds)})"
         return Judgement("refuted", "mixed" if harmful else "absent", why)
-    return Judgement("undecided", "mixed", why) if harmful else _still(found)
+    return Judgement("undecided", "mixed", why) if harmful else _still(judgements)
 
 
-def _none_higher(found: Sequence[Judged], alpha: float) -> Judgement:
+def _none_higher(judgements: Sequence[Judged], alpha: float) -> Judgement:
     """Judge a claim of no gain: by every comparison lower or within the margin, against any rise."""
-    if _moved(found, "higher"):
+    if _moved(judgements, "higher"):
         return Judgement("refuted", "opposite")
-    if found and all(word in ("lower", "equivalent") for word, _ in found):
+    if judgements and all(word in ("lower", "equivalent") for word, _ in judgements):
         return Judgement("confirmed", "seen")
-    return _still(found)
+    return _still(judgements)
 
 
-def _moved(found: Sequence[Judged], way: str) -> bool:
+def _moved(judgements: Sequence[Judged], way: str) -> bool:
     """Whether some comparison moved this way: accuracy lower or higher, time to a target longer or shorter."""
     turned = {"lower": "higher", "higher": "lower"}[way]
-    return any(word == (turned if one.metric.startswith(SLOWER) else way) for word, one in found)
+    return any(word == (turned if comparison.metric.startswith(SLOWER) else way) for word, comparison in judgements)
 
 
-def _still(found: Sequence[Judged]) -> Judgement:
+def _still(judgements: Sequence[Judged]) -> Judgement:
     """Return what is left to say where nothing moved."""
-    if not found:
+    if not judgements:
         return Judgement("not tested", "not tested")
-    if all(word == "equivalent" for word, _ in found):
+    if all(word == "equivalent" for word, _ in judgements):
         return Judgement("equivalent", "absent")
     return Judgement("undecided", "open")
