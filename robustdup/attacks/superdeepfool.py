@@ -4,7 +4,8 @@ DeepFool (https://arxiv.org/abs/1511.04599) steps onto the boundary of whichever
 until the iterate is adversarial. There the boundary is linearised once more, between the true class and the one predicted,
 and the clean image is moved onto that hyperplane the shortest way. Where the result is not adversarial, DeepFool goes on from
 it. The published attack is in L2 and leaves [0, 1] aside; with the shortest step of the norm inside [0, 1] (`hyperplane`)
-the same works in Linf and L1.
+the same works in Linf and L1. In L1 it is weak (docs/results/minimum-norm.md): the shortest step takes few pixels as far as
+they go, where a linear model says least; `fmn` finds nearer images there.
 
 Deviations: an adversarial result does not end the search, it is linearised again, since every hyperplane met on the way is
 a better one; the nearest adversarial image of all is kept; in the end it is pulled back to the boundary
