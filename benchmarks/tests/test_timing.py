@@ -1,12 +1,18 @@
 """`python -m benchmarks.timing eval`: real processes, what is printed, and exit codes."""
 
+import io
 import json
 import textwrap
+from unittest import mock
 
 import pytest
 
+import benchmarks.contender as process
+from benchmarks import timing_evaluation
+from benchmarks.baselines import BASELINES
 from benchmarks.measured import Measurement, TimingResult
 from benchmarks.timing import main
+from benchmarks.timing_evaluation import in_fresh_process
 
 PLUGIN = """
     import torch
@@ -37,6 +43,24 @@ def plugin(tmp_path):
     return str(path)
 
 
+@pytest.fixture
+def one_process_is_enough(monkeypatch):
+    """Measure lab-sign in a process of its own and the others in this one: a start takes five seconds of a CPU."""
+
+    def measure(config, contender, n, threads, repeat):
+        if contender.name == "lab-sign":
+            return in_fresh_process(config, contender, n, threads, repeat)
+        events, order = [], {"config": config.model_dump(mode="json"), "contender": contender.call, "n": n}
+        process.measure({**order, "batch_size": contender.batch_size, "threads": threads}, events.append)
+        known = {"contender": contender.name, "repeat": repeat, "batch_size": contender.batch_size, "n": n}
+        return timing_evaluation._measurement(events[-1], {**known, "threads": threads}, 0, io.BytesIO())
+
+    monkeypatch.setattr(timing_evaluation, "in_fresh_process", measure)
+    with mock.patch.dict(BASELINES):
+        yield
+
+
+@pytest.mark.usefixtures("one_process_is_enough")
 def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
     out = tmp_path / "bench.json"
     words = ["eval", "--n", "8", "--threads", "1", "--repeats", "1", "--plugin", plugin, "--out", str(out)]

@@ -34,6 +34,7 @@ def test_json_is_the_record_and_nothing_else(tmp_path, capsys):
         "detect",
         "builtin:digits",
         "split=test",
+        "n=80",
         "--out",
         str(tmp_path / "run"),
         "--workers",
@@ -43,7 +44,7 @@ def test_json_is_the_record_and_nothing_else(tmp_path, capsys):
     assert main([*words, "--pictures", "0"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["schema_name"] == "robustdup.duplicates"
-    assert (record["n"], record["split"], record["config"]["pictures"]) == (500, "test", 0)
+    assert (record["n"], record["split"], record["config"]["pictures"]) == (80, "test", 0)
     assert record["pairs"] == []
 
 
