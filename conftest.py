@@ -17,9 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
 os.environ.setdefault("ROBUSTDUP_CACHE", tempfile.mkdtemp(prefix="robustdup-tests-"))  # not the home of who runs them
 # In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -31,6 +29,14 @@ MORE_THAN_A_UNIT = re.compile(
     r"|check_attack|cli\.main|import (torchattacks|art|foolbox|autoattack|robustbench|timm|transformers)"
     r"|\b(evaluate|train|verify|eval_digits)\(|forked|entry_points\(|load_builtin"
 )
+
+
+def pytest_configure(config):
+    """Compute with one thread. The process that hands out the tests to others needs no torch."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -74,6 +80,8 @@ LANES = {"unit": _is_light, "timing": _is_timed}
 @pytest.fixture(autouse=True)
 def one_thread():
     """Start every test with one thread, and fail the one that leaves another number behind."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     assert torch.get_num_threads() == 1
