@@ -10,6 +10,8 @@ from torch import nn
 
 import robustdup
 from robustdup.data.dataset import from_tensors
+from robustdup.errors import Unavailable
+from robustdup.jobs import usual_classes
 from tests.raising import raises
 
 # Grey images of one value each; the network says whether it is above 0.5, by a margin of 2 |value - 0.5| in steep units.
@@ -83,6 +85,48 @@ def test_classes_that_the_model_does_not_know_are_refused_and_no_shared_name_is_
     record = evaluated(model, from_tensors(IMAGES, LABELS, class_names=["noir", "blanc"])).record
     assert right(record)
     assert [(sign.code, sign.severity) for sign in record.diagnostics] == [("class_names", "serious")]
+
+
+class NearestValue(nn.Module):
+    """Ten classes by the value of a grey image, the first the darkest."""
+
+    def forward(self, images):
+        centres = (torch.arange(10) + 0.5) / 10
+        return -100 * (images.mean(dim=(1, 2, 3))[:, None] - centres).square()
+
+
+def test_names_of_cifar10_in_the_order_of_letters_are_a_sign_where_its_own_order_fits_better():
+    folders = sorted(["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    cifar = ["plane", "car", *[name for name in folders if name not in ("plane", "car")]]
+    labels = torch.arange(10).repeat(2)
+    images = ((labels + 0.5) / 10).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    in_folders = torch.tensor([folders.index(cifar[label]) for label in labels.tolist()])
+    options = {"attacks": "fgsm", "eps": "0.01", "micro_batch": 20}
+    found = evaluated(NearestValue(), from_tensors(images, in_folders, class_names=folders), **options)
+    share = float((in_folders == labels).double().mean())
+    (sign,) = [sign for sign in found.diagnostics if sign.code == "class_names"]
+    assert sign.severity == "serious"
+    assert (
+        f"{share:.0%} of some images are right, in CIFAR-10's own order (airplane, automobile, bird, …) 100%"
+        in sign.message
+    )
+    fits = evaluated(NearestValue(), from_tensors(images, labels, class_names=folders), **options)
+    assert not [sign for sign in fits.diagnostics if sign.code == "class_names"]
+    few = from_tensors(images[labels < 3], labels[labels < 3], class_names=["ape", "bee", "cow"])
+    assert "3 classes, the model 10 outputs" in " ".join(evaluated(NearestValue(), few, **options).events)
+
+
+def test_wordnet_ids_are_imagenets_outputs(monkeypatch):
+    def missing(subset):
+        raise Unavailable("not here")
+
+    names, whole = ["n01443537", "n01440764"], [f"n{2000000 + number:08d}" for number in range(1000)]
+    monkeypatch.setattr(usual_classes, "synsets", lambda subset: ["n01440764", "n01443537", *whole[2:]])
+    match = usual_classes.by_usual_order(names, 1000, lambda order: 1.0)
+    assert (match.order, match.doubtful) == ((1, 0, *range(2, 1000)), False)
+    monkeypatch.setattr(usual_classes, "synsets", missing)
+    match = usual_classes.by_usual_order(names, 1000, lambda order: 1.0)
+    assert (match.order, match.doubtful) == (None, True)
 
 
 def test_evidence_of_a_mapped_model_is_verified_from_memory(tmp_path):

@@ -21,6 +21,8 @@ AS_NEAR = 1.1  # times as far as a fitted line, up to which usual units are name
 ALIKE = 0.5  # correlation with its sample, from which an example looks like it
 NEITHER = 0.1  # times the contrast of the clean images, below which values in [0, 1] are no images in [0, 1]
 
+BEYOND = 0.3  # how far beyond [0, 1] perturbed images may reach
+
 # (mean, deviation) of units that are no usual normalisation.
 OWN = {
     "1": ((0.0,), (1.0,)), "1/255": ((0.0,), (255.0,)), "65535": ((0.0,), (1 / 65535,)), "-128..127": ((128 / 255,), (1 / 255,)),
@@ -106,7 +108,9 @@ def _nearer(images: Tensor, clean: Tensor, start: str) -> str | None:
     best = min(far, key=lambda name: far[name])
     low, high = _ends(images)
     line, slope = _line(images, clean)
-    if low < 0 or high > 1 or slope < NEITHER:
+    if (
+        low < -BEYOND or high > 1 + BEYOND or slope < NEITHER
+    ):  # a little beyond [0, 1] is a violation, in the same units
         far[line] = _distance(scaled(images, named_units(line)), clean)
         best = line if AS_NEAR * far[line] < far[best] else best
     return best if CLEARLY * far[best] < far[start] else None

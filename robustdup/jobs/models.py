@@ -13,6 +13,7 @@ from robustdup.config import EvalConfig
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.calls import PlannedStage
+from robustdup.jobs.usual_classes import by_usual_order
 from robustdup.models.adapt import Adaptation, Look, adapted, inner, look_at, names_of, notes_of, usable_copy
 from robustdup.models.class_names import ClassMatch, match_classes
 from robustdup.models.normalisation import Normalisation, parse_normalisation, usual
@@ -72,6 +73,9 @@ def _fitted(
     elif config.class_names == "compare":
         names, labels = names_of(model), sorted(set(data.labels.tolist()))
         match = match_classes(names, data.class_names, outputs=look.logits.shape[1], labels=labels)
+        if not names:
+            logits = look.logits
+            match = by_usual_order(data.class_names, logits.shape[1], lambda order: eyes.right(logits[:, list(order)]))
     adaptation = replace(look.adaptation, order=match.order)
     signs = [_doubtful_classes(match)] if match.doubtful else []
     notes = [*notes_of(model), *look.notes, *([match.note] if match.note and not match.doubtful else [])]

@@ -68,7 +68,7 @@ def match_classes(
     numbered = [all(_is_number(name) for name in names) for names in (model_names, data_names)]
     if any(numbered) and not _same_numbers(model_names, data_names):
         return ClassMatch()  # numbers are names only where both sides have the same ones
-    places, how = _places(model_names, data_names)
+    places, how = places_of(model_names, data_names)
     known = [place for place in places if place is not None]
     unknown = [number for number, place in enumerate(places) if place is None]
     present = set(labels) or set(range(len(data_names)))
@@ -188,7 +188,7 @@ _STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
 )
 
 
-def _places(model_names: Sequence[str], data_names: Sequence[str]) -> tuple[list[int | None], str]:
+def places_of(model_names: Sequence[str], data_names: Sequence[str]) -> tuple[list[int | None], str]:
     """Return for each class of the data which output it is (None where no name says so), and how the names agreed.
 
     Names that a step finds are left out of those after it; the first step that leaves none to find ends the search.
