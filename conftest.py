@@ -28,6 +28,7 @@ MORE_THAN_A_UNIT = re.compile(
     r"subprocess|multiprocessing|playwright|browser|open_runner|run_training|run_evaluation|run_study|run_detection"
     r"|check_attack|cli\.main|import (torchattacks|art|foolbox|autoattack|robustbench|timm|transformers)"
     r"|\b(evaluate|train|verify|eval_digits)\(|forked|entry_points\(|load_builtin"
+    r"|importorskip\(.timm|import datasets|own_datasets_cache|(from|import) robustdup_study"  # libraries, records of plugins
 )
 
 
