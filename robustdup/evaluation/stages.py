@@ -8,7 +8,7 @@ from typing import Any
 
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.calls import PlannedStage
-from robustdup.evaluation.draws import USUAL, Draws
+from robustdup.evaluation.draws import USUAL, USUAL_EOT, Draws
 from robustdup.plugins import AttackSpec, Registry, Stage
 from robustdup.projections import COUNTS
 from robustdup.threat import ThreatModel
@@ -124,7 +124,8 @@ def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
     chosen = any(name in stage.options for name in DRAWS_CALLED)
     if chosen or stage.spec.knowledge == "transfer" or _own_draws(stage) >= draws.eot:
         return replace(stage, draws=1)
-    eot = stage.draws if stage.draws > 1 else draws.eot
+    wanted = draws.eot if stage.spec.knowledge == "white-box" else min(draws.eot, USUAL_EOT)  # queries are many
+    eot = stage.draws if stage.draws > 1 else wanted
     if stage.spec.source != "native" or "eot" not in stage.spec.parameters:
         return replace(stage, draws=eot)
     switch = {"eot": eot}
