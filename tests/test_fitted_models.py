@@ -116,6 +116,12 @@ def test_names_of_cifar10_in_the_order_of_letters_are_a_sign_where_its_own_order
     assert "3 classes, the model 10 outputs" in " ".join(evaluated(NearestValue(), few, **options).events)
 
 
+def test_data_without_names_say_nothing():
+    assert usual_classes.by_usual_order([], 10, lambda order: 1.0) == usual_classes.ClassMatch()
+    found = evaluated(NearestValue(), IMAGES, (IMAGES.mean(dim=(1, 2, 3)) * 10).long(), attacks="fgsm", eps="0.01")
+    assert not [sign for sign in found.diagnostics if sign.code == "class_names"]
+
+
 def test_wordnet_ids_are_imagenets_outputs(monkeypatch):
     def missing(subset):
         raise Unavailable("not here")

@@ -35,7 +35,9 @@ def by_usual_order(data_names: Sequence[str], outputs: int, right: Right) -> Cla
         outputs: number of the model's outputs.
         right: the share of some images that are classified correctly with the outputs in an order.
     """
-    if outputs == IMAGENET and data_names and all(re.match(r"n\d{8}\b", name) for name in data_names):
+    if not data_names:
+        return ClassMatch()
+    if outputs == IMAGENET and all(re.match(r"n\d{8}\b", name) for name in data_names):
         return _of_imagenet(data_names)
     for name, usual in ORDERS.items():
         order = _order(usual, data_names) if outputs == len(usual) else None
@@ -81,6 +83,6 @@ def _of_imagenet(data_names: Sequence[str]) -> ClassMatch:
 def _order(usual: Sequence[str], data_names: Sequence[str]) -> tuple[int, ...] | None:
     """Return the outputs in the order of the data's classes, others after them; None where not all are known."""
     known = [place for place in places_of(usual, data_names)[0] if place is not None]
-    if not data_names or len(known) < len(data_names):
+    if len(known) < len(data_names):
         return None
     return (*known, *(output for output in range(len(usual)) if output not in set(known)))

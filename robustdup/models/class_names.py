@@ -170,7 +170,7 @@ def _core(name: str) -> str:
 
 def _without_shared_words(names: Sequence[str]) -> list[str]:
     """Return names without the words that all begin with: "class_cat", "a photo of a cat"."""
-    low, high = min(names), max(names)  # what these share, all do
+    low, high = min(names, default=""), max(names, default="")  # what these share, all do
     same = next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), 0)
     cut = max(low.rfind(mark, 0, same) for mark in " _-/:.") + 1
     return [name[cut:] for name in names]
