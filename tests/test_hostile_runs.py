@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.test_guard import EVIL
+from tests.evaluation.test_held import EPS, QUIET
 from tests.forked import run
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("images_in_place", "a_function_of_torch", "eps_of_the_threat_model")  # for the quick run
+KINDS = ("eps_of_all", "a_function_of_torch", "eps_of_the_threat_model")  # for the quick run
+EVERY = ["nothing", *EVIL, *(does.__name__ for does in QUIET)]
 
 # Each hostile attack under its own name, one that does nothing, and one that stops the run at its first call.
 PLUGIN = """
 import os, signal, robustdup, torch
 from tests.evaluation.test_guard import EVIL
+from tests.evaluation.test_held import QUIET, attack_that
+
+for does in QUIET:  # what later calls go by
+    globals()[does.__name__] = robustdup.register_attack(does.__name__, norms=["Linf", "L2"])(attack_that(does))
 
 for name in EVIL.keys() - {"a_finetuned_model"}:  # for two classes
     function = EVIL[name]
@@ -71,7 +77,9 @@ def command(folder, *words, go=True):
 
 def evaluate(folder, names, *words, go=True):
     (folder / "plugin.py").write_text(PLUGIN)
-    options = ["--n", "20", "--batch-size", "10", "--eps", "0.02", "--threads", "1", "--no-diagnostics", "--out", "run"]
+    options = ["--n", "20", "--batch-size", "10", "--threads", "1", "--no-diagnostics", "--out", "run"]
+    if "--threat" not in words:
+        options += ["--eps", ",".join(EPS[:2])]
     return command(folder, *options, "--attacks", ",".join(names), *words, go=go)
 
 
@@ -83,6 +91,7 @@ def check(done):
     assert {attack["name"]: attack["n_broken"] for attack in record["attacks"] if attack["n_broken"]} == {}
     assert record["n_undecided"] == 0
     assert record["robust_accuracy"]["value"] == record["clean_accuracy"]["value"] > 0.8
+    assert {point["value"] for point in record["curve"].values()} <= {record["clean_accuracy"]["value"]}
 
 
 def test_a_run_that_was_interrupted_among_hostile_attacks(tmp_path):
@@ -96,4 +105,11 @@ def test_a_run_that_was_interrupted_among_hostile_attacks(tmp_path):
 @pytest.mark.parametrize("model", ["builtin:digits-robust", "locked.py:make"])
 def test_all_of_them_in_two_workers(model, tmp_path):
     (tmp_path / "locked.py").write_text(UNCOPYABLE)
-    check(evaluate(tmp_path, ["nothing", *EVIL], "--model", model, "--workers", "2"))
+    check(evaluate(tmp_path, EVERY, "--model", model, "--workers", "2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_later_calls_go_by_in_a_union(workers, tmp_path):
+    names = ["eps_of_all", "lists_of_threats", "what_else_is_held"]
+    check(evaluate(tmp_path, names, "--threat", f"Linf {EPS[0]} + L2 {EPS[2]}", "--workers", workers))

@@ -26,6 +26,8 @@ def configuration(
     if resume is None:
         config = build(kind, file, overrides, flags)
         out = getattr(config, "out", None)
+        if out is not None and not out.strip():
+            raise UserError("--out is empty: name a folder, or leave it out.", code="bad-value")
         return config, Path(out) if out else fresh(config)
     folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else latest_unfinished(key)
     given = build(kind, file, overrides, flags).model_dump(mode="json", exclude_unset=True)

@@ -134,7 +134,7 @@ def evaluate_model(
         context.batch_size_given |= clean.batch_dependent
         context.gradient_draws = enough_draws(clean.answers.margin, clean.answers.correct_share)
         stages, averaged = for_model(stages, randomized=clean.randomized, draws=context.gradient_draws)
-        context.held += [options, about, data, threats, stages]
+        context.held += [options, about, data, clean, threats, stages]
         notes = large_eps + remarks(model, context) + not_finite_note(clean) + averaged
         notes += choose_packing(context, options, data.images, clean, stages, about.state)
         afresh = judged_afresh(context, data.images, data.labels) if clean.wavering else None

@@ -60,6 +60,12 @@ def saved_content(folder: Path) -> dict[str, Any]:
 
 def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: tuple[str, ...]) -> None:
     """Start a run folder, or check that the one to resume was started with the same settings besides `elsewhere`."""
+    try:
+        folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links that go round, a NUL in the name
+        raise UserError(
+            f"{plain(folder)!r} names no folder ({error}). Choose another --out.", code="not-a-folder"
+        ) from None
     state = folder / STATE / CONFIG_FILE
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a folder. Choose another --out.", code="not-a-folder")

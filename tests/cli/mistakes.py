@@ -49,7 +49,7 @@ WORDS = [
     (*EVAL, "--data", "nope:"), (*EVAL, "--data", ""), (*EVAL, "--data", "/nowhere/at/all"), (*EVAL, "--data", "[/bold]"),
     (*EVAL, "--data", "a\0b"), (*EVAL, "--plugin", "nope.py"), (*EVAL, "--plugin", ""),
     ("eval", "--attacks", "fgsm", "n=true"), (*EVAL, "seed=false"), (*EVAL, "batch_size=yes"), (*EVAL, "unknown=1"),
-    (*EVAL, "=1"), 
+    (*EVAL, "=1"), (*EVAL, "--out", ""), (*EVAL, "--out", "a\0b"),
     (*EVAL, "n=[1"), (*EVAL, "options.fgsm=3"), (*EVAL, "options.nope.x=3"), (*EVAL, "a.b.c=1"), (*EVAL, "nofile.yaml"),
     (*EVAL, "nofile"), (*EVAL, "--resume", "/nowhere"), (*EVAL, "--bogus"), (*EVAL, "--padding", "1000"), ("bogus",),
     ("eval", "--attacks", ""), ("eval", "--attacks", ","), ("eval", "--attacks", "nope"), ("eval", "--attacks", "fgsm("),

@@ -32,6 +32,11 @@ def test_words(words, capsys, tmp_path, monkeypatch):
     answered(capsys, words)
 
 
+def test_an_out_whose_links_go_round(capsys, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "names no folder" in answered(capsys, (*mistakes.EVAL, "--out", tmp_path / "loop" / "run"))
+
+
 @pytest.mark.parametrize("reader", mistakes.READERS)
 @pytest.mark.parametrize("content", mistakes.BROKEN_JSON)
 def test_records(content, reader, capsys, tmp_path):

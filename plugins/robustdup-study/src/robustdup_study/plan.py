@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from robustdup.errors import UserError
+from pydantic import BaseModel, Field, TypeAdapter
+
+from robustdup.errors import UserError, plain
 from robustdup.plugins.options import resolved
 from robustdup.records import now, write_atomic
 from robustdup_study.cell_record import CellOrder
@@ -18,6 +21,30 @@ from robustdup_study.run import RunCell, cell_folder, results
 from robustdup_study.vocabulary import CONDITION, has_arms, with_conditions
 
 ANALYSIS_FILE = "analysis.json"
+T = TypeVar("T")
+
+
+class SavedRun(BaseModel):
+    """A run of the grid: its factors, its seed, and the key of its cell, which is a folder's name."""
+
+    factors: dict[str, Any]
+    seed: int
+    key: str = Field(pattern=r"^\w[\w.-]*$")
+
+
+class SavedGrid(BaseModel):
+    """What `grid.json` holds."""
+
+    recipe: dict[str, Any]
+    runs: list[SavedRun]
+
+
+class SavedAnalysis(BaseModel):
+    """An analysis, since when it was fixed, and how many cells were finished then."""
+
+    since: str
+    finished: int
+    analysis: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,10 +106,11 @@ def saved_runs(config: StudyConfig, *, as_run: bool = False) -> list[PlannedRun]
             f"There is no study in {str(config.folder)!r} yet: run it first, by robustdup study run and the same recipe.",
             code="missing-study",
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if has_arms(content["recipe"]):
-        content = with_conditions(content)
-    wanted, saved = recipe_of(config), content["recipe"]
+    content = _read(path, dict[str, Any])
+    grid = _read(path, SavedGrid, {**content, "runs": content.get("runs", content.get("lines"))})  # their name before
+    if has_arms(grid.recipe):
+        grid = _read(path, SavedGrid, with_conditions(grid.model_dump()))
+    wanted, saved = recipe_of(config), grid.recipe
     free = ("analysis", "published", "checkpoint")  # may change without changing the cells
     different = [key for key in wanted if key not in free and wanted[key] != saved.get(key)]
     if different and not as_run:
@@ -91,15 +119,27 @@ def saved_runs(config: StudyConfig, *, as_run: bool = False) -> list[PlannedRun]
             "Run the study again with it (cells that are there are not run twice), or name another --out.",
             code="other-recipe",
         )
-    runs = content["runs"] if "runs" in content else content["lines"]  # their name before
-    return [PlannedRun(run["factors"], run["seed"], run["key"]) for run in runs]
+    return [PlannedRun(run.factors, run.seed, run.key) for run in grid.runs]
 
 
 def analysis_history(config: StudyConfig) -> list[dict[str, Any]]:
     """Return the analyses that were ever fixed for a study's folder, the first one first."""
     path = config.folder / ANALYSIS_FILE
-    history = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    history = [change.model_dump() for change in _read(path, list[SavedAnalysis])] if path.is_file() else []
     return with_conditions(history) if config.protocol == TRAIN and CONDITION in config.factors else history
+
+
+def _read(path: Path, kind: type[T], content: Any = None) -> T:
+    """Return what a file that was saved beside the cells holds, or `content` of it, as its kind. Raises UserError."""
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(path.read_bytes()) if content is None else adapter.validate_python(content)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} is not what a study wrote there ({plain(error, 200)}). Put back a whole copy, or run the study in "
+            "another --out.",
+            code="damaged-record",
+        ) from None
 
 
 def _json(content: Any) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from robustdup.errors import RobustdupError, RunError, error_text
+from robustdup.errors import RobustdupError, RunError, UserError, error_text, plain
 from robustdup.records import is_of_disk, now
 from robustdup.records.folder import STATE, locked
 from robustdup.runners import WorkerPlace, open_runner
@@ -77,8 +77,16 @@ def results(folder: Path, keys: Sequence[str]) -> dict[str, CellResult]:
         path = cell_folder(folder, key) / CELL_FILE
         if path.is_file():
             with contextlib.suppress(RobustdupError):
-                cells[key] = load_cell(path)
+                cells[key] = _cell_of(path, key)
     return cells
+
+
+def _cell_of(path: Path, key: str) -> CellResult:
+    """Return the result in a cell's folder. Raises UserError where it is another cell's."""
+    result = load_cell(path)
+    if result.key != key:
+        raise UserError(f"{str(path)!r} is of another cell ({plain(result.key, 60)}).", code="other-record")
+    return result
 
 
 def unreadable(folder: Path, keys: Sequence[str]) -> list[str]:
@@ -88,7 +96,7 @@ def unreadable(folder: Path, keys: Sequence[str]) -> list[str]:
         path = cell_folder(folder, key) / CELL_FILE
         if path.is_file():
             try:
-                load_cell(path)
+                _cell_of(path, key)
             except RobustdupError as error:
                 wrong.append(str(error))
     return wrong
