@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,42 @@ def test_python_has_its_own_verb_and_evaluate_names_it(tmp_path):
     assert (record.n, record.severities, record.missing[0]) == (20, [1, 5], "gaussian_noise")
     with raises("bad-option", robustdup.UserError, "evaluate_corruptions"):
         robustdup.evaluate(Bright(), torch.rand(4, 3, 32, 32), torch.zeros(4).long(), threat="corruptions")
+
+
+def test_who_fails_where_under_corruptions_is_told_of_runs(tmp_path, capsys):
+    class Dark(Bright):
+        """Says the first class of every image."""
+
+        def forward(self, images):
+            return super().forward(images * 0)
+
+    folder = published(tmp_path / "CIFAR-10-C", ["fog", "snow"])
+    runs = [str(tmp_path / name) for name in ("bright", "dark", "again")]
+    for place, model in zip(runs, (Bright(), Dark(), Bright()), strict=True):
+        config = build(EvalConfig, values={"data": str(folder), "threat": "corruptions", "threads": 1})
+        run_corruptions(config, model=model, folder=Path(place))
+    assert main(["compare", *runs, "--json"]) == 0
+    bright_dark, same, _ = json.loads(capsys.readouterr().out)
+    # KINDS has snow first, but the folder was written with fog as number 0: 2 s of 20 fog images are wrong at severity s
+    wrong_bright, n = 2 + 4 + 6 + 8 + 10, 200
+    both_wrong = wrong_bright // 2  # every other image of fog is of the second class, which the dark one never says
+    assert (bright_dark["consistency"]["n"], bright_dark["consistency"]["both_wrong"]) == (n, both_wrong)
+    assert bright_dark["wrong_too_b"] == pytest.approx(both_wrong / wrong_bright)
+    assert bright_dark["wrong_too_a"] == pytest.approx(both_wrong / 100)
+    observed = (both_wrong + (100 - both_wrong)) / n
+    expected = 0.5 * (1 - wrong_bright / n) + 0.5 * wrong_bright / n
+    assert bright_dark["consistency"]["kappa"] == pytest.approx((observed - expected) / (1 - expected))
+    assert (same["consistency"]["kappa"], same["kinds"]) == (
+        pytest.approx(1.0),
+        {"snow": None, "fog": pytest.approx(1.0)},
+    )
+    assert main(["compare", *runs]) == 0
+    assert "wrong in B too" in capsys.readouterr().out
+    assert main(["compare", *runs, "--transfer"]) == 2
+    other = published(tmp_path / "other", ["snow", "fog"])
+    run_corruptions(
+        build(EvalConfig, values={"data": str(other), "threat": "corruptions", "threads": 1}), model=Bright(),
+        folder=tmp_path / "elsewhere",
+    )  # fmt: skip
+    assert main(["compare", runs[0], str(tmp_path / "elsewhere")]) == 2
+    assert "other images" in capsys.readouterr().err

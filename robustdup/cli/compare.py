@@ -14,8 +14,16 @@ from robustdup.cli.leaderboard import console
 from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
-from robustdup.leaderboard.agreement import ErrorConsistency, RunAgreement, agreements
-from robustdup.records import find_record, load_record, load_samples, to_json
+from robustdup.leaderboard.agreement import (
+    CorruptionAgreement,
+    ErrorConsistency,
+    RunAgreement,
+    agreements,
+    corruption_agreements,
+)
+from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
+from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
+from robustdup.report.corruptions import read_answers
 from robustdup.report.format import escape, percent
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 
@@ -39,10 +47,19 @@ def compare(
     """Compare two runs on the same samples: difference A minus B, 95% interval, McNemar's exact test.
 
     Of more than two runs, or with --latex, --markdown or --transfer: a table with a row a run, and who fails where (error
-    consistency, shared failures, transfer).
+    consistency, shared failures, transfer). Of runs on corruptions: accuracies, and who fails where.
     """
     if len(runs) < 2:
         raise UserError("Name at least two runs: robustdup compare RUN RUN.", code="missing-argument")
+    schemas = {schema_of(find_record(run)) for run in runs}
+    if CORRUPTIONS_SCHEMA in schemas:
+        if len(schemas) > 1 or latex or markdown or transfer:
+            raise UserError(
+                "Runs on corruptions are compared with one another alone, without --latex, --markdown and --transfer.",
+                code="not-comparable",
+            )
+        _compare_corruptions(runs, as_json=as_json)
+        return
     if len(runs) > 2 or latex or markdown or transfer:
         _table_of_runs(runs, as_json=as_json, latex=latex, markdown=markdown, transfer=transfer, trust=trust)
         return
@@ -94,9 +111,7 @@ def _table_of_runs(
     elif markdown:
         print(as_markdown(caption, head, rows, left=left))
     else:
-        table = Table(box=None, pad_edge=False)
-        for place, heading in enumerate(head):
-            table.add_column(heading, justify="left" if place < left else "right", overflow="fold")
+        table = _grid("", *head, left=left)
         for row in rows:
             table.add_row(*map(escape, row))
         console().print(Text(caption))
@@ -107,6 +122,50 @@ def _table_of_runs(
             console().print(Text(f"Who fails where is not known: {reason}"))
         if shares is not None:
             console().print(_transfer_table(runs, shares), highlight=False)
+
+
+def _compare_corruptions(runs: list[str], *, as_json: bool) -> None:
+    """Print the accuracies of runs on corruptions and how each two agree."""
+    records = [load_corruption_record(run) for run in runs]
+    tables = [read_answers(find_record(run).parent) for run in runs]
+    given = [(record, table) for record, table in zip(records, tables, strict=True) if table is not None]
+    if len(given) < len(runs):
+        missing = ", ".join(run for run, table in zip(runs, tables, strict=True) if table is None)
+        raise UserError(f"The table of answers is missing: {missing}.", code="damaged-record")
+    pairs = corruption_agreements(given)
+    if as_json:
+        print(json.dumps([pair.model_dump(mode="json") for pair in pairs], indent=2))
+        return
+    accuracies = _grid("", "run", "model", "corruption accuracy", left=2)
+    for run, record in zip(runs, records, strict=True):
+        mean = record.corruption_accuracy
+        accuracies.add_row(escape(run), escape(record.model.spec), percent(None if mean is None else mean.value))
+    console().print(accuracies, highlight=False)
+    console().print(_corruption_table(runs, pairs), highlight=False)
+
+
+def _corruption_table(runs: list[str], pairs: Sequence[CorruptionAgreement]) -> Table:
+    """Return who fails where under corruptions, a row a pair of runs."""
+    table = _grid(
+        "Who fails where: error consistency (kappa), 0 is chance",
+        *("A", "B", "images", "kappa", "wrong in A,\nwrong in B too", "the other\nway"),
+        left=2,
+    )
+    for (a, b), pair in zip(itertools.combinations(runs, 2), pairs, strict=True):
+        kappa = pair.consistency.kappa
+        table.add_row(
+            escape(a), escape(b), str(pair.consistency.n), "–" if kappa is None else f"{kappa:.2f}",
+            percent(pair.wrong_too_b), percent(pair.wrong_too_a),
+        )  # fmt: skip
+    return table
+
+
+def _grid(title: str, *headings: str, left: int) -> Table:
+    """Return a table without lines, whose first columns, `left` of them, stand at the left."""
+    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < left else "right", overflow="fold")
+    return table
 
 
 def _agreements(runs: list[str]) -> tuple[list[RunAgreement], str]:
@@ -125,19 +184,11 @@ def _transfer(runs: list[str], *, trust: bool) -> list[list[float | None]]:
 
 def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
     """Return who fails where, a row a pair of runs."""
-    table = Table(
-        box=None, pad_edge=False, title="Who fails where: error consistency (kappa), 0 is chance", title_justify="left"
+    table = _grid(
+        "Who fails where: error consistency (kappa), 0 is chance",
+        *("A", "B", "samples", "clean kappa", "robust kappa", "broken in A,\nbroken in B too", "the other\nway"),
+        left=2,
     )
-    for heading in (
-        "A",
-        "B",
-        "samples",
-        "clean kappa",
-        "robust kappa",
-        "broken in A,\nbroken in B too",
-        "the other\nway",
-    ):
-        table.add_column(heading, justify="left" if heading in "AB" else "right", overflow="fold")
     for (a, b), pair in zip(itertools.combinations(runs, 2), pairs, strict=True):
         other = "" if pair.same_threat else " (other threat model)"
         table.add_row(
@@ -155,15 +206,8 @@ def _kappa(consistency: ErrorConsistency | None) -> str:
 
 def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:
     """Return how the adversarial images of each run do on every model."""
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title="Adversarial images of (row) that mislead the model of (column)",
-        title_justify="left",
-    )
-    table.add_column("made for", overflow="fold")
-    for run in runs:
-        table.add_column(escape(run), justify="right", overflow="fold")
+    title = "Adversarial images of (row) that mislead the model of (column)"
+    table = _grid(title, "made for", *map(escape, runs), left=1)
     for run, row in zip(runs, shares, strict=True):
         table.add_row(escape(run), *map(percent, row))
     return table
