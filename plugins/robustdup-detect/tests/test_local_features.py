@@ -12,6 +12,7 @@ from robustdup_detect.keypoints import WAYS, keypoints_of, seen
 from robustdup_detect.kinds import KINDS
 from robustdup_detect.pairlist import Pairs, by_matrices, matrices, turned_round
 from robustdup_detect.record import load_pairs
+from robustdup_detect.scores import LOCAL_SCORE, USUAL_THRESHOLD
 
 TURNED = {"rotation 90": 90, "rotation 180": 180, "rotation 15": 15, "flip vertical": 180, "negative": 0}
 
@@ -73,6 +74,19 @@ def test_a_map_with_a_turn_is_turned_round_exactly(mirrored):
     again = by_matrices(pairs.a, pairs.b, pairs.score, matrices(pairs))
     assert bool(again.mirrored[0]) == mirrored
     assert torch.allclose(again.turn, pairs.turn, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "measures", "same"),
+    [
+        (0.53, (3.43, 0.36, 0.98, 2.21, 1.98), False),  # as measured of two parts of one brick wall
+        (1.0, (3.43, 0.36, 0.98, 2.21, 1.98), True),  # a copy or a crop that agrees as well
+        (0.5, (3.9, 0.45, 0.95, 2.5, 1.6), True),  # two crops that share half, as a usual copy agrees
+    ],
+)
+def test_parts_of_one_pattern_are_told_from_copies_by_what_overlaps(overlap, measures, same):
+    score = float(LOCAL_SCORE(torch.tensor([[*measures, overlap]]))[0])
+    assert (score >= USUAL_THRESHOLD) == same
 
 
 def turned_pairs(folder):
