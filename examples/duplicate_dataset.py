@@ -1,18 +1,27 @@
-"""Duplicate a dataset and see what it does: the same network, the same steps, with and without copies."""
+"""Duplicate a dataset and see what it does: the same network, the same number of steps, with and without copies."""
 
 import tempfile
 from pathlib import Path
 
 import robustdup
 
-data = robustdup.load_data("builtin:digits", n=50)
+data = robustdup.load_data("builtin:digits")
+results = {}
 with tempfile.TemporaryDirectory() as folder:
-    for dose in (0.0, 0.5):
-        copies = {"scheme": "class_skewed", "classes": ["3"], "dose": dose, "copies": 12} if dose else {}
-        out = Path(folder) / f"dose-{dose}"
-        robustdup.train(
+    # Half of the entries are copies then: twelve copies of some of the threes, all other images once.
+    for name, copies in {
+        "once each": {},
+        "copies of 3s": {"scheme": "class_skewed", "classes": ["3"], "dose": 0.5, "copies": 12},
+    }.items():
+        out = Path(folder) / name.replace(" ", "-")
+        record = robustdup.train(
             data="builtin:digits", model="small-cnn", objective="standard", steps=80, validation=0, evaluate="none",
             duplicate=copies, out=out,
         )  # fmt: skip
-        result = robustdup.evaluate(f"run:{out}@last", data, eps="0.05", attacks="fgsm", progress=False)
-        print(f"dose {dose}: {result}")
+        entries = record.duplication.entries if record.duplication else record.data.n
+        print(f"{name}: {entries} entries, {record.steps} steps, {record.unique_samples_seen} different images seen")
+        results[name] = robustdup.evaluate(f"run:{out}@last", data, eps="0.05", attacks="fgsm", progress=False)
+difference = robustdup.compare(results["copies of 3s"], results["once each"])
+print(f"clean:  {difference.clean}")
+print(f"robust: {difference.robust}")
+print("One training each, so the luck of a seed is in it: `robustdup study run quickstart` repeats it over seeds.")

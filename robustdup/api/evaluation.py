@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def evaluate(
             "Common corruptions are no attacks: call robustdup.evaluate_corruptions(model, data, kinds=[…], severities=[…]).",
             code="bad-option",
         )
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="robustdup-")) / "run"
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="robustdup-")) / _run_name(model)
     try:
         with _shown(progress) as show:
             done = run_evaluation(
@@ -225,6 +226,14 @@ def _shown(progress: bool | Callable[[Progress], None] | None) -> Iterator[Calla
     seen = sys.stderr.isatty() or "IPython" in sys.modules
     with LiveView(enabled=seen and progress is not False, lines=progress is True) as view:
         yield view.update
+
+
+def _run_name(model: nn.Module | str) -> str:
+    """Return what to call a run that is kept in memory: its model, so that comparisons tell two apart."""
+    return (
+        re.sub(r"[^A-Za-z0-9.-]+", "-", model if isinstance(model, str) else type(model).__name__).strip("-.")[-60:]
+        or "run"
+    )
 
 
 def _delete_at_exit(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,19 +141,7 @@ class EvaluationResult:
         return position(self.record, pa.table(self.samples), made_here=True)
 
     def __str__(self) -> str:
-        from robustdup.records import bound_text, doubt_text, proven_text
-
-        record = self.record
-        clean, robust = record.clean_accuracy, record.robust_accuracy
-        doubt = doubt_text(record)
-        robust_text = (
-            f"{bound_text(record)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
-        )
-        return (
-            f"{record.threat.text}, {record.n} samples: clean {clean.value:.2%} "
-            f"[{clean.low:.2%}, {clean.high:.2%}], robust {robust_text}"
-            f"{f', {proven_text(record)}' if record.certification is not None else ''}"
-        )
+        return str(self.record)
 
     def __repr__(self) -> str:
         return f"<EvaluationResult: {self}>"
@@ -165,11 +152,6 @@ class EvaluationResult:
         return markdown_table(self.record)
 
     def _repr_html_(self) -> str:
-        from rich.console import Console
+        from robustdup.report.notebook import notebook_html
 
-        from robustdup.report.terminal import verdict_and_attacks
-
-        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
-        for part in verdict_and_attacks(self.record):
-            console.print(part)
-        return console.export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
+        return notebook_html(self.record, str(self.rank()))

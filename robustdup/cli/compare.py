@@ -98,7 +98,7 @@ def _table_of_runs(
         }
         summaries = [record.model_dump(mode="json", include=parts) for record in records]
         content = [
-            {"run": run, "model": record.model.spec, **summary}
+            {"run": run, "model": record.model.name, **summary}
             for run, record, summary in zip(runs, records, summaries, strict=True)
         ]
         for (i, j), pair in zip(itertools.combinations(range(len(runs)), 2), pairs, strict=False):

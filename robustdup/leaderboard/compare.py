@@ -157,8 +157,8 @@ def compare(
     return RunComparison(
         run_a=record_a.run_id,
         run_b=record_b.run_id,
-        model_a=record_a.model.spec,
-        model_b=record_b.model.spec,
+        model_a=record_a.model.name,
+        model_b=record_b.model.name,
         norm=record_a.threat.norm,
         eps=record_a.threat.eps_text,
         n_common=len(in_a),

@@ -132,7 +132,7 @@ def gate(
     _consistent(record, n, n_robust)
     low, high = wilson(n_robust, n)
     result = GateResult(
-        passed=False, run=record.run_id, model=record.model.spec, norm=record.threat.norm, eps=record.threat.eps_text,
+        passed=False, run=record.run_id, model=record.model.name, norm=record.threat.norm, eps=record.threat.eps_text,
         n=n, robust_accuracy=n_robust / n, low=low, high=high, checks=[],
     )  # fmt: skip
     _believable(result, record, accept_doubt)

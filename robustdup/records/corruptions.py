@@ -116,7 +116,7 @@ class CorruptionRecord(Part):
             if accuracy is None
             else f"{accuracy.value:.2%} [{accuracy.low:.2%}, {accuracy.high:.2%}]"
         )
-        return f"{self.model.spec} on {self.data.spec}, common corruptions, {self.n} images each: {mean}"
+        return f"{self.model.name} on {self.data.spec}, common corruptions, {self.n} images each: {mean}"
 
 
 def save_corruption_record(record: CorruptionRecord, folder: Path) -> Path:

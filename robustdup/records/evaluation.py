@@ -226,6 +226,11 @@ class ModelInfo(Part):
     )
 
     @property
+    def name(self) -> str:
+        """What to call the model: its spec, or its class where it was given in Python and has no spec."""
+        return self.architecture if self.spec == "python" else self.spec
+
+    @property
     def wavering(self) -> bool:
         """Whether it does not repeat itself: it answers at random, or by who shares a batch."""
         return self.randomized or self.batch_dependent
@@ -329,7 +334,7 @@ class EvaluationRecord(Part):
             f"{bound_text(self)}, {doubt}" if doubt else f"{robust.value:.2%} [{robust.low:.2%}, {robust.high:.2%}]"
         )
         return (
-            f"{self.model.spec} on {self.data.spec} ({self.data.split}), {self.threat.text}, "
+            f"{self.model.name} on {self.data.spec} ({self.data.split}), {self.threat.text}, "
             f"{self.n} samples: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], "
             f"robust {robust_text}{undecided}{f', {proven_text(self)}' if self.certification is not None else ''}"
         )

@@ -23,7 +23,7 @@ from robustdup.report.terminal import Form
 
 def title(record: CorruptionRecord) -> str:
     """Return what to call an evaluation on corruptions: its model."""
-    return f"{record.model.spec} · corruptions"
+    return f"{record.model.name} · corruptions"
 
 
 def read_answers(folder: Path) -> pa.Table | None:
@@ -119,7 +119,7 @@ def kinds_table(record: CorruptionRecord) -> tuple[str, list[str], list[list[str
         mce = [NONE if record.mce is None else percent(record.mce)] * relative
         rows.append([mean_name(record), "", *blanks, with_interval(record.corruption_accuracy), *mce])
     caption = (
-        f"{record.model.spec} on {record.data.spec}, common corruptions, {record.n} images of each kind and severity, "
+        f"{record.model.name} on {record.data.spec}, common corruptions, {record.n} images of each kind and severity, "
         f"{source_text(record)}"
     )
     return caption, head, rows
@@ -128,7 +128,7 @@ def kinds_table(record: CorruptionRecord) -> tuple[str, list[str], list[list[str
 def _verdict(record: CorruptionRecord) -> Panel:
     lines = Table.grid(padding=(0, 2))
     taken = images_taken(record.data.selection, record.n, record.data.n_total)
-    lines.add_row("Model", escape(f"{record.model.spec} ({record.model.architecture})"))
+    lines.add_row("Model", escape(f"{record.model.name} ({record.model.architecture})"))
     lines.add_row("Data", escape(f"{record.data.spec}: {taken} of each kind and severity"))
     lines.add_row("Images", escape(source_text(record)))
     if record.clean_accuracy is not None:

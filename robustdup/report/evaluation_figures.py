@@ -137,7 +137,7 @@ def board(record: EvaluationRecord, rank: RankResult, entries: Sequence[Leaderbo
         return Series(name, points, tone, shape, line=False)
 
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    tip = f"{record.model.spec}: clean {percent(clean.value)}, robust {percent(robust.value)}"
+    tip = f"{record.model.name}: clean {percent(clean.value)}, robust {percent(robust.value)}"
     label, key = standing(rank)
     tip += "" if rank.autoattack is not None else f" ({label})"
     own = Point(100 * clean.value, 100 * robust.value, tip, 100 * robust.low, 100 * robust.high, label=label)

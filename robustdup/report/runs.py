@@ -143,7 +143,7 @@ def read_plain(path: Path) -> dict[str, Any]:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Return a label for each evaluation: its model; with data, threat model or run id as well where others are alike."""
     parts = [
-        (r.model.spec, r.data.spec, f"{r.threat.norm} {r.threat.eps_text}", str(r.config.get("attacks", "")), r.run_id)
+        (r.model.name, r.data.spec, f"{r.threat.norm} {r.threat.eps_text}", str(r.config.get("attacks", "")), r.run_id)
         for r in (run.record for run in runs)
     ]
     varying = [i for i in range(1, 4) if len({part[i] for part in parts}) > 1]

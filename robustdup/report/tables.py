@@ -85,7 +85,7 @@ def robust_text(record: EvaluationRecord) -> str:
 
 def run_table(record: EvaluationRecord) -> tuple[str, list[str], list[list[str]]]:
     """Return (caption, head, rows) of one run: what each attack left, and the accuracy at each eps of a curve."""
-    caption = f"{record.model.spec} on {record.data.spec}, {record.threat.text}, n = {record.n}"
+    caption = f"{record.model.name} on {record.data.spec}, {record.threat.text}, n = {record.n}"
     rows = [["clean", str(record.n), "", percent(record.clean_accuracy.value)]]
     rows += [
         [ball_label(attack), str(attack.n_attacked), str(attack.n_broken), percent(attack.robust_accuracy_after)]
@@ -139,7 +139,7 @@ def runs_table(records: Sequence[EvaluationRecord]) -> tuple[str, list[str], lis
         by_radius[_radius(record, record.threat.eps_text)] = robust_text(record)
         rows.append(
             [
-                record.model.spec, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),
+                record.model.name, *(of(record) for of in differ.values()), percent(record.clean_accuracy.value),
                 *(by_radius.get(eps, NONE) for eps in sorted(radii)),
             ]
         )  # fmt: skip

@@ -50,20 +50,14 @@ def show_record(
         print(markdown_table(record))
     else:
         console = Console()
-        console.print(_verdict(record))
-        console.print(_attack_table(record, console.width))
-        for part in _remarks(record, folder):
+        console.print(verdict_panel(record))
+        console.print(attack_table(record, console.width))
+        for part in [*remarks(record), escape(f"Leaderboard: {_position(record, folder)}")]:
             console.print(part, soft_wrap=True, highlight=False)
         if folder is not None:
             console.print(escape(f"Record: {folder}/record.json"), style="dim", soft_wrap=True, highlight=False)
         if bundle is not None:
             console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
-
-
-def verdict_and_attacks(record: EvaluationRecord, width: int = 100) -> tuple[Panel, Table]:
-    """Return the panel of the verdict and the table of attacks, as notebooks show them too, for so many columns."""
-    record = printable(record)
-    return _verdict(record), _attack_table(record, width)
 
 
 def percent(share: float) -> str:
@@ -75,42 +69,56 @@ def _interval(value: Accuracy) -> str:
     return f"{percent(value.value)} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
 
 
-def _verdict(record: EvaluationRecord) -> Panel:
+def verdict_panel(record: EvaluationRecord) -> Panel:
+    """Return what a run says of its model, in a box."""
     lines = Table.grid(padding=(0, 2))
-    lines.add_row(
-        "Model",
-        f"{escape(record.model.spec)} ({escape(record.model.architecture)}, {record.model.parameters:,} parameters)",
-    )
-    lines.add_row(
-        "Data",
-        f"{escape(record.data.spec)}, {escape(record.data.split)}: "
-        + escape(images_taken(record.data.selection, record.n, record.data.n_total)),
-    )
-    lines.add_row("Threat model", escape(record.threat.text))
-    lines.add_row("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}")
+    for line in verdict_lines(record):
+        lines.add_row(*line)
+    about = escape(record.interval_about)
+    return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
+
+
+def verdict_lines(record: EvaluationRecord) -> list[tuple[str, str]]:
+    """Return what a run says of its model, a pair of texts (in rich's markup) a line: what it is, and its value."""
+    lines = [
+        (
+            "Model",
+            f"{escape(_model_text(record))}, {record.model.parameters:,} parameters)",
+        ),
+        (
+            "Data",
+            f"{escape(record.data.spec)}, {escape(record.data.split)}: "
+            + escape(images_taken(record.data.selection, record.n, record.data.n_total)),
+        ),
+        ("Threat model", escape(record.threat.text)),
+        ("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}"),
+    ]
     expected = " (expected)" if record.model.randomized else ""
     if record.model.batch_dependent:
         expected += f" (in batches of {record.model.judged_in_batches_of})"
     doubt = doubt_text(record)
     if doubt:
-        lines.add_row("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}")
+        lines.append(("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}"))
     else:
-        lines.add_row("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}")
-    for ball in record.union:
-        lines.add_row(f"  {escape(ball.name)} alone", alone_text(ball))
+        lines.append(("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}"))
+    lines += [(f"  {escape(ball.name)} alone", alone_text(ball)) for ball in record.union]
     if record.certification is not None:
-        lines.add_row("  both sides", f"[bold]{proven_text(record)}")
+        lines.append(("  both sides", f"[bold]{proven_text(record)}"))
     if record.robust_accuracy_8bit is not None:
-        lines.add_row("  after 8-bit rounding", percent(record.robust_accuracy_8bit))
+        lines.append(("  after 8-bit rounding", percent(record.robust_accuracy_8bit)))
     if record.n_undecided:
-        lines.add_row("[yellow]Undecided", f"[yellow]{record.n_undecided} samples: counted only in the upper end")
-    about = escape(record.interval_about)
-    return Panel(Group(lines, "", f"[dim]{about}"), title="robustdup eval", title_align="left", expand=False)
+        lines.append(("[yellow]Undecided", f"[yellow]{record.n_undecided} samples: counted only in the upper end"))
+    return lines
 
 
-def _attack_table(record: EvaluationRecord, width: int) -> Table:
-    """One row an attack, no number cut at `width`; columns of undecided samples and violations only where there are any."""
-    columns: dict[str, list[str]] = {
+def _model_text(record: EvaluationRecord) -> str:
+    model = record.model
+    return f"{model.name} ({'from Python' if model.name != model.spec else model.architecture}"
+
+
+def attack_columns(record: EvaluationRecord) -> dict[str, list[str]]:
+    """Return what each attack did, by column; undecided samples and violations only where there are any."""
+    columns = {
         "Samples": [str(attack.n_attacked) for attack in record.attacks],
         "Broken": [str(attack.n_broken) for attack in record.attacks],
         "Robust": [percent(attack.robust_accuracy_after) for attack in record.attacks],
@@ -122,6 +130,12 @@ def _attack_table(record: EvaluationRecord, width: int) -> Table:
         columns["Undecided"] = [str(attack.n_undecided) for attack in record.attacks]
     if any(attack.violations for attack in record.attacks):
         columns["Violations"] = [str(attack.violations) for attack in record.attacks]
+    return columns
+
+
+def attack_table(record: EvaluationRecord, width: int) -> Table:
+    """Return one row an attack, no number cut at `width` columns."""
+    columns = attack_columns(record)
     for name in FIRST_TO_GO:
         if _room_for_names(columns, width) < SHORTEST_NAME:
             del columns[name]
@@ -149,8 +163,8 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
-    """Curve, distances, violations, warnings, diagnostics, and the position on the leaderboard."""
+def remarks(record: EvaluationRecord) -> list[str]:
+    """Return what is to be said besides, in rich's markup: curve, distances, violations, warnings, diagnostics."""
     lines = []
     if any(ball.n_open for ball in record.union):
         lines.append(
@@ -187,7 +201,6 @@ def _remarks(record: EvaluationRecord, folder: Path | None) -> list[str]:
     for sign in record.diagnostics:
         style = SEVERITY_STYLE[sign.severity]
         lines.append(f"[{style}]{sign.severity}: {escape(sign.message)}[/] {escape(sign.advice)}")
-    lines.append(escape(_position(record, folder)))
     return lines
 
 
@@ -201,9 +214,9 @@ def _position(record: EvaluationRecord, folder: Path | None) -> str:
     try:
         samples = load_samples(folder) if folder is not None else None
         made_here = file_made_here(folder / RECORD_FILE) if folder is not None else None
-        return "Leaderboard: " + position(record, samples, made_here=made_here).sentence()
+        return position(record, samples, made_here=made_here).sentence()
     except RobustdupError as error:
-        return f"Leaderboard: {error}"
+        return str(error)
 
 
 def markdown_table(record: EvaluationRecord) -> str:

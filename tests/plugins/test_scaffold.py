@@ -1,8 +1,9 @@
 """The package that `attacks new` writes: it installs, keeps the contract, and its own tests pass."""
 
 import os
+import shutil
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,30 +14,38 @@ from tests.forked import run
 from tests.raising import raises
 
 
-def distribution(folder: Path, package: Path) -> None:
-    """Lay down what `pip install` would of a pure package: its files on the path and its metadata beside them."""
-    import tomllib
-
-    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = project["entry-points"]["robustdup.plugins"]
-    (info / "entry_points.txt").write_text(
-        "[robustdup.plugins]\n" + "".join(f"{name} = {place}\n" for name, place in points.items())
-    )
-
-
-def test_its_own_tests_pass_where_it_is_installed(tmp_path, capsys):
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds and installs the wheel")
+def test_its_own_tests_pass_where_its_wheel_is_installed(tmp_path, capsys):
     assert main(["attacks", "new", "my-attack", "--to", str(tmp_path / "package")]) == 0
     assert "robustdup attacks check my-attack" in capsys.readouterr().out
-    distribution(tmp_path / "site", tmp_path / "package")
-    path = os.pathsep.join([str(tmp_path / "site"), str(tmp_path / "package" / "src"), *sys.path])
+    wheel(tmp_path)
     words = ["-q", "-p", "no:cacheprovider", "-n", "0", str(tmp_path / "package" / "tests")]
     (tmp_path / "run.py").write_text(f"import sys, pytest\nsys.exit(pytest.main({words}))")
-    done = run([str(tmp_path / "run.py")], folder=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    done = run([str(tmp_path / "run.py")], folder=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("....") or "4 passed" in done.stdout
+
+
+def wheel(folder):
+    """Build the wheel of `folder`/package and install it into `folder`/site; no network is asked."""
+    env = {**os.environ, "VIRTUAL_ENV": sys.prefix, "UV_OFFLINE": "1", "UV_NO_BUILD_ISOLATION": "1"}
+    for words in (
+        ["uv", "build", "--quiet", "--wheel", "package", "--out-dir", "dist"],
+        [
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            "site",
+            "--find-links",
+            "dist",
+            "robustdup-my-attack",
+        ],
+    ):
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["My-Attack", "a b", "1st", "", "a--b", "../x"])

@@ -1,13 +1,14 @@
 """Names come from strangers: no terminal is written to by them, no markup is read in them, no table or card ends at them."""
 
 import re
+from collections import Counter
 
 import pytest
-from rich.console import Console
 
 from robustdup.records import EvaluationRecord
 from robustdup.report.card import model_card
-from robustdup.report.terminal import latex_table, markdown_table, show_record, verdict_and_attacks
+from robustdup.report.notebook import notebook_html
+from robustdup.report.terminal import latex_table, markdown_table, show_record
 
 NAMES = {
     "markup": "[/bold] [link=http://x]y[/link] [red]",
@@ -62,12 +63,19 @@ def test_the_terminal_shows_names_as_they_are_written(record, capsys):
     show_record(record, None)
     shown = capsys.readouterr().out
     assert not CONTROLS.search(shown)
-    for part in verdict_and_attacks(record):
-        Console(force_terminal=False, width=100).print(part)
-    assert not CONTROLS.search(capsys.readouterr().out)
     if record.model.spec == NAMES["markup"]:
         assert "[/bold]" in shown
         assert "[red]" in shown
+
+
+def test_a_notebook_gets_no_tag_of_a_name(record):
+    shown = notebook_html(record, record.model.spec)
+    assert not CONTROLS.search(shown)
+    tags = Counter(re.findall(r"</?[a-z]+", shown))
+    known = ("div", "table", "thead", "tbody", "tr", "td", "th", "p", "span")
+    assert {tag.strip("</") for tag in tags} <= set(known)
+    assert all(tags[tag] == tags[tag.replace("<", "</")] for tag in tags if "/" not in tag)
+    assert "&lt;script&gt;" in shown or "<script" not in record.model.spec
 
 
 def test_tables_and_cards_stay_whole(record):

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from robustdup.report.terminal import verdict_and_attacks
+from robustdup.report.terminal import attack_table
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -19,7 +19,7 @@ def test_no_number_is_cut(run, width, left_over):
     )  # fmt: skip
     record = record.model_copy(update={"attacks": [long]})
     console = Console(width=width, force_terminal=False, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(verdict_and_attacks(record, width)[1])
+    console.print(attack_table(record, width))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     heading, row = lines[1].split(), next(line for line in lines if "9876" in line).split()[1:]

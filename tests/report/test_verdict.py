@@ -1,5 +1,8 @@
 """A robust accuracy that is not to be believed is printed as a bound everywhere, and gets no place on the board."""
 
+import re
+from html import unescape
+
 import pytest
 from rich.console import Console
 
@@ -7,9 +10,10 @@ from robustdup.leaderboard import position
 from robustdup.records import Diagnostic, bound_text, doubt_text, doubts, load_samples
 from robustdup.report.card import model_card
 from robustdup.report.html.evaluation import evaluation_page
+from robustdup.report.notebook import notebook_html
 from robustdup.report.runs import read_run
 from robustdup.report.tables import runs_table
-from robustdup.report.terminal import latex_table, markdown_table, verdict_and_attacks
+from robustdup.report.terminal import latex_table, markdown_table, verdict_panel
 
 REASONS = ["The gradient of the loss is exactly zero for 100% of 30 samples."]
 SAID = "gradients masked: the gradient of the loss is exactly zero for 100% of 30 samples"
@@ -17,7 +21,7 @@ SAID = "gradients masked: the gradient of the loss is exactly zero for 100% of 3
 
 def printed(record):
     console = Console(width=200, force_terminal=False, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(verdict_and_attacks(record)[0])
+    console.print(verdict_panel(record))
     return console.export_text()
 
 
@@ -27,7 +31,8 @@ def forms(made):
     figure = evaluation_page(read_run(made.folder), "x").context["figures"][0]
     return {
         "terminal": printed(record), "markdown": markdown_table(record), "latex": latex_table(record),
-        "card": model_card(record, load_samples(made.folder)), "str": str(record), "page": f"{figure.text} {figure.note}",
+        "card": model_card(record, load_samples(made.folder)), "str": str(record),
+        "notebook": unescape(re.sub("<[^>]*>", " ", notebook_html(record, ""))), "page": f"{figure.text} {figure.note}",
         "rank": position(record, load_samples(made.folder)).sentence(),
     }  # fmt: skip
 
@@ -39,12 +44,12 @@ def test_what_is_not_to_be_believed_is_a_bound_in_every_form(run):
     shown = forms(made)
     for name, text in shown.items():
         assert SAID in text.replace("\\", ""), name
-    for name in ("terminal", "markdown", "card", "str", "page"):
+    for name in ("terminal", "notebook", "markdown", "card", "str", "page"):
         assert bound in shown[name], name
     assert bound.replace("≤", r"$\leq$").replace("%", r"\%") in shown["latex"]
     assert "place" not in shown["rank"]
     low = f"[{100 * made.record.robust_accuracy.low:.2f}"
-    assert not any(low in shown[name] for name in ("terminal", "markdown", "str"))
+    assert not any(low in shown[name] for name in ("terminal", "notebook", "markdown", "str"))
     rows = runs_table([made.record, made.record])[2]
     assert rows[0][-1] == bound
 

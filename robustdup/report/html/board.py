@@ -19,7 +19,7 @@ def board_section(record: EvaluationRecord, rank: RankResult | str) -> Section:
     if isinstance(rank, str) or not entries or unknown:
         return Section("leaderboard", "On the leaderboard", "sections/board.html.j2", sentence, None)
     rows = [_row(entry) for entry in entries]
-    rows.append({"own": True, "name": record.model.spec, **_own(record, rank)})
+    rows.append({"own": True, "name": record.model.name, **_own(record, rank)})
     rows.sort(key=lambda row: -row["robust"])
     content = {
         "rows": rows,

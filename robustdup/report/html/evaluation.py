@@ -30,7 +30,7 @@ TONES = dict(zip(OUTCOMES, ("stands", "broken", "undecided", "wrong"), strict=Tr
 
 def title(record: EvaluationRecord) -> str:
     """Return what to call an evaluation: its model."""
-    return record.model.spec
+    return record.model.name
 
 
 def evaluation_page(run: Run, name: str) -> Page:
@@ -60,7 +60,7 @@ def evaluation_page(run: Run, name: str) -> Page:
         "segments": _segments(record, samples),
         "sections": [section for section in sections if section is not None],
     }
-    return Page(name, record.model.spec, "Evaluation", "evaluation.html.j2", context, files)
+    return Page(name, title(record), "Evaluation", "evaluation.html.j2", context, files)
 
 
 def _samples(run: Run) -> tuple[Samples | None, list[str]]:
