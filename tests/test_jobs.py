@@ -799,7 +799,6 @@ def test_verify_judges_a_file_of_examples_from_any_tool(tmp_path):
         ({"norm": "L3"}, "Unknown norm 'L3'"),
         ({"device": "gpu"}, "Unknown device 'gpu'"),
         ({"attacks": "noise", "loss": "ce"}, "--loss is for native gradient attacks"),
-        ({"attacks": "noise", "eot": 3}, "--eot is for attacks by gradient"),
         ({"attacks": "pgd(loss=cee)"}, r"Unknown loss 'cee'. Did you mean 'ce'\?"),
         ({"norm": "L2", "eps": "1e400"}, "larger than any image"),
         ({"n": 41}, "above the 40 images"),

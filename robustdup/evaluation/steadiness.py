@@ -19,6 +19,7 @@ ASKS = 16  # times that a batch is asked: what changes one call in six is found 
 ROWS = 32  # images in it
 HALVINGS = 8  # of the way between two samples
 ROUNDING = 1e-5  # of the largest logit, at least 1: what may change without a word
+COARSE, MANY = 100.0, 0.25  # times that, and of how many images: what may change with the place in a batch and its size
 ERRORS = 6.0  # standard errors by which mean answers must differ, where a model cannot be seeded
 
 
@@ -61,7 +62,8 @@ def steadiness(model: nn.Module, images: Tensor, margin: Tensor, prediction: Ten
     first = _logits(asked, batch, seed=1)
     again = [_logits(asked, batch, seed=seed) for seed in range(2, ASKS + 1)]
     randomized = any(bool(_differ(first, other).any()) for other in again)
-    return Steadiness(randomized, _depends_on_company(asked, batch, first))
+    dependent = _depends_on_company(asked, batch, first) or (not randomized and _depends_on_place(asked, batch, first))
+    return Steadiness(randomized, dependent)
 
 
 def same_answers(margin: Tensor, again: Tensor) -> bool:
@@ -108,16 +110,27 @@ def _depends_on_company(model: Passes, batch: Tensor, first: Tensor) -> bool:
     return False
 
 
+def _depends_on_place(model: Passes, batch: Tensor, first: Tensor) -> bool:
+    """Tell whether answers change with the place in a batch (n, C, H, W), or with its size.
+
+    Other places and sizes may round otherwise, and a model with steps makes much of that on single images: here many must differ.
+    """
+    turned = _logits(model, batch.flip(0), seed=1).flip(0)
+    alone = Passes(model.model)
+    halved = torch.cat([_logits(alone, part, seed=1) for part in batch.chunk(2)])
+    return any(float(_differ(first, other, allowed=COARSE).double().mean()) >= MANY for other in (turned, halved))
+
+
 def _logits(model: Passes, images: Tensor, *, seed: int) -> Tensor:
     with exact_fp32(), isolated(model.model, seed=seed), torch.no_grad():
         logits: Tensor = model(images)
     return logits
 
 
-def _differ(logits: Tensor, others: Tensor) -> Tensor:
-    """Tell in which rows logits (n, K) differ by more than rounding: (n,) bool."""
+def _differ(logits: Tensor, others: Tensor, *, allowed: float = 1.0) -> Tensor:
+    """Tell in which rows logits (n, K) differ by more than `allowed` times rounding: (n,) bool."""
     same = (logits == others) | (logits.isnan() & others.isnan())
-    return ~(same | ((logits - others).abs() <= _rounding(logits))).all(dim=1)
+    return ~(same | ((logits - others).abs() <= allowed * _rounding(logits))).all(dim=1)
 
 
 def _rounding(logits: Tensor) -> float:

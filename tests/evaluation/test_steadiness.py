@@ -66,6 +66,13 @@ CASES = {
     "a generator of its own": (OwnGenerator(), RANDOM),
     "batch statistics": (Net(nn.BatchNorm2d(6, track_running_stats=False)), COMPANY),
     "the batch's largest pixel": (Net(before=lambda x: x / x.amax()), COMPANY),
+    "the length of all logits": (Net(after=lambda x: x / x.norm()), COMPANY),
+    "softmax over the batch": (Net(after=lambda x: x + x.softmax(dim=0)), COMPANY),
+    "attention across the batch": (Net(after=lambda x: torch.softmax(x @ x.T, dim=1) @ x), COMPANY),
+    "whitening": (Net(after=lambda x: x @ torch.linalg.inv(torch.cov(x.T) + torch.eye(4))), COMPANY),
+    "a neighbour": (Net(after=lambda x: x + 0.05 * x.roll(1, 0)), COMPANY),
+    "how many share the batch": (Net(after=lambda x: x * (1 + 0.01 * len(x))), COMPANY),
+    "the place in the batch": (Net(after=lambda x: x + 0.05 * torch.arange(len(x) * 4).view(-1, 4) / len(x)), COMPANY),
     "both": (Net(nn.Sequential(nn.Dropout(0.3).train(), nn.BatchNorm2d(6, track_running_stats=False))), Steadiness(True, True)),
 }  # fmt: skip
 
