@@ -204,3 +204,22 @@ def test_every_native_attack_breaks_the_samples_that_it_breaks_on_a_cpu(gpu, nor
     ]
     assert any(attack.n_broken for attack in there.record.attacks)
     assert list(here.outcomes) == list(there.outcomes)
+
+
+def test_proofs_and_votes_are_those_of_a_cpu(gpu):
+    """The model says where bounds are computed, also those of cases; the checker works on the CPU in either case."""
+    from tests.certification.test_branching import small
+
+    model, images, labels = small()
+    bounds = {"eps": "0.2", "branch_seconds": 1e6}
+    votes = {"eps": "0.05", "norm": "L2", "method": "smoothing", "draws": 40, "sigma": 0.05}
+    there = [robustdup.certify(model, images, labels, **way) for way in (bounds, votes)]
+    with gpu:
+        here = [robustdup.certify(model.to(NAME), images, labels, **way) for way in (bounds, votes)]
+    assert next(model.parameters()).device == NAME
+    assert sum(gpu.waits.values()) > 0
+    assert 0 < int(there[0].certified.sum()) < len(images)
+    for mine, known in zip(here, there, strict=True):
+        assert mine.certified.device.type == "cpu"
+        assert mine.certified.tolist() == known.certified.tolist()
+        torch.testing.assert_close(mine.margins, known.margins)

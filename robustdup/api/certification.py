@@ -56,7 +56,7 @@ class CertificationResult:
 def certify(
     model: nn.Module | str, data: Any, labels: Any = None, *, eps: str | float, norm: str = "Linf", n: int | None = None,
     method: Method = "bounds", sigma: float = 0.25, draws: int = 1000, alpha: float = 0.001, seed: int = 0,
-    seconds: float | None = None, branch_seconds: float = 0.0, progress: Progress | None = None,
+    seconds: float | None = None, branch_seconds: float = 1.0, progress: Progress | None = None,
 ) -> CertificationResult:  # fmt: skip
     """Prove for as many samples as possible that no adversarial example exists: a lower bound, where attacks give upper ones.
 
@@ -66,7 +66,8 @@ def certify(
     in L2 (https://arxiv.org/abs/1902.02918) for any network; it speaks of the classifier that answers by vote under noise.
 
     Args:
-        model: a deterministic module, images (N, C, H, W) in [0, 1] to logits (N, K), or a spec as for `load_model`.
+        model: a deterministic module, images (N, C, H, W) in [0, 1] to logits (N, K), or a spec as for `load_model`. It says
+            by where it lies on which device bounds are computed.
         data: as for `evaluate`: what `load_data` returned, images with `labels`, a `DataLoader`, a `datasets.Dataset`.
         labels: int64 (N,), where `data` is a tensor or array of images.
         eps: the radius in pixel units of [0, 1], "8/255" or 0.5.
@@ -78,8 +79,8 @@ def certify(
         alpha: smoothing: how often a certificate may be wrong.
         seed: smoothing: of the noise.
         seconds: bounds: stop beginning new samples after this time.
-        branch_seconds: bounds: for a sample that stays open, look for a proof by cases so long (branch and bound on rectifiers,
-            https://arxiv.org/abs/2103.06624, for small networks); 0 for not at all.
+        branch_seconds: bounds: of CPU, for a sample that stays open: look for a proof by cases so long (branch and bound on
+            rectifiers, https://arxiv.org/abs/2103.06624, for small networks); 0 for not at all.
         progress: told (samples done, samples in all).
 
     Returns:
@@ -99,10 +100,11 @@ def certify(
     network = load_model(model) if isinstance(model, str) else model
     dataset = as_dataset(data, labels, n=n)
     threat = ThreatModel(norm, eps)
+    images = dataset.images.float().to(next((weight.device for weight in network.parameters()), torch.device("cpu")))
     if threat.norm in COUNTS:
         raise UserError(f"certify has bounds in Linf, L2 and L1, not in {threat.norm}.", code="other-norm")
     if method == "smoothing":
-        return _smoothed(network, dataset, threat, sigma, draws, alpha, seed)
+        return _smoothed(network, images, dataset, threat, sigma, draws, alpha, seed)
     if not (branch_seconds >= 0 and (seconds is None or seconds > 0)):
         raise UserError(
             f"Seconds are above 0, branch_seconds 0 or more; got {seconds} and {branch_seconds}.", code="bad-value"
@@ -115,7 +117,7 @@ def certify(
             code="not-certifiable",
         )
     found = certify_samples(
-        network, dataset.images.float(), torch.as_tensor(dataset.labels), threat, seconds=seconds,
+        network, images, torch.as_tensor(dataset.labels), threat, seconds=seconds,
         branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
     )  # fmt: skip
     return CertificationResult(
@@ -125,7 +127,7 @@ def certify(
 
 
 def _smoothed(
-    model: nn.Module, dataset: Any, threat: Any, sigma: float, draws: int, alpha: float, seed: int
+    model: nn.Module, images: Tensor, dataset: Any, threat: Any, sigma: float, draws: int, alpha: float, seed: int
 ) -> CertificationResult:
     import time
 
@@ -141,9 +143,7 @@ def _smoothed(
         raise UserError("sigma must be above 0, alpha between 0 and 1, draws at least 1.", code="bad-value")
     start = time.monotonic()
     index = torch.as_tensor(dataset.index)
-    votes = certify_smoothed(
-        model.eval(), dataset.images, SampleRng(seed, index), sigma=sigma, draws=draws, alpha=alpha
-    )
+    votes = certify_smoothed(model.eval(), images, SampleRng(seed, index), sigma=sigma, draws=draws, alpha=alpha)
     right = votes.predictions == torch.as_tensor(dataset.labels)
     margins = torch.where(right, votes.radii - threat.radius, torch.tensor(-torch.inf, dtype=torch.float64))
     certified = right & (margins >= 0)

@@ -52,13 +52,13 @@ def prove_by_cases(
         region: Around one image.
         label: Its true class.
         slopes: (1, *shape) by rectifier, of the lower lines; they stay the same in all cases.
-        seconds: Until the search is given up.
+        seconds: Of this thread's CPU, until the search is given up: another load of the machine gives the same proofs.
         slack: What a bound must have above 0, since the checker counts rounding.
 
     Returns:
         The trees, which the checker is to prove; None where time, or the number of cases, ran out.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.thread_time() + seconds
     with torch.no_grad():
         bounds = crown_bounds(operations, region)
         rows = margin_rows(torch.tensor([label]), operations[-1].shape[0]).to(region.images)
@@ -90,7 +90,7 @@ def _tree(problem: _Problem, slack: float, deadline: float) -> Tree | None:
     root = _Node(())
     queue, n_leaves = [root], 1
     while queue:
-        if time.monotonic() > deadline or n_leaves > MOST:
+        if time.thread_time() > deadline or n_leaves > MOST:
             return None
         nodes, queue = queue[-CASES:], queue[:-CASES]
         for node, (bound, weights, split) in zip(nodes, _bound_cases(problem, nodes, slack), strict=True):
@@ -126,8 +126,9 @@ def _bound_cases(
     row = problem.row.expand(n, -1, -1)
     slopes = {number: slope.expand(n, *slope.shape[1:]) for number, slope in problem.slopes.items()}
     depth = max(len(node.path) for node in nodes)
-    weights = torch.tensor([[*node.weights, *[0.0] * (depth - len(node.path))] for node in nodes]).view(n, depth)
-    best, kept = torch.full((n,), -torch.inf), weights.clone()
+    padded = [[*node.weights, *[0.0] * (depth - len(node.path))] for node in nodes]
+    weights = torch.tensor(padded).to(row).view(n, depth)
+    best, kept = torch.full_like(row[:, 0, 0], -torch.inf), weights.clone()
     coefficients: dict[int, Tensor] = {}
     ascent = Ascent([weights], rate=0.1)
     for step in range(STEPS + 1 if depth else 1):
@@ -179,10 +180,10 @@ def _leaning(operations: Sequence[Operation], nodes: Sequence[_Node], weights: T
             entries.setdefault(step, []).append((row, place, depth, side))
     leaning = {}
     for step, of_step in entries.items():
-        rows, places, depths = (torch.tensor([entry[part] for entry in of_step]) for part in range(3))
-        values = -torch.tensor([entry[3] for entry in of_step]) * weights[rows, depths]
+        rows, places, depths = torch.tensor([entry[:3] for entry in of_step]).to(weights.device).T
+        values = -torch.tensor([entry[3] for entry in of_step]).to(weights) * weights[rows, depths]
         shape = operations[step].shape
-        zeros = torch.zeros(len(nodes), int(np.prod(shape)))
+        zeros = torch.zeros(len(nodes), int(np.prod(shape))).to(weights)
         leaning[step] = zeros.index_put((rows, places), values, accumulate=True).view(-1, *shape)
     return leaning
 
@@ -192,7 +193,7 @@ def _places(
 ) -> list[tuple[int, int] | None]:
     """Return for each case the rectifier and place at which its lines give most away; None where no input is open."""
     n = len(bounds.low[0])
-    best = torch.zeros(n)
+    best = [0.0] * n
     chosen: list[tuple[int, int] | None] = [None] * n
     for number, coefficient in coefficients.items():
         before = operations[number].inputs[0]
@@ -206,7 +207,7 @@ def _places(
         # Where nothing is given away an open input may still be split.
         given_away = (given_away + 1e-12 * is_open).flatten(1)
         most, place = given_away.max(1)
-        for row in range(n):
-            if float(most[row]) > float(best[row]):
-                best[row], chosen[row] = most[row], (number, int(place[row]))
+        for row, (gain, unit) in enumerate(zip(most.tolist(), place.tolist(), strict=True)):
+            if gain > best[row]:
+                best[row], chosen[row] = gain, (number, unit)
     return chosen

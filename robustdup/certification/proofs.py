@@ -20,7 +20,7 @@ from robustdup.certification.checker import Step, Tree, proven_margin
 from robustdup.certification.crown import Slopes, interval_bounds, margin_rows, margins
 from robustdup.certification.graph import Operation, read_network, run
 from robustdup.certification.matrices import LARGEST, checker_steps
-from robustdup.certification.region import Region, region_of
+from robustdup.certification.region import Region, radius_of, region_of
 from robustdup.errors import UserError
 from robustdup.threat import ThreatModel
 
@@ -67,6 +67,7 @@ class _Task:
     """What is to be proven, until when, and what is found on the way.
 
     The network stands in two forms: operations of torch, which find bounds, and steps of the checker, which proves them.
+    So do the samples: tensors on the model's device, and flat `pixels` (N, D) with their `classes`.
     `unfinished` are samples that time did not suffice for.
     """
 
@@ -77,11 +78,14 @@ class _Task:
     threat: ThreatModel
     deadline: float
     found: Certificates
+    pixels: np.ndarray[Any, Any]
+    classes: list[int]
     unfinished: set[int] = field(default_factory=set)
 
-    def region(self, rows: list[int]) -> Region:
-        """Return the balls around some samples."""
-        return region_of(self.images[rows], self.threat)
+    def batch(self, rows: list[int]) -> tuple[Region, Tensor]:
+        """Return the balls around some samples, and their labels."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        return region_of(self.images[chosen], self.threat), self.labels[chosen]
 
     def seconds_left(self) -> float:
         """Return the time until the deadline, 0 after it."""
@@ -102,8 +106,8 @@ def certify_samples(
         threat: Linf, L2 or L1. The ball is taken with the referee's tolerance, so that no image that the referee accepts is
             outside.
         seconds: In all: nothing more is begun after that. No limit where None.
-        branch_seconds: For a sample that bounds leave open, look for a proof by cases so long; 0 for not at all. Those that
-            are nearest to a proof come first.
+        branch_seconds: Of CPU, for a sample that bounds leave open: look for a proof by cases so long; 0 for not at all.
+            Those that are nearest to a proof come first.
         progress: Told how many of the correct samples CROWN was tried on.
         operations: The model, where it was read before.
 
@@ -125,7 +129,10 @@ def certify_samples(
     nothing = torch.full((len(images),), -torch.inf, dtype=torch.float64)
     found = Certificates(correct, torch.zeros_like(correct), nothing, [""] * len(images))
     deadline = np.inf if seconds is None else start + seconds
-    task = _Task(operations, checker_steps(operations), images, labels, threat, deadline, found)
+    task = _Task(
+        operations, checker_steps(operations), images, labels, threat, deadline, found,
+        pixels=images.flatten(1).cpu().numpy(), classes=labels.tolist(),
+    )  # fmt: skip
     left = _try_crown(task, correct.nonzero().squeeze(1).tolist(), progress)
     bounds = _try_ascent(task, _unbroken(task, left))
     if branch_seconds > 0:
@@ -150,7 +157,7 @@ def _try_crown(task: _Task, rows: list[int], progress: Progress) -> list[int]:
         if is_easy:
             _check(task, dict.fromkeys(part, _own_lines(task.operations)), "crown")
         else:
-            region, labels = task.region(part), task.labels[part]
+            region, labels = task.batch(part)
             least, slopes = margins(task.operations, region, labels)
             if start == 0 and _hopeless(task.operations, region, labels, least):
                 found.notes.append(
@@ -171,7 +178,8 @@ def _try_ascent(task: _Task, rows: list[int]) -> dict[int, tuple[float, Slopes]]
         if not task.seconds_left():
             task.unfinished.update(rows[start:])
             break
-        least, slopes = margins(task.operations, task.region(part), task.labels[part], steps=STEPS)
+        region, labels = task.batch(part)
+        least, slopes = margins(task.operations, region, labels, steps=STEPS)
         _check(task, _claims(task, part, least, slopes), "alpha-crown")
         for place, (row, margin) in enumerate(zip(part, least.tolist(), strict=True)):
             if not task.found.certified[row]:
@@ -187,16 +195,15 @@ def _try_cases(task: _Task, bounds: Mapping[int, tuple[float, Slopes]], seconds:
         task.found.notes.append(note)
         return
     for row, (margin, slopes) in sorted(bounds.items(), key=lambda item: -item[1][0]):
-        limit = min(seconds, task.seconds_left())
-        if not limit:
+        if not task.seconds_left():
             task.unfinished.add(row)
             continue
         hints = _as_kept(slopes, 0)
         lost_to_rounding = max(margin - _proven(task, row, hints), 0.0)
+        region, label = task.batch([row])
         trees = prove_by_cases(
-            task.operations, task.region([row]), int(task.labels[row]), slopes, seconds=limit,
-            slack=2 * lost_to_rounding + 1e-6,
-        )  # fmt: skip
+            task.operations, region, int(label), slopes, seconds=seconds, slack=2 * lost_to_rounding + 1e-6
+        )
         if trees is not None:
             _check(task, {row: hints}, "branch-and-bound", trees)
 
@@ -235,7 +242,8 @@ def _hopeless(operations: list[Operation], region: Region, labels: Tensor, least
 
 def _unbroken(task: _Task, rows: list[int]) -> list[int]:
     """Return the samples of which a short descent on the margin finds no misclassified image in the ball."""
-    images, labels = task.images[rows], task.labels[rows]
+    region, labels = task.batch(rows)
+    images = region.images
     adv, broken = images.clone(), torch.zeros(len(rows), dtype=torch.bool, device=images.device)
     for _ in range(DESCENT if rows else 0):
         with torch.enable_grad():
@@ -296,8 +304,7 @@ def _check(task: _Task, claims: Mapping[int, Hints], method: str, trees: dict[in
 
 def _proven(task: _Task, row: int, hints: Hints, trees: dict[int, Tree] | None = None) -> float:
     """Return the margin that the checker proves of a sample."""
-    region = task.region([row])
     return proven_margin(
-        task.steps, region.images[0].double().flatten().cpu().numpy(), int(task.labels[row]), norm=region.norm,
-        radius=region.radius, slopes={number: slope.astype(np.float64) for number, slope in hints.items()}, trees=trees,
+        task.steps, task.pixels[row], task.classes[row], norm=task.threat.norm, radius=radius_of(task.threat),
+        slopes={number: slope.astype(np.float64) for number, slope in hints.items()}, trees=trees,
     )  # fmt: skip

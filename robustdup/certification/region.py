@@ -42,4 +42,9 @@ class Region:
 
 def region_of(images: Tensor, threat: ThreatModel) -> Region:
     """Return the region of a threat model around images (N, C, H, W)."""
-    return Region(images, threat.norm, threat.radius + threat.tolerance)
+    return Region(images, threat.norm, radius_of(threat))
+
+
+def radius_of(threat: ThreatModel) -> float:
+    """Return the radius within which the referee would accept an image."""
+    return threat.radius + threat.tolerance

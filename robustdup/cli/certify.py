@@ -30,7 +30,9 @@ def _certify(
     draws: int = typer.Option(1000, "--draws", help="With --smoothing: noisy copies per sample."),
     seconds: float = typer.Option(0.0, "--seconds", help="Begin no sample after this time; no limit where 0."),
     branch: float = typer.Option(
-        0.0, "--branch", help="Seconds for each sample that bounds leave open: proofs by cases, for small networks."
+        1.0,
+        "--branch",
+        help="Seconds of CPU for each sample that bounds leave open: proofs by cases, for small networks.",
     ),
     json: bool = typer.Option(False, "--json", help="Print the result as JSON, and nothing else."),
 ) -> int:

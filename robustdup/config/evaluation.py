@@ -147,9 +147,9 @@ class EvalConfig(DataFields, ModelFields):
         60.0, description="Seconds after which certify begins no further samples.", gt=0
     )
     certify_branch: float = Field(
-        0.0,
-        description="With certify: seconds that a sample which bounds leave open is given to be proven case by case (branch "
-        "and bound on rectifiers, for small networks); 0 for none.",
+        1.0,
+        description="With certify: seconds of CPU that a sample which bounds leave open is given to be proven case by case "
+        "(branch and bound on rectifiers, for small networks); 0 for none.",
         ge=0,
     )
     allow_pickle: bool = Field(

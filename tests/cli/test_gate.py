@@ -163,27 +163,51 @@ def test_the_step_of_the_action_runs_the_gate(run_folder, tmp_path):
     assert "failed" in (tmp_path / "summary.md").read_text()
 
 
+DIGITS = {"model": "builtin:digits-robust", "data": "builtin:digits", "n": "100", "attacks": "pgd(steps=5)"}
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Evaluate a network by the action's step: a folder with the run `first/run`."""
+    folder = tmp_path_factory.mktemp("workflow")
+    code, said = run_action("Evaluate", {**DIGITS, "out": "first"}, folder, folder / "summary.md")
+    assert code == 0, said
+    return folder
+
+
 @needs_action
 @pytest.mark.slow
-def test_the_whole_action_green_red_by_drop_red_by_minimum_and_unusable(tmp_path):
-    common = {"model": "builtin:digits-robust", "data": "builtin:digits", "n": "200", "attacks": "pgd(steps=10)"}
+@pytest.mark.parametrize(
+    ("held_against", "code", "said"),
+    [
+        ({"min": "0.4"}, 0, "The gate is passed"),
+        ({"baseline": "first/run"}, 0, "no drop"),
+        ({"min": "0.99"}, 3, "below the minimum"),
+    ],
+)
+def test_the_action_green_and_red_by_minimum(released, held_against, code, said):
+    done = run_action("Gate", {**DIGITS, "out": "first", **held_against}, released, released / "summary.md")
+    assert done[0] == code
+    assert said in done[1]
 
-    def go(**inputs):
-        for step in ("Evaluate", "Gate"):
-            code, said = run_action(step, common | inputs, tmp_path, tmp_path / "summary.md")
-            if code:
-                break
-        return step, code, said
 
-    assert go(out="first", min="0.4")[:2] == ("Gate", 0)
-    assert go(out="same", baseline="first/run")[:2] == ("Gate", 0)
-    step, code, said = go(out="drop", baseline="first/run", model="builtin:digits-standard")
-    assert (step, code) == ("Gate", 3), said
-    assert (tmp_path / "drop" / "lost.png").is_file()
-    assert go(out="minimum", min="0.99")[:2] == ("Gate", 3)
-    step, code, said = go(out="other", baseline="first/run", eps="0.05")
-    assert (step, code) == ("Gate", 2)
-    assert "The baseline cannot be used" in said
+@needs_action
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"model": "builtin:digits-standard"}, 3, "more than 1pt and than chance"),
+        ({"eps": "0.05"}, 2, "The baseline cannot be used"),
+    ],
+)
+def test_the_action_red_by_a_drop_and_a_baseline_that_is_unusable(released, change, code, said):
+    inputs = {**DIGITS, **change, "out": f"second{code}"}
+    evaluated, words = run_action("Evaluate", inputs, released, released / "summary.md")
+    assert evaluated == 0, words
+    done = run_action("Gate", {**inputs, "baseline": "first/run"}, released, released / "summary.md")
+    assert done[0] == code
+    assert said in done[1]
+    assert (released / f"second{code}" / "lost.png").is_file() == (code == 3)
 
 
 def test_from_python(run_folder):
