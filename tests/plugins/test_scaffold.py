@@ -46,6 +46,7 @@ def test_its_own_tests_pass_where_it_is_installed(tmp_path, capsys):
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds and installs the wheel")
 def test_its_wheel_brings_the_attack(tmp_path, monkeypatch):
     """Build and install without a network; examples/package_an_attack.py goes on to evaluate with it."""
+    pytest.importorskip("hatchling")
     new_package("grey-steps", tmp_path / "package")
     env = {**os.environ, "VIRTUAL_ENV": sys.prefix, "UV_OFFLINE": "1", "UV_NO_BUILD_ISOLATION": "1"}
     for words in (
