@@ -1,6 +1,6 @@
 """A zoo that tries to fool an evaluation: what is reported of each network, what is true, and what was said of it.
 
-    python -m benchmarks.zoo --out FOLDER [--half develop|held-back|all] [--only NAMES] [--n 30]
+    python -m benchmarks.zoo --out FOLDER [--half develop|held-back|all] [--only NAMES] [--n 30] [--attacks fast]
     python -m benchmarks.zoo --out FOLDER --table [--half …]
 
 Ordinary networks of all objectives, networks masked by training, a robust network behind masks, and closed ones. Each writes
@@ -88,23 +88,20 @@ def member(name: str, folder: Path) -> Member:
     return Member(wrapped(name, network), network, eps)
 
 
-def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
-    """Evaluate a network with `fast`, look for the truth, and return what is written of it."""
+def measure(name: str, folder: Path, n: int, attacks: str = "fast") -> dict[str, Any]:
+    """Evaluate a network with the attacks, look for the truth, and return what is written of it."""
     of, started = member(name, folder / "weights"), time.process_time()
     data = robustdup.load_data("builtin:digits", n=min(n, 12) if name in RANDOM else n)
-    record = robustdup.evaluate(of.model, data, eps=of.eps, attacks="fast").record
+    record = robustdup.evaluate(of.model, data, eps=of.eps, attacks=attacks).record
     spent = time.process_time() - started
     values = [record.robust_accuracy.value]
     if of.known is not None:
         known = robustdup.evaluate(of.model, data, eps=of.eps, attacks="fast", attack_model=of.known, diagnostics=False)
         values.append(known.record.robust_accuracy.value)
     elif name not in RANDOM:
-        attacks = "square(queries=2000),rays" if kind_of(name) == "closed" else STRONG
-        values.append(
-            robustdup.evaluate(
-                of.model, data, eps=of.eps, attacks=attacks, diagnostics=False
-            ).record.robust_accuracy.value
-        )
+        more = "square(queries=2000),rays" if kind_of(name) == "closed" else STRONG
+        further = robustdup.evaluate(of.model, data, eps=of.eps, attacks=more, diagnostics=False)
+        values.append(further.robust_accuracy.value)
     signs = [sign.code for sign in record.diagnostics if sign.severity == "serious"]
     return {
         "name": name, "kind": kind_of(name), "held_back": held_back(name), "n": record.n, "eps": of.eps,
@@ -157,6 +154,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="a file for each network, and the weights")
     parser.add_argument("--n", type=int, default=30)
+    parser.add_argument("--attacks", default="fast", help="what is measured; a folder holds the results of one")
     parser.add_argument("--half", choices=("develop", "held-back", "all"), default="develop")
     parser.add_argument("--only", default="", help="names or kinds, with commas between them")
     parser.add_argument("--table", action="store_true", help="run nothing, and print what is there")
@@ -170,7 +168,9 @@ def main(words: Sequence[str] | None = None) -> int:
         file = options.out / f"{name}.json"
         if not file.is_file() and not options.table:
             options.out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(measure(name, options.out, options.n), indent=1), encoding="utf-8")
+            file.write_text(
+                json.dumps(measure(name, options.out, options.n, options.attacks), indent=1), encoding="utf-8"
+            )
             print(f"{name}: {file.read_text(encoding='utf-8')}", flush=True)
         if file.is_file():
             rows.append(json.loads(file.read_text(encoding="utf-8")))
