@@ -28,17 +28,23 @@ ANSWERS_FILE = "clean.safetensors"  # in the state of a run
 OF_LATER_VERSIONS = ("code", "settings")  # what older runs did not keep
 
 
+# In what ways a model may not repeat itself; the saved answers keep each.
+UNSTEADY = ("randomized", "batch_dependent", "remembers")
+
+
 @dataclass(frozen=True)
 class CleanAnswers:
     """What the model says of the clean images, how many classes it knows, and whether it repeats itself.
 
     `randomized`: it answers at random. `batch_dependent`: its answers change with the images that share a batch.
+    `remembers`: they change with what it was asked before.
     """
 
     answers: Answers
     num_classes: int
     randomized: bool
     batch_dependent: bool = False
+    remembers: bool = False
 
     @property
     def wavering(self) -> bool:
@@ -84,7 +90,7 @@ def clean_answers(
     clean = _judge_clean(context, data, draws)
     if path is not None:
         head = {**inputs, "num_classes": str(clean.num_classes)}
-        head |= {name: str(getattr(clean, name)) for name in ("randomized", "batch_dependent")}
+        head |= {name: str(getattr(clean, name)) for name in UNSTEADY}
         save_tensors(path, vars(clean.answers), head)
     return clean
 
@@ -108,8 +114,7 @@ def _saved_answers(path: Path, inputs: dict[str, str]) -> CleanAnswers:
                 "Put it back as it was, or start again in another --out.",
                 code="other-run",
             )
-    randomized, batch_dependent = (head.get(name) == "True" for name in ("randomized", "batch_dependent"))
-    return CleanAnswers(answers, num_classes, randomized, batch_dependent)
+    return CleanAnswers(answers, num_classes, *(head.get(name) == "True" for name in UNSTEADY))
 
 
 def damaged_state(path: Path, error: Exception) -> UserError:
@@ -134,7 +139,7 @@ def _judge_clean(context: Context, data: ImageDataset, draws: int) -> CleanAnswe
     context.original.count = Count()
     if not bool(answers.margin.isfinite().any()):
         raise _not_finite()
-    return CleanAnswers(answers, num_classes, steady.randomized, steady.batch_dependent)
+    return CleanAnswers(answers, num_classes, steady.randomized, steady.batch_dependent, steady.remembers)
 
 
 def _judge_in_memory(context: Context, images: Tensor, labels: Tensor, draws: int) -> Answers:

@@ -49,7 +49,7 @@ def diagnose(
         seen, spent = look.probe, look.passes
         signs += of_mode(was_training, mode) + of_probe(seen)
     signs += of_randomness(clean.randomized, context.draws)
-    signs += of_company(clean.batch_dependent, context.original.micro_batch)
+    signs += of_company(clean.batch_dependent, context.original.micro_batch) + of_memory(clean.remembers)
     for result in results:
         signs += of_cascade(result)
     n = len(samples.labels)
@@ -103,6 +103,22 @@ def of_company(batch_dependent: bool, rows: int | None) -> list[Diagnostic]:
             "among attacked ones; other batches give another number.",
             "Put BatchNorm into eval mode with running statistics. If the batch belongs to the defence, state it: "
             "--micro-batch.",
+        )
+    ]
+
+
+def of_memory(remembers: bool) -> list[Diagnostic]:
+    """Return a sign where an answer depends on what the model was asked before."""
+    if not remembers:
+        return []
+    return [
+        _sign(
+            "remembers",
+            "serious",
+            "The model's answer to an image depends on what it was asked before. Attacks and the judge ask about neighbours "
+            "of images that it has seen; who shows it an attacked image first may get another answer.",
+            "Evaluate the network without its memory. If that belongs to the defence, attack the network without it "
+            "(--attack-model) and judge those images by a model that was asked nothing before.",
         )
     ]
 

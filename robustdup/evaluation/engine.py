@@ -171,7 +171,8 @@ def evaluate_model(
             weighed = (
                 weigh_union(context, samples, results, signs) if union else weigh(context, samples, results, signs)
             )
-            signs, doubts, probe_passes = weighed.signs, weighed.doubts, probe_passes + weighed.passes
+            signs, probe_passes = weighed.signs, probe_passes + weighed.passes
+            doubts = [sign.message for sign in signs if sign.code == "remembers"] + weighed.doubts
             if any(sign.code == "zero_gradients" for sign in signs):
                 notes += settle(results, weighed.route)
         check_unchanged(context, data.images, clean, weights)

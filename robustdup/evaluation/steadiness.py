@@ -1,11 +1,12 @@
-"""Whether a model repeats itself: asked again under other seeds, and with other images in its batch.
+"""Whether a model repeats itself: asked again under other seeds, with other images in its batch, and after other questions.
 
-Both are asked where answers change first, near the decision boundary: on the samples of smallest margin, and on mixtures of
+The first two are asked where answers change first, near the decision boundary: on the samples of smallest margin, and on mixtures of
 two samples of different classes, at the place where the prediction changes.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,15 +21,18 @@ ROWS = 32  # images in it
 HALVINGS = 8  # of the way between two samples
 ROUNDING = 1e-5  # of the largest logit, at least 1: what may change without a word
 COARSE, MANY = 100.0, 0.25  # times that, and of how many images: what may change with the place in a batch and its size
+STEP = 1 / 255  # to a neighbour of an image that was asked about before
+NEW = 190_705_587  # seed of images that nobody asked about
 ERRORS = 6.0  # standard errors by which mean answers must differ, where a model cannot be seeded
 
 
 @dataclass(frozen=True)
 class Steadiness:
-    """Whether a model answers at random, and whether its answers depend on which images share a batch."""
+    """Whether a model answers at random, whether its answers depend on which images share a batch, or on earlier ones."""
 
     randomized: bool = False
     batch_dependent: bool = False
+    remembers: bool = False
 
 
 def examine(original: Passes, images: Tensor, labels: Tensor, answers: Answers, *, seed: int) -> Steadiness:
@@ -63,7 +67,8 @@ def steadiness(model: nn.Module, images: Tensor, margin: Tensor, prediction: Ten
     again = [_logits(asked, batch, seed=seed) for seed in range(2, ASKS + 1)]
     randomized = any(bool(_differ(first, other).any()) for other in again)
     dependent = _depends_on_company(asked, batch, first) or (not randomized and _depends_on_place(asked, batch, first))
-    return Steadiness(randomized, dependent)
+    remembers = not (randomized or dependent) and _remembers(asked, batch)
+    return Steadiness(randomized, dependent, remembers)
 
 
 def same_answers(margin: Tensor, again: Tensor) -> bool:
@@ -119,6 +124,22 @@ def _depends_on_place(model: Passes, batch: Tensor, first: Tensor) -> bool:
     alone = Passes(model.model)
     halved = torch.cat([_logits(alone, part, seed=1) for part in batch.chunk(2)])
     return any(float(_differ(first, other, allowed=COARSE).double().mean()) >= MANY for other in (turned, halved))
+
+
+def _remembers(model: Passes, batch: Tensor) -> bool:
+    """Tell whether answers about new images, of the shape of a batch (n, C, H, W), change once their neighbours were asked about.
+
+    Two copies of the model are asked, one about the images alone and one about their neighbours before. What copies share,
+    and what refuses to be copied, is not seen.
+    """
+    new = torch.rand(batch.shape, generator=torch.Generator().manual_seed(NEW)).to(batch)
+    try:
+        alone, after = (Passes(copy.deepcopy(model.model), model.micro_batch) for _ in range(2))
+    except Exception:  # a model may refuse to be copied in any way  # noqa: BLE001
+        return False
+    expected = _logits(alone, new, seed=1)
+    _logits(after, (new + STEP).clamp(0, 1), seed=1)
+    return bool(_differ(expected, _logits(after, new, seed=1)).any())
 
 
 def _logits(model: Passes, images: Tensor, *, seed: int) -> Tensor:

@@ -49,12 +49,31 @@ class OwnGenerator(Net):
         return self.net(images + 0.05 * noise)
 
 
+class Remembering(Net):
+    """Answers as before to what is near an image that it was asked about: https://arxiv.org/abs/1907.05587."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.answers = [], []
+
+    def forward(self, images):
+        own, answers = self.net(images), []
+        for image, logits in zip(images.detach(), own, strict=True):
+            gaps = [float((image - other).abs().max()) for other in self.asked]
+            near = bool(gaps) and min(gaps) < 0.2
+            answers.append(self.answers[gaps.index(min(gaps))] if near else logits)
+            self.asked.append(image)
+            self.answers.append(answers[-1].detach())
+        return torch.stack(answers)
+
+
 def crop(images):
     top = int(torch.randint(0, 3, ()))
     return torch.roll(images, top, dims=2)
 
 
 STEADY, RANDOM, COMPANY = Steadiness(), Steadiness(randomized=True), Steadiness(batch_dependent=True)
+MEMORY = Steadiness(remembers=True)
 CASES = {
     "plain": (Net(), STEADY),
     "BatchNorm": (Net(nn.BatchNorm2d(6)), STEADY),
@@ -73,6 +92,7 @@ CASES = {
     "a neighbour": (Net(after=lambda x: x + 0.05 * x.roll(1, 0)), COMPANY),
     "how many share the batch": (Net(after=lambda x: x * (1 + 0.01 * len(x))), COMPANY),
     "the place in the batch": (Net(after=lambda x: x + 0.05 * torch.arange(len(x) * 4).view(-1, 4) / len(x)), COMPANY),
+    "answers of before": (Remembering(), MEMORY),
     "both": (Net(nn.Sequential(nn.Dropout(0.3).train(), nn.BatchNorm2d(6, track_running_stats=False))), Steadiness(True, True)),
 }  # fmt: skip
 
@@ -114,6 +134,17 @@ def test_one_image_of_one_class_can_be_asked_about():
     one = torch.zeros(1, dtype=torch.int64)
     assert steadiness(model, IMAGES[:1], torch.ones(1), one, rows=8).batch_dependent
     assert steadiness(Net().eval(), IMAGES[:1], torch.ones(1), one, rows=1) == STEADY
+
+
+def test_a_model_that_answers_as_before_is_not_believed_and_gets_no_rank():
+    model = Remembering().eval()
+    with torch.no_grad():
+        labels = model.net(IMAGES[:8]).argmax(dim=1)
+    result = robustdup.evaluate(model, IMAGES[:8], labels, attacks="fgsm,pgd(steps=5)", eps="8/255", workers=1)
+    assert result.record.reliable is False
+    assert "asked before" in result.record.unreliable_reasons[0]
+    assert [sign.severity for sign in result.record.diagnostics if sign.code == "remembers"] == ["serious"]
+    assert result.rank().reasons
 
 
 def test_a_model_that_depends_on_its_batch_is_judged_in_a_stated_one_and_gets_no_rank():
