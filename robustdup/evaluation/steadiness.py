@@ -1,7 +1,7 @@
 """Whether a model repeats itself: asked again under other seeds, with other images in its batch, and after other questions.
 
-The first two are asked where answers change first, near the decision boundary: on the samples of smallest margin, and on mixtures of
-two samples of different classes, at the place where the prediction changes.
+The first two are asked where answers change first, near the decision boundary: on the samples of smallest margin, and on
+mixtures of two samples of different classes, at the place where the prediction changes.
 """
 
 from __future__ import annotations
