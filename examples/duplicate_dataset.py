@@ -18,8 +18,9 @@ with tempfile.TemporaryDirectory() as folder:
             data="builtin:digits", model="small-cnn", objective="standard", steps=80, validation=0, evaluate="none",
             duplicate=copies, out=out,
         )  # fmt: skip
-        entries = record.duplication.entries if record.duplication else record.data.n
-        print(f"{name}: {entries} entries, {record.steps} steps, {record.unique_samples_seen} different images seen")
+        print(
+            f"{name}: {record.steps} steps, {record.samples_seen} images seen, {record.unique_samples_seen} of them different"
+        )
         results[name] = robustdup.evaluate(f"run:{out}@last", data, eps="0.05", attacks="fgsm", progress=False)
 difference = robustdup.compare(results["copies of 3s"], results["once each"])
 print(f"clean:  {difference.clean}")

@@ -71,9 +71,9 @@ def test_passes_are_those_that_the_model_saw():
     record = run(model, attacks="fgsm,pgd(steps=10)", diagnostics=False, fold=False)
     p = record.passes
     # One image twice to count operations, a micro-batch to see the form of the answers, and one to look at the logits. To
-    # find out whether the model repeats itself: 8 halvings between samples, 16 asks, 3 for the company, and all clean
-    # images a second time.
-    preliminary = 2 + 2 * 8 + (8 + 16 + 3) * 8 + 40
+    # find out whether the model repeats itself: 8 halvings between samples, 16 asks, 3 for the company, 2 for the place in a
+    # batch and its size, 3 of copies for the memory, and all clean images a second time.
+    preliminary = 2 + 2 * 8 + (8 + 16 + 3 + 2 + 3) * 8 + 40
     final = math.ceil(int((GAP <= 0.1).sum()) / 8) * 8  # the broken examples after rounding to 8 bits, in micro-batches
     assert model.rows[0] - before == preliminary + final + p.clean + p.attacks_forward + p.referee + p.padding
     assert sum(a.forward_passes for a in record.attacks) == p.attacks_forward

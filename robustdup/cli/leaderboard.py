@@ -132,8 +132,6 @@ def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool, clean: f
     out = console()
     _warn(out, table)
     out.print(Text(result.sentence()))
-    for reason in result.reasons:
-        out.print(Text(f"  Not comparable: {reason}."))
     if result.published is not None:
         out.print(Text(f"  Published for this model: {100 * result.published:.2f}%."))
     if result.effective is not None:
@@ -206,7 +204,8 @@ def refresh_command(
 def rank_lines(result: RankResult) -> list[str]:
     """Return a rank as lines of plain text, the sentence first."""
     lines = [result.sentence()]
-    lines += [f"  Not comparable: {reason}." for reason in result.reasons]
+    if result.at_most is not None:  # the sentence has only the first
+        lines += [f"  Not comparable: {reason}." for reason in result.reasons]
     for label, place in (
         ("AutoAttack with AutoAttack", result.autoattack),
         ("RobustBench's own order (external replaces AutoAttack)", result.robustbench),

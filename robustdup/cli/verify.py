@@ -50,19 +50,25 @@ def _verify(
     replay: float | None = typer.Option(
         None,
         "--replay",
+        metavar="SHARE",
         help="Also run the bundle's attacks again on this share of its survivors, drawn at random: 0.1. The slow part.",
     ),
     scale: str | None = typer.Option(
         None,
         "--scale",
+        metavar="TEXT",
         help="What the pixels of a file are in: 1, 255, 65535, -1..1, or as --normalize of eval has it. Found out where clear.",
     ),
     indices: str | None = typer.Option(
-        None, "--indices", help="Of which samples a file holds examples: 0,2,5, a file of numbers, or nearest."
+        None,
+        "--indices",
+        metavar="TEXT",
+        help="Of which samples a file holds examples: 0,2,5, a file of numbers, or nearest.",
     ),
     signer: str | None = typer.Option(
         None,
         "--signer",
+        metavar="KEY",
         help="Refuse a bundle unless this key signed it: a .pub file of ssh-keygen, a file of such lines, or the line.",
     ),
     sign: str | None = typer.Option(

@@ -48,8 +48,7 @@ class CorruptionRank(BaseModel):
                 f"{own}RobustBench {self.dataset} corruptions: place {self.place.text} by mean corruption accuracy "
                 f"(table of {self.leaderboard_date})."
             )
-        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
-        return f"No RobustBench rank: {self.reasons[0].rstrip('.')}{more}."
+        return f"No RobustBench rank: {'; '.join(reason.rstrip('.') for reason in self.reasons)}."
 
 
 def corruption_position(

@@ -115,14 +115,7 @@ class RankResult(_Result):
                 f"{board}: no rank, only a bound: at best place {self.at_most.best} of {self.at_most.n_entries + 1}, "
                 f"because {self.reasons[0]}; a weaker attack overestimates robustness."
             )
-        more = _more(len(self.reasons) - 1)
-        return f"No RobustBench rank: {self.reasons[0].rstrip('.')}{more}."
-
-
-def _more(count: int) -> str:
-    """Return " (and 2 more reasons: robustdup leaderboard rank RUN)", or nothing where there is one reason only."""
-    words = {0: "", 1: "1 more reason"}.get(count, f"{count} more reasons")
-    return f" (and {words}: robustdup leaderboard rank RUN)" if words else ""
+        return f"No RobustBench rank: {'; '.join(reason.rstrip('.') for reason in self.reasons)}."
 
 
 def position(

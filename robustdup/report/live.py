@@ -91,10 +91,9 @@ def _stage(progress: Progress) -> str:
 
 
 def _samples(progress: Progress) -> str:
-    """Return how many samples are judged, and how far the call under way is."""
-    text = f"{progress.done}/{progress.total}"
+    """Return how many samples are judged, and how far the call under way is: 128/512 judged (256 more: 45%, 19.4k passes)."""
+    text = f"{progress.done}/{progress.total} judged"
     if not progress.under_way:
         return text
-    passes = f"{short(progress.passes)} passes"
-    share = f"{progress.share:.0%} of {progress.under_way}, " if progress.share else f"{progress.under_way}, "
-    return f"{text} ({share}{passes})"
+    share = f"{progress.share:.0%}, " if progress.share else ""
+    return f"{text} ({progress.under_way} more: {share}{short(progress.passes)} passes)"

@@ -13,7 +13,7 @@ from robustdup.errors import UserError
 from robustdup.evaluation.context import EngineOptions
 from robustdup.evaluation.engine import evaluate_model, save_result
 from robustdup.evaluation.record import RunInfo
-from robustdup.evaluation.stages import NativeOptions, plan_stages
+from robustdup.evaluation.stages import plan_stages
 from robustdup.plugins import load_plugins
 from robustdup.records import Outcome, load_record, load_samples
 from robustdup.threat import ThreatModel
@@ -81,8 +81,6 @@ def test_calls_are_kept_where_a_folder_is_named_and_taken_from_there(linear, poi
 def test_mistakes_are_named_before_anything_runs(linear, points):
     with raises("unknown-attack", UserError, "pgd"):
         stages(("pgdd", {}))
-    with raises("bad-option", UserError, "--eot", "noise"):
-        stages(("noise", {}), native=NativeOptions(eot=2))
     with raises("bad-option", UserError, "autoattack", "bf16"):
         stages(("autoattack", {}), precision="bf16")
     assert (

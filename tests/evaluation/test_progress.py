@@ -89,7 +89,9 @@ def test_a_line_says_how_far_the_call_under_way_is(capsys):
         view.update(EVENT)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.strip().endswith("eps 8/255  2/4 apgd-t: 128/512 (45% of 256, 19.4k passes), 301 of 512 survive")
+    assert err.strip().endswith(
+        "eps 8/255  2/4 apgd-t: 128/512 judged (256 more: 45%, 19.4k passes), 301 of 512 survive"
+    )
     with LiveView(enabled=False) as view:
         view.update(EVENT)
     assert capsys.readouterr() == ("", "")
