@@ -60,7 +60,6 @@ def test_small_networks_are_decided_exactly():
         (Residual, "Linf", 0.004),
         *((Plain, norm, 0.001) for norm in ("Linf", "L2")),
         *((Residual, norm, 0.014) for norm in ("L2", "L1")),
-        *(pytest.param(Residual, norm, 0.049, marks=pytest.mark.slow) for norm in ("L2", "L1")),
     ],
 )
 def test_no_image_in_the_ball_is_below_what_cases_prove(kind, norm, gain):
