@@ -62,7 +62,7 @@ class Guard:
         if before:  # by what an attack left running
             notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         state, modules = ProcessState(), [_Modules(model) for model in self._models]
-        held = Held(self._context, judged_by)
+        held = Held(self._context, whole=judged_by)
         try:
             with no_exits():
                 yield

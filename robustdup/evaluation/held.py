@@ -22,7 +22,7 @@ from robustdup.evaluation.context import Context
 from robustdup.plugins.options import Deferred
 from robustdup.threat import ThreatModel
 
-MOST_VALUES = 2**20  # of a tensor that is compared at each call; images of a larger run are judged again at its end
+MOST_VALUES = 2**20  # of a tensor of the whole run that is compared at each call; larger ones are looked at again at its end
 OWN = "robustdup."
 NAMES = {ThreatModel: "the threat model", Context: "what the evaluation runs on"}
 ONLY_TOLD = "only told"  # metadata of a field that grows with the run and decides nothing: it is not held
@@ -33,16 +33,18 @@ _Items = tuple[Any, ...]
 class Held:
     """Objects of the engine, with all that they consist of, as they were at one time.
 
-    Models and what counts their passes are not looked into: the guard has them apart.
+    Models and what counts their passes are not looked into: the guard has them apart. Tensors of `roots` are compared up to
+    `MOST_VALUES`, those of `whole` whatever their size.
     """
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: Any, whole: Any = None) -> None:
         self._seen: dict[int, Any] = {}  # kept, so that no identity is given twice
         self._objects: list[tuple[Any, type, _Items]] = []
         self._tables: list[tuple[Any, _Items]] = []
         self._fractions: list[tuple[Fraction, int, int]] = []
         self._tensors: list[tuple[Tensor, bytes]] = []
-        self._hold(roots)
+        self._hold(whole, None)
+        self._hold(roots, MOST_VALUES)
 
     def put_back(self) -> list[str]:
         """Put back what is different now, and return its names. Raises RuntimeError where tensors were changed."""
@@ -65,7 +67,7 @@ class Held:
             raise RuntimeError("images or labels that are judged, or what came of them")
         return changed
 
-    def _hold(self, roots: Any) -> None:
+    def _hold(self, roots: Any, most: int | None) -> None:
         waiting = [roots]
         while waiting:
             value = waiting.pop()
@@ -73,7 +75,7 @@ class Held:
                 continue
             self._seen[id(value)] = value
             if isinstance(value, Tensor):
-                if value.numel() <= MOST_VALUES:
+                if most is None or value.numel() <= most:
                     self._tensors.append((value, digest(value)))
             elif isinstance(value, Fraction):
                 self._fractions.append((value, value.numerator, value.denominator))
@@ -127,5 +129,6 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 def digest(tensor: Tensor) -> bytes:
     """Return a digest of the values of a dense tensor, with its shape and type."""
-    about = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
-    return hashlib.sha256(about + as_bytes(tensor).cpu().numpy().tobytes()).digest()
+    content = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    content.update(as_bytes(tensor).cpu().numpy().data)
+    return content.digest()

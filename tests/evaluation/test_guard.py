@@ -27,6 +27,7 @@ import robustdup.projections
 import robustdup.threat
 from robustdup.attacks.passes import Count, Passes
 from robustdup.errors import RunError
+from robustdup.evaluation import held
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.cascade import CleanSamples, run_cascade
 from robustdup.evaluation.context import Context
@@ -484,8 +485,11 @@ def test_no_attack_breaks_more_than_one_that_does_nothing(name, kind):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("most", [2**20, 1], ids=["few values", "more than is compared of a whole run"])
 @pytest.mark.parametrize("name", ["images", "labels"])
-def test_an_attack_that_changes_what_is_judged_ends_the_run(name):
+def test_an_attack_that_changes_what_is_judged_ends_the_run(name, most, monkeypatch):
+    monkeypatch.setattr(held, "MOST_VALUES", most)
+
     def reaches(model, images, labels, threat, *, rng):
         frame = sys._getframe()
         while frame.f_code.co_name != "_attack_and_judge":
