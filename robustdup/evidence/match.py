@@ -14,7 +14,7 @@ from torch import Tensor
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evidence.examples import Examples
-from robustdup.evidence.units import ALIKE, LOOKED_AT, STRAY, check_alike, to_unit
+from robustdup.evidence.units import ALIKE, LOOKED_AT, STRAY, check_alike, own_likeness, standard, to_unit
 from robustdup.threat import ThreatModel
 
 UNLIKE = 0.3  # correlation of pixels, below which an example does not look like its own sample
@@ -185,9 +185,7 @@ def _best_layout(images: Tensor, data: ImageDataset, *, ordered: bool = True) ->
     chosen, note = fitting[0]
     if len(fitting) > 1 and ordered:
         few = slice(0, LOOKED_AT)
-        like = [
-            float(_own_likeness(layout[few].float(), data.images[few]).nan_to_num().mean()) for layout, _ in fitting
-        ]
+        like = [float(own_likeness(layout[few].float(), data.images[few]).nan_to_num().mean()) for layout, _ in fitting]
         chosen, note = fitting[like.index(max(like))]
     return chosen.float(), [note] if note else []
 
@@ -213,10 +211,10 @@ def _check_order(images: Tensor, own: ImageDataset, data: ImageDataset, threat: 
         return
     rows = outside.nonzero()[:, 0]
     likeness = _likeness(some[rows], data.images)
-    own_likeness = _own_likeness(some[rows], own.images[::step][rows])
+    of_own = own_likeness(some[rows], own.images[::step][rows])
     best = likeness.max(dim=1)
-    stray = (best.values > own_likeness + 0.02) & (best.values >= ALIKE)
-    lost = own_likeness < UNLIKE
+    stray = (best.values > of_own + 0.02) & (best.values >= ALIKE)
+    lost = of_own < UNLIKE
     if int(stray.sum()) <= STRAY * len(some) and int((stray | lost).sum()) <= max(LOST * len(some), 1):
         return
     first = int(rows[stray.nonzero()[0, 0]]) * step if bool(stray.any()) else 0
@@ -232,18 +230,6 @@ def _check_order(images: Tensor, own: ImageDataset, data: ImageDataset, threat: 
     )
 
 
-def _standard(images: Tensor) -> Tensor:
-    """Return images as rows (n, pixels) without mean and contrast: their products are correlations; NaN where flat."""
-    flat = images.float().flatten(1).nan_to_num(0.0, 0.0, 0.0)
-    flat = flat - flat.mean(dim=1, keepdim=True)
-    rows: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-12)
-    return rows
-
-
 def _likeness(images: Tensor, clean: Tensor) -> Tensor:
     """Return the correlation of each image with each clean one, (n, m)."""
-    return _standard(images) @ _standard(clean).T
-
-
-def _own_likeness(images: Tensor, clean: Tensor) -> Tensor:
-    return (_standard(images) * _standard(clean)).sum(dim=1)
+    return standard(images) @ standard(clean).T

@@ -81,13 +81,13 @@ def to_unit(
         start, notes = "255", ["Pixels are bytes, 0 to 255."]
     read = scaled(images, named_units(start))
     if float(in_ball(read[few], clean[few]).double().mean()) < 0.5:
-        found = _nearer(images[few], clean[few], start)
-        if found == "255" and start == "1" and low >= 0:
+        nearer = _nearer(images[few], clean[few], start)
+        if nearer == "255" and start == "1" and low >= 0:
             span = f"values from {low:.4g} to {high:.4g}"
-            read, start = scaled(images, named_units(found)), found
+            read, start = scaled(images, named_units(nearer)), nearer
             notes = [f"Pixels are {span}: read as 0 to 255, as which they look like the samples."]
-        elif found is not None or _is_change(images[few], clean[few], in_ball):
-            raise _other_units(images, clean[few], start, found, in_ball)
+        elif nearer is not None or _is_change(images[few], clean[few], in_ball):
+            raise _other_units(images, clean[few], start, nearer, in_ball)
     return read, notes
 
 
@@ -129,21 +129,21 @@ def _line(images: Tensor, clean: Tensor) -> tuple[str, float]:
 def _is_change(images: Tensor, clean: Tensor, in_ball: InBall) -> bool:
     """Tell whether images are what was added to the clean ones, rather than the sum."""
     inside = float(in_ball(clean + images, clean).double().mean()) >= 0.5
-    return inside and float(_likeness(images, clean).median()) < ALIKE
+    return inside and float(own_likeness(images, clean).median()) < ALIKE
 
 
-def _other_units(images: Tensor, clean: Tensor, start: str, found: str | None, in_ball: InBall) -> UserError:
+def _other_units(images: Tensor, clean: Tensor, start: str, nearer: str | None, in_ball: InBall) -> UserError:
     low, high = _ends(images)
     span = f"The examples have values from {low:.4g} to {high:.4g}"
     if _is_change(images[: len(clean)], clean, in_ball):
         return UserError(
             f"{span}, and look like what was added to the images: save the sums, clean + added.", code="bad-scale"
         )
-    line = found is not None and found not in (*TOLD, *BLUE_FIRST)
-    like = f"as {found!r} they look like the samples: give --scale {found}, if they are in that"
+    line = nearer is not None and nearer not in (*TOLD, *BLUE_FIRST)
+    like = f"as {nearer!r} they look like the samples: give --scale {nearer}, if they are in that"
     if line:
         like = (
-            f"they look like the samples with about these means and deviations: --scale {found}. Give those that you "
+            f"they look like the samples with about these means and deviations: --scale {nearer}. Give those that you "
             "normalised with"
         )
     are = "are no images in [0, 1]" if start == "1" else f"are not in the units {start!r}"
@@ -154,7 +154,7 @@ def check_alike(images: Tensor, clean: Tensor, in_ball: InBall) -> None:
     """Raise UserError where some examples (n, C, H, W), said to be in [0, 1], are in other units than the rest."""
     step = -(-len(images) // LOOKED_AT)
     rows = (~in_ball(images[::step], clean[::step])).nonzero()[:, 0] * step
-    rows = rows[_likeness(images[rows], clean[rows]) >= ALIKE]
+    rows = rows[own_likeness(images[rows], clean[rows]) >= ALIKE]
     if not len(rows):
         return
     own = _each_distance(images[rows], clean[rows])
@@ -172,11 +172,17 @@ def check_alike(images: Tensor, clean: Tensor, in_ball: InBall) -> None:
         )
 
 
-def _likeness(images: Tensor, clean: Tensor) -> Tensor:
-    """Return the correlation of each image with its clean one (n,), NaN where one is flat."""
-    own, other = (each.flatten(1).double().nan_to_num(0.0, 0.0, 0.0) for each in (images, clean))
-    own, other = own - own.mean(dim=1, keepdim=True), other - other.mean(dim=1, keepdim=True)
-    return torch.nn.functional.cosine_similarity(own, other)
+def standard(images: Tensor) -> Tensor:
+    """Return images as rows (n, pixels) without mean and contrast: their products are correlations; 0 where flat."""
+    flat = images.float().flatten(1).nan_to_num(0.0, 0.0, 0.0)
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    rows: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-12)
+    return rows
+
+
+def own_likeness(images: Tensor, clean: Tensor) -> Tensor:
+    """Return the correlation of each image with its clean one (n,); 0 where one is flat."""
+    return (standard(images) * standard(clean)).sum(dim=1)
 
 
 def _ends(images: Tensor) -> tuple[float, float]:
