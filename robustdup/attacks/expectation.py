@@ -44,6 +44,15 @@ def expected_height(model: nn.Module, images: Tensor, labels: Tensor, draws: int
     return height(share, margins, draws)
 
 
+def query_passes(queries: int, eot: int, every: int) -> int:
+    """Return the forward passes of a first look and `queries` further ones, each the mean of `eot` draws.
+
+    Above one draw what is kept is asked again every so many queries.
+    """
+    again = (queries - 1) // every if eot > 1 else 0
+    return (1 + queries + again) * eot
+
+
 def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
     """Return the mean of the logits (N, K) over `draws` calls on images (N, C, H, W)."""
     with torch.no_grad():

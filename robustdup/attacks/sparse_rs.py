@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.expectation import mean_logits
+from robustdup.attacks.expectation import mean_logits, query_passes
 from robustdup.attacks.losses import margin, misclassified
 from robustdup.attacks.nearest import check_between
 from robustdup.errors import check_counts
@@ -101,8 +101,7 @@ def sparse_rs(
 
 def sparse_rs_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    eot, queries = options.get("eot", 1), options["queries"]
-    return (1 + queries + ((queries - 1) // CHUNK if eot > 1 else 0)) * eot, 0
+    return query_passes(options["queries"], options.get("eot", 1), CHUNK), 0
 
 
 def moved_places(query: int, queries: int, count: int, first_share: float) -> int:

@@ -33,7 +33,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.expectation import mean_logits
+from robustdup.attacks.expectation import mean_logits, query_passes
 from robustdup.attacks.losses import ce, margin, misclassified
 from robustdup.attacks.square_windows import CHUNK, Moves, Windows, draw_moves, window_sides
 from robustdup.errors import AttackWarning, UserError, check_counts, unknown
@@ -112,9 +112,7 @@ def square(
 
 def square_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     """Return the (forward, backward) passes that a surviving sample costs under these options."""
-    eot, queries = options.get("eot", 1), options["queries"]
-    again = (queries - 1) // CHUNK if eot > 1 else 0
-    return options["restarts"] * (1 + queries + again) * eot, 0
+    return options["restarts"] * query_passes(options["queries"], options.get("eot", 1), CHUNK), 0
 
 
 @dataclass
