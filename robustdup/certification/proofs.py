@@ -77,7 +77,7 @@ class _Task:
     labels: Tensor
     threat: ThreatModel
     deadline: float
-    found: Certificates
+    certificates: Certificates
     pixels: np.ndarray[Any, Any]
     classes: list[int]
     unfinished: set[int] = field(default_factory=set)
@@ -127,10 +127,10 @@ def certify_samples(
             code="not-boundable",
         )
     nothing = torch.full((len(images),), -torch.inf, dtype=torch.float64)
-    found = Certificates(correct, torch.zeros_like(correct), nothing, [""] * len(images))
+    certificates = Certificates(correct, torch.zeros_like(correct), nothing, [""] * len(images))
     deadline = np.inf if seconds is None else start + seconds
     task = _Task(
-        operations, checker_steps(operations), images, labels, threat, deadline, found,
+        operations, checker_steps(operations), images, labels, threat, deadline, certificates,
         pixels=images.flatten(1).cpu().numpy(), classes=labels.tolist(),
     )  # fmt: skip
     left = _try_crown(task, correct.nonzero().squeeze(1).tolist(), progress)
@@ -138,16 +138,16 @@ def certify_samples(
     if branch_seconds > 0:
         _try_cases(task, bounds, branch_seconds)
     if task.unfinished:
-        found.notes.append(
+        certificates.notes.append(
             f"Time was up after {seconds:g} s: {len(task.unfinished)} samples were not tried, or not to the end."
         )
-    found.seconds = time.monotonic() - start
-    return found
+    certificates.seconds = time.monotonic() - start
+    return certificates
 
 
 def _try_crown(task: _Task, rows: list[int], progress: Progress) -> list[int]:
     """Certify what CROWN proves, and return the samples that it leaves open."""
-    found, is_easy = task.found, False
+    certificates, is_easy = task.certificates, False
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         if not task.seconds_left():
@@ -160,14 +160,14 @@ def _try_crown(task: _Task, rows: list[int], progress: Progress) -> list[int]:
             region, labels = task.batch(part)
             least, slopes = margins(task.operations, region, labels)
             if start == 0 and _hopeless(task.operations, region, labels, least):
-                found.notes.append(
+                certificates.notes.append(
                     "Bounds are far from proving anything at this eps; the other samples were not tried."
                 )
                 return []
             is_easy = start == 0 and bool((least > 0).float().mean() >= EASY)
             _check(task, _claims(task, part, least, slopes), "crown")
         progress(start + len(part), len(rows))
-    return [row for row in rows if not found.certified[row]]
+    return [row for row in rows if not certificates.certified[row]]
 
 
 def _try_ascent(task: _Task, rows: list[int]) -> dict[int, tuple[float, Slopes]]:
@@ -182,7 +182,7 @@ def _try_ascent(task: _Task, rows: list[int]) -> dict[int, tuple[float, Slopes]]
         least, slopes = margins(task.operations, region, labels, steps=STEPS)
         _check(task, _claims(task, part, least, slopes), "alpha-crown")
         for place, (row, margin) in enumerate(zip(part, least.tolist(), strict=True)):
-            if not task.found.certified[row]:
+            if not task.certificates.certified[row]:
                 bounds[row] = margin, {number: slope[place : place + 1].detach() for number, slope in slopes.items()}
     return bounds
 
@@ -192,7 +192,7 @@ def _try_cases(task: _Task, bounds: Mapping[int, tuple[float, Slopes]], seconds:
     units = count_rectifiers(task.operations)
     if bounds and units > MOST_UNITS:
         note = f"No proof by cases was looked for: {units:,} rectifiers, and {MOST_UNITS:,} are the most."
-        task.found.notes.append(note)
+        task.certificates.notes.append(note)
         return
     for row, (margin, slopes) in sorted(bounds.items(), key=lambda item: -item[1][0]):
         if not task.seconds_left():
@@ -279,7 +279,7 @@ def _claims(task: _Task, rows: list[int], least: Tensor, slopes: Slopes) -> dict
         if margin > 0:
             claims[row] = _as_kept(slopes, place)
         else:
-            task.found.margins[row] = max(float(task.found.margins[row]), margin)
+            task.certificates.margins[row] = max(float(task.certificates.margins[row]), margin)
     return claims
 
 
@@ -291,15 +291,15 @@ def _check(task: _Task, claims: Mapping[int, Hints], method: str, trees: dict[in
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy and scipy let each other's threads run
         proven = list(pool.map(prove, claims))
-    found = task.found
+    certificates = task.certificates
     for (row, hints), margin in zip(claims.items(), proven, strict=True):
-        found.margins[row] = margin
+        certificates.margins[row] = margin
         if margin > 0:
-            found.certified[row] = True
-            found.methods[row] = method
-            found.slopes[row] = hints
+            certificates.certified[row] = True
+            certificates.methods[row] = method
+            certificates.slopes[row] = hints
             if trees:
-                found.trees[row] = trees
+                certificates.trees[row] = trees
 
 
 def _proven(task: _Task, row: int, hints: Hints, trees: dict[int, Tree] | None = None) -> float:

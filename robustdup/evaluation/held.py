@@ -22,7 +22,9 @@ from robustdup.evaluation.context import Context
 from robustdup.plugins.options import Deferred
 from robustdup.threat import ThreatModel
 
-MOST_VALUES = 2**20  # of a tensor of the whole run that is compared at each call; larger ones are looked at again at its end
+MOST_VALUES = (
+    2**20
+)  # of a tensor of the whole run that is compared at each call; larger ones are looked at again at its end
 OWN = "robustdup."
 NAMES = {ThreatModel: "the threat model", Context: "what the evaluation runs on"}
 ONLY_TOLD = "only told"  # metadata of a field that grows with the run and decides nothing: it is not held

@@ -205,7 +205,7 @@ def _at(content: Any, name: str) -> Any:
         return content
     if name.startswith("[]."):
         return [_at(each, name[3:]) for each in content]
-    end = min(at for at in (name.find("."), name.find("["), len(name)) if at >= 0)
+    end = min(mark for mark in (name.find("."), name.find("["), len(name)) if mark >= 0)
     return _at(content[name[:end]], name[end:].removeprefix("."))
 
 

@@ -81,10 +81,7 @@ def verdict_panel(record: EvaluationRecord) -> Panel:
 def verdict_lines(record: EvaluationRecord) -> list[tuple[str, str]]:
     """Return what a run says of its model, a pair of texts (in rich's markup) a line: what it is, and its value."""
     lines = [
-        (
-            "Model",
-            f"{escape(_model_text(record))}, {record.model.parameters:,} parameters)",
-        ),
+        ("Model", escape(_model_text(record))),
         (
             "Data",
             f"{escape(record.data.spec)}, {escape(record.data.split)}: "
@@ -113,7 +110,8 @@ def verdict_lines(record: EvaluationRecord) -> list[tuple[str, str]]:
 
 def _model_text(record: EvaluationRecord) -> str:
     model = record.model
-    return f"{model.name} ({'from Python' if model.name != model.spec else model.architecture}"
+    origin = "from Python" if model.name != model.spec else model.architecture
+    return f"{model.name} ({origin}, {model.parameters:,} parameters)"
 
 
 def attack_columns(record: EvaluationRecord) -> dict[str, list[str]]:
