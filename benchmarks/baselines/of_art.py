@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from robustdup import ThreatModel
 
 URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/attacks/evasion.html#autoattack"
-TRAINER_URL = "https://adversarial-robustness-toolbox.readthedocs.io/en/latest/modules/defences/trainer.html"
 BATCH_SIZE = 32  # ART's default
 
 

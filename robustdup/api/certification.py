@@ -116,13 +116,13 @@ def certify(
             f"Rounding is counted for float32 alone, and the weights are {kinds}. Certify a float32 copy: model.float().",
             code="not-certifiable",
         )
-    found = certify_samples(
+    proofs = certify_samples(
         network, images, torch.as_tensor(dataset.labels), threat, seconds=seconds,
         branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
     )  # fmt: skip
     return CertificationResult(
-        accuracy(found.certified.numpy()), accuracy(found.correct.numpy()), found.certified, found.margins, str(threat),
-        "bounds", 1.0, found.seconds, found.notes,
+        accuracy(proofs.certified.numpy()), accuracy(proofs.correct.numpy()), proofs.certified, proofs.margins, str(threat),
+        "bounds", 1.0, proofs.seconds, proofs.notes,
     )  # fmt: skip
 
 

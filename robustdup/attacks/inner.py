@@ -43,7 +43,7 @@ def find_inner(model: nn.Module, images: Tensor) -> Inner | None:
     names = [name for name, _ in model.named_modules() if name]
     with _heard(model, names) as answers, torch.no_grad():
         logits = model(images)
-    said = logits.argmax(dim=1)
+    predicted = logits.argmax(dim=1)
     for name, parts in answers.items():  # in the order in which they spoke
         rows = sum(map(len, parts))
         if not rows or rows % len(images) or any(part.shape[1] != logits.shape[1] for part in parts):
@@ -52,7 +52,7 @@ def find_inner(model: nn.Module, images: Tensor) -> Inner | None:
             continue
         for image_by_image in (False, True):
             output = _arranged(parts, len(images), image_by_image)
-            if float((output.argmax(dim=1) == said).double().mean()) >= AGREES:
+            if float((output.argmax(dim=1) == predicted).double().mean()) >= AGREES:
                 return Inner(name, image_by_image)
     return None
 

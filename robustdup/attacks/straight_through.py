@@ -124,9 +124,11 @@ def _views(model: nn.Module, images: Tensor) -> tuple[nn.Module | None, nn.Modul
     try:
         smooth = inside(model, lambda own: Guided(smooth_copy(own, images), counted(own, model)))
         with torch.no_grad():
-            said = model(probes).argmax(dim=1)
+            classes = model(probes).argmax(dim=1)
         slopes = [
-            input_gradient(view, probes, lambda logits, rows: cw(logits, said[rows]))[0].nan_to_num(0, 0, 0).flatten(1)
+            input_gradient(view, probes, lambda logits, rows: cw(logits, classes[rows]))[0]
+            .nan_to_num(0, 0, 0)
+            .flatten(1)
             for view in (hard, smooth)
         ]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -162,8 +162,8 @@ def _scaled(images: np.typing.NDArray[Any], place: str) -> tuple[np.typing.NDArr
             code="bad-images",
         )
     if images.dtype.kind == "b" or high <= 1:
-        told = [f"The bytes of {place} are 0 and 1 alone; they are taken as black and white."]
-        return images.astype(np.float32), told if images.dtype == np.uint8 else []
+        notes = [f"The bytes of {place} are 0 and 1 alone; they are taken as black and white."]
+        return images.astype(np.float32), notes if images.dtype == np.uint8 else []
     if high <= 255:
         whole = images.dtype.kind in "iu" or bool((images == np.round(images)).all())
         scaled = images.astype(np.uint8) if whole else images.astype(np.float32) / np.float32(255)

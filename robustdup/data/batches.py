@@ -32,16 +32,10 @@ Request = tuple[int, Tensor, Tensor]  # (step, positions (n,), epochs (n,)) of a
 def sample_keys(source_index: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:
     """Return the keys (N,) int64 by which training draws for samples: source | copy << 32 | epoch << 48.
 
-    `source_index` (N,) int64 are the images' numbers in the dataset; `copy` is 0 for an original. Raises UserError from
-    2^32 sources, 2^16 copies or 2^15 epochs on (looking waits for the device).
+    `source_index` (N,) int64 are the images' numbers in the dataset; `copy` is 0 for an original. What has room in a key is
+    looked at once, by `check_numbers`: looking waits for the device.
     """
-    for noun, numbers, limit in (
-        ("source", source_index, MAX_SOURCE),
-        ("copy", copy, MAX_COPY),
-        ("epoch", epoch, MAX_EPOCH),
-    ):
-        check_numbers(noun, torch.as_tensor(numbers), limit)
-    return _join(source_index, copy, epoch)
+    return source_index | copy << 32 | epoch << 48
 
 
 def check_numbers(noun: str, numbers: Tensor, limit: int) -> None:
@@ -51,10 +45,6 @@ def check_numbers(noun: str, numbers: Tensor, limit: int) -> None:
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= limit:
         raise UserError(f"A {noun} number must be in [0, {limit}), got {low if low < 0 else high}.", code="bad-value")
-
-
-def _join(source: Tensor, copy: Tensor | int, epoch: Tensor | int) -> Tensor:
-    return source | copy << 32 | epoch << 48
 
 
 def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> int:
@@ -193,7 +183,9 @@ class Entries:
         """
         check_numbers("epoch", torch.tensor(epoch), MAX_EPOCH)
         rows = slice(self.n_entries, None) if extra else slice(self.n_entries)
-        words = SampleRng(self.options.seed, _join(self.index[rows], self.copy[rows], epoch)).fold("order").bits((2,))
+        words = (
+            SampleRng(self.options.seed, sample_keys(self.index[rows], self.copy[rows], epoch)).fold("order").bits((2,))
+        )
         places = ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
         return places + self.n_entries if extra else places
 
@@ -204,8 +196,8 @@ class Entries:
     def finish(self, pixels: Tensor, positions: Tensor, epochs: Tensor) -> Batch:
         """Return the batch of entries whose pixels (n, C, H, W), bytes or floats in [0, 1], are given. Waits for nothing."""
         options, index, copy = self.options, self.index[positions], self.copy[positions]
-        rng = SampleRng(options.seed, _join(index, copy, epochs))
-        drawn = SampleRng(options.seed, _join(index, 0, epochs)) if options.share_augmentation else rng
+        rng = SampleRng(options.seed, sample_keys(index, copy, epochs))
+        drawn = SampleRng(options.seed, sample_keys(index, 0, epochs)) if options.share_augmentation else rng
         pixels = augment_images(pixels, drawn.fold("augment"), augment=options.augment, padding=options.padding)
         if self._transforms is not None:
             pixels = self._transforms(pixels, drawn.fold("transforms"))

@@ -14,38 +14,40 @@ def number_classes(names: Iterable[str]) -> tuple[list[str], dict[str, int], lis
     Names that are numbers from 0 are the class numbers, also as whole floats, and a number without a name keeps its place; 1..K
     are the classes 0..K-1. Other names are sorted, as torchvision's ImageFolder sorts folders.
     """
-    found = sorted(set(names))
-    if not found or not all(re.fullmatch(r"\s*-?[0-9]+(\.0*)?\s*", name) for name in found):
-        return found, {name: number for number, name in enumerate(found)}, _order_note(found)
-    numbers = {name: int(float(name)) for name in found}
-    found.sort(key=lambda name: numbers[name])
-    low, high = numbers[found[0]], numbers[found[-1]]
-    distinct = len(set(numbers.values())) == len(found)
-    if distinct and low in (-1, 1) and high - low == len(found) - 1:
-        told = [f"The classes are numbered from {low} to {high}; they are taken as the numbers 0 to {high - low}."]
-        told += ["-1 often marks samples without a class: leave those out, if it does here."] if low < 0 else []
-        return found, {name: number - low for name, number in numbers.items()}, told if high > low else []
-    if distinct and low >= 0 and high < 2 * len(found) + SPARE:
+    ordered = sorted(set(names))
+    if not ordered or not all(re.fullmatch(r"\s*-?[0-9]+(\.0*)?\s*", name) for name in ordered):
+        return ordered, {name: number for number, name in enumerate(ordered)}, _order_note(ordered)
+    numbers = {name: int(float(name)) for name in ordered}
+    ordered.sort(key=lambda name: numbers[name])
+    low, high = numbers[ordered[0]], numbers[ordered[-1]]
+    distinct = len(set(numbers.values())) == len(ordered)
+    if distinct and low in (-1, 1) and high - low == len(ordered) - 1:
+        notes = [f"The classes are numbered from {low} to {high}; they are taken as the numbers 0 to {high - low}."]
+        notes += ["-1 often marks samples without a class: leave those out, if it does here."] if low < 0 else []
+        return ordered, {name: number - low for name, number in numbers.items()}, notes if high > low else []
+    if distinct and low >= 0 and high < 2 * len(ordered) + SPARE:
         by_number = {number: name for name, number in numbers.items()}
         missing = [str(number) for number in range(high + 1) if number not in by_number]
-        told = [f"No sample has the class number {', '.join(missing[:20])}; the other numbers stay."] if missing else []
-        return [by_number.get(number, str(number)) for number in range(high + 1)], numbers, told
-    told = [
-        f"The classes have the names {found[0]} to {found[-1]}, with gaps; they are taken as the numbers 0 to {len(found) - 1}."
+        named = ", ".join(missing[:20])
+        notes = [f"No sample has the class number {named}; the other numbers stay."] if missing else []
+        return [by_number.get(number, str(number)) for number in range(high + 1)], numbers, notes
+    last = len(ordered) - 1
+    notes = [
+        f"The classes have the names {ordered[0]} to {ordered[-1]}, with gaps; they are taken as the numbers 0 to {last}."
     ]
-    return found, {name: number for number, name in enumerate(found)}, told
+    return ordered, {name: number for number, name in enumerate(ordered)}, notes
 
 
-def _order_note(found: Sequence[str]) -> list[str]:
+def _order_note(ordered: Sequence[str]) -> list[str]:
     """Say in which order names with numbers inside them are, where that is not the order of the numbers."""
-    parts = {name: re.split(r"([0-9]+)", name) for name in found}
+    parts = {name: re.split(r"([0-9]+)", name) for name in ordered}
     by_number = sorted(
-        found,
+        ordered,
         key=lambda name: [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts[name]],
     )
-    if not all(len(part) > 1 for part in parts.values()) or by_number == list(found):
+    if not all(len(part) > 1 for part in parts.values()) or by_number == list(ordered):
         return []
-    some = ", ".join(found[:3])
+    some = ", ".join(ordered[:3])
     return [
         f"The classes are in the order of their letters, as torchvision sorts folders, not of their numbers: {some}, …."
     ]

@@ -102,8 +102,8 @@ def _is_own(value: Any) -> bool:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    told = {field.name for field in dataclasses.fields(value) if ONLY_TOLD in field.metadata}
-    yield from (part for name, part in vars(value).items() if name not in told)
+    only_told = {field.name for field in dataclasses.fields(value) if ONLY_TOLD in field.metadata}
+    yield from (part for name, part in vars(value).items() if name not in only_told)
 
 
 def _items(table: dict[Any, Any] | list[Any]) -> _Items:

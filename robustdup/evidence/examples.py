@@ -176,7 +176,7 @@ def _in_mapping(content: Mapping[Any, Any], path: Path) -> Examples:
 def _numbered(named: Mapping[str, Any]) -> Examples | None:
     """Return the images of a mapping with a number in each key and an image under it; the numbers are the indices, unless
     they just count."""
-    numbers = [int(found[-1]) if (found := re.findall(r"\d+", name)) else -1 for name in named]
+    numbers = [int(digits[-1]) if (digits := re.findall(r"\d+", name)) else -1 for name in named]
     tensors = [_tensor(value) for value in named.values() if isinstance(value, Tensor | np.ndarray) and value.ndim > 1]
     alike = len(tensors) == len(numbers) and len({re.sub(r"\d+", "", name) for name in named}) == 1
     if len(numbers) < 2 or not alike or -1 in numbers or len(set(numbers)) < len(numbers):
@@ -225,11 +225,11 @@ def _one_or_batch(part: Any, path: Path) -> Examples:
         and np.ndim(part[1]) == 0
     ):
         part = {"images": part[0], "labels": part[1]}
-    found = _find(part, path)
-    labels = found.labels
-    if found.images.ndim > 3 or (labels is not None and labels.ndim and len(labels) == len(found.images)):
-        return found
-    return replace(found, images=found.images[None], labels=None if labels is None else labels.reshape(1))
+    examples = _find(part, path)
+    labels = examples.labels
+    if examples.images.ndim > 3 or (labels is not None and labels.ndim and len(labels) == len(examples.images)):
+        return examples
+    return replace(examples, images=examples.images[None], labels=None if labels is None else labels.reshape(1))
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

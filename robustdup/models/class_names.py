@@ -158,8 +158,8 @@ def _first(name: str) -> str:
 
 
 def _wordnet_id(name: str) -> str:
-    found = re.search(r"(?<![a-z0-9])n\d{8}(?!\d)", name)
-    return found[0] if found else ""
+    number = re.search(r"(?<![a-z0-9])n\d{8}(?!\d)", name)
+    return number[0] if number else ""
 
 
 def _core(name: str) -> str:

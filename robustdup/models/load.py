@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +100,3 @@ def fingerprint(module: nn.Module) -> str:
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters, trained or frozen."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def classes_of(logits: Any) -> int:
-    """Return the number of classes K of logits (N, K). Raises UserError for anything else."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"A classifier returns logits of shape (N, classes); got {got}.", code="no-logits")
-    return logits.shape[1]

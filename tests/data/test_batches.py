@@ -13,7 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustdup.config import DataOptions
 from robustdup.data.augment import augment_images
-from robustdup.data.batches import MAX_EPOCH, EntryOptions, Stream, TrainingSet, budget_samples, sample_keys
+from robustdup.data.batches import (
+    MAX_COPY,
+    MAX_EPOCH,
+    EntryOptions,
+    Stream,
+    TrainingSet,
+    budget_samples,
+    check_numbers,
+    sample_keys,
+)
 from robustdup.data.cache import load_pixels
 from robustdup.data.digits import load_builtin
 from robustdup.data.streaming import StreamingSet, read_labels
@@ -81,14 +90,12 @@ def test_keys_hold_source_copy_and_epoch():
         torch.tensor([0, 2**32 - 1, 5]), torch.tensor([0, 2**16 - 1, 2]), torch.tensor([0, MAX_EPOCH - 1, 3])
     )
     assert keys.tolist() == [0, 2**63 - 1, 5 + (2 << 32) + (3 << 48)]
-    for source, copy, epoch, what in (
-        (2**32, 0, 0, "source"),
-        (0, 2**16, 0, "copy"),
-        (0, 0, 2**15, "epoch"),
-        (-1, 0, 0, "source"),
-    ):
-        with raises("bad-value", UserError, what):
-            sample_keys(torch.tensor([source]), torch.tensor([copy]), epoch)
+
+
+@pytest.mark.parametrize("number", [2**16, -1])
+def test_what_has_no_room_in_a_key_is_refused(number):
+    with raises("bad-value", UserError, f"copy number must be in .0, 65536., got {number}"):
+        check_numbers("copy", torch.tensor([0, number, 5]), MAX_COPY)
 
 
 @settings(max_examples=40, deadline=None)

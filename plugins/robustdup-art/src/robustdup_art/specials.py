@@ -204,11 +204,6 @@ def generate_features_singly(attack: Any, call: Any) -> Any:
     return np.concatenate([attack.generate(call.x[i : i + 1], guides[i : i + 1], **limits) for i in range(len(guides))])
 
 
-def without_labels(attack: Any, call: Any) -> Any:
-    """Call ART without `y`: ShadowAttack takes a given `y` for a target."""
-    return attack.generate(call.x)
-
-
 def with_class_numbers(attack: Any, call: Any) -> Any:
     """Call ART with class numbers, where it does not read one-hot labels."""
     return attack.generate(call.x, call.labels)

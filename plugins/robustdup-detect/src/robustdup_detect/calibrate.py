@@ -171,10 +171,10 @@ def annotated_recall(seen: Compared, tail: Tail, threshold: float) -> tuple[floa
     threshold that are not accounted for by different pictures.
     """
     scores, pairs = np.array(ANNOTATED).T
-    found = float(np.interp(threshold, scores, pairs))
-    low, high = wilson(round(found), ANNOTATED_PAIRS)
-    right, more = (max(seen.pairs(at) - tail.above(at), 0.0) for at in (logit(threshold), CLEAR))
-    return found / ANNOTATED_PAIRS, min(low, right / more if more > right else 1.0), high
+    n_above = float(np.interp(threshold, scores, pairs))
+    low, high = wilson(round(n_above), ANNOTATED_PAIRS)
+    right, more = (max(seen.pairs(odds) - tail.above(odds), 0.0) for odds in (logit(threshold), CLEAR))
+    return n_above / ANNOTATED_PAIRS, min(low, right / more if more > right else 1.0), high
 
 
 def fit_tail(odds: Any, share: float = BULK[0], *, duplicates: bool = True) -> Tail | None:

@@ -142,11 +142,11 @@ def load_candidates(plan: SearchPlan) -> tuple[Any, Any, Any]:
     Identical images are left out: nothing is to be judged there.
     """
     rows = len(plan.different_rows(plan.asking))
-    found: list[tuple[Any, Any, Any]] = []
+    shards: list[tuple[Any, Any, Any]] = []
     for file in shard_files(plan, rows):
         content = load_file(file)
-        found.append((content["seen_a"], content["seen_b"], content["odds"]))
-    a, b, odds = (np.concatenate(part) for part in zip(*found, strict=True))
+        shards.append((content["seen_a"], content["seen_b"], content["odds"]))
+    a, b, odds = (np.concatenate(part) for part in zip(*shards, strict=True))
     if plan.config.against is None:
         a, b = np.minimum(a, b), np.maximum(a, b)
     order = np.lexsort((-odds, b, a))

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from robustdup.errors import UserError
 from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
 from robustdup_study.vocabulary import has_arms, renamed, with_conditions
 
@@ -306,17 +305,6 @@ def _column(values: list[Any]) -> pa.Array:
     if present and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def load_study_table(folder: str | Path) -> pa.Table:
-    """Read `cells.parquet` of a study's folder. Raises UserError where it is missing or damaged."""
-    path = Path(folder) / TABLE_FILE
-    if not path.is_file():
-        raise UserError(f"There is no {TABLE_FILE} in {str(folder)!r}.", code="missing-file")
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?", code="damaged-file") from None
 
 
 def title(record: StudyRecord) -> str:
