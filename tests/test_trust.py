@@ -6,14 +6,15 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from robustdup import UserError, jobs
+from robustdup import UserError, jobs, load_model
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, TrainConfig, build
 from robustdup.evidence.bundle import write_bundle
 from robustdup.jobs.trust import code_of_data, code_of_model, would_run
 from robustdup.leaderboard import position
-from robustdup.models.trained import describe_network
+from robustdup.models.trained import describe_network, save_weights
 from robustdup.records import load_record
 from robustdup.records.base import to_json
 from robustdup.records.origin import note_made_here, was_made_here
@@ -252,17 +253,65 @@ def test_ones_own_run_is_resumed_without_a_word(place, capsys):
     assert main(["eval", "--resume", str(place / "mine"), "--json"]) == 0
 
 
+def working(place):
+    """Return the stranger's run folder that `place` holds, with weights that fit the network of its file."""
+    save_weights(place / "network", "best", load_model("builtin:digits-robust"))
+    return place / "network"
+
+
+def test_a_network_of_somebody_else_is_not_built_by_a_file_unasked(finished, place, capsys):
+    working(place)
+    uses = [
+        ["eval", "--model", "run:network", "--n", "4", "--attacks", "fgsm"],
+        ["eval", "--attack-model", "run:network@best", "--n", "4", "--attacks", "fgsm"],
+        ["certify", "--model", "run:network", "--n", "4"],
+        ["train", "--init", "run:network", "--steps", "1"],
+        ["verify", str(write_bundle(finished, place / "bundle")), "--model", "run:network"],
+    ]
+    for words in uses:
+        assert main(words) == 2, words
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "evil.py" in shown, words
+        assert "--trust" in shown, words
+    with raises("untrusted-code", UserError, "was not run"):
+        load_model("run:network")
+    assert ran(place) == []
+
+
+@pytest.mark.parametrize("command", ["eval", "verify"])
+def test_a_network_that_is_trusted_once_is_built_also_later(finished, place, capsys, command, monkeypatch):
+    monkeypatch.setenv("ROBUSTDUP_CACHE", str(place / "cache"))
+    monkeypatch.setattr("robustdup.records.origin._noted", set())
+    folder = working(place)
+    words = {
+        "eval": ["eval", "--n", "4", "--attacks", "fgsm", "--eps", "0.1", "--no-diagnostics"],
+        "verify": ["verify", str(write_bundle(finished, place / "bundle"))],
+    }[command]
+    assert main([*words, "--model", "run:network", "--trust", "--json"]) == 0
+    assert "evil.py" in capsys.readouterr().err  # what runs is said
+    assert ran(place) == [place.parent / "evil.ran"]
+    monkeypatch.setattr("robustdup.records.origin._noted", set())
+    assert load_model("run:network")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    path = folder / "network.json"
+    path.write_text(path.read_text().replace(str(place.parent / "evil.py"), str(place / "evil.py")))
+    with raises("untrusted-code", UserError):  # another file than the one that was trusted
+        load_model("run:network")
+
+
 def test_what_was_made_here_is_known_by_its_bytes(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBUSTDUP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("robustdup.records.origin._noted", set())
     assert not was_made_here(b"a record")
     note_made_here(b"a record")
     note_made_here(b"another")
+    monkeypatch.setattr("robustdup.records.origin._noted", set())  # as in another process
     assert was_made_here(b"a record")
     assert not was_made_here(b"a record ")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROBUSTDUP_CACHE", str(tmp_path / "file"))  # cannot be written: nothing is known, nothing fails
-    note_made_here(b"a record")
+    note_made_here(b"a third")
     assert not was_made_here(b"a record")
+    assert was_made_here(b"a third")  # by this process alone
 
 
 def test_a_rank_says_that_it_rests_on_a_record_from_elsewhere(finished, tmp_path, capsys):

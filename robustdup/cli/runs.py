@@ -28,7 +28,7 @@ def configuration(
         out = getattr(config, "out", None)
         if out is not None and not out.strip():
             raise UserError("--out is empty: name a folder, or leave it out.", code="bad-value")
-        return config, Path(out) if out else fresh(config)
+        return _trusted(config, trust=trust), Path(out) if out else fresh(config)
     folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else latest_unfinished(key)
     given = build(kind, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
     if not folder.is_dir():
@@ -40,4 +40,12 @@ def configuration(
         from robustdup.jobs.trust import check_trust
 
         check_trust(saved, origin=f"The run in {str(folder)!r} was not started here, and", own=given, trust=trust)
-    return build(kind, values={**saved, **given}), folder
+    return _trusted(build(kind, values={**saved, **given}), trust=trust), folder
+
+
+def _trusted(config: C, *, trust: bool) -> C:
+    if trust:
+        from robustdup.jobs.trust import trust_networks
+
+        trust_networks(config.model_dump())
+    return config

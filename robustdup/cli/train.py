@@ -28,7 +28,9 @@ def _train_command(
         help="Go on with an unfinished run: its folder, that of --out, or the latest.",
     ),
     trust: bool = typer.Option(
-        False, "--trust", help="With --resume: run the code that a run of somebody else names, without naming it again."
+        False,
+        "--trust",
+        help="Run the code that a run of somebody else names, of --resume or of run:FOLDER, without naming it again.",
     ),
     json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
 ) -> int:

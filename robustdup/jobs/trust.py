@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from robustdup.errors import UserError
 from robustdup.models.files import is_file_spec
 from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
+from robustdup.records.origin import note_made_here
 
+RUN = "run:"
 CODE_FREE = ("builtin", "robustbench")  # schemes whose names are looked up in installed packages, never in a file
 MODELS = ("model", "attack_model", "init", "score_model", "extra_labels")  # settings that name a model
 BARE_NAME = re.compile(r"[\w-]+(\(.*\))?")
@@ -47,9 +49,13 @@ def code_of_data(spec: str | None) -> str | None:
     return f"the loader of {scheme!r} data, on {rest!r}"
 
 
-def _code_of_run(rest: str) -> str | None:
+def _network_file(rest: str) -> Path:
     folder, separator, name = rest.rpartition("@")
-    file = Path(folder if separator and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
+    return Path(folder if separator and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
+
+
+def _code_of_run(rest: str) -> str | None:
+    file = _network_file(rest)
     try:
         spec = json.loads(file.read_text(encoding="utf-8"))["spec"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -103,6 +109,7 @@ def check_trust(
     listed = "; ".join(f"{name} = {_short(settings[name])} runs {code}" for name, code in code_of.items())
     if trust:
         print(f"Trusted by --trust: {listed}.", file=sys.stderr)
+        _trust_networks(used[name] for name in code_of)
         return
     flags = " ".join(
         "--allow-pickle" if name == "allow_pickle" else f"--{name.replace('_', '-')} …" for name in code_of
@@ -112,6 +119,18 @@ def check_trust(
         "and have looked at what would run, add --trust.",
         code="untrusted-code",
     )
+
+
+def trust_networks(settings: Mapping[str, Any]) -> None:
+    """Trust the files that build the networks of `run:FOLDER` settings, also in later processes, and print which they are."""
+    of_runs = {name: value for name, value in settings.items() if name in MODELS and str(value).startswith(RUN)}
+    check_trust(of_runs, origin="The run", trust=True)
+
+
+def _trust_networks(specs: Iterable[Any]) -> None:
+    for spec in specs:
+        if isinstance(spec, str) and spec.startswith(RUN):
+            note_made_here(_network_file(spec.removeprefix(RUN)).read_bytes())
 
 
 def _short(value: Any) -> str:

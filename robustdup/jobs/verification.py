@@ -27,7 +27,7 @@ from robustdup.evidence.verification import CorruptionVerification, Verification
 from robustdup.jobs.corruption_evidence import verify_corruptions
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
 from robustdup.jobs.models import fit_model
-from robustdup.jobs.trust import check_trust, without_demands
+from robustdup.jobs.trust import check_trust, trust_networks, without_demands
 from robustdup.models.adapt import adapted
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
@@ -83,6 +83,8 @@ def verify_bundle(
         )
     _check_threat(record, config, own)
     check_trust(settings, origin="The bundle", own=own, trust=trust)
+    if trust:
+        trust_networks(own)
     registry = load_plugins(config.plugin)
     data = load_data(config, registry)
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)

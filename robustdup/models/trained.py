@@ -1,8 +1,8 @@
 """Networks that were trained here: what a run folder keeps of them, and `run:FOLDER` as a model.
 
 A folder holds `network.json` (how to build the network), `best.safetensors` and `last.safetensors`. Loading one runs no code
-from it. Only a network that was trained from a `file.py:factory` is built by running that file again: where it was, and
-never a file that lies in the run folder itself, since run folders are passed around.
+from it. Only a network that was trained from a `file.py:factory` is built by running that file again: where it was, for whoever
+trained it, and never a file that lies in the run folder itself, since run folders are passed around.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from robustdup.models.checkpoint_file import is_safetensors
 from robustdup.models.files import is_file_spec, load_weights
 from robustdup.plugins import Registry
 from robustdup.records.base import Part, to_json, write_atomic
+from robustdup.records.origin import file_made_here, note_made_here
 
 NETWORK_FILE = "network.json"
 CHECKPOINTS = ("best", "last")
@@ -59,7 +60,9 @@ def describe_network(
 
 def save_network(folder: Path, description: NetworkDescription) -> None:
     """Write `network.json` into a run folder. Raises RunError where it cannot be written."""
-    write_atomic(folder / NETWORK_FILE, (to_json(description) + "\n").encode())
+    content = (to_json(description) + "\n").encode()
+    note_made_here(content)
+    write_atomic(folder / NETWORK_FILE, content)
 
 
 def save_weights(folder: Path, name: str, module: nn.Module | Mapping[str, Tensor]) -> Path:
@@ -101,7 +104,7 @@ def load_trained(rest: str, registry: Registry) -> nn.Module:
 
 
 def read_description(folder: Path) -> NetworkDescription:
-    """Return how the network of a run folder is built. Raises UserError, also for a file that must not be run."""
+    """Return how the network of a run folder is built. Raises UserError, also for a file that must not be run unasked."""
     file = folder / NETWORK_FILE
     if not file.is_file():
         lacking = "There is no folder" if not folder.is_dir() else f"There is no {NETWORK_FILE} in"
@@ -148,4 +151,11 @@ def _check_code(description: Path, spec: str) -> None:
             f"The network was built by {str(code)!r}, which is not there any more. Give it and the weights yourself: "
             f"path/to/model.py:factory@{description.parent / 'best.safetensors'}",
             code="missing-file",
+        )
+    if not file_made_here(description):
+        raise UserError(
+            f"{str(description)!r}, which was not written here, asks to run {str(code)!r}: it was not run. If you have looked at "
+            f"that file and trust it, name it yourself: {spec}@{description.parent / 'best.safetensors'}; or add --trust to "
+            "eval, train or verify, once.",
+            code="untrusted-code",
         )

@@ -1,7 +1,7 @@
-"""Which records and unfinished runs were made under this account: a list of hashes, so that a stranger's are told apart.
+"""Which records, networks and unfinished runs were made under this account: hashes, so that a stranger's are told apart.
 
 The list lies under ROBUSTDUP_CACHE, or under ~/.cache/robustdup, and holds nothing but SHA-256 sums. Where it cannot be
-written or was lost, a run counts as a stranger's: it asks for more, never for less.
+written or was lost, a run counts as a stranger's in later processes: it asks for more, never for less.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 LIST = "made-here"
+_noted: set[str] = set()  # by this process, which knows them where the list cannot be written
 
 
 def _place() -> Path:
@@ -20,7 +21,9 @@ def _place() -> Path:
 
 def note_made_here(content: bytes) -> None:
     """Remember that these bytes (a whole file) were written under this account."""
-    line = f"{hashlib.sha256(content).hexdigest()}\n".encode()
+    digest = hashlib.sha256(content).hexdigest()
+    _noted.add(digest)
+    line = f"{digest}\n".encode()
     try:
         place = _place()
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -35,8 +38,9 @@ def note_made_here(content: bytes) -> None:
 
 def was_made_here(content: bytes) -> bool:
     """Tell whether exactly these bytes were written under this account."""
+    digest = hashlib.sha256(content).hexdigest()
     try:
-        return hashlib.sha256(content).hexdigest() in _place().read_text(encoding="ascii").split()
+        return digest in _noted or digest in _place().read_text(encoding="ascii").split()
     except (OSError, RuntimeError, UnicodeDecodeError):
         return False
 
