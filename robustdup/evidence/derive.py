@@ -308,7 +308,9 @@ def compare(stated: Any, derived: Any, place: str = "record") -> tuple[list[str]
     elif isinstance(content, list):
         if not isinstance(stated, list) or len(stated) != len(content):
             return [place], [f"{place} has another length than the evidence shows ({len(content)})."]
-        parts = [compare(own, value, f"{place}[]") for own, value in zip(stated, content, strict=True)]
+        of_records = content and isinstance(content[0], dict | Exactly)  # others are one field, see `fields.leaves`
+        member = f"{place}[]" if of_records else place
+        parts = [compare(own, value, member) for own, value in zip(stated, content, strict=True)]
     else:
         return [place], [] if _same(stated, content) else [_difference_text(place, stated, content)]
     fields = [field for part, _ in parts for field in part] or [place]
