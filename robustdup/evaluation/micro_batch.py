@@ -37,6 +37,7 @@ REPEATS = 5
 PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
 # Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
 CPU_FLOATS = 2**22
+COMPARED = 8  # rows, at least, on which a smaller number of rows in a call must give the same bits
 WORTH_COMPILING = 120.0  # seconds that a run must threaten to take before `compile=auto` compiles for it on CUDA
 
 
@@ -258,18 +259,29 @@ def _fastest(measured: Sequence[Measured], default: int) -> int:
 
 
 def same_bits(model: nn.Module, examples: Tensor, micro_batch: int) -> tuple[int, ...]:
-    """Return the smaller numbers of rows (powers of two from 8) at which logits and gradients have the same bits.
+    """Return the smaller numbers of rows at which logits and gradients have the same bits.
 
-    Compared on `micro_batch` rows made from `examples` (n, C, H, W), each with its own noise. Which kernels compute a
-    batch follows from its shape and not from its values, so that what holds for these rows holds for others.
+    Compared on rows made from `examples` (n, C, H, W), each with its own noise. Which kernels compute a batch follows from its
+    shape and not from its values, so that what holds for these rows holds for others, and a batch or two of each size do.
     """
     copies = -(-micro_batch // len(examples))
     rows = examples.repeat(copies, 1, 1, 1)[:micro_batch]
     noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
     rows = (0.9 * rows + 0.1 * noise).clamp(0, 1)
     whole = _answers(model, rows, micro_batch)
-    sizes = [2**power for power in range(3, 20) if 2**power < micro_batch]
-    return tuple(size for size in sizes if all(map(torch.equal, _answers(model, rows, size), whole)))
+
+    def holds(size: int) -> bool:
+        few = slice(-(-COMPARED // size) * size)
+        answers = _answers(model, rows[few], size)
+        return all(torch.equal(mine, all_rows[few]) for mine, all_rows in zip(answers, whole, strict=True))
+
+    return tuple(filter(holds, smaller_sizes(micro_batch)))
+
+
+def smaller_sizes(micro_batch: int) -> list[int]:
+    """Return the numbers of rows below a micro-batch that are worth a try: all up to 16, then four for each doubling."""
+    sizes = {*range(1, 17), *(part * 2**power for power in range(2, 20) for part in range(5, 9))}
+    return sorted(size for size in sizes if size < micro_batch)
 
 
 def _answers(model: nn.Module, images: Tensor, size: int) -> list[Tensor]:

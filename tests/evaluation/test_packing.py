@@ -14,7 +14,7 @@ from robustdup.evaluation import micro_batch as module
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions
-from robustdup.evaluation.micro_batch import Measured, choose_packing, same_bits
+from robustdup.evaluation.micro_batch import Measured, choose_packing, same_bits, smaller_sizes
 from robustdup.evaluation.referee import judge_images
 from robustdup.plugins import AttackSpec
 from robustdup.records.sealed import read_sealed
@@ -26,6 +26,15 @@ class Crowd(nn.Module):
     def forward(self, images):
         mean = images.flatten(1).mean(dim=1)
         return torch.stack([mean, 1 - mean + 1e-4 * (images.shape[0] > 16)], dim=1)
+
+
+class Pairs(nn.Module):
+    """A gradient, of equal logits, that depends on whether the number of rows is even."""
+
+    def forward(self, images):
+        mean = images.flatten(1).mean(dim=1)
+        uneven = 1e-4 * (mean - mean.detach()) * (images.shape[0] % 2)
+        return torch.stack([mean, 1 - mean + uneven], dim=1)
 
 
 def pool_stage(cost=(8000, 2000)) -> PlannedStage:
@@ -43,9 +52,19 @@ def set_up(model, points, **options):
 
 def test_only_shapes_that_give_the_same_bits_are_used(linear, points):
     images, _ = points
-    assert same_bits(linear, images, 64) == (8, 16, 32)
-    assert same_bits(Crowd(), images, 64) == (32,)
-    assert same_bits(Crowd(), images, 16) == (8,)
+    sparse = (20, 24, 28, 32, 40, 48, 56)
+    assert same_bits(linear, images, 64) == (*range(1, 17), *sparse)
+    assert same_bits(Crowd(), images, 64) == sparse
+    assert same_bits(Crowd(), images, 16) == tuple(range(1, 16))
+    assert same_bits(Pairs(), images, 16) == (2, 4, 6, 8, 10, 12, 14)
+
+
+def test_no_more_than_a_fifth_of_a_batch_is_padding_whatever_is_left_over(linear):
+    model = Passes(linear, 256, smaller=smaller_sizes(256))
+    for rows in range(1, 257):
+        model.count = Count()
+        model(torch.zeros(rows, 1, 1, 1))
+        assert model.count.padding <= rows / 4 * (rows > 16)
 
 
 def test_the_last_micro_batch_is_padded_to_the_smallest_shape_that_holds_it(linear, points):
@@ -65,14 +84,14 @@ def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points,
     context, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "CANDIDATES", {"cpu": (16, 32)})
     choose_packing(context, options, images, clean, [pool_stage()], tmp_path)
-    assert (context.micro_batch, context.smaller, context.seconds) == (64, (8, 16, 32), (0.002, 0.005))
+    assert (context.micro_batch, context.smaller, context.seconds) == (64, tuple(smaller_sizes(64)), (0.002, 0.005))
     assert context.longest == pytest.approx(40 * (6000 * 0.002 + 2000 * 0.005))
     (saved,) = tmp_path.rglob("*.json")
-    assert json.loads(read_sealed(saved)) == {"micro_batch": 64, "smaller": [8, 16, 32], "worth_compiling": True}
+    assert json.loads(read_sealed(saved)) == {"micro_batch": 64, "smaller": smaller_sizes(64), "worth_compiling": True}
     again, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: pytest.fail("measured again"))
     choose_packing(again, options, images, clean, [pool_stage()], tmp_path)
-    assert (again.micro_batch, again.smaller) == (64, (8, 16, 32))
+    assert (again.micro_batch, again.smaller) == (64, tuple(smaller_sizes(64)))
 
 
 def test_what_is_given_is_kept_and_a_short_run_is_not_measured_further(linear, points):
