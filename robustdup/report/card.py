@@ -18,9 +18,8 @@ import yaml
 from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
 from robustdup.records import Accuracy, EvaluationRecord, bound_text, doubt_text, doubts
-from robustdup.report.format import printable
-from robustdup.report.tables import alone_text, ball_label, label
-from robustdup.report.terminal import percent
+from robustdup.report.format import attack_label, percent, printable
+from robustdup.report.tables import alone_text, ball_label
 
 ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -54,7 +53,7 @@ def eval_results(record: EvaluationRecord) -> str | None:
     threat = record.threat.short
     results = [("clean_accuracy", record.clean_accuracy, subset)]
     if record.status == "complete" and not (record.n_undecided or record.n_not_attacked or doubts(record)):
-        attacks = ", ".join(label(attack) for attack in record.attacks)
+        attacks = ", ".join(attack_label(attack) for attack in record.attacks)
         results.append(
             ("robust_accuracy", record.robust_accuracy, f"{threat}; {attacks}; {subset}; seed {record.seed}")
         )

@@ -146,11 +146,20 @@ def shortened(text: str, length: int) -> str:
 def folded(name: str, width: int) -> str:
     """Return a name in lines of at most `width` letters, broken where its words meet; a longer word stays whole."""
     lines = [""]
-    for part in re.split(r"(?<=[:_\-/, (])|(?<=[a-z0-9])(?=[A-Z])", name):
+    for part in re.split(r"(?<=[:_\-/, ])|(?<=[a-z0-9])(?=[A-Z])", name):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def folded_spec(spec: str, width: int) -> str:
+    """Return a spec in lines of at most `width` letters, its options indented below its name where they do not fit."""
+    name, bracket, options = spec.partition("(")
+    if len(spec) <= width or not bracket:
+        return folded(spec, width)
+    below = folded(options.removesuffix(")"), width - 2).split("\n")
+    return "\n".join([folded(name, width), *(f"  {line}" for line in below)])
 
 
 def attack_label(attack: Any) -> str:

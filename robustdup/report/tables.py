@@ -8,7 +8,6 @@ from fractions import Fraction
 from robustdup.errors import plain
 from robustdup.records import (
     UNION,
-    Accuracy,
     AttackResult,
     EvaluationRecord,
     UnionBall,
@@ -17,7 +16,7 @@ from robustdup.records import (
     doubts,
     proven_text,
 )
-from robustdup.report.format import NONE, percent
+from robustdup.report.format import NONE, attack_label, percent, with_interval
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -54,15 +53,9 @@ def _markdown(text: str) -> str:
     return plain(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
-def label(attack: AttackResult) -> str:
-    """Return an attack's name with its options, as one would type it."""
-    options = ", ".join(f"{name}={value}" for name, value in attack.options.items())
-    return f"{attack.name}({options})" if options else attack.name
-
-
 def ball_label(attack: AttackResult) -> str:
     """Return an attack's name with its options, after the ball that it worked in where there are several."""
-    return f"{attack.ball}: {label(attack)}" if attack.ball else label(attack)
+    return f"{attack.ball}: {attack_label(attack)}" if attack.ball else attack_label(attack)
 
 
 def alone_text(ball: UnionBall) -> str:
@@ -71,11 +64,6 @@ def alone_text(ball: UnionBall) -> str:
     if not (ball.n_open or ball.n_undecided):
         return with_interval(accuracy)
     return f"{percent(accuracy.value)} to {percent(ball.at_most)}"
-
-
-def with_interval(accuracy: Accuracy) -> str:
-    """Return an accuracy in per cent with its 95% interval."""
-    return f"{percent(accuracy.value)} [{100 * accuracy.low:.2f}, {100 * accuracy.high:.2f}]"
 
 
 def robust_text(record: EvaluationRecord) -> str:

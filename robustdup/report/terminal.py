@@ -14,7 +14,6 @@ from robustdup.errors import RobustdupError
 from robustdup.leaderboard import position
 from robustdup.records import (
     RECORD_FILE,
-    Accuracy,
     Escalation,
     EvaluationRecord,
     bound_text,
@@ -25,7 +24,7 @@ from robustdup.records import (
     to_json,
 )
 from robustdup.records.origin import file_made_here
-from robustdup.report.format import escape, folded, images_taken, printable
+from robustdup.report.format import escape, folded_spec, images_taken, percent, printable, short, with_interval
 from robustdup.report.tables import alone_text, as_latex, as_markdown, ball_label, run_table
 
 Form = Literal["table", "json", "latex", "markdown"]
@@ -60,15 +59,6 @@ def show_record(
             console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
 
 
-def percent(share: float) -> str:
-    """Return a share as per cent with two digits."""
-    return f"{100 * share:.2f}%"
-
-
-def _interval(value: Accuracy) -> str:
-    return f"{percent(value.value)} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
-
-
 def verdict_panel(record: EvaluationRecord) -> Panel:
     """Return what a run says of its model, in a box."""
     lines = Table.grid(padding=(0, 2))
@@ -88,7 +78,7 @@ def verdict_lines(record: EvaluationRecord) -> list[tuple[str, str]]:
             + escape(images_taken(record.data.selection, record.n, record.data.n_total)),
         ),
         ("Threat model", escape(record.threat.text)),
-        ("Clean accuracy", f"[bold]{_interval(record.clean_accuracy)}"),
+        ("Clean accuracy", f"[bold]{with_interval(record.clean_accuracy)}"),
     ]
     expected = " (expected)" if record.model.randomized else ""
     if record.model.batch_dependent:
@@ -97,7 +87,7 @@ def verdict_lines(record: EvaluationRecord) -> list[tuple[str, str]]:
     if doubt:
         lines.append(("[bold red]Robust accuracy", f"[bold red]{bound_text(record)}, {escape(doubt)}"))
     else:
-        lines.append(("Robust accuracy", f"[bold]{_interval(record.robust_accuracy)}{expected}"))
+        lines.append(("Robust accuracy", f"[bold]{with_interval(record.robust_accuracy)}{expected}"))
     lines += [(f"  {escape(ball.name)} alone", alone_text(ball)) for ball in record.union]
     if record.certification is not None:
         lines.append(("  both sides", f"[bold]{proven_text(record)}"))
@@ -121,8 +111,8 @@ def attack_columns(record: EvaluationRecord) -> dict[str, list[str]]:
         "Broken": [str(attack.n_broken) for attack in record.attacks],
         "Robust": [percent(attack.robust_accuracy_after) for attack in record.attacks],
         "Seconds": [f"{attack.seconds:.1f}" for attack in record.attacks],
-        "Forward": [_short(attack.forward_passes) for attack in record.attacks],
-        "Backward": [_short(attack.backward_passes) for attack in record.attacks],
+        "Forward": [short(attack.forward_passes) for attack in record.attacks],
+        "Backward": [short(attack.backward_passes) for attack in record.attacks],
     }
     if any(attack.n_undecided for attack in record.attacks):
         columns["Undecided"] = [str(attack.n_undecided) for attack in record.attacks]
@@ -144,21 +134,13 @@ def attack_table(record: EvaluationRecord, width: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for attack, cells in zip(record.attacks, zip(*columns.values(), strict=True), strict=True):
         style = "yellow" if attack.n_undecided or attack.violations else ""
-        table.add_row(escape(folded(ball_label(attack), room)), *cells, style=style)
+        table.add_row(escape(folded_spec(ball_label(attack), room)), *cells, style=style)
     return table
 
 
 def _room_for_names(columns: dict[str, list[str]], width: int) -> int:
     """Return how many of `width` columns are left beside these columns, three between two."""
     return width - 1 - sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items())
-
-
-def _short(count: int) -> str:
-    """Return a count in at most six letters: 950, 19.4k, 3.66M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
 
 
 def remarks(record: EvaluationRecord) -> list[str]:

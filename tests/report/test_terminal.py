@@ -3,6 +3,7 @@
 import pytest
 from rich.console import Console
 
+from robustdup.report.format import folded_spec
 from robustdup.report.terminal import attack_table
 
 
@@ -31,7 +32,12 @@ def test_no_number_is_cut(run, width, left_over):
     assert ("Undecided" in heading) == left_over
     if width == 100 and not left_over:
         assert heading[1:] == list(values)[:6]
-    name = "".join(
-        line[1:].split("  ")[0] for line in lines if line[1:2].strip() and "Attack " not in line and "─" not in line
-    )
-    assert name.replace(" ", "") == "foolbox:LinfProjectedGradientDescentAttack(steps=2)"
+    name = "".join(line.strip().split("  ")[0] for line in lines if "Samples" not in line and "─" not in line)
+    assert name.replace(" ", "") == "foolbox:LinfProjectedGradientDescentAttacksteps=2"
+
+
+def test_options_stand_below_a_name_that_they_do_not_fit_beside():
+    assert folded_spec("pgd(steps=20)", 13) == "pgd(steps=20)"
+    assert folded_spec("cosine-pgd(steps=20)", 16) == "cosine-pgd\n  steps=20"
+    assert folded_spec("pgd(steps=20, loss=dlr, start=[0, 1])", 24) == "pgd\n  steps=20, loss=dlr,\n  start=[0, 1]"
+    assert folded_spec("Linf 8/255: torchattacks:PGDRS(steps=5)", 16) == "Linf 8/255:\ntorchattacks:\nPGDRS\n  steps=5"

@@ -8,12 +8,12 @@ import numpy as np
 
 from robustdup.records import AttackResult, EvaluationRecord
 from robustdup.report.evaluation_figures import curve, histogram
-from robustdup.report.format import attack_label, missing, number, percent, plural, whole
+from robustdup.report.format import attack_label, missing, number, percent, plural, whole, with_interval
 from robustdup.report.gallery import find_pictures, make_gallery
 from robustdup.report.html.page import Section
 from robustdup.report.runs import Run
 from robustdup.report.samples import Samples, confusion
-from robustdup.report.tables import alone_text, with_interval
+from robustdup.report.tables import alone_text
 
 OUTCOME_NAMES = {
     "stands": "still right",
