@@ -181,8 +181,8 @@ class Chart:
 
     @property
     def upright(self) -> int:
-        """How many upright rules there are: their labels stand above the chart, a line each."""
-        return len(self.rules) if any(rule.x is not None for rule in self.rules) else 0
+        """How many rules are upright and named: their labels stand above the chart, a line each."""
+        return sum(rule.x is not None and bool(rule.label) for rule in self.rules)
 
     @property
     def keys(self) -> Sequence[Series]:

@@ -146,7 +146,7 @@ def shortened(text: str, length: int) -> str:
 def folded(name: str, width: int) -> str:
     """Return a name in lines of at most `width` letters, broken where its words meet; a longer word stays whole."""
     lines = [""]
-    for part in re.split(r"(?<=[:_\-/, ])|(?<=[a-z0-9])(?=[A-Z])", name):
+    for part in re.split(r"(?<=[:_\-/@, ])|(?<=[a-z0-9])(?=[A-Z])", name):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from robustdup.errors import UserError
 from robustdup.records import AttackResult, EvaluationRecord
-from robustdup.report.charts import Axis, Chart, Point, Rule, Series, shape, shares, tone
+from robustdup.report.charts import Axis, Chart, Point, Series, shape, shares, tone
 from robustdup.report.format import attack_label, number, percent, whole
 from robustdup.report.runs import Run, labels
 
@@ -23,18 +23,17 @@ def plot_passes(runs: Sequence[Run], width: str) -> Chart:
     if not lines:
         raise UserError("The records hold no attacks.", code="no-data")
     highest = max((line[-1][0] for _, line in lines), default=1.0)
-    series = [
-        Series(name, _staircase(line), tone(place), shape(place), marks=False)
-        for place, (name, line) in enumerate(lines)
-    ]
-    rules = []
     if len(lines) == 1:
-        ends = [list(group)[-1] for _, group in groupby(lines[0][1][1:], key=lambda step: step[2])]
-        rules = [Rule(words, x=_place(passes)) for passes, _, words in ends[:-1]]
+        series = _by_attack(lines[0][1])
+    else:
+        series = [
+            Series(name, _staircase(line), tone(place), shape(place), marks=False)
+            for place, (name, line) in enumerate(lines)
+        ]
     return Chart(
         "passes", "Robust accuracy against passes",
         "Robust accuracy over the passes, forward and backward together, that a sample still standing has had.",
-        _passes_axis(highest), shares("robust accuracy"), series, rules=rules,
+        _passes_axis(highest), shares("robust accuracy"), series,
         headings=("run", "attack", "passes per surviving sample", "robust accuracy"),
         rows=[(name, words, number(passes), percent(share)) for name, line in lines for passes, share, words in line],
     )  # fmt: skip
@@ -71,8 +70,22 @@ def passes_of_a_survivor(attack: AttackResult) -> float:
     return max(0.0, total - sum(passes * samples for passes, samples in attack.broken_after)) / left
 
 
+def _by_attack(line: Sequence[Step]) -> list[Series]:
+    """Return a line for each attack, from where the one before it ended; those that broke nothing are grey, of one name."""
+    series: list[Series] = []
+    before, tones = line[0], 0
+    for words, group in groupby(line[1:], key=lambda step: step[2]):
+        stretch = [before, *group]
+        broke = stretch[-1][1] < before[1]
+        name, colour = (words, tone(tones)) if broke else ("attacks that broke nothing", "grey")
+        series.append(Series(name, _staircase(stretch), colour, marks=False))
+        before, tones = stretch[-1], tones + broke
+    return series
+
+
 def _staircase(line: Sequence[Step]) -> list[Point]:
-    points = [Point(0.0, line[0][1], f"clean: {percent(line[0][1])}")]
+    passes, share, words = line[0]
+    points = [Point(_place(passes), share, f"{words}, {whole(round(passes))} passes: {percent(share)}")]
     for passes, share, words in line[1:]:
         points.append(Point(_place(passes), points[-1].y))
         points.append(Point(_place(passes), share, f"{words}, {whole(round(passes))} passes: {percent(share)}"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustdup.report.charts import Axis, Chart, Series, finite
+from robustdup.report.format import folded_spec, shortened
 
 PRINTED = 0.6  # points of a figure for a pixel of a page
 AREAS = {"square": 1.1, "diamond": 1.5, "triangle": 1.5, "dot": 0.3}  # of a mark, for equal weight to the eye
@@ -22,6 +23,9 @@ PAPER = {
     "c7": "#4D565F", "robust": "#0072B2", "broken": "#D55E00", "worse": "#D55E00", "own": "#000000", "grey": "#8B949E",
     "zone": "#EEEEEE", "ink": "#000000", "muted": "#333333", "line": "#DDDDDD", "strong": "#888888", "bg": "#FFFFFF",
 }  # fmt: skip
+ROW_NAMES = 0.46  # of the width of a chart, at most, for the names of its rows
+ROW_LINES = 4  # lines of such a name
+LETTER = 0.52  # width of a letter beside its height
 ALIASES = {"worse": "broken", "grey": "muted", "zone": "line"}  # tones that a page has by another name
 
 
@@ -96,7 +100,9 @@ class Drawing:
         return {"field": name, "type": "quantitative", "scale": scale, "axis": self._axis(axis, across=across)}
 
     def _axis(self, axis: Axis, *, across: bool) -> dict[str, Any]:
-        values, texts = [value for value, _ in axis.ticks], [text for _, text in axis.ticks]
+        rows_named = axis.reverse and not across
+        values = [value for value, _ in axis.ticks]
+        texts = [row_lines(text, self.width, self.look) if rows_named else text for _, text in axis.ticks]
         keys = json.dumps([_key(value) for value in values])
         rows = self.chart.y.reverse  # rows have names beside them, and the grid goes up and down
         return {
@@ -104,8 +110,14 @@ class Drawing:
             "title": (axis.label or None) if self.look.paper else None, "grid": across == rows,
             "ticks": across and not rows, "domain": self.look.paper and (across or not rows),
             "labelOverlap": "greedy" if across or not rows else False, "labelFlush": False,
-            "labelLimit": 0.46 * self.width,
+            "labelLimit": ROW_NAMES * self.width,
         }  # fmt: skip
+
+
+def row_lines(name: str, width: float, look: Look) -> list[str]:
+    """Return the name of a row in lines that stand beside a chart of this width; one of very many letters is cut inside."""
+    letters = max(12, int(ROW_NAMES * width / (LETTER * look.text)))
+    return folded_spec(shortened(name, ROW_LINES * letters), letters).split("\n")
 
 
 def _key(value: float) -> str:
@@ -134,9 +146,13 @@ def specification(chart: Chart, width: float, look: Look) -> tuple[dict[str, Any
                     x=drawing.x(), y=drawing.y())  # fmt: skip
     above = (3.0 if look.paper else 8.0) + look.text * 1.25 * chart.upright
     below = (24 if look.paper else 22) + (0 if chart.y.reverse else 2)
+    height = chart.height * (PRINTED if look.paper else 1)
+    if chart.y.reverse:
+        lines = max((len(row_lines(name, width, look)) for _, name in chart.y.ticks), default=1)
+        height = max(height, len(chart.y.ticks) * (lines * 1.25 + 0.5) * look.text)
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "width": round(width, 2),
-        "height": round(chart.height * (PRINTED if look.paper else 1) + above + below, 2),
+        "height": round(height + above + below, 2),
         "autosize": {"type": "fit", "contains": "padding"},
         "padding": {"left": 1, "right": 14 * (PRINTED if look.paper else 1), "top": above, "bottom": 2},
         "background": None, "layer": drawing.layers, "config": _config(look),
@@ -265,7 +281,7 @@ def _glyph(series: Series, look: Look, *, many: bool = False) -> dict[str, Any]:
 def legend(keys: Sequence[Series], width: float, look: Look = PAPER_LOOK) -> dict[str, Any]:
     """Return a legend in Vega-Lite, in as many columns as its longest name allows."""
     longest = max(len(key.name) for key in keys)
-    columns = max(1, min(len(keys), int(width / (longest * 0.52 * look.text + 20))))
+    columns = max(1, min(len(keys), int(width / (longest * LETTER * look.text + 20))))
     names = list(range(len(keys)))
 
     def channel(values: Sequence[Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Robust accuracy against passes: the passes of a run are shared out among its samples, none lost."""
 
+import itertools
+
 import pytest
 
 from robustdup.records import AttackResult
@@ -35,7 +37,16 @@ def test_the_figure_is_drawn_of_one_run_and_of_several(run, tmp_path):
 
     one = read_run(run().folder)
     chart = plot_passes([one], "one")
-    assert len(chart.series) == 1
-    assert chart.rules
+    assert [each.name for each in chart.series] == [each.name for each in one.record.attacks]  # each broke some
+    for before, after in itertools.pairwise(chart.series):
+        assert (before.points[-1].x, before.points[-1].y) == (after.points[0].x, after.points[0].y)
     assert len(chart.rows) == len(steps(one.record))
     assert plot([one, one], tmp_path / "passes.svg", kind="passes").read_text().count("<svg") >= 1
+
+
+def test_attacks_that_broke_nothing_share_a_name(run):
+    made = run(broken_by=[-1] * 20 + [1] * 20, right=[True] * 40)  # the second attack of four broke half of them
+    series = plot_passes([read_run(made.folder)], "one").series
+    idle = "attacks that broke nothing"
+    assert [each.name for each in series] == [idle, "apgd-t", idle, idle]
+    assert [{point.y for point in each.points} for each in series] == [{1.0}, {1.0, 0.5}, {0.5}, {0.5}]

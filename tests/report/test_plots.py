@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import itertools
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,8 +17,10 @@ from robustdup_study.records import DoseMean
 from robustdup.errors import UserError
 from robustdup.records import CurvePoint
 from robustdup.report import plots, svg
+from robustdup.report.charts import rows_axis
 from robustdup.report.html.comparison import comparison_sections
 from robustdup.report.runs import read_run
+from robustdup.report.vega import PAPER_LOOK, specification
 from tests.raising import raises
 
 CURVE = {str(e): CurvePoint(value=v, low=v - 0.1, high=v + 0.1, eps=e, alone=v) for e, v in ((0.05, 0.6), (0.1, 0.4))}
@@ -60,6 +64,19 @@ def test_a_curve_goes_through_the_records_numbers(runs):
     assert [(p.x, p.y) for p in line.points] == [(0, clean), (0.05, 0.6), (0.1, 0.4)]
     assert other.tone != line.tone
     assert other.shape != line.shape
+
+
+def test_names_of_rows_stand_whole_in_several_lines(runs):
+    name = "foolbox:LinfProjectedGradientDescentAttack(steps=20, rel_stepsize=0.1, random_start=True)"
+    chart = charted("accuracy", runs)
+    chart = replace(chart, y=rows_axis([name, "pgd"]))
+    spec, _ = specification(chart, 234, PAPER_LOOK)
+    [shown] = {layer["encoding"]["y"]["axis"]["labelExpr"] for layer in spec["layer"] if "y" in layer["encoding"]}
+    lines, short = json.loads(shown.partition("[indexof")[0])
+    assert "".join(lines).replace(" ", "") == name.replace("(", "").replace(")", "").replace(" ", "")
+    assert max(map(len, lines)) <= 0.46 * 234 / (0.52 * 7)
+    assert short == ["pgd"]
+    assert spec["height"] >= 2 * len(lines) * 7
 
 
 def test_a_page_and_a_figure_show_the_same_chart(runs):
@@ -199,7 +216,8 @@ def test_effects_lie_where_the_record_says(tmp_path):
     assert series.sideways
     [margin] = chart.bars
     assert (margin.left, margin.right) == (-0.01, 0.01)
-    assert [text for _, text in chart.y.ticks] == ["standard, 0.5"]
+    assert [text for _, text in chart.y.ticks] == ["standard, dose 0.5"]
+    assert [key.name for key in chart.keys] == ["lower with copies", "margin, within which a difference counts as none"]
     made.study(tmp_path / "none", comparisons=[])
     with raises("no-data", UserError, "no effects yet"):
         plots.plot([read_run(tmp_path / "none")], tmp_path / "x.pdf", kind="effects")

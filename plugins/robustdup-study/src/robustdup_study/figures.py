@@ -230,7 +230,7 @@ def plot_effects(runs: Sequence[Run], width: str) -> list[list[Chart]]:
 
 
 def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[PairedComparison]) -> Chart:
-    """Return a forest plot: a row for each difference; primary ones are filled, and the margin is shaded."""
+    """Return a forest plot: a row for each difference with its 95% t interval, primary ones filled, the margin shaded."""
     names, share = varying(record), is_share(metric)
     ends = [
         value for c in comparisons for value in (c.difference, c.low, c.high, c.margin, -(c.margin or 0.0))
@@ -238,7 +238,10 @@ def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[Paired
     ]  # fmt: skip
     unit = " (points)" if share else ""
     axis = linear(
-        min(0.0, *ends), max(0.0, *ends), f"difference in {words(metric)}{unit}", text=lambda v: _signed(v, share)
+        min(0.0, *ends),
+        max(0.0, *ends),
+        f"difference in {words(metric)}{unit}, 95% intervals",
+        text=lambda v: _signed(v, share),
     )
     series = []
     for primary in (True, False):
@@ -249,13 +252,15 @@ def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[Paired
             ]  # fmt: skip
             if points:
                 mark = "circle" if primary else "ring"
-                series.append(Series("", points, "broken" if below else "robust", mark, line=False, sideways=True))
-    rows = rows_axis([f"{place_text(place_of(c.factors, names))}, {number(c.dose)}" for c in comparisons])
+                name = f"{'lower' if below else 'higher'} with copies{'' if primary else ', not primary'}"
+                series.append(Series(name, points, "broken" if below else "robust", mark, line=False, sideways=True))
+    rows = rows_axis([f"{place_text(place_of(c.factors, names))}, dose {number(c.dose)}" for c in comparisons])
     margins = {c.margin for c in comparisons if c.margin is not None and not missing(c.margin) and c.margin}
     zone = [Bar(-margin, margin, rows.low, rows.high, "zone") for margin in margins] if len(margins) == 1 else []
+    key = [Series("margin, within which a difference counts as none", (), "zone", "square", line=False)] if zone else []
     return Chart(
         "effects", "", "", axis, rows, series, bars=zone, rules=[Rule("", x=0.0)], height=70 + 21 * len(comparisons),
-        keyless=True,
+        legend=[*series, *key],
     )  # fmt: skip
 
 
