@@ -7,15 +7,27 @@ before unions over attacks and eps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Literal
+
+import torch
 
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, Probe, black_box_wins, look_first
+from robustdup.evaluation.masking import (
+    LOOKED_AT,
+    THRESHOLDS,
+    MaskingSigns,
+    Probe,
+    black_box_wins,
+    left_by_a_long_run,
+    look_first,
+    masking_signs,
+)
+from robustdup.projections import COUNTS
 from robustdup.records import Diagnostic, Outcome
 
 
@@ -52,6 +64,12 @@ def diagnose(
     signs += of_company(clean.batch_dependent, context.original.micro_batch) + of_memory(clean.remembers)
     for result in results:
         signs += of_cascade(result)
+        black_box, passes = of_black_boxes(context, samples, result)
+        signs, spent = signs + black_box, spent + passes
+        if result.masking is None and result.threat.norm not in COUNTS:  # no stage asked on the way
+            seen_there = _look_at_what_is_left(context, samples, result)
+            signs += of_gradients(seen_there, {sign.code for sign in signs})
+            spent = spent + seen_there.passes
     n = len(samples.labels)
     decided = [r for r in results if not r.undecided.any()]  # an attack that failed says nothing of its eps
     alone = {
@@ -183,6 +201,26 @@ def of_probe(seen: Probe) -> list[Diagnostic]:
     return signs
 
 
+def _look_at_what_is_left(context: Context, samples: CleanSamples, result: CascadeResult) -> MaskingSigns:
+    left = ~samples.clean.is_adv & ~result.broken
+    return masking_signs(context, samples.images, samples.labels, result.adv_images, left, result.threat, stages=[])
+
+
+def of_gradients(seen: MaskingSigns, said: Collection[str] = ()) -> list[Diagnostic]:
+    """Return what the gradients of samples that are left show, but for the codes of signs that were `said` before."""
+    return [
+        _sign(
+            code,
+            "serious",
+            f"Of what the attacks left, {reason}.",
+            "What follows the gradient cannot see these samples. Use --attacks fast, which goes on where gradients look "
+            "masked, or attack a differentiable stand-in (--attack-model).",
+        )
+        for code, reason in seen.of_gradients.items()
+        if code not in said
+    ]
+
+
 def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
     """Return a sign where the clean accuracy is no better than guessing."""
     if clean_accuracy > 1.5 / num_classes:
@@ -199,8 +237,8 @@ def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
 
 
 def of_cascade(result: CascadeResult) -> list[Diagnostic]:
-    """Return what the stages show: black-box attacks that beat white-box ones, stages that failed or did nothing."""
-    return [*_idle_stages(result), *_black_box_signs(result), *_failed_stages(result)]
+    """Return what the stages show by themselves: that they failed or did nothing."""
+    return [*_idle_stages(result), *_failed_stages(result)]
 
 
 def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
@@ -221,23 +259,41 @@ def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
     return signs
 
 
-def _black_box_signs(result: CascadeResult) -> list[Diagnostic]:
+def of_black_boxes(context: Context, samples: CleanSamples, result: CascadeResult) -> tuple[list[Diagnostic], Count]:
+    """Return a sign for each black-box attack that broke what the white-box ones left, and what looking cost.
+
+    Short runs leave what longer ones would break. So one is made on what the black-box attack won: gradients are masked
+    only where it too leaves more than is allowed.
+    """
     ran = [stage for stage in result.stages if any(call.verdict is not None for call in stage.calls)]
     tried = [(stage.stage.spec.knowledge, stage.outcome) for stage in ran]
-    signs = []
+    signs, spent = [], Count()
     for number, won, share in black_box_wins(tried, finished=True):
-        spec = ran[number].stage.spec
-        if share > THRESHOLDS["black_box_won"]:
-            signs.append(
-                _sign(
-                    "black_box_beats_white_box",
-                    "serious",
-                    f"{spec.name} ({spec.knowledge}) broke {won} samples that every white-box attack left standing.",
-                    "Gradients are masked. Raise the steps and restarts of the white-box attacks, try other losses, "
-                    "or attack a differentiable stand-in (--attack-model).",
-                )
+        if share <= THRESHOLDS["black_box_won"]:
+            continue
+        spec, stood = ran[number].stage.spec, torch.ones_like(result.broken)
+        for knowledge, outcome in tried:
+            stood &= (outcome == Outcome.ROBUST) | (knowledge != "white-box")
+        rows = (stood & (ran[number].outcome == Outcome.BROKEN)).nonzero()[:LOOKED_AT, 0]
+        beyond, passes = left_by_a_long_run(
+            context, samples.images[rows], samples.labels[rows], samples.index[rows], result.threat
+        )
+        spent = spent + passes
+        hidden = beyond * won / len(rows)
+        masked = hidden > 1 and share * hidden / won > THRESHOLDS["black_box_won"]
+        signs.append(
+            _sign(
+                "black_box_beats_white_box",
+                "serious" if masked else "warning",
+                f"{spec.name} ({spec.knowledge}) broke {won} samples that every white-box attack left standing"
+                + ("." if masked else "; a longer targeted run by gradients breaks them too."),
+                "Gradients are masked. Raise the steps and restarts of the white-box attacks, try other losses, "
+                "or attack a differentiable stand-in (--attack-model)."
+                if masked
+                else "The white-box attacks were too weak: use --attacks fast or autoattack, or more steps and restarts.",
             )
-    return signs
+        )
+    return signs, spent
 
 
 def _failed_stages(result: CascadeResult) -> list[Diagnostic]:

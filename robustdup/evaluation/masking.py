@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robustdup.attacks.apgd_t import apgd_t
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import ce, cw
 from robustdup.attacks.passes import Count, Passes, input_gradient
@@ -49,6 +50,9 @@ class MaskingSigns:
     reasons: tuple[str, ...]
     signs: dict[str, float]
     passes: Count = field(default_factory=Count)
+    of_gradients: dict[str, str] = field(
+        default_factory=dict
+    )  # those of the reasons that gradients give, by their code
     route: str = ""  # the attack that was seen to get through
     looked_after: int = -1  # stages, when it was last looked for
 
@@ -98,21 +102,28 @@ def masking_signs(
         try:
             with isolated(model.model, seed=context.seed):
                 signs |= gradient_signs(model, clean, attacked, classes, threat)
-        except RuntimeError as error:
+        except Exception as error:  # gradients may fail in any way  # noqa: BLE001
             reasons.append(f"gradients cannot be computed ({error})")
     if context.draws > 1:  # a loss that is drawn anew at each step does not follow its own gradient, and hides nothing
         signs.pop("erratic", None)
-    if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
-        reasons.append(f"the gradient is zero for {signs['zero_gradients']:.0%} of {len(rows)} samples")
-    if signs.get("erratic", 0.0) > max(THRESHOLDS["erratic"], 1.5 / max(len(rows), 1)):
-        steps = " or ".join(f"eps/{round(1 / step)}" for step in STEPS)
-        reasons.append(
-            f"the loss does not follow its gradient over a step of {steps} for {signs['erratic']:.0%} of "
-            f"{len(rows)} samples"
-        )
+    of_gradients = _gradient_reasons(signs, len(rows))
+    reasons += of_gradients.values()
     if seen is not None and seen.robust_at_half > THRESHOLDS["robust_at_half"]:
         reasons.append(f"at eps = 0.5, where nothing can survive, {seen.at_half:.0%} of {seen.n} samples survive PGD")
-    return MaskingSigns(tuple(reasons), signs, model.count)
+    return MaskingSigns(tuple(reasons), signs, model.count, of_gradients)
+
+
+def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
+    """Return why the gradients of `n` samples that were looked at are to be distrusted, by the code of a diagnostic."""
+    reasons = {}
+    if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
+        reasons["zero_gradients"] = f"the gradient is zero for {signs['zero_gradients']:.0%} of {n} samples"
+    if signs.get("erratic", 0.0) > max(THRESHOLDS["erratic"], 1.5 / max(n, 1)):
+        steps = " or ".join(f"eps/{round(1 / step)}" for step in STEPS)
+        reasons["erratic_gradients"] = (
+            f"the loss does not follow its gradient over a step of {steps} for {signs['erratic']:.0%} of {n} samples"
+        )
+    return reasons
 
 
 def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[tuple[int, int, float]]:
@@ -142,6 +153,32 @@ def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[t
         if won > 1:
             wins.append((number, won, won / int(looked_at.sum())))
     return wins
+
+
+def left_by_a_long_run(
+    context: Context, images: Tensor, labels: Tensor, index: Tensor, threat: ThreatModel
+) -> tuple[int, Count]:
+    """Return how many samples a long targeted run by gradients does not break, and its passes.
+
+    Args:
+        context: what the evaluation runs on.
+        images: clean images (n, C, H, W) in [0, 1].
+        labels: their classes (n,).
+        index: their rows in the dataset (n,).
+        threat: the threat model.
+    """
+    images, labels, index = (tensor.to(context.device) for tensor in (images, labels, index))
+    draws = context.gradient_draws.eot if context.draws > 1 else 1
+    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=draws)
+    original = Passes(context.original.model, context.micro_batch, draws=draws)
+    rng = SampleRng(context.seed, index).fold("long run")
+    try:
+        with isolated(model.model, seed=context.seed):
+            adv_images = apgd_t(model, images, labels, threat, rng=rng, steps=50, larger_eps=threat.norm == "L1")
+            is_adv = judge(original, images, adv_images, labels, threat).is_adv
+    except Exception:  # a model may fail in any way under gradients; then they break nothing  # noqa: BLE001
+        is_adv = torch.zeros(len(labels), dtype=torch.bool)
+    return int((~is_adv).sum()), model.count + original.count
 
 
 def gradient_signs(

@@ -54,7 +54,9 @@ def weigh(
         return Weighed(_milder(signs, "Every sample fell all the same"), [], Count())
     rows = left.nonzero()[:LOOKED_AT, 0]
     standing = Left(samples.images[rows], last.adv_images[rows], samples.labels[rows], samples.index[rows])
-    black_box_won = any(sign.code == "black_box_beats_white_box" for sign in signs) or any(
+    black_box_won = any(
+        sign.code == "black_box_beats_white_box" and sign.severity == "serious" for sign in signs
+    ) or any(
         result.masking.signs["black_box_won"] > THRESHOLDS["black_box_won"] for result in results if result.masking
     )
     name, passes = find_route(context, standing, last.threat, followed(last), own=not black_box_won)

@@ -86,6 +86,30 @@ def test_a_scale_that_hides_one_loss_alone_is_seen_through_by_the_other():
     assert not any(sign.severity == "serious" for sign in both.diagnostics)
 
 
+@pytest.mark.parametrize("attacks", [QUICK, "pgd(steps=10)", "pgd(steps=10),square(queries=20)"])
+def test_attacks_that_do_not_escalate_are_asked_whether_the_loss_follows_its_gradient(attacks):
+    model, images, labels = correct_points()
+    record = verdict(masked("shattered", model), images, labels, attacks)
+    assert "erratic_gradients" in [sign.code for sign in record.diagnostics if sign.severity == "serious"]
+    assert record.reliable is False
+    assert any("the loss does not follow its gradient" in reason for reason in record.unreliable_reasons)
+    honest = verdict(model, images, labels, attacks)
+    assert honest.reliable is True
+    assert honest.diagnostics == []
+    spent = [passes.diagnostics_backward for passes in (record.passes, honest.passes)]
+    assert min(spent) > 0
+
+
+@pytest.mark.parametrize(("wrap", "severity"), [(lambda model: model, "warning"), (Staircase, "serious")])
+def test_black_box_success_after_a_weak_gradient_attack_is_no_masking(wrap, severity):
+    model, images, labels = correct_points(12)
+    attacks = "pgd(steps=1,step_size=0.02,random_start=false),square(queries=300)"
+    record = evaluate(wrap(model), images, labels, eps="0.2", attacks=attacks, fold=False).record
+    signs = {sign.code: sign for sign in record.diagnostics}
+    assert signs["black_box_beats_white_box"].severity == severity
+    assert record.reliable is (severity == "warning")
+
+
 def test_without_diagnostics_nothing_is_said():
     model, images, labels = correct_points(4)
     record = evaluate(model, images, labels, eps="0.1", attacks="fgsm", diagnostics=False).record
