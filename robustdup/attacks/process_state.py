@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_torch
 
 from robustdup.precision import fp32_switches, put_back
@@ -89,6 +90,17 @@ def _set_dispatch_modes(modes: list[Any]) -> None:
         _C._pop_torch_dispatch_stack(None)
     for mode in modes:
         _C._push_on_torch_dispatch_stack(mode)
+
+
+def _pop_transforms(before: int | None) -> None:
+    """Leave the transforms of torch.func (vmap, grad) that were entered and not left; None is outside of all."""
+    while _C._functorch.maybe_current_level() not in (before, None):
+        _C._functorch.pop_dynamic_layer_stack()
+
+
+def _leave_dual_levels(before: int) -> None:
+    while forward_ad._current_level > before:
+        forward_ad.exit_dual_level()
 
 
 def _hooks() -> list[dict[Any, Any]]:
@@ -233,11 +245,22 @@ def _set_last_words(before: list[Any]) -> None:
 
 
 def _streams() -> list[Any]:
-    return [sys.stdin, sys.stdout, sys.stderr]
+    """Return the standard streams, and which of their methods were replaced in the stream itself."""
+    streams = [sys.stdin, sys.stdout, sys.stderr]
+    return [*streams, *(_own_methods(stream) for stream in streams)]
 
 
-def _set_streams(streams: list[Any]) -> None:
-    sys.stdin, sys.stdout, sys.stderr = streams
+def _own_methods(stream: Any) -> dict[str, Any]:
+    return {name: value for name, value in getattr(stream, "__dict__", {}).items() if callable(value)}
+
+
+def _set_streams(before: list[Any]) -> None:
+    sys.stdin, sys.stdout, sys.stderr = before[:3]
+    for stream, methods in zip(before[:3], before[3:], strict=True):
+        for name in _own_methods(stream):
+            delattr(stream, name)
+        for name, method in methods.items():
+            setattr(stream, name, method)
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -260,6 +283,8 @@ def _set_einsum(before: tuple[Any, ...]) -> None:
 SETTINGS: tuple[Setting, ...] = (
     ("modes of torch functions", _function_modes, _set_function_modes),
     ("modes of torch dispatch", _dispatch_modes, _set_dispatch_modes),
+    ("transforms of torch functions", lambda: _C._functorch.maybe_current_level(), _pop_transforms),
+    ("levels of forward derivatives", lambda: forward_ad._current_level, _leave_dual_levels),
     ("the default device", _device_context, _set_device_context),
     ("hooks of all modules", _hooks, _set_hooks),
     ("hooks of saved tensors", _saved_tensor_hooks, _set_saved_tensor_hooks),

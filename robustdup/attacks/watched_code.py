@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import EnumMeta
 from pathlib import Path
 from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
 from typing import Any
@@ -25,8 +26,10 @@ MODULES = (
     "torch", "torch._C", "torch._C._nn", "torch._VF", "torch._tensor", "torch.functional", "torch.overrides", "torch.linalg",
     "torch.special", "torch.fft", "math", "numpy", "random", "json", "hashlib", "safetensors", "safetensors.torch",
     "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
-    "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main",
+    "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main", "contextlib", "enum", "numbers", "collections",
+    "itertools", "io", "posixpath", "ntpath", "genericpath",
 )  # fmt: skip
+OF_CLASSES = ("torch.nn", "contextlib", "pathlib", "json.encoder", "json.decoder")  # whose own classes are watched too
 KINDS = frozenset(
     (
         FunctionType,
@@ -76,8 +79,9 @@ class WatchedCode:
             if isinstance(module, ModuleType) and (name in names or f"{name}.".startswith(inside))
         ]
         for module in modules:
-            if module.__name__.partition(".")[0] == "robustdup" or module is nn:
-                classes |= {value for value in list(vars(module).values()) if isinstance(value, type)}
+            if module.__name__.partition(".")[0] == OWN or module.__name__ in OF_CLASSES:
+                named = [value for value in list(vars(module).values()) if isinstance(value, type)]
+                classes |= {base for value in named for base in value.__mro__}
         inner = {base for model in models for module in model.modules() for base in type(module).__mro__}
         self._of_model = {id(base) for base in inner if f"{base.__module__}.".partition(".")[0] != "torch"}
         self._modules = {module.__name__: module for module in modules if sys.modules.get(module.__name__) is module}
@@ -179,7 +183,15 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
         for name, value in constants.items()
         if type(value) in (dict, list, set) and name.isupper()
     ]
+    if own and isinstance(owner, EnumMeta):
+        tables += [(name, table, table.copy()) for name, table in _of_members(owner)]
     return _Space(owner, type(owner), label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
+
+
+def _of_members(owner: EnumMeta) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Walk the tables by which an enumeration and its members know their names and values."""
+    yield from (("_member_map_", owner._member_map_), ("_value2member_map_", owner._value2member_map_))
+    yield from ((name, vars(member)) for name, member in owner._member_map_.items())
 
 
 def _is_slot(value: Any) -> bool:
@@ -228,7 +240,7 @@ def _replaced(space: _Space) -> Iterator[tuple[str, Any, Any]]:
         special = name.startswith("__")
         if isinstance(space.owner, type):
             inherited = any(name in vars(base) for base in space.owner.__mro__[1:])
-            hides = _callable(now[name]) or (inherited and not special)
+            hides = _callable(now[name]) or hasattr(type(now[name]), "__get__") or (inherited and not special)
         else:  # a name that a module did not have, and the builtins do, would be taken in place of the builtin
             hides = name in builtins.__dict__ and not special
         if hides:

@@ -136,7 +136,7 @@ def make_call(work: Work, stages: list[PlannedStage], context: Context, tick: Ti
         except Refused:
             raise
         except BaseException as failure:  # an attack may fail in any way; the run goes on and says so
-            if isinstance(failure, KeyboardInterrupt) and (pressed or _by_signal(failure)):
+            if issubclass(type(failure), KeyboardInterrupt) and (pressed or _by_signal(failure)):
                 raise
             error = _failure_text(failure)
     notes = [plain(note, LONGEST_REASON) for note in attempt.notes]
@@ -335,7 +335,10 @@ def _attack(stage: PlannedStage, model: Passes, batch: _Batch) -> Tensor:
     """Call the attack with what is its own: copies of images, labels, threat model, streams and options."""
     assert stage.spec.function is not None  # a planned stage is available
     options = {name: value if callable(value) else copy.deepcopy(value) for name, value in stage.call_options.items()}
-    returned = stage.spec.function(model, batch.images, batch.labels, batch.threat, rng=batch.rng, **options)
+    try:
+        returned = stage.spec.function(model, batch.images, batch.labels, batch.threat, rng=batch.rng, **options)
+    except Refused as failure:  # which is the guard's to say
+        raise RunError(f"{stage.spec.name} raised what only the guard may raise.", code="attack-failed") from failure
     if not isinstance(returned, Tensor):
         kind = type(returned).__name__
         raise RunError(f"{stage.spec.name} returned a {kind}, not a tensor of images.", code="no-images")

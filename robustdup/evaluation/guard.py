@@ -7,8 +7,7 @@ can be put back is put back, with a note; where it cannot, the run is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +45,8 @@ class Guard:
         self._models = [context.original, *models[1:]]  # with what counts the passes of the original
         self._process = os.getpid()
 
-    @contextmanager
-    def around(self, name: str, notes: list[str], judged_by: Any) -> Iterator[None]:
-        """Compare before and after the block; what an attack of that name changed goes to `notes`.
+    def around(self, name: str, notes: list[str], judged_by: Any) -> _Watch:
+        """Return the block in which an attack runs: it compares before and after, and notes what the attack changed.
 
         Args:
             name: of the attack.
@@ -56,23 +54,9 @@ class Guard:
             judged_by: what the result will be judged by: images, labels, threat model.
 
         Raises:
-            Refused: where something cannot be put back.
+            Refused: in the end, where something cannot be put back.
         """
-        before = self._put_back()
-        if before:  # by what an attack left running
-            notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
-        state, modules = ProcessState(), [_Modules(model) for model in self._models]
-        held = Held(self._context, whole=judged_by)
-        try:
-            with no_exits():
-                yield
-        finally:
-            if os.getpid() != self._process:  # a process that the attack forked, and that would go on as a second run
-                os._exit(1)
-            changed = [*state.hold_still(), *self._put_back(state, [held, *modules])]
-            state.go_on()
-            if changed:
-                notes.append(f"{name} changed what the judge stands on, and it was put back: {_named(changed)}.")
+        return _Watch(self, name, notes, judged_by)
 
     def check(self) -> None:
         """Raise Refused where what was judged last may have been judged by something else than the model."""
@@ -96,6 +80,39 @@ class Guard:
                 "the results cannot be trusted."
             ) from error
         return list(dict.fromkeys(changed))
+
+
+class _Watch:
+    """The block in which one call of an attack runs. A class, since an attack may reach what contextlib makes blocks of."""
+
+    def __init__(self, guard: Guard, name: str, notes: list[str], judged_by: Any) -> None:
+        self._guard, self._name, self._notes, self._judged_by = guard, name, notes, judged_by
+
+    def __enter__(self) -> None:
+        guard = self._guard
+        before = guard._put_back()
+        if before:  # by what an attack left running
+            self._notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
+        self._state = ProcessState()
+        self._parts = [
+            Held(guard._context, whole=self._judged_by),
+            *(_Modules(model) for model in guard._models),
+        ]
+        self._exits = no_exits()
+        self._exits.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._exits.__exit__(None, None, None)
+        finally:
+            if os.getpid() != self._guard._process:  # a process that the attack forked, and that would go on as a run
+                os._exit(1)
+            changed = [*self._state.hold_still(), *self._guard._put_back(self._state, self._parts)]
+            self._state.go_on()
+            if changed:
+                self._notes.append(
+                    f"{self._name} changed what the judge stands on, and it was put back: {_named(changed)}."
+                )
 
 
 def guard_of(context: Context) -> Guard:
@@ -123,12 +140,17 @@ class _Weights:
 
     def __init__(self, model: nn.Module) -> None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._kinds = [(name, tensor, type(tensor)) for name, tensor in tensors.items()]
         self._kept = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors.items()]
         self._asked = [(name, tensor, tensor.requires_grad) for name, tensor in tensors.items()]
 
     @torch.no_grad()
     def put_back(self) -> list[str]:
         changed = []
+        for name, tensor, kind in self._kinds:  # first: what a class says of its tensors is its own word
+            if type(tensor) is not kind:
+                changed.append(f"the class of the weights {name}")
+                object.__setattr__(tensor, "__class__", kind)
         for name, tensor, kept in self._kept:
             if not _same(tensor, kept):
                 changed.append(f"the weights {name}")
@@ -151,7 +173,7 @@ class _Module:
     kind: type
     content: dict[str, Any]
     inner: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, tuple[type, Tensor]]
 
 
 class _Modules:
@@ -171,7 +193,9 @@ class _Modules:
 def _kept(module: nn.Module) -> _Module:
     content = dict(vars(module))
     inner = {name: value.copy() for name, value in content.items() if _is_table(name, value)}
-    tensors = {name: value.detach().clone() for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: (type(value), value.detach().clone()) for name, value in content.items() if isinstance(value, Tensor)
+    }
     return _Module(module, type(module), content, inner, tensors)
 
 
@@ -199,9 +223,12 @@ def _put_back(kept: _Module) -> list[str]:
             changed.append(f"{label}.{name}")
             value.clear()
             value.update(kept.inner[name])
-        if name in kept.tensors and not _same(value, kept.tensors[name]):
-            with torch.no_grad():
-                value.data = kept.tensors[name].clone()
+        if name in kept.tensors:
+            of_type, before = kept.tensors[name]
+            object.__setattr__(value, "__class__", of_type)
+            if not _same(value, before):
+                with torch.no_grad():
+                    value.data = before.clone()
     return changed
 
 

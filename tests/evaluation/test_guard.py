@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import copy
 import gc
+import numbers
 import os
 import resource
 import signal
@@ -436,6 +438,78 @@ def a_name_for_all_modules(model, images, labels, threat, *, rng):
     return images
 
 
+@evil
+def bases_of_numbers(model, images, labels, threat, *, rng):
+    numbers.Rational.__float__ = lambda self: 1.0  # which Fraction, and so each eps, has it from
+    return step(model, images, labels, threat, rng=rng)
+
+
+class LyingWeights(nn.Parameter):
+    """Weights that say of themselves what they were, and turn what is computed with them."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **(kwargs or {}))
+        return -out if getattr(func, "__name__", "") == "linear" else out
+
+
+@evil
+def the_class_of_weights(model, images, labels, threat, *, rng):
+    for module in gc.get_objects():
+        if type(module) in (Net, Uncopyable):
+            module.head.weight.__class__ = LyingWeights
+            module.shift.__class__ = LyingWeights
+    return images + 0.001
+
+
+class Reader:
+    """A descriptor of no usual kind, which stands before what an instance holds under its name."""
+
+    def __get__(self, module, kind=None):
+        return lambda images: torch.zeros(len(images), 2)
+
+    def __set__(self, module, value):
+        pass
+
+
+@evil
+def descriptors_of_classes(model, images, labels, threat, *, rng):
+    Net.head = nn.Linear.weight = Reader()
+    return images
+
+
+@evil
+def what_blocks_are_made_of(model, images, labels, threat, *, rng):
+    def skip(self, *error):
+        return True
+
+    contextlib._GeneratorContextManager.__exit__.__code__ = skip.__code__
+    F.conv2d = lambda images, *args, **options: images * 0
+    return images
+
+
+@evil
+def members_of_an_enumeration(model, images, labels, threat, *, rng):
+    Outcome.ROBUST._name_, Outcome.BROKEN._name_ = "BROKEN", "ROBUST"
+    Outcome._value2member_map_[1] = Outcome.ROBUST
+    return images
+
+
+@evil
+def a_method_of_a_stream(model, images, labels, threat, *, rng):
+    sys.stdout.write = lambda text: 0
+    return images
+
+
+@evil
+def transforms_that_were_not_left(model, images, labels, threat, *, rng):
+    torch._C._functorch._grad_increment_nesting()
+    torch._C._functorch._vmap_increment_nesting(3, "same")
+    torch.autograd.forward_ad.enter_dual_level()
+    return images
+
+
 def hooks():
     return [dict(value) for name, value in vars(nn.modules.module).items() if name.startswith("_global") and value]
 
@@ -456,7 +530,9 @@ def as_before():
             robustdup.threat.LINF_TOLERANCE, robustdup.evaluation.referee.torch, sys.executable, subprocess.run,
             signal.getitimer(signal.ITIMER_REAL)[1], list(gc.callbacks), gc.get_threshold(), Net.scale, os.replace,
             signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_NOFILE), os.getpid(), type(torch),
-            dict(robustdup.evaluation.referee.judge_images.__kwdefaults__),
+            dict(robustdup.evaluation.referee.judge_images.__kwdefaults__), float(Fraction(1, 2)), hasattr(Net, "head"),
+            contextlib._GeneratorContextManager.__exit__.__code__, Outcome.ROBUST.word, Outcome(1), sys.stdout.write,
+            torch._C._functorch.maybe_current_level(), torch.autograd.forward_ad._current_level,
         )  # fmt: skip
 
     before = look()
@@ -594,7 +670,17 @@ class Silent(BaseException):
         raise RuntimeError("no text")
 
 
+class Unclassed(Exception):
+    """An error that ends the process where somebody asks what it is."""
+
+    @property
+    def __class__(self):
+        raise SystemExit(0)
+
+
 FAILURES = {
+    "no class": Unclassed("what it says"),
+    "what only the guard may say": Refused("the judge was changed"),
     "a lone surrogate": ValueError("no file \udcff.png"),
     "no text": Silent(),
     "no Exception": GeneratorExit(),
@@ -615,7 +701,8 @@ def test_the_run_goes_on_after_any_failure(name, tmp_path):
     assert result.stages[0].outcome.tolist() == [Outcome.UNDECIDED] * 20
     assert int(result.broken.sum()) == 20
     for call in result.stages[0].calls:
-        assert type(FAILURES[name]).__name__ in call.error
+        kind = type(FAILURES[name])
+        assert (kind.__name__ if kind is not Refused else "only the guard") in call.error
         assert len(call.error) < 3000
         assert call.error.isprintable()
         call.error.encode()
