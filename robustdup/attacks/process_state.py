@@ -100,7 +100,7 @@ def _pop_transforms(before: int | None) -> None:
 
 def _leave_dual_levels(before: int) -> None:
     while forward_ad._current_level > before:
-        forward_ad.exit_dual_level()
+        forward_ad.exit_dual_level()  # type: ignore[no-untyped-call]
 
 
 def _hooks() -> list[dict[Any, Any]]:

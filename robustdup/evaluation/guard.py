@@ -94,10 +94,8 @@ class _Watch:
         if before:  # by what an attack left running
             self._notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         self._state = ProcessState()
-        self._parts = [
-            Held(guard._context, whole=self._judged_by),
-            *(_Modules(model) for model in guard._models),
-        ]
+        held = Held(guard._context, whole=self._judged_by)
+        self._parts: list[Held | _Modules] = [held, *(_Modules(model) for model in guard._models)]
         self._exits = no_exits()
         self._exits.__enter__()
 
