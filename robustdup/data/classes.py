@@ -53,6 +53,16 @@ def _order_note(ordered: Sequence[str]) -> list[str]:
     ]
 
 
+def names_of_numbers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the name of each class number of (number, name) pairs; nothing where they are not numbers and names one to one."""
+    unique = set(pairs)
+    names = dict(unique)
+    whole = all(re.fullmatch(r"[0-9]+", number) for number in names)
+    words = not any(re.fullmatch(r"-?[0-9.]+", name) for name in names.values())
+    one_to_one = len(names) == len(unique) == len(set(names.values()))
+    return names if names and whole and words and one_to_one else {}
+
+
 def missing_note(split: str, class_names: Sequence[str], present: Iterable[str]) -> tuple[str, ...]:
     """Say which classes have no sample in a split."""
     there = set(present)

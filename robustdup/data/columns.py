@@ -122,6 +122,12 @@ def _find_image(features: Mapping[str, Any], place: str) -> str:
 
 def _find_label(features: Mapping[str, Any], image: str, place: str) -> tuple[str, tuple[str, ...]]:
     candidates = _labels_of(features, image) or [name for name in LABEL_NAMES if name in features]
+    if not candidates and set(features) == {image}:
+        raise UserError(
+            f"The images of {place} have no labels: put pictures into folders of classes, or a list of file_name and label "
+            "(CSV, JSON, text) beside them. What the names of the files say is not looked at.",
+            code="no-column",
+        )
     if not candidates:
         raise UserError(
             f"No column of {place} is known to hold labels; it has {_listed(features)}. Name it: label_column.",

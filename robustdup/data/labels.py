@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, class_numbers, make_arrays
-from robustdup.data.classes import missing_note, number_classes
+from robustdup.data.classes import missing_note, names_of_numbers, number_classes
 from robustdup.data.columns import (
     LABEL_NAMES,
     MORE_LABEL_NAMES,
@@ -41,6 +41,7 @@ def with_class_numbers(opened: Opened, options: DataOptions, place: str) -> Open
 
     Raises UserError for labels that are no classes, unless the options need no labels.
     """
+    opened = _named_by_columns(opened, options, place)
     tables = {name: rows for name, rows in opened.splits.items() if not isinstance(rows, Arrays)}
     columns = {name: _columns(rows, options, place) for name, rows in tables.items()}
     odd = {name: pair for name, pair in columns.items() if pair is not None and _is_odd(tables[name], pair)}
@@ -68,6 +69,48 @@ def with_class_numbers(opened: Opened, options: DataOptions, place: str) -> Open
                 continue  # fractions, lists of several labels: who needs no classes gets them as they are
             notes += more
     return replace(opened, splits=splits, notes=tuple(dict.fromkeys(notes)), split_notes=split_notes)
+
+
+def _named_by_columns(opened: Opened, options: DataOptions, place: str) -> Opened:
+    """Return splits whose class numbers have the names that another column of a usual name gives each of them, where one does.
+
+    Text beside numbers is numbered as these say, unless it is named as the label.
+    """
+    tables = {name: rows for name, rows in opened.splits.items() if not isinstance(rows, Arrays)}
+    pairs = {name: _columns(rows, options, place) for name, rows in tables.items()}
+    if not tables or None in pairs.values() or len({(pair.label, pair.image) for pair in pairs.values() if pair}) != 1:
+        return opened
+    (label,) = {pair.label for pair in pairs.values() if pair}
+    first = next(iter(tables.values())).features
+    if getattr(first[label], "names", None):
+        return opened
+    texts: list[str] = []
+    numbers: list[str] = []
+    for name in (*LABEL_NAMES, *MORE_LABEL_NAMES):
+        if all(name in rows.features for rows in tables.values()):
+            kind = getattr(first[name], "dtype", "")
+            (texts if kind in ("string", "large_string") else numbers if is_class_number(first[name]) else []).append(
+                name
+            )
+    numbers = [label] if label in numbers else [] if options.label_column is not None else numbers
+    for number, text in ((number, text) for number in numbers for text in texts if label in (number, text)):
+        found = names_of_numbers(
+            (str(code), str(word))
+            for rows in tables.values()
+            for code, word in zip(_column(rows, number).to_pylist(), _column(rows, text).to_pylist(), strict=True)
+        )
+        if found:
+            names, places, remarks = number_classes(found)
+            class_names = [found.get(name, name) for name in names]
+            splits = {
+                name: _with_codes(
+                    rows, label, [places[str(code)] for code in _column(rows, number).to_pylist()], class_names
+                )
+                for name, rows in tables.items()
+            }
+            told = f"Class numbers are those of column {number!r}, and their names those of {text!r}."
+            return replace(opened, splits={**opened.splits, **splits}, notes=(*opened.notes, told, *remarks))
+    return opened
 
 
 def numbered_labels(

@@ -57,7 +57,7 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
     elif looks_like_hub_id(spec):
         opened = load_hub(spec, options)
     elif spec.startswith("torchvision:"):
-        opened = open_torchvision(spec.partition(":")[2], options.split)
+        opened = open_torchvision(spec.partition(":")[2], options.split, options.config)
     else:
         raise UserError(
             f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",

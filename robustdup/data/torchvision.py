@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from robustdup.config import DataOptions
     from robustdup.data.dataset import Samples
 
-READ_HERE = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "SVHN", "STL10")
+READ_HERE = {name: name for name in ("CIFAR10", "CIFAR100", "MNIST", "SVHN", "STL10")} | dict.fromkeys(
+    ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST"), "MNIST"
+)  # whose files they are like
 EXAMPLE = "torchvision:CIFAR10@path/to/root"
 
 
@@ -22,12 +24,12 @@ def load_torchvision(rest: str, options: DataOptions) -> Samples:
     """Return the samples of a split of `NAME@ROOT`. Raises UserError."""
     from robustdup.data.table import open_rows
 
-    opened = open_torchvision(rest, options.split)
+    opened = open_torchvision(rest, options.split, options.config)
     name, notes = pick(opened, options.split, f"torchvision:{rest}", lenient=True)
     return open_rows(opened.splits[name], options, f"torchvision:{rest} ({name})", split=name, notes=notes)
 
 
-def open_torchvision(rest: str, split: str) -> Opened:
+def open_torchvision(rest: str, split: str, config: str | None = None) -> Opened:
     """Return the splits of `NAME@ROOT`: of well-known files, or what torchvision's class gives. Raises UserError."""
     name, mark, root = rest.partition("@")
     if name not in READ_HERE and name not in (known := _names()):
@@ -41,7 +43,7 @@ def open_torchvision(rest: str, split: str) -> Opened:
     if name in READ_HERE:
         # MNIST and its kind lie in ROOT/NAME/raw.
         for folder in (place / name, place):
-            opened = open_known(folder) if folder.is_dir() else None
+            opened = open_known(folder, config, only=READ_HERE[name]) if folder.is_dir() else None
             if opened is not None:
                 return opened
     import torchvision

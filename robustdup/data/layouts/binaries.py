@@ -10,7 +10,9 @@ import gzip
 import io
 import math
 import pickle
+import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.layouts.opened import Opened
-from robustdup.errors import UserError
+from robustdup.errors import UserError, unknown
 from robustdup.inflation import allowed, check_unpacked
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -60,19 +62,32 @@ def read_plain_pickle(file: Path) -> dict[str, Any]:
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-def open_known(root: Path) -> Opened | None:
-    """Return the splits of a folder in one of these forms, or of one of its folders; None for another folder."""
-    places = [root, *sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))]
-    places += [place / "raw" for place in places[1:] if (place / "raw").is_dir()]
-    for place in places:
-        for read in (_cifar10_python, _cifar100_python, _cifar10_binary, _cifar100_binary, _idx, _svhn, _stl10):
-            splits = read(place)
-            if splits:
-                return Opened(dict(splits))
+def open_known(root: Path, config: str | None = None, *, only: str | None = None) -> Opened | None:
+    """Return the splits of a folder in one of these forms, or of one of its folders; None for another folder.
+
+    `only` names the set that is meant, as torchvision calls it, and `config` one of several of EMNIST. Raises UserError where
+    several sets lie side by side.
+    """
+    inner = sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))
+    raw = [place / "raw" for place in inner if (place / "raw").is_dir()]
+    for places in ([root], [*inner, *raw]):
+        found = {
+            place: splits
+            for place in places
+            for name, reads in _READERS.items() if only in (None, name)
+            for read in reads if (splits := read(place, config))
+        }  # fmt: skip
+        if len(found) > 1:
+            raise UserError(
+                f"{str(root)!r} has several sets of images. Name one of them: {', '.join(map(str, found))}.",
+                code="bad-data",
+            )
+        for splits in found.values():
+            return Opened(dict(splits))
     return None
 
 
-def _cifar10_python(place: Path) -> dict[str, Arrays]:
+def _cifar10_python(place: Path, _: str | None) -> dict[str, Arrays]:
     splits = {}
     for split, files in (("train", sorted(place.glob("data_batch_[0-9]"))), ("test", [place / "test_batch"])):
         if files and all(file.is_file() for file in files):
@@ -81,7 +96,7 @@ def _cifar10_python(place: Path) -> dict[str, Arrays]:
     return splits
 
 
-def _cifar100_python(place: Path) -> dict[str, Arrays]:
+def _cifar100_python(place: Path, _: str | None) -> dict[str, Arrays]:
     if not ((place / "meta").is_file() and ((place / "train").is_file() or (place / "test").is_file())):
         return {}
     names = _names(place / "meta", "fine_label_names")
@@ -102,13 +117,13 @@ def _cifar(parts: list[dict[str, Any]], key: str, names: list[str], place: str) 
         raise UserError(f"{place} is not in CIFAR's form: {error}.", code="bad-file") from error
 
 
-def _cifar10_binary(place: Path) -> dict[str, Arrays]:
+def _cifar10_binary(place: Path, _: str | None) -> dict[str, Arrays]:
     names = _lines(place / "batches.meta.txt") or list(CIFAR10)
     files = {"train": sorted(place.glob("data_batch_[0-9].bin")), "test": sorted(place.glob("test_batch.bin"))}
     return {split: _records(of_split, 1, names, f"{place} ({split})") for split, of_split in files.items() if of_split}
 
 
-def _cifar100_binary(place: Path) -> dict[str, Arrays]:
+def _cifar100_binary(place: Path, _: str | None) -> dict[str, Arrays]:
     if not (place / "fine_label_names.txt").is_file():
         return {}
     names = _lines(place / "fine_label_names.txt")
@@ -129,18 +144,33 @@ def _records(files: list[Path], head: int, names: list[str], place: str) -> Arra
     return make_arrays(rows[:, head:].reshape(-1, 3, 32, 32), rows[:, head - 1], place, class_names=names)
 
 
-def _idx(place: Path) -> dict[str, Arrays]:
-    splits = {}
-    for split, words in (("train", ("train",)), ("test", ("t10k", "test"))):
-        files = [_first(place, [f"*{word}*{kind}*idx*" for word in words]) for kind in ("images", "labels")]
-        if files[0] is not None and files[1] is not None:
-            splits[split] = make_arrays(read_idx(files[0]), read_idx(files[1]), f"{place} ({split})")
-    return splits
+def _idx(place: Path, config: str | None) -> dict[str, Arrays]:
+    """Read idx files of images and labels; what stands before train, test or t10k in their names tells sets apart (EMNIST)."""
+    files: dict[tuple[str, str], dict[str, Path]] = {}
+    for file in sorted(place.glob("*idx*"), key=lambda file: file.suffix != ".gz"):
+        match = re.fullmatch(r"(.*?)(train|test|t10k).*?(images|labels).*", file.name)
+        if match and file.is_file():
+            split = "train" if match[2] == "train" else "test"
+            files.setdefault((match[1].strip("-_."), split), {})[match[3]] = file
+    whole = {key: pair for key, pair in files.items() if len(pair) == 2}
+    sets = [name.removeprefix("emnist-") for name in dict.fromkeys(name for name, _ in whole)]
+    if config is None and len(sets) > 1:
+        raise UserError(
+            f"{str(place)!r} has several sets of images. Name one with --data-config: {', '.join(sets)}.",
+            code="bad-option",
+        )
+    if whole and config is not None and config not in sets:
+        raise unknown(f"configuration of {place}:", config, sets)
+    return {
+        split: make_arrays(read_idx(pair["images"]), _first_column(read_idx(pair["labels"])), f"{place} ({split})")
+        for (name, split), pair in whole.items()
+        if config in (None, name.removeprefix("emnist-"))
+    }
 
 
-def _first(place: Path, patterns: list[str]) -> Path | None:
-    fitting = [file for pattern in patterns for file in sorted(place.glob(pattern)) if file.is_file()]
-    return min(fitting, key=lambda file: file.suffix == ".gz") if fitting else None
+def _first_column(labels: np.typing.NDArray[Any]) -> np.typing.NDArray[Any]:
+    """Return the classes of QMNIST, whose labels have seven more columns (https://github.com/facebookresearch/qmnist)."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 8 else labels
 
 
 def _unzipped(file: Path) -> bytes:
@@ -201,7 +231,7 @@ def read_svhn(file: Path) -> Arrays:
     )
 
 
-def _svhn(place: Path) -> dict[str, Arrays]:
+def _svhn(place: Path, _: str | None) -> dict[str, Arrays]:
     return {
         split: read_svhn(place / f"{split}_32x32.mat")
         for split in ("train", "test")
@@ -209,7 +239,7 @@ def _svhn(place: Path) -> dict[str, Arrays]:
     }
 
 
-def _stl10(place: Path) -> dict[str, Arrays]:
+def _stl10(place: Path, _: str | None) -> dict[str, Arrays]:
     splits = {}
     for split in ("train", "test"):
         files = [place / f"{split}_{letter}.bin" for letter in "Xy"]
@@ -220,3 +250,12 @@ def _stl10(place: Path) -> dict[str, Arrays]:
                 images, labels.astype(np.int64) - 1, f"{place} ({split})", class_names=_lines(place / "class_names.txt")
             )
     return splits
+
+
+_READERS: dict[str, tuple[Callable[[Path, str | None], dict[str, Arrays]], ...]] = {
+    "CIFAR10": (_cifar10_python, _cifar10_binary),
+    "CIFAR100": (_cifar100_python, _cifar100_binary),
+    "MNIST": (_idx,),
+    "SVHN": (_svhn,),
+    "STL10": (_stl10,),
+}  # by torchvision's names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,21 @@ UNREAD = frozenset(
     }
 )  # fmt: skip
 SYSTEM = ("__MACOSX", "@eaDir")
+GENERAL = frozenset(
+    {
+        "images", "imgs", "image", "img", "data", "jpegimages", "jpg", "jpeg", "png", "pictures", "pics", "photos", "frames",
+        "all", "unknown", "unlabeled", "unlabelled", "img_align_celeba",
+    }
+)  # fmt: skip
+"""Names of folders that say nothing of a class."""
+DOMAINS = frozenset(
+    {
+        "art_painting", "cartoon", "photo", "sketch", "art", "clipart", "product", "real world", "realworld", "real_world",
+        "real", "infograph", "painting", "quickdraw", "amazon", "dslr", "webcam", "caltech", "caltech101", "labelme", "sun09",
+        "voc2007", "color", "grayscale", "segmented", "synthetic",
+    }
+)  # fmt: skip
+"""Kinds of pictures of the same classes, as PACS, Office, DomainNet and others have them in folders: not classes."""
 
 Parts = tuple[str, ...]  # of a path below the folder
 Group = list[tuple[Parts, Parts]]  # the pictures of a split: their paths, and those below the folder of the split
@@ -96,6 +112,8 @@ def open_folders(tree: Tree) -> Opened:
     empty = [parts[1:] if splits else parts for parts in inner.empty if not splits or len(parts) > 1]
     classes, remarks = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
     notes += remarks
+    if len(set(classes.values())) == 1 and next(iter(classes.values())).lower() in GENERAL:
+        classes = {}
     names, numbers, remarks = number_classes(set(classes.values()))
     notes += remarks
     opened, split_notes = {}, {}
@@ -143,16 +161,23 @@ def unread_notes(tree: Tree) -> Iterable[str]:
 
 def _inner(tree: Tree) -> Tree:
     """Return the folder inside, where all pictures are in one that itself has folders of splits (as in an unpacked archive)."""
-    first = {parts[0] for parts in tree.pictures if len(parts) > 1}
-    if len(first) != 1 or any(len(parts) == 1 for parts in tree.pictures):
-        return tree
-    (name,) = first
-    if split_name(name) or not any(len(parts) > 2 and split_name(parts[1]) for parts in tree.pictures):
+    low, high = (ends(parts[:-1] for parts in tree.pictures) if tree.pictures else () for ends in (min, max))
+    shared = tuple(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False)))
+    depth = next(
+        (
+            depth
+            for depth in range(1, len(shared) + 1)
+            if any(len(parts) > depth + 1 and split_name(parts[depth]) for parts in tree.pictures)
+        ),
+        0,
+    )
+    if depth == 0 or any(split_name(name) for name in shared[:depth]):
         return tree
     below = [
-        [parts[1:] for parts in kind if parts[0] == name and len(parts) > 1] for kind in (tree.pictures, tree.empty)
+        [parts[depth:] for parts in kind if parts[:depth] == shared[:depth] and len(parts) > depth]
+        for kind in (tree.pictures, tree.empty)
     ]
-    return _inner(Tree(tree.root / name, below[0], below[1]))
+    return Tree(tree.root.joinpath(*shared[:depth]), below[0], below[1])
 
 
 def _split_folders(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
@@ -210,9 +235,20 @@ def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts,
     elif len({parts[-1] for parts in paths}) == len(paths):
         depth, remarks = -1, ["Folders lie in folders: the innermost are taken as classes."]
     else:
+        outer, inner = sorted({parts[0] for parts in paths}), sorted({parts[-1] for parts in paths})
+        if all(name.lower() in DOMAINS for name in outer):
+            raise UserError(
+                f"The folders {', '.join(outer)} look like kinds of pictures, each with the same classes: "
+                f"{', '.join(inner[:5])}. Name one of them in place of the folder that they lie in ({outer[0]}, say), or write a "
+                "list of paths and classes.",
+                code="bad-data",
+            )
         depth, remarks = (
             0,
-            ["Folders lie in folders, of the same names in several: the outermost are taken as classes."],
+            [
+                "Folders lie in folders, of the same names in several: the outermost are taken as classes, "
+                f"{', '.join(outer[:3])}. If the classes are {', '.join(inner[:3])}, name one of the outermost folders."
+            ],
         )
     classes = {parts: path[depth] for parts, path in cut.items()}
     longest = max((len(path) for path in paths), default=1)

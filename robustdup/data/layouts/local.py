@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustdup.data.classes import number_classes
-from robustdup.data.layouts import array_files, lists
+from robustdup.data.layouts import array_files, list_files, lists
 from robustdup.data.layouts.archives import is_archive, is_tar, open_shards, unpack
 from robustdup.data.layouts.binaries import is_svhn, open_known, read_idx, read_svhn
 from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
@@ -27,7 +27,7 @@ def open_layout(path: Path, options: DataOptions) -> Opened | None:
         return _open_file(path, options)
     if (card := path / "README.md").is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
         return None
-    known = open_known(path)
+    known = open_known(path, options.config)
     if known is not None:
         return known
     tree = scan(path)
@@ -57,7 +57,7 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
         return opened
     if "idx" in path.name:
         read_idx(path)
-        return open_known(path.parent)
+        return open_known(path.parent, options.config)
     return None
 
 
@@ -86,15 +86,12 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
     annotations = path / "val" / "val_annotations.txt"
     if annotations.is_file() and any(parts[:2] == ("val", "images") for parts in tree.pictures):
         return _tiny_imagenet(path, tree, annotations)
-    label_file = next((place for place in (path / GROUND_TRUTH, path.parent / GROUND_TRUTH) if place.is_file()), None)
     flat = all(len(parts) == 1 for parts in tree.pictures)
-    if label_file is not None and flat:
-        rows = lists.read_ground_truth(label_file, [path / parts[0] for parts in tree.pictures])
-        names, numbers, remarks = number_classes(name for _, name in rows)
-        table = picture_table(
-            [picture for picture, _ in rows], [numbers[name] for _, name in rows], names, "validation"
-        )
-        return Opened({"validation": table}, (*unread_notes(tree), *remarks))
+    numbered = tree.pictures if flat else [parts for parts in tree.pictures if parts[-1].startswith("ILSVRC2012_val_")]
+    label_file = _ground_truth(path) if len({parts[:-1] for parts in numbered}) == 1 else None
+    if label_file is not None:
+        rows = list_files.read_ground_truth(label_file, [path.joinpath(*parts) for parts in numbered])
+        return lists.open_located(path, [(picture, name, "validation") for picture, name in rows], tree, {}, ())
     lists_of_labels = [
         file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= 3
     ]
@@ -111,27 +108,37 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
     return opened
 
 
+def _ground_truth(path: Path) -> Path | None:
+    """Return the labels of ImageNet's validation pictures: in this folder, beside it, or in a development kit there."""
+    places = [place / inner for place in (path, path.parent) for inner in ("", "data")]
+    places += [kit / "data" for place in (path, path.parent) for kit in sorted(place.glob("ILSVRC2012_devkit*"))]
+    return next((file for place in places if (file := place / GROUND_TRUTH).is_file()), None)
+
+
 def _refuse_unread(path: Path, files: list[Path], opened: Opened) -> None:
     """Raise UserError where folders give one class or none, and lists beside them, which may give more, could not be read."""
     labels = {
         label for rows in opened.splits.values() if "label" in rows.column_names for label in rows.unique("label")
     }
-    tables = [file for file in files if file.suffix in (".csv", ".tsv") and file.is_relative_to(path)]
-    if len(labels) > 1 or not tables:
-        return
-    head = tables[0].read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0].strip()[:200]
-    raise UserError(
-        f"{str(path)!r} has pictures in no folders of classes, and {tables[0].name} beside them names no pictures that are "
-        f"there, or no classes: its first line is {head!r}. Columns of paths (file_name, path, image …) and of classes (label, "
-        "class …) are looked for; name the latter with --label-column.",
-        code="bad-data",
-    )
+    tables = [
+        file for file in files
+        if (file.suffix in (".csv", ".tsv") or file.name.startswith("list_attr")) and file.is_relative_to(path)
+    ]  # fmt: skip
+    if len(labels) < 2 and tables:
+        lines = tables[0].read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        head = next((line.strip() for line in lines if not line.strip().isdecimal()), "")[:200]
+        raise UserError(
+            f"{str(path)!r} has pictures in no folders of classes, and {tables[0].name} beside them names no pictures that "
+            f"are there, or no classes: its first line is {head!r}. Columns of paths (file_name, path, image …) and of "
+            "classes (label, class …) are looked for; name the latter with --label-column.",
+            code="bad-data",
+        )
 
 
 def _tiny_imagenet(path: Path, tree: Tree, annotations: Path) -> Opened:
     """Return the splits of Tiny ImageNet as it is downloaded: train/WNID/images/, val/images/ with its list."""
     train = [(path.joinpath(*parts), parts[1]) for parts in tree.pictures if parts[0] == "train" and len(parts) > 2]
-    rows = [(annotations.parent / "images" / name, wnid) for name, wnid, _ in lists.read_list(annotations)]
+    rows = [(annotations.parent / "images" / name, wnid) for name, wnid, _ in list_files.read_list(annotations).rows]
     folders = path / "train"
     every = {wnid for _, wnid in [*train, *rows]} | {
         f.name for f in (folders.iterdir() if folders.is_dir() else ()) if f.is_dir()
