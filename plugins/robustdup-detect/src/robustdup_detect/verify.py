@@ -43,11 +43,12 @@ def measure(first: Tensor, second: Tensor, warp: Tensor) -> tuple[Tensor, Tensor
 def _align(first: Tensor, second: Tensor, warp: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the warp (N, 4) that lays the second plane (N, S, S) on the first, and their correlation (N,) then."""
     n, side, _ = first.shape
-    first, second = _smooth(first), _smooth(second)
-    axis = _axis(side)
-    across, down = _slopes(first)
-    target = first.flatten(1)
-    target = target - target.mean(dim=1, keepdim=True)
+    first, second = (plane - plane.mean(dim=(1, 2), keepdim=True) for plane in (_smooth(first), _smooth(second)))
+    # The rim is left out: there, a shifted copy has a filled border whose edge would pull harder than the picture.
+    core = slice(round(0.06 * side), side - round(0.06 * side))
+    axis = _axis(side)[core]
+    across, down = (slope[:, core, core] for slope in _slopes(first))
+    target = first[:, core, core].flatten(1)
     columns = torch.stack(
         [
             across.flatten(1), (across * axis).flatten(1), down.flatten(1), (down * axis[:, None]).flatten(1),
@@ -55,28 +56,24 @@ def _align(first: Tensor, second: Tensor, warp: Tensor, steps: int) -> tuple[Ten
         ],
         dim=1,
     )  # fmt: skip
-    # The rim is left out: there, a shifted copy has a filled border whose edge would pull harder than the picture.
-    core = (axis.abs() < 0.88).float()
-    window = (core[:, None] * core).flatten()
-    columns *= window
     normal = columns @ columns.mT
     # Scale is held more firmly than shift: few pictures say much about it.
     size = normal.diagonal(dim1=1, dim2=2)[:, [0, 0, 2, 2, 4, 5]] + 1
     normal += torch.diag_embed(size * torch.tensor([1e-3, 1e-2, 1e-3, 1e-2, 1e-6, 1e-6]))
     inverse = torch.linalg.inv(normal)
-    gain, offset = torch.ones(n, 1), second.mean(dim=(1, 2))[:, None]
+    gain, offset = torch.ones(n, 1), torch.zeros(n, 1)
     best, best_warp = torch.full((n,), -2.0), warp
     for step in range(steps + 1):
-        moved, inside = _move(second[:, None], warp)
+        moved, inside = _move(second[:, None], warp, axis)
         values = moved.flatten(1)
-        correlation = _correlation(target, values, inside * window)
+        correlation = _correlation(target, values, inside)
         better = correlation > best
         best, best_warp = torch.where(better, correlation, best), torch.where(better[:, None], warp, best_warp)
         if step == steps:
             break
         # Where the second picture ends, the first says what to expect: no pull from there.
         values = torch.where(inside > 0, values, gain * target + offset)
-        solved = (inverse @ (columns @ values[..., None]))[..., 0]
+        solved = ((values[:, None] @ columns.mT) @ inverse)[:, 0]  # the inverse is symmetric
         gain, offset = solved[:, 4:5].clamp(min=0.3), solved[:, 5:]
         change = solved[:, :4] / gain
         # The step was found on the first picture; the second takes its inverse.
@@ -94,12 +91,11 @@ def _axis(side: int) -> Tensor:
     return (torch.arange(side) + 0.5) * 2 / side - 1
 
 
-def _move(planes: Tensor, warp: Tensor) -> tuple[Tensor, Tensor]:
-    """Return planes (N, C, S, S) warped, and 1 where they lie inside the picture (N, S * S)."""
-    n, _, side, _ = planes.shape
-    axis = _axis(side)
+def _move(planes: Tensor, warp: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return planes (N, C, S, S) warped, at the places `axis` (P,) each way, and 1 where these lie inside (N, P * P)."""
+    n, side = len(planes), planes.shape[-1]
     x, y = warp[:, 0:1] * axis + warp[:, 2:3], warp[:, 1:2] * axis + warp[:, 3:4]
-    grid = torch.empty(n, side, side, 2)
+    grid = torch.empty(n, len(axis), len(axis), 2)
     grid[..., 0], grid[..., 1] = x[:, None, :], y[:, :, None]
     moved = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
     edge = 1 - 0.8 / side  # a little beyond the centres of the outermost pixels, since alignment is not exact
@@ -136,18 +132,19 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 def _correlation(first: Tensor, second: Tensor, weight: Tensor, floor: float = 1.0) -> Tensor:
     """Return the weighted correlation of (N, P) with (N, P); `floor` is the variance that counts as noise."""
-    a = (first - _mean(first, weight)[:, None]) * weight
-    b = (second - _mean(second, weight)[:, None]) * weight
-    room = floor * weight.sum(dim=1)
-    covariance, power_a, power_b = (torch.linalg.vecdot(*pair) for pair in ((a, b), (a, a), (b, b)))
-    correlation: Tensor = covariance / ((power_a + room) * (power_b + room)).sqrt().clamp(min=1e-6)
+    total = weight.sum(dim=1)
+    a, b = (values - (torch.linalg.vecdot(values, weight) / total.clamp(min=1))[:, None] for values in (first, second))
+    weighted = b * weight
+    covariance, power_b = torch.linalg.vecdot(a, weighted), torch.linalg.vecdot(b, weighted)
+    power_a = torch.linalg.vecdot(a, a * weight)
+    correlation: Tensor = covariance / ((power_a + floor * total) * (power_b + floor * total)).sqrt().clamp(min=1e-6)
     return correlation
 
 
 def _compare(first: Tensor, second: Tensor, warp: Tensor) -> Tensor:
     """Return the measures of pictures float (N, 3, S, S), the second warped onto the first."""
     n, _, side, _ = first.shape
-    moved, inside = _move(second, warp)
+    moved, inside = _move(second, warp, _axis(side))
     luma_a, luma_b = _luma(first), _luma(moved)
     a, b = luma_a.flatten(1), luma_b.flatten(1)
     fine_a, fine_b = ((plane - _smooth(_smooth(plane))).flatten(1) for plane in (luma_a, luma_b))
