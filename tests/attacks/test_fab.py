@@ -12,6 +12,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.projections import row_length
+from tests.lanes import each_once
 from tests.raising import raises
 
 EPS = {"Linf": "0.15", "L2": "0.9", "L1": "1.8"}
@@ -109,8 +110,7 @@ def published_walk(model, images, labels, norm, steps, target, random):
     return recorder.inputs[first::2], recorder.inputs[first + 1 :: 2], found
 
 
-@pytest.mark.parametrize(("target", "random"), [(None, False), (2, True), (4, False)])
-@pytest.mark.parametrize("norm", NORMS)
+@each_once(norm=NORMS, target__random=[(None, False), (2, True), (4, False)])
 def test_iterates_equal_the_published_ones_for_20_steps(network, norm, target, random):
     """Step by step from the published iterates: all rows. Walking freely: all rows but those where a rounding error
     meets a kink of the network or a margin of zero, from where on two walks part."""
@@ -154,6 +154,8 @@ VERDICT_CASES = [(True, 3, 15), (False, 9, 8), pytest.param(True, 9, 100, marks=
 @pytest.mark.parametrize(("targeted", "targets", "steps"), VERDICT_CASES)
 def test_verdicts_equal_the_published_ones(robust, norm, targeted, targets, steps):
     model, images, labels, index = robust
+    if steps < 50:
+        images, labels, index = images[:80], labels[:80], index[:80]
     threat = ThreatModel(norm, EPS[norm])
     options = {"norm": norm, "n_iter": steps, "eps": threat.radius, "device": "cpu", "n_target_classes": targets}
     with torch.random.fork_rng():
@@ -170,7 +172,7 @@ def test_verdicts_equal_the_published_ones(robust, norm, targeted, targets, step
     ours, theirs = broken(ours), broken(theirs)
     discordant = {int(row): ("only ours" if ours[row] else "only theirs") for row in (ours != theirs).nonzero()[:, 0]}
     assert len(discordant) <= 1, discordant
-    assert 20 <= int(theirs.sum()) <= len(images) - 20
+    assert len(images) // 10 <= int(theirs.sum()) <= len(images) - len(images) // 10
 
 
 def nearest_of_two(image, weight, value, norm):
@@ -194,9 +196,7 @@ def nearest_of_two(image, weight, value, norm):
     return float(move.norm()) if norm == "L2" else float(move.max())
 
 
-@pytest.mark.parametrize(("classes", "shape"), [(2, (1, 6, 5)), (5, (3, 4, 4))])
-@pytest.mark.parametrize("boxed", [False, True])
-@pytest.mark.parametrize("norm", NORMS)
+@each_once(norm=NORMS, boxed=[True, False], classes__shape=[(5, (3, 4, 4)), (2, (1, 6, 5))])
 @pytest.mark.parametrize("attack", [fab, fab_t])
 def test_the_distance_on_a_linear_model_is_within_a_hundredth_of_the_optimum(attack, norm, boxed, classes, shape):
     generator = torch.Generator().manual_seed(classes)
@@ -240,9 +240,9 @@ class Stubborn(nn.Module):
 @pytest.mark.parametrize(
     ("attack", "cost", "options", "passes"),
     [
-        (fab_t, fab_t_cost, {}, (1801, 900)),
+        (fab_t, fab_t_cost, {"steps": 10}, (181, 90)),
         (fab_t, fab_t_cost, {"targets": 3, "steps": 5, "restarts": 2}, (61, 30)),
-        (fab, fab_cost, {}, (200, 1000)),
+        (fab, fab_cost, {"steps": 10}, (20, 100)),
         (fab, fab_cost, {"steps": 4, "restarts": 3}, (24, 120)),
     ],
 )
@@ -261,11 +261,15 @@ def test_a_surviving_row_pays_what_the_cost_says(attack, cost, options, passes):
     assert float((adv_images - images).flatten(1).abs().amax(dim=1).min()) > 0  # the last iterate, not the clean image
 
 
+def test_what_is_said_of_long_runs():
+    defaults = {"targets": 9, "steps": 100, "restarts": 1}
+    assert (fab_t_cost(defaults), fab_cost(defaults)) == ((1801, 900), (200, 1000))
+
+
 ATTACKS = [(fab, {"steps": 4, "restarts": 2}), (fab_t, {"steps": 5, "targets": 3, "restarts": 2})]
 
 
-@pytest.mark.parametrize("stop", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
+@each_once(norm=NORMS, stop=[True, False])
 @pytest.mark.parametrize(("attack", "options"), ATTACKS)
 def test_a_row_is_bit_equal_in_any_order_and_company(robust, attack, options, norm, stop):
     model, images, labels, index = robust
@@ -277,9 +281,9 @@ def test_a_row_is_bit_equal_in_any_order_and_company(robust, attack, options, no
             **options,
         )  # fmt: skip
 
-    everyone = attacked(torch.arange(40))
-    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    for rows in (shuffled, torch.arange(20), torch.arange(20, 40), torch.tensor([7])):
+    everyone = attacked(torch.arange(24))
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    for rows in (shuffled, torch.arange(12, 24), torch.tensor([7])):
         assert torch.equal(attacked(rows), everyone[rows])
 
 
@@ -301,7 +305,7 @@ def test_restarts_find_more_or_the_same(robust, norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_stopping_within_eps_saves_passes_and_keeps_the_verdict(robust, norm):
     model, images, labels, index = robust
-    images, labels, index = images[:60], labels[:60], index[:60]
+    images, labels, index = images[:30], labels[:30], index[:30]
     threat, verdicts, passes = ThreatModel(norm, EPS[norm]), [], []
     for stop in (True, False):
         counted = Passes(model, 32)
@@ -311,8 +315,8 @@ def test_stopping_within_eps_saves_passes_and_keeps_the_verdict(robust, norm):
         verdicts.append(inside & (model(adv_images).argmax(dim=1) != labels))
         passes.append(counted.count.forward)
     assert torch.equal(*verdicts)
-    assert 0 < int(verdicts[0].sum()) < 60
-    assert passes[0] < 0.95 * passes[1] == 0.95 * 60 * 121
+    assert 0 < int(verdicts[0].sum()) < 30
+    assert passes[0] < 0.95 * passes[1] == 0.95 * 30 * 121
 
 
 @pytest.mark.parametrize("attack", [fab, fab_t])

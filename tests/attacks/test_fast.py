@@ -19,6 +19,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
+from tests.lanes import each_once
 from tests.raising import raises
 
 EPS = {"Linf": "0.15", "L2": "0.6"}
@@ -137,18 +138,7 @@ def test_logits_a_thousand_times_larger_do_not_hide_what_breaks():
     assert abs(int(wrong[1].sum()) - int(wrong[0].sum())) <= 2
 
 
-# Every norm and every number of classes once; all pairs by night.
-QUICK_PAIRS = {("Linf", 2), ("L2", 3), ("L1", 10)}
-
-
-@pytest.mark.parametrize(
-    ("norm", "classes"),
-    [
-        pytest.param(norm, classes, marks=[] if (norm, classes) in QUICK_PAIRS else pytest.mark.slow)
-        for norm in ("Linf", "L2", "L1")
-        for classes in (2, 3, 10)
-    ],
-)
+@each_once(norm=["Linf", "L2", "L1"], classes=[2, 3, 10])
 def test_any_number_of_classes_in_every_norm(norm, classes):
     model, images, labels = points(120)
     rows = (labels < classes).nonzero()[:12, 0]
@@ -169,8 +159,7 @@ def test_two_classes_are_attacked_on_the_margin_and_it_says_so():
     assert not threat.violations(images[rows], adv_images).any.any()
 
 
-@pytest.mark.parametrize("attack", [cosine_pgd, cosine_pgd_t])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@each_once(attack=[cosine_pgd, cosine_pgd_t], norm=["Linf", "L2"])
 def test_a_row_ends_the_same_to_the_bit_in_any_company(attack, norm):
     model, images, labels = points(24)
     threat, rng = ThreatModel(norm, EPS[norm]), SampleRng(3, torch.arange(24))

@@ -15,10 +15,10 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.projections import row_length
+from tests.lanes import each_once
 
 EPS = {"Linf": "0.1", "L2": "0.6"}
 BOTH = pytest.mark.parametrize("attack", [spsa, boundary_walk])
-NORMS = pytest.mark.parametrize("norm", EPS)
 QUICK = {spsa: {"steps": 5, "probes": 8, "restarts": 2}, boundary_walk: {"steps": 4, "probes": 3, "restarts": 2}}
 
 
@@ -52,8 +52,7 @@ def linear(norm, share, seed=0, n=4):
     return Linear(weight, bias), images, torch.zeros(n, dtype=torch.int64), SampleRng(seed, torch.arange(n))
 
 
-@NORMS
-@pytest.mark.parametrize(("attack", "near"), [(spsa, 0.9), (boundary_walk, 0.95)])
+@each_once(norm=EPS, attack__near=[(spsa, 0.9), (boundary_walk, 0.95)])
 def test_linear_models_fall_below_the_optimum_and_never_above(attack, near, norm):
     threat, options = ThreatModel(norm, EPS[norm]), {"restarts": 2} if attack is boundary_walk else {}
     for share, falls in ((near, True), (1.001, False)):
@@ -100,8 +99,7 @@ def test_probes_see_what_rounding_and_ripples_hide(points, mask):
     assert broken(apgd_t, hidden, points, steps=50, targets=3) <= found / 2
 
 
-@BOTH
-@NORMS
+@each_once(attack=[spsa, boundary_walk], norm=EPS)
 def test_a_row_ends_the_same_to_the_bit_in_any_company(points, attack, norm):
     model, images, labels = (points[0], points[1][:12], points[2][:12])
     threat, rng = ThreatModel(norm, EPS[norm]), SampleRng(3, torch.arange(12))

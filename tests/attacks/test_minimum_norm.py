@@ -13,6 +13,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.projections import COUNTS, row_length
+from tests.lanes import each_once
 from tests.raising import raises
 
 REGISTRY = Registry()
@@ -91,8 +92,7 @@ def points():
     return load_builtin("digits-standard", ModelOptions()).eval(), images, labels, torch.arange(1297, 1321)
 
 
-@pytest.mark.parametrize(("name", "norm"), PAIRS)
-@pytest.mark.parametrize("stop", [True, False])
+@each_once(name__norm=PAIRS, stop=[True, False])
 def test_a_row_is_bit_equal_in_any_order_and_company(points, name, norm, stop):
     model, images, labels, index = points
     options = {**QUICK[name], "stop_within_eps": stop}

@@ -16,6 +16,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.errors import AttackWarning
 from robustdup.models.load import ModelOptions, load_builtin
+from tests.lanes import each_once
 
 EPS = {"Linf": "0.1", "L2": "1.0", "L1": "5"}
 BREAKS_MANY = {"Linf": "0.25", "L2": "1.2", "L1": "4"}  # of the robust digits, in the course of some hundred queries
@@ -88,9 +89,7 @@ def script(norm, rng, queries, shape):
         yield sign.view(channels, 1, 1) if norm == "Linf" else sign.view(1, channels, 1, 1)
 
 
-@pytest.mark.parametrize("loss", ["margin", "ce"])
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", [(3, 10, 10), (1, 16, 16)])
+@each_once(norm=EPS, loss=["margin", "ce"], shape=[(3, 10, 10), (1, 16, 16)])
 def test_one_row_follows_the_published_code_step_by_step(norm, shape, loss, monkeypatch):
     """For a single row both draw for that row alone; given the same draws, all that the model is shown is the same.
 
@@ -170,18 +169,17 @@ def test_success_over_queries_is_that_of_the_published_code(norm, robust_points)
     assert float(known.mean(dim=0)[-1] - known.mean(dim=0)[0]) > 0.15  # what the search itself adds
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 12, 12)])
+@each_once(norm=EPS, shape=[(3, 16, 16), (1, 12, 12)])
 def test_every_proposal_lies_inside_ball_and_box(norm, shape):
     images = (torch.rand(12, *shape, generator=torch.Generator().manual_seed(3)) * 2 - 0.5).clamp(0, 1)
     threat, model = ThreatModel(norm, EPS[norm]), Seen(shape)
     labels = torch.zeros(12, dtype=torch.int64)
-    adv_images = square(model, images, labels, threat, rng=SampleRng(0, torch.arange(12)), queries=700)
-    assert len(model.images) == 701
+    adv_images = square(model, images, labels, threat, rng=SampleRng(0, torch.arange(12)), queries=300)
+    assert len(model.images) == 301
     for seen in model.images:
         assert not threat.violations(images, seen).any.any()
     assert not threat.violations(images, adv_images).any.any()
-    distances = torch.stack([threat.distance(images, seen) for seen in model.images[::50]])
+    distances = torch.stack([threat.distance(images, seen) for seen in model.images[::20]])
     assert float(distances.amin()) > 0.5 * threat.radius
     assert float(distances.amax()) > 0.99 * threat.radius
 
@@ -202,9 +200,9 @@ def test_the_best_proposal_is_what_comes_back(norm):
         assert torch.equal(adv_images[row], seen[best[row], row])
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 28), (8, 8), (5, 5), (3, 3), (20, 28), (224, 224)])
+@each_once(
+    height__width=[(32, 32), (28, 28), (8, 8), (5, 5), (3, 3), (20, 28), (224, 224)], norm=EPS, rescale=[False, True]
+)
 def test_windows_shrink_as_published(norm, rescale, height, width):
     for queries in (5000, 700):
         attack = reference(None, norm, queries, rescale=rescale)
@@ -287,8 +285,7 @@ def test_a_fooled_row_leaves_at_once(norm):
     assert model.rows == 4
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("loss", ["margin", "ce"])
+@each_once(norm=EPS, loss=["margin", "ce"])
 def test_a_row_is_bit_equal_in_any_order_and_company(norm, loss, robust_points):
     model, images, labels, index = robust_points
 
@@ -364,9 +361,7 @@ def test_images_that_are_not_square_work_and_say_so(norm):
         assert not torch.equal(adv_images, images)
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 12, 28])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each_once(size=[1, 2, 3, 4, 5, 8, 12, 28], norm=EPS, dtype=[torch.float32, torch.float64])
 def test_any_size_works(norm, size, dtype):
     images, threat = torch.rand(3, 1, size, size, dtype=dtype), ThreatModel(norm, EPS[norm])
     model = Seen((1, size, size))

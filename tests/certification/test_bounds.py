@@ -18,6 +18,7 @@ from robustdup.certification.proofs import certify_samples
 from robustdup.certification.region import region_of
 from robustdup.errors import UserError
 from robustdup.threat import ThreatModel
+from tests.lanes import each_once
 from tests.raising import raises
 
 DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
@@ -115,8 +116,7 @@ def test_a_linear_model_has_its_closed_form(norm):
 
 
 @pytest.mark.parametrize("kind", [Residual, Plain])
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-@pytest.mark.parametrize("seed", range(3))
+@each_once(norm=["Linf", "L2", "L1"], seed=range(3))
 def test_no_image_in_the_ball_is_below_the_bound(kind, norm, seed):
     model, images, labels = network(kind, seed)
     threat = ThreatModel(norm, EPS[norm])

@@ -39,6 +39,7 @@ from robustdup.models.attack_copy.prepare import Prepared
 from robustdup.plugins import AttackSpec
 from robustdup.records import Outcome
 from robustdup.threat import ThreatModel
+from tests.lanes import each_once
 from tests.raising import raises
 
 EPS = "0.01"
@@ -550,8 +551,7 @@ def balls_of_other_tests():
 
 
 @pytest.mark.usefixtures("balls_of_other_tests")
-@pytest.mark.parametrize("kind", [Net, Uncopyable])
-@pytest.mark.parametrize("name", EVIL)
+@each_once(name=EVIL, kind=[Net, Uncopyable])
 def test_no_attack_breaks_more_than_one_that_does_nothing(name, kind):
     model = kind()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from robustdup.report.html import write_report
+from tests.lanes import each_once
+from tests.report.conftest import make_run
 
 if importlib.util.find_spec("playwright") is None:
     pytest.skip("playwright is not installed", allow_module_level=True)
@@ -66,31 +68,32 @@ def visit(browser):
 HOSTILE = "</script><script>document.title='broken in'</script><img src=https://example.org/x.png>"
 
 
-@pytest.fixture
-def pages(run, tmp_path):
-    a = run("a", n=60, seed=1)
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    a = make_run(folder / "a", n=60, seed=1)
     hostile = a.record.model.model_copy(update={"spec": HOSTILE})
-    b = run("b", n=60, seed=2, model=hostile)
+    b = make_run(folder / "b", n=60, seed=2, model=hostile)
     curve = {
         "curve": {
             str(e): {"value": v, "low": v - 0.05, "high": v + 0.05, "eps": e, "alone": v}
             for e, v in ((0.05, 0.6), (0.1, 0.4))
         }
     }
-    c = run("c", n=60, seed=3, **curve)
-    return write_report([a.folder, b.folder, c.folder], tmp_path / "pages")
+    c = make_run(folder / "c", n=60, seed=3, **curve)
+    return write_report([a.folder, b.folder, c.folder], folder / "pages")
 
 
-@pytest.fixture
-def kinds(tmp_path):
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
     """A page of each other kind of run."""
     spec = importlib.util.spec_from_file_location("kinds", Path(__file__).with_name("test_kinds.py"))
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    found = {}
+    found, folder = {}, tmp_path_factory.mktemp("kinds")
     for name in ("training", "study", "description"):
-        getattr(made, name)(tmp_path / name, HOSTILE)
-        found[name] = write_report([tmp_path / name], tmp_path / f"pages-{name}")
+        getattr(made, name)(folder / name, HOSTILE)
+        found[name] = write_report([folder / name], folder / f"pages-{name}")
     return found
 
 
@@ -148,15 +151,13 @@ def test_the_gallery_filters_and_turns_its_pages(visit, run, tmp_path):
     assert set(loaded) <= {f"index-{i:02d}.png" for i in range(5)}
 
 
-@pytest.mark.parametrize("name", ["index.html", "run-001.html", "run-002.html", "run-003.html"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@each_once(name=["index.html", "run-001.html", "run-002.html", "run-003.html"], scheme=["light", "dark"])
 def test_no_page_is_wider_than_a_phone(visit, pages, name, scheme):
     page = visit(pages.parent / name, width=375, height=700, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["training", "study", "description"])
+@each_once(name=["training", "study", "description"], scheme=["light", "dark"])
 def test_other_kinds_fit_a_phone_and_can_be_read(visit, kinds, name, scheme):
     page = visit(kinds[name], width=375, height=700, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
@@ -299,9 +300,10 @@ def test_lines_without_marks_say_their_values(visit, kinds):
     assert page.locator("#tip").inner_text() == "epoch 0.2: loss 1.5"
 
 
-def test_two_hundred_runs_are_usable_within_a_second(visit, run, tmp_path):
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_hundred_runs_are_usable_within_a_second(visit, run, tmp_path, times):
     folders = [run(f"r{i}", n=50, seed=i, images=False).folder for i in range(10)]
-    path = write_report(folders * 20, tmp_path / "many")
+    path = write_report(folders * times, tmp_path / "many")
     ready = "performance.timing.domContentLoadedEventEnd - performance.timing.navigationStart"
     pages = [visit(path) for _ in range(3)]
     assert (
@@ -309,8 +311,8 @@ def test_two_hundred_runs_are_usable_within_a_second(visit, run, tmp_path):
     )  # the best of three: other work on the machine does not count
     page = pages[0]
     page.fill("input[data-filters=overview-table]", "r7")
-    assert page.locator("#overview-table tbody tr:not([hidden])").count() == 20
-    assert page.locator("[data-counts=overview-table]").inner_text() == "20 of 200"
+    assert page.locator("#overview-table tbody tr:not([hidden])").count() == times
+    assert page.locator("[data-counts=overview-table]").inner_text() == f"{times} of {10 * times}"
 
 
 def test_pages_can_be_served_as_well(visit, pages):
