@@ -115,7 +115,7 @@ def test_the_page_of_tests_names_the_modules_of_the_slow_lane(whole):
     text = (ROOT / "docs" / "contributing" / "tests.md").read_text(encoding="utf-8")
     named = {ROOT / name for name in re.findall(r"^\| `(\S+\.py)` \|", text, flags=re.MULTILINE)}
     modules = [path for part in ("tests", "plugins", "benchmarks") for path in (ROOT / part).rglob("test_*.py")]
-    slow = {path for path in modules if "pytest.mark.slow" in path.read_text(encoding="utf-8")}
+    slow = {path for path in modules if re.search(r"pytest\.mark\.slow|@each_once\(", path.read_text(encoding="utf-8"))}
     assert len(named) > 20
     assert named <= slow
     assert not whole or named == slow
