@@ -67,14 +67,15 @@ def forge(finished, to, *, record=None, rows=None, tensors=None):
         record(content)
         path.write_text(json.dumps(content))
     if rows is not None:
-        table = load_samples(run).to_pylist()
+        found = load_samples(run)
+        table = found.to_pylist()
         table = rows(table) or table
-        save_samples({name: [row[name] for row in table] for name in SAMPLES_SCHEMA.names}, run)
+        save_samples({name: [row[name] for row in table] for name in found.column_names}, run)
     if tensors is not None:
         place = run / "images" / "adversarial.safetensors"
-        found = {name: tensor.clone() for name, tensor in load_file(place).items()}
-        tensors(found)
-        save_file(found, place)
+        examples = {name: tensor.clone() for name, tensor in load_file(place).items()}
+        tensors(examples)
+        save_file(examples, place)
     return bundles.write_bundle(run, to / "bundle")
 
 

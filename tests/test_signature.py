@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sys
 
@@ -15,7 +17,15 @@ from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
 from robustdup.errors import Unavailable
 from robustdup.evidence import bundle as bundles
-from robustdup.evidence.signature import Signer, read_key, read_signers, sign_bundle, signer_of, with_signature
+from robustdup.evidence.signature import (
+    SMALL_ORDER,
+    Signer,
+    read_key,
+    read_signers,
+    sign_bundle,
+    signer_of,
+    with_signature,
+)
 from robustdup.evidence.verification import Verification
 from tests.raising import raises
 
@@ -100,6 +110,118 @@ def test_a_damaged_signature_is_refused(bundle, content):
         signer_of(bundle)
 
 
+def ssh_line(raw, kind="ssh-ed25519", name=b"ssh-ed25519"):
+    """Write a public key as OpenSSH does, whatever its bytes are."""
+    blob = len(name).to_bytes(4) + name + len(raw).to_bytes(4) + raw
+    return f"{kind} {base64.b64encode(blob).decode()}"
+
+
+def forged_signatures(folder, own):
+    """Return what a stranger may put in place of a signature by `own`, by its kind."""
+    ours = json.loads((folder / "signature.json").read_text())
+    manifest = (folder / "manifest.json").read_bytes()
+    key, signed = ours["key"], base64.b64decode(ours["signature"])
+    stranger, other = Ed25519PrivateKey.generate(), Ed448PrivateKey.generate()
+    theirs = stranger.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH).decode()
+    order = 2**252 + 27742317777372353535851937790883648493
+    scalar = int.from_bytes(signed[32:], "little") + order  # the same point: a signature that was not made by the key
+
+    def by(key, signature, **more):
+        text = signature if isinstance(signature, str) else base64.b64encode(signature).decode()
+        return {"format": "robustdup.signature/1", "key": key, "signature": text, **more}
+
+    return {
+        "of the manifest alone, without its purpose": by(key, own.sign(manifest)),
+        "of another purpose": by(key, own.sign(b"robustdup.signature/2\n" + manifest)),
+        "of a longer manifest": by(key, own.sign(b"robustdup.signature/1\n" + manifest + b" ")),
+        "of nothing": by(key, own.sign(b"")),
+        "another key's under our name": by(key, stranger.sign(b"robustdup.signature/1\n" + manifest)),
+        "ours under another key": by(theirs, signed),
+        "of Ed448": by(key, other.sign(b"robustdup.signature/1\n" + manifest)),
+        "empty": by(key, b""),
+        "cut off": by(key, signed[:-1]),
+        "longer": by(key, signed + b"\0"),
+        "zeros": by(key, bytes(64)),
+        "a bit changed": by(key, bytes([signed[0] ^ 1, *signed[1:]])),
+        "the scalar above the order": by(key, signed[:32] + scalar.to_bytes(32, "little")),
+        "text with a break": by(key, ours["signature"][:10] + "\n" + ours["signature"][10:]),
+        "a list": ours | {"signature": [ours["signature"]]},
+        "no key": by("", signed),
+        "a key that is cut off": by(key[:-8], signed),
+        "a key of another kind": by(ssh_line(bytes(32), "ssh-rsa", b"ssh-rsa"), signed),
+        "another kind inside": by(ssh_line(bytes(32), name=b"ssh-ed448"), signed),
+        "a key of 31 bytes": by(ssh_line(bytes(31)), signed),
+        "another field": by(key, signed, signer="ada@example"),
+        "another format": ours | {"format": "robustdup.signature/0"},
+        "a field in capitals": {"Key": key, **{name: ours[name] for name in ("format", "signature")}},
+    }
+
+
+def test_forged_signatures_are_refused(bundle, tmp_path):
+    own = Ed25519PrivateKey.generate()
+    sign_bundle(bundle, key_file(tmp_path / "key", key=own))
+    assert signer_of(bundle) is not None
+    forged = forged_signatures(bundle, own)
+    let_pass = []
+    for kind, content in forged.items():
+        (bundle / "signature.json").write_text(json.dumps(content))
+        with contextlib.suppress(UserError):
+            signer_of(bundle)
+            let_pass.append(kind)
+    assert let_pass == []
+
+
+def test_the_signature_of_another_bundle_is_refused(bundle, honest, tmp_path):
+    other = shutil.copytree(honest, tmp_path / "other")
+    (other / "samples.parquet").write_bytes((other / "samples.parquet").read_bytes() + b"\0")
+    content = json.loads((other / "manifest.json").read_text())
+    content.pop("sha256")
+    content["files"]["samples.parquet"] = bundles._sha256(other / "samples.parquet")
+    (other / "manifest.json").write_bytes(bundles._canonical({**content, "sha256": bundles._digest(content)}))
+    key = key_file(tmp_path / "key")
+    sign_bundle(bundle, key)
+    sign_bundle(other, key)
+    for one, two in ((bundle, other), (other, bundle)):
+        kept = (one / "signature.json").read_bytes()
+        (one / "signature.json").write_bytes((two / "signature.json").read_bytes())
+        with raises("refused-bundle", UserError, "its signature does not hold"):
+            signer_of(one)
+        (one / "signature.json").write_bytes(kept)
+
+
+@pytest.mark.parametrize("point", sorted(SMALL_ORDER), ids=lambda point: point.hex()[:8])
+def test_a_key_by_which_anybody_can_sign_is_refused(bundle, point):
+    """Under the neutral point, R = 1 and S = 0 hold for every message; under others of small order for one in 8 or 4."""
+    for sign in (0, 0x80):
+        line = ssh_line(bytes([*point[:-1], point[-1] | sign]))
+        signature = base64.b64encode(bytes([1, *bytes(63)])).decode()
+        content = {"format": "robustdup.signature/1", "key": line, "signature": signature}
+        (bundle / "signature.json").write_text(json.dumps(content))
+        with raises("refused-bundle", UserError, "nobody has"):
+            signer_of(bundle)
+
+
+def test_a_signature_by_the_neutral_point_would_hold():
+    """Why such keys are refused: the library takes the signature."""
+    forms.load_ssh_public_key(ssh_line(bytes([1, *bytes(31)])).encode()).verify(bytes([1, *bytes(63)]), b"anything")
+
+
+def test_points_of_small_order_are_those_of_the_curve():
+    """Computed apart: y of all points whose eightfold is the neutral one, on -x^2 + y^2 = 1 + d x^2 y^2 modulo p."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+    for written in SMALL_ORDER:
+        y = int.from_bytes(written, "little") % p
+        square = (y * y - 1) * pow(d * y * y + 1, -1, p) % p
+        x = pow(square, (p + 3) // 8, p)
+        x = x if (x * x - square) % p == 0 else x * pow(2, (p - 1) // 4, p) % p
+        assert (x * x - square) % p == 0
+        for _ in range(3):
+            t = d * x * x * y * y % p
+            x, y = 2 * x * y * pow(1 + t, -1, p) % p, (y * y + x * x) * pow(1 - t, -1, p) % p
+        assert (x, y) == (0, 1)
+
+
 def test_signers_are_read_from_lines_and_files(tmp_path):
     public = key_file(tmp_path / "key").with_suffix(".pub")
     line = public.read_text().strip()
@@ -109,18 +231,28 @@ def test_signers_are_read_from_lines_and_files(tmp_path):
     (tmp_path / "allowed").write_text(f"# people\nbob@example {key}\n\n")
     assert read_signers(str(tmp_path / "allowed")) == [Signer(key, "bob@example")]
     (tmp_path / "empty").touch()
-    for other in ("nobody", str(tmp_path / "empty"), str(tmp_path)):
+    lines = (f"@revoked bob {key}", f"sk-{key}", key.replace("ssh-ed25519", "sk-ssh-ed25519@openssh.com"), f"# {key}")
+    for place, line in enumerate(lines):
+        (tmp_path / str(place)).write_text(line)
+    others = [str(tmp_path / str(place)) for place in range(len(lines))]
+    for other in ("nobody", str(tmp_path / "empty"), str(tmp_path), *others):
         with raises("bad-key", UserError, "names no key"):
             read_signers(other)
 
 
-@pytest.mark.parametrize("kind", ["missing", "junk", "a folder", "of another kind", "with a passphrase", "public"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "junk", "a folder", "a pipe", "endless", "of another kind", "with a passphrase", "public"]
+)
 def test_what_is_no_key_is_told(tmp_path, kind):
     path = tmp_path / "key"
     if kind == "junk":
         path.write_bytes(b"\xff" * 99)
     elif kind == "a folder":
         path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
     elif kind == "of another kind":
         key_file(path, PEM, Ed448PrivateKey.generate())
     elif kind == "with a passphrase":

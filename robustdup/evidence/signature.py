@@ -22,7 +22,19 @@ from robustdup.records import write_atomic
 FORMAT = "robustdup.signature/1"
 PURPOSE = b"robustdup.signature/1\n"  # signed before the manifest: no signature of something else is taken for one
 KIND = "ssh-ed25519"
-LARGEST = 10_000  # bytes of a signature file
+LARGEST = 10_000  # bytes of a signature or key file
+# Points of small order as they are written, the last bit left out: y = 0, 1, -1 and the two of order 8, also above p. Under such
+# a key a signature holds that anybody can make (https://eprint.iacr.org/2020/1244).
+_ORDER_8 = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
+SMALL_ORDER = frozenset(
+    (
+        bytes(32),
+        bytes([1, *bytes(31)]),
+        bytes.fromhex(_ORDER_8),
+        ((1 << 255) - 19 - int.from_bytes(bytes.fromhex(_ORDER_8), "little")).to_bytes(32, "little"),
+        *(((1 << 255) - 19 + offset).to_bytes(32, "little") for offset in (-1, 0, 1)),
+    )
+)
 Of = TypeVar("Of", bound=Signed)
 
 
@@ -62,6 +74,8 @@ def read_key(path: Path) -> Any:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise UserError(f"{str(path)!r} is no file that holds one private key.", code="bad-key")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read the key {str(path)!r}: {error.strerror}.", code="bad-key") from None
@@ -131,8 +145,8 @@ def read_signers(text: str) -> list[Signer]:
         lines = []
     signers = []
     for line in lines:
-        before, kind, after = line.partition(KIND)
-        if kind and after.split() and not line.lstrip().startswith("#"):
+        before, kind, after = f" {line}".partition(f" {KIND} ")
+        if kind and after.split() and not line.lstrip().startswith(("#", "@")):  # a comment, a mark such as @revoked
             name = before.strip() or " ".join(after.split()[1:])
             signers.append(Signer(f"{KIND} {after.split()[0]}", plain(name, 100)))
     if not signers:
@@ -183,6 +197,9 @@ def _public_key(text: str) -> Any:
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise refused(f"{SIGNATURE} names no public key of the kind Ed25519.")
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    if bytes([*raw[:-1], raw[-1] & 0x7F]) in SMALL_ORDER:
+        raise refused(f"{SIGNATURE} names a key that nobody has: anybody can sign by it.")
     return key
 
 
