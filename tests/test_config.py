@@ -140,7 +140,16 @@ def test_attacks_that_cannot_be_read(text, code, named):
         (TrainConfig, {"data": "cifar10"}, ["data=cifar10"]),
         (TrainConfig, {"data": "cifar10", "lr": 0.005, "epochs": 20}, ["data=cifar10", "lr=0.005", "epochs=20.0"]),
         (TrainConfig, {"epochs": 10, "augment": "crop-flip"}, None),
-        (TrainConfig, {"steps": 7, "duplicate": {"scheme": "uniform", "dose": 0.5}}, None),
+        (
+            TrainConfig,
+            {"steps": 7, "duplicate": {"scheme": "uniform", "dose": 0.5}},
+            ["steps=7", "duplicate.scheme=uniform", "duplicate.dose=0.5"],
+        ),
+        (
+            TrainConfig,
+            {"duplicate": {"scheme": "class_skewed", "classes": ["cat", "dog"], "near": "flip", "dose": 0.3}},
+            None,
+        ),
     ],
 )
 def test_the_command_of_a_configuration_gives_it_again(kind, given, words):

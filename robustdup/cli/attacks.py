@@ -30,7 +30,7 @@ PLUGIN = typer.Option([], "--plugin", help="Plugin files to load, besides instal
 JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
-@app.command("list")
+@app.command("list", short_help="List the attacks, and why one cannot run here.")
 def list_attacks(
     norm: str | None = typer.Option(None, help="Only attacks in this norm: Linf, L2, L1, L0, L0-pixels."),
     kind: str | None = typer.Option(None, help="Only this kind: bounded, minimum-norm, unbounded."),
@@ -66,7 +66,7 @@ def list_attacks(
     return 0
 
 
-@app.command("show")
+@app.command("show", short_help="Show an attack: what it is, options, defaults.")
 def show_attack(name: str = typer.Argument(help="An attack or an ensemble."), json: bool = JSON,
                 plugin: list[str] = PLUGIN) -> int:  # fmt: skip
     """Show one attack: what it is, its options with their defaults, and how to call it."""
@@ -85,7 +85,7 @@ def show_attack(name: str = typer.Argument(help="An attack or an ensemble."), js
     return 0
 
 
-@app.command("check")
+@app.command("check", short_help="Run the conformance test on an attack.")
 def check(
     name: str = typer.Argument(help="An attack."),
     words: list[str] = typer.Argument(None, metavar="[KEY=VALUE ...]", help="Options of the attack."),  # noqa: B008
@@ -110,7 +110,7 @@ def check(
     return 0 if all(report.ok for report in reports) else 1
 
 
-@app.command("new")
+@app.command("new", short_help="Write a package with an attack of your own.")
 def new_attack(
     name: str = typer.Argument(help="The name of the attack: small letters, digits and hyphens."),
     to: str = typer.Option("", "--to", help="Folder of the package; robustdup-NAME here if not given."),
@@ -125,7 +125,7 @@ def new_attack(
     return 0
 
 
-@app.command("table")
+@app.command("table", short_help="Run the conformance test on all attacks.")
 def table(
     source: list[str] = typer.Option([], help="Only these sources."),  # noqa: B008
     markdown: bool = typer.Option(False, "--markdown", help="Print Markdown, for a README."),
@@ -246,6 +246,7 @@ def _shown(spec: AttackSpec) -> dict[str, Any]:
     options = {}
     for name, parameter in spec.parameters.items():
         kind = parameter.annotation if parameter.annotation is not parameter.empty else type(parameter.default)
+        kind = "" if kind is type(None) else kind  # a toolkit's option without an annotation, left out by itself
         kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
         kind = re.sub(r"collections\.abc\.Callable(\[\[.*\], [\w.]+\])?", "function", kind)
         default = "required" if parameter.default is inspect.Parameter.empty else _plain(parameter.default)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 from rich.table import Table
@@ -24,10 +25,12 @@ from robustdup.leaderboard.agreement import (
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
 from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.report.corruptions import read_answers
-from robustdup.report.format import escape, percent
+from robustdup.report.format import escape, folded, percent
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20
+NARROW = 110  # columns of a terminal below which names and intervals take several lines
+NAME = 16  # letters of such a line
 
 
 def compare(
@@ -113,7 +116,7 @@ def _table_of_runs(
     else:
         table = _grid("", *head, left=left)
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(_name(row[0]), *map(escape, row[1:]))
         console().print(Text(caption))
         console().print(table, highlight=False)
         if pairs:
@@ -137,9 +140,9 @@ def _compare_corruptions(runs: list[str], *, as_json: bool) -> None:
         print(json.dumps([pair.model_dump(mode="json") for pair in pairs], indent=2))
         return
     accuracies = _grid("", "run", "model", "corruption accuracy", left=2)
-    for run, record in zip(runs, records, strict=True):
+    for run, record in zip(_without_common_folder(runs), records, strict=True):
         mean = record.corruption_accuracy
-        accuracies.add_row(escape(run), escape(record.model.spec), percent(None if mean is None else mean.value))
+        accuracies.add_row(_name(run), _name(record.model.spec), percent(None if mean is None else mean.value))
     console().print(accuracies, highlight=False)
     console().print(_corruption_table(runs, pairs), highlight=False)
 
@@ -151,13 +154,26 @@ def _corruption_table(runs: list[str], pairs: Sequence[CorruptionAgreement]) -> 
         *("A", "B", "images", "kappa", "wrong in A,\nwrong in B too", "the other\nway"),
         left=2,
     )
-    for (a, b), pair in zip(itertools.combinations(runs, 2), pairs, strict=True):
+    for (a, b), pair in zip(itertools.combinations(_without_common_folder(runs), 2), pairs, strict=True):
         kappa = pair.consistency.kappa
         table.add_row(
-            escape(a), escape(b), str(pair.consistency.n), "–" if kappa is None else f"{kappa:.2f}",
+            _name(a), _name(b), str(pair.consistency.n), "–" if kappa is None else f"{kappa:.2f}",
             percent(pair.wrong_too_b), percent(pair.wrong_too_a),
         )  # fmt: skip
     return table
+
+
+def _without_common_folder(runs: Sequence[str]) -> list[str]:
+    """Return the folders of runs without those that all of them lie in."""
+    parts = [Path(run).parts for run in runs]
+    while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return [str(Path(*part)) for part in parts]
+
+
+def _name(name: str) -> str:
+    """Return a name for a table: on a narrow terminal in short lines, broken where its words meet."""
+    return escape(folded(name, NAME) if console().width < NARROW else name)
 
 
 def _grid(title: str, *headings: str, left: int) -> Table:
@@ -186,30 +202,37 @@ def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
     """Return who fails where, a row a pair of runs."""
     table = _grid(
         "Who fails where: error consistency (kappa), 0 is chance",
-        *("A", "B", "samples", "clean kappa", "robust kappa", "broken in A,\nbroken in B too", "the other\nway"),
+        *("A", "B", "samples", "clean\nkappa", "robust\nkappa", "broken in\nA, in B\ntoo", "other\nway"),
         left=2,
     )
-    for (a, b), pair in zip(itertools.combinations(runs, 2), pairs, strict=True):
-        other = "" if pair.same_threat else " (other threat model)"
+    for (a, b), pair in zip(itertools.combinations(_without_common_folder(runs), 2), pairs, strict=True):
+        other = "" if pair.same_threat else " *"
         table.add_row(
-            escape(a), escape(b + other), str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
+            _name(a), _name(b) + other, str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
             percent(pair.broken_too_b), percent(pair.broken_too_a),
         )  # fmt: skip
+    if not all(pair.same_threat for pair in pairs):
+        table.caption, table.caption_justify = "* another threat model", "left"
     return table
 
 
 def _kappa(consistency: ErrorConsistency | None) -> str:
     if consistency is None or consistency.kappa is None or consistency.low is None or consistency.high is None:
         return "–"
-    return f"{consistency.kappa:.2f} [{consistency.low:.2f}, {consistency.high:.2f}]"
+    gap = "\n" if console().width < NARROW else " "
+    kappa, low, high = (
+        f"{value:.2f}".replace("-0.00", "0.00") for value in (consistency.kappa, consistency.low, consistency.high)
+    )
+    return f"{kappa}{gap}[{low}, {high}]"
 
 
 def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:
     """Return how the adversarial images of each run do on every model."""
     title = "Adversarial images of (row) that mislead the model of (column)"
-    table = _grid(title, "made for", *map(escape, runs), left=1)
-    for run, row in zip(runs, shares, strict=True):
-        table.add_row(escape(run), *map(percent, row))
+    names = [_name(name) for name in _without_common_folder(runs)]
+    table = _grid(title, "made for", *names, left=1)
+    for name, row in zip(names, shares, strict=True):
+        table.add_row(name, *map(percent, row))
     return table
 
 

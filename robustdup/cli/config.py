@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import sys
 from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.padding import Padding
 
 from robustdup.config.shipped import recipe_path, recipes
 from robustdup.errors import UserError
+from robustdup.report.format import escape
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -19,14 +25,22 @@ def _group() -> None:
     """Recipes that come with robustdup."""
 
 
-@app.command("list")
+@app.command("list", short_help="List the recipes.")
 def list_command(kind: str = typer.Argument("", help="eval, train or study; all if not given.")) -> None:
-    """List the recipes with what their first line says."""
+    """List the recipes with the first sentence of what they say of themselves."""
     if kind not in ("", "eval", "train", "study"):
         raise UserError(f"There are recipes for eval, train and study, not for {kind!r}.", code="unknown-kind")
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for name in recipes(kind):
-        first = recipe_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").rstrip()
-        print(f"{name:38} {first}")
+        console.print(name, markup=False)
+        console.print(Padding(escape(_first_sentence(recipe_path(name))), (0, 0, 0, 4)))
+
+
+def _first_sentence(recipe: Path) -> str:
+    """Return the first sentence of the comment at the head of a recipe."""
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("# ") and not line.startswith("#  "), lines)
+    return re.split(r"(?<=[.?])\s", " ".join(line[2:] for line in head), maxsplit=1)[0]
 
 
 @app.command("show")

@@ -253,8 +253,10 @@ def _notes(notes: Sequence[str], out: Console) -> None:
 
 
 WORDS = ("DATA [CONFIG] [KEY=VALUE ...]", "A dataset (as --data), a YAML file, and any setting as KEY=VALUE.")
-app.command("duplicate", cls=PanelCommand)(with_flags(DuplicateConfig, _duplicate, words=WORDS))
-app.command("describe")(_describe)
+app.command("duplicate", cls=PanelCommand, short_help="Put duplicates into a dataset, and write it.")(
+    with_flags(DuplicateConfig, _duplicate, words=WORDS)
+)
+app.command("describe", short_help="Say what a dataset holds: classes, copies.")(_describe)
 
 
 @app.callback()

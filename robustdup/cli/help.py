@@ -11,11 +11,13 @@ LIST = " <list[str]>"  # what typer says besides of an argument that may be give
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 WHERE_TO_BEGIN = """\
-Evaluate a classifier:     robustdup eval --model FILE.py:factory@weights.pt --data DATASET
-                           robustdup eval                (a first look: built-in model and digits)
-Train one:                 robustdup train --data DATASET --objective pgd_at --epochs 30
-Duplicate training data:   robustdup data duplicate DATASET --dose 0.3 --scheme uniform --to FOLDER
-Commands, options, texts:  robustdup -h, robustdup eval -h, https://github.com/robustdup/robustdup"""
+A first look:     robustdup eval                       built-in model and digits
+Evaluate yours:   robustdup eval --model FILE.py:factory@weights.pt --data DATA
+Train one:        robustdup train --data DATA --objective pgd_at --epochs 30
+Duplicate data:   robustdup data duplicate DATA --dose 0.3 --to FOLDER
+Find duplicates:  robustdup data detect DATA
+All the rest:     robustdup -h, robustdup eval -h
+                  https://github.com/robustdup/robustdup"""
 
 
 class PanelCommand(TyperCommand):

@@ -140,7 +140,7 @@ def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool, clean: f
         out.print(Text(f"  Note: {note}."))
 
 
-@app.command("submit")
+@app.command("submit", short_help="Write what RobustBench asks of a new model.")
 def submit_command(
     run: str = typer.Argument(help="Run folder, or its record.json."),
     to: str | None = typer.Option(None, "--to", help="Folder for the files; RUN/robustbench if not given."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -88,7 +88,7 @@ def validate(kind: type[C], content: Mapping[str, Any]) -> C:
         ) from None
 
 
-def _as_text(kind: type[Config], key: str, value: Any) -> Any:
+def _as_text(kind: type[BaseModel], key: str, value: Any) -> Any:
     """A number or a list written where text is meant (eps=0.5, attacks=[fgsm, pgd]) becomes that text.
 
     So does a word that YAML takes for a boolean (compile=on) where the field knows that word and no boolean.
@@ -184,17 +184,24 @@ def parse_value(text: str) -> Any:
 
 def rerun_command(command: str, config: Config) -> str:
     """Return a command line that runs this configuration again: each setting that is not the default under those before."""
+    words = [word for word in _settings(config) if not word.startswith("out=")]
+    return shlex.join(["robustdup", command, *words])
+
+
+def _settings(config: BaseModel, parent: str = "") -> Iterator[str]:
+    """Yield KEY=VALUE for each setting that is not the default, those of a group of settings as GROUP.KEY=VALUE."""
     values = config.model_dump(mode="json")
-    words = ["robustdup", command]
     for name, field in type(config).model_fields.items():
+        value, key = getattr(config, name), f"{parent}{name}"
         default = field.get_default(call_default_factory=True, validated_data=dict(config))
-        if name == "out" or getattr(config, name) == default:
+        if value == default:
             continue
-        value = values[name]
+        if isinstance(value, BaseModel) and isinstance(default, BaseModel):
+            yield from _settings(value, f"{key}.")
+            continue
         parsed = parse_value(value) if isinstance(value, str) else None
         plain = isinstance(value, str) and _as_text(type(config), name, parsed) == value
-        words.append(f"{name}={value if plain else json.dumps(value)}")
-    return shlex.join(words)
+        yield f"{key}={value if plain else json.dumps(values[name])}"
 
 
 def parse_attacks(text: str) -> list[tuple[str, dict[str, Any]]]:

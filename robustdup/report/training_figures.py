@@ -7,8 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustdup.errors import UserError
-from robustdup.records import TrainingRecord
-from robustdup.report.charts import Axis, Chart, Point, Rule, Series, linear, shape, shares, tone
+from robustdup.records import DuplicationInfo, TrainingRecord
+from robustdup.report.charts import (
+    Axis,
+    Bar,
+    Chart,
+    Point,
+    Rule,
+    Series,
+    counts,
+    linear,
+    rows_axis,
+    shape,
+    shares,
+    tone,
+)
 from robustdup.report.format import duration, missing, number, percent, plural, short, whole
 from robustdup.report.runs import Run
 
@@ -146,6 +159,22 @@ def validation(runs: Sequence[Run]) -> Chart | None:
     return Chart(
         "validation", "Validation robust accuracy", f"{plural(len(series), 'run')}.", linear(0.0, last, "epochs", tight=True),
         shares("robust accuracy"), series, legend=series,
+    )  # fmt: skip
+
+
+def entries(duplication: DuplicationInfo) -> Chart:
+    """Return what was trained on as a bar: each image once, then the copies."""
+    once, everything = duplication.unique, duplication.entries
+    parts = (
+        ("each image once", 0, once, "robust"),
+        ("copies", once, everything, "worse"),
+    )
+    bars = [Bar(low, high, -0.3, 0.3, tone, f"{name}: {whole(high - low)}") for name, low, high, tone in parts]
+    return Chart(
+        "entries", "Training entries", f"{plural(once, 'image')}, and {plural(everything - once, 'copy', 'copies')} of them.",
+        counts(everything, "training entries"), rows_axis(["entries"]), bars=bars, height=64,
+        legend=[Series(name, (), tone, "square", line=False) for name, _, _, tone in parts],
+        headings=("part", "entries"), rows=[(name, whole(high - low)) for name, low, high, _ in parts],
     )  # fmt: skip
 
 

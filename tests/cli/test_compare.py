@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from robustdup.cli.compare import compare
+import robustdup.cli.compare as comparing
 from robustdup.errors import UserError
 from robustdup.records import load_record, save_record, save_samples
 from robustdup.records.evaluation import CurvePoint
@@ -36,7 +37,7 @@ def run_folder(tmp_path):
 
 def call(*words, error=None):
     app = typer.Typer()
-    app.command()(compare)
+    app.command()(comparing.compare)
     result = CliRunner().invoke(app, list(words))
     if error is not None:
         assert isinstance(result.exception, error), result.output
@@ -85,6 +86,19 @@ def test_several_runs_are_a_table_a_row_each(run_folder):
     assert [summary["run"] for summary in summaries] == runs
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_names_of_runs_break_no_word(run_folder, monkeypatch, width):
+    monkeypatch.setattr(comparing, "console", lambda: Console(width=width, soft_wrap=True))
+    runs = [run_folder(f"digits-standard-{letter}-long", {1, 2}) for letter in "abc"]
+    lines = call(*runs).splitlines()
+    shown = "\n".join(lines[lines.index("Who fails where: error consistency (kappa), 0 is chance") :])
+    assert max(map(len, lines[1:])) <= width  # the caption is prose
+    assert "/" not in shown  # the folder that all lie in
+    for part in ("digits-standard-", "a-long", "b-long", "c-long"):
+        assert part in shown
+    assert ("digits-standard-a-long" in shown) == (width == 200)
+
+
 def test_runs_as_latex_and_markdown_with_a_column_for_each_eps(run_folder):
     plain = run_folder("plain", {1})
     curved = Path(run_folder("curved", {1, 2}))
@@ -109,7 +123,7 @@ def test_runs_as_latex_and_markdown_with_a_column_for_each_eps(run_folder):
 
 def call_error(*words):
     app = typer.Typer()
-    app.command()(compare)
+    app.command()(comparing.compare)
     return CliRunner().invoke(app, list(words)).exception
 
 

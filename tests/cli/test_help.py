@@ -66,6 +66,18 @@ def test_h_is_help_everywhere(capsys, words):
     assert shown(capsys, words).startswith("Usage: ")
 
 
+@pytest.mark.parametrize("words", ["", "data", "attacks", "leaderboard", "config"])
+def test_what_a_command_does_stands_whole_in_the_help_of_its_group(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = shown(capsys, words).partition("\nCommands:\n")[2]
+    assert commands.count("\n") >= 3
+    assert "..." not in commands
+
+
+def test_where_to_begin_fits_a_narrow_terminal():
+    assert max(map(len, WHERE_TO_BEGIN.splitlines())) <= 80
+
+
 def test_without_a_command_it_says_where_to_begin(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out

@@ -8,8 +8,8 @@ from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
 from robustdup.report.format import duration, interval, number, percent, plural, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
 from robustdup.report.runs import Run
-from robustdup.report.training import extra_text
-from robustdup.report.training_figures import accuracies, best_and_last, loss, rate, throughput, validation
+from robustdup.report.training import data_text, extra_text
+from robustdup.report.training_figures import accuracies, best_and_last, entries, loss, rate, throughput, validation
 
 
 def title(record: TrainingRecord) -> str:
@@ -41,7 +41,7 @@ def training_page(run: Run, name: str) -> Page:
 
 def _subtitle(record: TrainingRecord) -> list[str]:
     return [
-        f"{record.data.spec}, {record.data.split}: {whole(record.data.n_total)} images",
+        data_text(record),
         record.objective + (f" with {record.update}" if record.update != "plain" else ""),
         f"{short(record.parameters)} parameters",
         record.created[:10],
@@ -201,16 +201,22 @@ def _duplication(record: TrainingRecord) -> Section | None:
     duplication = record.duplication
     if duplication is None:
         return None
-    entries = plural(duplication.entries, "training entry", "training entries")
-    lead = f"{percent(duplication.dose)} of the {entries} are copies ({duplication.scheme})."
     facts = {
         "Scheme": duplication.scheme + (f", near copies: {duplication.near}" if duplication.near else ""),
         "Mode": duplication.mode,
         "Entries": f"{whole(duplication.entries)}, of {plural(duplication.unique, 'different image')}",
         "Plan": duplication.hash,
     }
-    facts |= {key.replace("_", " "): str(value) for key, value in {**duplication.options, **duplication.rates}.items()}
-    return Section("duplication", "Duplication", "sections/facts.html.j2", lead, facts)
+    said = {"scheme", "mode", "near", "entries", "unique"}
+    for key, value in {**duplication.options, **duplication.rates}.items():
+        if key not in said:
+            facts[key.replace("_", " ").capitalize()] = str(value)
+    training = plural(duplication.entries, "training entry", "training entries")
+    lead = (
+        f"{percent(duplication.dose)} of the {training} are copies ({duplication.scheme}). "
+        "What they did to accuracy is told by a study, beside trainings without them."
+    )
+    return Section("duplication", "Duplication", "sections/facts.html.j2", lead, facts, charts=(entries(duplication),))
 
 
 def _reproduce(record: TrainingRecord) -> Section:

@@ -38,7 +38,7 @@ def _group() -> None:
     """What duplication does to standard and robust models, with error bars."""
 
 
-@app.command("run")
+@app.command("run", short_help="Run the cells that are missing, then analyse.")
 def run_command(
     words: list[str] = WORDS,
     yes: bool = typer.Option(False, "--yes", help="Run a grid of more than 10,000 cells without asking."),
@@ -104,7 +104,7 @@ def report_command(
     return 0
 
 
-@app.command("status")
+@app.command("status", short_help="Say which cells are done, failed and missing.")
 def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
     """Say which cells are done, failed and missing: of the grid as it was run, where only its recipe is named."""
     config = _recipe(words, out=out)
