@@ -30,7 +30,7 @@ from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20
 NARROW = 110  # columns of a terminal below which names and intervals take several lines
-NAME = 16  # letters of such a line
+PAIRED = 9  # letters of such a line where two names stand beside five numbers
 
 
 def compare(
@@ -171,9 +171,9 @@ def _without_common_folder(runs: Sequence[str]) -> list[str]:
     return [str(Path(*part)) for part in parts]
 
 
-def _name(name: str) -> str:
-    """Return a name for a table: on a narrow terminal in short lines, broken where its words meet."""
-    return escape(folded(name, NAME) if console().width < NARROW else name)
+def _name(name: str, letters: int = 16) -> str:
+    """Return a name for a table: on a narrow terminal in lines of so many letters, broken where its words meet."""
+    return escape(folded(name, letters) if console().width < NARROW else name)
 
 
 def _grid(title: str, *headings: str, left: int) -> Table:
@@ -208,7 +208,7 @@ def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
     for (a, b), pair in zip(itertools.combinations(_without_common_folder(runs), 2), pairs, strict=True):
         other = "" if pair.same_threat else " *"
         table.add_row(
-            _name(a), _name(b) + other, str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
+            _name(a, PAIRED), _name(b, PAIRED) + other, str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
             percent(pair.broken_too_b), percent(pair.broken_too_a),
         )  # fmt: skip
     if not all(pair.same_threat for pair in pairs):
