@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,24 @@ def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageD
         return _from_arrays(data, labels, n)
     if isinstance(data, ImageDataset):
         return _part(data, n)
+    if isinstance(data, str | os.PathLike):
+        raise UserError(
+            f"evaluate(model, data) takes data that are read: robustdup.load_data({os.fspath(data)!r}).",
+            code="bad-data",
+        )
+    if (pair := _named_pair(data)) is not None:  # {"images": …, "labels": …}, what np.load gives of a .npz
+        return _from_arrays(*pair, n)
     if _is_hub_dataset(data):
         return _from_hub_dataset(data, n)
     if isinstance(data, torch.Tensor) or (not hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
         raise UserError(
             f"evaluate(model, data) takes a dataset, a DataLoader or images with labels, got a {type(data).__name__}. "
             "Give images and labels: evaluate(model, images, labels).", code="bad-data",
+        )  # fmt: skip
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, tuple) and len(part) == 2 for part in data):
+        raise UserError(
+            "This looks like (x_train, y_train), (x_test, y_test), as keras.datasets gives them: name one of the two, data[1] "
+            "for the test images.", code="bad-data",
         )  # fmt: skip
     if isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
         return _from_arrays(data[0], data[1], n)
@@ -72,12 +85,66 @@ def _from_arrays(images: Any, labels: Any, n: int | None) -> ImageDataset:
     from robustdup.data.dataset import from_tensors
     from robustdup.data.selection import choose
 
+    images, labels, notes = _usual_arrays(images, labels)
     _enough(n, len(images))
     if n is None or n == len(images) or len(labels) != len(images):
-        return from_tensors(images, labels, spec="python")
+        return replace(from_tensors(images, labels, spec="python"), notes=tuple(notes))
     index, _, remarks = choose(_Labelled(len(images), labels), n=n, place="the data given")
     rows = torch.as_tensor(images)[index], torch.as_tensor(labels)[index]
-    return _marked(from_tensors(*rows, index=index, spec="python"), len(images), remarks, stratified=bool(remarks))
+    part = from_tensors(*rows, index=index, spec="python")
+    return _marked(part, len(images), [*notes, *remarks], stratified=bool(remarks))
+
+
+def _named_pair(data: Any) -> tuple[Any, Any] | None:
+    """Return images and labels of a mapping that names both, all samples in each; None for other data."""
+    if not isinstance(data, Mapping) or _is_hub_dataset(data):
+        return None
+    keys = _usual_keys(data)
+    if keys is None:
+        raise UserError(
+            f"A mapping must hold images and labels, got {', '.join(map(str, data)) or 'nothing'}. Name them 'images' and "
+            "'labels'.", code="bad-data",
+        )  # fmt: skip
+    return data[keys[0]], data[keys[1]]
+
+
+def _usual_arrays(images: Any, labels: Any) -> tuple[Any, Any, list[str]]:
+    """Return images and labels of other libraries (JAX, Keras) as tensors, channels first, bytes by 255; and what to tell.
+
+    Labels in a column and one-hot rows are class numbers. What is in none of these forms is left as it is, to be refused.
+    """
+    import torch
+
+    images, labels = _as_tensor(images), _as_tensor(labels)
+    notes = []
+    if isinstance(images, torch.Tensor):
+        if images.ndim == 4 and images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
+            images = images.permute(0, 3, 1, 2)
+            notes.append("The images given have their channels last; they are put first.")
+        if images.dtype == torch.uint8 and images.ndim == 4:
+            images = images.float() / 255
+            notes.append("The images given are bytes; they are divided by 255.")
+    if isinstance(labels, torch.Tensor) and labels.ndim == 2:
+        if labels.shape[1] == 1:
+            labels = labels[:, 0]
+        elif bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all()):
+            labels = labels.argmax(dim=1)
+            notes.append("The labels given are one-hot rows; the place of the 1 is the class.")
+    return images, labels, notes
+
+
+def _as_tensor(values: Any) -> Any:
+    """Return an array of another library as a tensor; anything else as it is."""
+    import numpy as np
+    import torch
+
+    if isinstance(values, torch.Tensor) or not (hasattr(values, "__array__") or hasattr(values, "__dlpack__")):
+        return values
+    try:
+        array = np.asarray(values) if hasattr(values, "__array__") else None
+        return torch.utils.dlpack.from_dlpack(values) if array is None else torch.as_tensor(np.ascontiguousarray(array))
+    except (TypeError, ValueError, RuntimeError, BufferError):
+        return values
 
 
 def _part(data: ImageDataset, n: int | None) -> ImageDataset:
@@ -222,30 +289,54 @@ def _class_names(owner: Any, labels: torch.Tensor) -> list[str] | None:
     return [str(name) for name in names]
 
 
+def _usual_keys(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
+    """Return the keys of images and labels in a mapping; None where one is not there under a usual name."""
+    keys = [next((key for key in row if str(key).lower() in names), None) for names in (IMAGE_KEYS, LABEL_KEYS)]
+    return None if None in keys else (keys[0], keys[1])
+
+
 def _pair(row: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the image or images and the label or labels of a row: a pair, or a dict that names them."""
+    """Return the image or images and the label or labels of a row: a pair, more behind these, or a dict that names them."""
     import torch
 
     if isinstance(row, Mapping):
-        keys = [key for names in (IMAGE_KEYS, LABEL_KEYS) if (key := next((key for key in names if key in row), None))]
-        if len(keys) < 2:
+        named = _usual_keys(row)
+        if named is None:
             raise UserError(
                 f"A batch must hold images and labels, got a dict with {', '.join(map(str, row)) or 'nothing'}. Name them "
                 "'image' and 'label'.", code="bad-data",
             )  # fmt: skip
-        row = [row[key] for key in keys]
-    if not isinstance(row, list | tuple) or len(row) != 2:
+        row = [row[key] for key in named]
+    if not isinstance(row, list | tuple) or len(row) < 2:
         raise UserError(
             f"A batch must be (images, labels), got a {type(row).__name__}. Wrap your loader so that it yields pairs.",
             code="bad-data",
         )
-    image, label = row
+    image, label = row[:2]  # an index, a path or a group may follow
+    if isinstance(label, Mapping) and len(keys := [key for key in label if str(key).lower() in LABEL_KEYS]) == 1:
+        label = label[keys[0]]
     if type(image).__module__.split(".")[0] == "PIL":
         from robustdup.config import DataOptions
         from robustdup.data.decode import to_tensor
 
         image = to_tensor(image, DataOptions())
-    return torch.as_tensor(image), torch.as_tensor(label)
+    try:
+        pixels, classes = torch.as_tensor(_as_tensor(image)), torch.as_tensor(_as_tensor(label))
+    except (TypeError, ValueError, RuntimeError):
+        raise _no_pair(row) from None
+    single = pixels.ndim == 3
+    if pixels.ndim not in (3, 4) or (len(row) > 2 and classes.ndim != 1 - single):
+        raise _no_pair(row)
+    batch, classes, _ = _usual_arrays(pixels[None] if single else pixels, classes[None] if single else classes)
+    return (batch[0], classes[0]) if single else (batch, classes)
+
+
+def _no_pair(row: Sequence[Any]) -> UserError:
+    kinds = ", ".join(f"{type(part).__name__} {tuple(getattr(part, 'shape', ()))}" for part in row)
+    return UserError(
+        f"A batch must be images (N, C, H, W), then labels (N,), got ({kinds}). Wrap your loader so that it yields these.",
+        code="bad-data",
+    )
 
 
 def _stream_order(labels: torch.Tensor) -> list[str]:

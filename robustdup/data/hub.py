@@ -40,8 +40,8 @@ def load_local(path: Path, options: DataOptions) -> Opened:
         return layout
     if path.is_file() and path.suffix != ".parquet":
         raise UserError(
-            f"{str(path)!r} is a file of a kind that is not read. Name a folder, or a parquet, CSV, zip, tar, .npz, .npy, .pt or "
-            ".mat file.", code="bad-data",
+            f"{str(path)!r} is a file of a kind that is not read. Name a folder (that of all files of a set such as CIFAR), or a "
+            "parquet, Arrow, CSV, zip, tar, .npz, .npy, .pt, .mat or .h5 file.", code="bad-data",
         )  # fmt: skip
     with explained(str(path), lambda: _broken_files(path)), quiet():
         import datasets

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
+import sys
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather
 import pytest
 import scipy.io
 
@@ -177,3 +181,133 @@ def test_a_second_column_of_class_names_names_the_numbers_and_changes_none(tmp_p
     )  # asked for, text is numbered by its letters
     same(named, NAMES, 3 - LABELS)
     same(robustdup.load_data(str(tmp_path / "list"), label_column=text), NAMES, 3 - LABELS)
+
+
+# --- tables of pixels ---
+
+
+def table(place, head, rows):
+    lines = [",".join(map(str, row)) for row in ([head] if head else []) + rows]
+    content = "\n".join(lines).encode()
+    place.write_bytes(gzip.compress(content) if place.suffix == ".gz" else content)
+
+
+PIXEL_NAMES = [f"pixel{i}" for i in range(784)]
+ORDER = np.random.default_rng(1).permutation(784)
+PIXEL_TABLES = {
+    "the class first": (["label", *PIXEL_NAMES], lambda k, image: [k, *image]),
+    "the class last, rows numbered": (["id", *PIXEL_NAMES, "class"], lambda k, image: [7, *image, NAMES[k]]),
+    "fractions": (["label", *PIXEL_NAMES], lambda k, image: [k, *(image / 255).astype(np.float32)]),
+    "columns in another order": (["label", *(PIXEL_NAMES[i] for i in ORDER)], lambda k, image: [k, *image[ORDER]]),
+    "rows and columns in the names": (
+        ["label", *(f"{i}x{j}" for i in range(1, 29) for j in range(1, 29))], lambda k, image: [k, *image],
+    ),
+    "no head": (None, lambda k, image: [k, *image]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PIXEL_TABLES)
+def test_tables_of_pixels(tmp_path, form):
+    head, row = PIXEL_TABLES[form]
+    rows = [row(label, image.ravel()) for label, image in zip(LABELS, GREY, strict=True)]
+    names = NAMES if "last" in form else []
+    for name in ("mnist_test.csv", "packed.csv.gz"):
+        table(tmp_path / name, head, rows)
+        same(robustdup.load_data(str(tmp_path / name)), names, pixels=GREY)
+
+
+def test_tables_of_pixels_of_a_competition(tmp_path):
+    rows = [[label, *image.ravel()] for label, image in zip(LABELS, GREY, strict=True)]
+    table(tmp_path / "train.csv", ["label", *PIXEL_NAMES], rows)
+    table(tmp_path / "test.csv", PIXEL_NAMES, [row[1:] for row in rows])
+    data = robustdup.load_data(str(tmp_path), split="train")
+    same(data, [], pixels=GREY)
+    assert "test.csv has no labels" in " ".join(data.notes)
+    with raises("no-label", UserError, "no labels"):
+        robustdup.load_data(str(tmp_path / "test.csv"))
+    table(tmp_path / "odd.csv", ["label", *PIXEL_NAMES[:700]], [row[:701] for row in rows])
+    with raises("bad-data", UserError, "700 columns of pixels"):
+        robustdup.load_data(str(tmp_path / "odd.csv"))
+
+
+def test_all_pixels_in_one_cell_with_a_usage(tmp_path):
+    words = ["Training", "PublicTest", "PrivateTest"]
+    rows = [
+        [label, " ".join(map(str, image.ravel())), words[i % 3]]
+        for i, (label, image) in enumerate(zip(LABELS, GREY, strict=True))
+    ]
+    table(tmp_path / "fer2013.csv", ["emotion", "pixels", "Usage"], rows)
+    for part, split in enumerate(("train", "validation", "test")):
+        same(robustdup.load_data(str(tmp_path), split=split), [], LABELS[part::3], GREY[part::3])
+
+
+# --- files of other programs ---
+
+
+def test_structs_in_a_struct_of_matlab(tmp_path):
+    part = {"images": GREY.reshape(N, -1), "labels": LABELS[:, None].astype(np.uint8), "writers": np.arange(N)[:, None]}
+    sets = {"train": part, "test": part, "mapping": np.array([[k, 48 + k] for k in range(4)])}
+    scipy.io.savemat(tmp_path / "emnist-digits.mat", {"dataset": sets})
+    same(robustdup.load_data(str(tmp_path / "emnist-digits.mat")), [], pixels=GREY)
+
+
+def test_cifar_for_matlab(tmp_path):
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        scipy.io.savemat(tmp_path / f"{name}.mat", {"data": cifar_rows(), "labels": LABELS[:, None].astype(np.uint8)})
+    scipy.io.savemat(tmp_path / "batches.meta.mat", {"label_names": np.array(["plane"], dtype=object)})
+    data = robustdup.load_data(str(tmp_path))
+    same(data, data.class_names)
+    assert len(robustdup.load_data(str(tmp_path), split="train")) == 2 * N
+
+
+def test_hdf5_and_matlab_from_version_7_3(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["train/images"], file["train/labels"] = PIXELS[:2], LABELS[:2]
+        file["test/images"], file["test/labels"] = PIXELS, LABELS
+        file["elsewhere"] = h5py.ExternalLink("other.h5", "images")
+    same(robustdup.load_data(str(tmp_path / "set.h5")), [])
+    with h5py.File(
+        tmp_path / "new.mat", "w", userblock_size=512
+    ) as file:  # what MATLAB calls (32, 32, 3, N) and (N, 1)
+        file["X"], file["y"] = PIXELS.transpose(1, 2, 3, 0).T, LABELS[:, None].T + 1
+    content = (tmp_path / "new.mat").read_bytes()
+    (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + content[512:])
+    data = robustdup.load_data(str(tmp_path / "new.mat"))
+    same(data, [])
+    assert "as MATLAB counts" in " ".join(data.notes)
+    (tmp_path / "broken.h5").write_bytes(b"weights")
+    with raises("bad-file", UserError, "broken.h5"):
+        robustdup.load_data(str(tmp_path / "broken.h5"))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with raises("unavailable", UserError, "needs h5py", "hdf5"):
+        robustdup.load_data(str(tmp_path / "new.mat"), split="train")
+
+
+def test_tables_of_arrow(tmp_path):
+    columns = pa.table({"image": [png(image) for image in PIXELS], "label": pa.array(NAMES).take(pa.array(LABELS))})
+    columns = columns.set_column(1, "label", columns["label"].dictionary_encode())  # a category of pandas
+    pyarrow.feather.write_feather(columns, tmp_path / "test.feather")
+    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink, pa.ipc.new_stream(sink, columns.schema) as writer:
+        writer.write_table(columns)
+    for name in ("test.feather", "stream.arrow"):
+        same(robustdup.load_data(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cifar-train.tfrecord-00000-of-00002", "TensorFlow records"),
+        ("validation-00000-of-00128", "TensorFlow records"),
+        ("data.mdb", "LMDB"),
+        ("train.rec", "MXNet"),
+        ("train.beton", "FFCV"),
+        ("all.rar", "Unpack it first"),
+        ("labels.xlsx", "as CSV"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named_with_what_to_do(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"\0" * 64)
+    for spec in (tmp_path, tmp_path / name):
+        with raises("bad-data", UserError, words, name):
+            robustdup.load_data(str(spec))

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
+from robustdup.data.layouts import hdf5
 from robustdup.data.layouts.binaries import CIFAR10, read_plain_pickle
 from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_tensor, check_zip
 
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".mat")
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".mat", *hdf5.SUFFIXES)
 IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels", "fea")
 LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels", "lbls", "lbl", "gnd")
 NAMES = ("classes", "class_names", "classnames", "label_names", "labelnames", "categories", "names")
@@ -90,6 +91,8 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
             from safetensors.numpy import load_file
 
             return dict(load_file(file))
+        if file.suffix in hdf5.SUFFIXES or (file.suffix == ".mat" and hdf5.is_matlab(file)):
+            return hdf5.read_hdf5(file)
         if file.suffix == ".mat":
             return _matlab_content(file)
         if file.suffix in (".pkl", ".pickle"):
@@ -109,12 +112,16 @@ def _matlab_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
     import scipy.io
 
     content = scipy.io.loadmat(io.BytesIO(file.read_bytes()), simplify_cells=True)
+    return {name: np.asarray(values) for name, values in _flat(content).items() if not name.startswith("__")}
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what structs in structs hold, under names such as dataset_train_images."""
     flat: dict[str, Any] = {}
     for name, values in content.items():
-        flat |= (
-            {f"{name}_{inner}": each for inner, each in values.items()} if isinstance(values, dict) else {name: values}
-        )
-    return {name: np.asarray(values) for name, values in flat.items() if not name.startswith("__")}
+        inner = _flat(values) if isinstance(values, Mapping) else None
+        flat |= {name: values} if inner is None else {f"{name}_{key}": each for key, each in inner.items()}
+    return flat
 
 
 def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:

@@ -89,11 +89,24 @@ def open_known(root: Path, config: str | None = None, *, only: str | None = None
 
 def _cifar10_python(place: Path, _: str | None) -> dict[str, Arrays]:
     splits = {}
-    for split, files in (("train", sorted(place.glob("data_batch_[0-9]"))), ("test", [place / "test_batch"])):
-        if files and all(file.is_file() for file in files):
-            parts = [read_plain_pickle(file) for file in files]
-            splits[split] = _cifar(parts, "labels", _names(place / "batches.meta", "label_names"), f"{place} ({split})")
+    for end, read in (("", read_plain_pickle), (".mat", _read_matlab)):
+        for split, files in (
+            ("train", sorted(place.glob(f"data_batch_[0-9]{end}"))), ("test", [place / f"test_batch{end}"])
+        ):  # fmt: skip
+            if files and all(file.is_file() for file in files):
+                names = _names(place / "batches.meta", "label_names") or (list(CIFAR10) if end else [])
+                splits[split] = _cifar([read(file) for file in files], "labels", names, f"{place} ({split})")
     return splits
+
+
+def _read_matlab(file: Path) -> dict[str, Any]:
+    """Return the arrays of CIFAR's MATLAB files. Raises UserError."""
+    import scipy.io
+
+    try:
+        return dict(scipy.io.loadmat(io.BytesIO(file.read_bytes()), squeeze_me=True))
+    except Exception as error:
+        raise UserError(f"{str(file)!r} cannot be read as a MATLAB file: {error}.", code="bad-file") from error
 
 
 def _cifar100_python(place: Path, _: str | None) -> dict[str, Arrays]:

@@ -11,13 +11,16 @@ from robustdup.data.layouts import array_files, list_files, lists
 from robustdup.data.layouts.archives import is_archive, is_tar, open_shards, unpack
 from robustdup.data.layouts.binaries import is_svhn, open_known, read_idx, read_svhn
 from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
+from robustdup.data.layouts.foreign import open_arrow, refuse_foreign
 from robustdup.data.layouts.opened import Opened
+from robustdup.data.layouts.pixel_tables import is_pixel_table, open_pixel_tables
 from robustdup.errors import UserError
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
 
 TABLES = (".parquet", ".arrow")
+ARROW = (".arrow", ".feather", ".ipc")
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -38,8 +41,12 @@ def open_layout(path: Path, options: DataOptions) -> Opened | None:
 
 
 def _open_file(path: Path, options: DataOptions) -> Opened | None:
-    if path.suffix in (".parquet", ".arrow"):
+    if path.suffix == ".parquet":
         return None
+    if path.suffix in ARROW:
+        return open_arrow([path])
+    if is_pixel_table(path):
+        return open_pixel_tables([path], label_column=options.label_column, needs_labels=options.needs_labels)
     if is_archive(path):
         shards = open_shards([path]) if is_tar(path) else None
         return shards or open_layout(unpack(path), options)
@@ -58,6 +65,7 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
     if "idx" in path.name:
         read_idx(path)
         return open_known(path.parent, options.config)
+    refuse_foreign(path, [path])
     return None
 
 
@@ -70,11 +78,17 @@ def _open_folder(path: Path, tree: Tree, files: list[Path], options: DataOptions
         (is_tar, open_shards),
         (is_archive, lambda fitting: open_layout(unpack(fitting[0]), options) if len(fitting) == 1 else None),
     ]  # fmt: skip
+    tries[:0] = [
+        (is_pixel_table, lambda fitting: open_pixel_tables(
+            fitting, label_column=options.label_column, needs_labels=options.needs_labels)),
+        (lambda file: file.suffix in ARROW, open_arrow),
+    ]  # fmt: skip
     for fits, read in tries:
         fitting = [file for file in files if fits(file)]
         opened = read(fitting) if fitting else None
         if opened is not None:
             return opened
+    refuse_foreign(path, files)
     if tree.unread:
         raise UserError(
             f"There are no pictures in {str(path)!r} that can be read. {' '.join(unread_notes(tree))}", code="no-data"
