@@ -127,3 +127,6 @@ def test_the_files_that_the_architecture_names_are_there():
     assert len(files) >= 6
     missing = {file for file in files if not (ROOT / file).is_file()}
     assert not missing
+    walk = re.findall(r"`([\w/.-]+\.py)`, `(\w+)`", text)
+    assert len(walk) >= 7
+    assert [name for file, name in walk if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
