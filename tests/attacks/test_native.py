@@ -13,6 +13,7 @@ from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.models.load import ModelOptions, load_builtin
 from robustdup.projections import row_length
+from tests.lanes import each_once
 
 EPS = {"Linf": "0.1", "L2": "1.2", "L1": "4"}
 
@@ -116,8 +117,7 @@ def attacked(points, rows, attack, options, norm, micro_batch=16):
     return attack(passes, images[rows], labels[rows], ThreatModel(norm, EPS[norm]), rng=rng, **options), passes
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize(("attack", "options"), ATTACKS)
+@each_once(attack__options=ATTACKS, norm=EPS)
 def test_a_row_is_bit_equal_in_any_order_and_company(points, attack, options, norm):
     everyone, _ = attacked(points, torch.arange(40), attack, options, norm)
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))

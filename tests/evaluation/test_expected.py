@@ -14,6 +14,7 @@ from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.draws import Draws, enough_draws
 from robustdup.evaluation.stages import for_model
 from robustdup.plugins import AttackSpec
+from tests.lanes import each_once
 
 VALUES = torch.linspace(0.3, 0.7, 24)
 IMAGES = VALUES.view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
@@ -84,8 +85,7 @@ def evaluate(model, attacks="pgd(steps=5)", **options):
     return robustdup.evaluate(model.eval(), IMAGES, LABELS, attacks=attacks, **options)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("model", MODELS)
+@each_once(attack=ATTACKS, model=MODELS)
 def test_the_expected_accuracy_is_brought_to_its_minimum_on_every_sample(model, attack):
     record = evaluate(model(), attack).record
     assert record.model.randomized
@@ -242,8 +242,7 @@ def helpful(model, images, labels, threat, *, rng):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-@pytest.mark.parametrize("attacks", [[lazy], [helpful], [helpful, "noise(draws=2)"], ["fgsm"]])
-@pytest.mark.parametrize("model", [*MODELS, Coin])
+@each_once(attacks=[[lazy], [helpful], [helpful, "noise(draws=2)"], ["fgsm"]], model=[*MODELS, Coin])
 def test_no_model_is_more_accurate_under_attack_than_without(model, attacks, seed):
     record = evaluate(model(), attacks, eps="0.01,0.05", judge_draws=8, seed=seed, eot=1).record
     clean = record.clean_accuracy.value

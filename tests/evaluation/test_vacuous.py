@@ -10,6 +10,7 @@ import robustdup
 from robustdup import UserError
 from robustdup.evaluation.vacuous import check_eps
 from robustdup.threat import ThreatModel
+from tests.lanes import each_once
 from tests.raising import raises
 
 VALUES = torch.linspace(0.3, 0.7, 12)
@@ -46,8 +47,10 @@ def evaluate(attacks, **options):
     return robustdup.evaluate(Mean().eval(), IMAGES, LABELS, eps="0.1", attacks=attacks, workers=1, **options)
 
 
-@pytest.mark.parametrize("diagnostics", [True, False])
-@pytest.mark.parametrize("attacks", [[one_pixel], [patch], [idle], ["noise(draws=2)"], [patch, idle, "noise(draws=2)"]])
+@each_once(
+    attacks=[[one_pixel], [patch], [idle], ["noise(draws=2)"], [patch, idle, "noise(draws=2)"]],
+    diagnostics=[True, False],
+)
 def test_a_run_without_an_attack_on_its_threat_model_is_a_bound_without_a_place(attacks, diagnostics):
     result = evaluate(attacks, diagnostics=diagnostics)
     record, rank = result.record, result.rank()

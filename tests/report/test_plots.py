@@ -21,6 +21,7 @@ from robustdup.report.charts import rows_axis
 from robustdup.report.html.comparison import comparison_sections
 from robustdup.report.runs import read_run
 from robustdup.report.vega import PAPER_LOOK, specification
+from tests.lanes import each_once
 from tests.raising import raises
 
 CURVE = {str(e): CurvePoint(value=v, low=v - 0.1, high=v + 0.1, eps=e, alone=v) for e, v in ((0.05, 0.6), (0.1, 0.4))}
@@ -36,8 +37,7 @@ def charted(kind, runs, width="one"):
     return plots.all_kinds()[kind][0].chart(runs, width)
 
 
-@pytest.mark.parametrize("kind", ["curve", "accuracy", "cascade", "classes", "examples"])
-@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+@each_once(kind=["curve", "accuracy", "cascade", "classes", "examples"], ending=["pdf", "svg", "png"])
 def test_every_kind_in_every_format_has_its_width_and_the_same_bytes_again(runs, tmp_path, kind, ending):
     used = runs[:1] if plots.all_kinds()[kind][0].one_run else runs
     for width, inches in (("one", 3.25), ("two", 6.75)):

@@ -26,6 +26,7 @@ from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.updates import Awp, Free, Plain
 from tests.forked import Forked
+from tests.lanes import each_once
 from tests.raising import raises
 
 PLACE = f"state/{CHECKPOINT_FILE}"
@@ -81,8 +82,7 @@ def equal(some, others):
     return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("update", UPDATES)
+@each_once(update=UPDATES, optimizer=["sgd", "adamw"])
 def test_a_run_that_was_cut_off_ends_in_the_same_bits(update, optimizer, tmp_path):
     options = config(optimizer=optimizer, lr=0.02)
     whole = train(make_parts(update), options)

@@ -19,6 +19,7 @@ from robustdup.training.objectives import find_objective
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
 from robustdup.training.updates import make_update
+from tests.lanes import each_once
 
 THREAT = ThreatModel("Linf", "0.1")
 
@@ -140,9 +141,9 @@ def test_only_whole_micro_batches_run_on_compiled_code(monkeypatch):
     assert set(rows) == {4}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("attack", ["apgd-ce(steps=2)", "fgsm", "pgd(steps=2)"])
-@pytest.mark.parametrize("objective", ["pgd_at", "trades"])
+@each_once(
+    attack=["apgd-ce(steps=2)", "fgsm", "pgd(steps=2)"], precision=["fp32", "bf16"], objective=["pgd_at", "trades"]
+)
 def test_any_inner_attack_goes_with_any_precision(registry, precision, attack, objective):
     out = trained(parts_of(registry, objective, attack=attack), precision=precision, compile="off")
     assert out.status == "complete"

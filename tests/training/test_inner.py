@@ -12,6 +12,7 @@ from robustdup import RunError, SampleRng, ThreatModel, UserError
 from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
 from robustdup.training.pgd import project_delta, training_pgd
+from tests.lanes import each_once
 from tests.networks import resnet
 from tests.raising import raises
 
@@ -175,8 +176,7 @@ TOOLKITS = (
 )
 
 
-@pytest.mark.parametrize("bn", ["eval", "train"])
-@pytest.mark.parametrize("text", ["pgd(steps=2)", "apgd-ce(steps=3)", "fgsm", *TOOLKITS])
+@each_once(text=["pgd(steps=2)", "apgd-ce(steps=3)", "fgsm", *TOOLKITS], bn=["eval", "train"])
 def test_nothing_is_touched(registry, text, bn):
     known = text.split("(")[0]
     if known not in registry.attacks or not registry.attacks[known].available:

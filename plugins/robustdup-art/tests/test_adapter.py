@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup import Passes, Registry, RunError, SampleRng, ThreatModel, UserError
+from tests.lanes import each_once
 
 PGD = "ProjectedGradientDescent"
 
@@ -47,10 +48,9 @@ def margin(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0] - logits.gather(1, 1 - labels[:, None])[:, 0]
 
 
-@pytest.mark.parametrize(
-    "name", ["FastGradientMethod", PGD, "ProjectedGradientDescentNumpy", "MomentumIterativeMethod"]
+@each_once(
+    name=["FastGradientMethod", PGD, "ProjectedGradientDescentNumpy", "MomentumIterativeMethod"], norm=["Linf", "L2"]
 )
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_gradient_attacks_reach_the_optimum_of_a_linear_model(
     registry: Registry, grey: Tensor, name: str, norm: str
 ) -> None:

@@ -22,6 +22,7 @@ from robustdup import Registry, SampleRng, Stage, ThreatModel, Unavailable, User
 from robustdup.config import EvalConfig, build
 from robustdup.data.dataset import from_tensors
 from robustdup.testing import check_attack
+from tests.lanes import each_once
 
 ATTACKS = ("APGD-CE", "APGD-DLR", "APGD-T", "FAB", "FAB-T", "Square")
 EPS = {"Linf": 0.12, "L2": 0.6, "L1": 2.0}
@@ -143,8 +144,7 @@ def test_eval_with_the_whole_ensemble_equals_a_direct_call(digits):
     assert torch.equal(worst[broken], expected_adv[broken])
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@each_once(name=ATTACKS, norm=["Linf", "L2", "L1"])
 def test_each_attack_alone_equals_a_direct_call(registry, digits, name, norm):
     model, images, labels = digits[0], digits[1][:24], digits[2][:24]
     threat = ThreatModel(norm, EPS[norm] * (2 if name == "Square" else 1))
@@ -190,8 +190,7 @@ def test_ensembles_have_the_settings_of_the_versions(registry, digits, monkeypat
     assert calls == expected
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L1"])
-@pytest.mark.parametrize("name", ATTACKS)
+@each_once(name=ATTACKS, norm=["Linf", "L1"])
 def test_cost_is_what_a_surviving_point_costs(registry, digits, name, norm):
     model, images, labels = digits
     rows = correct(model, images, labels).nonzero()[:6, 0]
