@@ -42,6 +42,16 @@ def test_the_snippets_of_the_readme_run(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_snippet_of_the_duplicate_searchs_readme_runs():
+    pytest.importorskip("robustdup_detect")
+    text = (ROOT / "plugins" / "robustdup-detect" / "README.md").read_text(encoding="utf-8")
+    [snippet] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = {}
+    exec(snippet, names)
+    assert set(zip(names["pairs"].a.tolist(), names["pairs"].b.tolist(), strict=True)) >= {(i, i) for i in range(100)}
+    assert all(names["pairs"].mirrored)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page):
     for target, place in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
@@ -51,6 +61,15 @@ def test_links_to_files_lead_somewhere(page):
         assert file.exists(), f"{page.name}: {target}"
         if place and file.suffix == ".md":
             assert place in anchors(file.read_text(encoding="utf-8")), f"{page.name}: {target}#{place}"
+
+
+def test_every_picture_is_on_a_page():
+    shown = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert {path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg")} <= shown
 
 
 def anchors(text):

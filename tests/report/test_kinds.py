@@ -34,6 +34,7 @@ from robustdup.records import (
     save_training_record,
 )
 from robustdup.report.html import write_report
+from robustdup.report.runs import read_run
 
 _spec = importlib.util.spec_from_file_location("reading", Path(__file__).with_name("reading.py"))
 _reading = importlib.util.module_from_spec(_spec)
@@ -436,3 +437,13 @@ def test_a_damaged_description_is_refused(tmp_path, splits):
     description(tmp_path / "run", splits=splits)
     with pytest.raises(UserError, match="is damaged: field 'splits"):
         write_report([tmp_path / "run"], tmp_path / "pages")
+
+
+def test_the_snippet_of_the_studys_readme_prints_its_primary_comparisons(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "plugins" / "robustdup-study" / "README.md").read_text(encoding="utf-8")
+    [snippet] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    study(tmp_path / "studies" / "digits")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    record = read_run(tmp_path / "studies" / "digits").record
+    assert capsys.readouterr().out.splitlines() == [c.sentence for c in record.comparisons if c.primary]
