@@ -15,7 +15,7 @@ import pytest
 from robustdup import UserError, jobs
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
-from robustdup.errors import Unavailable
+from robustdup.errors import Unavailable, how_to_install
 from robustdup.evidence import bundle as bundles
 from robustdup.evidence.signature import (
     SMALL_ORDER,
@@ -307,5 +307,5 @@ def test_without_the_package_a_signature_is_not_checked(bundle, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     seen = Verification.model_construct(rechecked=[], signature="none")
     assert with_signature(seen, bundle).signature == "not-checked"
-    with raises("not-installed", Unavailable, "robustdup[sign]"):
+    with raises("not-installed", Unavailable, how_to_install("robustdup[sign]")):
         with_signature(seen, bundle, "ssh-ed25519 AAAA")

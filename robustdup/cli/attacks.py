@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from robustdup.config import parse_value
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, how_to_install, unknown
 from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
 from robustdup.plugins.specs import Kind, Knowledge
 from robustdup.report.format import escape
@@ -121,7 +121,8 @@ def new_attack(
     folder = to or f"robustdup-{name}"
     for path in new_package(name, folder):
         print(path)
-    print(f"Next: pip install -e {folder}, then robustdup attacks check {name}.")
+    print(f"Next: {how_to_install('-e', str(folder))}")
+    print(f"Then: robustdup attacks check {name}")
     return 0
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.config import EvalConfig, build
 from robustdup.config.fields import DATA_DETAILS
-from robustdup.errors import UserError
+from robustdup.errors import UserError, how_to_install
 from robustdup.report.format import escape
 
 # The referee runs no attack: what is judged, and on what.
@@ -205,7 +205,7 @@ def _show_signer(verification: Any) -> None:
     if verification.signature == "none":
         text = "nobody signed it: who states it is not known"
     elif verification.signature == "not-checked":
-        text = "it is signed, and by whom was not checked: pip install 'robustdup[sign]'"
+        text = f"it is signed, and by whom was not checked: {how_to_install('robustdup[sign]')}"
     else:
         name = f" ({verification.signer})" if verification.signer else ""
         text = f"signed by {Signer(verification.signed_by).fingerprint}{name}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robustdup.errors import Unavailable, UserError, plain
+from robustdup.errors import Unavailable, UserError, how_to_install, plain
 from robustdup.evidence.bundle import MANIFEST, SIGNATURE, check_manifest, refused
 from robustdup.evidence.verification import Signed
 from robustdup.records import write_atomic
@@ -214,6 +214,6 @@ def _serialization() -> Any:
         from cryptography.hazmat.primitives import serialization
     except ImportError:
         raise Unavailable(
-            "Signatures need the package cryptography: pip install 'robustdup[sign]'.", code="not-installed"
+            f"Signatures need the package cryptography: {how_to_install('robustdup[sign]')}", code="not-installed"
         ) from None
     return serialization

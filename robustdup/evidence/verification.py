@@ -80,19 +80,18 @@ class Verification(Signed):
     def headline(self) -> str:
         """Return what is proven, and what is only stated, in two sentences."""
         about = "expected over the draws of a model that answers at random" if self.randomized else "proven here"
-        by = f"by {self.n_broken} adversarial examples" if self.n_broken else "by its clean accuracy alone"
-        wrong = (
-            f" and {self.n_misclassified} samples that are misclassified as they are" if self.n_misclassified else ""
-        )
+        by = f"by {_count(self.n_broken, 'adversarial example')}" if self.n_broken else "by its clean accuracy alone"
+        clean = _count(self.n_misclassified, "sample")
+        wrong = f" and {clean} misclassified without any change" if self.n_misclassified else ""
         most = f"At most {100 * self.at_most:.2f}% robust ({about} {by}{wrong}, of {self.n})."
         if self.at_least is not None:
-            most += f" At least {100 * self.at_least:.2f}% robust (proven here by {self.n_certified} certificates)."
+            most += f" At least {100 * self.at_least:.2f}% robust (proven here by {_count(self.n_certified, 'certificate')})."
         n_open = self.n_left - self.n_certified
         if not self.n_left:
             return f"{most} No sample is left to break."
         if not n_open:
             return f"{most} No sample is left open."
-        return f"{most} That stronger attacks fail on the other {n_open} samples is only stated."
+        return f"{most} That stronger attacks fail on the other {_count(n_open, 'sample')} is only stated."
 
 
 class CorruptionVerification(Signed):
@@ -117,3 +116,7 @@ class CorruptionVerification(Signed):
         accuracy = self.corruption_accuracy
         mean = "no kind of the fifteen" if accuracy is None else f"{100 * accuracy.value:.2f}% corruption accuracy"
         return f"{mean}, judged again here on {self.n_sets} sets of {self.n} images."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
