@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,13 @@ def _encoded(image: Any, row: int) -> bytes:
 
 
 def search(folder: Path, out: Path, **settings: Any) -> dict[str, Any]:
-    """Return what a search within the images costs, and how many of the copies it finds."""
+    """Return what a search within the images costs, and how many of the copies it finds.
+
+    An unfinished search in `out` goes on; what it had cost before is not counted: add the last line that it printed.
+    """
     config = validate(DetectConfig, {"data": str(folder), **settings})
     before, started = _cpu(), time.perf_counter()
-    record = run_detection(config, out)
+    record = run_detection(config, out, resume=out.exists(), progress=_told)
     seconds = time.perf_counter() - started
     table = load_pairs(out).to_pydict()
     copied = {(row - 1, row) for row in range(EVERY - 1, record.n, EVERY)}
@@ -74,6 +78,11 @@ def search(folder: Path, out: Path, **settings: Any) -> dict[str, Any]:
         "memory_of_one_process_mb": most / 1024, "disk_mb": state / 2**20, "search": record.method.search,
         "copies": len(copied), "copies_found": len(copied & pairs), "other_pairs": len(pairs - copied),
     }  # fmt: skip
+
+
+def _told(stage: str, done: int, total: int) -> None:
+    """Say how far the search is, so that what a part of it cost can be told."""
+    print(f"{stage} {done:,}/{total:,}: {_cpu():.0f} s of processor time", file=sys.stderr, flush=True)
 
 
 def _cpu() -> float:

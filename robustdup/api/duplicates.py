@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from robustdup.api.options import DuplicateOptions
@@ -106,6 +107,7 @@ def find_duplicates(dataset: Any, *, against: Any = None, image_column: str | No
 
     Args:
         dataset: a `datasets.Dataset` with an image column, what `load_data` returned, or images (N, C, H, W), uint8 or in [0, 1].
+            Images of several sizes are compared as squares of one size.
         against: another one; then pairs lie across the two.
         image_column: of a `datasets.Dataset`; found by itself if not named.
         finder: the name of a duplicate finder; the first that is installed if not given.
@@ -115,7 +117,7 @@ def find_duplicates(dataset: Any, *, against: Any = None, image_column: str | No
 
     Raises:
         Unavailable: no plugin searches for duplicates here.
-        UserError: the images differ in shape, or are too small to compare.
+        UserError: what is given holds no images, or a column is missing.
     """
     registry = load_plugins()
     spec = registry.get_duplicate_finder(finder)
@@ -143,7 +145,7 @@ def drop_duplicates(
 
     Raises:
         Unavailable: no plugin searches for duplicates here.
-        UserError: the data is no `datasets.Dataset`, `keep` is none of the three, or the images differ in shape.
+        UserError: the data is no `datasets.Dataset`, or `keep` is none of the three.
     """
     import datasets
 
@@ -196,5 +198,23 @@ def _pixels(data: Any, image_column: str | None) -> Any:
     samples = TableSamples(
         labelled, DataOptions(split=options.split, image_column=columns.image, label_column="label"), "the dataset"
     )
-    images, _ = samples.fetch(range(len(samples)))
+    try:
+        images, _ = samples.fetch(range(len(samples)))
+    except UserError as error:
+        if error.code != "different-sizes":
+            raise
+        images = _squeezed([samples.fetch([row])[0] for row in range(len(samples))])
     return to_bytes(images)
+
+
+def _squeezed(images: Sequence[Any]) -> Any:
+    """Return images, each (1, C, H, W), as squares of one size: 96 pixels where half of them or more have 64 a side, else 32."""
+    import torch
+    import torch.nn.functional as F
+
+    shorter = sorted(min(image.shape[-2:]) for image in images)
+    side = 96 if shorter[len(shorter) // 2] >= 64 else 32
+    return torch.cat([
+        F.interpolate(image.expand(-1, 3, -1, -1), (side, side), mode="bilinear", align_corners=False, antialias=True)
+        for image in images
+    ])  # fmt: skip

@@ -231,6 +231,22 @@ def test_duplicates_are_dropped(keep, rows):
     assert across["label"] == ["text 0", "text 1", "text 3", "text 6"]
 
 
+def test_duplicates_of_several_sizes_and_modes_are_dropped():
+    """Row 1 is row 0 at another size, row 3 is row 2 made wider; row 4 is another picture, in grey."""
+    pytest.importorskip("robustdup_detect")
+    pictures = [picture_dataset([row], "")[0]["image"] for row in (0, 0, 1, 1, 2)]
+    pictures[1], pictures[3], pictures[4] = (
+        pictures[1].resize((40, 40)),
+        pictures[3].resize((48, 32)),
+        pictures[4].convert("L"),
+    )
+    features = datasets.Features({"image": datasets.Image()})
+    left = robustdup.drop_duplicates(datasets.Dataset.from_dict({"image": pictures}, features=features))
+    assert [(picture.size, picture.mode) for picture in left["image"]] == [
+        ((32, 32), mode) for mode in ("RGB", "RGB", "L")
+    ]
+
+
 def test_likeness_is_not_handed_on():
     """0 is like 1 and 1 is like 2, but 0 is not like 2: 2 stays. 3, 4, 5 are identical, and 5 is like 6."""
     from robustdup.duplication.representatives import representatives

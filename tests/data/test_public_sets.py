@@ -112,6 +112,16 @@ def test_lists_that_disagree_are_refused_and_lists_that_agree_are_counted_once(t
         robustdup.load_data(str(tmp_path))
 
 
+@pytest.mark.parametrize("pairs", ["a,b,duplicate\n{0},{1},true", "a;b;duplicate\n0;1;1", "first,second\n{0},{1}"])
+def test_a_list_of_pairs_of_pictures_says_no_classes(tmp_path, pairs):
+    """Such as `data detect --decisions` takes: beside the pictures it changes nothing."""
+    for i, (image, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+        save(image, tmp_path, "images", NAMES[label], f"{i}.png")
+    (tmp_path / "decisions.csv").write_text(pairs.format("0.png", "1.png"))
+    for place in (tmp_path, tmp_path / "images"):
+        same(robustdup.load_data(str(place)), NAMES)
+
+
 def test_imagenet_as_kaggle_and_the_development_kit_have_it(tmp_path):
     place = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     for i, (image, label) in enumerate(zip(PIXELS, LABELS, strict=True)):

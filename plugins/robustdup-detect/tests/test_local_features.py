@@ -10,7 +10,7 @@ from PIL import Image
 from robustdup_detect import near_duplicates
 from robustdup_detect.keypoints import WAYS, keypoints_of, seen
 from robustdup_detect.kinds import KINDS
-from robustdup_detect.pairlist import Pairs, by_matrices, matrices, turned_round
+from robustdup_detect.pairlist import Pairs, by_matrices, confirmed, in_place, matrices, turned_round
 from robustdup_detect.record import load_pairs
 from robustdup_detect.scores import LOCAL_SCORE, USUAL_THRESHOLD
 
@@ -87,6 +87,38 @@ def test_a_map_with_a_turn_is_turned_round_exactly(mirrored):
 def test_parts_of_one_pattern_are_told_from_copies_by_what_overlaps(overlap, measures, same):
     score = float(LOCAL_SCORE(torch.tensor([[*measures, overlap]]))[0])
     assert (score >= USUAL_THRESHOLD) == same
+
+
+def whole_pairs(*warps):
+    n = len(warps)
+    return Pairs(torch.arange(n), torch.arange(n), torch.ones(n), torch.zeros(n, dtype=torch.bool), torch.tensor(warps))
+
+
+def test_a_pair_is_in_place_where_hardly_anything_of_either_picture_is_left_out():
+    """A shift of 0.03 leaves 1.5% of the width out; the first shows all of the second at twice the scale, and half of it."""
+    pairs = whole_pairs((1.0, 1.0, 0.03, 0.0), (1.0, 1.0, 0.06, 0.0), (0.5, 1.0, 0.5, 0.0), (0.97, 1.0, 0.0, 0.1))
+    assert in_place(pairs).tolist() == [True, False, True, False]
+
+
+def test_a_shifted_pair_that_local_features_contradict_is_none():
+    """All lie 10% aside: the second has hardly any features, the third is found by them, the last lies in place."""
+    aside = (1.0, 1.0, 0.2, 0.0)
+    whole, local = whole_pairs(aside, aside, aside, (1.0, 1.0, 0.0, 0.0)), whole_pairs(aside, aside, aside)[2:]
+    features = np.array([50, 50, 50, 50]), np.array([50, 3, 50, 50])
+    assert confirmed(whole, local, 4, features).tolist() == [False, True, True, True]
+
+
+def test_a_run_asks_local_features_about_shifted_pairs(tmp_path, monkeypatch):
+    """A shifted copy is a pair where its features are found to lie alike, or are not looked at; else it is none."""
+    images = [Image.fromarray(image) for image in photos(8, seed=4)]
+    images.append(images[3].transform((96, 96), Image.Transform.AFFINE, (1, 0, 6, 0, 1, 0)))
+    data = write(tmp_path / "data", images=[encoded(image) for image in images])
+    detect(data, tmp_path / "run")
+    detect(data, tmp_path / "never", local="never")
+    assert set(turned_pairs(tmp_path / "run")) == set(turned_pairs(tmp_path / "never")) == {(3, 8)}
+    monkeypatch.setattr("robustdup_detect.stages._match", lambda *_: None)
+    detect(data, tmp_path / "none")
+    assert turned_pairs(tmp_path / "none") == {}
 
 
 def turned_pairs(folder):

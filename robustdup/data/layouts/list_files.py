@@ -17,6 +17,7 @@ from robustdup.errors import UserError
 PATHS = ("file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "file", "image", "img", "name",
          "image_id", "imageid", "id")  # fmt: skip
 LABELS = (*LABEL_NAMES, *MORE_LABEL_NAMES, "wnid", "synset", "predictionstring")
+PAIRS = {"a", "b", "duplicate"}  # columns of a list of pairs, as `data detect --decisions` takes it
 PICTURE = re.compile(r".*\.[A-Za-z0-9]{3,5}")  # a path with an ending
 Row = tuple[str, str, str | None]  # path, class, split
 
@@ -49,6 +50,8 @@ def read_list(file: Path, label_column: str | None = None) -> Listed:
     try:
         table = list(csv.reader(lines, delimiter=mark)) if mark else _words(lines)
     except csv.Error:  # cells of 131,072 letters, which no path has
+        return Listed([])
+    if {_plain(cell) for cell in table[0]} >= PAIRS:
         return Listed([])
     if mark and _is_head(table[0], label_column):
         return _by_name([dict(zip(table[0], row, strict=False)) for row in table[1:]], label_column)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robustdup.data.classes import number_classes
 from robustdup.data.layouts.folders import GENERAL, Parts, Tree, picture_table, unread_notes
-from robustdup.data.layouts.list_files import read_list
+from robustdup.data.layouts.list_files import PICTURE, read_list
 from robustdup.data.layouts.opened import Opened, split_in, split_name
 from robustdup.errors import UserError
 
@@ -35,7 +35,7 @@ def open_listed(root: Path, lists: Sequence[Path], tree: Tree, *, label_column: 
         places = _places(root, file)
         located = [(_locate(path, places, known), label, split) for path, label, split in listed.rows]
         there = [(path, label, split) for path, label, split in located if path is not None]
-        if len(there) * 2 < len(listed.rows) or not there:
+        if len(there) * 2 < len(listed.rows) or not there or all(_names_picture(label, known) for _, label, _ in there):
             continue
         if (parts := _partition(file, there)) is not None:
             partition |= parts
@@ -95,6 +95,12 @@ def open_located(
         own = label_column not in (None, "label")
         splits[split or "test"] = table.rename_column("label", label_column) if own else table
     return Opened(splits, tuple(told), unnamed=not any(split for _, _, split in rows))
+
+
+def _names_picture(label: str, known: Mapping[str, Parts]) -> bool:
+    """Return whether what stands in place of a class is a picture's file: then the list is one of pairs."""
+    name = label.rpartition("/")[2]
+    return bool(PICTURE.fullmatch(name)) and name in known
 
 
 def _guess(root: Path, file: Path) -> str | None:

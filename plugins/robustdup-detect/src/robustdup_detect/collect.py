@@ -17,7 +17,7 @@ from robustdup_detect.groups import Groups, cluster, conflicting, keeping_order,
 from robustdup_detect.options import DetectConfig
 from robustdup_detect.pairlist import Pairs, best_ways, joined, turned_round, with_identical
 from robustdup_detect.paths import load_paths
-from robustdup_detect.shards import SearchPlan, load_shard_pairs, shard_files, shards_of
+from robustdup_detect.shards import SearchPlan, load_judged, shards_of
 from robustdup_detect.sources import split_of
 from robustdup_detect.summary import SearchResult
 
@@ -27,11 +27,10 @@ def collect_pairs(plan: SearchPlan, groups: dict[str, Groups], threshold: float)
 
     `a` are rows of the split, `b` places: rows of the split, or of the other one, which come after them.
     """
-    config, rows = plan.config, len(plan.different_rows(plan.asking))
-    parts = [load_shard_pairs(file) for file in shard_files(plan, rows)]
+    config = plan.config
     own_rows, other_rows = plan.different_rows(config.split), plan.different_rows(plan.other)
     within = config.against is None
-    judged = joined(parts)
+    judged = load_judged(plan)
     judged = judged[judged.score >= threshold]
     if plan.asking != config.split:
         judged = turned_round(judged)

@@ -110,8 +110,8 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
     from robustdup_detect.record import is_labelled  # pyarrow is imported from here on
 
     where = f"{record.split} against {record.against}" if record.against else record.split
-    images = f"{record.n:,}" + ("" if record.n_against is None else f" x {record.n_against:,}")
-    out.print(escape(f"{record.data} ({where}): {images} images"), style="bold", highlight=False)
+    images = plural(record.n, "image") if record.n_against is None else f"{record.n:,} x {record.n_against:,} images"
+    out.print(escape(f"{record.data} ({where}): {images}"), style="bold", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")

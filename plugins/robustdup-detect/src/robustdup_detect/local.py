@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustdup_detect.features import canvas
 from robustdup_detect.geometry import affine_between, match, shown
 from robustdup_detect.keypoints import WAYS, Keypoints, keypoints_of, seen
-from robustdup_detect.overlap import PICTURE, compare_overlap
+from robustdup_detect.overlap import compare_overlap
 from robustdup_detect.pairlist import Pairs, best_ways, by_matrices, joined, turned_round
 from robustdup_detect.scores import LOCAL_SCORE, SUREST
 from robustdup_detect.words import FEWEST, WordIndex, build_word_index, learn_words
@@ -103,20 +102,20 @@ def measured(overlaps: Overlaps, first: Tensor, second: Tensor) -> tuple[Tensor,
     return LOCAL_SCORE.odds(measures), maps
 
 
-def overlapping_pairs(
-    pixels_a: Tensor, pixels_b: Tensor | None, *, threshold: float, seed: int, progress: Callable[[str, int, int], None]
-) -> Pairs:  # fmt: skip
-    """Return the pairs of pictures uint8 (N, 1 or 3, H, W) with a score of at least the threshold, each once.
+def local_features(pixels: Tensor) -> Keypoints:
+    """Return the local features of pictures uint8 (N, 1 or 3, H, W)."""
+    return keypoints_of(pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
 
-    Within `pixels_a`, a < b; or of `pixels_a` with `pixels_b`.
+
+def overlapping_pairs(
+    sets: Sequence[Keypoints], pictures: Sequence[Tensor], *, threshold: float, seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Pairs:  # fmt: skip
+    """Return the pairs of pictures with a score of at least the threshold, each once, by their local features.
+
+    `sets` are those of one set of N pictures, a < b then, or of two; `pictures` are the same, uint8 (N, 3, PICTURE, PICTURE).
     """
-    within = pixels_b is None
-    pictures = [canvas(pixels, PICTURE) for pixels in (pixels_a, pixels_a if pixels_b is None else pixels_b)]
-    sets = [
-        keypoints_of(pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
-        for pixels in (pixels_a, pixels_b)
-        if pixels is not None
-    ]
+    within = len(sets) == 1
     first, second = sets[0], sets[-1]
     descriptors = np.concatenate([part.descriptors[part.filled] for part in sets])
     if len(descriptors) < FEWEST:
@@ -130,7 +129,7 @@ def overlapping_pairs(
         rows = np.arange(start, min(start + QUERIES, len(first)))
         overlaps = overlapping(first[rows], second.__getitem__, index, own=rows if within else None)
         a = torch.from_numpy(rows[overlaps.a])
-        odds, maps = measured(overlaps, pictures[0][a], pictures[1][torch.from_numpy(overlaps.b)])
+        odds, maps = measured(overlaps, pictures[0][a], pictures[-1][torch.from_numpy(overlaps.b)])
         parts.append(by_matrices(a, overlaps.b, torch.sigmoid(odds).clamp(max=SUREST), maps))
         progress("match local features", len(rows) + start, len(first))
     pairs = joined(parts)

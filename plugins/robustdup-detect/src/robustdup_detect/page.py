@@ -56,8 +56,8 @@ def unfinished(folder: Path) -> UnfinishedRun | None:
 
 
 def _subtitle(record: DuplicatesRecord) -> list[str]:
-    against = [f"against {record.against}: {whole(record.n_against)} images"] if record.against else []
-    return [f"{record.split}: {whole(record.n)} images", *against, record.created[:10]]
+    against = [f"against {record.against}: {plural(record.n_against or 0, 'image')}"] if record.against else []
+    return [f"{record.split}: {plural(record.n, 'image')}", *against, record.created[:10]]
 
 
 def _figures(record: DuplicatesRecord) -> Iterator[Figure]:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from robustdup_detect.groups import Groups, identical_across
 
+IN_PLACE = 0.98  # share of both pictures
+FEW_FEATURES = 10  # local features of a picture below which they say nothing
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -46,6 +49,26 @@ def matrices(pairs: Pairs) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     turned = torch.stack([torch.stack([sign * cos, -sin], dim=1), torch.stack([sign * sin, cos], dim=1)], dim=1)
     return torch.cat([pairs.warp[:, :2, None] * turned, pairs.warp[:, 2:, None]], dim=2)
+
+
+def in_place(pairs: Pairs) -> Tensor:
+    """Return which pairs (P,) lie on one another but for a rim: of neither picture more than IN_PLACE is left out."""
+    scale, shift = pairs.warp[:, :2].clamp(min=1e-6), pairs.warp[:, 2:]
+    low, high = ((-1 - shift) / scale).clamp(min=-1), ((1 - shift) / scale).clamp(max=1)
+    share = (high - low).clamp(min=0).prod(dim=1) / 4  # of the first picture
+    return torch.maximum(share, (share * scale.prod(dim=1)).clamp(max=1)) >= IN_PLACE
+
+
+def confirmed(whole: Pairs, local: Pairs, width: int, features: tuple[Any, Any]) -> Tensor:
+    """Return which of the pairs `whole` of large pictures (P,) their local features do not contradict; b is below `width`.
+
+    A pattern that repeats itself agrees with itself wherever it is laid: two parts of one brick wall look like one picture in
+    32 pixels. So where both pictures have local features, `features` of them, and these do not lie alike (then the
+    pair would be in `local`), only a pair in place is believed.
+    """
+    few = np.minimum(*features) < FEW_FEATURES
+    known = np.isin(whole.a.numpy() * width + whole.b.numpy(), local.a.numpy() * width + local.b.numpy())
+    return in_place(whole) | torch.from_numpy(few | known)
 
 
 def by_matrices(a: Any, b: Any, score: Tensor, maps: Tensor) -> Pairs:

@@ -14,7 +14,8 @@ from robustdup.errors import UserError
 from robustdup_detect.features import CLASSICAL, Embedder, Projection, canvas, describe, learn_projection
 from robustdup_detect.groups import digests, group_identical
 from robustdup_detect.keypoints import LARGE
-from robustdup_detect.pairlist import Pairs, best_ways, joined, with_identical
+from robustdup_detect.overlap import PICTURE
+from robustdup_detect.pairlist import Pairs, best_ways, confirmed, joined, with_identical
 from robustdup_detect.scores import SUREST, USUAL_SCORE, USUAL_THRESHOLD, Score
 from robustdup_detect.search import nearest
 from robustdup_detect.transforms import changed_copies
@@ -78,10 +79,14 @@ def near_duplicates(
     compared = compare(canvas_a, canvas_b, candidates, progress=report)
     judged, _ = judge(compared, candidates, USUAL_SCORE, threshold, len(b.first))
     if min(*pixels_a.shape[-2:], *(pixels_a if pixels_b is None else pixels_b).shape[-2:]) >= LARGE:
-        from robustdup_detect.local import overlapping_pairs
+        from robustdup_detect.local import local_features, overlapping_pairs
 
-        others = None if pixels_b is None else pixels_b[b.first]
-        local = overlapping_pairs(pixels_a[a.first], others, threshold=threshold, seed=seed, progress=report)
+        different = [pixels_a[a.first]] if pixels_b is None else [pixels_a[a.first], pixels_b[b.first]]
+        sets = [local_features(pixels) for pixels in different]
+        pictures = [canvas(pixels, PICTURE) for pixels in different]
+        local = overlapping_pairs(sets, pictures, threshold=threshold, seed=seed, progress=report)
+        counts = sets[0].count[judged.a.numpy()], sets[-1].count[judged.b.numpy()]
+        judged = judged[confirmed(judged, local, len(b.first), counts)]
         judged = best_ways(joined([judged, local]), len(b.first))
     return with_identical(judged, hashes_a[a.first], None if within else hashes_b[b.first], (a, b))
 

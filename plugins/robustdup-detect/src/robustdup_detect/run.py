@@ -23,7 +23,7 @@ from robustdup_detect.options import CLASSICAL, ELSEWHERE, DetectConfig
 from robustdup_detect.pairlist import best_first, joined
 from robustdup_detect.paths import dataset_paths
 from robustdup_detect.record import DuplicatesRecord, save_duplicates, save_pairs
-from robustdup_detect.search import import_faiss
+from robustdup_detect.search import approximate, import_faiss
 from robustdup_detect.shards import SearchPlan
 from robustdup_detect.sources import first_rows, open_sides, side_options, split_of
 from robustdup_detect.stages import (
@@ -86,8 +86,6 @@ def run_detection(
                 "--n looks at a part of the images, so that --to could leave duplicates in. Leave out one of the two.",
                 code="bad-option",
             )
-    if config.search == "faiss":
-        import_faiss()
     config, own, source = open_sides(config)
     names = [config.split] if config.against is None else [config.split, config.against]
     if config.n is not None:
@@ -102,6 +100,8 @@ def run_detection(
         raise UserError(
             f"keep = consistent needs labels, which {config.data} ({config.split}) does not have.", code="no-label"
         )
+    if approximate(config.search, max(len(dataset) for dataset, _ in opened.values())):
+        import_faiss()  # where it is missing, that shows before anything is read
     start(folder, config.model_dump(mode="json"), resume=resume, elsewhere=ELSEWHERE)
     with locked(folder), freed_by_mistakes(folder, resume=resume):
         plan = SearchPlan(config, folder / STATE, {name: len(dataset) for name, (dataset, _) in opened.items()})

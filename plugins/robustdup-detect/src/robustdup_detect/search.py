@@ -23,6 +23,11 @@ PROBES = 32  # lists of the index that are searched
 Neighbours = tuple[Tensor, Tensor, Tensor]
 
 
+def approximate(search: str, n: int) -> bool:
+    """Return whether neighbours among n embeddings come from an approximate index: `search` is auto, exact or faiss."""
+    return search == "faiss" or (search == "auto" and n >= LARGE)
+
+
 def nearest(
     queries: Tensor, database: Tensor, k: int, *, least: float = -1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,

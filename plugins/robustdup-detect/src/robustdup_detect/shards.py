@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustdup.records import write_atomic
 from robustdup_detect.options import DetectConfig
-from robustdup_detect.pairlist import Pairs
+from robustdup_detect.pairlist import Pairs, confirmed, joined
 from robustdup_detect.store import Store
 
 Work = Literal["read", "embed", "compare", "words", "match"]
@@ -119,19 +119,33 @@ def load_new_pairs(plan: SearchPlan, kind: str, work: Work, rows: int) -> list[d
     return [load_file(file) for file in files if file.is_file()]
 
 
-def shard_files(plan: SearchPlan, rows: int) -> list[Path]:
-    """Return the files of pairs that the comparisons of so many different rows left."""
-    made = [(PAIRS, "compare", rows), (LOCAL_PAIRS, "match", len(plan.local_rows(plan.asking)))]
-    files = [
-        plan.file(name, shard.start)
-        for name, work, n in made
-        for shard in shards_of(plan, work, {plan.asking: n})  # type: ignore[arg-type]
-    ]
+def shard_files(plan: SearchPlan, name: str) -> list[Path]:
+    """Return the files of pairs that comparisons as a whole (PAIRS) or by local features (LOCAL_PAIRS) left."""
+    work: Work = "compare" if name == PAIRS else "match"
+    rows = len(plan.different_rows(plan.asking) if name == PAIRS else plan.local_rows(plan.asking))
+    files = [plan.file(name, shard.start) for shard in shards_of(plan, work, {plan.asking: rows})]
     return [file for file in files if file.is_file()]
 
 
-def load_shard_pairs(path: Path) -> Pairs:
-    """Return the pairs of rows that `save_shard_pairs` kept."""
+def load_judged(plan: SearchPlan) -> Pairs:
+    """Return the pairs of rows that the comparisons kept, without those as a whole that local features contradict."""
+    none = torch.empty(0, dtype=torch.int64)
+    empty = Pairs(none, none, torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, 4))
+    whole, local = (
+        joined([empty, *(_shard_pairs(file) for file in shard_files(plan, name))]) for name in (PAIRS, LOCAL_PAIRS)
+    )
+    stores = plan.store(plan.asking), plan.store(plan.asked)
+    if all(store.has("keypoints") for store in stores):
+        first, second = (
+            np.array(store.read("keypoints")[rows.numpy()])
+            for store, rows in zip(stores, (whole.a, whole.b), strict=True)
+        )
+        known = local if plan.config.against is not None else joined([local, replace(local, a=local.b, b=local.a)])
+        whole = whole[confirmed(whole, known, plan.rows[plan.asked], (first, second))]
+    return joined([whole, local])
+
+
+def _shard_pairs(path: Path) -> Pairs:
     content = load_file(path)
     return Pairs(*(torch.from_numpy(content[name]) for name in ("a", "b", "score", "mirrored", "warp", "turn")))
 
@@ -141,9 +155,8 @@ def load_candidates(plan: SearchPlan) -> tuple[Any, Any, Any]:
 
     Identical images are left out: nothing is to be judged there.
     """
-    rows = len(plan.different_rows(plan.asking))
     shards: list[tuple[Any, Any, Any]] = []
-    for file in shard_files(plan, rows):
+    for file in [file for name in (PAIRS, LOCAL_PAIRS) for file in shard_files(plan, name)]:
         content = load_file(file)
         shards.append((content["seen_a"], content["seen_b"], content["odds"]))
     a, b, odds = (np.concatenate(part) for part in zip(*shards, strict=True))

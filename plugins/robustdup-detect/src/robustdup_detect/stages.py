@@ -25,7 +25,7 @@ from robustdup_detect.groups import Groups, group_identical
 from robustdup_detect.image_index import PairKind, add_images, add_pairs, load_opened, open_index, save_opened
 from robustdup_detect.options import CLASSICAL
 from robustdup_detect.pairs import learn
-from robustdup_detect.search import LARGE, build_index
+from robustdup_detect.search import approximate, build_index
 from robustdup_detect.shards import SearchPlan, Shard, Work, load_candidates, load_new_pairs, shards_of
 from robustdup_detect.words import FEWEST, WORDS_FILE, learn_words, save_words
 from robustdup_detect.work import FINDER_FILE, INDEX_FILE, ShardWorker, database, load_finder, save_finder, score_of
@@ -111,7 +111,7 @@ def search(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress, sta
     _do(runner, "embed", shards_of(plan, "embed", {plan.asked: total}), total, progress)
     stage("embed")
     others, index = plan.different_rows(plan.asked), plan.folder(plan.asked) / INDEX_FILE
-    if config.search == "faiss" or (config.search == "auto" and len(others) >= LARGE):
+    if approximate(config.search, len(others)):
         if not index.is_file():
             build_index(database(plan, others).numpy(), index)
         stage("index")
