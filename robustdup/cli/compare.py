@@ -25,7 +25,7 @@ from robustdup.leaderboard.agreement import (
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
 from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.report.corruptions import read_answers
-from robustdup.report.format import escape, folded, percent
+from robustdup.report.format import escape, folded, percent, plural
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 
 SHOWN = 20
@@ -261,4 +261,4 @@ def _changed(result: RunComparison) -> str:
         return "No sample changed."
     shown = ", ".join(str(sample.index) for sample in result.changed[:SHOWN])
     more = ", … (all with --json)" if len(result.changed) > SHOWN else ""
-    return f"{len(result.changed)} samples changed; indices: {shown}{more}"
+    return f"{plural(len(result.changed), 'sample')} changed; {'index' if len(result.changed) == 1 else 'indices'}: {shown}{more}"
