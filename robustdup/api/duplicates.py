@@ -159,6 +159,8 @@ def drop_duplicates(
             "find_duplicates() gives the pairs.",
             code="bad-data",
         )
+    if not len(dataset) or (against is not None and not len(against)):
+        return dataset.select(range(len(dataset)))
     pairs = find_duplicates(dataset, against=against, image_column=image_column, finder=finder)
     a, b = pairs.a.tolist(), pairs.b.tolist()
     if against is not None:

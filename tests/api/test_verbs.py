@@ -229,6 +229,8 @@ def test_duplicates_are_dropped(keep, rows):
     assert left["label"] == [f"text {row}" for row in rows]
     across = robustdup.drop_duplicates(dataset, against=picture_dataset([5, 7, 2], ""))
     assert across["label"] == ["text 0", "text 1", "text 3", "text 6"]
+    none = dataset.select([])
+    assert (len(robustdup.drop_duplicates(none)), len(robustdup.drop_duplicates(dataset, against=none))) == (0, 7)
 
 
 def test_duplicates_of_several_sizes_and_modes_are_dropped():

@@ -174,7 +174,8 @@ def test_decisions_are_honoured_and_say_what_recall_is(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [("a,b,duplicate\n0,9,true\n", "9"), ("a,b,duplicate\n0,1,perhaps\n", "perhaps"), ("x,y\n0,1\n", "no a"),
-     ("a,b,duplicate\n0,1,true\n1,0,false\n", "and none"), ("a,b,duplicate\nq.png,1,true\n", "q.png")],
+     ("a,b,duplicate\n0,1,true\n1,0,false\n", "and none"), ("a,b,duplicate\nq.png,1,true\n", "q.png"),
+     ("a,b,duplicate\n0,a.png,true\n", "same image")],
 )  # fmt: skip
 def test_mistakes_in_decisions_are_explained(tmp_path, text, named):
     (tmp_path / "said.csv").write_text(text)
@@ -182,8 +183,16 @@ def test_mistakes_in_decisions_are_explained(tmp_path, text, named):
         read_decisions(str(tmp_path / "said.csv"), ["a.png", "", ""], ["a.png", "", ""], within=True)
 
 
-def test_decisions_may_name_files(tmp_path):
-    (tmp_path / "said.csv").write_text("path_a,path_b,duplicate\nx/b.png,a.png,1\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path_a,path_b,duplicate\nx/b.png,a.png,1\n",
+        "\ufeffa, b, duplicate\r\nx/b.png, 0, TRUE\r\n",
+        "a;b;duplicate\n1;0;yes\n",
+    ],
+)
+def test_decisions_may_name_files_and_come_from_spreadsheets(tmp_path, text):
+    (tmp_path / "said.csv").write_text(text)
     assert read_decisions(
         str(tmp_path / "said.csv"), ["a.png", "x/b.png"], ["a.png", "x/b.png"], within=True
     ) == Decisions(same=frozenset({(0, 1)}))

@@ -47,12 +47,18 @@ def read_decisions(file: str, paths_a: Sequence[str], paths_b: Sequence[str], *,
     rows_of = [{name: row for row, name in enumerate(names) if name} for names in (paths_a, paths_b)]
     sizes = len(paths_a), len(paths_b)
     decided: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
-    with path.open(newline="", encoding="utf-8") as opened:
-        for line, content in enumerate(csv.DictReader(opened), start=2):
+    with path.open(
+        newline="", encoding="utf-8-sig"
+    ) as opened:  # as spreadsheets write them, with a mark before and with ;
+        mark = ";" if ";" in opened.readline() else ","
+        opened.seek(0)
+        for line, content in enumerate(csv.DictReader(opened, delimiter=mark, skipinitialspace=True), start=2):
             place = f"{file}, line {line}"
             pair = [_row(content, side, rows_of[k], sizes[k], place) for k, side in enumerate("ab")]
             if within:
                 pair.sort()
+            if within and pair[0] == pair[1]:
+                raise UserError(f"{place}: a and b are the same image. {_HOW}.", code="bad-file")
             word = str(content.get("duplicate") or "").strip().lower()
             if word not in _YES | _NO:
                 raise UserError(f"{place}: duplicate is {word!r}, and must be true or false. {_HOW}.", code="bad-file")

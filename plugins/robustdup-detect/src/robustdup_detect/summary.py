@@ -15,6 +15,7 @@ import torch
 from robustdup.data.columns import Columns
 from robustdup.data.splits import Splits
 from robustdup.records import now
+from robustdup.report.format import plural
 from robustdup_detect.calibrate import ANNOTATED_PAIRS, Calibration
 from robustdup_detect.decisions import Decisions
 from robustdup_detect.pairlist import Pairs
@@ -184,7 +185,7 @@ def _show(result: SearchResult, folder: Path) -> tuple[list[ShownPair], list[str
             ShownPair(
                 a=sides[0], b=sides[1], score=float(pairs.score[place]), kind="exact" if result.exact[place] else "near",
                 mirrored=bool(pairs.mirrored[place]), cluster=int(clusters[place]),
-                change=change_in_words(
+                change="as decided" if result.decided[place] and not pairs.score[place] else change_in_words(
                     bool(pairs.mirrored[place]), pairs.warp[place].tolist(), (int(facts[0]), int(facts[1])),
                     float(pairs.turn[place]),
                 ),
@@ -330,7 +331,7 @@ def _calibration_notes(result: SearchResult) -> list[str]:
         )
     if len(result.decisions):
         notes.append(
-            f"{len(result.decisions):,} decisions were honoured: {len(result.decisions.same):,} duplicates, "
+            f"{plural(len(result.decisions), 'decision')} honoured: {plural(len(result.decisions.same), 'duplicate')}, "
             f"{len(result.decisions.different):,} that are none."
         )
     return notes
