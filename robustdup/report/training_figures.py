@@ -134,9 +134,9 @@ def throughput(record: TrainingRecord) -> Chart | None:
         return None
     points = [Point(epoch, rate, f"epoch {number(epoch, 3)}: {whole(rate)} images a second") for epoch, rate in spans]
     mean = record.images_per_second
-    rules = [] if missing(mean) else [Rule(f"on the whole {whole(mean)}", y=mean)]
+    rules = [] if missing(mean) else [Rule("", y=mean)]
     return Chart(
-        "throughput", "Images per second", f"On the whole {whole(mean)}.", _epochs(record),
+        "throughput", f"Images per second, {whole(mean)} on the whole", f"On the whole {whole(mean)}.", _epochs(record),
         linear(0.0, max(mean or 0.0, *(rate for _, rate in spans)), "images per second", text=short, count=4),
         [Series("images per second", points, "c4", marks=False)], rules=rules, height=160,
         headings=("epoch", "images per second"), rows=[(number(epoch, 4), whole(rate)) for epoch, rate in spans],
