@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands too: two threads each wait for cores that others compute on
 os.environ.setdefault("ROBUSTDUP_CACHE", tempfile.mkdtemp(prefix="robustdup-tests-"))  # not the home of who runs them
 # In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -90,23 +91,33 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts():
-    """Fork workers and second judges from a process that has torch: each would import it, for three seconds of a CPU."""
+    """Fork workers and second judges from a process that has torch: each would import it, for three seconds of a CPU.
+
+    Workers compute with one thread unless a test says otherwise, as the tests themselves do.
+    """
     from robustdup.jobs import second_judge
     from robustdup.runners import local
     from tests import forked
 
+    usual = local.open_local
+
+    def with_one_thread(*arguments, threads, **options):
+        return usual(*arguments, threads=threads or 1, **options)
+
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(local, "open_local", with_one_thread)
         patched.setattr(local, "multiprocessing", forked.MULTIPROCESSING)
         patched.setattr(second_judge, "subprocess", forked.SUBPROCESS)
-        yield
+        yield usual
 
 
 @pytest.fixture
-def cold_starts(monkeypatch):
+def cold_starts(monkeypatch, quick_starts):
     """Let workers and second judges of this test start as those of a user do."""
     from robustdup.jobs import second_judge
     from robustdup.runners import local
 
+    monkeypatch.setattr(local, "open_local", quick_starts)
     monkeypatch.setattr(local, "multiprocessing", multiprocessing)
     monkeypatch.setattr(second_judge, "subprocess", subprocess)
 

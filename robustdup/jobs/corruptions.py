@@ -20,6 +20,7 @@ from torch import nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, parse_call, rerun_command
+from robustdup.data.batches import to_bytes
 from robustdup.data.corrupted_sets import CorruptedSet, Corruptions, corrupted_sets, find_corruptions
 from robustdup.data.corruptions import strengths_of
 from robustdup.data.dataset import ImageDataset
@@ -35,7 +36,6 @@ from robustdup.jobs.judged_sets import (
     Judged,
     JudgedSet,
     Key,
-    as_bytes,
     pixels_digest,
     save_set,
     saved_sets,
@@ -260,7 +260,7 @@ def _judge_set(context: Context, part: CorruptedSet) -> JudgedSet:
         right=torch.cat([answer.correct_share for answer in answers]),
         prediction=torch.cat([answer.prediction for answer in answers]),
         margin=torch.cat([answer.margin for answer in answers]),
-        labels=labels, index=part.data.index, picture=as_bytes(images[0]).permute(1, 2, 0).numpy(),
+        labels=labels, index=part.data.index, picture=to_bytes(images[0]).permute(1, 2, 0).numpy(),
         pixels=pixels_digest(images),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from robustdup.data.batches import to_bytes
 from robustdup.records import atomic_path
 
 SETS = "sets"  # in the state of a run
@@ -43,16 +44,11 @@ Judged = dict[Key, JudgedSet]
 TENSORS = ("right", "prediction", "margin", "labels", "index")
 
 
-def as_bytes(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) in [0, 1] as 8-bit values."""
-    return (images * 255).round().to(torch.uint8)
-
-
 def pixels_digest(images: Tensor) -> str:
     """Return the SHA-256 of images (N, C, H, W) in [0, 1] as 8-bit values, with their shape."""
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
     for part in torch.split(images, 256):
-        digest.update(as_bytes(part).contiguous().cpu().numpy().tobytes())
+        digest.update(to_bytes(part).contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

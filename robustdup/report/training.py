@@ -13,7 +13,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
-from robustdup.report.format import escape, printable
+from robustdup.report.format import clock, escape, printable
 from robustdup.report.live import Lines
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -65,15 +65,6 @@ def _figures(progress: TrainProgress) -> str:
     if progress.images_per_second:
         parts.append(f"{progress.images_per_second:,.0f} images/s")
     return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as people say it: 45 s, 3:07, 2:05:00."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def show_training(record: TrainingRecord, folder: Path | None, *, json: bool = False) -> None:

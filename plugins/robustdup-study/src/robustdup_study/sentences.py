@@ -224,8 +224,3 @@ def _images(comparison: PairedComparison) -> str:
 def conclusions(comparisons: Iterable[PairedComparison]) -> list[str]:
     """Return the sentences of the primary comparisons."""
     return [comparison.sentence for comparison in comparisons if comparison.primary]
-
-
-def said(factors: Mapping[str, Any]) -> str:
-    """Return factors as words: "objective pgd_at, dose 0.5"."""
-    return ", ".join(f"{name} {value}" for name, value in factors.items())
