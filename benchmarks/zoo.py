@@ -2,6 +2,7 @@
 
     python -m benchmarks.zoo --out FOLDER [--half develop|held-back|all] [--only NAMES] [--n 30] [--attacks fast]
     python -m benchmarks.zoo --out FOLDER --table [--half …]
+    python -m benchmarks.zoo --out FOLDER --half all --behind MODEL --data DATA --eps 8/255 --only staircase,…
 
 Ordinary networks of all objectives, networks masked by training, a robust network behind masks, and closed ones. Each writes
 one file, and what is written is not run again. The halves go by a fixed rule, the parity of a hash of the name: one to
@@ -33,7 +34,7 @@ from benchmarks.zoo_opaque import OPAQUE
 from robustdup.attacks.ensembles import STANDARD
 from robustdup.plugins import load_plugins
 
-BEHIND = "builtin:digits-robust"
+BEHIND, DIGITS = "builtin:digits-robust", "builtin:digits"
 BUILT_IN = ("digits-robust", "digits-standard", "digits-certified")
 MASKS = (*WRAPPERS, *BEFORE, *AFTER)
 KINDS: dict[str, tuple[str, ...]] = {
@@ -71,9 +72,9 @@ def wrapped(name: str, model: nn.Module) -> nn.Module:
     return Wrapped(model, WRAPPERS[name]).eval() if name in WRAPPERS else masked(name, model)
 
 
-def member(name: str, folder: Path) -> Member:
-    """Return a network of the zoo; what is to be trained keeps its weights in the folder."""
-    eps = "0.06" if any(word in name for word in WEAK) else "0.15"
+def member(name: str, folder: Path, behind: str = BEHIND, eps: str = "") -> Member:
+    """Return a network of the zoo; what is to be trained keeps its weights in the folder, masks stand before `behind`."""
+    eps = eps or ("0.06" if any(word in name for word in WEAK) else "0.15")
     kind = kind_of(name)
     if name in BUILT_IN:
         return Member(robustdup.load_model(f"builtin:{name}").eval(), None, eps)
@@ -81,26 +82,30 @@ def member(name: str, folder: Path) -> Member:
         return Member(train_by_recipe({**ORDINARY, **OVERFITTED}[name], folder / name), None, eps)
     if kind == "trained":
         return Member(train_own(name, folder / f"{name}.safetensors"), None, eps)
-    network = robustdup.load_model(BEHIND).eval()
+    network = robustdup.load_model(behind).eval()
     if kind == "closed":
         make, known = OPAQUE[name]
         return Member(make(network).eval(), known(network), eps)
     return Member(wrapped(name, network), network, eps)
 
 
-def measure(name: str, folder: Path, n: int, attacks: str = "fast") -> dict[str, Any]:
+def measure(
+    name: str, folder: Path, n: int, attacks: str = "fast", behind: str = BEHIND, data: str = DIGITS, eps: str = ""
+) -> dict[str, Any]:
     """Evaluate a network with the attacks, look for the truth, and return what is written of it."""
-    of, started = member(name, folder / "weights"), time.process_time()
-    data = robustdup.load_data("builtin:digits", n=min(n, 12) if name in RANDOM else n)
-    record = robustdup.evaluate(of.model, data, eps=of.eps, attacks=attacks).record
+    of, started = member(name, folder / "weights", behind, eps), time.process_time()
+    samples = robustdup.load_data(data, n=min(n, 12) if name in RANDOM else n)
+    record = robustdup.evaluate(of.model, samples, eps=of.eps, attacks=attacks).record
     spent = time.process_time() - started
     values = [record.robust_accuracy.value]
     if of.known is not None:
-        known = robustdup.evaluate(of.model, data, eps=of.eps, attacks="fast", attack_model=of.known, diagnostics=False)
+        known = robustdup.evaluate(
+            of.model, samples, eps=of.eps, attacks="fast", attack_model=of.known, diagnostics=False
+        )
         values.append(known.record.robust_accuracy.value)
     elif name not in RANDOM:
         more = "square(queries=2000),rays" if kind_of(name) == "closed" else STRONG
-        further = robustdup.evaluate(of.model, data, eps=of.eps, attacks=more, diagnostics=False)
+        further = robustdup.evaluate(of.model, samples, eps=of.eps, attacks=more, diagnostics=False)
         values.append(further.robust_accuracy.value)
     signs = [sign.code for sign in record.diagnostics if sign.severity == "serious"]
     return {
@@ -155,6 +160,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="a file for each network, and the weights")
     parser.add_argument("--n", type=int, default=30)
     parser.add_argument("--attacks", default="fast", help="what is measured; a folder holds the results of one")
+    parser.add_argument("--behind", default=BEHIND, help="the network behind the masks")
+    parser.add_argument("--data", default=DIGITS)
+    parser.add_argument("--eps", default="", help="the radius in Linf; by the name of the network if not given")
     parser.add_argument("--half", choices=("develop", "held-back", "all"), default="develop")
     parser.add_argument("--only", default="", help="names or kinds, with commas between them")
     parser.add_argument("--table", action="store_true", help="run nothing, and print what is there")
@@ -168,9 +176,8 @@ def main(words: Sequence[str] | None = None) -> int:
         file = options.out / f"{name}.json"
         if not file.is_file() and not options.table:
             options.out.mkdir(parents=True, exist_ok=True)
-            file.write_text(
-                json.dumps(measure(name, options.out, options.n, options.attacks), indent=1), encoding="utf-8"
-            )
+            row = measure(name, options.out, options.n, options.attacks, options.behind, options.data, options.eps)
+            file.write_text(json.dumps(row, indent=1), encoding="utf-8")
             print(f"{name}: {file.read_text(encoding='utf-8')}", flush=True)
         if file.is_file():
             rows.append(json.loads(file.read_text(encoding="utf-8")))

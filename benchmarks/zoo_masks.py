@@ -127,6 +127,22 @@ class _Backward(torch.autograd.Function):
         return ctx.change(gradients[0]), None
 
 
+def _checkered(images: Tensor) -> Tensor:
+    rows, columns = (torch.arange(size) for size in images.shape[2:])
+    return torch.where((rows[:, None] + columns) % 2 == 0, images, images.detach())
+
+
+def _fifth_turned(gradient: Tensor) -> Tensor:
+    places = torch.arange(gradient[0].numel()).view_as(gradient[0])
+    return torch.where(places % 5 == 0, -gradient, gradient)
+
+
+def _largest_third(gradient: Tensor) -> Tensor:
+    size = gradient.abs().flatten(1)
+    least = size.quantile(2 / 3, dim=1).view(-1, *[1] * (gradient.dim() - 1))
+    return gradient * (gradient.abs() >= least)
+
+
 def _hooked(images: Tensor) -> Tensor:
     images = images * 1
     if images.requires_grad:
@@ -167,6 +183,9 @@ BEFORE: dict[str, Callable[[Tensor], Tensor]] = {
     "turned": lambda images: _Backward.apply(images, torch.neg),
     "drawn-gradient": lambda images: _Backward.apply(images, torch.randn_like),
     "shrunk-gradient": lambda images: _Backward.apply(images, lambda gradient: 1e-30 * gradient),
+    "fifth-turned": lambda images: _Backward.apply(images, _fifth_turned),
+    "sparse-gradient": lambda images: _Backward.apply(images, _largest_third),
+    "checkered": _checkered,
     "hooked": _hooked,
     "not-a-number": _broken_root,
     "detached": lambda images: images.detach(),
@@ -239,7 +258,22 @@ def _flat_ranks(logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter(1, order, torch.linspace(3, 0, _classes(logits)).expand_as(logits))
 
 
+def _one_bit(logits: Tensor) -> Tensor:
+    best = logits.amax(dim=1, keepdim=True)
+    return (logits > best - 0.2).to(logits.dtype) + 0.5 * (logits == best)
+
+
+def _hashed_others(logits: Tensor) -> Tensor:
+    best = logits.argmax(dim=1, keepdim=True)
+    behind = 2 + 2 * torch.sin(1e5 * logits.detach())  # of every class, of what the images are to the last digit
+    return (logits.gather(1, best) - behind).scatter(1, best, logits.gather(1, best))
+
+
 AFTER: dict[str, Callable[[Tensor], Tensor]] = {
+    "one-bit": _one_bit,
+    "hashed-others": _hashed_others,
+    "half-precision": lambda logits: (1e-7 * logits).half().float(),
+    "log-clipped": lambda logits: (5 * logits).log_softmax(dim=1).clamp(min=-0.5),
     "winners": _winners,
     "staircase": lambda logits: (2 * logits).round() / 2,
     "decimals": lambda logits: torch.round(logits, decimals=1),
@@ -282,6 +316,10 @@ def _without_gradient(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)  # type: ignore[no-any-return]
 
 
+def _half_followed(model: nn.Module, images: Tensor) -> Tensor:
+    return 0.2 * model(images) + 0.8 * model(_blurred(images).lerp(images, 0.5)).detach()  # type: ignore[no-any-return]
+
+
 def _noise(model: nn.Module, images: Tensor) -> Tensor:
     return model((images + 0.05 * torch.randn_like(images)).clamp(0, 1))  # type: ignore[no-any-return]
 
@@ -296,6 +334,7 @@ AROUND: dict[str, Forward] = {
     "views": _views,
     "row-by-row": _row_by_row,
     "no-grad": _without_gradient,
+    "half-followed": _half_followed,
     "noise": _noise,
     "crops": _crops,
 }

@@ -31,7 +31,8 @@ PLUS = (
     Stage("apgd-t"),
     Stage("fab-t"),
 )
-RAND = (Stage("apgd-ce", {"eot": 20}), Stage("apgd-dlr", {"eot": 20}))
+RAND_EOT = 20
+RAND = (Stage("apgd-ce", {"eot": RAND_EOT}), Stage("apgd-dlr", {"eot": RAND_EOT}))
 
 # Every stage but the first goes to the survivors whose margin is smallest so far: those far from the boundary never break.
 # What survives several targets at a hair's breadth falls to cross-entropy from new starts rather than to longer runs.

@@ -19,7 +19,7 @@ from robustdup.evaluation.context import Context
 from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.held import ONLY_TOLD
-from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, MaskingSigns, look_first, masking_signs
+from robustdup.evaluation.masking import LOOKED_AT, MaskingSigns, look_first, masking_signs
 from robustdup.evaluation.referee import Answers
 from robustdup.evaluation.routes import Followed, Left, find_route
 from robustdup.evaluation.under_way import Tick, Watch
@@ -278,8 +278,7 @@ def _gets_through(result: CascadeResult, samples: CleanSamples, context: Context
         return True
     if not result.masking.route and result.masking.looked_after != len(result.stages):
         left = Left(samples.images[rows], result.adv_images[rows], samples.labels[rows], samples.index[rows])
-        own = result.masking.signs["black_box_won"] <= THRESHOLDS["black_box_won"]
-        name, passes = find_route(context, left, result.threat, followed(result), own=own)
+        name, passes = find_route(context, left, result.threat, followed(result), own=not result.masking.misled)
         result.masking = replace(
             result.masking, route=name, looked_after=len(result.stages), passes=result.masking.passes + passes
         )

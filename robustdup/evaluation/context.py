@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustdup.attacks.guided import Guided
 from robustdup.attacks.passes import Passes
 from robustdup.errors import UserError
-from robustdup.evaluation.draws import Draws
+from robustdup.evaluation.draws import USUAL_EOT, Draws
 from robustdup.models.attack_copy.prepare import Prepared, prepare
 
 
@@ -87,6 +87,11 @@ class Context:
     batch_dependent: bool = (
         False  # whether answers depend on who shares a batch: then its rows are not chosen by the clock
     )
+
+    @property
+    def looks(self) -> int:
+        """Over how many draws a look at gradients and answers averages: one where the model repeats itself."""
+        return min(self.gradient_draws.eot, USUAL_EOT) if self.draws > 1 else 1
 
 
 def check_modules(model: object, attack_model: object = None) -> None:

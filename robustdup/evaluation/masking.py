@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from robustdup.attacks.apgd_t import apgd_t
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.losses import ce, cw
+from robustdup.attacks.losses import ce
 from robustdup.attacks.passes import Count, Passes, input_gradient
-from robustdup.attacks.pgd import ascent, pgd
+from robustdup.attacks.pgd import pgd
 from robustdup.evaluation.context import Context, fresh_copy
+from robustdup.evaluation.gradients import STEPS, gradient_signs, is_zero
 from robustdup.evaluation.referee import judge, judge_images
-from robustdup.projections import row_sum
 from robustdup.records import Outcome
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
@@ -33,12 +33,14 @@ THRESHOLDS = {
     "black_box_won": 0.05,  # of the samples that white-box attacks left and a black-box one tried; a single one never
     "zero_gradients": 0.05,  # of the samples looked at
     "erratic": 0.10,  # of the samples looked at; a single one never
+    "unseen": 0.10,  # of the samples looked at; a single one never
+    "kept_promise": 1.2,  # times what its gradient promises, or that part of it, that the loss changes by at the median
     "robust_at_half": 0.05,  # of the samples looked at, above what the grey image explains
 }
-# The gradient should hold over steps as attacks make them. On honest networks, standard or robust, 95% of samples rise
-# by over 0.7 of what it promises for any step up to eps; behind a ripple all rise by less than 0.1 of it.
-STEPS = (1 / 16, 1 / 2)  # of eps
-FOLLOWS = 0.5  # of the rise that the gradient promises
+MISLED = (
+    "black_box_beats_white_box",
+    "partial_gradients",
+)  # codes of signs that the model's own gradient is no way through
 
 Tried = tuple[str, Tensor]  # the knowledge of a stage, and its Outcome for each sample (N,)
 
@@ -55,6 +57,11 @@ class MaskingSigns:
     )  # those of the reasons that gradients give, by their code
     route: str = ""  # the attack that was seen to get through
     looked_after: int = -1  # stages, when it was last looked for
+
+    @property
+    def misled(self) -> bool:
+        """Whether attacks by the model's own gradient were led astray, or not to the end, however well the loss follows it."""
+        return self.signs["black_box_won"] > THRESHOLDS["black_box_won"] or "partial_gradients" in self.of_gradients
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def masking_signs(
     rows = left.nonzero()[:, 0]
     if len(rows) > LOOKED_AT:
         rows = rows[torch.linspace(0, len(rows) - 1, LOOKED_AT).long()]
-    model = Passes(fresh_copy(context.attacked), context.micro_batch)
+    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
     reasons = []
     if signs["black_box_won"] > THRESHOLDS["black_box_won"]:
         reasons.append(f"black-box attacks broke {signs['black_box_won']:.1%} of what white-box attacks left standing")
@@ -105,7 +112,7 @@ def masking_signs(
         except Exception as error:  # gradients may fail in any way  # noqa: BLE001
             reasons.append(f"gradients cannot be computed ({error})")
     if context.draws > 1:  # a loss that is drawn anew at each step does not follow its own gradient, and hides nothing
-        signs.pop("erratic", None)
+        signs = {name: value for name, value in signs.items() if name == "zero_gradients" or name == "black_box_won"}
     of_gradients = _gradient_reasons(signs, len(rows))
     reasons += of_gradients.values()
     if seen is not None and seen.robust_at_half > THRESHOLDS["robust_at_half"]:
@@ -118,10 +125,21 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
     reasons = {}
     if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
         reasons["zero_gradients"] = f"the gradient is zero for {signs['zero_gradients']:.0%} of {n} samples"
-    if signs.get("erratic", 0.0) > max(THRESHOLDS["erratic"], 1.5 / max(n, 1)):
-        steps = " or ".join(f"eps/{round(1 / step)}" for step in STEPS)
+    steps = [f"eps/{round(1 / step)}" for step in STEPS]
+    if _more_than_one(signs, "erratic", n):
         reasons["erratic_gradients"] = (
-            f"the loss does not follow its gradient over a step of {steps} for {signs['erratic']:.0%} of {n} samples"
+            f"the loss does not follow its gradient over a step of {' or '.join(steps)} for {signs['erratic']:.0%} of {n} "
+            "samples"
+        )
+    kept = signs.get("kept_promise", 1.0)
+    if n > 1 and not 1 / THRESHOLDS["kept_promise"] <= kept <= THRESHOLDS["kept_promise"]:
+        reasons["partial_gradients"] = (
+            f"over a step of {steps[0]} the loss changes by {kept:.2g} times what its gradient promises, at the median of {n} "
+            "samples: a part of the gradient is lost or wrong"
+        )
+    elif _more_than_one(signs, "unseen", n):
+        reasons["partial_gradients"] = (
+            f"pixels whose gradient is exactly zero matter for {signs['unseen']:.0%} of {n} samples"
         )
     return reasons
 
@@ -155,6 +173,10 @@ def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[t
     return wins
 
 
+def _more_than_one(signs: dict[str, float], name: str, n: int) -> bool:
+    return signs.get(name, 0.0) > max(THRESHOLDS[name], 1.5 / max(n, 1))
+
+
 def left_by_a_long_run(
     context: Context, images: Tensor, labels: Tensor, index: Tensor, threat: ThreatModel
 ) -> tuple[int, Count]:
@@ -168,9 +190,8 @@ def left_by_a_long_run(
         threat: the threat model.
     """
     images, labels, index = (tensor.to(context.device) for tensor in (images, labels, index))
-    draws = context.gradient_draws.eot if context.draws > 1 else 1
-    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=draws)
-    original = Passes(context.original.model, context.micro_batch, draws=draws)
+    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
+    original = Passes(context.original.model, context.micro_batch, draws=context.looks)
     rng = SampleRng(context.seed, index).fold("long run")
     try:
         with isolated(model.model, seed=context.seed):
@@ -179,37 +200,6 @@ def left_by_a_long_run(
     except Exception:  # a model may fail in any way under gradients; then they break nothing  # noqa: BLE001
         is_adv = torch.zeros(len(labels), dtype=torch.bool)
     return int((~is_adv).sum()), model.count + original.count
-
-
-def gradient_signs(
-    model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel
-) -> dict[str, float]:
-    """Return the share of samples with a zero gradient, of the cross-entropy or the margin, and with an erratic loss.
-
-    Erratic: over a step against the gradient of the margin, a small one or a large one, from the clean image, the margin
-    falls by less than half of what the gradient promises. `clean`, `adv_images` (n, C, H, W), `labels` (n,).
-    """
-    zero = torch.zeros_like(labels, dtype=torch.bool)
-    for images in (clean, adv_images):
-        gradient, _, _ = input_gradient(model, images, lambda logits, rows: ce(logits, labels[rows]))
-        zero |= is_zero(gradient)
-    gradient, before, _ = input_gradient(model, clean, lambda logits, rows: cw(logits, labels[rows]))
-    zero |= is_zero(gradient)
-    gradient = gradient.nan_to_num(0, 0, 0)
-    direction, erratic = ascent(clean, gradient, threat), torch.zeros_like(zero)
-    for step in STEPS:
-        moved = (clean + step * threat.radius * direction).clamp(0, 1)
-        promised = row_sum((gradient * (moved - clean)).flatten(1))
-        with torch.no_grad():
-            rise = (cw(model(moved), labels) - before).double()
-        erratic |= (promised > 0) & ~(rise > FOLLOWS * promised)
-    return {"zero_gradients": float(zero.double().mean()), "erratic": float(erratic.double().mean())}
-
-
-def is_zero(gradient: Tensor) -> Tensor:
-    """Tell of which samples the gradient (N, ...) is exactly zero everywhere, or not finite: (N,) bool."""
-    flat = gradient.flatten(1)
-    return (flat == 0).all(dim=1) | ~flat.isfinite().all(dim=1)
 
 
 def probe(
@@ -278,8 +268,8 @@ def look_first(context: Context, images: Tensor, labels: Tensor, index: Tensor, 
     """
     if not isinstance(context.first_look, FirstLook):
         images, labels, index = (tensor[:LOOKED_AT].to(context.device) for tensor in (images, labels, index))
-        original = Passes(context.original.model, context.micro_batch)
-        attacked = Passes(fresh_copy(context.attacked), context.micro_batch)
+        original = Passes(context.original.model, context.micro_batch, draws=context.looks)
+        attacked = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
         seen, failed = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(labels)), None
         try:
             with isolated(attacked.model, seed=context.seed):

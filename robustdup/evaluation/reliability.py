@@ -13,7 +13,7 @@ import torch
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples, followed
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS
+from robustdup.evaluation.masking import LOOKED_AT, MISLED
 from robustdup.evaluation.routes import Left, find_route
 from robustdup.records import Diagnostic, Outcome
 from robustdup.records.verdict import DOUBTFUL
@@ -54,12 +54,9 @@ def weigh(
         return Weighed(_milder(signs, "Every sample fell all the same"), [], Count())
     rows = left.nonzero()[:LOOKED_AT, 0]
     standing = Left(samples.images[rows], last.adv_images[rows], samples.labels[rows], samples.index[rows])
-    black_box_won = any(
-        sign.code == "black_box_beats_white_box" and sign.severity == "serious" for sign in signs
-    ) or any(
-        result.masking.signs["black_box_won"] > THRESHOLDS["black_box_won"] for result in results if result.masking
-    )
-    name, passes = find_route(context, standing, last.threat, followed(last), own=not black_box_won)
+    misled = any(sign.code in MISLED and sign.severity == "serious" for sign in signs)
+    misled |= any(result.masking.misled for result in results if result.masking)
+    name, passes = find_route(context, standing, last.threat, followed(last), own=not misled)
     if name:
         return Weighed(_milder(signs, f"{name} was seen to get through"), [], passes, name)
     return Weighed(signs, list(dict.fromkeys(reasons)), passes)

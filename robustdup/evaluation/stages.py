@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from robustdup.attacks.apgd import apgd_cost
+from robustdup.attacks.ensembles import RAND, RAND_EOT
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.draws import USUAL, USUAL_EOT, Draws
@@ -18,6 +20,7 @@ AS_PUBLISHED = ("auto", "fp32", "tf32")  # precisions of attacks in which publis
 # benchmarks.minimum_norm.
 NEAREST = dict.fromkeys(COUNTS, ("sigma-zero", "fmn"))
 NEAREST_ELSEWHERE = ("superdeepfool", "fmn")
+LEAST_TAKEN = 0.05  # of the samples: on fewer a further attack is not worth its start
 DRAWS_CALLED = ("eot", "eot_iter", "n_eot", "eot_samples")  # how attacks call the draws that they average over
 
 
@@ -97,6 +100,7 @@ def for_model(
     if not randomized:
         return [replace(stage, draws=1) for stage in stages], []
     fitted = [_averaging(stage, draws) for stage in stages]
+    affordable = _affordable(fitted, draws)
     spread = (
         "" if draws.error is None else f"; the error of a mean margin is about {draws.error:.0%} of the usual margin"
     )
@@ -116,7 +120,7 @@ def for_model(
             continue
         kinds.setdefault(sentence, []).append(after.spec.name)
     names = {sentence: ", ".join(dict.fromkeys(attacks)) for sentence, attacks in kinds.items()}
-    return fitted, [f"The model answers at random: {listed} {sentence}" for sentence, listed in names.items()]
+    return affordable, [f"The model answers at random: {listed} {sentence}" for sentence, listed in names.items()]
 
 
 def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
@@ -124,13 +128,33 @@ def _averaging(stage: PlannedStage, draws: Draws) -> PlannedStage:
     chosen = any(name in stage.options for name in DRAWS_CALLED)
     if chosen or stage.spec.knowledge == "transfer" or _own_draws(stage) >= draws.eot:
         return replace(stage, draws=1)
-    wanted = draws.eot if stage.spec.knowledge == "white-box" else min(draws.eot, USUAL_EOT)  # queries are many
+    few = stage.spec.knowledge != "white-box" or stage.when != "always"  # queries are many, and so are further attacks
+    wanted = min(draws.eot, USUAL_EOT) if few else draws.eot
     eot = stage.draws if stage.draws > 1 else wanted
     if stage.spec.source != "native" or "eot" not in stage.spec.parameters:
         return replace(stage, draws=eot)
     switch = {"eot": eot}
     options, call_options = {**stage.options, **switch}, {**stage.call_options, **switch}
     return replace(stage, options=options, call_options=call_options, draws=1)
+
+
+def _affordable(stages: Sequence[PlannedStage], draws: Draws) -> list[PlannedStage]:
+    """Return the stages of which those that wait for masked gradients take no more than AutoAttack's passes on such models.
+
+    Each draw costs as much as a whole model that repeats itself. So they take the samples nearest to the boundary, as many as the
+    passes that the stages before them leave of AutoAttack's, version for randomised models, are enough for.
+    """
+    forward, backward = apgd_cost({"steps": 100, "restarts": 1, "larger_eps": False, "eot": max(RAND_EOT, draws.eot)})
+    left, affordable = len(RAND) * (forward + backward), []
+    for stage in stages:
+        cost, take = sum(stage.passes or (0.0,)), stage.take
+        if stage.when != "always" and cost:
+            take = min(take, left / cost)
+            if take < LEAST_TAKEN:
+                continue
+        left -= take * cost
+        affordable.append(replace(stage, take=take))
+    return affordable
 
 
 def _own_draws(stage: PlannedStage) -> int:

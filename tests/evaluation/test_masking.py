@@ -9,7 +9,8 @@ from robustdup import Passes, ThreatModel
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, gradient_signs, masking_signs
+from robustdup.evaluation.gradients import gradient_signs
+from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, masking_signs
 from robustdup.models.load import ModelOptions, load_builtin
 
 EPS = {"Linf": "0.15", "L2": "0.8", "L1": "2"}
@@ -101,7 +102,44 @@ def test_a_gradient_that_holds_over_small_steps_alone_is_erratic(ramp, erratic):
     labels = torch.zeros(6, dtype=torch.int64)
     threat = ThreatModel("Linf", "0.02")  # half of it reaches over the ramp of 0.05 / 20, a sixteenth stays inside
     seen = gradient_signs(Stairs(ramp), images, images, labels, threat)
-    assert seen == {"zero_gradients": 0.0, "erratic": erratic}
+    assert (seen["zero_gradients"], seen["erratic"], seen["unseen"]) == (0.0, erratic, 0.0)
+
+
+class Slope(nn.Module):
+    """Two classes by a weighted sum of the pixels; `follow` says which part of it passes a gradient on."""
+
+    def __init__(self, follow):
+        super().__init__()
+        self.follow = follow
+
+    def forward(self, images):
+        score = (self.follow(images) * torch.linspace(0.5, 1.5, 16).view(1, 1, 4, 4)).sum(dim=(1, 2, 3)) - 9
+        return torch.stack([-score, score], dim=1)
+
+
+HALF = (torch.arange(16) % 2 == 0).view(1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("follow", "kept", "unseen", "named"),
+    [
+        (lambda images: images, 1.0, 0.0, False),
+        (lambda images: 0.9 * images + 0.1 * images.detach(), 1 / 0.9, 0.0, False),
+        (lambda images: 0.4 * images + 0.6 * images.detach(), 2.5, 0.0, True),
+        (lambda images: 3 * images - 2 * images.detach(), 1 / 3, 0.0, True),
+        (lambda images: 1e-30 * images + images.detach(), 1000.0, 0.0, True),
+        (lambda images: torch.where(HALF, images, images.detach()), 1.0, 1.0, True),
+        (lambda images: images * HALF, 1.0, 0.0, False),  # what is not looked at has no gradient, and does not matter
+    ],
+)
+@pytest.mark.parametrize("norm", EPS)
+def test_a_gradient_of_which_a_part_is_lost_is_noticed(follow, kept, unseen, named, norm):
+    images, labels = torch.full((6, 1, 4, 4), 0.4), torch.zeros(6, dtype=torch.int64)
+    threat = ThreatModel(norm, "0.1")
+    seen = gradient_signs(Slope(follow), images, images, labels, threat)
+    assert seen["kept_promise"] == pytest.approx(kept, rel=1e-3)
+    assert seen["unseen"] == unseen
+    assert ("partial_gradients" in look(Slope(follow), images, labels, threat).of_gradients) is named
 
 
 def black_box_won(stages):

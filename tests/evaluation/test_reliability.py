@@ -100,6 +100,29 @@ def test_attacks_that_do_not_escalate_are_asked_whether_the_loss_follows_its_gra
     assert min(spent) > 0
 
 
+class HalfDetached(nn.Module):
+    """An honest network of whose pixels every second one passes no gradient on."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.followed = (torch.arange(64) % 2 == 0).view(8, 8)
+
+    def forward(self, images):
+        return self.model(torch.where(self.followed, images, images.detach()))
+
+
+def test_a_gradient_that_lacks_half_of_the_pixels_is_no_way_through():
+    model, images, labels = correct_points()
+    record = verdict(HalfDetached(model), images, labels)
+    assert [sign.code for sign in record.diagnostics if sign.severity == "serious"] == ["partial_gradients"]
+    assert record.reliable is False
+    whole = evaluate(model, images, labels, eps="0.15", attacks="fast", fold=False).record
+    seen_through = evaluate(HalfDetached(model), images, labels, eps="0.15", attacks="fast", fold=False).record
+    assert seen_through.robust_accuracy.value == whole.robust_accuracy.value
+    assert seen_through.reliable is True
+
+
 @pytest.mark.parametrize(("wrap", "severity"), [(lambda model: model, "warning"), (Staircase, "serious")])
 def test_black_box_success_after_a_weak_gradient_attack_is_no_masking(wrap, severity):
     model, images, labels = correct_points(12)
