@@ -149,7 +149,7 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
         or float(unseen.double().mean()) > THRESHOLDS["unseen"]
     ):
         return False
-    if not FOLLOWS * promised < fallen < promised / FOLLOWS:
+    if not fallen > FOLLOWS * promised:
         return False
     return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
 

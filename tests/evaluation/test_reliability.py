@@ -117,8 +117,9 @@ def test_a_gradient_that_lacks_half_of_the_pixels_is_no_way_through():
     record = verdict(HalfDetached(model), images, labels)
     assert [sign.code for sign in record.diagnostics if sign.severity == "serious"] == ["partial_gradients"]
     assert record.reliable is False
-    whole = evaluate(model, images, labels, eps="0.15", attacks="fast", fold=False).record
-    seen_through = evaluate(HalfDetached(model), images, labels, eps="0.15", attacks="fast", fold=False).record
+    options = {"eps": "0.15", "attacks": "fast", "fold": False}
+    whole = evaluate(model, images[:6], labels[:6], **options).record
+    seen_through = evaluate(HalfDetached(model), images[:6], labels[:6], **options).record
     assert seen_through.robust_accuracy.value == whole.robust_accuracy.value
     assert seen_through.reliable is True
 
