@@ -162,7 +162,8 @@ IMAGES = [{"bytes": b"1", "path": None}] * 3
     [
         (
             [IMAGES], ["img"],
-            "No column of DATA (train) is known to hold labels; it has img (dict). Name it: label_column.",
+            "The images of DATA (train) have no labels: put pictures into folders of classes, or a list of file_name and label "
+            "(CSV, JSON, text) beside them. What the names of the files say is not looked at.",
         ),
         (
             [IMAGES, [0, 1, 2], [0, 1, 2]], ["img", "label", "label"],
