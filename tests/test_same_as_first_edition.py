@@ -101,6 +101,7 @@ LEFT_OUT = {
     "interval_about", "leaderboard_date", "leaderboard_source", "message", "note", "notes", "peak_memory", "platform",
     "python", "reasons", "run_id", "schema_version", "seconds", "sheet", "sheets", "spec", "text", "to", "validation_seconds",
     "versions", "folder", "conclusions", "title", "sentence", "analysis_since",
+    "padding", "padding_rows",  # since calls are filled with rows side by side
 }  # fmt: skip
 BITS = re.compile(
     r"(^|\.)(bits\.[^.]*|initial_fingerprint|checkpoints\.fingerprint|evaluation_(best|last)\.record\.model\.fingerprint)$"

@@ -17,22 +17,27 @@ One run is in `apgd_run`, one step in `apgd_steps`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.apgd_run import Phase, RowLoss, run_phases
+from robustdup.attacks.ahead import ahead, room, take
+from robustdup.attacks.apgd_run import Phase, run_phases, takes_gradients
 from robustdup.attacks.apgd_steps import random_start
 from robustdup.attacks.expectation import asked_again, expected_height
 from robustdup.attacks.losses import Loss, cw, dlr, find_loss
 from robustdup.errors import AttackWarning, UserError, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+
+# Logits (M, K), the samples (M,) and the runs (M,) that they belong to -> one value each.
+RunLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -169,10 +174,12 @@ def _untargeted(
     if function is dlr:
         function = _dlr_or_margin(name)
 
-    def row_loss(logits: Tensor, indices: Tensor) -> Tensor:
-        return function(logits, labels[indices])
+    def run_loss(logits: Tensor, samples: Tensor, runs: Tensor) -> Tensor:
+        return function(logits, labels[samples])
 
-    return strongest_of_runs(name, model, images, labels, threat, [row_loss], rng=rng, settings=settings)
+    return strongest_of_runs(
+        name, model, images, labels, threat, run_loss, settings.restarts, rng=rng, settings=settings
+    )
 
 
 def _dlr_or_margin(name: str) -> Loss:
@@ -199,38 +206,59 @@ def strongest_of_runs(
     images: Tensor,
     labels: Tensor,
     threat: ThreatModel,
-    losses: Sequence[RowLoss],
+    loss: RunLoss,
+    runs: int,
     *,
     rng: SampleRng,
     settings: Settings,
 ) -> Tensor:
-    """Run APGD on each of `losses`, `restarts` times, on the samples still correct; return each one's best image.
+    """Run APGD so often, on the samples that are still correct, and return each one's best image.
 
-    With EOT no sample leaves, and the best image is the one that is right in the fewest draws.
+    Where few samples are left, several runs are made side by side, to the same bits (see `ahead`). With EOT no sample leaves,
+    and the best image is the one that is right in the fewest draws.
 
     Shapes as in `apgd`. The attack `name` is for messages. Raises UserError for a setting that cannot work.
     """
     settings.check(name, threat)
     phases, rng = settings.phases(threat), rng.fold("start")
     adv_images, lowest = images.clone(), images.new_full((len(images),), torch.inf)
-    remaining = torch.arange(len(images), device=images.device)
-    for draw, loss in enumerate(loss for loss in losses for _ in range(settings.restarts)):
-        if len(remaining) == 0:
-            break
-        clean, indices = images[remaining], remaining
-        if settings.larger_eps:
-            start = clean + rng[indices].normal(tuple(clean.shape[1:]), draw=draw, dtype=clean.dtype)
-        else:
-            start = random_start(clean, threat, rng[indices], draw=draw)
+    remaining, done = torch.arange(len(images), device=images.device), 0
+    while done < runs and len(remaining):
+        count = len(remaining)
+        beside = min(room(model, count), runs - done) if settings.eot == 1 else 1
+        samples = remaining.repeat(beside)
+        numbers = torch.arange(done, done + beside, device=images.device).repeat_interleave(count)
+        start = torch.cat(
+            [_start(images[remaining], threat, rng[remaining], done + k, settings) for k in range(beside)]
+        )
 
-        def on_these(logits: Tensor, part: Tensor, loss: RowLoss = loss, indices: Tensor = indices) -> Tensor:
-            return loss(logits, indices[part])
+        def on_these(logits: Tensor, part: Tensor, samples: Tensor = samples, numbers: Tensor = numbers) -> Tensor:
+            return loss(logits, samples[part], numbers[part])
 
-        run = run_phases(model, clean, labels[indices], phases, on_these, start, eot=settings.eot, rho=settings.rho)
+        with ahead(model) if beside > 1 else contextlib.nullcontext():
+            run = run_phases(
+                model, images[samples], labels[samples], phases, on_these, start, eot=settings.eot, rho=settings.rho,
+                beside=beside,
+            )  # fmt: skip
         height = run.margin
         if settings.eot > 1:
             height = expected_height(model, run.adv_images, labels, asked_again(settings.eot))
-        improved = run.is_adv | (height < lowest[indices]) | (draw == 0)
-        adv_images[indices[improved]], lowest[indices[improved]] = run.adv_images[improved], height[improved]
-        remaining = indices[~run.is_adv]
+        rows = torch.arange(count, device=images.device)  # of the samples that are still correct
+        for _ in range(beside):
+            if beside > 1:
+                take(model, run.looks[rows], takes_gradients(phases))
+            index = samples[rows]
+            improved = run.is_adv[rows] | (height[rows] < lowest[index]) | (done == 0)
+            better = rows[improved]
+            adv_images[samples[better]], lowest[samples[better]] = run.adv_images[better], height[better]
+            rows = rows[~run.is_adv[rows]] + count
+            done += 1
+        remaining = remaining[rows - beside * count]
     return adv_images
+
+
+def _start(clean: Tensor, threat: ThreatModel, rng: SampleRng, number: int, settings: Settings) -> Tensor:
+    """Return where the run of that number starts on clean images (n, C, H, W)."""
+    if settings.larger_eps:
+        return clean + rng.normal(tuple(clean.shape[1:]), draw=number, dtype=clean.dtype)
+    return random_start(clean, threat, rng, draw=number)

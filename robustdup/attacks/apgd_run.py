@@ -39,11 +39,15 @@ class Phase:
 
 @dataclass
 class Run:
-    """Of each sample the misclassified iterate or that of highest loss (N, C, H, W), its margin (N,), `is_adv` (N,) bool."""
+    """Of each sample the misclassified iterate or that of highest loss (N, C, H, W), its margin (N,), `is_adv` (N,) bool.
+
+    `looks` (N,) says how often it was looked at.
+    """
 
     adv_images: Tensor
     margin: Tensor
     is_adv: Tensor
+    looks: Tensor
 
 
 def run_phases(
@@ -57,17 +61,25 @@ def run_phases(
     eot: int = 1,
     rho: float = 0.75,
     watch: Watch | None = None,
+    beside: int = 1,
 ) -> Run:
     """Run APGD from `start` (N, C, H, W); with several phases each begins at the projection of the last one's best.
 
-    Shapes as in `apgd`.
+    Shapes as in `apgd`; `beside` as in `ascend`.
     """
+    looks = torch.zeros_like(labels)
     for phase in phases:
         if len(phases) > 1:
             start = project_l1(images, start, phase.threat.radius)
-        run = ascend(model, images, labels, phase, loss, start, eot=eot, rho=rho, watch=watch)
-        start = run.adv_images
+        run = ascend(model, images, labels, phase, loss, start, eot=eot, rho=rho, watch=watch, beside=beside)
+        start, looks = run.adv_images, looks + run.looks
+    run.looks = looks
     return run
+
+
+def takes_gradients(phases: Sequence[Phase]) -> list[bool]:
+    """Return for each look of a run whether it takes a gradient: the last of a phase does not."""
+    return [step < phase.steps for phase in phases for step in range(phase.steps + 1)]
 
 
 @dataclass
@@ -107,13 +119,18 @@ def ascend(
     eot: int = 1,
     rho: float = 0.75,
     watch: Watch | None = None,
+    beside: int = 1,
 ) -> Run:
     """Run one phase of APGD from `start` (N, C, H, W), which lies in the ball. Shapes as in `apgd`.
 
-    `watch` is called with every iterate and the step sizes that led to it.
+    `watch` is called with every iterate and the step sizes that led to it. With `beside` above 1 the rows are so many runs on
+    the same samples, all samples of the first run before those of the next: a run ends where an earlier one has succeeded.
     """
     threat, steps = phase.threat, phase.steps
-    run = Run(start.clamp(0, 1), images.new_full((len(images),), torch.inf), torch.zeros_like(labels, dtype=torch.bool))
+    count = len(images) // beside
+    unbroken, full = images.new_full((len(images),), torch.inf), torch.full_like(labels, steps + 1)
+    run = Run(start.clamp(0, 1), unbroken, torch.zeros_like(labels, dtype=torch.bool), full)
+    first_broken = torch.full((count,), beside, device=labels.device)  # run of each sample
     state = _first_state(images, run.adv_images.clone(), threat, phase.resumed)
     until_check = interval = _first_interval(threat, steps)
     for step in range(steps + 1):
@@ -126,9 +143,13 @@ def ascend(
         if phase.may_leave and eot == 1 and bool(is_adv.any()):
             left = state.index[is_adv]
             run.adv_images[left], run.margin[left], run.is_adv[left] = state.iterate[is_adv], margins[is_adv], True
-            if len(left) == len(state.index):
-                return run
             stay = ~is_adv
+            if beside > 1:
+                first_broken.scatter_reduce_(0, left % count, left // count, "amin")
+                stay &= state.index // count < first_broken[state.index % count]
+            run.looks[state.index[~stay]] = step + 1
+            if not bool(stay.any()):
+                return run
             state, gradient, losses, margins = state.keep(stay), gradient[stay], losses[stay], margins[stay]
         _remember(state, gradient, losses, margins, first=step == 0)
         if step == 0:

@@ -8,19 +8,21 @@ published code asks anew for every target; a sample that this pass finds misclas
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.apgd import Settings, apgd_cost, strongest_of_runs
-from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.expectation import mean_logits
 from robustdup.attacks.losses import cw_targeted, dlr_targeted, misclassified
 from robustdup.errors import AttackWarning, check_counts
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+
+# Logits (M, K), the samples (M,) and the classes (M,) to aim at -> one value each.
+TargetLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def apgd_t(
@@ -45,13 +47,18 @@ def apgd_t(
     Args:
         targets: wrong classes to aim at; all where there are fewer.
     """
-    adv_images, (rows, losses) = images.clone(), targeted_losses("apgd-t", model, images, labels, targets, eot)
+    adv_images, (rows, order, loss) = images.clone(), targeted_loss("apgd-t", model, images, labels, targets, eot)
     if len(rows) == 0:
         return adv_images
     settings = Settings(steps, restarts, eot, rho, larger_eps)
+
+    def run_loss(logits: Tensor, samples: Tensor, runs: Tensor) -> Tensor:
+        return loss(logits, samples, order[samples, runs // restarts])
+
     adv_images[rows] = strongest_of_runs(
-        "apgd-t", model, images[rows], labels[rows], threat, losses, rng=rng[rows], settings=settings
-    )
+        "apgd-t", model, images[rows], labels[rows], threat, run_loss, order.shape[1] * restarts, rng=rng[rows],
+        settings=settings,
+    )  # fmt: skip
     return adv_images
 
 
@@ -61,18 +68,18 @@ def apgd_t_cost(options: Mapping[str, Any]) -> tuple[float, float]:
     return options["eot"] + options["targets"] * forward, options["targets"] * backward
 
 
-def targeted_losses(
+def targeted_loss(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: int, eot: int = 1
-) -> tuple[Tensor, list[RowLoss]]:
-    """Return the samples that are correct on the clean image, and one targeted DLR for each rank of wrong class.
+) -> tuple[Tensor, Tensor, TargetLoss]:
+    """Return the samples (n,) that are correct on the clean image, their wrong classes (n, T), and the targeted DLR.
 
-    The order of the classes comes from `eot` passes over the images (N, C, H, W); a loss takes logits and indices among
-    those samples, which are all of them under EOT. Warns (AttackWarning), for the attack `name`, and takes the targeted
-    margin where there are fewer than four classes. Raises UserError for fewer than one target.
+    The order of the classes comes from `eot` passes over the images (N, C, H, W); the loss takes indices among those samples,
+    which are all of them under EOT. Warns (AttackWarning), for the attack `name`, and takes the targeted margin where there
+    are fewer than four classes. Raises UserError for fewer than one target.
     """
     check_counts(name, targets=targets)
     if len(images) == 0:
-        return labels.new_empty(0), []
+        return labels.new_empty(0), labels.new_empty(0, targets), lambda logits, *_: logits[:, 0]
     logits = mean_logits(model, images, eot)
     rows = (~misclassified(logits, labels) | (eot > 1)).nonzero()[:, 0]
     correct, order = labels[rows], target_order(logits[rows], labels[rows], targets)
@@ -86,10 +93,7 @@ def targeted_losses(
             stacklevel=3,
         )
 
-    def towards(target: Tensor) -> RowLoss:
-        return lambda logits, part: targeted(logits, correct[part], target[part])
-
-    return rows, [towards(order[:, number]) for number in range(order.shape[1])]
+    return rows, order, lambda logits, samples, target: targeted(logits, correct[samples], target)
 
 
 def target_order(logits: Tensor, labels: Tensor, targets: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
-from robustdup.attacks.apgd_t import targeted_losses
+from robustdup.attacks.apgd_t import TargetLoss, targeted_loss
 from robustdup.attacks.expectation import asked_again, expected_height, height
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
@@ -96,7 +96,7 @@ def cosine_pgd_t(
     Args:
         targets: wrong classes to aim at; all where there are fewer.
     """
-    adv_images, (rows, losses) = images.clone(), targeted_losses("cosine-pgd-t", model, images, labels, targets, eot)
+    adv_images, (rows, order, loss) = images.clone(), targeted_loss("cosine-pgd-t", model, images, labels, targets, eot)
     if len(rows) == 0:
         return adv_images
     check_counts("cosine-pgd-t", steps=steps, restarts=restarts, eot=eot)
@@ -105,7 +105,7 @@ def cosine_pgd_t(
         images[rows],
         labels[rows],
         threat,
-        [loss for loss in losses for _ in range(restarts)],
+        [_toward(loss, order[:, rank]) for rank in range(order.shape[1]) for _ in range(restarts)],
         rng=rng[rows],
         steps=steps,
         eot=eot,
@@ -130,6 +130,10 @@ def tempered_probability_cw(logits: Tensor, labels: Tensor) -> Tensor:
     """Return minus the probability margin of logits scaled to a margin of at most 10: (N, K), (N,) -> (N,) in [-1, 1]."""
     size = margin(logits.detach(), labels).abs()
     return probability_cw(logits / (size / CONFIDENT).clamp(min=1.0)[:, None], labels)
+
+
+def _toward(loss: TargetLoss, target: Tensor) -> RowLoss:
+    return lambda logits, samples: loss(logits, samples, target[samples])
 
 
 def _strongest_of_runs(

@@ -155,22 +155,40 @@ def walk(
     nearest: Nearest,
     settings: Settings,
     watch: Watch | None = None,
-) -> None:
+    beside: int = 1,
+) -> Tensor:
     """Walk once from `start`; `clean`, `labels` and `start` (n, ...) belong to the samples `index` (n,) of `nearest`.
 
     `linearise(iterates, index)` returns the normal (n, ...), value (n,) and logits (n, K) there. `watch(step, index,
-    iterates)` sees each iterate as it is checked, before it is pulled back.
+    iterates)` sees each iterate as it is checked, before it is pulled back. With `beside` above 1 `nearest` holds so many walks
+    of the same samples, all samples of the first walk before those of the next, and `index` is all of it: a walk ends where an
+    earlier one has ended within eps.
+
+    Returns:
+        With `beside` above 1, how often each sample of `nearest` (N,) was looked at: at most twice a step.
     """
-    iterate = start
+    iterate, count = start, len(nearest.distance) // beside
+    looks = torch.full_like(nearest.distance, 2 * settings.steps, dtype=torch.int64)
+    first = torch.full((count,), beside, device=start.device)  # walk of each sample that ended within eps
+
+    def going_on(is_adv: Tensor, distance: Tensor, seen: int) -> Tensor:
+        keep = ~(is_adv & (distance <= threat.radius))
+        if beside > 1 and not bool(keep.all()):
+            left = index[~keep]
+            first.scatter_reduce_(0, left % count, left // count, "amin")
+            keep &= index // count < first[index % count]
+            looks[index[~keep]] = seen
+        return keep
+
     for step in range(settings.steps):
         normal, value, logits = linearise(iterate, index)
         if step == 0:
             is_adv, distance = misclassified(logits, labels), fold_length(iterate - clean, threat.norm)
             nearest.offer(index, iterate, distance, is_adv)
-            keep = ~(is_adv & (distance <= threat.radius)) if settings.stop_within_eps else torch.ones_like(is_adv)
+            keep = going_on(is_adv, distance, 1) if settings.stop_within_eps else torch.ones_like(is_adv)
             index, clean, labels, iterate, normal, value = _kept(keep, index, clean, labels, iterate, normal, value)
         if len(index) == 0:
-            return
+            return looks
         iterate = mixed_step(iterate, clean, normal, value, threat.norm, settings.alpha_max, settings.eta)
         if watch is not None:
             watch(step, index, iterate)
@@ -183,9 +201,12 @@ def walk(
         pulled[~is_adv] = iterate[~is_adv]
         iterate = pulled
         if settings.stop_within_eps:
-            keep = ~(is_adv & (distance <= threat.radius))
+            keep = going_on(is_adv, distance, 2 * step + 2)
             index, clean, labels, iterate = _kept(keep, index, clean, labels, iterate)
+            if len(index) == 0:
+                return looks
     nearest.keep_last(index, iterate)
+    return looks
 
 
 def mixed_step(

@@ -22,7 +22,7 @@ from robustdup.errors import UserError, error_text
 
 @dataclass
 class Count:
-    """Rows through a model: `forward` and `backward` asked for, `padding` computed besides (forward rows)."""
+    """Rows through a model: `forward` and `backward` asked for, `padding` computed besides (forward rows): to fill calls."""
 
     forward: int = 0
     backward: int = 0
@@ -87,17 +87,25 @@ class Passes(nn.Module):
 
     Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches). The last
     micro-batch is padded to the smallest of `smaller` numbers of rows that holds it, if any does. With `draws` above 1 an
-    answer is the mean of so many of the model's.
+    answer is the mean of so many of the model's. `fill` is for a model that repeats itself: up to so many rows it pays to ask
+    at once what would be asked one after the other (see `robustdup.attacks.ahead`); 0 for any other.
     """
 
     def __init__(
-        self, model: nn.Module, micro_batch: int | None = None, smaller: Sequence[int] = (), *, draws: int = 1
+        self,
+        model: nn.Module,
+        micro_batch: int | None = None,
+        smaller: Sequence[int] = (),
+        *,
+        draws: int = 1,
+        fill: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.micro_batch = micro_batch
         self.smaller = tuple(sorted(smaller))
         self.draws = draws
+        self.fill = fill
         self.count = Count()
         self.looks: list[tuple[int, int]] = []  # of each look at the samples: rows, and passes of all rows before it
         self.watch: Callable[[], None] | None = None  # called before every pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,6 +29,12 @@ def window_sides(norm: str, queries: int, p_init: float, height: int, width: int
             side += side % 2 == 0
         sides.append(min(side, height, width))
     return sides
+
+
+def stretches(sides: list[int]) -> Iterator[tuple[int, int]]:
+    """Cut the queries into stretches (first, last + 1) that lie in one chunk and have windows of one side."""
+    cuts = [query for query, side in enumerate(sides) if query % CHUNK == 0 or side != sides[query - 1]]
+    return pairwise([*cuts, len(sides)])
 
 
 def window_pattern(side: int, norm: str) -> Tensor:
@@ -87,6 +95,10 @@ class Moves:
     along: Tensor
     sign: Tensor
     turned: Tensor
+
+    def at(self, rows: Tensor, queries: Tensor) -> Moves:
+        """Return of the moves those of single queries: samples (m,) and queries (m,) -> (m, 1, ...)."""
+        return Moves(**{field.name: getattr(self, field.name)[rows, queries][:, None] for field in fields(self)})
 
 
 def draw_moves(rng: SampleRng, sides: list[int], shape: torch.Size, chunk: int, pair: bool) -> Moves:

@@ -242,7 +242,7 @@ def _model_for(stage: PlannedStage, context: Context) -> Passes:
     else:
         compiled = context.attack_copy.compiled != "off"
         model = fresh_copy(context.attacked if compiled else context.attack_copy.model)
-    return Passes(model, context.micro_batch, context.smaller, draws=stage.draws)
+    return Passes(model, context.micro_batch, context.smaller, draws=stage.draws, fill=context.fill)
 
 
 def _ruined(model: nn.Module, stage: PlannedStage, context: Context) -> bool:
@@ -300,10 +300,12 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
     half = len(rows) // 2
     for model in (attacked, context.original):
         model.micro_batch = model.micro_batch and max(1, min(model.micro_batch, half))
+        model.fill = min(model.fill, model.micro_batch or 0)
     if (
         context.device.type == "cuda"
     ):  # further calls would run out of memory again; on a CPU bits hang on the micro-batch
         context.micro_batch, context.smaller = max(1, min(context.micro_batch, half)), ()
+        context.fill = min(context.fill, context.micro_batch)
     attempt.notes.append(f"Out of memory with {len(rows)} samples in a call of {stage.spec.name}; went on with {half}.")
     return join([_attack_in_memory(attempt, work, part) for part in (rows[:half], rows[half:])])
 
@@ -377,7 +379,7 @@ def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) ->
     rows = rows[misclassified(logits, batch.labels[rows.to(context.device)]).cpu()]
     if len(rows) == 0:
         return verdict
-    original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller)
+    original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller, fill=context.fill)
     second = _attack_and_judge(attempt, original, batch[rows.to(context.device)]).tensors()
     attempt.further_passes.append(original.count)
     attempt.notes.append(

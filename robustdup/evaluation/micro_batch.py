@@ -70,17 +70,20 @@ def choose_packing(
         try:
             saved = json.loads(read_sealed(path))
             context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
-            context.worth_compiling = bool(saved.get("worth_compiling", True))
+            context.worth_compiling, context.fill = bool(saved.get("worth_compiling", True)), int(saved.get("fill", 0))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged_state(path, error) from None
     elif not clean.batch_dependent:  # else the number depends on it, and the clock must not choose that
         _measure(context, options, examples, int(correct.sum()), pool)
+        repeats = not (clean.randomized or clean.remembers or context.stand_in)
+        context.fill = (context.fill or context.micro_batch) if repeats else 0
     if path is not None:
-        chosen = {name: getattr(context, name) for name in ("micro_batch", "smaller", "worth_compiling")}
+        chosen = {name: getattr(context, name) for name in ("micro_batch", "smaller", "fill", "worth_compiling")}
         write_sealed(path, json.dumps(chosen).encode())
     notes = make_attack_copy(context, options, examples, clean.wavering)
     if context.attack_copy is not None and context.attack_copy.compiled != "off":
         context.smaller = ()  # it is compiled for one shape
+        context.fill = context.micro_batch if context.fill else 0
     return list(notes)
 
 
@@ -117,6 +120,7 @@ def _measure(
                 context.micro_batch = rows
             if long:
                 context.smaller = same_bits(model, examples, context.micro_batch)
+                context.fill = worth_filling(model, examples[0], context.micro_batch, context.smaller)
     except RuntimeError:  # a model without gradients, say: the attacks will report it, sample by sample
         return
     chosen = next(timing for timing in measured if timing.rows == rows)
@@ -282,6 +286,17 @@ def smaller_sizes(micro_batch: int) -> list[int]:
     """Return the numbers of rows below a micro-batch that are worth a try: all up to 16, then four for each doubling."""
     sizes = {*range(1, 17), *(part * 2**power for power in range(2, 20) for part in range(5, 9))}
     return sorted(size for size in sizes if size < micro_batch)
+
+
+def worth_filling(model: nn.Module, image: Tensor, micro_batch: int, smaller: Sequence[int]) -> int:
+    """Return up to how many rows a call is to be filled: the fewest of which each costs little more than in the cheapest size.
+
+    `image` (C, H, W). Powers of two among `smaller` are timed; where there are none, all calls have `micro_batch` rows.
+    """
+    sizes = [size for size in smaller if size & (size - 1) == 0]
+    measured = [measure(model, image[None], size, GLANCE) for size in (*sizes, micro_batch)]
+    cheapest = min(timing.weighted for timing in measured)
+    return next(timing.rows for timing in measured if timing.weighted <= GAIN * cheapest)
 
 
 def _answers(model: nn.Module, images: Tensor, size: int) -> list[Tensor]:

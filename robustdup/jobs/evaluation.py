@@ -309,6 +309,7 @@ class WorkerOrder:
     code: str
     micro_batch: int
     smaller: tuple[int, ...]
+    fill: int
     referee_micro_batch: int | None
     draws: int
     usual_margin: float
@@ -340,6 +341,7 @@ def _workers(
         code=code_fingerprint(context.original.model),
         micro_batch=context.micro_batch,
         smaller=context.smaller,
+        fill=context.fill,
         referee_micro_batch=context.original.micro_batch,
         draws=context.draws,
         usual_margin=context.usual_margin,
@@ -405,7 +407,8 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
         )
     context.held.append(stages)
     context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
-    context.smaller, context.draws, context.usual_margin = order.smaller, order.draws, order.usual_margin
+    context.smaller, context.fill = order.smaller, order.fill
+    context.draws, context.usual_margin = order.draws, order.usual_margin
     context.worth_compiling = order.worth_compiling
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
         make_attack_copy(context, options, order.examples.to(context.device), order.randomized)

@@ -134,7 +134,9 @@ class AttackResult(Part):
     seconds: float = Field(description="Seconds of its calls.")
     forward_passes: int = Field(description="Rows forward through the attacked model.")
     backward_passes: int = Field(description="Rows backward through the attacked model.")
-    padding_rows: int = Field(default=0, description="Rows that were computed besides, to fill micro-batches.")
+    padding_rows: int = Field(
+        default=0, description="Rows that were computed besides, to fill micro-batches, or in vain ahead of need."
+    )
     violations: int = Field(description="Samples for which something outside the threat model came back.")
     violation_kinds: dict[str, int] = Field(
         default_factory=dict, description="What they violated: not_finite, box, ball, each with its samples."
@@ -186,7 +188,7 @@ class PassTotals(Part):
     referee: int = Field(default=0, description="Of the referee on what attacks returned.")
     diagnostics_forward: int = Field(default=0, description="Of looking for signs of gradient masking, forward.")
     diagnostics_backward: int = Field(default=0, description="Of looking for signs of gradient masking, backward.")
-    padding: int = Field(default=0, description="Computed besides, to fill micro-batches.")
+    padding: int = Field(default=0, description="Computed besides, to fill micro-batches, or in vain ahead of need.")
 
 
 class Certification(Part):

@@ -83,21 +83,27 @@ def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points,
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, candidates, **__: (64 if candidates else 32, slow))
     context, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "CANDIDATES", {"cpu": (16, 32)})
+    monkeypatch.setattr(module, "worth_filling", lambda *_: 8)
     choose_packing(context, options, images, clean, [pool_stage()], tmp_path)
     assert (context.micro_batch, context.smaller, context.seconds) == (64, tuple(smaller_sizes(64)), (0.002, 0.005))
     assert context.longest == pytest.approx(40 * (6000 * 0.002 + 2000 * 0.005))
     (saved,) = tmp_path.rglob("*.json")
-    assert json.loads(read_sealed(saved)) == {"micro_batch": 64, "smaller": smaller_sizes(64), "worth_compiling": True}
+    assert json.loads(read_sealed(saved)) == {
+        "micro_batch": 64,
+        "smaller": smaller_sizes(64),
+        "fill": 8,
+        "worth_compiling": True,
+    }
     again, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: pytest.fail("measured again"))
     choose_packing(again, options, images, clean, [pool_stage()], tmp_path)
-    assert (again.micro_batch, again.smaller) == (64, tuple(smaller_sizes(64)))
+    assert (again.micro_batch, again.fill, again.smaller) == (64, 8, tuple(smaller_sizes(64)))
 
 
 def test_what_is_given_is_kept_and_a_short_run_is_not_measured_further(linear, points):
     context, options, images, clean = set_up(linear, points, micro_batch=32, batch_size=8)
     choose_packing(context, options, images, clean, [pool_stage()], None)
-    assert (context.micro_batch, context.smaller, context.seconds) == (32, (), None)
+    assert (context.micro_batch, context.smaller, context.seconds, context.fill) == (32, (), None, 32)
     context, options, images, clean = set_up(linear, points)
     choose_packing(context, options, images, clean, [pool_stage(cost=(2, 1))], None)
     assert (context.micro_batch, context.smaller) == (32, ())
@@ -125,3 +131,23 @@ def test_a_run_is_as_long_as_the_stages_that_most_runs_make(linear, points, monk
     fifth, masked = replace(pool_stage((50, 10)), take=0.2), replace(pool_stage(), when="masked")
     choose_packing(context, options, images, clean, [pool_stage((20, 20)), fifth, masked], None)
     assert context.longest == pytest.approx(40 * (20 * 0.003 + 0.2 * (40 * 0.001 + 10 * 0.003)))
+
+
+def test_calls_are_filled_up_to_where_rows_become_no_cheaper(linear, monkeypatch):
+    seconds = {1: 10.0, 2: 6.0, 4: 3.0, 8: 1.1, 16: 1.0, 32: 1.3}
+    monkeypatch.setattr(module, "measure", lambda model, image, rows, _: Measured(rows, seconds[rows], seconds[rows]))
+    assert module.worth_filling(linear, torch.zeros(1, 4, 4), 32, (1, 2, 3, 4, 6, 8, 12, 16)) == 8
+    assert module.worth_filling(linear, torch.zeros(1, 4, 4), 32, (3, 4, 6)) == 32
+    assert module.worth_filling(linear, torch.zeros(1, 4, 4), 32, ()) == 32
+
+
+@pytest.mark.parametrize("how", ["randomized", "batch_dependent", "remembers", "stand_in"])
+def test_nothing_is_asked_ahead_of_a_model_that_does_not_repeat_itself(linear, points, how, monkeypatch):
+    monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: (32, [Measured(32, 0.1, 0.3)]))
+    context, options, images, clean = set_up(linear, points)
+    if how == "stand_in":
+        context.stand_in = True
+    else:
+        clean = replace(clean, **{how: True})
+    choose_packing(context, options, images, clean, [pool_stage()], None)
+    assert context.fill == 0
