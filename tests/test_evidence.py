@@ -285,6 +285,19 @@ FORGED_RECORDS = {
     "smallest distances left out": set_in("min_distance", to=None),
     "a sample more": set_in("n", to=41),
     "undecided samples": set_in("n_undecided", to=2),
+    "a count as text": set_in("n", to=str),
+    "a count as a fraction": set_in("n", to=float),
+    "a number as true": set_in("schema_version", to=True),
+    "a version before the first": set_in("schema_version", to=0),
+    "a field of no version": set_in("robust_a\u0441curacy", to=0.99),
+    "seconds below zero": set_in("seconds", to=-5.0),
+    "passes below zero": set_in("passes", "referee", to=-1),
+    "reliable for reasons against it": lambda content: content.update(reliable=True, unreliable_reasons=["masked"]),
+    "more dropped than attacked": lambda content: [
+        stage.update(broken_after=[[1, 10**9]])
+        for stages in (content["attacks"], *content["curve_attacks"].values())
+        for stage in stages
+    ],
 }  # fmt: skip
 
 
@@ -358,6 +371,8 @@ FORGED_TENSORS = {
     "other examples of survivors": lambda tensors: tensors["images"].mul_(0.999),
     "a tensor more": lambda tensors: tensors.update(more=torch.zeros(1)),
     "another type": lambda tensors: tensors.update(images=tensors["images"].double()),
+    "labels as fractions": lambda tensors: tensors.update(labels=tensors["labels"].double()),
+    "an index of 32 bits": lambda tensors: tensors.update(index=tensors["index"].int()),
     "fewer": lambda tensors: tensors.update({name: tensor[:39].clone() for name, tensor in tensors.items()}),
 }
 
@@ -365,6 +380,17 @@ FORGED_TENSORS = {
 @pytest.mark.parametrize("kind", FORGED_TENSORS)
 def test_forged_examples_are_refused(finished, parts, tmp_path, kind):
     assert refused(forge(finished, tmp_path, tensors=FORGED_TENSORS[kind]), parts)
+
+
+def test_a_manifest_whose_files_are_no_names_and_digests_is_refused(finished, tmp_path):
+    folder = bundles.write_bundle(finished, tmp_path / "bundle")
+    content = json.loads((folder / "manifest.json").read_text())
+    content.pop("sha256")
+    for files in ([["record.json", "x"]], {"record.json": []}, None, "record.json"):
+        other = {**content, "files": files}
+        (folder / "manifest.json").write_bytes(bundles._canonical({**other, "sha256": bundles._digest(other)}))
+        with raises("refused-bundle", UserError):
+            bundles.check_manifest(folder)
 
 
 def test_names_that_stand_twice_are_refused(finished, parts, tmp_path):
@@ -403,6 +429,9 @@ def test_columns_that_no_version_writes_are_refused(finished, parts, tmp_path):
     for number, other in enumerate((table.drop_columns("margin"), table.append_column("more", pa.nulls(len(table))))):
         pq.write_table(other, tmp_path / "run" / "samples.parquet")
         assert refused(bundles.write_bundle(tmp_path / "run", tmp_path / f"bundle-{number}"), parts)
+    pq.write_table(table.append_column("outcome", table["outcome"]), tmp_path / "run" / "samples.parquet")
+    with raises("damaged-record", UserError, "a column twice"):
+        load_samples(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("L1", "64"), ("L2", "8"), ("L1", "1000000")])

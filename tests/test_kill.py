@@ -142,3 +142,69 @@ def test_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path):
     resumed = run(again, env={**os.environ, "ROWS": str(rows)})
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["status"] == "complete"
+
+
+ENDINGS = {"kill": [signal.SIGKILL], "term": [signal.SIGTERM], "hup": [signal.SIGHUP], "ctrl-c": [signal.SIGINT],
+           "double ctrl-c": [signal.SIGINT, signal.SIGINT]}  # fmt: skip
+CODES = {"kill": {-9}, "term": {-15, 143}, "hup": {-1, 129}, "ctrl-c": {130}, "double ctrl-c": {130, -2}}
+STAGES = "fgsm,pgd(steps=6,restarts=2),square(queries=20)"
+
+
+def said(folder: Path) -> dict:
+    """What a record says, without times, and without how and where it was started."""
+    content = json.loads((folder / "record.json").read_text())
+    for name in ("run_id", "created", "seconds", "command"):
+        del content[name]
+    del content["config"]["out"]
+    for stage in content["attacks"]:
+        del stage["seconds"]
+    return content
+
+
+def series(tmp_path: Path, endings: list[str], seed: int) -> dict[str, int]:
+    """End runs at random instants, going on after each; return how often each ending met a run that was at work.
+
+    Each run that comes to its end says what a run says that was left alone.
+    """
+    model = tmp_path / "model.py"
+    model.write_text(MODEL)
+    process = start(tmp_path / "whole", model, STAGES, tmp_path / "whole_rows")
+    assert process.wait(600) == 0, process.stderr
+    total, whole = seen(tmp_path / "whole_rows"), said(tmp_path / "whole")
+    moments, met, finished, folder = random.Random(seed), dict.fromkeys(endings, 0), 0, tmp_path / "run-0"
+
+    def check_whole() -> None:
+        assert said(folder) == whole
+        assert load_samples(folder).equals(load_samples(tmp_path / "whole"))
+        assert not (folder / "state").exists()
+
+    for number, ending in enumerate(endings):
+        rows, least = tmp_path / f"rows-{number}", moments.randrange(total // 3)
+        process = start(folder, model, STAGES, rows, "--resume")
+        while process.poll() is None and seen(rows) < least:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.05)
+        for sign in ENDINGS[ending] if process.poll() is None else []:
+            os.kill(process.pid, sign)
+            time.sleep(0.002)
+        code = process.wait(600)
+        if code == 0:
+            check_whole()
+            finished += 1
+            folder = tmp_path / f"run-{finished}"
+        else:
+            met[ending] += 1
+            assert code in CODES[ending], (ending, code, process.stderr)
+    process = start(folder, model, STAGES, tmp_path / "rows", "--resume")
+    assert process.wait(600) == 0, process.stderr
+    check_whole()
+    return met
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ended_in_every_way_at_random_instants(tmp_path):
+    ways = [*["kill"] * 6, *["term", "hup", "ctrl-c", "double ctrl-c"] * 2]
+    random.Random(5).shuffle(ways)
+    met = series(tmp_path, ways, seed=5)
+    assert sum(met.values()) > len(ways) // 2

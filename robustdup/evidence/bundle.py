@@ -123,7 +123,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         stated = manifest.pop("sha256")
-        files = dict(manifest["files"])
+        files = {str.__str__(name): str.__str__(digest) for name, digest in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise refused(f"{MANIFEST} is damaged.") from None
     if manifest.get("format") != FORMAT:

@@ -260,9 +260,17 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
     whole = [attack for stages in curves.values() for attack in stages]
     if curves and record.attacks != (whole if record.threat.norm == UNION else curves.get(record.threat.eps_text)):
         yield "The attacks of the record are not those that its curve has at the largest eps."
+    if record.reliable and record.unreliable_reasons:
+        yield "The record states that its result is reliable, and why it is not."
+    for name in ("attacks", "curve_attacks", "passes", "environment", "seconds"):
+        if not all(number >= 0 for number in _numbers(record.model_dump(include={name}))):
+            yield f"The record states a number below zero, or none at all, in {name}."
     for text, stages in stages_of(record).items():
         if any(
-            attack.n_unchanged > attack.n_attacked or attack.rejected_claims > attack.violations for attack in stages
+            attack.n_unchanged > attack.n_attacked
+            or attack.rejected_claims > attack.violations
+            or sum(count for _, count in attack.broken_after) > attack.n_attacked
+            for attack in stages
         ):
             yield f"The counts of an attack at eps {text} contradict each other."
         for attack in stages:
@@ -270,6 +278,18 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
             other = [name for name, value in options.items() if attack.options.get(name, value) != value]
             if other:
                 yield f"The record states that {attack.name} ran with another {other[0]} than its settings say."
+
+
+def _numbers(content: Any) -> Iterator[float]:
+    """Walk the numbers of plain data, but for the options of attacks, which may be any."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _numbers(value) if name != "options" else ()
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _numbers(value)
+    elif isinstance(content, int | float):
+        yield content
 
 
 def _asked_options(config: Mapping[str, Any], attack: str) -> dict[str, Any]:

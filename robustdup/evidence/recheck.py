@@ -173,6 +173,8 @@ def _bundled_examples(folder: Path, data: ImageDataset) -> Tensor:
         raise refused(f"{EXAMPLES} cannot be read: {str(error)[:200]}") from None
     if sorted(tensors) != ["images", "index", "labels"]:
         raise refused(f"{EXAMPLES} holds {sorted(tensors)}, not images, labels and index.")
+    if {tensors["index"].dtype, tensors["labels"].dtype} != {torch.int64}:
+        raise refused("the labels and indices of its examples are no whole numbers of 64 bits.")
     if tensors["index"].tolist() != data.index.tolist():
         raise refused("its examples are not of the samples that its record names.")
     if tensors["labels"].tolist() != data.labels.tolist():

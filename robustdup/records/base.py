@@ -188,7 +188,12 @@ def read_record(
             code="other-record",
         )
     written = content.get("schema_version")
-    if not isinstance(written, int) or written > version:
+    if type(written) is not int or written < 1:
+        raise UserError(
+            f"{str(path)!r} is damaged: no robustdup writes the schema version {plain(repr(written), 60)}.",
+            code="damaged-record",
+        )
+    if written > version:
         raise UserError(
             f"{str(path)!r} has schema version {written}; this robustdup reads up to {version}. Update robustdup to read it.",
             code="newer-record",
@@ -196,7 +201,7 @@ def read_record(
     upgrade(content, written)  # changes names; what older versions lack has defaults
     content["schema_version"] = version
     try:
-        return kind.model_validate(content)
+        return kind.model_validate_json(json.dumps(content), strict=True)  # a number is a number, and not a text of one
     except ValidationError as error:
         first = error.errors()[0]
         place_in = ".".join(str(part) for part in first["loc"])

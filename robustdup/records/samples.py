@@ -80,6 +80,8 @@ def load_samples(folder: str | Path) -> pa.Table:
         raise UserError(
             f"{str(path)!r} cannot be read: {error}. Was the copy cut off?", code="damaged-record"
         ) from None
+    if len(set(table.column_names)) < len(table.column_names):
+        raise UserError(f"{str(path)!r} has a column twice.", code="damaged-record")
     return _in_todays_words(table)
 
 
