@@ -22,7 +22,7 @@ from robustdup.data.transforms import Transforms
 from robustdup.device import choose_device, count_operations
 from robustdup.errors import UserError
 from robustdup.jobs.evaluation import parse_threats, plan, run_evaluation
-from robustdup.jobs.training_data import TrainingData, prepare_data
+from robustdup.jobs.training_data import TrainingData, check_test_shape, prepare_data
 from robustdup.jobs.training_record import BEST, LAST, Assembled, checkpoint_results, make_record
 from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.layout import fits_channels_last
@@ -201,6 +201,8 @@ def assemble(
     """Read the data, build the network, and put together what `fit` trains. The network is described in `folder`."""
     data = prepare_data(config, registry, device, say=say)
     model = network_for(config, data, registry)
+    if config.evaluate:
+        check_test_shape(config, registry, model, (data.channels, *data.size))
     data.events.extend(_started(model, config, data, registry))
     frozen = _frozen(model, config, data)
     initial = fingerprint(model)

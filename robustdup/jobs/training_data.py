@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustdup.config import DuplicationOptions, TrainConfig
 from robustdup.data.batches import EntryOptions, TrainingSet
@@ -60,8 +60,7 @@ def prepare_data(
     """
     samples = open_samples(config.data, config.data_options(), registry, lenient=True)
     split = split_taken(samples, config.split)
-    if config.evaluate:
-        open_test_samples(config, registry)  # a mistake would come out when training is over
+    tested = open_test_samples(config, registry) if config.evaluate else None  # a mistake would come out after training
     name = f"{config.data} ({split})"
     index, selection, note = choose(samples, n=config.n, sample=config.sample, seed=config.seed, place=name)
     count = validation_count(config.validation, len(index))
@@ -82,6 +81,8 @@ def prepare_data(
         raise UserError(message, code="no-data")
     class_names = list(samples.class_names)
     classes = len(class_names) or numbered_classes(every.labels, name)
+    if tested is not None:
+        check_test_labels(config, tested, every.labels, class_names, classes)
     source = every.only(kept)
     plan, other = _plan(config, source, class_names, registry, say)
     some = source.take(torch.arange(0, len(source), max(1, len(source) // FOR_STATISTICS)))
@@ -135,6 +136,50 @@ def open_test_samples(config: TrainConfig, registry: Registry) -> Samples:
             code="no-test-data",
         )
     return samples
+
+
+def check_test_labels(
+    config: TrainConfig, tested: Samples, labels: Tensor, class_names: list[str], classes: int
+) -> None:
+    """Raise UserError where test labels are above those of training, labels (N,), or of other classes altogether."""
+    place = f"{config.test_data or config.data} ({split_taken(tested, config.test_split)})"
+    labels_of = getattr(tested, "labels", None)  # a source may have none, or all of them at once
+    if labels_of is None:
+        return
+    there = set(labels_of(range(len(tested))) if callable(labels_of) else torch.as_tensor(labels_of).tolist())
+    if not class_names and not tested.class_names and max(there, default=0) >= classes:
+        raise UserError(
+            f"The labels of {place} go up to {max(there)}, those that are trained on up to {classes - 1}: the network would have "
+            "no output for them.",
+            code="model-and-data",
+        )
+    if class_names and class_names == list(tested.class_names) and there and not there & set(labels.tolist()):
+        shown = ", ".join(class_names[number] for number in sorted(there)[:5])
+        raise UserError(
+            f"No class of {place} ({shown}) is trained on. Are the folders or labels of the two splits called by other names?",
+            code="model-and-data",
+        )
+
+
+def check_test_shape(config: TrainConfig, registry: Registry, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise UserError where test images have another shape (C, H, W) than those of training and the network cannot take it."""
+    tested = open_test_samples(config, registry)
+    images, _ = tested.fetch([0])
+    if tuple(images.shape[1:]) == shape:
+        return
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    except RuntimeError as error:
+        raise UserError(
+            f"Images of {config.test_data or config.data} ({split_taken(tested, config.test_split)}) have the shape "
+            f"{tuple(images.shape[1:])}, those that are trained on {shape}, and the network takes one of them alone. Give "
+            "--grey, or --resize and --crop.",
+            code="model-and-data",
+        ) from error
+    finally:
+        model.train(training)
 
 
 def numbered_classes(labels: Tensor, name: str) -> int:

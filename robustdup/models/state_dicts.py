@@ -72,6 +72,7 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
     if not whole:
         raise _other_network(max(fits, key=_agreement), model, place, [name for name in sets if name])
     first = whole[0]
+    _check_numbers(first, model, place)
     others = whole[1:]
     if named is None and any(
         not _averaged(other.name) and _own_part(first.name, other.name) not in USUAL for other in others
@@ -88,6 +89,23 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
         for name in _nameless(content)
     ]
     return first, notes
+
+
+def _check_numbers(fit: Fit, model: nn.Module, place: str) -> None:
+    """Raise UserError for weights without values, and for whole numbers where the network has fractions: whose scale is lost."""
+    fractions = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for name, tensor in fit.state.items():
+        if tensor.is_meta:
+            raise UserError(
+                f"{place} names {name!r} without its values (a tensor on the device 'meta'): save the model after it was loaded.",
+                code="damaged-checkpoint",
+            )
+        if name in fractions and not tensor.is_floating_point() and not tensor.is_complex():
+            raise UserError(
+                f"{place} holds {name!r} as whole numbers ({str(tensor.dtype).removeprefix('torch.')}), as quantised weights "
+                "are: their scale is not in them. Save the weights before they are quantised.",
+                code="other-network",
+            )
 
 
 def best_fit(content: Any, model: nn.Module, place: str, *, named: str | None = None) -> Fit:

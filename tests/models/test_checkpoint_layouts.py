@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import robustdup.models
+from robustdup.errors import UserError
 from robustdup.models.adapt import names_of, notes_of
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry
@@ -428,3 +429,19 @@ def test_averaged_weights_without_names_are_told(place, registry, net):
     (note,) = notes_of(load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry))
     assert "'ema.shadow_params'" in note
     assert "'model' was taken" in note
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda tensor: (10 * tensor).to(torch.int8), "other-network", "quantised"),
+        (lambda tensor: tensor.to("meta"), "damaged-checkpoint", "without its values"),
+    ],
+    ids=["whole numbers", "no values"],
+)
+def test_whole_numbers_and_missing_values_are_no_weights(place, registry, net, change, code, words):
+    state = net.state_dict()
+    name = next(name for name, parameter in net.named_parameters() if parameter.ndim > 1)
+    torch.save({**state, name: change(state[name])}, place / "odd.pt")
+    with raises(code, UserError, words, name):
+        load_model(f"{place / 'net.py'}:make@{place / 'odd.pt'}", registry=registry)
