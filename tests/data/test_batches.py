@@ -94,7 +94,7 @@ def test_keys_hold_source_copy_and_epoch():
 
 @pytest.mark.parametrize("number", [2**16, -1])
 def test_what_has_no_room_in_a_key_is_refused(number):
-    with raises("bad-value", UserError, f"copy number must be in .0, 65536., got {number}"):
+    with raises("bad-value", UserError, f"copy number must be in [0, 65536), got {number}"):
         check_numbers("copy", torch.tensor([0, number, 5]), MAX_COPY)
 
 
