@@ -73,6 +73,13 @@ def drop_p_value(lost: int, gained: int) -> float:
     return 1.0 if lost == 0 else float(special.bdtrc(lost - 1, lost + gained, 0.5))
 
 
+def share_p_value(fewer: int, more: int, n: int) -> float:
+    """Return the one-sided p value of Fisher's exact test that `fewer` of n and `more` of n differ by chance alone, in [0, 1]."""
+    from scipy import stats
+
+    return float(stats.hypergeom.cdf(fewer, 2 * n, fewer + more, n))
+
+
 def drop_power(n: int, drop: float, gained: float, *, margin: float, alpha: float) -> float:
     """Return how often a drop is found: more than `margin` is seen lost, and `drop_p_value` is at most `alpha`.
 

@@ -237,7 +237,7 @@ def assemble(
         },
         settings=config.model_dump(mode="json"),
         frozen=frozen,
-        watched=orders.objective.name != "standard",
+        watched_by=0 if data.validation is None or orders.objective.name == "standard" else len(data.validation.labels),
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )
     threads = config.threads or usual_threads(model, data, device)

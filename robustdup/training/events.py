@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from robustdup.attacks.isolation import isolated
 from robustdup.errors import UserError
 from robustdup.records import TrainPoint, TrainProgress, ValidationPoint
+from robustdup.statistics import share_p_value
 from robustdup.training.checkpoint import Checkpoints
 from robustdup.training.parts import ShowProgress
 from robustdup.training.trainer import Stopped, Trainer
@@ -16,6 +17,7 @@ from robustdup.training.validation import Validate
 POINTS = 150  # of the curve, about
 CANDIDATES = 20  # for the best weights
 COLLAPSED = 0.1  # by how much robust accuracy falls, at least, where training fools its own attack
+CHANCE = 0.01  # a fall that few validation images show by chance more often than that is none
 SHOWN = 0.1  # seconds between two views of the progress
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 0.05  # of the time may go into writing checkpoints
@@ -61,7 +63,8 @@ def consider(trainer: Trainer, validate: Validate, view: View) -> None:
     state.passes.validation_forward += forward
     state.passes.validation_backward += backward
     point = ValidationPoint(**trainer.position(), clean_accuracy=clean, robust_accuracy=robust)
-    if trainer.parts.watched and (event := catastrophic_overfitting(state.selection.points, point)):
+    watched = trainer.parts.watched_by
+    if watched and (event := catastrophic_overfitting(state.selection.points, point, watched)):
         known = any(other.startswith(event.split(" at ")[0]) for other in state.events)
         state.events += [] if known else [event]
     if state.selection.add(point, model) and processes.first:
@@ -69,11 +72,11 @@ def consider(trainer: Trainer, validate: Validate, view: View) -> None:
     trainer.session.log({"clean_accuracy": clean, "robust_accuracy": robust}, state.step)
 
 
-def catastrophic_overfitting(before: Sequence[ValidationPoint], point: ValidationPoint) -> str:
-    """Return what to say where robust accuracy has collapsed and clean accuracy has not; empty where it has not.
+def catastrophic_overfitting(before: Sequence[ValidationPoint], point: ValidationPoint, n: int) -> str:
+    """Return what to say where robust accuracy on n images has collapsed and clean accuracy has not; empty where not.
 
     So ends single-step adversarial training that learned to fool its own attack: https://arxiv.org/abs/2001.03994. Told
-    from learning that goes badly by clean accuracy, which stays.
+    from learning that goes badly by clean accuracy, which stays, and from chance by the exact test of two shares.
     """
     best = max(before, key=lambda earlier: earlier.robust_accuracy, default=None)
     if best is None:
@@ -82,6 +85,8 @@ def catastrophic_overfitting(before: Sequence[ValidationPoint], point: Validatio
     if fell < COLLAPSED or point.robust_accuracy > best.robust_accuracy / 2:
         return ""
     if point.clean_accuracy < best.clean_accuracy - COLLAPSED / 2:
+        return ""
+    if share_p_value(round(point.robust_accuracy * n), round(best.robust_accuracy * n), n) > CHANCE:
         return ""
     return (
         f"Catastrophic overfitting at step {point.step}: robust accuracy on validation images fell from "

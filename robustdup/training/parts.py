@@ -51,8 +51,8 @@ class Parts:
     attack (not yet attached). `entries` is the number M of training entries in an epoch. A checkpoint must share with the
     run what `data` lists (a fingerprint, say) and the `settings` of the whole run, but those free to change; trackers are
     told the settings. Modules that are `frozen` stay in eval mode. A
-    run that is `watched` says where robust accuracy collapses. `on_best` is given the weights of each new best
-    candidate, in the first process only.
+    run says where robust accuracy collapses on the validation images that it is `watched_by`, if there are any. `on_best`
+    is given the weights of each new best candidate, in the first process only.
     """
 
     model: nn.Module
@@ -66,7 +66,7 @@ class Parts:
     data: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     frozen: Sequence[nn.Module] = ()
-    watched: bool = True
+    watched_by: int = 0
     on_best: Callable[[dict[str, Tensor]], object] = lambda weights: None
 
 

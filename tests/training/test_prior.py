@@ -202,12 +202,18 @@ def point(step, clean, robust):
     [(0.8, 0.02, True), (0.75, 0.3, False), (0.8, 0.2, False), (0.3, 0.02, False), (0.9, 0.17, True)],
 )
 def test_robust_accuracy_that_collapses_while_clean_accuracy_stays_is_said(clean, robust, found):
-    said = catastrophic_overfitting([point(1, 0.5, 0.1), point(2, 0.76, 0.35)], point(3, clean, robust))
+    said = catastrophic_overfitting([point(1, 0.5, 0.1), point(2, 0.76, 0.35)], point(3, clean, robust), 200)
     assert bool(said) == found
     if found:
         assert "step 3" in said
         assert "35.0% (step 2)" in said
-    assert catastrophic_overfitting([], point(3, clean, robust)) == ""
+    assert catastrophic_overfitting([], point(3, clean, robust), 200) == ""
+
+
+@pytest.mark.parametrize(("n", "found"), [(20, False), (40, False), (200, True)])
+def test_a_fall_that_few_images_show_by_chance_is_no_collapse(n, found):
+    # Fisher's one-sided p of 4 and 2 of 20 is 0.33, of 8 and 4 of 40 0.17, of 40 and 20 of 200 0.004 (scipy's fisher_exact)
+    assert bool(catastrophic_overfitting([point(1, 0.8, 0.2)], point(2, 0.8, 0.1), n)) == found
 
 
 def test_fractions_stay_exact():
