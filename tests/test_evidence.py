@@ -293,6 +293,11 @@ FORGED_RECORDS = {
     "seconds below zero": set_in("seconds", to=-5.0),
     "passes below zero": set_in("passes", "referee", to=-1),
     "reliable for reasons against it": lambda content: content.update(reliable=True, unreliable_reasons=["masked"]),
+    "dropped ones that come back": lambda content: [
+        stage.update(broken_after=[[1, 5], [2, 3]])
+        for stages in (content["attacks"], *content["curve_attacks"].values())
+        for stage in stages
+    ],
     "fewer than none dropped": lambda content: [
         stage.update(broken_after=[[1, -5]])
         for stages in (content["attacks"], *content["curve_attacks"].values())

@@ -267,7 +267,13 @@ def contradictions(record: EvaluationRecord) -> Iterator[str]:
             yield f"The record states a number below zero, or none at all, in {name}."
     for text, stages in stages_of(record).items():
         if any(
-            attack.n_unchanged > attack.n_attacked or attack.rejected_claims > attack.violations for attack in stages
+            attack.n_unchanged > attack.n_attacked
+            or attack.rejected_claims > attack.violations
+            or any(
+                passes >= later or dropped > by_then
+                for (passes, dropped), (later, by_then) in itertools.pairwise(attack.broken_after)
+            )
+            for attack in stages
         ):
             yield f"The counts of an attack at eps {text} contradict each other."
         for attack in stages:

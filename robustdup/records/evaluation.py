@@ -153,8 +153,8 @@ class AttackResult(Part):
     distances: Distances | None = Field(default=None, description="Of a minimum-norm attack: how far its examples lie.")
     broken_after: list[tuple[int, int]] = Field(
         default_factory=list,
-        description="How many samples it had dropped as broken after how many passes per sample (forward and backward "
-        "together), rising; empty for an attack that drops none.",
+        description="After how many passes per sample (forward and backward together) how many samples it had dropped as "
+        "broken by then, a running total; empty for an attack that drops none.",
     )
     errors: list[str] = Field(default_factory=list, description="What its failed calls said.")
     warning: str = Field(default="", description="What a reader of this attack's results should always know.")

@@ -51,9 +51,8 @@ def steps(record: EvaluationRecord) -> list[Step]:
     for attack in record.attacks:
         before = line[-1][1]
         total = passes_of_a_survivor(attack)
-        left = before
-        for passes, samples in attack.broken_after:
-            left = max(left - samples / max(record.n, 1), min(attack.robust_accuracy_after, before))
+        for passes, dropped in attack.broken_after:
+            left = max(before - dropped / max(record.n, 1), min(attack.robust_accuracy_after, before))
             line.append((spent + min(passes, total), left, attack_label(attack)))
         spent += total
         line.append((spent, min(before, attack.robust_accuracy_after), attack_label(attack)))
@@ -62,12 +61,13 @@ def steps(record: EvaluationRecord) -> list[Step]:
 
 def passes_of_a_survivor(attack: AttackResult) -> float:
     """Return the passes that a sample had which the attack did not break: what is left of all passes, shared out."""
-    total = attack.forward_passes + attack.backward_passes
-    dropped = sum(samples for _, samples in attack.broken_after)
-    left = attack.n_attacked - dropped
-    if left <= 0:
+    total, dropped = float(attack.forward_passes + attack.backward_passes), 0
+    for passes, dropped_by_then in attack.broken_after:
+        total -= passes * (dropped_by_then - dropped)
+        dropped = dropped_by_then
+    if dropped >= attack.n_attacked:
         return float(max((passes for passes, _ in attack.broken_after), default=0))
-    return max(0.0, total - sum(passes * samples for passes, samples in attack.broken_after)) / left
+    return max(0.0, total) / (attack.n_attacked - dropped)
 
 
 def _by_attack(line: Sequence[Step]) -> list[Series]:

@@ -16,9 +16,16 @@ def attack(**keys):
 
 def test_passes_are_shared_out():
     assert passes_of_a_survivor(attack()) == 15  # (100 + 50) / 10
-    # two left after 3 passes, one after 9: 150 = 2 * 3 + 1 * 9 + 7 * x
-    assert passes_of_a_survivor(attack(broken_after=[(3, 2), (9, 1)])) == pytest.approx(135 / 7)
-    assert passes_of_a_survivor(attack(n_attacked=3, broken_after=[(3, 2), (9, 1)])) == 9  # none survived
+    # two left after 3 passes, three by 9: 150 = 2 * 3 + 1 * 9 + 7 * x
+    assert passes_of_a_survivor(attack(broken_after=[(3, 2), (9, 3)])) == pytest.approx(135 / 7)
+    assert passes_of_a_survivor(attack(n_attacked=3, broken_after=[(3, 2), (9, 3)])) == 9  # none survived
+
+
+def test_what_was_dropped_is_a_running_total(run):
+    record = run(broken_by=[1] * 20 + [-1] * 20, right=[True] * 40).record
+    record.attacks[1].broken_after = [(1, 5), (2, 15), (3, 20)]
+    shares = [share for _, share, words in steps(record) if words == record.attacks[1].name]
+    assert shares == [35 / 40, 25 / 40, 0.5, 0.5]
 
 
 def test_the_line_falls_from_clean_to_robust(run):
