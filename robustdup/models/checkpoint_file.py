@@ -5,10 +5,12 @@ Pickles are loaded only on request.
 
 from __future__ import annotations
 
+import json
 import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -29,6 +31,8 @@ USUAL_NAMES = (
     "checkpoint.pt",
     "checkpoint.pth",
 )
+INDEX = ".index.json"  # ends the name of a list of the parts that a checkpoint was split into
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")  # the name of a part
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
 # What a file begins with, and what to do with it.
 ELSEWHERE = (
@@ -47,6 +51,7 @@ def weights_file(place: Path) -> Path:
         return place
     files = sorted(file for file in place.iterdir() if file.is_file() and file.suffix in SUFFIXES)
     usual = [place / name for name in USUAL_NAMES if place / name in files]
+    usual += [file for name in USUAL_NAMES if (file := place / f"{name}{INDEX}").is_file()]
     if usual or len(files) == 1:
         return (usual or files)[0]
     if not files:
@@ -59,6 +64,34 @@ def weights_file(place: Path) -> Path:
 
 def read_checkpoint(file: Path, *, allow_pickle: bool = False, module: ModuleType | None = None) -> Any:
     """Return what a checkpoint holds, on the CPU. Raises UserError for anything that is not one."""
+    if file.name.endswith(INDEX):
+        parts = [_read_file(part, allow_pickle=allow_pickle, module=module) for part in _parts(file)]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise UserError(f"A part that {str(file)!r} names holds no tensors with names.", code="damaged-checkpoint")
+        return {name: value for part in parts for name, value in part.items()}
+    if (part := PART.fullmatch(file.name)) and (index := file.with_name(f"{part[1]}{part[2]}{INDEX}")).is_file():
+        raise UserError(f"{str(file)!r} is one of several parts. Name their list: {index}.", code="part-of-checkpoint")
+    return _read_file(file, allow_pickle=allow_pickle, module=module)
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files that a list of parts names, which lie beside it. Raises UserError where they do not."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        parts = [index.parent / name for name in names if Path(name).name == name and not name.endswith(INDEX)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _broken(index, error) from error
+    missing = sorted({*names} - {part.name for part in parts if part.is_file()})
+    if missing or not parts:
+        raise UserError(
+            f"{str(index)!r} names parts that do not lie beside it: {', '.join(map(repr, missing[:3])) or 'none at all'}.",
+            code="missing-file",
+        )
+    return parts
+
+
+def _read_file(file: Path, *, allow_pickle: bool, module: ModuleType | None) -> Any:
+    """Return what one file holds. Raises UserError."""
     safe = is_safetensors(file)
     try:
         check_zip(file)

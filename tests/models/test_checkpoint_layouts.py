@@ -9,6 +9,7 @@ import datetime
 import decimal
 import enum
 import gzip
+import json
 import pathlib
 import pickle
 import subprocess
@@ -379,6 +380,30 @@ def test_functions_that_a_file_names_are_never_run(place, registry, net):
     with raises("refused-pickle", ValueError, "Popen"):
         load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
     assert not (place / "ran").exists()
+
+
+def test_parts_are_put_together_by_their_list(place, registry, net):
+    state, folder = {key: value.contiguous() for key, value in net.state_dict().items()}, place / "split"
+    folder.mkdir()
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {name: parts[number % 2] for number, name in enumerate(state)}
+    for part in parts:
+        save_file({name: state[name] for name in state if weight_map[name] == part}, folder / part)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name in ("split", "split/model.safetensors.index.json"):
+        model = load_model(f"{place / 'net.py'}:make@{place / name}", registry=registry)
+        torch.testing.assert_close(model(IMAGES), net(IMAGES))
+    with raises("part-of-checkpoint", UserError, "index.json"):
+        load_model(f"{place / 'net.py'}:make@{folder / parts[0]}", registry=registry)
+    for odd in ("[]", "{}", '{"weight_map": {"a": 1}}', "[" * 100_000, '{"weight_map": []}'):
+        index.write_text(odd)
+        with raises("damaged-checkpoint", ValueError):
+            load_model(f"{place / 'net.py'}:make@{index}", registry=registry)
+    for odd in ("../net.py", "gone.bin", "model.safetensors.index.json"):
+        index.write_text(json.dumps({"weight_map": {"a": odd}}))
+        with raises("missing-file", ValueError, "beside"):
+            load_model(f"{place / 'net.py'}:make@{index}", registry=registry)
 
 
 def test_files_are_told_by_their_content_not_by_their_ending(place, registry, net):
