@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.apgd_t import apgd_t
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import ce
 from robustdup.attacks.passes import Count, Passes, input_gradient
@@ -189,6 +188,8 @@ def left_by_a_long_run(
         index: their rows in the dataset (n,).
         threat: the threat model.
     """
+    from robustdup.attacks.apgd_t import apgd_t  # here, so that a run of one attack imports no other
+
     images, labels, index = (tensor.to(context.device) for tensor in (images, labels, index))
     model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
     original = Passes(context.original.model, context.micro_batch, draws=context.looks)

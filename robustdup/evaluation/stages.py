@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robustdup.attacks.apgd import apgd_cost
 from robustdup.attacks.ensembles import RAND, RAND_EOT
 from robustdup.errors import UserError, unknown
 from robustdup.evaluation.calls import PlannedStage
@@ -144,6 +143,8 @@ def _affordable(stages: Sequence[PlannedStage], draws: Draws) -> list[PlannedSta
     Each draw costs as much as a whole model that repeats itself. So they take the samples nearest to the boundary, as many as the
     passes that the stages before them leave of AutoAttack's, version for randomised models, are enough for.
     """
+    from robustdup.attacks.apgd import apgd_cost  # here, so that a run of one attack imports no other
+
     forward, backward = apgd_cost({"steps": 100, "restarts": 1, "larger_eps": False, "eot": max(RAND_EOT, draws.eot)})
     left, affordable = len(RAND) * (forward + backward), []
     for stage in stages:
