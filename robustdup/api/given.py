@@ -99,13 +99,7 @@ def _named_pair(data: Any) -> tuple[Any, Any] | None:
     """Return images and labels of a mapping that names both, all samples in each; None for other data."""
     if not isinstance(data, Mapping) or _is_hub_dataset(data):
         return None
-    keys = _usual_keys(data)
-    if keys is None:
-        raise UserError(
-            f"A mapping must hold images and labels, got {', '.join(map(str, data)) or 'nothing'}. Name them 'images' and "
-            "'labels'.", code="bad-data",
-        )  # fmt: skip
-    return data[keys[0]], data[keys[1]]
+    return _images_and_labels(data, "A mapping", "'images' and 'labels'")
 
 
 def _usual_arrays(images: Any, labels: Any) -> tuple[Any, Any, list[str]]:
@@ -289,10 +283,15 @@ def _class_names(owner: Any, labels: torch.Tensor) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _usual_keys(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
-    """Return the keys of images and labels in a mapping; None where one is not there under a usual name."""
-    keys = [next((key for key in row if str(key).lower() in names), None) for names in (IMAGE_KEYS, LABEL_KEYS)]
-    return None if None in keys else (keys[0], keys[1])
+def _images_and_labels(row: Mapping[Any, Any], what: str, names: str, *, got: str = "") -> tuple[Any, Any]:
+    """Return what a mapping holds under usual names of images and labels. Raises UserError, which says what to name them."""
+    keys = [next((key for key in row if str(key).lower() in usual), None) for usual in (IMAGE_KEYS, LABEL_KEYS)]
+    if None in keys:
+        raise UserError(
+            f"{what} must hold images and labels, got {got}{', '.join(map(str, row)) or 'nothing'}. Name them {names}.",
+            code="bad-data",
+        )
+    return row[keys[0]], row[keys[1]]
 
 
 def _pair(row: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -300,13 +299,7 @@ def _pair(row: Any) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     if isinstance(row, Mapping):
-        named = _usual_keys(row)
-        if named is None:
-            raise UserError(
-                f"A batch must hold images and labels, got a dict with {', '.join(map(str, row)) or 'nothing'}. Name them "
-                "'image' and 'label'.", code="bad-data",
-            )  # fmt: skip
-        row = [row[key] for key in named]
+        row = _images_and_labels(row, "A batch", "'image' and 'label'", got="a dict with ")
     if not isinstance(row, list | tuple) or len(row) < 2:
         raise UserError(
             f"A batch must be (images, labels), got a {type(row).__name__}. Wrap your loader so that it yields pairs.",
