@@ -278,6 +278,39 @@ def test_without_doses_the_levels_themselves_are_compared():
     assert "lower than under standard, 6 paired seeds (p < 0.001, Holm)." in one.sentence
 
 
+def test_crossed_levels_without_doses_give_their_interaction_by_seed():
+    rng = np.random.default_rng(3)
+    values = {(c, k): 0.5 + rng.normal(0, 0.004, 20) for c in ("copies", "matched") for k in ("uniform", "skewed")}
+    values["matched", "skewed"] += 0.02  # distinct images gain two points more under skewed shares
+    rows = [
+        StudyRun(
+            factors={"scheme": scheme, "condition": condition}, seed=seed, cell=f"{condition}-{scheme}-{seed}",
+            status="complete", metrics={"robust_accuracy": float(value)},
+        )
+        for (condition, scheme), by_seed in values.items() for seed, value in enumerate(by_seed)
+        if seed < 18 or scheme == "uniform"
+    ]  # fmt: skip
+    found = analyse(rows, config(contrasts=["condition", "scheme"], primary=[{"contrast": "condition"}]))
+    [one] = [comparison for comparison in found.comparisons if comparison.change]
+    change = {scheme: values["matched", scheme] - values["copies", scheme] for scheme in ("uniform", "skewed")}
+    difference = (change["skewed"] - change["uniform"])[:18]
+    low, high = stats.t.interval(0.95, 17, difference.mean(), stats.sem(difference))
+    assert (one.difference, one.low, one.high) == pytest.approx((difference.mean(), low, high))
+    assert one.p == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+    assert (one.contrast, one.level, one.against, one.primary) == ("condition x scheme", "skewed", "uniform", False)
+    assert one.sentence.startswith("The change of robust accuracy from copies to matched under skewed is ")
+    assert "higher than under uniform, 18 paired seeds of 20 (without 18, 19)" in one.sentence
+    assert [comparison.contrast for comparison in found.comparisons if comparison.primary] == ["condition"] * 2
+
+
+def test_seeds_that_are_missing_in_a_row_are_told_as_a_range():
+    rows = [
+        row for row in table(lambda o, d: 0.0, seeds=12) if row.seed < 4 or row.factors["dose"] == 0 or row.seed == 9
+    ]
+    [half] = by_place(analyse(rows, config()), objective="pgd_at", dose=0.5)
+    assert "5 paired seeds of 12 (without 4 to 8, 10, 11)" in half.sentence
+
+
 def test_seeds_are_planned_under_the_correction_that_the_verdict_uses():
     """Of 15 comparisons 8 are decided: the seven that are left are each tested at a seventh of the level.
 

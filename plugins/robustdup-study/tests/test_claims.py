@@ -130,6 +130,25 @@ def test_harm_of_skewed_copies_is_attributed_by_a_fair_control_only():
     assert evidence == [harm.sentence]
 
 
+def test_harm_of_skewed_copies_is_attributed_by_the_interaction_where_shares_and_copies_are_crossed():
+    skewed = {"contrast": "scheme", "level": "class_skewed", "against": "uniform"}
+    harm = comparison(-0.12, kind="contrast", **skewed, condition="copies", differs=["class shares"])
+    control = comparison(
+        0.03, kind="contrast", contrast="condition", level="matched", against="copies", scheme="class_skewed"
+    )  # copies cost three points under skewed shares; under even ones nobody has said
+
+    def crossed(difference, sd=0.001):
+        skewed["contrast"] = "condition x scheme"
+        interaction = comparison(difference, sd, kind="contrast", **skewed)
+        claim = claims(harm, control, interaction.model_copy(update={"change": "from copies to matched"}))[NON_UNIFORM]
+        return claim.effect, claim.attribution
+
+    assert crossed(0.03) == ("seen", "copies")
+    assert crossed(0.0) == ("seen", "not copies")
+    assert crossed(-0.03) == ("seen", "not copies")
+    assert crossed(0.0, sd=0.05) == ("seen", "open")
+
+
 def test_floors_are_no_evidence_and_primary_comparisons_judge_alone():
     floor = comparison(0.0, metric="robust_accuracy", objective="pgd_at").model_copy(update={"verdict": "at floor"})
     assert claims(floor)[ANY_HARMS].verdict == "not tested"

@@ -7,6 +7,7 @@ not a slope). `sentences` says the results in words.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import AnovaTerm, DoseMean, DuplicationRate, PairedComparison, StudyRun
 from robustdup_study.sides import NO_ANSWERS, Answers, Side
-from robustdup_study.table import Stratum, Table, effect, split, varying_factors
+from robustdup_study.table import Stratum, Table, effect, less, split, varying_factors
 
 
 @dataclass
@@ -47,6 +48,8 @@ def analyse(runs: Sequence[StudyRun], config: AnalysisConfig, answers: Answers =
     bare = not plain  # no doses: then the levels themselves are compared, not what copies do under them
     factors = config.contrasts or (varying if bare else [])
     contrasts = [comparison for name in factors for comparison in _contrasts(table, name, config, answers, bare=bare)]
+    for name, under in itertools.combinations(factors, 2) if bare else []:
+        contrasts += _interactions(table, name, under, config, answers)
     _mark_primary(plain + contrasts, config, analysis.remarks, bare=bare)
     open_questions = Open.of([draft.comparison for draft in plain + contrasts], config.alpha)
     for draft in plain + contrasts:
@@ -104,13 +107,12 @@ def _effects(table: Table, stratum: Stratum, config: AnalysisConfig, answers: An
 
 def _contrasts(table: Table, name: str, config: AnalysisConfig, answers: Answers, *, bare: bool) -> list[Draft]:
     """Compare each level of a factor with its first level in the study's metrics: the effect of each dose, or plain values."""
-    levels = list(dict.fromkeys(dict(stratum)[name] for stratum in table.strata()))
+    first = _first_level(table, name)
     take = table.values if bare else functools.partial(effect, table)
     drafts = []
     for stratum in table.strata():
-        level = dict(stratum)[name]
-        other = tuple((key, levels[0] if key == name else value) for key, value in stratum)
-        if level == levels[0] or other not in table.seeds:
+        level, other = dict(stratum)[name], _moved(stratum, name, first)
+        if level == first or other not in table.seeds:
             continue
         for dose in table.doses(stratum):
             for measured in config.metrics if bare or dose != 0 else []:
@@ -118,11 +120,46 @@ def _contrasts(table: Table, name: str, config: AnalysisConfig, answers: Answers
                     table, _contrast(measured, other, stratum, dose, bare=bare), take(other, dose, measured),
                     take(stratum, dose, measured), table.seeds[stratum] | table.seeds[other], config, answers,
                     kind="contrast", factors={key: value for key, value in stratum if key != name}, dose=dose,
-                    contrast=name, level=str(level), against=str(levels[0]), of_values=bare,
+                    contrast=name, level=str(level), against=str(first), of_values=bare,
                 )  # fmt: skip
                 if draft is not None:
                     drafts.append(draft)
     return drafts
+
+
+def _interactions(table: Table, name: str, under: str, config: AnalysisConfig, answers: Answers) -> list[Draft]:
+    """Compare what a level of one factor changes, against its first level, between the levels of another factor."""
+    first, first_under = _first_level(table, name), _first_level(table, under)
+    drafts = []
+    for stratum in table.strata():
+        factors = dict(stratum)
+        base, other = _moved(stratum, name, first), _moved(stratum, under, first_under)
+        corner = _moved(other, name, first)
+        if factors[name] == first or factors[under] == first_under or not {base, other, corner} <= table.seeds.keys():
+            continue
+        for dose, measured in itertools.product(table.doses(stratum), config.metrics):
+            sides = [(side, dose) for side in (stratum, base, other, corner)]
+            here, base_here, there, base_there = (table.values(*side, measured) for side in sides)
+            pairs = [(sides[1], sides[0]), (sides[3], sides[2])]
+            draft = compare(
+                table, Compared(measured, list(zip((1, -1, -1, 1), sides, strict=True)), pairs),
+                less(there, base_there), less(here, base_here), table.seeds[stratum] | table.seeds[other], config, answers,
+                kind="contrast", factors={key: value for key, value in stratum if key not in (name, under)}, dose=dose,
+                contrast=f"{name} x {under}", level=str(factors[under]), against=str(first_under),
+                change=f"from {first} to {factors[name]}",
+            )  # fmt: skip
+            if draft is not None:
+                drafts.append(draft)
+    return drafts
+
+
+def _first_level(table: Table, name: str) -> Any:
+    return dict(table.strata()[0])[name]
+
+
+def _moved(stratum: Stratum, name: str, level: Any) -> Stratum:
+    """Return a stratum with another level of a factor."""
+    return tuple((key, level if key == name else value) for key, value in stratum)
 
 
 def _contrast(name: str, other: Stratum, stratum: Stratum, dose: float, *, bare: bool) -> Compared:
@@ -142,7 +179,9 @@ def _mark_primary(drafts: Sequence[Draft], config: AnalysisConfig, remarks: list
             comparison.primary = any(_matches(comparison, selector, config.dose) for selector in config.primary)
         else:
             kind = "contrast" if bare else "dose"
-            comparison.primary = comparison.kind == kind and comparison.metric in config.metrics
+            comparison.primary = (
+                comparison.kind == kind and not comparison.change and comparison.metric in config.metrics
+            )
     for selector in config.primary:
         if not any(_matches(comparison, selector, config.dose) for comparison in comparisons):
             text = ", ".join(f"{key} {value}" for key, value in selector.items())

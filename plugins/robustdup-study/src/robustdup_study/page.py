@@ -24,7 +24,7 @@ from robustdup_study.names import (
     words,
 )
 from robustdup_study.records import GRID_FILE, PairedComparison, StudyRecord, StudyRun
-from robustdup_study.report import varying
+from robustdup_study.report import levels_text, varying
 
 STATUS = {"complete": "stands", "failed": "broken", "missing": "blank"}
 VERDICTS = {"confirmed": "stands", "refuted": "broken", "equivalent": "wrong", "undecided": "undecided"}
@@ -214,7 +214,7 @@ def _forest(record: StudyRecord, metric: str, comparisons: Sequence[PairedCompar
             "one": comparison,
             "link": links.get((place_of(comparison.factors, names), comparison.dose), "") if comparison.dose is not None else "",
             "label": place_text(place_of(comparison.factors, names))
-            + (f": {comparison.level} against {comparison.against}" if comparison.level else ""),
+            + (f": {levels_text(comparison)}" if comparison.level else ""),
             "difference": difference_text(metric, comparison.difference),
             "interval": ""
             if comparison.low is None

@@ -120,6 +120,9 @@ class PairedComparison(Part):
         default_factory=list,
         description="What differs between the sides besides what is compared: steps, images, shares.",
     )
+    change: str = Field(
+        "", description="For an interaction, whose change is compared between levels: from copies to matched."
+    )
     of_values: bool = Field(False, description="Whether a contrast is of the metric itself, not of effects of a dose.")
     seeds_for_precision: int | None = None
     verdict: Verdict

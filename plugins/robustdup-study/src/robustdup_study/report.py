@@ -357,7 +357,7 @@ def _contrast_table(record: StudyRecord) -> list[str]:
     names = varying(record)
     rows = [
         [
-            comparison.metric.replace("_", " "), f"{comparison.level} against {comparison.against}",
+            comparison.metric.replace("_", " "), levels_text(comparison),
             ", ".join(str(comparison.factors[name]) for name in names if name in comparison.factors),
             f"{comparison.dose:g}", _effect(comparison),
             "–" if comparison.p is None else f"{comparison.p:.2g}", comparison.verdict, str(len(comparison.seeds)),
@@ -366,6 +366,12 @@ def _contrast_table(record: StudyRecord) -> list[str]:
     ]  # fmt: skip
     header = ["metric", "levels", "where", "dose", "difference", "p", "verdict", "seeds"]
     return ["## Between levels (explored, not corrected)", "", *markdown_table(header, rows, left=3), ""]
+
+
+def levels_text(comparison: PairedComparison) -> str:
+    """Return what a contrast compares: "matched against copies", an interaction with the change that is compared."""
+    change = f"change {comparison.change}, " if comparison.change else ""
+    return f"{change}{comparison.level} against {comparison.against}"
 
 
 def _words(factors: dict[str, Any]) -> str:

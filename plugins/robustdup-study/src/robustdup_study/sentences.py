@@ -89,12 +89,10 @@ def _dose(comparison: PairedComparison) -> str:
 
 def _contrast(comparison: PairedComparison) -> str:
     name = metric(comparison.metric).text
-    effect = (
-        f"{name} under {comparison.level}"
-        if comparison.of_values or not comparison.dose
-        else f"the effect on {name} under {comparison.level}"
-    )
-    verb = _is(comparison.metric) if comparison.of_values or not comparison.dose else "is"
+    of_values = not comparison.change and (comparison.of_values or not comparison.dose)
+    changed = f"the change of {name} {comparison.change}" if comparison.change else f"the effect on {name}"
+    effect = f"{name if of_values else changed} under {comparison.level}"
+    verb = _is(comparison.metric) if of_values else "is"
     against = f"than under {comparison.against}"
     if comparison.verdict in LIMITS:
         limit = f"one of them {verb} {LIMITS[comparison.verdict]}"
@@ -160,8 +158,19 @@ def _seeds(comparison: PairedComparison) -> str:
     n = len(comparison.seeds)
     text = f"{n} paired seed{'s' if n > 1 else ''}"
     if comparison.missing_seeds:
-        text += f" of {n + len(comparison.missing_seeds)} (without {', '.join(map(str, comparison.missing_seeds))})"
+        text += f" of {n + len(comparison.missing_seeds)} (without {_runs(comparison.missing_seeds)})"
     return text
+
+
+def _runs(seeds: Sequence[int]) -> str:
+    """Write seeds with three or more in a row as a range: 1, 2, 5 to 19."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _p(comparison: PairedComparison) -> str:

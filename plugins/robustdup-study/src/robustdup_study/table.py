@@ -58,8 +58,12 @@ def split(factors: Mapping[str, Any], dose: str) -> tuple[Stratum, float]:
 
 def effect(table: Table, stratum: Stratum, dose: float, name: str) -> Values:
     """Return by how much a dose changes a metric, by seed: for the seeds that have the dose and no copies."""
-    before, after = table.values(stratum, 0.0, name), table.values(stratum, dose, name)
-    return {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
+    return less(table.values(stratum, dose, name), table.values(stratum, 0.0, name))
+
+
+def less(values: Values, base: Values) -> Values:
+    """Return by how much values differ from others, for the seeds that both have."""
+    return {seed: values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())}
 
 
 def varying_factors(runs: Sequence[StudyRun], dose: str) -> list[str]:

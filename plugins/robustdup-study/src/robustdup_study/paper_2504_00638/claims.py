@@ -53,8 +53,11 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
     hard = [comparison for comparison in doses if comparison.metric in CLEAN + ROBUST and _is_adversarial(comparison)]
     skewed = [
         comparison for comparison in known
-        if comparison.kind == "contrast" and comparison.metric in CLEAN + ROBUST
-        and "class" in comparison.level and comparison.against in EVEN
+        if _of_shares(comparison) and not comparison.change
+    ]  # fmt: skip
+    interactions = [
+        comparison for comparison in record.comparisons
+        if _of_shares(comparison) and comparison.change in [f"from copies to {control}" for control in SHARES_CONTROLS]
     ]  # fmt: skip
     controls = [
         comparison for comparison in record.comparisons
@@ -65,7 +68,7 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
     return [
         _claim(LESS_EFFICIENT, slower or at_steps, alpha, scope, _on_the_whole, _LESS_EFFICIENT),
         _claim(MAY_LOWER, clean, alpha, scope, _some_lower, _MAY_LOWER),
-        _claim(NON_UNIFORM, skewed, alpha, scope, _on_the_whole, _NON_UNIFORM, controls),
+        _claim(NON_UNIFORM, skewed, alpha, scope, _on_the_whole, _NON_UNIFORM, controls, interactions),
         _claim(ANY_HARMS, hard, alpha, scope, _any_lower, _ANY_HARMS),
         _claim(NO_GAIN, even, alpha, scope, _none_higher, _NO_GAIN),
     ]
@@ -73,6 +76,12 @@ def judge_claims(record: StudyRecord) -> list[Claim]:
 
 def _has_copies(comparison: PairedComparison) -> bool:
     return comparison.factors.get("condition") not in WITHOUT_COPIES and comparison.level not in WITHOUT_COPIES
+
+
+def _of_shares(comparison: PairedComparison) -> bool:
+    """Whether accuracy is compared between skewed and even class shares."""
+    skewed = "class" in comparison.level and comparison.against in EVEN
+    return comparison.kind == "contrast" and comparison.metric in CLEAN + ROBUST and skewed
 
 
 def _budget(comparison: PairedComparison) -> str:
@@ -123,7 +132,7 @@ Rule = Callable[[Sequence[Judged], float], Judgement]
 
 def _claim(
     claim: str, comparisons: Sequence[PairedComparison], alpha: float, scope: str, rule: Rule, wording: Wording,
-    controls: Sequence[PairedComparison] = (),
+    controls: Sequence[PairedComparison] = (), interactions: Sequence[PairedComparison] = (),
 ) -> Claim:  # fmt: skip
     """Judge a claim on all comparisons (the effect) and on those in which copies alone differ (the verdict)."""
     primary = [comparison for comparison in comparisons if comparison.primary]
@@ -138,7 +147,7 @@ def _claim(
         if not comparison.also_differs and not _more_steps(comparison)
     ]
     verdict = rule(clean, alpha) if len(clean) < len(all_of_them) else effect
-    attribution, why, asked_controls = _attribution(effect, verdict, all_of_them, clean, controls, alpha)
+    attribution, why, asked_controls = _attribution(effect, verdict, all_of_them, clean, controls, interactions, alpha)
     if attribution == "copies" and verdict.verdict not in ("confirmed", "refuted"):
         verdict = effect
     word = verdict.verdict if clean or attribution == "copies" else ("undecided" if all_of_them else "not tested")
@@ -166,7 +175,7 @@ def _rank(pair: Judged, claimed: str) -> tuple[int, float]:
 
 def _attribution(
     effect: Judgement, verdict: Judgement, judgements: Sequence[Judged], clean: Sequence[Judged],
-    controls: Sequence[PairedComparison], alpha: float,
+    controls: Sequence[PairedComparison], interactions: Sequence[PairedComparison], alpha: float,
 ) -> tuple[str, str, list[PairedComparison]]:  # fmt: skip
     """Return whether the effect is one of copies, why, and the control comparisons that were asked."""
     if not judgements:
@@ -182,6 +191,9 @@ def _attribution(
         text = f"At equal steps, distinct images and class shares too: {interval_text(largest)} {_place(largest)}."
         return "copies", text, []
     budgets = {_budget(comparison) for _, comparison in judgements}
+    crossed = [comparison for comparison in interactions if _budget(comparison) in budgets]
+    if crossed:
+        return _by_interaction(crossed, alpha)
     usable = [comparison for comparison in controls if _budget(comparison) in budgets]
     fair = [comparison for comparison in usable if not comparison.also_differs]
     if fair:
@@ -200,6 +212,24 @@ def _attribution(
     elif controls:
         text += " The control was run under another budget."
     return "open", text, usable
+
+
+def _by_interaction(interactions: list[PairedComparison], alpha: float) -> tuple[str, str, list[PairedComparison]]:
+    """Attribute by whether distinct images in place of copies gain more under skewed class shares than under even ones."""
+    words = [word for word, _ in judged(interactions, alpha, equivalence="holm")]
+    if "higher" in words and "lower" not in words:
+        return (
+            "copies",
+            "Copies, against distinct images, cost more under skewed class shares than under even ones.",
+            interactions,
+        )
+    if "higher" not in words and all(word in ("lower", "equivalent") for word, _ in judged(interactions, alpha)):
+        return (
+            "not copies",
+            "Copies, against distinct images, cost no more under skewed class shares than under even ones.",
+            interactions,
+        )
+    return "open", "Whether copies cost more under skewed class shares than under even ones is undecided.", interactions
 
 
 def _besides(comparison: PairedComparison) -> list[str]:
