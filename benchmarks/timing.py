@@ -17,9 +17,9 @@ from benchmarks.measured import Ratio, Spread, Summary, TimingResult
 from benchmarks.options import TimingConfig
 from benchmarks.train_options import TrainTimingConfig
 from robustdup.cli.flags import split_words, with_flags
-from robustdup.cli.leaderboard import console
 from robustdup.cli.main import run_app
 from robustdup.config import build
+from robustdup.report.terminal import console
 
 if TYPE_CHECKING:
     from benchmarks.timing_training import TrainTimingResult

@@ -16,13 +16,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.config import parse_value
 from robustdup.errors import UserError, how_to_install, unknown
 from robustdup.plugins import AttackSpec, Registry, Stage, load_plugins
 from robustdup.plugins.specs import Kind, Knowledge
 from robustdup.report.format import escape
+from robustdup.report.terminal import console
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, cls=PluggedGroup)
 
 WIDE = 120  # columns that the table of attacks needs
 
@@ -271,15 +273,10 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def _console() -> Console:
-    """A console that does not cut lines when the output goes into a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-
-
 def _print_list(registry: Registry, specs: Sequence[AttackSpec]) -> None:
-    console, grid = _console(), Table(box=None, pad_edge=False)
-    if console.width < WIDE:
-        _print_narrow(console, registry, specs)
+    out, grid = console(wide=True), Table(box=None, pad_edge=False)
+    if out.width < WIDE:
+        _print_narrow(out, registry, specs)
         return
     for title in ("attack", "norms", "kind", "knowledge", "batching"):
         grid.add_column(title, no_wrap=True)
@@ -287,8 +284,8 @@ def _print_list(registry: Registry, specs: Sequence[AttackSpec]) -> None:
     for spec in specs:
         norms = " ".join(spec.norms)
         grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, _about(spec))
-    console.print(grid)
-    _print_counts(console, registry, specs)
+    out.print(grid, soft_wrap=False)
+    _print_counts(out, registry, specs)
 
 
 def _about(spec: AttackSpec) -> str:
@@ -296,65 +293,65 @@ def _about(spec: AttackSpec) -> str:
     return text + (f" [yellow]({escape(spec.warning)})[/]" if spec.warning else "")
 
 
-def _print_narrow(console: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
+def _print_narrow(out: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
     """Print an attack as its name with what it is below, for terminals in which columns would break words."""
     for spec in specs:
         traits = ", ".join([" ".join(spec.norms), spec.kind, spec.knowledge, spec.batching])
-        console.print(f"[bold]{escape(spec.name)}[/]  {traits}", soft_wrap=True)
-        console.print(Padding(_about(spec), (0, 0, 0, 4)))
-    _print_counts(console, registry, specs)
+        out.print(f"[bold]{escape(spec.name)}[/]  {traits}")
+        out.print(Padding(_about(spec), (0, 0, 0, 4)), soft_wrap=False)
+    _print_counts(out, registry, specs)
 
 
-def _print_counts(console: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
+def _print_counts(out: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
     able = sum(spec.available for spec in specs)
-    console.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
+    out.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
     for ensemble in registry.ensembles.values():
-        console.print(f"  {escape(ensemble.name)}: {escape(ensemble.description)}", soft_wrap=True)
+        out.print(f"  {escape(ensemble.name)}: {escape(ensemble.description)}")
 
 
 def _print_shown(content: Mapping[str, Any]) -> None:
-    console = _console()
+    out = console()
     for key, value in content.items():
         if key in ("options", "stages") or value in (None, "", []):
             continue
         text = ", ".join(map(str, value)) if isinstance(value, list) else _plain(value)
         if key == "passes":
             text = f"{value[0]:g} forward, {value[1]:g} backward for a surviving sample, at these defaults"
-        console.print(f"[bold]{key}[/]: {escape(text)}", soft_wrap=True)
+        out.print(f"[bold]{key}[/]: {escape(text)}")
     if content.get("options"):
         grid = Table("option", "default", "type", box=None, pad_edge=False)
         for name, option in content["options"].items():
             grid.add_row(escape(name), escape(option["default"]), escape(option["type"]))
-        console.print()
-        console.print(grid)
+        out.print()
+        out.print(grid, soft_wrap=False)
     for number, stage in enumerate(content.get("stages", []), start=1):
-        console.print(f"  {number}. {escape(stage)}", soft_wrap=True)
+        out.print(f"  {number}. {escape(stage)}")
 
 
 def _print_report(report: Any) -> None:
-    console = _console()
+    out = console()
     state = "[green]conforms[/]" if report.ok else "[red]does not conform[/]"
-    console.print(f"[bold]{escape(report.attack)}[/] in {report.norm}: {state}")
+    out.print(f"[bold]{escape(report.attack)}[/] in {report.norm}: {state}")
     for finding in report.findings:
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
-        console.print(f"  {mark} {finding.code:<14} {escape(finding.message)}", soft_wrap=True)
+        out.print(f"  {mark} {finding.code:<14} {escape(finding.message)}")
     if report.n:
         mark = "[green]demonstrated[/]" if report.demonstrated else "[yellow]not demonstrated[/]"
-        console.print(f"  {mark}: {escape(report.evidence)}", soft_wrap=True)
+        out.print(f"  {mark}: {escape(report.evidence)}")
         passes = f"{report.forward_passes} forward and {report.backward_passes} backward passes"
-        console.print(f"  {report.seconds:.2f} s, {passes} on {report.n} samples\n")
+        out.print(f"  {report.seconds:.2f} s, {passes} on {report.n} samples\n")
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    console, grid = _console(), Table(box=None, pad_edge=False)
+    out, grid = console(), Table(box=None, pad_edge=False)
     for title in ("toolkit", "attacks", "run", "conform", "demonstrated"):
         grid.add_column(title, justify="left" if title == "toolkit" else "right")
     for counts in _counts(rows):
         grid.add_row(*map(str, counts))
-    console.print(grid)
+    out.print(grid, soft_wrap=False)
     for row in rows:
         if not row["demonstrated"] or row["not_conforming"]:
-            console.print(f"{escape(row['name'])}: {escape(_why(row))}", soft_wrap=True)
+            out.print(f"{escape(row['name'])}: {escape(_why(row))}")
 
 
 def _read_reports(path: Path | None) -> list[Any]:

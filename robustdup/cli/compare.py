@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from robustdup.cli.leaderboard import console
 from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
@@ -27,6 +26,7 @@ from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_re
 from robustdup.report.corruptions import read_answers
 from robustdup.report.format import escape, folded, percent, plural
 from robustdup.report.tables import as_latex, as_markdown, runs_table
+from robustdup.report.terminal import console
 
 SHOWN = 20
 NARROW = 110  # columns of a terminal below which names and intervals take several lines

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.config.shipped import recipe_path, recipes
 from robustdup.errors import UserError
 from robustdup.report.format import escape
+from robustdup.report.terminal import console
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, cls=PluggedGroup)
 
 NAME = typer.Argument(help="A recipe, such as study/quickstart or quickstart.")
 
@@ -30,10 +30,10 @@ def list_command(kind: str = typer.Argument("", help="eval, train or study; all 
     """List the recipes with the first sentence of what they say of themselves."""
     if kind not in ("", "eval", "train", "study"):
         raise UserError(f"There are recipes for eval, train and study, not for {kind!r}.", code="unknown-kind")
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    out = console(wide=True)
     for name in recipes(kind):
-        console.print(name, markup=False)
-        console.print(Padding(escape(_first_sentence(recipe_path(name))), (0, 0, 0, 4)))
+        out.print(name, markup=False)
+        out.print(Padding(escape(_first_sentence(recipe_path(name))), (0, 0, 0, 4)), soft_wrap=False)
 
 
 def _first_sentence(recipe: Path) -> str:

@@ -19,13 +19,13 @@ from rich.table import Table
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.cli.help import PanelCommand
-from robustdup.cli.leaderboard import console
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.cli.quiet import diverted
 from robustdup.config import DuplicateConfig, build
 from robustdup.errors import UserError
 from robustdup.records import RECORD_FILE, now
 from robustdup.report.format import escape
+from robustdup.report.terminal import console
 
 if TYPE_CHECKING:
     from robustdup.jobs.duplication import Duplicated

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from robustdup.config import Config
 from robustdup.errors import UserError
 
+LONGEST = 76  # letters of a flag with its choices: what a terminal of 80 columns has room for
 OUTPUT = "Output"  # the panel of what a command has besides its configuration
 
 
@@ -93,6 +94,8 @@ def _flag(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter:
         return _parameter(name, list[str], typer.Option([], flag, help=text, metavar="TEXT", rich_help_panel=panel))
     allowed, numeric = choices(field), annotation in (int, int | None)
     metavar = "|".join(allowed) if allowed else "INTEGER" if numeric else "NUMBER" if _is_number(field) else "TEXT"
+    if len(flag) + len(metavar) > LONGEST:
+        metavar = "NAME"  # the text names them
     info = typer.Option(
         None,
         flag,

@@ -9,10 +9,10 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from robustdup.cli.leaderboard import console
 from robustdup.errors import RunError, plain
 from robustdup.leaderboard import GateResult
 from robustdup.records import find_record, to_json, write_atomic
+from robustdup.report.terminal import console
 
 FAILED = 3  # exit code of a gate that failed
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"  # a file that GitHub's workflows name in the environment

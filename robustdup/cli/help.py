@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from typer.core import TyperCommand
+import typer
+from typer.core import TyperCommand, TyperGroup
 
 OTHER = "Other"
 LIST = " <list[str]>"  # what typer says besides of an argument that may be given several times
@@ -18,6 +20,36 @@ Duplicate data:   robustdup data duplicate DATA --dose 0.3 --to FOLDER
 Find duplicates:  robustdup data detect DATA
 All the rest:     robustdup -h, robustdup eval -h
                   https://github.com/robustdup/robustdup"""
+
+HYPHEN = "\ue000"  # stands for a hyphen while lines are broken
+
+
+# Newer typer carries a copy of click of its own: the bases are found through what typer exports.
+_Formatter: Any = typer.Context.formatter_class
+_Context: Any = TyperGroup.context_class
+
+
+class _WholeWords(_Formatter):  # type: ignore[misc]
+    """Help whose lines break between words alone: small-cnn stands whole, so that it can be copied."""
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *options: Any, **more: Any) -> None:
+        """Write terms and what they mean."""
+        super().write_dl([(term, text.replace("-", HYPHEN)) for term, text in rows], *options, **more)
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(text.replace("-", HYPHEN))
+
+    def getvalue(self) -> str:
+        """Return what was written."""
+        text: str = super().getvalue()
+        return text.replace(HYPHEN, "-")
+
+
+class WholeWordsContext(_Context):  # type: ignore[misc]
+    """The context of a command whose help breaks no word."""
+
+    formatter_class = _WholeWords
 
 
 class PanelCommand(TyperCommand):

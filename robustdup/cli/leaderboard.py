@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import UserError
 from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
 from robustdup.leaderboard.corruptions import corruption_position
@@ -20,8 +21,9 @@ from robustdup.records import find_record, load_record, load_samples, schema_of,
 from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.records.origin import file_made_here
 from robustdup.report.corruptions import read_answers
+from robustdup.report.terminal import console
 
-app = typer.Typer(help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(cls=PluggedGroup, help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
 
 WIDE = 120  # columns that the whole table needs
 
@@ -56,7 +58,7 @@ def show_command(
         head = {"source": table.source, "date": table.date, "commit": table.commit, "n": len(entries)}
         _print_json({**head, "entries": [entry.model_dump() for entry in entries]})
         return
-    out = console()
+    out = console(wide=True)
     _warn(out, table)
     several = dataset is None or threat is None
     out.print(_table(entries, several=several, narrow=out.width < WIDE), highlight=False)
@@ -269,12 +271,6 @@ def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = Fal
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def console() -> Console:
-    """A console on standard output; wide where that is not a terminal, so that nothing is cut."""
-    terminal = Console(soft_wrap=True)
-    return terminal if terminal.is_terminal else Console(width=220, soft_wrap=True)
 
 
 def _warn(out: Console, table: Leaderboard) -> None:

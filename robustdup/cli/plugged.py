@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from robustdup.cli.help import PanelCommand
+from robustdup.cli.help import PanelCommand, WholeWordsContext
 from robustdup.plugins import CommandSpec, load_plugins
 from robustdup.plugins.options import resolved
 
@@ -23,6 +23,8 @@ def plugged() -> dict[tuple[str, ...], CommandSpec]:
 class PluggedGroup(TyperGroup):
     """A group of commands to which plugins add: `robustdup mine`, or `robustdup data mine`."""
 
+    context_class = WholeWordsContext
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of this group's own commands, then those of plugins."""
         place = self._place(ctx)
@@ -31,10 +33,12 @@ class PluggedGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by its name: robustdup's own, or a plugin's."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or (spec := plugged().get((*self._place(ctx), cmd_name))) is None:
-            return own
-        return _as_command(spec)
+        command = super().get_command(ctx, cmd_name)
+        if command is None and (spec := plugged().get((*self._place(ctx), cmd_name))) is not None:
+            command = _as_command(spec)
+        if command is not None:
+            command.context_class = WholeWordsContext
+        return command
 
     def _place(self, ctx: Any) -> tuple[str, ...]:
         """Return the words before this group's commands: () for robustdup itself.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +59,15 @@ def show_record(
             console.print(escape(f"Record: {folder}/record.json"), style="dim", soft_wrap=True, highlight=False)
         if bundle is not None:
             console.print(escape(f"Evidence: robustdup verify {bundle}"), style="dim", soft_wrap=True, highlight=False)
+
+
+def console(*, wide: bool = False) -> Console:
+    """Return a console on standard output, as wide as the terminal or as COLUMNS says, else of 80 columns.
+
+    `wide`: a list with a line an entry, which is not to be cut where it goes into a file or a pipe.
+    """
+    unknown_width = wide and not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=200 if unknown_width else None, soft_wrap=True, highlight=False)
 
 
 def verdict_panel(record: EvaluationRecord) -> Panel:

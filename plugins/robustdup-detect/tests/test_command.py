@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
 from PIL import Image
+from robustdup_detect.command import show_duplicates
+from robustdup_detect.record import load_duplicates
 
 from robustdup.cli.main import main
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin
+from robustdup.report.terminal import console
 
 
 def test_digits_within_the_training_split(tmp_path, capsys, monkeypatch):
@@ -73,3 +77,24 @@ def test_an_unfinished_run_is_not_started_again(tmp_path, capsys):
     (tmp_path / "run" / "state" / "config.json").write_text("{}")
     assert main(["data", "detect", "builtin:digits", "--out", str(tmp_path / "run")]) == 2
     assert "Go on with it by --resume" in capsys.readouterr().err
+
+
+def test_what_was_found_fits_80_columns_and_breaks_no_word(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    record = load_duplicates(Path(__file__).parent / "fixtures" / "duplicates-1.json")
+    place = "photographs-of-2019/third_batch/IMG_20190713_181512.jpeg"
+    exact = record.pairs[0]
+    exact.a.path, exact.b.path = place, f"others/{place}"
+    exact.change = "mirrored, turned by 90 degrees, brighter, and cropped"
+    record.class_names = ["automobile", "hammerhead_shark"]
+    show_duplicates(record, tmp_path, console())
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(at for at, line in enumerate(lines) if "score" in line and "how" in line) :]
+    table = table[: next(at for at, line in enumerate(table) if not line.strip())]
+    assert max(map(len, table)) <= 80
+    assert not [line for line in table if "…" in line]
+    how = table[0].index("how")
+    assert exact.change in " ".join(line[how:].strip() for line in table)
+    assert {"photographs-", "20190713_", "same pixels", "automobile", "shark"} <= {
+        part for line in table for part in re.split(r"\s{2,}| /", line.strip())
+    }

@@ -16,18 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from robustdup.cli.flags import split_words, with_flags
-from robustdup.cli.leaderboard import console
 from robustdup.cli.runs import configuration
 from robustdup.records import to_json
 from robustdup.records.folder import fresh_folder
-from robustdup.report.format import escape, plural
+from robustdup.report.format import escape, folded, plural
 from robustdup.report.live import Lines
+from robustdup.report.terminal import console
 from robustdup_detect.options import DetectConfig
 
 if TYPE_CHECKING:
     from robustdup_detect.record import DuplicatesRecord, ImageRef
 
 LISTED = 20  # pairs and unreadable images that are shown
+NARROW = 110  # columns of a terminal below which the names of files take several lines
+PAIRED = 14  # letters of such a line
 
 
 def _detect(
@@ -143,7 +145,7 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         table.add_row(escape(name), escape(value))
     out.print(table, highlight=False)
     if record.pairs:
-        out.print(_pairs(record), highlight=False)
+        out.print(_pairs(record, out.width), soft_wrap=False)
     if record.n_unreadable:
         were = "was" if record.n_unreadable == 1 else "were"
         skipped = f"{plural(record.n_unreadable, 'image')} cannot be read and {were} skipped:"
@@ -173,20 +175,22 @@ def show_duplicates(record: DuplicatesRecord, folder: Path, out: Console) -> Non
         out.print(escape(f"Next: {'; '.join(steps)}."), style="dim", soft_wrap=True)
 
 
-def _pairs(record: DuplicatesRecord) -> Table:
-    """Return the first pairs as a table."""
+def _pairs(record: DuplicatesRecord, width: int) -> Table:
+    """Return the first pairs as a table; `width`: columns of the terminal."""
     names = record.class_names
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    letters = PAIRED if width < NARROW else width
     for heading in (record.split, record.against or record.split, "score", "labels", "how"):
-        table.add_column(escape(heading), justify="right" if heading != "how" else "left")
+        table.add_column(escape(heading), justify="right" if heading == "score" else "left", no_wrap=heading != "how")
     for pair in record.pairs[:LISTED]:
         labels = [
             "" if side.label is None else names[side.label] if side.label < len(names) else str(side.label)
             for side in (pair.a, pair.b)
         ]
         table.add_row(
-            _where(pair.a), _where(pair.b), "same pixels" if pair.kind == "exact" else f"{pair.score:.3f}",
-            escape(labels[0] if labels[0] == labels[1] else " / ".join(labels)), pair.change,
+            *(escape(folded(_where(side), letters)) for side in (pair.a, pair.b)),
+            "same pixels" if pair.kind == "exact" else f"{pair.score:.3f}",
+            escape(folded(labels[0] if labels[0] == labels[1] else " / ".join(labels), letters)), pair.change,
             style="yellow" if pair.conflict else "",
         )  # fmt: skip
     return table
@@ -194,7 +198,7 @@ def _pairs(record: DuplicatesRecord) -> Table:
 
 def _where(image: ImageRef) -> str:
     """Return the row of an image, or its file where it has one."""
-    return escape(image.path) if image.path else str(image.row)
+    return image.path or str(image.row)
 
 
 def _percent(share: float | None, low: float | None = None, high: float | None = None) -> str:

@@ -157,16 +157,21 @@ def _doses(record: StudyRecord) -> list[Section]:
 
 def _published(record: StudyRecord) -> Section | None:
     """Published figures beside what was seen here, in per cent: curves over the doses, and a row each."""
-    rows = [row for row in record.published if any(v is not None for v in (row.published, row.here, row.repaired))]
-    if not rows:
+    numbered = [
+        (number, row)
+        for number, row in enumerate(record.published)
+        if any(v is not None for v in (row.published, row.here, row.repaired))
+    ]
+    if not numbered:
         return None
+    rows = [row for _, row in numbered]
     values = [
         v for row in rows for v in (row.published, row.here, row.low, row.high) if v is not None and not missing(v)
     ]
     repaired = any(row.repaired is not None for row in rows)
-    content = {"rows": rows, "low": min([0.0, *values]), "high": max([1.0, *values]), "repaired": repaired}
+    content = {"rows": numbered, "low": min([0.0, *values]), "high": max([1.0, *values]), "repaired": repaired}
     lead = "Published figures, and what was seen here, in per cent."
-    numbered, arms = list(enumerate(rows)), list(dict.fromkeys(row.arm for row in rows))
+    arms = list(dict.fromkeys(row.arm for row in rows))
     charts = [
         published_chart(metric, [(number, row) for number, row in numbered if row.metric == metric], arms)
         for metric in dict.fromkeys(row.metric for row in rows)
