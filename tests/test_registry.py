@@ -8,6 +8,7 @@ import pytest
 
 import robustdup
 from robustdup import AttackSpec, Registry, Stage, Unavailable, UserError, load_plugins
+from robustdup.errors import how_to_install
 from robustdup.plugins import loading
 from tests.raising import raises
 
@@ -237,6 +238,12 @@ def test_an_undecorated_function_is_not_an_attack():
 def test_public_names_exist():
     for name in robustdup.__all__:
         assert getattr(robustdup, name) is not None
+
+
+def test_what_a_plugin_of_ours_would_show_is_named_where_it_is_not_installed():
+    with raises("plugin-not-installed", Unavailable, how_to_install("robustdup[corruptions]")):
+        Registry().get_threat("corruptions(kinds=[fog])")
+    assert Registry().get_threat("Linf 8/255 + L2 0.5") is Registry().get_threat(None) is None
 
 
 @pytest.mark.parametrize(

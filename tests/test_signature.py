@@ -286,22 +286,6 @@ def test_a_run_is_signed_with_its_bundle(tmp_path, capsys):
     assert signer_of(tmp_path / "bundle") is not None
 
 
-def test_bundles_of_corruptions_are_signed_too(tmp_path, capsys):
-    from tests.test_corruptions import published
-
-    published(tmp_path / "CIFAR-10-C", ["fog"])
-    (tmp_path / "bright.py").write_text("from tests.test_corruptions import Bright as make")
-    key, bundle = key_file(tmp_path / "key"), str(tmp_path / "bundle")
-    words = ["--threat", "corruptions(severities=[1])", "--data", str(tmp_path / "CIFAR-10-C"), "--threads", "1"]
-    model = ["--model", f"{tmp_path / 'bright.py'}:make"]
-    run = ["--out", str(tmp_path / "run"), "--bundle", bundle, "--sign", str(key), "--json"]
-    assert main(["eval", *words, *model, *run]) == 0
-    assert main(["verify", bundle, *model, "--signer", f"{key}.pub"]) == 0
-    assert "(ada@example)" in capsys.readouterr().out
-    assert main(["verify", bundle, *model, "--signer", f"{key_file(tmp_path / 'other')}.pub"]) == 2
-    assert "none of --signer" in " ".join(capsys.readouterr().err.split())
-
-
 def test_without_the_package_a_signature_is_not_checked(bundle, tmp_path, monkeypatch):
     sign_bundle(bundle, key_file(tmp_path / "key"))
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from robustdup.api.given import as_dataset
 from robustdup.api.options import EvaluateOptions
 from robustdup.plugins import load_plugins
-from robustdup.records.corruptions import CorruptionRecord
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate_corruptions(
     model: nn.Module | str, data: Any, labels: Any = None, *, kinds: Sequence[str] = (), severities: Sequence[int] = (),
     n: int | None = None, out: str | Path | None = None, **options: Unpack[EvaluateOptions],
-) -> CorruptionRecord:  # fmt: skip
+) -> Any:  # fmt: skip
     """Evaluate a model on the common corruptions of https://arxiv.org/abs/1903.12261: accuracy by kind and severity.
 
     Args:
@@ -35,16 +34,17 @@ def evaluate_corruptions(
         options: the other settings of `robustdup eval` that are not about attacks, by name.
 
     Returns:
-        The record: `corruption_accuracy`, `kinds`, `mce`, `clean_accuracy`.
+        The record, a `robustdup_corruptions.record.CorruptionRecord`: `corruption_accuracy`, `kinds`, `mce`, `clean_accuracy`.
 
     Raises:
         UserError: an unknown kind, severity 6, a folder without a kind that is named, labels of another length.
-        Unavailable: the library that makes corruptions is not installed.
+        Unavailable: the plugin robustdup-corruptions, or the library that makes corruptions, is not installed.
     """
     from robustdup.config import EvalConfig, validate
-    from robustdup.jobs import run_corruptions
 
     registry = load_plugins(options.get("plugin") or ())
+    corruptions = registry.get_threat("corruptions")
+    assert corruptions is not None
     folder = isinstance(data, str | Path) and labels is None
     dataset = None if folder else as_dataset(data, labels, n=n)
     asked = ",".join(
@@ -59,7 +59,7 @@ def evaluate_corruptions(
             "data": str(data) if dataset is None else dataset.spec, "threat": f"corruptions({asked})" if asked else "corruptions",
         },
     )  # fmt: skip
-    return run_corruptions(
+    return corruptions.evaluate(
         config, model=None if isinstance(model, str) else model, data=dataset, registry=registry,
         folder=None if out is None else Path(out), command="robustdup.evaluate_corruptions(…)",
     ).record  # fmt: skip

@@ -64,7 +64,7 @@ def evaluate(
         RunError: no result could come out.
     """
     from robustdup.config import EvalConfig, validate
-    from robustdup.jobs import is_corruptions, run_evaluation
+    from robustdup.jobs import run_evaluation
 
     registry = load_plugins(options.get("plugin") or ())
     dataset = as_dataset(data, labels, n=n)
@@ -80,11 +80,9 @@ def evaluate(
             "attack_model": attack_model if isinstance(attack_model, str | None) else "python",
         },
     )  # fmt: skip
-    if is_corruptions(config):
-        raise UserError(
-            "Common corruptions are no attacks: call robustdup.evaluate_corruptions(model, data, kinds=[…], severities=[…]).",
-            code="bad-option",
-        )
+    if (shown := registry.get_threat(threat)) is not None:
+        how = f"robustdup.evaluate_{shown.name}(model, data, …)" if shown.name == "corruptions" else "robustdup eval"
+        raise UserError(f"What {shown.name!r} shows is no attack: call {how}.", code="bad-option")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="robustdup-")) / _run_name(model)
     try:
         with _shown(progress) as show:

@@ -14,7 +14,7 @@ from robustdup.errors import UserError
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from robustdup.evidence.verification import CorruptionVerification, Verification
+    from robustdup.evidence.verification import Signed
     from robustdup.leaderboard import GateResult, RankResult, RunComparison
     from robustdup.records import EvaluationRecord, TrainingRecord
 
@@ -123,7 +123,7 @@ def verify(
     evidence: str | Path, model: Any = None, data: Any = None, labels: Any = None, *, norm: str | None = None,
     eps: str | float | None = None, device: str = "auto", trust: bool = False,
     scale: str | None = None, indices: str | None = None, signer: str | None = None, **options: Any,
-) -> Verification | CorruptionVerification:  # fmt: skip
+) -> Signed:  # fmt: skip
     """Judge adversarial examples again, by the referee alone, without an attack.
 
     Args:
@@ -141,7 +141,7 @@ def verify(
         options: other settings of `robustdup verify`.
 
     Returns:
-        What was found: `accepted`, accuracies, violations, problems; of a run on corruptions a `CorruptionVerification`.
+        What was found: `accepted`, accuracies, violations, problems; of a kind of record that a plugin brings, what that says.
 
     Raises:
         UserError: there is nothing at that place, data or weights are not those of the bundle, or it names code.

@@ -15,15 +15,12 @@ from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
 from robustdup.leaderboard.agreement import (
-    CorruptionAgreement,
     ErrorConsistency,
     RunAgreement,
     agreements,
-    corruption_agreements,
 )
+from robustdup.plugins import record_kinds
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
-from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
-from robustdup.report.corruptions import read_answers
 from robustdup.report.format import escape, folded, percent, plural
 from robustdup.report.tables import as_latex, as_markdown, runs_table
 from robustdup.report.terminal import console
@@ -50,18 +47,20 @@ def compare(
     """Compare two runs on the same samples: difference A minus B, 95% interval, McNemar's exact test.
 
     Of more than two runs, or with --latex, --markdown or --transfer: a table with a row a run, and who fails where (error
-    consistency, shared failures, transfer). Of runs on corruptions: accuracies, and who fails where.
+    consistency, shared failures, transfer). Of runs on corruptions (extra corruptions): accuracies, and who fails where.
     """
     if len(runs) < 2:
         raise UserError("Name at least two runs: robustdup compare RUN RUN.", code="missing-argument")
     schemas = {schema_of(find_record(run)) for run in runs}
-    if CORRUPTIONS_SCHEMA in schemas:
+    own = next((kind for schema in schemas if (kind := record_kinds().get(schema)) and kind.compare), None)
+    if own is not None and own.compare is not None:
         if len(schemas) > 1 or latex or markdown or transfer:
+            what = (own.description or own.schema).rstrip(".")
             raise UserError(
-                "Runs on corruptions are compared with one another alone, without --latex, --markdown and --transfer.",
+                f"This is compared with its own kind alone, without --latex, --markdown and --transfer: {what}.",
                 code="not-comparable",
             )
-        _compare_corruptions(runs, as_json=as_json)
+        own.compare(runs, as_json=as_json)
         return
     if len(runs) > 2 or latex or markdown or transfer:
         _table_of_runs(runs, as_json=as_json, latex=latex, markdown=markdown, transfer=transfer, trust=trust)
@@ -114,9 +113,9 @@ def _table_of_runs(
     elif markdown:
         print(as_markdown(caption, head, rows, left=left))
     else:
-        table = _grid("", *head, left=left)
+        table = grid("", *head, left=left)
         for row in rows:
-            table.add_row(_name(row[0]), *map(escape, row[1:]))
+            table.add_row(name_cell(row[0]), *map(escape, row[1:]))
         console().print(Text(caption))
         console().print(table, highlight=False)
         if pairs:
@@ -127,43 +126,7 @@ def _table_of_runs(
             console().print(_transfer_table(runs, shares), highlight=False)
 
 
-def _compare_corruptions(runs: list[str], *, as_json: bool) -> None:
-    """Print the accuracies of runs on corruptions and how each two agree."""
-    records = [load_corruption_record(run) for run in runs]
-    tables = [read_answers(find_record(run).parent) for run in runs]
-    given = [(record, table) for record, table in zip(records, tables, strict=True) if table is not None]
-    if len(given) < len(runs):
-        missing = ", ".join(run for run, table in zip(runs, tables, strict=True) if table is None)
-        raise UserError(f"The table of answers is missing: {missing}.", code="damaged-record")
-    pairs = corruption_agreements(given)
-    if as_json:
-        print(json.dumps([pair.model_dump(mode="json") for pair in pairs], indent=2))
-        return
-    accuracies = _grid("", "run", "model", "corruption accuracy", left=2)
-    for run, record in zip(_without_common_folder(runs), records, strict=True):
-        mean = record.corruption_accuracy
-        accuracies.add_row(_name(run), _name(record.model.spec), percent(None if mean is None else mean.value))
-    console().print(accuracies, highlight=False)
-    console().print(_corruption_table(runs, pairs), highlight=False)
-
-
-def _corruption_table(runs: list[str], pairs: Sequence[CorruptionAgreement]) -> Table:
-    """Return who fails where under corruptions, a row a pair of runs."""
-    table = _grid(
-        "Who fails where: error consistency (kappa), 0 is chance",
-        *("A", "B", "images", "kappa", "wrong in A,\nwrong in B too", "the other\nway"),
-        left=2,
-    )
-    for (a, b), pair in zip(itertools.combinations(_without_common_folder(runs), 2), pairs, strict=True):
-        kappa = pair.consistency.kappa
-        table.add_row(
-            _name(a), _name(b), str(pair.consistency.n), "–" if kappa is None else f"{kappa:.2f}",
-            percent(pair.wrong_too_b), percent(pair.wrong_too_a),
-        )  # fmt: skip
-    return table
-
-
-def _without_common_folder(runs: Sequence[str]) -> list[str]:
+def without_common_folder(runs: Sequence[str]) -> list[str]:
     """Return the folders of runs without those that all of them lie in."""
     parts = [Path(run).parts for run in runs]
     while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
@@ -171,12 +134,12 @@ def _without_common_folder(runs: Sequence[str]) -> list[str]:
     return [str(Path(*part)) for part in parts]
 
 
-def _name(name: str, letters: int = 16) -> str:
+def name_cell(name: str, letters: int = 16) -> str:
     """Return a name for a table: on a narrow terminal in lines of so many letters, broken where its words meet."""
     return escape(folded(name, letters) if console().width < NARROW else name)
 
 
-def _grid(title: str, *headings: str, left: int) -> Table:
+def grid(title: str, *headings: str, left: int) -> Table:
     """Return a table without lines, whose first columns, `left` of them, stand at the left."""
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for place, heading in enumerate(headings):
@@ -200,15 +163,15 @@ def _transfer(runs: list[str], *, trust: bool) -> list[list[float | None]]:
 
 def _agreement_table(runs: list[str], pairs: Sequence[RunAgreement]) -> Table:
     """Return who fails where, a row a pair of runs."""
-    table = _grid(
+    table = grid(
         "Who fails where: error consistency (kappa), 0 is chance",
         *("A", "B", "samples", "clean\nkappa", "robust\nkappa", "broken in\nA, in B\ntoo", "other\nway"),
         left=2,
     )
-    for (a, b), pair in zip(itertools.combinations(_without_common_folder(runs), 2), pairs, strict=True):
+    for (a, b), pair in zip(itertools.combinations(without_common_folder(runs), 2), pairs, strict=True):
         other = "" if pair.same_threat else " *"
         table.add_row(
-            _name(a, PAIRED), _name(b, PAIRED) + other, str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
+            name_cell(a, PAIRED), name_cell(b, PAIRED) + other, str(pair.n_common), _kappa(pair.clean), _kappa(pair.robust),
             percent(pair.broken_too_b), percent(pair.broken_too_a),
         )  # fmt: skip
     if not all(pair.same_threat for pair in pairs):
@@ -229,8 +192,8 @@ def _kappa(consistency: ErrorConsistency | None) -> str:
 def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:
     """Return how the adversarial images of each run do on every model."""
     title = "Adversarial images of (row) that mislead the model of (column)"
-    names = [_name(name) for name in _without_common_folder(runs)]
-    table = _grid(title, "made for", *names, left=1)
+    names = [name_cell(name) for name in without_common_folder(runs)]
+    table = grid(title, "made for", *names, left=1)
     for name, row in zip(names, shares, strict=True):
         table.add_row(name, *map(percent, row))
     return table

@@ -14,6 +14,7 @@ from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import EvalConfig
 from robustdup.errors import RobustdupError, RunError, UserError
+from robustdup.plugins import ThreatSpec, load_plugins
 from robustdup.records.base import RECORD_FILE
 from robustdup.records.folder import fresh_folder, withdraw
 from robustdup.records.origin import file_made_here
@@ -70,9 +71,9 @@ def _eval(
         if bundle is None:
             raise UserError("--sign signs a bundle: name its folder with --bundle.", code="missing-option")
         read_key(Path(sign))
-    if jobs.is_corruptions(config):
+    if (spec := load_plugins(config.plugin).get_threat(config.threat)) is not None:
         form = _form(json=json, latex=latex, markdown=markdown)
-        return _on_corruptions(config, folder, resume=resume is not None, bundle=bundle, sign=sign, form=form)
+        return _without_attacks(spec, config, folder, resume=resume is not None, bundle=bundle, sign=sign, form=form)
     if bundle is not None and not config.save_images:
         raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
     record = jobs.finished_record(folder) if resume is not None else None
@@ -138,12 +139,18 @@ def _interrupted(folder: Path) -> int:
     return 130
 
 
-def _on_corruptions(
-    config: EvalConfig, folder: Path, *, resume: bool, bundle: str | None, sign: str | None, form: Form
+def _without_attacks(
+    spec: ThreatSpec,
+    config: EvalConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    bundle: str | None,
+    sign: str | None,
+    form: Form,
 ) -> int:
-    """Evaluate on common corruptions, or go on with that, and print the result."""
+    """Evaluate on what a plugin shows in place of attacks, or go on with that, and print the result."""
     from robustdup import jobs
-    from robustdup.report.corruptions import show_corruptions
     from robustdup.report.live import Lines
 
     lines = Lines()
@@ -152,19 +159,19 @@ def _on_corruptions(
         if name:
             lines.say(lambda: f"{name}, {number} of {total} sets")
 
-    record = jobs.finished_corruptions(folder) if resume else None
-    if record is not None:
+    if resume and (folder / RECORD_FILE).is_file():
+        record = spec.load(folder)
         jobs.check_same(folder, config)
     else:
         try:
             with diverted(form != "table"):
-                record = jobs.run_corruptions(config, folder=folder, resume=resume, progress=tell).record
+                record = spec.evaluate(config, folder=folder, resume=resume, progress=tell).record
         except KeyboardInterrupt:
             if not folder.is_dir():
                 raise
             return _interrupted(folder)
     _write_evidence(folder, bundle, sign)
-    show_corruptions(record, folder, form=form)
+    spec.show(record, folder, form=form)
     if bundle is not None and form == "table":
         print(f"Evidence: {bundle} (robustdup verify {shlex.quote(bundle)})")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,13 +13,11 @@ from rich.text import Text
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import UserError
 from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
-from robustdup.leaderboard.corruptions import corruption_position
 from robustdup.leaderboard.refresh import BASE
 from robustdup.leaderboard.table import Leaderboard, choose
+from robustdup.plugins import record_kinds
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
-from robustdup.records.corruptions import CORRUPTIONS_SCHEMA, load_corruption_record
 from robustdup.records.origin import file_made_here
-from robustdup.report.corruptions import read_answers
 from robustdup.report.terminal import console
 
 app = typer.Typer(cls=PluggedGroup, help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
@@ -59,7 +56,7 @@ def show_command(
         _print_json({**head, "entries": [entry.model_dump() for entry in entries]})
         return
     out = console(wide=True)
-    _warn(out, table)
+    warn_of_age(out, table)
     several = dataset is None or threat is None
     out.print(_table(entries, several=several, narrow=out.width < WIDE), highlight=False)
     out.print(Text(f"{len(entries)} of {len(table.entries)} entries. Table of {table.date}: {table.source}."))
@@ -95,8 +92,9 @@ def rank_command(
     """Say where a run would stand, or why it cannot be compared."""
     table = load()
     path = find_record(run)
-    if schema_of(path) == CORRUPTIONS_SCHEMA:
-        _rank_corruptions(path, table, as_json=as_json, clean=_clean_accuracy(clean))
+    kind = record_kinds().get(schema_of(path))
+    if kind is not None and kind.rank is not None:
+        kind.rank(path, table, as_json=as_json, clean=_clean_accuracy(clean))
         return
     if clean is not None:
         raise UserError("--clean is for runs on corruptions: this run has its own clean accuracy.", code="bad-option")
@@ -105,7 +103,7 @@ def rank_command(
         _print_json({**result.model_dump(mode="json"), "rests_on": result.rests_on})
         return
     out = console()
-    _warn(out, table)
+    warn_of_age(out, table)
     for line in rank_lines(result):
         out.print(Text(line))
 
@@ -121,25 +119,6 @@ def _clean_accuracy(text: str | None) -> float | None:
     if not 0 < percent <= 100:
         raise UserError(f"--clean {text} is no accuracy in percent.", code="bad-value")
     return percent / 100
-
-
-def _rank_corruptions(path: Path, table: Leaderboard, *, as_json: bool, clean: float | None) -> None:
-    """Say where an evaluation on corruptions would stand."""
-    result = corruption_position(
-        load_corruption_record(path), read_answers(path.parent), table, made_here=file_made_here(path), clean=clean
-    )
-    if as_json:
-        _print_json(result.model_dump(mode="json"))
-        return
-    out = console()
-    _warn(out, table)
-    out.print(Text(result.sentence()))
-    if result.published is not None:
-        out.print(Text(f"  Published for this model: {100 * result.published:.2f}%."))
-    if result.effective is not None:
-        out.print(Text(f"  {result.effective.sentence()}"))
-    for note in result.notes:
-        out.print(Text(f"  Note: {note}."))
 
 
 @app.command("submit", short_help="Write what RobustBench asks of a new model.")
@@ -273,7 +252,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _warn(out: Console, table: Leaderboard) -> None:
+def warn_of_age(out: Console, table: Leaderboard) -> None:
     if table.warning:
         out.print(Text(f"Warning: {table.warning}"))
 

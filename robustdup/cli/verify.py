@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from robustdup.config import EvalConfig, build
 from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError, how_to_install
 from robustdup.report.format import escape
+
+if TYPE_CHECKING:
+    from robustdup.evidence.verification import Signed
 
 # The referee runs no attack: what is judged, and on what.
 USED = (
@@ -91,7 +94,7 @@ def _verify(
 
     from robustdup import jobs
     from robustdup.evidence.signature import read_key, sign_bundle
-    from robustdup.evidence.verification import CorruptionVerification
+    from robustdup.evidence.verification import Verification
 
     file, overrides = split_words(rest)
     given = build(EvalConfig, file, overrides, flags)
@@ -116,7 +119,7 @@ def _verify(
     if json:
         print(verification.model_dump_json(indent=2))
     else:
-        show = _show_corruptions if isinstance(verification, CorruptionVerification) else _show
+        show = _show if isinstance(verification, Verification) else _show_other
         show(place, verification)
         if jobs.is_bundle(place):
             _show_signer(verification)
@@ -129,16 +132,13 @@ def _share(replay: float | None) -> float:
     return replay or 0.0
 
 
-def _show_corruptions(place: Path, verification: Any) -> None:
+def _show_other(place: Path, verification: Signed) -> None:
+    """Show what was found of a kind of record that has no adversarial examples."""
     console = Console(soft_wrap=True, highlight=False)
-    _show_verdict(console, place, verification, "common corruptions")
+    _show_verdict(console, place, verification)
     console.print(f"  [bold]{escape(verification.headline())}[/]")
-    if verification.stated is not None:
-        console.print(f"  {100 * verification.stated.value:.2f}% is stated")
-    if verification.within_rounding:
-        console.print(f"  {verification.within_rounding} answers differ within float32 rounding")
-    for note in verification.notes:
-        console.print(f"  {escape(note)}")
+    for remark in verification.remarks():
+        console.print(f"  {escape(remark)}")
     for title, fields in (
         ("rechecked here", verification.rechecked),
         ("consistent", verification.consistent),
@@ -153,10 +153,10 @@ def _by_part(fields: list[str]) -> list[str]:
     return [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
 
 
-def _show_verdict(console: Console, place: Path, verification: Any, about: str) -> None:
+def _show_verdict(console: Console, place: Path, verification: Any) -> None:
     word = "[green]accepted" if verification.accepted else "[bold red]refused"
     console.print(
-        f"{escape(str(place))}: {word}[/] ({escape(about)}, {verification.n} samples, {verification.seconds:.1f} s)"
+        f"{escape(str(place))}: {word}[/] ({escape(verification.about)}, {verification.n} samples, {verification.seconds:.1f} s)"
     )
     for problem in verification.problems[:MOST_PROBLEMS]:
         console.print(f"  [red]{escape(problem)}")
@@ -166,7 +166,7 @@ def _show_verdict(console: Console, place: Path, verification: Any, about: str) 
 
 def _show(place: Path, verification: Any) -> None:
     console = Console(soft_wrap=True, highlight=False)
-    _show_verdict(console, place, verification, verification.threat.text)
+    _show_verdict(console, place, verification)
     if verification.accepted:
         console.print(f"  [bold]{escape(verification.headline())}[/]")
     clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from robustdup.errors import RunError, UserError, plain
 from robustdup.evaluation.certified import CERTIFICATES
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, EvaluationRecord, load_record, load_samples
-from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
+from robustdup.plugins import record_kinds
+from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, load_samples, schema_of
 
 MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
@@ -24,7 +24,6 @@ SIGNATURE = "signature.json"  # of somebody who states it, see `robustdup.eviden
 FORMAT = "robustdup.bundle/1"
 FILES = (RECORD_FILE, SAMPLES_FILE, EXAMPLES)
 OPTIONAL = (CERTIFICATES,)  # of a run with certificates
-OF_CORRUPTIONS = (RECORD_FILE, TABLE_FILE)  # files of a run on corruptions, whose images anybody can make again
 
 
 def write_bundle(run: Path, folder: Path) -> Path:
@@ -32,9 +31,11 @@ def write_bundle(run: Path, folder: Path) -> Path:
 
     Raises UserError where that cannot be done, RunError where the disk does not take it.
     """
-    if (run / TABLE_FILE).is_file():
-        of_corruptions = load_corruption_record(run)
-        return _write(run, folder, {name: run / name for name in OF_CORRUPTIONS}, of_corruptions)
+    kind = record_kinds().get(schema_of(run))
+    if kind is not None and kind.verify is not None:
+        return _write(
+            run, folder, {name: run / name for name in (RECORD_FILE, *kind.files)}, kind.load(run / RECORD_FILE)
+        )
     images = run / "images" / EXAMPLES
     if not images.is_file():
         raise UserError(
@@ -51,7 +52,7 @@ def write_bundle(run: Path, folder: Path) -> Path:
     return _write(run, folder, {**{name: run / name for name in kept}, EXAMPLES: images}, load_record(run))
 
 
-def _write(run: Path, folder: Path, files: Mapping[str, Path], record: EvaluationRecord | CorruptionRecord) -> Path:
+def _write(run: Path, folder: Path, files: Mapping[str, Path], record: Any) -> Path:
     """Copy files, by their names in the bundle, into a new folder with a manifest, whole or not at all."""
     check_place(folder)
     partial: Path | None = None
@@ -109,9 +110,10 @@ def refused(reason: str) -> UserError:
     return UserError(f"The bundle is refused: {reason}", code="refused-bundle")
 
 
-def is_of_corruptions(manifest: Mapping[str, Any]) -> bool:
-    """Tell the manifest of a run on corruptions from that of attacks."""
-    return set(manifest["files"]) == set(OF_CORRUPTIONS)
+def verifier_of(manifest: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """Return what rechecks a bundle whose record, by its files, is of a plugin's kind; None for one of attacks."""
+    kinds = (kind for kind in record_kinds().values() if set(manifest["files"]) == {RECORD_FILE, *kind.files})
+    return next((kind.verify for kind in kinds if kind.verify is not None), None)
 
 
 def check_manifest(folder: Path) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         raise refused(
             f"its format is {str(manifest.get('format'))[:60]!r}; this robustdup reads {FORMAT!r}. Is it of a newer version?"
         )
-    known = set(files) - set(OPTIONAL) == set(FILES) or is_of_corruptions(manifest)
+    known = set(files) - set(OPTIONAL) == set(FILES) or verifier_of(manifest) is not None
     if sorted(manifest) != ["command", "data", "files", "format", "weights"] or not known:
         raise refused(f"{MANIFEST} holds other fields than {FORMAT!r} has.")
     if content != _canonical({**manifest, "sha256": _digest(manifest)}) or stated != _digest(manifest):
@@ -146,7 +148,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def other_manifest(manifest: Mapping[str, Any], record: EvaluationRecord | CorruptionRecord) -> list[str]:
+def other_manifest(manifest: Mapping[str, Any], record: Any) -> list[str]:
     """Say what a manifest, whole in itself, states otherwise than the record beside it."""
     twins = (
         ("command", record.command),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustdup.records import Accuracy, Part, Threat
+from robustdup.records import Part, Threat
 
 
 class Signed(Part):
@@ -37,6 +37,15 @@ class Signed(Part):
     @abstractmethod
     def headline(self) -> str:
         """Return what was found, in a sentence or two."""
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """What the model was shown: a threat model, say."""
+
+    def remarks(self) -> list[str]:
+        """Return what else a reader should know, a sentence each."""
+        return []
 
 
 class Verification(Signed):
@@ -77,6 +86,11 @@ class Verification(Signed):
     n_replayed: int = Field(default=0, description="Survivors on which the stated attacks were run again here.")
     n_replayed_broken: int = Field(default=0, description="Those of them that broke: then the bundle is refused.")
 
+    @property
+    def about(self) -> str:
+        """The threat model."""
+        return self.threat.text
+
     def headline(self) -> str:
         """Return what is proven, and what is only stated, in two sentences."""
         about = "expected over the draws of a model that answers at random" if self.randomized else "proven here"
@@ -92,30 +106,6 @@ class Verification(Signed):
         if not n_open:
             return f"{most} No sample is left open."
         return f"{most} That stronger attacks fail on the other {_count(n_open, 'sample')} is only stated."
-
-
-class CorruptionVerification(Signed):
-    """What making the corrupted images again, or reading them, and judging them says of a run on corruptions."""
-
-    n: int = Field(description="Images of each kind and severity.")
-    n_sets: int = Field(description="Kinds with severities that were judged again.")
-    corruption_accuracy: Accuracy | None = Field(
-        description="Mean over the fifteen kinds that were evaluated, as found here; null where none of them was."
-    )
-    stated: Accuracy | None = Field(description="The same, as the bundle states it.")
-    randomized: bool = Field(
-        default=False, description="Whether the model answers at random: then single answers are not compared."
-    )
-    n_other_pixels: int = Field(default=0, description="Sets whose images are others here than those that were judged.")
-    n_differing: int = Field(default=0, description="Images on which the model answers otherwise here.")
-    within_rounding: int = Field(default=0, description="Those of them whose margin is no more than float32 rounding.")
-    notes: list[str] = Field(default_factory=list, description="What a reader should know.")
-
-    def headline(self) -> str:
-        """Return what was found, in a sentence."""
-        accuracy = self.corruption_accuracy
-        mean = "no kind of the fifteen" if accuracy is None else f"{100 * accuracy.value:.2f}% corruption accuracy"
-        return f"{mean}, judged again here on {self.n_sets} sets of {self.n} images."
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustdup.evaluation.engine import Evaluation as Evaluation
-    from robustdup.jobs.corruptions import finished_corruptions as finished_corruptions
-    from robustdup.jobs.corruptions import is_corruptions as is_corruptions
-    from robustdup.jobs.corruptions import run_corruptions as run_corruptions
     from robustdup.jobs.evaluation import check_same as check_same
     from robustdup.jobs.evaluation import finished_record as finished_record
     from robustdup.jobs.evaluation import load_data as load_data
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "robustdup.evaluation.engine": ("Evaluation",),
-    "robustdup.jobs.corruptions": ("finished_corruptions", "is_corruptions", "run_corruptions"),
     "robustdup.jobs.evaluation": (
         "check_same",
         "finished_record",

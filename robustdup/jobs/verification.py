@@ -17,14 +17,13 @@ from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
-from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, is_of_corruptions
+from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, verifier_of
 from robustdup.evidence.examples import has_pictures, read_examples, read_indices
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
 from robustdup.evidence.replay import survivors
 from robustdup.evidence.signature import with_signature
-from robustdup.evidence.verification import CorruptionVerification, Verification
-from robustdup.jobs.corruption_evidence import verify_corruptions
+from robustdup.evidence.verification import Signed, Verification
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
 from robustdup.jobs.models import fit_model
 from robustdup.jobs.trust import check_trust, trust_networks, without_demands
@@ -50,10 +49,10 @@ def verify_bundle(
     trust: bool = False,
     again: float = 0.0,
     signer: str | None = None,
-) -> Verification | CorruptionVerification:
+) -> Signed:
     """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
 
-    The bundle of a run on corruptions holds no examples: its images are made, or read, and judged again.
+    A bundle of another kind of record is rechecked by the plugin that brings it.
 
     Args:
         folder: the bundle.
@@ -67,10 +66,11 @@ def verify_bundle(
             than its own, or where data or weights are not those that it speaks of.
     """
     started = time.perf_counter()
-    if is_of_corruptions(check_manifest(folder)):
+    if (recheck := verifier_of(check_manifest(folder))) is not None:
         if again:
-            raise UserError("No attack ran on corruptions, so that --replay has none to run again.", code="bad-option")
-        return with_signature(verify_corruptions(folder, changes or {}, trust=trust), folder, signer)
+            raise UserError("No attack ran on this, so that --replay has none to run again.", code="bad-option")
+        other: Signed = recheck(folder, changes or {}, trust=trust)
+        return with_signature(other, folder, signer)
     own, record = dict(changes or {}), load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
     settings = without_demands(record.config)
@@ -156,13 +156,13 @@ def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str
 def verify(
     bundle: str | Path, model: nn.Module, images: Tensor | None, labels: Tensor | None, *, device: str = "auto",
     norm: str | None = None, eps: str | None = None, signer: str | None = None,
-) -> Verification | CorruptionVerification:  # fmt: skip
+) -> Signed:  # fmt: skip
     """Recheck a bundle on a model and images in memory.
 
     Args:
         bundle: folder of the bundle.
         model: images (N, C, H, W) in [0, 1] -> logits (N, K).
-        images: (N, C, H, W) in [0, 1]; None for those that a run on corruptions names.
+        images: (N, C, H, W) in [0, 1]; None for those that the bundle names, where it has no examples.
         labels: true classes (N,) int64.
         device: where to compute.
         norm: of the threat model that the verifier expects; that of the bundle if not given.
@@ -174,9 +174,9 @@ def verify(
     """
     started = time.perf_counter()
     folder = Path(bundle)
-    if is_of_corruptions(check_manifest(folder)):
+    if (recheck := verifier_of(check_manifest(folder))) is not None:
         changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
-        verified = verify_corruptions(folder, changes, model=model, images=images, labels=labels)
+        verified: Signed = recheck(folder, changes, model=model, images=images, labels=labels)
         return with_signature(verified, folder, signer)
     if images is None or labels is None:
         raise UserError("Give the images with their labels too.", code="missing-argument")

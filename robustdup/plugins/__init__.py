@@ -6,7 +6,7 @@ plugins. A plugin is a function `register(registry)` behind an entry point of th
 
 from __future__ import annotations
 
-from robustdup.plugins.loading import load_plugins
+from robustdup.plugins.loading import load_plugins, record_kinds
 from robustdup.plugins.options import attack_signature
 from robustdup.plugins.registry import Registry
 from robustdup.plugins.specs import (
@@ -26,6 +26,7 @@ from robustdup.plugins.specs import (
     RecordKind,
     Source,
     Stage,
+    ThreatSpec,
     register_attack,
 )
 
@@ -47,7 +48,9 @@ __all__ = [
     "Registry",
     "Source",
     "Stage",
+    "ThreatSpec",
     "attack_signature",
     "load_plugins",
+    "record_kinds",
     "register_attack",
 ]

@@ -7,12 +7,13 @@ import importlib.metadata
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 from robustdup.errors import UserError
 from robustdup.plugins.registry import Registry
+from robustdup.plugins.specs import RecordKind
 
 ENTRY_POINTS = "robustdup.plugins"
 NATIVE = "native-"  # what robustdup's own entry points begin with
@@ -34,6 +35,12 @@ def load_plugins(files: Iterable[str | Path] = (), *, installed: Collection[str]
         path = Path(file)
         registry.run_plugin(path.stem, str(path), "", lambda path=path: _load_file(path))  # type: ignore[misc]
     return registry
+
+
+@cache
+def record_kinds() -> Mapping[str, RecordKind]:
+    """Return the kinds of records that robustdup and installed plugins know, by schema."""
+    return load_plugins().record_kinds
 
 
 def _places() -> tuple[tuple[str, float], ...]:

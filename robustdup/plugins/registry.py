@@ -36,6 +36,7 @@ from robustdup.plugins.specs import (
     RecordKind,
     Source,
     Stage,
+    ThreatSpec,
 )
 
 
@@ -52,6 +53,7 @@ class Registry:
         self.objectives: dict[str, ObjectiveSpec] = {}
         self.commands: dict[tuple[str, ...], CommandSpec] = {}
         self.record_kinds: dict[str, RecordKind] = {}
+        self.threats: dict[str, ThreatSpec] = {}
         self.duplicate_finders: dict[str, FinderSpec] = {}
         self.plugins: list[PluginStatus] = []
         self._owner = "native"
@@ -118,6 +120,10 @@ class Registry:
         """Register a kind of record, under its schema."""
         self._put("kind of record", self.record_kinds, kind.schema, kind)
 
+    def add_threat(self, spec: ThreatSpec) -> None:
+        """Register what `eval --threat NAME` shows a model in place of attacks."""
+        self._put("threat", self.threats, spec.name, spec)
+
     def add_duplicate_finder(self, name: str, find: Callable[..., Any] | str, *, description: str = "") -> None:
         """Register a search for duplicates: see `FinderSpec`. The first that is registered is the usual one."""
         self._put("duplicate finder", self.duplicate_finders, name, FinderSpec(name, deferred(find), description))
@@ -142,6 +148,16 @@ class Registry:
         if not spec.available:
             raise Unavailable(f"Attack {name!r} cannot run here: {spec.reason}")
         return spec
+
+    def get_threat(self, text: str | None) -> ThreatSpec | None:
+        """Return what 'corruptions(kinds=[fog])' names; None for norms, radii and unions of them.
+
+        Raises Unavailable where a plugin of ours has it that is not installed.
+        """
+        name = (text or "").partition("(")[0].strip().lower()
+        if name not in self.threats and (error := missing_plugin(name)) is not None:
+            raise error
+        return self.threats.get(name)
 
     def get_duplicate_finder(self, name: str = "") -> FinderSpec:
         """Return a search for duplicates, the first registered if not named. Raises Unavailable where no plugin has one."""

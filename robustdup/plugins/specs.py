@@ -318,7 +318,10 @@ class RecordKind:
     - `sections(runs, links) -> list of Section` compares several runs of this kind on the first page of a report;
     - `markdown(record) -> str` is its report in words and tables, for terminals, pages and documents alike;
     - `figures` are its kinds of `robustdup plot` by name, the usual one first;
-    - `unfinished(folder) -> UnfinishedRun or None` recognises a folder of this kind without a record yet.
+    - `unfinished(folder) -> UnfinishedRun or None` recognises a folder of this kind without a record yet;
+    - `rank(path, table, *, clean, as_json)` prints where `leaderboard rank` puts it in a `Leaderboard`;
+    - `compare(runs, *, as_json)` prints what `compare` says of runs that are all of this kind;
+    - `verify(folder, changes, *, trust, model, images, labels) -> Signed` rechecks its bundle: the record and `files`.
 
     `samples` says that a table `samples.parquet` lies beside the record: it is read as `run.samples`.
     `templates` names the package whose folder `templates/` holds the page's own Jinja templates.
@@ -332,12 +335,36 @@ class RecordKind:
     markdown: Function | None = None
     figures: Mapping[str, FigureSpec] = field(default_factory=dict)
     unfinished: Function | None = None
+    rank: Function | None = None
+    compare: Function | None = None
+    verify: Function | None = None
+    files: tuple[str, ...] = ()
     samples: bool = False
     templates: str = ""
     description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("load", "title", "page", "sections", "markdown", "unfinished"):
+        for name in ("load", "title", "page", "sections", "markdown", "unfinished", "rank", "compare", "verify"):
+            object.__setattr__(self, name, deferred(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class ThreatSpec:
+    """What `eval --threat NAME` shows a model in place of attacks; NAME may have options: 'corruptions(kinds=[fog])'.
+
+    `evaluate(config, *, model=None, data=None, registry=None, folder=None, resume=False, command=None, progress)` runs it, on a
+    model and data in memory where they are given, and returns something with a `record`; `progress(name, number, total)` is told
+    of each part. `load(folder)` reads the record of a finished run, `show(record, folder, form=)` prints it in a
+    `robustdup.report.terminal.Form`.
+    """
+
+    name: str
+    evaluate: Function
+    load: Function
+    show: Function
+
+    def __post_init__(self) -> None:
+        for name in ("evaluate", "load", "show"):
             object.__setattr__(self, name, deferred(getattr(self, name)))
 
 

@@ -25,17 +25,6 @@ def register(registry: Registry) -> None:
     )
     registry.add_record_kind(
         RecordKind(
-            "robustdup.corruptions",
-            load="robustdup.records.corruptions:load_corruption_record",
-            title=f"{HERE}.corruptions:title",
-            page=f"{HERE}.html.corruptions:corruption_page",
-            sections=f"{HERE}.html.corruptions:corruption_sections",
-            markdown=f"{HERE}.corruptions:markdown",
-            description="An evaluation on common corruptions.",
-        )
-    )
-    registry.add_record_kind(
-        RecordKind(
             "robustdup.training",
             load="robustdup.records:load_training_record",
             title=f"{HERE}.html.training:title",

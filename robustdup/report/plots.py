@@ -12,10 +12,10 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from robustdup.errors import UserError, unknown
-from robustdup.plugins import FigureSpec
+from robustdup.plugins import FigureSpec, record_kinds
 from robustdup.records import write_atomic
 from robustdup.report.charts import Chart, Series
-from robustdup.report.runs import Run, UnfinishedRun, record_kinds
+from robustdup.report.runs import Run, UnfinishedRun
 from robustdup.report.svg import SVG, draw, text_of
 from robustdup.report.vega import PAPER_LOOK, legend, specification
 

@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustdup.errors import UserError
-from robustdup.plugins import RecordKind, load_plugins
+from robustdup.plugins import RecordKind, record_kinds
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, find_record, load_samples, schema_of
 from robustdup.report.format import plural
 
@@ -58,12 +57,6 @@ class UnfinishedRun:
     def name(self) -> str:
         """What to call the run: its model, or its name, where its configuration has one."""
         return str(self.config.get("model") or self.config.get("name") or self.folder.name)
-
-
-@cache
-def record_kinds() -> Mapping[str, RecordKind]:
-    """Return the kinds of records that robustdup and installed plugins know, by schema."""
-    return load_plugins().record_kinds
 
 
 def read_run(place: str | Path, *, brief: bool = False) -> Run | UnfinishedRun:

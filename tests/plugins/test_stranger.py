@@ -1,4 +1,5 @@
-"""A stranger's plugin, as pip would install it: a command, a kind of record with its page and figure, a finder of duplicates."""
+"""A stranger's plugin, as pip would install it: a command, a kind of record with its page and figure, what a model is
+shown in place of attacks, a finder of duplicates."""
 
 import json
 import os
@@ -16,7 +17,7 @@ import json
 from pathlib import Path
 
 from robustdup import Registry
-from robustdup.plugins import FigureSpec, RecordKind
+from robustdup.plugins import FigureSpec, RecordKind, ThreatSpec
 
 
 def register(registry: Registry) -> None:
@@ -24,8 +25,10 @@ def register(registry: Registry) -> None:
     registry.add_command("data hello", "stranger:hello_data", help="Say hello to data.")
     registry.add_record_kind(RecordKind(
         "stranger.greeting", load="stranger:load", title="stranger:title", page="stranger:page",
-        figures={"wave": FigureSpec("a wave", chart="stranger:wave")},
+        figures={"wave": FigureSpec("a wave", chart="stranger:wave")}, rank="stranger:rank", compare="stranger:compare",
+        verify="stranger:recheck", files=("wave.txt",),
     ))
+    registry.add_threat(ThreatSpec("wave", evaluate="stranger:evaluate", load="stranger:load_folder", show="stranger:show"))
     registry.add_duplicate_finder("same", "stranger:find", description="Equal bytes.")
 
 
@@ -45,7 +48,7 @@ def hello_data(times: int = 1) -> int:
 
 
 def load(path):
-    return json.loads(Path(path).read_text())
+    return Waved(json.loads(Path(path).read_text()))
 
 
 def title(record):
@@ -65,6 +68,51 @@ def wave(runs, width):
 
     axis = linear(0, 2, "time")
     return Chart("wave", "", "", axis, axis, [Series("wave", [Point(0, 0), Point(1, 1), Point(2, 0)])])
+
+
+class Waved(dict):
+    """A record: its words, also as attributes."""
+
+    record = property(lambda self: self)
+    command = property(lambda self: self["greeting"])
+    data = model = property(lambda self: self)
+    fingerprint = "0"
+
+
+def evaluate(config, *, folder, resume, progress, **_):
+    progress("wave", 0, 1)
+    hello(str(folder))
+    (folder / "wave.txt").write_text(config.threat)
+    return load(folder / "record.json")
+
+
+def load_folder(folder):
+    return load(folder / "record.json")
+
+
+def show(record, folder, *, form):
+    print(f"waved as {form}: {record['greeting']}")
+
+
+def rank(path, table, *, clean, as_json):
+    print(f"first, clean {clean}")
+
+
+def compare(runs, *, as_json):
+    print(f"{len(runs)} greetings")
+
+
+def recheck(folder, changes, *, trust=False, model=None, images=None, labels=None):
+    from robustdup.evidence.verification import Signed
+
+    class Seen(Signed):
+        n: int = 1
+        about = property(lambda self: "a wave")
+
+        def headline(self):
+            return "It was " + (folder / "wave.txt").read_text()
+
+    return Seen(accepted=True)
 
 
 def find(a, b=None):
@@ -119,6 +167,20 @@ def test_its_record_gets_a_page_and_a_figure(robustdup):
     drawn = robustdup("plot", "page", "--kind", "wave", "--to", "wave.svg")
     assert drawn.returncode == 0, drawn.stderr
     assert (robustdup.folder / "wave.svg").read_text().startswith("<?xml")
+
+
+def test_what_it_shows_in_place_of_attacks_is_evaluated_ranked_compared_and_verified(robustdup):
+    done = robustdup("eval", "--threat", "wave(times=2)", "--out", "w", "--bundle", "w-bundle")
+    assert done.returncode == 0, done.stderr
+    assert "waved as table: hello <b>w</b>" in done.stdout
+    again = robustdup("leaderboard", "rank", "w", "--clean", "50")
+    assert (again.returncode, again.stdout) == (0, "first, clean 0.5\n"), again.stderr
+    assert robustdup("hello", "other").returncode == 0
+    assert robustdup("compare", "w", "other").stdout == "2 greetings\n"
+    verified = robustdup("verify", "w-bundle")
+    assert verified.returncode == 0, verified.stderr
+    assert "accepted (a wave, 1 samples" in verified.stdout
+    assert "It was wave(times=2)" in verified.stdout
 
 
 def test_its_search_for_duplicates_is_found_and_used(robustdup):

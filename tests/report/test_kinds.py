@@ -322,7 +322,8 @@ def test_charts_of_a_metric_share_a_scale_where_nothing_is_flattened_by_it(tmp_p
     """Ten combinations: a chart for each objective. Shares cover five points at least."""
     from robustdup_study import page
 
-    from robustdup.report.runs import Run, record_kinds
+    from robustdup.plugins import record_kinds
+    from robustdup.report.runs import Run
 
     def made(**levels):
         means = [

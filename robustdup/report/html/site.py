@@ -18,11 +18,12 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from robustdup.errors import UserError
+from robustdup.plugins import record_kinds
 from robustdup.report import format as text
 from robustdup.report.html.comparison import difference_text
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.page import Notice, Page, Section
-from robustdup.report.runs import Run, UnfinishedRun, read_run, record_kinds
+from robustdup.report.runs import Run, UnfinishedRun, read_run
 from robustdup.report.svg import page_svg
 
 OWN_PAGES = 12  # up to this many runs each get a page of their own beside the comparison

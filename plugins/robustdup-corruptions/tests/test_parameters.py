@@ -9,8 +9,7 @@ import inspect
 
 import numpy as np
 import pytest
-
-from robustdup.records.corruptions import KINDS
+from robustdup_corruptions.record import KINDS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("imagecorruptions") is None, reason="no imagecorruptions")
 
@@ -83,14 +82,14 @@ def of_library(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_images_have_the_strengths_of_cifar_10_c(kind):
-    from robustdup.data.small_corruptions import STRENGTHS
+    from robustdup_corruptions.small_images import STRENGTHS
 
     assert list(STRENGTHS[kind]) == CIFAR_10_C[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_images_have_the_strengths_of_imagenet_c(kind):
-    from robustdup.data.corruptions import ELASTIC, ELASTIC_SIDE
+    from robustdup_corruptions.making import ELASTIC, ELASTIC_SIDE
 
     if kind == "elastic_transform":  # robustdup's own: on 224 pixels the script's 244 times each share
         found = [tuple(224 * ELASTIC_SIDE * share for share in strength) for strength in ELASTIC]
@@ -104,8 +103,7 @@ def test_large_images_have_the_strengths_of_imagenet_c(kind):
 
 def test_the_elastic_transform_of_large_images_moves_pixels_about_as_far_as_it_says():
     import torch
-
-    from robustdup.data.corruptions import make_corrupted
+    from robustdup_corruptions.making import make_corrupted
 
     ramp = torch.arange(96).float().div(95).view(1, 1, 1, 96).expand(1, 3, 96, 96)
     images = (ramp * 255).round() / 255

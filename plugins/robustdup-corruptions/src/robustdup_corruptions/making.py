@@ -58,7 +58,7 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
         raise UserError(
             f"Corruptions are made of images with one or three channels, not {images.shape[1]}.", code="bad-images"
         )
-    from robustdup.data.small_corruptions import corrupt_small  # brings scipy.ndimage, which no other data needs
+    from robustdup_corruptions.small_images import corrupt_small  # brings scipy.ndimage, which no other data needs
 
     library = _library()
     seeds = SampleRng(seed, index).fold("corruption").fold(kind).fold(severity).bits()
@@ -81,7 +81,7 @@ def make_corrupted(images: Tensor, index: Tensor, kind: str, severity: int, *, s
 def _corrupt_large(library: ModuleType, image: Array, kind: str, severity: int, seed: int) -> Array:
     """Return an image, uint8 (H, W, 3), with a corruption as strong as in ImageNet-C: float64 in [0, 255]."""
     if kind == "elastic_transform":
-        from robustdup.data.small_corruptions import elastic_transform
+        from robustdup_corruptions.small_images import elastic_transform
 
         reach, blur, corners = (share * ELASTIC_SIDE for share in ELASTIC[severity - 1])
         return np.clip(elastic_transform(image / 255.0, (reach, blur, corners)), 0, 1) * 255

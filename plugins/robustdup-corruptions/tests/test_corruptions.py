@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -11,52 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from published_sets import Bright, made_here, published
+from robustdup_corruptions.effective import effective_robustness
+from robustdup_corruptions.rank import corruption_position
+from robustdup_corruptions.record import ALEXNET_ERRORS, COMMON, KINDS, SEVERITIES, load_corruption_record
+from robustdup_corruptions.run import parse_order, run_corruptions
+from robustdup_corruptions.sets import find_corruptions
+from robustdup_corruptions.tables import markdown
 
 import robustdup
 from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
-from robustdup.data.corrupted_sets import find_corruptions
 from robustdup.data.dataset import from_tensors
-from robustdup.jobs.corruptions import parse_order, run_corruptions
-from robustdup.leaderboard.corruptions import corruption_position
-from robustdup.leaderboard.effective import effective_robustness
 from robustdup.leaderboard.table import LeaderboardEntry, load
-from robustdup.records.corruptions import ALEXNET_ERRORS, COMMON, KINDS, SEVERITIES, load_corruption_record
-from robustdup.report.corruptions import markdown
 from tests.raising import raises
-
-made_here = pytest.mark.skipif(importlib.util.find_spec("imagecorruptions") is None, reason="no imagecorruptions")
-
-
-class Bright(nn.Module):
-    """Ten classes, of which the first two are told apart by the mean of the image; the others never come."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        signal = 10 * (images.flatten(1).mean(dim=1) - 0.5)
-        return torch.cat(
-            [-signal[:, None], signal[:, None], signal.new_full((len(images), self.classes - 2), -20)], dim=1
-        )
-
-
-def published(folder, kinds, n=20, labels=None):
-    """Write a folder as CIFAR-10-C is: at severity s the first 2 s images of each kind have the brightness of the other class."""
-    folder.mkdir()
-    truth = np.arange(n) % 2
-    for number, kind in enumerate(kinds):
-        blocks = []
-        for severity in SEVERITIES:
-            block = np.where(truth, 200, 50)
-            wrong = 2 * severity if number % 2 == 0 else 0
-            block[:wrong] = 250 - block[:wrong]
-            blocks.append(np.broadcast_to(block[:, None, None, None], (n, 32, 32, 3)).astype(np.uint8))
-        np.save(folder / f"{kind}.npy", np.concatenate(blocks))
-    np.save(folder / "labels.npy", np.tile(truth, 5) if labels is None else labels)
-    return folder
 
 
 def run(data, threat="corruptions", model=None, **settings):
@@ -185,8 +152,8 @@ def test_folders_of_pictures_are_read_as_imagenet_c_is(tmp_path):
 
 
 def test_mce_is_one_for_a_model_as_bad_as_alexnet(tmp_path):
-    from robustdup.jobs.corruptions import _of_kind
-    from robustdup.jobs.judged_sets import JudgedSet
+    from robustdup_corruptions.judged_sets import JudgedSet
+    from robustdup_corruptions.run import _of_kind
 
     n = 1_000_000
     for kind in ("snow", "fog"):
@@ -233,7 +200,7 @@ def test_a_run_is_ranked_reported_and_compared(whole, tmp_path, capsys):
 
 
 def test_every_field_of_the_record_is_described():
-    from robustdup.records import corruptions
+    from robustdup_corruptions import record as corruptions
 
     for kind in (corruptions.CorruptionRecord, corruptions.CorruptionResult, corruptions.SeverityResult):
         assert all(field.description for field in kind.model_fields.values())
@@ -246,7 +213,7 @@ def test_every_field_of_the_record_is_described():
     "kind", ["gaussian_noise", "impulse_noise", "motion_blur", "frost", "elastic_transform", "spatter"]
 )
 def test_pixels_do_not_depend_on_order_batch_or_the_state_of_numpy(kind):
-    from robustdup.data.corruptions import make_corrupted
+    from robustdup_corruptions.making import make_corrupted
 
     images, index = torch.rand(4, 3, 32, 40), torch.tensor([7, 3, 11, 0])
     np.random.seed(1)
@@ -266,7 +233,7 @@ def test_pixels_do_not_depend_on_order_batch_or_the_state_of_numpy(kind):
 
 @made_here
 def test_strengths_are_those_of_the_paper():
-    from robustdup.data.corruptions import make_corrupted
+    from robustdup_corruptions.making import make_corrupted
 
     grey, index = torch.full((1, 3, 64, 64), 102 / 255), torch.zeros(1, dtype=torch.int64)
     for severity, sigma in ((1, 0.08), (3, 0.18)):
@@ -282,7 +249,7 @@ def test_strengths_are_those_of_the_paper():
 
 @made_here
 def test_strengths_on_small_images_are_those_of_cifar_10_c():
-    from robustdup.data.corruptions import make_corrupted
+    from robustdup_corruptions.making import make_corrupted
 
     grey, index = torch.full((4, 3, 32, 32), 102 / 255), torch.arange(4)
     for severity, sigma in ((1, 0.04), (5, 0.10)):
@@ -315,7 +282,7 @@ def test_strengths_on_small_images_are_those_of_cifar_10_c():
 
 @made_here
 def test_small_grey_images_are_enlarged_and_averaged_back():
-    from robustdup.data.corruptions import make_corrupted
+    from robustdup_corruptions.making import make_corrupted
 
     images = torch.rand(2, 1, 8, 8).mul(255).round().div(255)
     found = make_corrupted(images, torch.arange(2), "brightness", 1, seed=0)

@@ -21,8 +21,6 @@ from torch import nn
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, parse_call, rerun_command
 from robustdup.data.batches import to_bytes
-from robustdup.data.corrupted_sets import CorruptedSet, Corruptions, corrupted_sets, find_corruptions
-from robustdup.data.corruptions import strengths_of
 from robustdup.data.dataset import ImageDataset
 from robustdup.device import choose_device, cpu_threads
 from robustdup.errors import UserError, unknown
@@ -32,7 +30,13 @@ from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.record import data_info, environment
 from robustdup.evaluation.referee import judge_images
 from robustdup.jobs.evaluation import ELSEWHERE, engine_options, load_data, load_models
-from robustdup.jobs.judged_sets import (
+from robustdup.jobs.models import fit_model
+from robustdup.models.adapt import inner, order_of
+from robustdup.models.load import count_parameters, fingerprint
+from robustdup.plugins import Registry, load_plugins
+from robustdup.records import Accuracy, ModelInfo, atomic_path, now, versions
+from robustdup.records import folder as run_folder
+from robustdup_corruptions.judged_sets import (
     Judged,
     JudgedSet,
     Key,
@@ -41,13 +45,8 @@ from robustdup.jobs.judged_sets import (
     saved_sets,
     table_of,
 )
-from robustdup.jobs.models import fit_model
-from robustdup.models.adapt import inner, order_of
-from robustdup.models.load import count_parameters, fingerprint
-from robustdup.plugins import Registry, load_plugins
-from robustdup.records import RECORD_FILE, Accuracy, ModelInfo, atomic_path, now, versions
-from robustdup.records import folder as run_folder
-from robustdup.records.corruptions import (
+from robustdup_corruptions.making import strengths_of
+from robustdup_corruptions.record import (
     ALEXNET_ERRORS,
     COMMON,
     FAMILY_OF,
@@ -60,6 +59,7 @@ from robustdup.records.corruptions import (
     load_corruption_record,
     save_corruption_record,
 )
+from robustdup_corruptions.sets import CorruptedSet, Corruptions, corrupted_sets, find_corruptions
 
 WORD = "corruptions"
 PICTURES_FILE = "images/corrupted.npz"  # the first sample under every kind and severity
@@ -86,11 +86,6 @@ class CorruptionRun:
     record: CorruptionRecord
     table: dict[str, Any]
     pictures: dict[str, Any]
-
-
-def is_corruptions(config: EvalConfig) -> bool:
-    """Tell whether a configuration asks for common corruptions in place of attacks."""
-    return config.threat is not None and config.threat.strip().partition("(")[0].strip().lower() == WORD
 
 
 def parse_order(text: str) -> Order:
@@ -196,10 +191,8 @@ def run_corruptions(
     return run
 
 
-def finished_corruptions(folder: Path) -> CorruptionRecord | None:
-    """Return the record of a run on corruptions that is done, and remove what a kill may have left of its state; else None."""
-    if not (folder / RECORD_FILE).is_file():
-        return None
+def finished_corruptions(folder: Path) -> CorruptionRecord:
+    """Return the record of a run on corruptions that is done, and remove what a kill may have left of its state."""
     record = load_corruption_record(folder)
     shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
     return record

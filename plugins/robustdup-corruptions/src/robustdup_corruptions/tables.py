@@ -12,13 +12,13 @@ from rich.panel import Panel
 from rich.table import Table
 
 from robustdup.errors import RobustdupError
-from robustdup.leaderboard.corruptions import CorruptionRank, corruption_position
 from robustdup.records import RECORD_FILE, to_json
-from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord
 from robustdup.records.origin import file_made_here
 from robustdup.report.format import NONE, escape, images_taken, number, percent, printable, with_interval
 from robustdup.report.tables import as_latex, as_markdown
 from robustdup.report.terminal import Form
+from robustdup_corruptions.rank import CorruptionRank, corruption_position
+from robustdup_corruptions.record import TABLE_FILE, CorruptionRecord
 
 
 def title(record: CorruptionRecord) -> str:

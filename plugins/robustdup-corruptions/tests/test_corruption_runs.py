@@ -7,6 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from published_sets import Bright, made_here, published
+from robustdup_corruptions import run as jobs
+from robustdup_corruptions.run import finished_corruptions, run_corruptions
 from torch import nn
 
 import robustdup
@@ -14,10 +17,7 @@ from robustdup.cli.main import main
 from robustdup.config import EvalConfig, build
 from robustdup.evidence.bundle import _canonical, _digest, write_bundle
 from robustdup.evidence.fields import leaves
-from robustdup.jobs import corruptions as jobs
-from robustdup.jobs.corruptions import finished_corruptions, run_corruptions
 from tests.raising import raises
-from tests.test_corruptions import Bright, made_here, published
 from tests.test_evidence import changed, holders, split_path
 
 KINDS = ["snow", "fog"]
@@ -206,7 +206,7 @@ def test_other_images_in_the_folder_and_a_changed_bundle_are_noticed(finished, t
     np.save(tmp_path / "other" / "fog.npy", pixels)
     found = robustdup.verify(bundle, Bright(), data=None)
     assert found.accepted
-    from robustdup.jobs.corruption_evidence import verify_corruptions
+    from robustdup_corruptions.evidence import verify_corruptions
 
     moved = verify_corruptions(bundle, {"data": str(tmp_path / "other")}, model=Bright())
     assert moved.n_other_pixels == 1
@@ -243,3 +243,20 @@ def test_on_the_command_line_images_made_here_are_bundled_resumed_and_verified(t
     assert "nobody signed it" in shown
     assert main(["verify", bundle, "--replay", "0.1"]) == 2
     assert len({part["pixels"] for part in first["kinds"][0]["severities"]}) == 2
+
+
+def test_bundles_of_corruptions_are_signed_too(tmp_path, capsys):
+    pytest.importorskip("cryptography")
+    from tests.test_signature import key_file
+
+    published(tmp_path / "CIFAR-10-C", ["fog"])
+    (tmp_path / "bright.py").write_text("from published_sets import Bright as make")
+    key, bundle = key_file(tmp_path / "key"), str(tmp_path / "bundle")
+    words = ["--threat", "corruptions(severities=[1])", "--data", str(tmp_path / "CIFAR-10-C"), "--threads", "1"]
+    model = ["--model", f"{tmp_path / 'bright.py'}:make"]
+    run = ["--out", str(tmp_path / "run"), "--bundle", bundle, "--sign", str(key), "--json"]
+    assert main(["eval", *words, *model, *run]) == 0
+    assert main(["verify", bundle, *model, "--signer", f"{key}.pub"]) == 0
+    assert "(ada@example)" in capsys.readouterr().out
+    assert main(["verify", bundle, *model, "--signer", f"{key_file(tmp_path / 'other')}.pub"]) == 2
+    assert "none of --signer" in " ".join(capsys.readouterr().err.split())

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from robustdup.errors import RobustdupError
-from robustdup.records.corruptions import CorruptionRecord
-from robustdup.report.corruptions import mean_name, rank_of, source_text, title
 from robustdup.report.format import duration, images_taken, interval, percent, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
 from robustdup.report.runs import Run
+from robustdup_corruptions.record import CorruptionRecord
+from robustdup_corruptions.tables import mean_name, rank_of, source_text, title
 
 PICTURES_FILE = "images/corrupted.npz"
 SIDE = 96  # pixels of a picture in the grid

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from robustdup.leaderboard.effective import EffectiveRobustness, effective_robustness
 from robustdup.leaderboard.images import reference
 from robustdup.leaderboard.rank import FULL, Place, place_among
 from robustdup.leaderboard.table import Leaderboard, load, plain_name
 from robustdup.records.base import Accuracy
-from robustdup.records.corruptions import CorruptionRecord
 from robustdup.statistics import wilson
+from robustdup_corruptions.effective import EffectiveRobustness, effective_robustness
+from robustdup_corruptions.record import CorruptionRecord
 
 BOARD = "corruptions"
 IMAGENET_N = 5_000  # images that RobustBench takes of each kind and severity

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from robustdup.config import DataOptions
-from robustdup.data.corruptions import make_corrupted
 from robustdup.data.dataset import ImageDataset
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.plugins import Registry
-from robustdup.records.corruptions import COMMON, KINDS, SEVERITIES
+from robustdup_corruptions.making import make_corrupted
+from robustdup_corruptions.record import COMMON, KINDS, SEVERITIES
 
 LABELS = "labels.npy"
 MISSPELT = 0.7  # how alike a name and a kind's are, by difflib

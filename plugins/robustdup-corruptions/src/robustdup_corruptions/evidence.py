@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 from torch import Tensor, nn
 
 from robustdup.config import EvalConfig, validate
@@ -20,13 +21,14 @@ from robustdup.errors import UserError, plain
 from robustdup.evidence.bundle import check_manifest, other_manifest, refused
 from robustdup.evidence.derive import stated_twice
 from robustdup.evidence.fields import MANIFEST_FIELDS, fields_of
-from robustdup.evidence.verification import CorruptionVerification
+from robustdup.evidence.verification import Signed
 from robustdup.inflation import check_parquet
-from robustdup.jobs.corruptions import CorruptionRun, run_corruptions
 from robustdup.jobs.evaluation import given_data
 from robustdup.jobs.trust import check_trust, without_demands
 from robustdup.plugins import load_plugins
-from robustdup.records.corruptions import TABLE_FILE, CorruptionRecord, load_corruption_record
+from robustdup.records import Accuracy
+from robustdup_corruptions.record import TABLE_FILE, CorruptionRecord, load_corruption_record
+from robustdup_corruptions.run import CorruptionRun, run_corruptions
 
 # Fields of the record that are computed again, and those of them that hold for a model that answers at random, too.
 SETS = (
@@ -48,6 +50,41 @@ LIKE = 1e-3  # by which margins may differ on another machine, absolutely or by 
 COLUMNS = ("index", "label", "kind", "severity")  # which image a row is about
 JUDGED = ("prediction", "correct_share", "margin")  # what the model says of it
 OTHER = ("norm", "eps", "threat")  # what a bundle says itself
+
+
+class CorruptionVerification(Signed):
+    """What making the corrupted images again, or reading them, and judging them says of a run on corruptions."""
+
+    n: int = Field(description="Images of each kind and severity.")
+    n_sets: int = Field(description="Kinds with severities that were judged again.")
+    corruption_accuracy: Accuracy | None = Field(
+        description="Mean over the fifteen kinds that were evaluated, as found here; null where none of them was."
+    )
+    stated: Accuracy | None = Field(description="The same, as the bundle states it.")
+    randomized: bool = Field(
+        default=False, description="Whether the model answers at random: then single answers are not compared."
+    )
+    n_other_pixels: int = Field(default=0, description="Sets whose images are others here than those that were judged.")
+    n_differing: int = Field(default=0, description="Images on which the model answers otherwise here.")
+    within_rounding: int = Field(default=0, description="Those of them whose margin is no more than float32 rounding.")
+    notes: list[str] = Field(default_factory=list, description="What a reader should know.")
+
+    @property
+    def about(self) -> str:
+        """What the model was shown."""
+        return "common corruptions"
+
+    def remarks(self) -> list[str]:
+        """Return the stated accuracy, how many answers differ within rounding, and the notes."""
+        stated = [] if self.stated is None else [f"{100 * self.stated.value:.2f}% is stated"]
+        differ = [f"{self.within_rounding} answers differ within float32 rounding"] if self.within_rounding else []
+        return [*stated, *differ, *self.notes]
+
+    def headline(self) -> str:
+        """Return what was found, in a sentence."""
+        accuracy = self.corruption_accuracy
+        mean = "no kind of the fifteen" if accuracy is None else f"{100 * accuracy.value:.2f}% corruption accuracy"
+        return f"{mean}, judged again here on {self.n_sets} sets of {self.n} images."
 
 
 def verify_corruptions(

@@ -1,0 +1,6 @@
+"""Makes `published_sets` importable by its tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
