@@ -218,6 +218,12 @@ def test_effects_lie_where_the_record_says(tmp_path):
     assert (margin.left, margin.right) == (-0.01, 0.01)
     assert [text for _, text in chart.y.ticks] == ["standard, dose 0.5"]
     assert [key.name for key in chart.keys] == ["lower with copies", "margin, within which a difference counts as none"]
+    dose = read_run(tmp_path / "s").record.comparisons[0]
+    levels = {"kind": "contrast", "dose": 0.0, "contrast": "condition", "level": "matched", "against": "copies"}
+    made.study(tmp_path / "levels", comparisons=[dose.model_copy(update=levels)])
+    [[chart]] = charted("effects", [read_run(tmp_path / "levels")])
+    assert [text for _, text in chart.y.ticks] == ["matched against copies (standard)"]
+    assert next(key.name for key in chart.keys) == "lower"
     made.study(tmp_path / "none", comparisons=[])
     with raises("no-data", UserError, "no effects yet"):
         plots.plot([read_run(tmp_path / "none")], tmp_path / "x.pdf", kind="effects")

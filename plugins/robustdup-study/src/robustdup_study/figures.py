@@ -34,7 +34,7 @@ from robustdup_study.names import (
     words,
 )
 from robustdup_study.records import DoseMean, PairedComparison, PublishedFigure, StudyRecord
-from robustdup_study.report import varying
+from robustdup_study.report import levels_text, varying
 
 LINES = 8  # combinations of factors in one chart; more become a chart for each level of the first factor
 NARROWEST = 0.05  # of a scale of shares
@@ -216,15 +216,20 @@ def plot_doses(runs: Sequence[Run], width: str) -> list[list[Chart]]:
 
 
 def plot_effects(runs: Sequence[Run], width: str) -> list[list[Chart]]:
-    """Return the figure `effects`: differences to the same seed without copies, with 95% t intervals and margins."""
+    """Return the figure `effects`: differences to the same seed without copies, with 95% t intervals and margins.
+
+    A study without doses shows those between levels.
+    """
     record = runs[0].record
+    known = [c for c in record.comparisons if not missing(c.difference)]
+    shown = [c for c in known if c.kind == "dose"] or known
     charts = []
     for metric in metrics_of(record)[:PANELS]:
-        same = [c for c in record.comparisons if c.kind == "dose" and c.metric == metric and not missing(c.difference)]
+        same = [c for c in shown if c.metric == metric]
         if same:
             charts.append([effects_chart(record, metric, same)])
     if not charts:
-        text = "The study holds no effects yet: no pair of a dose and its baseline is complete."
+        text = "The study holds no effects yet: no seed is complete on both sides of a comparison."
         raise UserError(text, code="no-data")
     return charts
 
@@ -243,6 +248,7 @@ def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[Paired
         f"difference in {words(metric)}{unit}, 95% intervals",
         text=lambda v: _signed(v, share),
     )
+    with_copies = " with copies" * all(c.kind == "dose" for c in comparisons)
     series = []
     for primary in (True, False):
         for below in (True, False):
@@ -252,9 +258,9 @@ def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[Paired
             ]  # fmt: skip
             if points:
                 mark = "circle" if primary else "ring"
-                name = f"{'lower' if below else 'higher'} with copies{'' if primary else ', not primary'}"
+                name = f"{'lower' if below else 'higher'}{with_copies}{'' if primary else ', not primary'}"
                 series.append(Series(name, points, "broken" if below else "robust", mark, line=False, sideways=True))
-    rows = rows_axis([f"{place_text(place_of(c.factors, names))}, dose {number(c.dose)}" for c in comparisons])
+    rows = rows_axis([_row_label(c, place_text(place_of(c.factors, names))) for c in comparisons])
     margins = {c.margin for c in comparisons if c.margin is not None and not missing(c.margin) and c.margin}
     zone = [Bar(-margin, margin, rows.low, rows.high, "zone") for margin in margins] if len(margins) == 1 else []
     key = [Series("margin, within which a difference counts as none", (), "zone", "square", line=False)] if zone else []
@@ -262,6 +268,12 @@ def effects_chart(record: StudyRecord, metric: str, comparisons: Sequence[Paired
         "effects", "", "", axis, rows, series, bars=zone, rules=[Rule("", x=0.0)], height=70 + 21 * len(comparisons),
         legend=[*series, *key],
     )  # fmt: skip
+
+
+def _row_label(comparison: PairedComparison, place: str) -> str:
+    if comparison.kind == "dose":
+        return f"{place}, dose {number(comparison.dose)}"
+    return levels_text(comparison) + (f" ({place})" if place != "all" else "")
 
 
 def _signed(value: float, share: bool) -> str:

@@ -199,6 +199,8 @@ def _effects(record: StudyRecord) -> list[Section]:
                 "margin within which a difference counts as none. Only primary comparisons are corrected for their number."
                 if kind == "dose"
                 else "How much the effect of copies differs between two levels, with 95% t intervals over seeds."
+                if any(comparison.kind == "dose" for comparison in record.comparisons)
+                else "Paired differences between two levels, with 95% t intervals over seeds; for a change, how much it differs."
             )
             sections.append(
                 Section(f"effects-{kind}", title, "sections/forest.html.j2", lead, {"main": main, "others": others})
