@@ -15,6 +15,7 @@ import torch
 
 Asked = Literal["auto", "fp32", "tf32", "bf16"]
 Precision = Literal["fp32", "tf32", "bf16"]
+TrainingPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 AMPERE = (8, 0)  # the first compute capability with TF32 and bf16
 
 _C: Any = torch._C
@@ -24,12 +25,14 @@ _WHOLE = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _CPU = tuple(("mkldnn", op) for op in ("conv", "rnn", "matmul"))
 
 
-def training_precision(asked: Asked, device: torch.device, *, small: bool = False) -> Precision:
+def training_precision(
+    asked: Literal["auto"] | TrainingPrecision, device: torch.device, *, small: bool = False
+) -> TrainingPrecision:
     """Return the precision in which a run trains.
 
     `auto` is bf16 where the device computes in it: CUDA from compute capability 8.0 on, and CPUs with avx512_bf16 or AMX
     (but not for a `small` network there, which would wait for conversions); fp32 otherwise. Weights, optimizer and
-    averages are fp32 in any case.
+    averages are fp32 in any case. fp16, for GPUs without bf16, is taken where it is asked for alone.
 
     Args:
         asked: what the user asks for.

@@ -117,7 +117,7 @@ class TrainOptions(TypedDict, total=False):
     evaluate: str | None
     test_n: int | None
     targets: list[float]
-    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     accumulate: int
     deterministic: bool
     compile: Literal["auto", "off", "on", "cudagraphs"]

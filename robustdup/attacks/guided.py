@@ -42,7 +42,7 @@ def inside(model: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> nn.Modul
     """Return a model whose passes are counted, packed and looked at as those of `model`, around another one inside."""
     if not isinstance(model, Passes):
         return wrap(model)
-    passes = Passes(wrap(model.model), model.micro_batch, model.smaller, fill=model.fill)
+    passes = Passes(wrap(model.model), model.micro_batch, model.sizes, fill=model.fill)
     passes.count, passes.looks, passes.watch = model.count, model.looks, model.watch
     return passes
 

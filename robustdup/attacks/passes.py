@@ -1,7 +1,7 @@
 """The counted, micro-batched model call.
 
 `Passes` packs any number of rows into micro-batches padded to one fixed shape, so that compiled models hold, memory is
-bounded, and a row's logits do not depend on who shares its batch. What is left over may go into a smaller shape, where
+bounded, and a row's logits do not depend on who shares its batch. What is left over may go into another shape, where
 the model was seen to compute the same bits in it. It counts rows, forward and backward. For an attack that knows nothing of
 models that answer at random, it answers with the mean of several draws, which gives any attack by gradient EOT.
 """
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustdup.errors import UserError, error_text
+
+LONGEST_CALL = 1.25  # micro-batches that a call may hold, where few rows would be left over
 
 
 @dataclass
@@ -86,16 +88,16 @@ class Passes(nn.Module):
     """A model that counts its rows and, with `micro_batch`, runs them in padded micro-batches of that many rows.
 
     Takes and returns what the model does: images (N, C, H, W) -> logits (N, K), for any N (with micro-batches). The last
-    micro-batch is padded to the smallest of `smaller` numbers of rows that holds it, if any does. With `draws` above 1 an
-    answer is the mean of so many of the model's. `fill` is for a model that repeats itself: up to so many rows it pays to ask
-    at once what would be asked one after the other (see `robustdup.attacks.ahead`); 0 for any other.
+    call takes what is left over and is padded to the smallest of `sizes`, other numbers of rows that holds it. With `draws`
+    above 1 an answer is the mean of so many of the model's. `fill` is for a model that repeats itself: up to so many rows
+    it pays to ask at once what would be asked one after the other (see `robustdup.attacks.ahead`); 0 for any other.
     """
 
     def __init__(
         self,
         model: nn.Module,
         micro_batch: int | None = None,
-        smaller: Sequence[int] = (),
+        sizes: Sequence[int] = (),
         *,
         draws: int = 1,
         fill: int = 0,
@@ -103,7 +105,7 @@ class Passes(nn.Module):
         super().__init__()
         self.model = model
         self.micro_batch = micro_batch
-        self.smaller = tuple(sorted(smaller))
+        self.sizes = tuple(sorted(sizes))
         self.draws = draws
         self.fill = fill
         self.count = Count()
@@ -126,6 +128,16 @@ class Passes(nn.Module):
         finally:
             self._looking = before
 
+    def calls(self, rows: int) -> Iterator[slice]:
+        """Walk `rows` rows as they are computed: whole micro-batches, the last of which may take in a few rows more."""
+        size = self.micro_batch or max(rows, 1)
+        largest = max((other for other in self.sizes if other <= LONGEST_CALL * size), default=size)
+        start = 0
+        while rows - start > max(largest, size):
+            yield slice(start, start + size)
+            start += size
+        yield slice(start, rows)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`; gradients flow as through the model itself."""
         if self.watch is not None:
@@ -143,13 +155,13 @@ class Passes(nn.Module):
         if self.micro_batch is None or images.shape[0] == 0:
             logits = self._checked(self._answer(_own(images)), images.shape[0])
         else:
-            logits = torch.cat([self._padded(part) for part in torch.split(images, self.micro_batch)])
+            logits = torch.cat([self._padded(images[rows]) for rows in self.calls(images.shape[0])])
         self.lost_gradient |= torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
 
     def _padded(self, part: Tensor) -> Tensor:
         rows = part.shape[0]
-        missing = next((size for size in self.smaller if size >= rows), self.micro_batch or rows) - rows
+        missing = next(size for size in sorted({*self.sizes, self.micro_batch or rows}) if size >= rows) - rows
         if missing:
             self.count.padding += missing
             part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])
@@ -191,10 +203,11 @@ def _own(images: Tensor) -> Tensor:
 
 def in_micro_batches(model: nn.Module, rows: int) -> Iterator[slice]:
     """Walk `rows` rows in slices of the model's micro-batch (all at once where it has none), as one look at them."""
-    size = getattr(model, "micro_batch", None) or max(rows, 1)
-    with model.one_look(rows) if isinstance(model, Passes) else contextlib.nullcontext():
-        for start in range(0, max(rows, 1), size):
-            yield slice(start, min(start + size, rows))
+    if isinstance(model, Passes):
+        with model.one_look(rows):
+            yield from model.calls(rows)
+    else:
+        yield slice(0, rows)
 
 
 def input_gradient(

@@ -204,9 +204,10 @@ class TrainConfig(DataFields, ModelFields):
         default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
         description="Validation accuracies to report time and steps for.",
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         "auto",
-        description="Precision of training (bf16 through autocast; weights are fp32). auto: bf16 where the device computes "
+        description="Precision of training (bf16 and fp16 through autocast; weights are fp32; fp16 scales the loss, for GPUs "
+        "without bf16). auto: bf16 where the device computes "
         "in it (CUDA from compute capability 8.0 on; CPUs with avx512_bf16 or AMX, but for small networks), else fp32.",
     )
     accumulate: int = Field(

@@ -242,7 +242,7 @@ def _model_for(stage: PlannedStage, context: Context) -> Passes:
     else:
         compiled = context.attack_copy.compiled != "off"
         model = fresh_copy(context.attacked if compiled else context.attack_copy.model)
-    return Passes(model, context.micro_batch, context.smaller, draws=stage.draws, fill=context.fill)
+    return Passes(model, context.micro_batch, context.sizes, draws=stage.draws, fill=context.fill)
 
 
 def _ruined(model: nn.Module, stage: PlannedStage, context: Context) -> bool:
@@ -304,7 +304,7 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
     if (
         context.device.type == "cuda"
     ):  # further calls would run out of memory again; on a CPU bits hang on the micro-batch
-        context.micro_batch, context.smaller = max(1, min(context.micro_batch, half)), ()
+        context.micro_batch, context.sizes = max(1, min(context.micro_batch, half)), ()
         context.fill = min(context.fill, context.micro_batch)
     attempt.notes.append(f"Out of memory with {len(rows)} samples in a call of {stage.spec.name}; went on with {half}.")
     return join([_attack_in_memory(attempt, work, part) for part in (rows[:half], rows[half:])])
@@ -372,14 +372,14 @@ def _again_where_unearned(attempt: _Attempt, batch: _Batch, verdict: Verdict) ->
     if not on_copy or context.draws > 1 or context.stand_in or not bool(close.any()):
         return verdict
     rows = close.nonzero()[:, 0]
-    copy = Passes(attempt.attacked.model, context.micro_batch, context.smaller)
+    copy = Passes(attempt.attacked.model, context.micro_batch, context.sizes)
     with isolated(copy.model), torch.no_grad():
         logits = copy(verdict.adv_images[rows].to(context.device))
     attempt.further_passes.append(copy.count)
     rows = rows[misclassified(logits, batch.labels[rows.to(context.device)]).cpu()]
     if len(rows) == 0:
         return verdict
-    original = Passes(fresh_copy(context.attacked), context.micro_batch, context.smaller, fill=context.fill)
+    original = Passes(fresh_copy(context.attacked), context.micro_batch, context.sizes, fill=context.fill)
     second = _attack_and_judge(attempt, original, batch[rows.to(context.device)]).tensors()
     attempt.further_passes.append(original.count)
     attempt.notes.append(

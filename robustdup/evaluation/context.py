@@ -59,7 +59,7 @@ class Context:
 
     Every call of a wrapped attack gets a fresh copy of `attacked`, so that it may ruin it and harm neither the referee nor
     the next attack; native attacks share `attack_copy`. Samples in a call: `batch_size`, where given; rows in a padded
-    model call: `micro_batch`, and `smaller` numbers at which it computes the same bits; up to `fill` rows it pays to ask at once
+    model call: `micro_batch`, and `sizes`, others at which it computes the same bits; up to `fill` rows it pays to ask at once
     what would be asked one after the other (0: the model does not repeat itself). `seconds` are those of a row, (forward,
     forward and backward), where they were measured.
     """
@@ -74,7 +74,7 @@ class Context:
     copied: bool = True  # False where the model refuses: then attacks run on the original itself
     stand_in: bool = False  # whether `attacked` is another model than the original
     attack_copy: Prepared | None = None
-    smaller: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
     fill: int = 0
     seconds: tuple[float, float] | None = None
     worth_compiling: bool = True  # whether the run is long enough for `compile=auto` to compile on CUDA

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
-from robustdup.attacks.passes import Passes, input_gradient
+from robustdup.attacks.passes import LONGEST_CALL, Passes, input_gradient
 from robustdup.device import out_of_memory
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.clean import CleanAnswers, damaged_state, has_calls
@@ -37,7 +37,7 @@ REPEATS = 5
 PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
 # Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
 CPU_FLOATS = 2**22
-COMPARED = 8  # rows, at least, on which a smaller number of rows in a call must give the same bits
+COMPARED = 8  # rows, at least, on which another number of rows in a call must give the same bits
 WORTH_COMPILING = 120.0  # seconds that a run must threaten to take before `compile=auto` compiles for it on CUDA
 
 
@@ -69,7 +69,7 @@ def choose_packing(
     if path is not None and (path.exists() or has_calls(path.parent)):  # others would not compute the same bits
         try:
             saved = json.loads(read_sealed(path))
-            context.micro_batch, context.smaller = int(saved["micro_batch"]), tuple(map(int, saved["smaller"]))
+            context.micro_batch, context.sizes = int(saved["micro_batch"]), tuple(map(int, saved["sizes"]))
             context.worth_compiling, context.fill = bool(saved.get("worth_compiling", True)), int(saved.get("fill", 0))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged_state(path, error) from None
@@ -78,11 +78,11 @@ def choose_packing(
         repeats = not (clean.randomized or clean.remembers or context.stand_in)
         context.fill = (context.fill or context.micro_batch) if repeats else 0
     if path is not None:
-        chosen = {name: getattr(context, name) for name in ("micro_batch", "smaller", "fill", "worth_compiling")}
+        chosen = {name: getattr(context, name) for name in ("micro_batch", "sizes", "fill", "worth_compiling")}
         write_sealed(path, json.dumps(chosen).encode())
     notes = make_attack_copy(context, options, examples, clean.wavering)
     if context.attack_copy is not None and context.attack_copy.compiled != "off":
-        context.smaller = ()  # it is compiled for one shape
+        context.sizes = ()  # it is compiled for one shape
         context.fill = context.micro_batch if context.fill else 0
     return list(notes)
 
@@ -119,8 +119,8 @@ def _measure(
             if options.micro_batch is None:
                 context.micro_batch = rows
             if long:
-                context.smaller = same_bits(model, examples, context.micro_batch)
-                context.fill = worth_filling(model, examples[0], context.micro_batch, context.smaller)
+                context.sizes = same_bits(model, examples, context.micro_batch)
+                context.fill = worth_filling(model, examples[0], context.micro_batch, context.sizes)
     except RuntimeError:  # a model without gradients, say: the attacks will report it, sample by sample
         return
     chosen = next(timing for timing in measured if timing.rows == rows)
@@ -263,13 +263,14 @@ def _fastest(measured: Sequence[Measured], default: int) -> int:
 
 
 def same_bits(model: nn.Module, examples: Tensor, micro_batch: int) -> tuple[int, ...]:
-    """Return the smaller numbers of rows at which logits and gradients have the same bits.
+    """Return the numbers of rows besides a micro-batch at which logits and gradients have the same bits.
 
     Compared on rows made from `examples` (n, C, H, W), each with its own noise. Which kernels compute a batch follows from its
     shape and not from its values, so that what holds for these rows holds for others, and a batch or two of each size do.
     """
-    copies = -(-micro_batch // len(examples))
-    rows = examples.repeat(copies, 1, 1, 1)[:micro_batch]
+    sizes = other_sizes(micro_batch, largest=CPU_FLOATS // examples[0].numel() if examples.device.type == "cpu" else 0)
+    count = max(micro_batch, *sizes, 0)
+    rows = examples.repeat(-(-count // len(examples)), 1, 1, 1)[:count]
     noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
     rows = (0.9 * rows + 0.1 * noise).clamp(0, 1)
     whole = _answers(model, rows, micro_batch)
@@ -279,21 +280,27 @@ def same_bits(model: nn.Module, examples: Tensor, micro_batch: int) -> tuple[int
         answers = _answers(model, rows[few], size)
         return all(torch.equal(mine, all_rows[few]) for mine, all_rows in zip(answers, whole, strict=True))
 
-    return tuple(filter(holds, smaller_sizes(micro_batch)))
+    return tuple(filter(holds, sizes))
 
 
-def smaller_sizes(micro_batch: int) -> list[int]:
-    """Return the numbers of rows below a micro-batch that are worth a try: all up to 16, then four for each doubling."""
-    sizes = {*range(1, 17), *(part * 2**power for power in range(2, 20) for part in range(5, 9))}
-    return sorted(size for size in sizes if size < micro_batch)
+def other_sizes(micro_batch: int, *, largest: int = 0) -> list[int]:
+    """Return the numbers of rows that are worth a try besides a micro-batch.
+
+    Below it all up to 16, then four for each doubling; above it, up to `largest`, those that take in few rows that would be
+    left over: a call of one row takes half as long as one of sixteen.
+    """
+    below = {*range(1, 17), *(part * 2**power for power in range(2, 20) for part in range(5, 9))}
+    above = {micro_batch + 2**power for power in range(20)}
+    few = min(largest, int(LONGEST_CALL * micro_batch))
+    return sorted({*(size for size in below if size < micro_batch), *(size for size in above if size <= few)})
 
 
-def worth_filling(model: nn.Module, image: Tensor, micro_batch: int, smaller: Sequence[int]) -> int:
+def worth_filling(model: nn.Module, image: Tensor, micro_batch: int, other: Sequence[int]) -> int:
     """Return up to how many rows a call is to be filled: the fewest of which each costs little more than in the cheapest size.
 
-    `image` (C, H, W). Powers of two among `smaller` are timed; where there are none, all calls have `micro_batch` rows.
+    `image` (C, H, W). Powers of two among the `other` sizes are timed; where there are none, all calls have `micro_batch` rows.
     """
-    sizes = [size for size in smaller if size & (size - 1) == 0]
+    sizes = [size for size in other if size < micro_batch and size & (size - 1) == 0]
     measured = [measure(model, image[None], size, GLANCE) for size in (*sizes, micro_batch)]
     cheapest = min(timing.weighted for timing in measured)
     return next(timing.rows for timing in measured if timing.weighted <= GAIN * cheapest)

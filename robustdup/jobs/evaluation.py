@@ -308,7 +308,7 @@ class WorkerOrder:
     weights: str
     code: str
     micro_batch: int
-    smaller: tuple[int, ...]
+    sizes: tuple[int, ...]
     fill: int
     referee_micro_batch: int | None
     draws: int
@@ -340,7 +340,7 @@ def _workers(
         weights=weights,
         code=code_fingerprint(context.original.model),
         micro_batch=context.micro_batch,
-        smaller=context.smaller,
+        sizes=context.sizes,
         fill=context.fill,
         referee_micro_batch=context.original.micro_batch,
         draws=context.draws,
@@ -407,7 +407,7 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
         )
     context.held.append(stages)
     context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
-    context.smaller, context.fill = order.smaller, order.fill
+    context.sizes, context.fill = order.sizes, order.fill
     context.draws, context.usual_margin = order.draws, order.usual_margin
     context.worth_compiling = order.worth_compiling
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):

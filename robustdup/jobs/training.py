@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from robustdup.models.load import count_parameters, fingerprint
 from robustdup.models.start import head_of, start_from
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
 from robustdup.plugins import ObjectiveSpec, Registry, load_plugins
-from robustdup.precision import training_precision
+from robustdup.precision import TrainingPrecision, training_precision
 from robustdup.projections import COUNTS
 from robustdup.records import (
     RECORD_FILE,
@@ -283,10 +283,11 @@ def _read_precision(path: Path) -> str:
         kept = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         kept = ""
-    if kept not in ("fp32", "tf32", "bf16"):
+    known = get_args(TrainingPrecision)
+    if kept not in known:
         raise UserError(
-            f"{str(path)!r} is damaged: it names no precision (fp32, tf32, bf16). Write there the one that the run was started "
-            "with, or start again in another --out.",
+            f"{str(path)!r} is damaged: it names no precision ({', '.join(known)}). Write there the one that the run was "
+            "started with, or start again in another --out.",
             code="damaged-run",
         )
     return kept

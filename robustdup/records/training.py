@@ -124,7 +124,7 @@ class TrainEnvironment(Part):
     processes: int = Field(description="Processes that shared each batch.")
     python: str = Field(description="Version of Python.")
     platform: str = Field(description="Operating system.")
-    precision: str = Field(description="Precision of training: fp32, tf32 or bf16.")
+    precision: str = Field(description="Precision of training: fp32, tf32, bf16 or fp16.")
     compiled: str = Field(description="How the model was compiled: off, default or cudagraphs.")
     channels_last: bool = Field(description="Whether images and convolutions were in channels-last layout.")
     folded: int = Field(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robustdup.config import BUDGETS
+from robustdup.precision import TrainingPrecision
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TrainerOptions:
     swa: float = 0.0
     validate_every: int | None = None
     checkpoint_every: int | None = None
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: TrainingPrecision = "fp32"
     accumulate: int = 1
     deterministic: bool = False
     compile: Literal["auto", "off", "on", "cudagraphs"] = "auto"

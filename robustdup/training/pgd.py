@@ -20,6 +20,9 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, parse_eps
 
 RowLoss = Callable[[Tensor, slice], Tensor]
+HALF_SCALE = (
+    256.0  # of losses in fp16, whose smallest number is 6e-8: where a sample is right for sure, gradients are smaller
+)
 PATH = 2.5  # steps times step size, in eps
 TINY_START = 0.001  # without a random start a divergence from the clean answer has no gradient: as TRADES' authors do
 
@@ -100,11 +103,17 @@ def start_images(images: Tensor, threat: ThreatModel, rng: SampleRng, *, random:
 
 
 def row_gradient(network: nn.Module, images: Tensor, loss: RowLoss, rows: slice) -> Tensor:
-    """Return the gradient of the summed loss by the images (n, C, H, W), which are the rows `rows` of a batch."""
+    """Return the gradient of the summed loss by the images (n, C, H, W), which are the rows `rows` of a batch.
+
+    Under fp16 the loss is scaled on the way back, and what overflows counts as zero.
+    """
+    kind = images.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(network(leaf), rows).sum(), leaf)
-    return gradient
+        value = loss(network(leaf), rows).sum()
+        (gradient,) = torch.autograd.grad(value * HALF_SCALE if half else value, leaf)
+    return gradient.div_(HALF_SCALE).nan_to_num_(0.0, 0.0, 0.0) if half else gradient
 
 
 def direction(images: Tensor, gradient: Tensor, threat: ThreatModel) -> Tensor:

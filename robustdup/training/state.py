@@ -15,7 +15,7 @@ from robustdup.records import TrainPasses, TrainPoint
 from robustdup.training.averages import Averages
 from robustdup.training.memory import Memory
 from robustdup.training.processes import Processes
-from robustdup.training.updates import UpdateRule
+from robustdup.training.updates import UpdateRule, loss_scaler
 from robustdup.training.validation import Selection
 
 NEVER = 2**62  # a step that does not come
@@ -26,7 +26,7 @@ class State:
 
     `model` is everything that is trained. `batch` is the number of the next batch, `step` that of optimizer steps made,
     `step_before` that at the beginning of the last batch. `curve`, `passes` and `events` go into the record. `memory` is
-    what the objective keeps of each training entry, if anything.
+    what the objective keeps of each training entry, if anything, `scaler` what scales losses in fp16.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class State:
         self.passes = TrainPasses()
         self.events: list[str] = []
         self.memory: Memory | None = None
+        self.scaler = loss_scaler()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, texts, and lists and dicts of them."""
@@ -63,6 +64,7 @@ class State:
             "seconds": self.clock.training,
             "validation_seconds": self.clock.validation,
             "events": list(self.events),
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             **({} if self.memory is None else {"memory": self.memory.state_dict()}),
         }
 
@@ -79,6 +81,7 @@ class State:
         self.curve = [TrainPoint.model_validate(point) for point in state["curve"]]
         self.passes = TrainPasses.model_validate(state["passes"])
         self.events = list(state["events"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         if self.memory is not None:
             self.memory.load_state_dict(state["memory"])
         if not same_session:

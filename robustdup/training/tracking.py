@@ -20,6 +20,7 @@ from robustdup.training.options import TrainerOptions
 from robustdup.training.processes import Processes
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # name: package
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precisions that autocast takes
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 Log = Callable[[Mapping[str, float], int], None]
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -54,15 +55,16 @@ def open_session(
         stack.enter_context(fp32_switches_kept())
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        # Beside bf16 what is left in float32 (the loss, Muon, validation) need not be finer than TF32; that is for CUDA.
-        set_tf32(options.precision == "tf32" or (options.precision == "bf16" and device.type == "cuda"))
+        # Beside 16 bits what is left in float32 (the loss, Muon, validation) need not be finer than TF32; that is for CUDA.
+        low = LOW.get(options.precision)
+        set_tf32(options.precision == "tf32" or (low is not None and device.type == "cuda"))
         # All batches have one shape; `isolated` puts cuDNN's switches back.
         torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
         if options.deterministic:
             stack.enter_context(_deterministic_kernels())
         autocast: Autocast = contextlib.nullcontext
-        if options.precision == "bf16":
-            autocast = functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
+        if low is not None:
+            autocast = functools.partial(torch.autocast, device.type, dtype=low)
         if not trackers:
             yield Session(autocast)
             return

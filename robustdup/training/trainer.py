@@ -20,7 +20,7 @@ from robustdup.training.processes import Processes
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate
 from robustdup.training.state import NEVER, State
 from robustdup.training.tracking import Session
-from robustdup.training.updates import LossAndMetrics, UpdateTask
+from robustdup.training.updates import LossAndMetrics, UpdateTask, loss_scaler
 
 WORTH_COMPILING = 1000  # optimizer steps from which `compile=auto` compiles on CUDA: a minute must pay
 STATISTICS_SAMPLES = 10_000  # on which the BatchNorm statistics of averaged (SWA) weights are measured
@@ -62,6 +62,7 @@ class Trainer:
         self.state = State(self.trained, make_optimizer(self.trained, options), averages, parts.update, device)
         self.state.memory = parts.inner.memory
         self.state.split = options.accumulate
+        self.state.scaler = loss_scaler(device.type, enabled=options.precision == "fp16")
         worth_it = self.budget.steps >= WORTH_COMPILING
         self._mode = compile_mode(options.compile, device, self.state.events, worth_it=worth_it)
         rows = max(1, options.batch_size // parts.processes.count // options.accumulate)
@@ -135,6 +136,7 @@ class Trainer:
             whole=lambda values: ours.whole(values, rows),
             replays=self.budget.replays_of(number),
             parts=[self._loss_of(batch, part, share / rows) for part in parts_of(batch, count)] if count > 1 else (),
+            scaler=state.scaler,
         )
 
     def _loss_of(self, batch: TrainBatch, rows: slice, weight: float) -> Callable[[Tensor | None], LossAndMetrics]:

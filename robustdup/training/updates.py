@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Protocol
 
@@ -36,6 +36,14 @@ def _same(values: Tensor) -> Tensor:
     return values
 
 
+def loss_scaler(device: str = "cpu", *, enabled: bool = False) -> torch.amp.GradScaler:
+    """Return what scales losses where gradients are in fp16, which loses small ones; not `enabled` it does nothing.
+
+    Gradients that are not finite then make no step but a smaller scale: https://docs.pytorch.org/docs/stable/amp.html
+    """
+    return torch.amp.GradScaler(device, enabled=enabled)
+
+
 @dataclass(frozen=True)
 class UpdateTask:
     """What an update rule works with: one batch, and the loop's hooks.
@@ -48,6 +56,7 @@ class UpdateTask:
     `whole` makes of values (n, ...) of its images those of all (rows, ...). `replays` limits the steps of a rule that
     makes several: the last batch of a budget in steps may have fewer (0: as many as the rule makes). `parts` are losses like
     `loss_of` of parts of the batch, which add up to it, where memory is to be saved: `gradients` takes them in turn.
+    `scaler` scales losses in fp16: gradients are scaled, and may not be finite, until `apply`.
     """
 
     model: nn.Module
@@ -62,6 +71,7 @@ class UpdateTask:
     whole: Callable[[Tensor], Tensor] = _same
     replays: int = 0
     parts: Sequence[Callable[[Tensor | None], LossAndMetrics]] = ()
+    scaler: torch.amp.GradScaler = field(default_factory=loss_scaler)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -69,12 +79,12 @@ class UpdateTask:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def gradients(self, shift: Tensor | None = None) -> LossAndMetrics:
-        """Fill `.grad` with the gradient of the loss over all processes; return the (loss, metrics) of this one, detached."""
+        """Fill `.grad` with the scaled gradient of the loss over all processes; return its own (loss, metrics), detached."""
         self.optimizer.zero_grad(set_to_none=True)
         losses, collected = [], list[Metrics]()
         for loss_of in self.parts or (self.loss_of,):
             loss, metrics = loss_of(shift)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             collected.append(metrics)
         self.reduce(self.parameters)
@@ -82,10 +92,16 @@ class UpdateTask:
             return losses[0], collected[0]
         return torch.stack(losses).sum(), {name: torch.cat([each[name] for each in collected]) for name in collected[0]}
 
+    def finite(self, gradient: Tensor) -> Tensor:
+        """Return a scaled gradient in which what overflowed is zero; any other as it is."""
+        return gradient.nan_to_num(0.0, 0.0, 0.0) if self.scaler.is_enabled() else gradient
+
     def apply(self) -> None:
         """Clip, make one optimizer step, and tell the loop."""
+        self.scaler.unscale_(self.optimizer)
         self.clip(self.parameters)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.stepped()
 
 
@@ -151,18 +167,19 @@ class Awp:
         else:
             with frozen_statistics(task.model):
                 task.gradients()
-            with self._perturbed(task.model):
+            with self._perturbed(task):
                 loss, metrics = task.gradients()
         self.taken += 1
         task.apply()
         return loss, metrics
 
     @contextmanager
-    def _perturbed(self, model: nn.Module) -> Iterator[None]:
-        """Move the weights along `.grad` in the block."""
-        moved = [(p, p.grad, p.detach().clone()) for p in model.parameters() if p.ndim > 1 and p.grad is not None]
+    def _perturbed(self, task: UpdateTask) -> Iterator[None]:
+        """Move the model's weights along `.grad` in the block."""
+        moved = [(p, p.grad, p.detach().clone()) for p in task.model.parameters() if p.ndim > 1 and p.grad is not None]
         with torch.no_grad():
             for weight, gradient, before in moved:
+                gradient = task.finite(gradient)
                 weight.add_(gradient * (self.gamma * before.norm() / gradient.norm().clamp(min=1e-20)))
         try:
             yield
@@ -208,7 +225,7 @@ class Free:
             for name, values in metrics.items():
                 sums[name] = sums[name] + values if name in sums else values
             with torch.no_grad():
-                up = ascent(task.images, _gradient_of(shift), self.threat)
+                up = ascent(task.images, task.finite(_gradient_of(shift)), self.threat)
                 moved = project_delta(shift + self.threat.radius * up, self.threat)
             task.apply()
         carried[:rows] = task.whole(moved)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from robustdup.attacks.passes import Count, Passes
+from robustdup.attacks.passes import Count, Passes, in_micro_batches
 from robustdup.evaluation import micro_batch as module
 from robustdup.evaluation.calls import PlannedStage
 from robustdup.evaluation.clean import CleanAnswers
 from robustdup.evaluation.context import Context, EngineOptions
-from robustdup.evaluation.micro_batch import Measured, choose_packing, same_bits, smaller_sizes
+from robustdup.evaluation.micro_batch import Measured, choose_packing, other_sizes, same_bits
 from robustdup.evaluation.referee import judge_images
 from robustdup.plugins import AttackSpec
 from robustdup.records.sealed import read_sealed
@@ -53,14 +53,15 @@ def set_up(model, points, **options):
 def test_only_shapes_that_give_the_same_bits_are_used(linear, points):
     images, _ = points
     sparse = (20, 24, 28, 32, 40, 48, 56)
-    assert same_bits(linear, images, 64) == (*range(1, 17), *sparse)
-    assert same_bits(Crowd(), images, 64) == sparse
+    longer = (65, 66, 68, 72, 80)
+    assert same_bits(linear, images, 64) == (*range(1, 17), *sparse, *longer)
+    assert same_bits(Crowd(), images, 64) == (*sparse, *longer)
     assert same_bits(Crowd(), images, 16) == tuple(range(1, 16))
-    assert same_bits(Pairs(), images, 16) == (2, 4, 6, 8, 10, 12, 14)
+    assert same_bits(Pairs(), images, 16) == (2, 4, 6, 8, 10, 12, 14, 18, 20)
 
 
 def test_no_more_than_a_fifth_of_a_batch_is_padding_whatever_is_left_over(linear):
-    model = Passes(linear, 256, smaller=smaller_sizes(256))
+    model = Passes(linear, 256, sizes=other_sizes(256))
     for rows in range(1, 257):
         model.count = Count()
         model(torch.zeros(rows, 1, 1, 1))
@@ -69,13 +70,32 @@ def test_no_more_than_a_fifth_of_a_batch_is_padding_whatever_is_left_over(linear
 
 def test_the_last_micro_batch_is_padded_to_the_smallest_shape_that_holds_it(linear, points):
     images, _ = points
-    model = Passes(linear, 16, smaller=(4, 8))
+    model = Passes(linear, 16, sizes=(4, 8))
     plain = Passes(linear, 16)
     for rows, padding in ((16, 0), (17, 3), (21, 3), (25, 7), (3, 1)):
         model.count, linear.calls[:] = Count(), []
         logits = model(images[:rows])
         assert torch.equal(logits, plain(images[:rows]))
         assert (model.count.forward, model.count.padding) == (rows, padding)
+
+
+def test_few_rows_that_are_left_over_share_the_last_micro_batch(linear, points):
+    images, _ = points
+    model, plain = Passes(linear, 16, sizes=(4, 17, 20)), Passes(linear, 16)
+    for rows, made in ((20, [20]), (19, [20]), (17, [17]), (36, [16, 20]), (21, [16, 16]), (37, [16, 16, 16])):
+        linear.calls[:] = []
+        logits = model(images[:rows])
+        assert linear.calls == made
+        assert torch.equal(logits, plain(images[:rows]))
+        assert [part.stop - part.start for part in in_micro_batches(model, rows)] == [
+            size - (index == len(made) - 1) * (sum(made) - rows) for index, size in enumerate(made)
+        ]
+    model.micro_batch = 8  # halved, where memory ran out: longer calls are not made any more
+    linear.calls[:] = []
+    model(images[:20])
+    assert linear.calls == [8, 8, 4]
+    assert other_sizes(32, largest=39)[-4:] == [28, 33, 34, 36]
+    assert max(other_sizes(32)) < 32
 
 
 def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points, tmp_path, monkeypatch):
@@ -85,28 +105,32 @@ def test_a_resumed_run_keeps_the_shapes_that_it_was_started_with(linear, points,
     monkeypatch.setattr(module, "CANDIDATES", {"cpu": (16, 32)})
     monkeypatch.setattr(module, "worth_filling", lambda *_: 8)
     choose_packing(context, options, images, clean, [pool_stage()], tmp_path)
-    assert (context.micro_batch, context.smaller, context.seconds) == (64, tuple(smaller_sizes(64)), (0.002, 0.005))
+    assert (context.micro_batch, context.sizes, context.seconds) == (
+        64,
+        tuple(other_sizes(64, largest=80)),
+        (0.002, 0.005),
+    )
     assert context.longest == pytest.approx(40 * (6000 * 0.002 + 2000 * 0.005))
     (saved,) = tmp_path.rglob("*.json")
     assert json.loads(read_sealed(saved)) == {
         "micro_batch": 64,
-        "smaller": smaller_sizes(64),
+        "sizes": other_sizes(64, largest=80),
         "fill": 8,
         "worth_compiling": True,
     }
     again, options, images, clean = set_up(linear, points)
     monkeypatch.setattr(module, "choose_micro_batch", lambda *_, **__: pytest.fail("measured again"))
     choose_packing(again, options, images, clean, [pool_stage()], tmp_path)
-    assert (again.micro_batch, again.fill, again.smaller) == (64, 8, tuple(smaller_sizes(64)))
+    assert (again.micro_batch, again.fill, again.sizes) == (64, 8, tuple(other_sizes(64, largest=80)))
 
 
 def test_what_is_given_is_kept_and_a_short_run_is_not_measured_further(linear, points):
     context, options, images, clean = set_up(linear, points, micro_batch=32, batch_size=8)
     choose_packing(context, options, images, clean, [pool_stage()], None)
-    assert (context.micro_batch, context.smaller, context.seconds, context.fill) == (32, (), None, 32)
+    assert (context.micro_batch, context.sizes, context.seconds, context.fill) == (32, (), None, 32)
     context, options, images, clean = set_up(linear, points)
     choose_packing(context, options, images, clean, [pool_stage(cost=(2, 1))], None)
-    assert (context.micro_batch, context.smaller) == (32, ())
+    assert (context.micro_batch, context.sizes) == (32, ())
     assert context.longest < 5
 
 

@@ -1,6 +1,7 @@
 """The loop against answers that are known: closed forms, counts, recursions; and what it leaves as it was."""
 
 import functools
+import itertools
 import random
 import time
 
@@ -14,6 +15,7 @@ from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import RunError, Unavailable, UserError
 from robustdup.plugins import AttackSpec, Registry
 from robustdup.threat import ThreatModel
+from robustdup.training.checkpoint import Checkpoints
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import fit
 from robustdup.training.objectives.adversarial import pgd_at, standard
@@ -361,10 +363,11 @@ def global_state():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_what_is_global_is_as_before(precision):
+    parts = make_parts(objective=pgd_at)
     before = global_state()
-    train(make_parts(objective=pgd_at), config(precision=precision, threads=2, steps=2))
+    train(parts, config(precision=precision, threads=2, steps=2))
     assert global_state() == before
 
     def broken(*_, **__):
@@ -419,6 +422,36 @@ def test_bf16_computes_the_objective_in_bf16_and_keeps_fp32_weights():
     assert set(kinds) == {torch.bfloat16}
     assert out.last["0.weight"].dtype == torch.float32
     assert out.curve[-1].loss < 0.7
+
+
+def test_fp16_makes_no_step_of_a_gradient_that_overflows_and_goes_on_with_a_smaller_scale():
+    weights = []
+
+    def objective(model, images, labels, *, attack, rng):
+        weights.append(next(model.parameters()).detach().clone())
+        loss, metrics = standard(model, images, labels, attack=attack, rng=rng)
+        return (loss * 1e37 if len(weights) == 3 else loss), metrics  # times 65,536 this is infinite
+
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda self, state: kept.append(state["scaler"]))
+        out = train(make_parts(objective=objective), config(precision="fp16", steps=6))
+    assert out.status == "complete"
+    assert out.last["0.weight"].dtype == torch.float32
+    same = [torch.equal(one, other) for one, other in itertools.pairwise(weights)]
+    assert same.index(True) == 2
+    assert sum(same) == 1
+    assert (kept[0]["scale"], kept[-1]["scale"]) == (2.0**16, 2.0**15)
+
+
+@pytest.mark.parametrize("update", [Plain, Awp, lambda: Free(THREAT, replays=2)])
+def test_fp16_learns_what_fp32_learns(update):
+    """Steps, perturbed weights and replayed images do not depend on the scale of the loss."""
+    curves = []
+    for precision in ("fp32", "fp16"):
+        out = train(make_parts(objective=pgd_at, update=update()), config(precision=precision, steps=8, clip=1.0))
+        curves.append(out.curve[-1].loss)
+    assert curves[1] == pytest.approx(curves[0], rel=0.02)
 
 
 def test_inner_passes_are_counted_apart():
