@@ -151,15 +151,18 @@ def how_to_install(*requirements: str) -> str:
 
 def _installer() -> str:
     """Return the command that installs into this environment, whether or not a shell has activated it."""
-    if _without_pip():
+    pip_is_here = importlib.util.find_spec("pip") is not None
+    if not pip_is_here and (_made_by_uv() or shutil.which("uv")):
         active = os.environ.get("VIRTUAL_ENV")
         environment = (
             Path(active) if active else next((p / ".venv" for p in _here_and_above() if (p / ".venv").is_dir()), None)
         )
         return "uv pip install" + ("" if environment == Path(sys.prefix) else f" --python {shlex.quote(sys.prefix)}")
-    pip = shutil.which("pip")
-    foreign = importlib.util.find_spec("pip") and pip and Path(pip).parent != Path(sys.executable).parent
-    return f"{shlex.quote(sys.executable)} -m pip install" if foreign else "pip install"
+    python, pip = shlex.quote(sys.executable), shutil.which("pip")
+    if not pip_is_here:
+        return f"{python} -m ensurepip && {python} -m pip install"
+    foreign = pip and Path(pip).parent != Path(sys.executable).parent
+    return f"{python} -m pip install" if foreign else "pip install"
 
 
 def _here_and_above() -> list[Path]:
@@ -167,7 +170,7 @@ def _here_and_above() -> list[Path]:
 
 
 @functools.cache
-def _without_pip() -> bool:
+def _made_by_uv() -> bool:
     """Say whether this environment was made by uv, which puts no pip into it."""
     if importlib.util.find_spec("pip") is not None:
         return False
@@ -180,7 +183,7 @@ def _without_pip() -> bool:
 @functools.cache
 def _clone_of_uv() -> bool:
     """Say whether this is the environment that `uv sync` keeps beside a clone of robustdup."""
-    if not _without_pip():
+    if not _made_by_uv():
         return False
     project = Path(sys.prefix).parent / "pyproject.toml"
     try:

@@ -20,7 +20,7 @@ def place(tmp_path, monkeypatch):
     """Stand in an environment: with pip or without, of uv or not, beside a clone or not."""
 
     def make(*, pip, uv, clone):
-        errors._without_pip.cache_clear()
+        errors._made_by_uv.cache_clear()
         errors._clone_of_uv.cache_clear()
         prefix = tmp_path / ".venv"
         prefix.mkdir()
@@ -36,7 +36,7 @@ def place(tmp_path, monkeypatch):
         return prefix
 
     yield make
-    errors._without_pip.cache_clear()
+    errors._made_by_uv.cache_clear()
     errors._clone_of_uv.cache_clear()
 
 
@@ -46,7 +46,7 @@ def place(tmp_path, monkeypatch):
         ({"pip": True, "uv": False, "clone": True}, "pip install 'robustdup[timm]'", "pip install numba"),
         ({"pip": False, "uv": True, "clone": False}, "uv pip install 'robustdup[timm]'", "uv pip install numba"),
         ({"pip": False, "uv": True, "clone": True}, "uv sync --inexact --extra timm", "uv pip install numba"),
-        ({"pip": False, "uv": False, "clone": True}, "pip install 'robustdup[timm]'", "pip install numba"),
+        ({"pip": False, "uv": False, "clone": True}, "uv pip install 'robustdup[timm]'", "uv pip install numba"),
     ],
 )
 def test_the_command_is_one_that_this_environment_has(place, where, extra, package):
@@ -71,6 +71,12 @@ def test_a_pip_of_another_environment_is_not_called(place, monkeypatch):
     prefix = place(pip=True, uv=False, clone=False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert how_to_install("numba") == f"{prefix}/bin/python -m pip install numba"
+
+
+def test_without_pip_and_without_uv_pip_is_put_there_first(place, monkeypatch):
+    python = place(pip=False, uv=False, clone=False) / "bin" / "python"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert how_to_install("numba") == f"{python} -m ensurepip && {python} -m pip install numba"
 
 
 def test_every_extra_that_a_message_names_exists():

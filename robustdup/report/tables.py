@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -20,8 +21,14 @@ from robustdup.report.format import NONE, attack_label, percent, with_interval
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", "≤": r"$\leq$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NONE: "--", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
+    "∞": r"$\infty$", "ε": r"$\varepsilon$", "[": "{[}", "*": "{*}",
 }  # fmt: skip
+# [ and * in braces: a line break before them would take them for its options
+_LATEX_READS = (
+    "ØøÆæŒœŁłßı§©®°±·×÷µ…“”‘’—→"  # besides ASCII and letters with an accent, whatever the encoding of the font
+)
+_OGONEK = "\u0328"  # the accent that needs another
 
 Rows = Sequence[Sequence[str]]
 
@@ -30,6 +37,7 @@ def as_latex(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1) ->
     """Return a LaTeX table (booktabs), escaped; the first `left` columns are aligned left, the others right."""
     columns = "l" * left + "r" * (len(head) - left)
     lines = [
+        r"% needs \usepackage{booktabs}",
         r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
         " & ".join(map(_tex, head)) + r" \\", r"\midrule",
     ]  # fmt: skip
@@ -45,7 +53,14 @@ def as_markdown(caption: str, head: Sequence[str], rows: Rows, *, left: int = 1)
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in plain(text))
+    return "".join(_LATEX.get(letter) or _tex_letter(letter) for letter in plain(text))
+
+
+def _tex_letter(letter: str) -> str:
+    """Return a letter as it is where pdflatex reads it without further packages, else its number: [U+4E2D]."""
+    base, *accents = unicodedata.normalize("NFD", letter)
+    accented = base.isascii() and len(accents) == 1 and ord(letter) < 0x180 and accents[0] != _OGONEK
+    return letter if letter.isascii() or accented or letter in _LATEX_READS else f"{{[}}U+{ord(letter):04X}]"
 
 
 def _markdown(text: str) -> str:

@@ -1,9 +1,13 @@
 """The table of attacks in a terminal: no number is cut, whatever the names and the width."""
 
+import shutil
+import subprocess
+
 import pytest
 from rich.console import Console
 
 from robustdup.report.format import folded_spec
+from robustdup.report.tables import as_latex
 from robustdup.report.terminal import attack_table
 
 
@@ -41,3 +45,31 @@ def test_options_stand_below_a_name_that_they_do_not_fit_beside():
     assert folded_spec("cosine-pgd(steps=20)", 16) == "cosine-pgd\n  steps=20"
     assert folded_spec("pgd(steps=20, loss=dlr, start=[0, 1])", 24) == "pgd\n  steps=20, loss=dlr,\n  start=[0, 1]"
     assert folded_spec("Linf 8/255: torchattacks:PGDRS(steps=5)", 16) == "Linf 8/255:\ntorchattacks:\nPGDRS\n  steps=5"
+
+
+ODD = "net_50%&#{}~^\\$ <b> \\input{x} é Ł ğ ß Ą ≤ ≥ ± × → – — … “q” ∞ ε α 中文 𝒳 ✓ ′ − "
+
+
+def test_latex_holds_what_every_latex_reads():
+    text = as_latex(ODD, ["name", "n"], [[ODD, "1"]])
+    assert "{[}U+4E2D]{[}U+6587]" in text
+    assert r"$\leq$ $\geq$" in text
+    assert r"\textbackslash{}input\{x\}" in text
+    assert not set(text) & set("Ą中文𝒳✓′−αε∞")
+    assert {"é", "Ł", "ğ", "ß"} <= set(text)
+    assert text.startswith(r"% needs \usepackage{booktabs}")
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+def test_latex_compiles(tmp_path):
+    letters = [*map(chr, range(0x20, 0x250)), *ODD]
+    tables = [as_latex(ODD, ["name", "n"], [[f"{letter}x", "1"] for letter in letters[at : at + 40]])
+              for at in range(0, len(letters), 40)]  # fmt: skip
+    page = "\n\\clearpage\n".join(tables)
+    (tmp_path / "page.tex").write_text(
+        f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{page}\n\\end{{document}}\n",
+        encoding="utf-8",
+    )
+    command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "-draftmode", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, (tmp_path / "page.log").read_text(errors="replace")[-2000:]

@@ -43,7 +43,7 @@ def check(path: list[str] | None = None) -> list[Finding]:
         cause = "they were changed or removed, as uninstalling torchattacks does"
     count = f"{len(changed)} of its files differ" if len(changed) > 1 else "one of its files differs"
     message = f"robustbench {zoo.version} is damaged: {count} from what was installed ({changed[0]}); {cause}."
-    return [Finding(False, message, _repair(zoo))]
+    return [Finding(False, message, how_to_install("--force-reinstall", "--no-deps", f"robustbench=={zoo.version}"))]
 
 
 def _distribution(name: str, path: list[str] | None) -> Distribution | None:
@@ -69,10 +69,3 @@ def _digest(distribution: Distribution, file: PackagePath) -> str:
     except OSError:
         return ""
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _repair(zoo: Distribution) -> str:
-    """A uv environment has no pip, and pip knows nothing of uv's flags."""
-    if (zoo.read_text("INSTALLER") or "").strip() == "uv":
-        return f"uv pip install --reinstall --no-deps robustbench=={zoo.version}"
-    return f"pip install --force-reinstall --no-deps robustbench=={zoo.version}"
