@@ -58,7 +58,7 @@ def _tex(text: str) -> str:
 
 def _tex_letter(letter: str) -> str:
     """Return a letter as it is where pdflatex reads it without further packages, else its number: [U+4E2D]."""
-    base, *accents = unicodedata.normalize("NFD", letter)
+    base, *accents = list(unicodedata.normalize("NFD", letter))
     accented = base.isascii() and len(accents) == 1 and ord(letter) < 0x180 and accents[0] != _OGONEK
     return letter if letter.isascii() or accented or letter in _LATEX_READS else f"{{[}}U+{ord(letter):04X}]"
 
