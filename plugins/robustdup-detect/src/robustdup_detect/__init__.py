@@ -33,6 +33,7 @@ def register(registry: Registry) -> None:
             title=f"{here}.record:title",
             page=f"{here}.page:duplicates_page",
             unfinished=f"{here}.page:unfinished",
+            templates=here,
             description="A search for duplicates.",
         )
     )

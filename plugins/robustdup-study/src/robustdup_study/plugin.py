@@ -19,6 +19,7 @@ def register(registry: Registry) -> None:
             page=f"{HERE}.page:study_page",
             markdown=f"{HERE}.report:markdown",
             unfinished=f"{HERE}.page:unfinished",
+            templates=HERE,
             description="A study: many cells of training and evaluation.",
             figures={
                 "dose": FigureSpec(
