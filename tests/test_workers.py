@@ -73,14 +73,14 @@ def test_a_model_that_cannot_be_sent_is_refused_in_one_message():
 
 
 KILLER = """
-import os, pathlib, signal, robustdup
+import ctypes, os, pathlib, signal, robustdup
 
 @robustdup.register_attack("deadly", norms=["Linf"])
 def deadly(model, images, labels, threat, *, rng, always: bool = True):
     marker = pathlib.Path(__file__).with_name(f"tried-{int(rng.index[0])}")
     if always or not marker.exists():
         marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        ctypes.CDLL(None).kill(os.getpid(), signal.SIGKILL)
     return images
 """
 

@@ -21,6 +21,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_torch
 
+from robustdup.attacks.process_hooks import HOOKS
 from robustdup.precision import fp32_switches, put_back
 
 try:
@@ -324,6 +325,7 @@ SETTINGS: tuple[Setting, ...] = (
     ("the limit of recursion", sys.getrecursionlimit, sys.setrecursionlimit),
     ("tracing", sys.gettrace, sys.settrace),
     ("profiling", sys.getprofile, sys.setprofile),
+    *HOOKS,
 )
 
 

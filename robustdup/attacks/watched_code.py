@@ -27,7 +27,8 @@ MODULES = (
     "torch.special", "torch.fft", "math", "numpy", "random", "json", "hashlib", "safetensors", "safetensors.torch",
     "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
     "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main", "contextlib", "enum", "numbers", "collections",
-    "itertools", "io", "posixpath", "ntpath", "genericpath",
+    "itertools", "io", "posixpath", "ntpath", "genericpath", "copyreg", "multiprocessing.reduction", "torch.random",
+    "torch.library", "numpy.random",
 )  # fmt: skip
 OF_CLASSES = ("torch.nn", "contextlib", "pathlib", "json.encoder", "json.decoder")  # whose own classes are watched too
 KINDS = frozenset(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run that failed, 2 a user's mistake, 3 a gate that faile
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -144,5 +145,8 @@ def _resume_without_value(words: list[str]) -> list[str]:
 
 
 def run() -> None:
-    """Entry point of the installed script."""
-    sys.exit(main())
+    """Entry point of the installed script. What a stranger's code left for the end of the process changes no exit code."""
+    code = main()
+    with no_exits():
+        atexit._run_exitfuncs()
+    sys.exit(code)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from robustdup.config import Config, build, validate
 from robustdup.errors import UserError
-from robustdup.records.folder import is_finished, latest_unfinished, saved_content, started_here
+from robustdup.records.folder import is_finished, is_free, latest_unfinished, saved_content, started_here
 
 C = TypeVar("C", bound=Config)
 
@@ -31,10 +31,10 @@ def configuration(
         return _trusted(config, trust=trust), Path(out) if out else fresh(config)
     folder = Path(resume) if resume else Path(flags["out"]) if "out" in flags else latest_unfinished(key)
     given = build(kind, file, overrides, flags).model_dump(mode="json", exclude_unset=True)
-    if not folder.is_dir():
+    if not folder.is_dir() or is_free(folder):
         if not resume:  # nothing to go on with yet: start
             return build(kind, file, overrides, flags), folder
-        raise UserError(f"There is no run folder {str(folder)!r} to resume.", code="no-run")
+        raise UserError(f"There is no run in {str(folder)!r} to resume.", code="no-run")
     saved = validate(kind, saved_content(folder)).model_dump(mode="json")
     if not is_finished(folder) and not started_here(folder):
         from robustdup.jobs.trust import check_trust

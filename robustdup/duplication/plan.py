@@ -19,7 +19,7 @@ from torch import Tensor
 from robustdup.data.describe import effective_sample_size
 from robustdup.duplication.near_copies import NearTransform, parse_near
 from robustdup.errors import UserError
-from robustdup.records import atomic_path
+from robustdup.records import write_atomic
 
 FORMAT = "robustdup.plan/1"
 PLAN_FILE = "plan.safetensors"
@@ -164,13 +164,13 @@ def plan_header(plan: DuplicationPlan) -> dict[str, Any]:
 
 def save_plan(plan: DuplicationPlan, path: Path) -> None:
     """Write a plan to a file, or to `plan.safetensors` in a folder that exists. Raises RunError where that fails."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # save_file hides that the disk is full
 
     parts = {"source_index": plan.source_index, "copy": plan.copy}
     if plan.labels is not None:
         parts["labels"] = plan.labels
-    with atomic_path(path / PLAN_FILE if path.is_dir() else path) as temporary:
-        save_file(parts, temporary, metadata={"plan": json.dumps(plan_header(plan), sort_keys=True)})
+    content = save(parts, metadata={"plan": json.dumps(plan_header(plan), sort_keys=True)})
+    write_atomic(path / PLAN_FILE if path.is_dir() else path, content)
 
 
 def load_plan(place: Path) -> DuplicationPlan:

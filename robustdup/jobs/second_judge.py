@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
@@ -104,10 +104,10 @@ def _request(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
 def _ask(
     folder: Path, config: EvalConfig, result: Evaluation, data: ImageDataset, adaptation: Adaptation
 ) -> dict[str, Any]:
-    (folder / REQUEST).write_text(json.dumps(_request(config, result)), encoding="utf-8")
-    (folder / AROUND).write_bytes(pickle.dumps(adaptation))  # a folder of this process alone
+    write_atomic(folder / REQUEST, json.dumps(_request(config, result)).encode())
+    write_atomic(folder / AROUND, pickle.dumps(adaptation))  # a folder of this process alone
     images = {"images": data.images, "adv_images": result.adv_images, "labels": data.labels}
-    save_file({name: tensor.contiguous().clone() for name, tensor in images.items()}, folder / TENSORS)
+    write_atomic(folder / TENSORS, save({name: tensor.contiguous().clone() for name, tensor in images.items()}))
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMMAND, str(folder)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-ENDINGS = ("_exit", "abort", "execv", "execve")  # of os, and of the module that os takes them from
+ENDINGS = ("_exit", "abort", "execv", "execve", "kill", "killpg")  # of os, and of the module that os takes them from
+SIGNALS = ("raise_signal", "pthread_kill")  # of signal
+LATER = "dump_traceback_later"  # of faulthandler: ends the process where it is told to, from outside of Python
 
 
 class Exit(BaseException):
@@ -17,27 +21,46 @@ class Exit(BaseException):
 
 @contextmanager
 def no_exits() -> Iterator[None]:
-    """Turn `os._exit`, `os.abort` and `os.exec…` into the exception `Exit` inside the block, in this process alone.
+    """Turn `os._exit`, `os.abort`, `os.exec…` and the like into the exception `Exit` inside the block, in this process alone.
 
-    A process that was forked inside ends as it wants to. What calls the C library itself is not seen.
+    Signals that somebody handles reach the process as usual; those that would end it do not. A process that was forked
+    inside ends as it wants to. What calls the C library itself is not seen.
     """
     modules = [os, sys.modules[os.name]] if os.name in sys.modules else [os]
-    before = [(module, name, getattr(module, name)) for module in modules for name in ENDINGS if hasattr(module, name)]
+    named = [(module, name) for module in modules for name in ENDINGS] + [(signal, name) for name in SIGNALS]
+    named.append((faulthandler, LATER))
+    before = [(module, name, getattr(module, name)) for module, name in named if hasattr(module, name)]
     try:
         for module, name, ending in before:
-            setattr(module, name, _refusing(name, ending))
+            setattr(module, name, _refusing(name, ending, module.__name__))
         yield
     finally:
         for module, name, ending in before:
             setattr(module, name, ending)
 
 
-def _refusing(name: str, ending: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(name: str, ending: Callable[..., Any], home: str) -> Callable[..., Any]:
     process = os.getpid()
 
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        if os.getpid() != process:
-            ending(*arguments, **options)
-        raise Exit(f"it called os.{name}, which would have ended the process")
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if os.getpid() != process or not _ends(name, arguments, options):
+            return ending(*arguments, **options)
+        raise Exit(f"it called {home}.{name}, which would have ended the process")
 
     return refuse
+
+
+def _ends(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Say whether a call would end this process."""
+    if name == LATER:
+        return bool(options.get("exit", arguments[3] if len(arguments) > 3 else False))
+    if name in (*SIGNALS, "kill", "killpg"):
+        if not arguments or not 0 < int(arguments[-1]) < signal.NSIG:
+            return False
+        own = (
+            {"kill": (os.getpid(), 0, -1), "killpg": (os.getpgrp(), 0)}
+            if os.name == "posix"
+            else {"kill": (os.getpid(),)}
+        )
+        return arguments[0] in own.get(name, arguments) and signal.getsignal(arguments[-1]) in (signal.SIG_DFL, None)
+    return True

@@ -79,13 +79,20 @@ def start(folder: Path, content: Mapping[str, Any], *, resume: bool, elsewhere: 
         check_same(folder, content, saved_content(folder), elsewhere=elsewhere)
         check_not_refused(folder)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if not is_free(folder):
         raise UserError(
             f"{str(folder)!r} is not empty. Choose another --out; nothing is overwritten.", code="not-empty"
         )
     written = (json.dumps(content, indent=2) + "\n").encode()
     note_made_here(settings_of(folder, written))
     write_atomic(state, written)
+
+
+def is_free(folder: Path) -> bool:
+    """Tell whether a run may start in `folder`: it holds nothing, or what a start left behind that found no room on the disk."""
+    left = re.compile(rf"{LOCK_FILE}|\.{re.escape(CONFIG_FILE)}\..*\.part")
+    inside = [path.relative_to(folder) for path in folder.rglob("*")]
+    return all(path == Path(STATE) or (path.parent == Path(STATE) and left.fullmatch(path.name)) for path in inside)
 
 
 def is_finished(folder: Path) -> bool:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import codecs
 import contextlib
 import copy
+import copyreg
+import decimal
+import faulthandler
 import gc
+import locale
 import numbers
 import os
 import resource
@@ -13,7 +18,10 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
+import weakref
 from fractions import Fraction
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -28,6 +36,7 @@ import robustdup.evaluation.referee
 import robustdup.projections
 import robustdup.threat
 from robustdup.attacks.passes import Count, Passes
+from robustdup.attacks.process_hooks import kernels, monitors, words_and_numbers
 from robustdup.errors import RunError
 from robustdup.evaluation import held
 from robustdup.evaluation.calls import PlannedStage
@@ -511,6 +520,57 @@ def transforms_that_were_not_left(model, images, labels, threat, *, rng):
     return images
 
 
+@evil
+def kernels_of_torch(model, images, labels, threat, *, rng):
+    robustdup.evaluation.referee.kept = kept = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings(action="ignore"):
+        kept.impl("addmm", lambda bias, given, weight, **_: torch.zeros(len(given), weight.shape[1]), "CPU")
+    return images
+
+
+@evil
+def how_values_are_sent_and_copied(model, images, labels, threat, *, rng):
+    copyreg.pickle(torch.Tensor, lambda tensor: (torch.zeros, (tensor.shape,)))
+    ForkingPickler.register(bool, lambda value: (bool, (1,)))
+    copy._deepcopy_dispatch[nn.Parameter] = lambda weight, memo: nn.Parameter(weight.detach() * 0)
+    return images
+
+
+@evil
+def another_generator(model, images, labels, threat, *, rng):
+    torch.default_generator = torch.random.default_generator = torch.Generator()
+    return images
+
+
+@evil
+def monitors_of_python(model, images, labels, threat, *, rng):
+    if hasattr(sys, "monitoring"):
+        events = sys.monitoring.events
+        sys.monitoring.use_tool_id(3, "evil")
+        sys.monitoring.register_callback(3, events.CALL, lambda *_: setattr(F, "conv2d", F.max_pool2d))
+        sys.monitoring.set_events(3, events.CALL)
+    return images
+
+
+@evil
+def a_finalizer(model, images, labels, threat, *, rng):
+    def act():
+        F.conv2d = lambda images, *args, **options: images * 0
+
+    weakref.finalize(images, act)
+    return images
+
+
+@evil
+def contexts_of_numbers(model, images, labels, threat, *, rng):
+    decimal.getcontext().prec = 1
+    sys.set_int_max_str_digits(640)
+    locale.setlocale(locale.LC_ALL, "C")
+    warnings.simplefilter("error")
+    codecs.register_error("strict", lambda error: ("", error.end))
+    return images
+
+
 def hooks():
     return [dict(value) for name, value in vars(nn.modules.module).items() if name.startswith("_global") and value]
 
@@ -533,6 +593,8 @@ def as_before():
             signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_NOFILE), os.getpid(), type(torch),
             dict(robustdup.evaluation.referee.judge_images.__kwdefaults__), float(Fraction(1, 2)), hasattr(Net, "head"),
             contextlib._GeneratorContextManager.__exit__.__code__, Outcome.ROBUST.word, Outcome(1), sys.stdout.write,
+            sorted(kernels()), set(copyreg.dispatch_table), set(ForkingPickler._extra_reducers), set(copy._deepcopy_dispatch),
+            torch.default_generator, monitors(), words_and_numbers(), faulthandler.dump_traceback_later, os.kill,
             torch._C._functorch.maybe_current_level(), torch.autograd.forward_ad._current_level,
         )  # fmt: skip
 
@@ -708,7 +770,12 @@ def test_the_run_goes_on_after_any_failure(name, tmp_path):
         call.error.encode()
 
 
-@pytest.mark.parametrize("ending", [lambda: os._exit(0), lambda: os.abort(), lambda: os.execv("/bin/true", ["true"])])
+@pytest.mark.parametrize("ending", [
+    lambda: os._exit(0), lambda: os.abort(), lambda: os.execv("/bin/true", ["true"]),
+    lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: signal.raise_signal(signal.SIGABRT),
+    lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSEGV),
+    lambda: faulthandler.dump_traceback_later(0.01, exit=True),
+])  # fmt: skip
 def test_an_attack_that_ends_the_process_fails_like_any_other(ending):
     def ends(model, images, labels, threat, *, rng):
         ending()

@@ -1,0 +1,41 @@
+"""What would end the process: each way is an exception inside the block, and what is left for the end changes no exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from robustdup.plugins.exits import LATER, _ends
+from tests.forked import run
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "ends"),
+    [
+        ("kill", (os.getpid(), signal.SIGKILL), True),
+        ("kill", (0, signal.SIGTERM), True),
+        ("kill", (os.getpid(), 0), False),  # asks whether it is there
+        ("kill", (os.getpid(), signal.SIGINT), False),  # handled: Ctrl-C
+        ("kill", (os.getpid() + 1, signal.SIGKILL), False),
+        ("killpg", (os.getpgrp(), signal.SIGHUP), True),
+        ("raise_signal", (signal.SIGABRT,), True),
+        ("pthread_kill", (1, signal.SIGSEGV), True),
+        ("kill", (), False),  # Python says what is wrong
+        (LATER, (1.0,), False),
+        (LATER, (1.0, False, None, True), True),
+        ("_exit", (0,), True),
+    ],
+)
+def test_what_ends_the_process(name, arguments, ends):
+    assert _ends(name, arguments, {}) == ends
+
+
+def test_a_plugin_that_ends_the_process_at_its_end_changes_no_exit_code(tmp_path):
+    (tmp_path / "late.py").write_text("import atexit, os\natexit.register(os._exit, 0)\ndef register(registry): pass\n")
+    words = ["robustdup", "eval", "--plugin", "late.py", "--attacks", "nope"]
+    code = f"import sys; sys.argv = {words}; from robustdup.cli.main import run; run()"
+    done = run(["-c", code], folder=tmp_path)
+    assert done.returncode == 2
+    assert "nope" in done.stderr
