@@ -49,8 +49,9 @@ def open_local(
 
     def launch(number: int) -> Process:
         own_cores = share(cores, number, workers)
+        names = [devices[other % len(devices)] if devices else None for other in range(workers)]
         place = WorkerPlace(
-            number, workers, devices[number % len(devices)] if devices else None, threads or len(own_cores)
+            number, workers, names[number], threads or len(own_cores), names.count(names[number]) if devices else 1
         )
         return Process(place, own_cores if place.threads <= len(own_cores) else None)
 

@@ -19,6 +19,7 @@ from robustdup.errors import RobustdupError, RunError, Unavailable, UserError, e
 NOTE = b"n"  # what a message that is a note begins with; replies are pickles, which begin otherwise
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LONGEST_TRACE = 20_000  # letters
+USABLE = 0.95  # of a GPU's memory, by workers that share it; the rest is for what each process keeps there besides
 WHAT_TO_DO = (
     "use one local worker (workers=1), to which nothing is sent, "
     "or name the model by a spec such as 'path/to/model.py:make_model'."
@@ -27,12 +28,16 @@ WHAT_TO_DO = (
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker stands: its number of `workers`, its device (None: choose one) and how many CPU threads it has."""
+    """Where a worker stands: its number of `workers`, its device (None: choose one) and how many CPU threads it has.
+
+    `sharing` workers have its device.
+    """
 
     number: int
     workers: int
     device: str | None
     threads: int
+    sharing: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,15 @@ def limit_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+def share_memory(place: WorkerPlace) -> None:
+    """Let no worker take more than its share of a GPU's memory: it runs out by itself, and not by what others do meanwhile."""
+    if place.sharing > 1 and (place.device or "").startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(USABLE / place.sharing, place.device)
+
+
 def to_bytes(noun: str, value: object, dumps: Callable[..., bytes] = pickle.dumps) -> bytes:
     """Pickle a value for another process. Plain pickle copies: no shared memory or open files to lose with a worker."""
     try:
@@ -104,6 +118,7 @@ def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None
         limit_threads(
             place.threads
         )  # again: loading it may have imported torch, which takes no more threads than cores
+        share_memory(place)
         return function(place), pickle.dumps(Reply())
     except BaseException as error:  # noqa: BLE001
         return None, failure(error)

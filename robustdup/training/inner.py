@@ -24,10 +24,11 @@ from robustdup.plugins import AttackSpec, Registry
 from robustdup.plugins.options import check_keywords, keywords
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
+from robustdup.training.captured import CapturedSteps
 from robustdup.training.curriculum import Curriculum
 from robustdup.training.memory import Memory
 from robustdup.training.modes import inner_mode
-from robustdup.training.pgd import RowLoss, check_training_pgd, row_gradient, slices, training_pgd
+from robustdup.training.pgd import Execution, RowLoss, check_training_pgd, row_gradient, slices, training_pgd
 
 if TYPE_CHECKING:
     from robustdup.data.augment import Moves
@@ -60,7 +61,7 @@ def prepare_inner(
         raise unknown("value of inner_bn", bn, BATCH_NORM)
     name, given = parse_call(text, "inner attack")
     if name == "pgd":
-        known = keywords(training_pgd, besides=("rng", "loss", "micro_batch"))
+        known = keywords(training_pgd, besides=("rng", "loss", "execution"))
         options = check_keywords("the inner attack 'pgd'", "pgd", known, given)
         check_training_pgd(**options)
         return Inner("pgd", options, threat, None, bn, smoothing, micro_batch)
@@ -115,6 +116,7 @@ class Inner:
     _model: nn.Module | None = None
     _twin: FollowingCopy | None = None
     _stale: bool = True
+    captured: CapturedSteps | None = None
 
     def attach(
         self,
@@ -123,13 +125,16 @@ class Inner:
         *,
         fold: bool = True,
         compile: Callable[[nn.Module], nn.Module] | None = None,
+        capture: bool = False,
     ) -> None:
         """Attack this model from now on: the very module that is trained, not one that wraps or compiles it.
 
         `images` (n, C, H, W): a few examples, on the model's device. With `fold`, attacks of robustdup's own run on a
-        twin with BatchNorm folded, where that gives the same logits; `compile` is applied to it.
+        twin with BatchNorm folded, where that gives the same logits; `compile` is applied to it; `capture` makes the steps
+        of PGD up the cross-entropy one CUDA graph where that can be.
         """
         self._model, self._twin, self._stale = model, None, True
+        self.captured = CapturedSteps(self.notes) if capture else None
         if self.micro_batch is None and images.device.type == "cpu" and self.bn == "eval":
             self.micro_batch = CPU_ROWS * torch.get_num_threads()
         if self.bn == "train":
@@ -250,7 +255,7 @@ class InnerAttack:
                 self.threat,
                 rng=self.rng,
                 loss=loss,
-                micro_batch=self.inner.micro_batch,
+                execution=Execution(self.inner.micro_batch, self.inner.captured),
                 **options,
             )
 

@@ -7,6 +7,7 @@ misclassified and projects exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from robustdup.errors import UserError
 from robustdup.projections import onto_l1_ball
 from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel, parse_eps
+from robustdup.training.captured import CapturedSteps
 
 RowLoss = Callable[[Tensor, slice], Tensor]
 HALF_SCALE = (
@@ -25,6 +27,14 @@ HALF_SCALE = (
 )
 PATH = 2.5  # steps times step size, in eps
 TINY_START = 0.001  # without a random start a divergence from the clean answer has no gradient: as TRADES' authors do
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How steps are made: in micro-batches of so many rows (None: all at once), and where `captured` as CUDA graphs."""
+
+    micro_batch: int | None = None
+    captured: CapturedSteps | None = None
 
 
 def training_pgd(
@@ -35,7 +45,7 @@ def training_pgd(
     *,
     rng: SampleRng,
     loss: RowLoss | None = None,
-    micro_batch: int | None = None,
+    execution: Execution = Execution(),
     steps: int = 10,
     step_size: str | float | None = None,
     random_start: bool = True,
@@ -45,16 +55,43 @@ def training_pgd(
     Images (N, C, H, W) in [0, 1], labels (N,) -> the same shape. `network` must have no parameter that requires a
     gradient. `step_size` is in pixel units, in the threat model's norm; by default 2.5 eps / steps. All steps of a
     micro-batch are taken before the next one's, which keeps it in cache on a CPU.
+    Steps up the cross-entropy may be one CUDA graph.
     """
     step = default_step(threat, steps) if step_size is None else float(parse_eps(step_size))
     adv_images = start_images(images, threat, rng, random=random_start, away=loss is not None)
-    for rows in slices(len(images), micro_batch):
+    for rows in slices(len(images), execution.micro_batch):
         clean, moving = images[rows], adv_images[rows]  # views: steps are taken in place
-        project = projector(clean, threat)
-        for _ in range(steps):
-            gradient = row_gradient(network, moving, loss or _cross_entropy(labels), rows)
-            project(moving.add_(direction(clean, gradient, threat), alpha=step))
+        if loss is not None:
+            climb(network, moving, clean, loss, rows, threat, steps, step)
+            continue
+
+        def steepest(moving: Tensor, clean: Tensor, labels: Tensor) -> None:
+            climb(network, moving, clean, _cross_entropy(labels), slice(None), threat, steps, step)
+
+        if execution.captured is None:
+            steepest(moving, clean, labels[rows])
+        else:
+            key = threat.norm, threat.radius, steps, step, torch.is_autocast_enabled(images.device.type)
+            weights = network.state_dict(keep_vars=True).values()
+            execution.captured(steepest, moving, clean, labels[rows], key=key, weights=weights)
     return adv_images
+
+
+def climb(
+    network: nn.Module,
+    moving: Tensor,
+    clean: Tensor,
+    loss: RowLoss,
+    rows: slice,
+    threat: ThreatModel,
+    steps: int,
+    step: float,
+) -> None:
+    """Make `steps` steps of length `step` up the loss in place, from `moving` (n, C, H, W), the rows `rows` of a batch."""
+    project = projector(clean, threat)
+    for _ in range(steps):
+        gradient = row_gradient(network, moving, loss, rows)
+        project(moving.add_(direction(clean, gradient, threat), alpha=step))
 
 
 def check_training_pgd(steps: int = 10, step_size: str | float | None = None, random_start: bool = True) -> None:

@@ -72,8 +72,12 @@ class Trainer:
     def start(self) -> None:
         """Make ready for the first step of this session."""
         _, example = next(iter(self.stream(0)))
+        captures = self._mode == "cudagraphs"  # all steps at once then, in place of torch's graphs for each pass
         self.parts.inner.attach(
-            self.parts.model, example.images[:16], compile=compiler(self._mode, self._inner_rows, self.state.events)
+            self.parts.model,
+            example.images[:16],
+            compile=compiler("default" if captures else self._mode, self._inner_rows, self.state.events),
+            capture=captures,
         )
         self.trained.train()
         for module in self.parts.frozen:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from runner_work import alive, wait_for
 from robustdup import RunError, Unavailable, UserError
 from robustdup.runners import WorkerPlace, open_runner
 from robustdup.runners.local import share
+from robustdup.runners.worker import begin
 from tests.raising import raises
 
 pytestmark = pytest.mark.usefixtures("cold_starts")
@@ -115,10 +117,21 @@ def test_places_share_devices_cores_and_threads():
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
     for number, (place, pid, affinity, omp, mkl) in seen.items():
         mine = share(cores, number, 3)
-        assert place == WorkerPlace(number, 3, ["cuda:0", "cuda:1", "cuda:0"][number], len(mine))
+        assert place == WorkerPlace(number, 3, ["cuda:0", "cuda:1", "cuda:0"][number], len(mine), [2, 1, 2][number])
         assert pid != os.getpid()
         assert omp == mkl == str(len(mine))
         assert affinity in (None, mine)
+
+
+def test_workers_on_one_gpu_have_a_share_of_its_memory_each(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: taken.append(given))
+    setup = pickle.dumps(runner_work.where)
+    for device, sharing in (("cuda:0", 5), ("cuda", 2), ("cuda:1", 1), ("cpu", 4)):
+        _, reply = begin(setup, WorkerPlace(0, 5, device, 1, sharing))
+        assert not pickle.loads(reply).failed
+    assert taken == [(0.19, "cuda:0"), (0.475, "cuda")]
 
 
 def test_cores_are_shared_out_evenly():

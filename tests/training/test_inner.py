@@ -11,7 +11,7 @@ from torch import nn
 from robustdup import RunError, SampleRng, ThreatModel, UserError
 from robustdup.plugins import AttackSpec, Registry, load_plugins
 from robustdup.training.inner import prepare_inner
-from robustdup.training.pgd import project_delta, training_pgd
+from robustdup.training.pgd import Execution, project_delta, training_pgd
 from tests.lanes import each_once
 from tests.networks import resnet
 from tests.raising import raises
@@ -305,7 +305,7 @@ def test_pgd_needs_no_graph_of_weights(registry):
     labels = torch.ones(4, dtype=torch.int64)
     with torch.no_grad():  # it turns gradients on for itself
         found = training_pgd(
-            model, images, labels, ThreatModel("Linf", "0.1"), rng=SampleRng(0, torch.arange(4)), micro_batch=3
+            model, images, labels, ThreatModel("Linf", "0.1"), rng=SampleRng(0, torch.arange(4)), execution=Execution(3)
         )
     assert model.weight.grad is None
     expected = (images - 0.1 * model.weight.sign().view(3, 4, 4)).clamp(0, 1)

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 from robustdup_study.cell_record import CELL_FILE, CellOrder, load_cell
+from robustdup_study.recipe import StudyConfig
 from robustdup_study.report import LiveStudy
-from robustdup_study.run import LOG_FILE, Where, cell_folder, results, run_cells, study_folder, unreadable
+from robustdup_study.run import LOG_FILE, Where, cell_folder, choose_where, results, run_cells, study_folder, unreadable
 
 from robustdup.errors import RunError, UserError
 from robustdup.report.live import Lines
+from robustdup.runners import local
+from robustdup.runners.pool import PoolOptions
 from tests.forked import Forked, run
 from tests.raising import raises
 
@@ -29,6 +32,26 @@ sys.path.insert(0, str(HERE))
 import cells  # noqa: E402  worker processes import it by this name
 
 ONE, TWO = Where(workers=1, devices=("cpu",), threads=1), Where(workers=2, devices=("cpu",), threads=1)
+
+
+def test_several_cells_go_onto_one_gpu():
+    base = {"data": "builtin:digits", "model": "small-cnn", "epochs": 1}
+    recipe = {"base": base, "factors": {"objective": ["standard"]}, "seeds": 5, "device": "cuda", "workers": 5}
+    where = choose_where(StudyConfig.model_validate(recipe))
+    assert (where.devices, where.workers) == (("cuda",), 5)
+    launched = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "Process", lambda place, cores: launched.append(place))
+        patch.setattr(
+            local, "Pool", lambda workers, launch, *_: [launch(number) for number in range(workers)] and Idle()
+        )
+        local.open_local(where.workers, len, devices=where.devices, threads=1, options=PoolOptions())
+    assert [(place.device, place.sharing) for place in launched] == [("cuda", 5)] * 5
+
+
+class Idle:
+    def close(self):
+        """Nothing was started."""
 
 
 @pytest.fixture(autouse=True)
