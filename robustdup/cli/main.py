@@ -37,6 +37,8 @@ from robustdup.report.format import escape
 # Newer typer carries a copy of click of its own: the base of all its errors is found through one that typer exports.
 USAGE_ERRORS: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+COMPLETION = (["--install-completion"], ["--show-completion"])
+COMPLETING = "_ROBUSTDUP_COMPLETE"  # a variable that a shell sets to ask for the words that may come next
 LONGEST_MESSAGE = 4000  # letters of an error that are shown
 TRACEBACK = "ROBUSTDUP_TRACEBACK"  # a variable of the environment
 
@@ -106,6 +108,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     except (SystemExit, Exit) as error:
         if isinstance(error.__context__, BrokenPipeError):  # click ends the program where nobody reads on: | head
             return 0
+        if words[:1] in COMPLETION or COMPLETING in os.environ:  # typer ends the program when that is done
+            return 0 if error.code is None else int(error.code)
         # of a stranger's code: robustdup itself returns its exit code
         _say(f"A model, plugin or data source wanted to end the program ({error_text(error)}). Nothing was finished.")
         return 1

@@ -130,6 +130,21 @@ def test_a_shell_completes_the_words_of_a_choice():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["auto", "fp32", "tf32", "bf16"], done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("flag", ["--show-completion", "--install-completion"])
+def test_completion_is_shown_and_installed(capsys, monkeypatch, tmp_path, shell, flag):
+    """Under a home of its own; what shell it is, is asked of the processes above, and so told here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("typer._completion_shared._get_shell_name", lambda: shell)
+    monkeypatch.setattr("typer.completion._get_shell_name", lambda: shell)
+    assert main([flag]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    written = "".join(path.read_text() for path in tmp_path.rglob("*robustdup*") if path.is_file())
+    assert "_ROBUSTDUP_COMPLETE" in (out if flag == "--show-completion" else written)
 
 
 @pytest.mark.parametrize(
