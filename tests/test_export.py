@@ -141,6 +141,23 @@ def test_an_onnx_file_is_a_classifier_with_a_fingerprint(tmp_path, rows):
 
 
 @onnx
+def test_an_onnx_file_names_the_files_of_its_weights(tmp_path):
+    """Weights in a file of their own are part of the fingerprint, and asked for where they are missing."""
+    import onnx
+
+    weight = torch.arange(640.0).view(10, 64)
+    model = onnx.load(linear_onnx(tmp_path / "m.onnx", weight))
+    file = tmp_path / "parts.onnx"
+    onnx.save(model, file, save_as_external_data=True, location="w.bin", size_threshold=0)
+    one = fingerprint(load_model(str(file), registry=REGISTRY))
+    (tmp_path / "w.bin").write_bytes(bytes((tmp_path / "w.bin").stat().st_size))
+    assert fingerprint(load_model(str(file), registry=REGISTRY)) != one
+    (tmp_path / "w.bin").unlink()
+    with raises("missing-file", UserError, "w.bin is not beside it"):
+        load_model(str(file), registry=REGISTRY)
+
+
+@onnx
 def test_an_onnx_file_is_attacked_from_its_answers_alone(tmp_path, capsys):
     start = load_model("builtin:digits-robust", registry=REGISTRY)
     data = load_images("builtin:digits", DataOptions(split="test"), n=12, registry=REGISTRY)

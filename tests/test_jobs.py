@@ -427,6 +427,20 @@ def test_softmax_outputs_training_mode_and_chance_are_named():
     assert run().diagnostics == []
 
 
+def test_a_model_that_gives_all_images_the_same_class_is_named():
+    """Also where that class is that of most images, so that the accuracy is far from chance."""
+    model = Mean().eval()
+    labels = torch.ones_like(LABELS)
+    labels[0] = 0
+    always_one = nn.Sequential(model, nn.Linear(2, 2)).eval().requires_grad_(False)
+    always_one[1].weight.zero_()
+    always_one[1].bias.copy_(torch.tensor([0.0, 1.0]))
+    record = robustdup.evaluate(always_one, IMAGES, labels, eps="0.1", attacks="fgsm").record
+    (sign,) = [sign for sign in record.diagnostics if sign.code == "same_answer"]
+    assert sign.severity == "serious"
+    assert record.clean_accuracy.value == 1 - 1 / len(labels)
+
+
 class Noisy(Mean):
     def forward(self, images):
         return super().forward(images + 0.05 * torch.randn(len(images), 1, 1, 1))

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests import test_tools_examples
+from tests import test_export, test_tools_examples
 from tests.data import test_layouts, test_public_sets
 from tests.models import test_checkpoint_layouts
 
@@ -22,6 +22,7 @@ TABLES: list[tuple[str, str, tuple[ModuleType, ...], frozenset[str]]] = [
         (test_checkpoint_layouts,),
         frozenset(test_checkpoint_layouts.LAYOUTS),
     ),
+    ("your-checkpoint.md", "What is refused", (test_checkpoint_layouts, test_export), frozenset()),
     (
         "resume-and-verify.md",
         "Examples of other tools",
@@ -37,7 +38,7 @@ def rows(page: str, heading: str) -> list[str]:
     return [line.strip("| ").rpartition(" | ")[2] for line in text.splitlines() if line.startswith("|")][2:]
 
 
-@pytest.mark.parametrize(("page", "heading", "modules", "layouts"), TABLES, ids=[table[0] for table in TABLES])
+@pytest.mark.parametrize(("page", "heading", "modules", "layouts"), TABLES, ids=[table[1] for table in TABLES])
 def test_each_row_names_its_tests_and_each_layout_has_a_row(page, heading, modules, layouts):
     cells = rows(page, heading)
     assert len(cells) > 8

@@ -31,6 +31,9 @@ from robustdup.projections import COUNTS
 from robustdup.records import Diagnostic, Outcome
 
 
+ALIKE = 10  # images whose same answer says something
+
+
 def diagnose(
     context: Context,
     samples: CleanSamples,
@@ -52,6 +55,7 @@ def diagnose(
     """
     correct = (~samples.clean.is_adv).nonzero()[:LOOKED_AT, 0]
     signs = of_accuracy(float(samples.clean.correct_share.mean()), clean.num_classes)
+    signs += of_answers(samples.clean.prediction, samples.labels)
     spent = Count()
     if len(correct):
         look = look_first(
@@ -232,6 +236,21 @@ def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
             f"The clean accuracy, {clean_accuracy:.1%}, is near chance for {num_classes} classes.",
             "Check that the model normalises its inputs itself (it is given images in [0, 1]), that channels are in RGB "
             "order, and that labels and classes mean the same.",
+        )
+    ]
+
+
+def of_answers(prediction: Tensor, labels: Tensor) -> list[Diagnostic]:
+    """Return a sign where all of at least ten images, whose labels differ, get the same class: predictions and labels are (N,)."""
+    if len(labels) < ALIKE or len(prediction.unique()) > 1 or len(labels.unique()) == 1:
+        return []
+    return [
+        _sign(
+            "same_answer",
+            "serious",
+            f"The model gives every one of the {len(labels)} clean images the same class, {int(prediction[0])}.",
+            "Look at its weights (all zero, never trained, or another network's) and at its normalisation: such an accuracy says "
+            "nothing.",
         )
     ]
 

@@ -34,12 +34,34 @@ USUAL_NAMES = (
 INDEX = ".index.json"  # ends the name of a list of the parts that a checkpoint was split into
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")  # the name of a part
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
+CONVERT = "load it there and save its weights by the network's names, as safetensors"
 # What a file begins with, and what to do with it.
 ELSEWHERE = (
     ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf"), "is compressed: unpack it first"),
-    ((b"\x89HDF",), "is an HDF5 file, as Keras writes them: convert its weights to safetensors"),
+    ((b"\x89HDF",), f"is an HDF5 file, as Keras writes them: {CONVERT}"),
     ((b"version https://git-lfs",), "is a Git LFS pointer, not the weights: run 'git lfs pull'"),
+    ((b"GGUF",), "holds quantised weights (GGUF), whose values are rounded: give those from before"),
 )
+# What files of other programs are called, folders of them too.
+OTHER_PROGRAMS = {
+    r".*\.msgpack|_CHECKPOINT_METADATA|manifest\.ocdbt": f"holds weights of Flax or JAX: {CONVERT}",
+    r".*\.keras|.*\.weights\.h5|tf_model\.h5": f"holds a model of Keras: {CONVERT}",
+    r"saved_model\.pb|.*\.data-\d{5}-of-\d{5}|.*\.ckpt(-\d+)?\.(index|meta)": f"holds a model of TensorFlow: {CONVERT}",
+    r".*\.tflite": "holds a program of TensorFlow Lite, without gradients: export the network to ONNX, or give what it was made from",
+    r".*\.(pdparams|pdiparams|params|caffemodel)": f"holds weights of Paddle, MXNet or Caffe: {CONVERT}",
+    r".*\.(mlmodel|mlpackage|engine|trt|plan)": "holds a program for one device, without gradients: give the network it was made from",
+    r".*\.distcp|\.metadata": "holds a distributed checkpoint: join its parts first, 'python -m torch.distributed.checkpoint.format_utils "
+    "dcp_to_torch FOLDER model.pt'",
+}  # fmt: skip
+
+
+def refuse_other_programs(place: Path) -> None:
+    """Raise UserError for a file of another program, or a folder of such files, with what to do."""
+    names = sorted(file.name for file in place.iterdir()) if place.is_dir() else [place.name]
+    for pattern, what in OTHER_PROGRAMS.items():
+        if fitting := [name for name in names if re.fullmatch(pattern, name)]:
+            inside = f" ({fitting[0]})" if place.is_dir() else ""
+            raise UserError(f"{str(place)!r} {what}{inside}.", code="other-program")
 
 
 def weights_file(place: Path) -> Path:
@@ -55,6 +77,7 @@ def weights_file(place: Path) -> Path:
     if usual or len(files) == 1:
         return (usual or files)[0]
     if not files:
+        refuse_other_programs(place)
         raise UserError(f"There is no weights file in the folder {str(place)!r}.", code="missing-file")
     names = ", ".join(file.name for file in files[:8])
     raise UserError(
@@ -110,6 +133,7 @@ def _read_file(file: Path, *, allow_pickle: bool, module: ModuleType | None) -> 
         if "weights_only" not in str(error).lower():
             raise _broken(file, error) from error
         if not allow_pickle:
+            refuse_other_programs(file)
             raise UserError(
                 f"{str(file)!r} holds more than weights{_named_in(error)}: loading it as a pickle can run any code of whoever "
                 "made it. Save the state dict alone (safetensors, or torch.save(model.state_dict())), or, if you trust the "
@@ -153,6 +177,7 @@ def is_safetensors(file: Path) -> bool:
         raise UserError(f"{str(file)!r} is a tar archive: unpack it first.", code="damaged-checkpoint")
     safe = head[8:9] == b"{"  # after the length of its header
     if not safe and not head.startswith((b"PK", b"\x80")):  # a zip, or a bare pickle
+        refuse_other_programs(file)
         raise UserError(
             f"{str(file)!r} is not a checkpoint: neither safetensors nor written by torch.save.",
             code="damaged-checkpoint",
@@ -167,6 +192,8 @@ def _named_in(error: Exception) -> str:
 
 
 def _broken(file: Path, error: Exception) -> UserError:
+    """Return what to raise for a file that cannot be read. Raises UserError for one of another program."""
+    refuse_other_programs(file)
     detail = str(error).strip().split("\n")[0] or type(error).__name__
     return UserError(
         f"{str(file)!r} is not a whole checkpoint: {detail} Download or copy it again.", code="damaged-checkpoint"

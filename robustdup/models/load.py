@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, missing_plugin, unknown
+from robustdup.models.checkpoint_file import read_checkpoint, refuse_other_programs
 from robustdup.models.files import is_file_spec, load_from_file
+from robustdup.models.pickles import is_torchscript
 from robustdup.models.programs import SUFFIXES, load_program
 from robustdup.plugins import Registry
 
@@ -37,6 +39,9 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = load_program(Path(spec).expanduser(), allow_pickle=allow_pickle)
     elif Path(spec).expanduser().is_file():
         model = load_script(Path(spec).expanduser())
+    elif Path(spec).expanduser().is_dir():
+        refuse_other_programs(Path(spec).expanduser())
+        raise unknown("model", spec, _examples(registry), see=_how(registry))
     elif colon and (error := missing_plugin(scheme)) is not None:
         raise error
     else:
@@ -45,7 +50,21 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         raise UserError(
             f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.", code="not-a-module"
         )
-    return model.to(device="cpu", dtype=torch.float32).eval()
+    model = model.to(device="cpu", dtype=torch.float32).eval()
+    _check_values(model, spec)
+    return model
+
+
+def _check_values(model: nn.Module, spec: str) -> None:
+    """Raise UserError for weights that are no numbers."""
+    bad = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if bool(value.isnan().any())]
+    if bad:
+        some = ", ".join(map(repr, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise UserError(
+            f"The weights of {spec!r} hold values that are no numbers (NaN), in {some}: the training came apart, or the file is "
+            "damaged. Take a checkpoint from before.",
+            code="damaged-checkpoint",
+        )
 
 
 def _examples(registry: Registry) -> list[str]:
@@ -59,12 +78,10 @@ def _how(registry: Registry) -> str:
 
 def load_script(file: Path) -> nn.Module:
     """Return the TorchScript module of a file. Raises UserError for a file that holds no network, only its weights, say."""
-    from robustdup.models.checkpoint_file import read_checkpoint
-    from robustdup.models.pickles import is_torchscript
-
     if is_torchscript(file):
         script: nn.Module = read_checkpoint(file)
         return script
+    refuse_other_programs(file)
     raise UserError(
         f"{str(file)!r} is no TorchScript, and weights alone are no network: name what builds it, "
         f"path/to/model.py:factory@{file}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ class OnnxClassifier(nn.Module):
         super().__init__()
         self.file = str(file.resolve())
         digest = hashlib.sha256(file.read_bytes())
-        for beside in sorted(file.parent.glob(f"{file.name}*")):  # large weights lie beside the graph
-            if beside != file and beside.is_file():
-                digest.update(beside.read_bytes())
+        for beside in weights_beside(file):
+            digest.update(beside.read_bytes())
         self.register_buffer("content", torch.tensor(list(digest.digest()), dtype=torch.uint8))
         self._session: Any = None
         self._open()
@@ -90,6 +90,24 @@ class ExportedProgram(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`."""
         return in_batches(self.program, images, self.rows)
+
+
+def weights_beside(file: Path) -> list[Path]:
+    """Return the files beside an ONNX file that its weights lie in, which it names. Raises UserError for those that are missing.
+
+    An entry of external data is the text location and the name (onnx.proto, StringStringEntryProto).
+    """
+    places = re.findall(rb"\n\x08location\x12(.)(.{1,127})", file.read_bytes(), re.DOTALL)  # the length, then the name
+    names = {name[: length[0]].decode(errors="replace") for length, name in places}
+    files = [file.parent / name for name in sorted(names)]
+    missing = [beside.name for beside in files if not beside.is_file()]
+    if missing:
+        raise UserError(
+            f"The weights of {str(file)!r} lie in files of their own, and {', '.join(missing[:3])} is not beside it: copy it there, "
+            "or save the network as one file.",
+            code="missing-file",
+        )
+    return files
 
 
 def in_batches(run: Callable[[Tensor], Tensor], images: Tensor, rows: int | None) -> Tensor:

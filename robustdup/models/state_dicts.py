@@ -23,6 +23,14 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  #
 AVERAGED = ("ema", "averaged", "average", "avg", "swa", "shadow", "polyak")
 USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "state")
 STATISTICS = ("running_mean", "running_var")
+# What names in a checkpoint say of it where it does not fit.
+HINTS = (
+    (r"lora_|base_layer|(^|\.)(ia3|hada|lokr)_", "It holds an adapter (LoRA), not the whole weights: merge it into its network "
+     "first (merge_and_unload in peft), and save that."),
+    (r"qweight|qzeros|\.SCB$|absmax|quant_map|packed_params|zero_point|weight_scale|g_idx", "It holds quantised weights: save "
+     "those from before."),
+    (r"^_flat_param|\._flat_param|flat_param_", "It holds the flat parameters of FSDP: save a full state dict."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
     sets, fits = _every_fit(content, model, place, named)
     whole = _distinct([fit for fit in fits if fit.whole])
     if not whole:
-        raise _other_network(max(fits, key=_agreement), model, place, [name for name in sets if name])
+        raise _other_network(max(fits, key=_agreement), model, place, sets)
     first = whole[0]
     _check_numbers(first, model, place)
     others = whole[1:]
@@ -92,7 +100,7 @@ def fit_state(content: Any, model: nn.Module, place: str, *, named: str | None =
 
 
 def _check_numbers(fit: Fit, model: nn.Module, place: str) -> None:
-    """Raise UserError for weights without values, and for whole numbers where the network has fractions: whose scale is lost."""
+    """Raise UserError for weights without values, and for others than real fractions where the network has those."""
     fractions = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     for name, tensor in fit.state.items():
         if tensor.is_meta:
@@ -100,7 +108,11 @@ def _check_numbers(fit: Fit, model: nn.Module, place: str) -> None:
                 f"{place} names {name!r} without its values (a tensor on the device 'meta'): save the model after it was loaded.",
                 code="damaged-checkpoint",
             )
-        if name in fractions and not tensor.is_floating_point() and not tensor.is_complex():
+        if name in fractions and tensor.is_complex():
+            raise UserError(
+                f"{place} holds {name!r} as complex numbers, where the network has real ones.", code="other-network"
+            )
+        if name in fractions and not tensor.is_floating_point():
             raise UserError(
                 f"{place} holds {name!r} as whole numbers ({str(tensor.dtype).removeprefix('torch.')}), as quantised weights "
                 "are: their scale is not in them. Save the weights before they are quantised.",
@@ -191,7 +203,9 @@ def _tensors_of(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _as_tensor(value: Any) -> Any:
-    """Return an array of numbers as a tensor, anything else as it is."""
+    """Return an array of numbers as a tensor, a sparse tensor as a whole one, anything else as it is."""
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        return value.to_dense()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return value
     return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
@@ -335,7 +349,7 @@ def _notes(first: Fit, others: list[Fit], place: str, named: str | None) -> list
     return notes
 
 
-def _other_network(fit: Fit, model: nn.Module, place: str, names: list[str]) -> UserError:
+def _other_network(fit: Fit, model: nn.Module, place: str, found: Mapping[str, dict[str, Tensor]]) -> UserError:
     missing, extra = (*fit.missing, *fit.kept) if not fit.state else fit.missing, fit.extra
     parts = [
         f"{len(keys)} keys are {noun}, the first is {keys[0]!r}"
@@ -348,6 +362,11 @@ def _other_network(fit: Fit, model: nn.Module, place: str, names: list[str]) -> 
             f"{key!r} has the shape {tuple(fit.state[key].shape)} in the file and {tuple(model.state_dict()[key].shape)} in "
             "the model"
         ]
+    keys = [key for state in found.values() for key in state]
+    for pattern, hint in HINTS:
+        if any(re.search(pattern, key) for key in keys):
+            return UserError(f"{place} does not fit the model: {'; '.join(parts)}. {hint}", code="other-network")
+    names = [name for name in found if name]
     sets = f" Its sets of weights: {', '.join(map(repr, names[:SHOWN]))}; name one with @FILE#NAME." if names else ""
     return UserError(
         f"{place} does not fit the model: {'; '.join(parts)}. Is it another architecture?{sets}", code="other-network"

@@ -17,6 +17,7 @@ import sys
 import textwrap
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -196,6 +197,7 @@ LAYOUTS = {
         **without_matrices(s), **{f"{key}_mask": (value > 0).float() for key, value in matrices(s)},
         **{f"{key}_orig": torch.where(value > 0, value, 7.0) for key, value in matrices(s)},
     },
+    "sparse weights": lambda s, n: {**s, **{key: value.to_sparse() for key, value in matrices(s)}},
     "averaged, in one word": lambda s, n: {"stateDict": s, "stateDictEma": others(s)},
     "under many wrappers": lambda s, n: {"a": {"b": {"c": {"d": {"e": s}}}}},
     "settings of a class that is not here": lambda s, n: {"model": s, "config": Settings(lr=0.1, mode=Mode.FAST)},
@@ -430,12 +432,73 @@ def test_files_are_told_by_their_content_not_by_their_ending(place, registry, ne
         (gzip.compress(b"x" * 600, mtime=0), "is compressed"),
         (b"\x89HDF" + b"0" * 600, "HDF5"),
         (b"0" * 257 + b"ustar" + b"0" * 300, "tar archive"),
+        (b"GGUF\3\0\0\0" + b"0" * 300, "quantised"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(place, registry, content, said):
     (place / "w.pt").write_bytes(content)
     with raises("damaged-checkpoint", ValueError, said):
         load_model(f"{place / 'net.py'}:make@{place / 'w.pt'}", registry=registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("flax_model.msgpack", "Flax"), ("m.keras", "Keras"), ("tf_model.h5", "Keras"), ("saved_model.pb", "TensorFlow"),
+        ("m.ckpt.data-00000-of-00001", "TensorFlow"), ("m.tflite", "TensorFlow Lite"), ("m.pdparams", "Paddle"),
+        ("m.engine", "without gradients"), ("__0_0.distcp", "dcp_to_torch"), ("m.caffemodel", "Caffe"),
+    ],
+)  # fmt: skip
+def test_files_of_other_programs_are_named(place, registry, name, said):
+    """A zip as .keras, a pickle as .pdparams, bytes elsewhere; also in a folder, and in place of the model."""
+    folder = place / f"of {name}"
+    folder.mkdir()
+    if name == "m.pdparams":
+        (folder / name).write_bytes(pickle.dumps({"weight": np.zeros(3)}))
+    else:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("config.json", "{}")
+        if name != "m.keras":
+            (folder / name).write_bytes(b"\1" * 300)
+    for spec in (f"{place / 'net.py'}:make@{folder / name}", f"{place / 'net.py'}:make@{folder}", str(folder / name)):
+        with raises("other-program", UserError, said):
+            load_model(spec, registry=registry)
+
+
+def test_a_file_of_torch_under_another_programs_ending_is_loaded(place, registry, net):
+    torch.save(net.state_dict(), place / "mine.params")
+    same = load_model(f"{place / 'net.py'}:make@{place / 'mine.params'}", registry=registry)
+    assert torch.equal(same(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: {"base_model.model.body.3.lora_A.weight": torch.ones(2, 16)}, "adapter"),
+        (lambda state: {**state, "body.3.lora_A": torch.ones(2, 16), "body.3.lora_B": torch.ones(2, 2)}, "adapter"),
+        (lambda state: {**state, "body.3.SCB": torch.ones(2)}, "quantised"),
+        (lambda state: {**without(state, "body.3.weight"), "body.3.qweight": torch.ones(2, 2)}, "quantised"),
+        (lambda state: {"_flat_param": torch.ones(9)}, "FSDP"),
+    ],
+    ids=["adapter alone", "adapter beside weights", "8 bits", "4 bits", "flat"],
+)
+def test_what_does_not_fit_is_called_by_what_it_is(place, registry, net, change, said):
+    torch.save(change(net.state_dict()), place / "odd.pt")
+    with raises("other-network", UserError, said):
+        load_model(f"{place / 'net.py'}:make@{place / 'odd.pt'}", registry=registry)
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize("name", ["body.3.weight", "body.1.running_var"])
+def test_weights_that_are_no_numbers_are_refused_by_name(place, registry, net, name):
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state[name].view(-1)[0] = torch.nan
+    torch.save(state, place / "nan.pt")
+    with raises("damaged-checkpoint", UserError, name, "NaN"):
+        load_model(f"{place / 'net.py'}:make@{place / 'nan.pt'}", registry=registry)
 
 
 def test_folders_without_one_file_of_weights_are_refused(place, registry):
@@ -461,8 +524,9 @@ def test_averaged_weights_without_names_are_told(place, registry, net):
     [
         (lambda tensor: (10 * tensor).to(torch.int8), "other-network", "quantised"),
         (lambda tensor: tensor.to("meta"), "damaged-checkpoint", "without its values"),
+        (lambda tensor: tensor.to(torch.complex64), "other-network", "complex"),
     ],
-    ids=["whole numbers", "no values"],
+    ids=["whole numbers", "no values", "complex numbers"],
 )
 def test_whole_numbers_and_missing_values_are_no_weights(place, registry, net, change, code, words):
     state = net.state_dict()
