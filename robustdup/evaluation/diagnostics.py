@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from robustdup.attacks.passes import Count
 from robustdup.evaluation.cascade import CascadeResult, CleanSamples
@@ -29,7 +30,6 @@ from robustdup.evaluation.masking import (
 )
 from robustdup.projections import COUNTS
 from robustdup.records import Diagnostic, Outcome
-
 
 ALIKE = 10  # images whose same answer says something
 
@@ -241,7 +241,7 @@ def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
 
 
 def of_answers(prediction: Tensor, labels: Tensor) -> list[Diagnostic]:
-    """Return a sign where all of at least ten images, whose labels differ, get the same class: predictions and labels are (N,)."""
+    """Return a sign where all of ten or more images get the same class and their labels differ; both arguments are (N,)."""
     if len(labels) < ALIKE or len(prediction.unique()) > 1 or len(labels.unique()) == 1:
         return []
     return [

@@ -47,11 +47,11 @@ OTHER_PROGRAMS = {
     r".*\.msgpack|_CHECKPOINT_METADATA|manifest\.ocdbt": f"holds weights of Flax or JAX: {CONVERT}",
     r".*\.keras|.*\.weights\.h5|tf_model\.h5": f"holds a model of Keras: {CONVERT}",
     r"saved_model\.pb|.*\.data-\d{5}-of-\d{5}|.*\.ckpt(-\d+)?\.(index|meta)": f"holds a model of TensorFlow: {CONVERT}",
-    r".*\.tflite": "holds a program of TensorFlow Lite, without gradients: export the network to ONNX, or give what it was made from",
+    r".*\.tflite": "holds a program of TensorFlow Lite, without gradients: give the network it was made from",
     r".*\.(pdparams|pdiparams|params|caffemodel)": f"holds weights of Paddle, MXNet or Caffe: {CONVERT}",
-    r".*\.(mlmodel|mlpackage|engine|trt|plan)": "holds a program for one device, without gradients: give the network it was made from",
-    r".*\.distcp|\.metadata": "holds a distributed checkpoint: join its parts first, 'python -m torch.distributed.checkpoint.format_utils "
-    "dcp_to_torch FOLDER model.pt'",
+    r".*\.(mlmodel|mlpackage|engine|trt|plan)": "holds a program without gradients: give the network it was made from",
+    r".*\.distcp|\.metadata": "holds a distributed checkpoint: join its parts first, "
+    "'python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt'",
 }  # fmt: skip
 
 

@@ -103,8 +103,8 @@ def weights_beside(file: Path) -> list[Path]:
     missing = [beside.name for beside in files if not beside.is_file()]
     if missing:
         raise UserError(
-            f"The weights of {str(file)!r} lie in files of their own, and {', '.join(missing[:3])} is not beside it: copy it there, "
-            "or save the network as one file.",
+            f"The weights of {str(file)!r} lie in files of their own, and {', '.join(missing[:3])} is not beside it: copy it "
+            "there, or save the network as one file.",
             code="missing-file",
         )
     return files
