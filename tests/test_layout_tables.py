@@ -9,13 +9,13 @@ from types import ModuleType
 import pytest
 
 from tests import test_export, test_tools_examples
-from tests.data import test_layouts, test_public_sets
+from tests.data import test_layouts, test_listed_sets, test_public_sets
 from tests.models import test_checkpoint_layouts
 
 DOCS = Path(__file__).parent.parent / "docs" / "how-to"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is there in a clone only")
 TABLES: list[tuple[str, str, tuple[ModuleType, ...], frozenset[str]]] = [
-    ("data.md", "What is read from the disk", (test_layouts, test_public_sets), frozenset()),
+    ("data.md", "What is read from the disk", (test_layouts, test_public_sets, test_listed_sets), frozenset()),
     (
         "your-checkpoint.md",
         "Layouts of checkpoints",

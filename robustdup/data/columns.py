@@ -125,7 +125,7 @@ def _find_label(features: Mapping[str, Any], image: str, place: str) -> tuple[st
     if not candidates and set(features) == {image}:
         raise UserError(
             f"The images of {place} have no labels: put pictures into folders of classes, or a list of file_name and label "
-            "(CSV, JSON, text) beside them. What the names of the files say is not looked at.",
+            "(CSV, JSON, text) beside them. Names of files say the class only where all are a class and a number (cat.1.png).",
             code="no-column",
         )
     if not candidates:

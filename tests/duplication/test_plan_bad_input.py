@@ -163,7 +163,7 @@ IMAGES = [{"bytes": b"1", "path": None}] * 3
         (
             [IMAGES], ["img"],
             "The images of DATA (train) have no labels: put pictures into folders of classes, or a list of file_name and label "
-            "(CSV, JSON, text) beside them. What the names of the files say is not looked at.",
+            "(CSV, JSON, text) beside them. Names of files say the class only where all are a class and a number (cat.1.png).",
         ),
         (
             [IMAGES, [0, 1, 2], [0, 1, 2]], ["img", "label", "label"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from robustdup.data.layouts.opened import Opened, split_name
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_tensor, check_zip
 
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".mat", *hdf5.SUFFIXES)
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".p", ".mat", *hdf5.SUFFIXES)
 IMAGES = ("images", "image", "imgs", "img", "data", "x", "inputs", "pixels", "fea")
+MORE_IMAGES = ("features", "dataset")  # where nothing else is called by a usual name
 LABELS = ("labels", "label", "targets", "target", "y", "classes", "fine_labels", "lbls", "lbl", "gnd")
 NAMES = ("classes", "class_names", "classnames", "label_names", "labelnames", "categories", "names")
 SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robustness
@@ -27,16 +28,14 @@ SEVERITIES = 5  # of CIFAR-10-C and its kind: https://github.com/hendrycks/robus
 def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
     """Return the splits of a file of arrays; images alone, where labels are not needed. Raises UserError."""
     if file.suffix == ".npy":
-        return _npy(file.parent, file)
+        return _pair(file.parent, file)
     content = _content(file)
     class_names = _class_names(content)
-    groups: dict[str, dict[str, Any]] = {}
-    for name, values in content.items():
-        words = [word for word in re.split(r"[_\-./ ]+", name.lower()) if word]
-        kind = "images" if set(words) & set(IMAGES) else "labels" if set(words) & set(LABELS) else ""
-        split = next((named for word in words if (named := split_name(word))), "")
-        if kind:
-            groups.setdefault(split, {}).setdefault(kind, values)
+    if len(content) == 1 and not _is_labels(file) and _labels_beside(file.parent, file):
+        return _pair(file.parent, file)
+    groups = _groups(content, IMAGES)
+    if not any("images" in pair for pair in groups.values()):
+        groups = _groups(content, MORE_IMAGES)
     whole = {split: pair for split, pair in groups.items() if len(pair) == 2}
     if not whole and not needs_labels:
         whole = {split: {"labels": None, **pair} for split, pair in groups.items() if "images" in pair}
@@ -60,6 +59,18 @@ def open_array_file(file: Path, *, needs_labels: bool = True) -> Opened:
     }
     notes = (f"The labels of {file} are numbered from 1, as MATLAB counts; they are taken from 0.",) if first else ()
     return Opened(splits, notes, unnamed=list(whole) == [""] and split_name(file.stem) is None)
+
+
+def _groups(content: Mapping[str, Any], images: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the arrays of each split under "images" and "labels", as words in their names say."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, values in content.items():
+        words = [word for word in re.split(r"[_\-./ ]+", name.lower()) if word]
+        kind = "images" if set(words) & set(images) else "labels" if set(words) & set(LABELS) else ""
+        split = next((named for word in words if (named := split_name(word))), "")
+        if kind:
+            groups.setdefault(split, {}).setdefault(kind, values)
+    return groups
 
 
 def _class_names(content: dict[str, np.typing.NDArray[Any]]) -> list[str]:
@@ -95,7 +106,7 @@ def _content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
             return hdf5.read_hdf5(file)
         if file.suffix == ".mat":
             return _matlab_content(file)
-        if file.suffix in (".pkl", ".pickle"):
+        if file.suffix in (".pkl", ".pickle", ".p"):
             return {name: np.asarray(values) for name, values in read_plain_pickle(file).items()}
         return _torch_content(file)
     except UserError:
@@ -172,14 +183,14 @@ def _torch_content(file: Path) -> dict[str, np.typing.NDArray[Any]]:
 
 def open_array_folder(root: Path, files: Sequence[Path], config: str | None) -> Opened:
     """Return the splits of a folder of array files; where it has several sets, `config` names one. Raises UserError."""
-    pairs = [file for file in files if file.suffix == ".npy" and not _is_labels(file)]
-    others = [file for file in files if file.suffix != ".npy"]
-    if pairs and not others:
+    pairs = [file for file in files if not _is_labels(file) and (file.suffix == ".npy" or _labels_beside(root, file))]
+    others = [file for file in files if file.suffix != ".npy" and file not in pairs]
+    if pairs and all(_is_labels(file) for file in others):
         by_split = {split_name(word) for file in pairs for word in re.split(r"[_\-.]+", file.stem)} - {None}
         if len(pairs) > 1 and len(by_split) == len(pairs):
-            opened = [_npy(root, file) for file in pairs]
+            opened = [_pair(root, file) for file in pairs]
             return Opened({name: split for each in opened for name, split in each.splits.items()})
-        return _npy(root, _chosen_file(pairs, root, config))
+        return _pair(root, _chosen_file(pairs, root, config))
     named = {split_name(file.stem) or split_name(file.stem.rpartition("_")[2]) for file in others}
     if len(others) > 1 and len(named) == len(others) and None not in named:
         splits = {}
@@ -208,12 +219,18 @@ def _is_labels(file: Path) -> bool:
     return bool(set(re.split(r"[_\-.]+", file.stem.lower())) & set(LABELS))
 
 
-def _npy(root: Path, file: Path) -> Opened:
-    """Return the split of one .npy of images, whose labels lie beside it."""
+def _pair(root: Path, file: Path) -> Opened:
+    """Return the split of a file of images, whose labels lie in another beside it."""
     if _is_labels(file):
         raise UserError(f"{str(file)!r} holds labels by its name; name the file of the images.", code="bad-data")
     labels = _labels_beside(root, file)
+    if labels is None:
+        raise UserError(
+            f"There are no labels beside {str(file)!r}: labels{file.suffix}, or {file.stem}_labels{file.suffix}.",
+            code="no-label",
+        )
     images, numbers = (_load(each) for each in (file, labels))
+    numbers = numbers.reshape(-1) if numbers.size == len(numbers) else numbers  # PatchCamelyon's are (N, 1, 1, 1)
     word = next((split for part in re.split(r"[_\-.]+", file.stem) if (split := split_name(part))), None)
     names = CIFAR10 if root.name.lower().startswith("cifar-10-c") or file.stem.startswith("cifar10") else ()
     arrays = make_arrays(images, numbers, str(file), class_names=names if names and numbers.max() < len(names) else ())
@@ -223,6 +240,12 @@ def _npy(root: Path, file: Path) -> Opened:
 
 
 def _load(file: Path) -> np.typing.NDArray[Any]:
+    """Return the one array that a file holds. Raises UserError."""
+    if file.suffix != ".npy":
+        content = list(_content(file).values())
+        if len(content) != 1:
+            raise UserError(f"{str(file)!r} holds {len(content)} arrays; one is looked for.", code="bad-data")
+        return content[0]
     try:
         values: np.typing.NDArray[Any] = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -230,16 +253,13 @@ def _load(file: Path) -> np.typing.NDArray[Any]:
     return values
 
 
-def _labels_beside(root: Path, file: Path) -> Path:
-    """Return the labels of images: the same name with labels in place of images or data, or labels.npy."""
+def _labels_beside(root: Path, file: Path) -> Path | None:
+    """Return the labels of images: the same name with labels in place of images or data, or labels.npy. None where none are."""
     stem, words = file.stem, "|".join(IMAGES)
-    there = {each.stem.lower(): each for each in sorted(root.glob("*.npy")) if each != file}
+    there = {each.stem.lower(): each for each in sorted(root.glob(f"*{file.suffix}")) if each != file}
     names = [re.sub(rf"(?i)(?<![a-z])({words})(?![a-z])", label, stem) for label in LABELS]
     names += [f"{stem}_{label}" for label in LABELS] + list(LABELS)
-    for name in names:
-        if name.lower() in there:
-            return there[name.lower()]
-    raise UserError(f"There are no labels beside {str(file)!r}: labels.npy, or {stem}_labels.npy.", code="no-label")
+    return next((there[name.lower()] for name in names if name.lower() in there), None)
 
 
 def _severities(arrays: Arrays, file: Path) -> Opened | None:

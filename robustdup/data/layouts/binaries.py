@@ -21,7 +21,7 @@ import numpy as np
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import UserError, unknown
-from robustdup.inflation import allowed, check_unpacked
+from robustdup.inflation import allowed, check_unpacked, check_zip
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SAFE = {
@@ -265,10 +265,33 @@ def _stl10(place: Path, _: str | None) -> dict[str, Arrays]:
     return splits
 
 
+def _downsampled(place: Path, _: str | None) -> dict[str, Arrays]:
+    """Read ImageNet in small, whose classes are numbered from 1: https://patrykchrabaszcz.github.io/Imagenet32/."""
+    splits = {}
+    for split, pattern in (("train", r"train_data_batch_[0-9]+(\.npz)?"), ("validation", r"val_data(\.npz)?")):
+        files = sorted(file for file in place.iterdir() if re.fullmatch(pattern, file.name))
+        parts = [_npz(file) if file.suffix else read_plain_pickle(file) for file in files]
+        if parts and all({"data", "labels"} <= part.keys() for part in parts):
+            rows = np.concatenate([part["data"] for part in parts])
+            labels = np.concatenate([part["labels"] for part in parts]).astype(np.int64)
+            side = math.isqrt(rows.shape[1] // 3)
+            splits[split] = make_arrays(
+                rows.reshape(-1, 3, side, side), labels - labels.min().clip(0, 1), f"{place} ({split})"
+            )
+    return splits
+
+
+def _npz(file: Path) -> dict[str, Any]:
+    check_zip(file)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 _READERS: dict[str, tuple[Callable[[Path, str | None], dict[str, Arrays]], ...]] = {
     "CIFAR10": (_cifar10_python, _cifar10_binary),
     "CIFAR100": (_cifar100_python, _cifar100_binary),
     "MNIST": (_idx,),
     "SVHN": (_svhn,),
     "STL10": (_stl10,),
+    "ImageNet32": (_downsampled,),
 }  # by torchvision's names

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ GENERAL = frozenset(
     }
 )  # fmt: skip
 """Names of folders that say nothing of a class."""
+PART = re.compile(r"(.*[_\- ])?(images?|imgs?|part|batch|chunk|shard|fold|volume)s?[_\- ]?[0-9]+")  # images_001, part_1
+# What pictures are called that are not called by a class: by cameras and programs, or by who or what is on them.
+NO_CLASS = frozenset(
+    {
+        "img", "dsc", "dscn", "dscf", "pict", "pic", "picture", "image", "photo", "frame", "screenshot", "scan", "page", "sample",
+        "video", "clip", "train", "test", "val", "file", "fig", "figure", "im", "pxl", "mvi", "gopr", "whatsapp image", "patient",
+        "subject", "user", "person", "scene", "seq", "cam", "camera", "slide", "case", "tile", "patch", "crop", "id",
+    }
+)  # fmt: skip
+NUMBERED = re.compile(r"(.*?[A-Za-z].*?)[ ._\-]+\(?[0-9]+\)?")  # cat.0, Egyptian_Mau_12
+CLUTTER = re.compile(r"background_google|([0-9]+\.)?clutter")  # of Caltech-101 and 256
+WORDNET = re.compile(r"n[0-9]{8}")
 DOMAINS = frozenset(
     {
         "art_painting", "cartoon", "photo", "sketch", "art", "clipart", "product", "real world", "realworld", "real_world",
@@ -112,10 +125,22 @@ def open_folders(tree: Tree) -> Opened:
     empty = [parts[1:] if splits else parts for parts in inner.empty if not splits or len(parts) > 1]
     classes, remarks = _classes([tail[:-1] for group in groups.values() for _, tail in group], empty)
     notes += remarks
-    if len(set(classes.values())) == 1 and next(iter(classes.values())).lower() in GENERAL:
-        classes = {}
+    classes = _with_sense(classes, groups, split=not unnamed)
+    if not classes:
+        groups, classes = _by_file_name(groups)
+        some = ", ".join(sorted(set(classes.values()))[:3])
+        notes += (
+            [f"The pictures lie in no folders of classes; they are called by class and number: {some}, …."]
+            if some
+            else []
+        )
     names, numbers, remarks = number_classes(set(classes.values()))
     notes += remarks
+    notes += [
+        f"{name!r} is no class of things, and has the number {numbers[name]} here. Models of torchvision's set do not know it: "
+        "take it away for them, or all later numbers are theirs plus one."
+        for name in names if CLUTTER.fullmatch(name.lower())
+    ]  # fmt: skip
     opened, split_notes = {}, {}
     for split, group in groups.items():
         kept = [(parts, classes.get(tail[:-1])) for parts, tail in group]
@@ -137,6 +162,41 @@ def open_folders(tree: Tree) -> Opened:
             f"There are no pictures in {str(tree.root)!r} that can be read.{' '.join(['', *notes])}", code="no-data"
         )
     return Opened(opened, tuple(notes), split_notes, unnamed=unnamed)
+
+
+def _with_sense(classes: dict[Parts, str], groups: Mapping[str, Group], *, split: bool) -> dict[Parts, str]:
+    """Return the classes of folders but for those that are called by no class.
+
+    Parts of a set (images_001) and a folder of all pictures of a split are none, nor is the only folder outside any split,
+    but for one of WordNet's.
+    """
+    names = set(classes.values())
+    general = {name for name in names if name.lower() in GENERAL or PART.fullmatch(name.lower())}
+    if names <= general or (not split and len(names) == 1 and not WORDNET.match(min(names))):
+        return {}
+    for group in groups.values():
+        folders = {tail[:-1] for _, tail in group}
+        if {classes.get(folder) for folder in folders} <= general:
+            classes = {folder: name for folder, name in classes.items() if folder not in folders}
+    return classes
+
+
+def _by_file_name(groups: Mapping[str, Group]) -> tuple[dict[str, Group], dict[Parts, str]]:
+    """Return the pictures as if in folders, and the classes of these, where all of a split are called by class and number.
+
+    Nothing where the words are those of cameras, or too many: cat.0.jpg and dog.0.jpg, as Dogs-vs-Cats has them.
+    """
+    placed, classes = dict[str, Group](), dict[Parts, str]()
+    for split, group in groups.items():
+        words = [match[1] if (match := NUMBERED.fullmatch(Path(tail[-1]).stem)) else "" for _, tail in group]
+        counts = Counter(words)
+        first = {(re.match(r"[A-Za-z ]+", word) or [""])[0].strip().lower() for word in words}
+        if min(counts.values()) < 2 or len(counts) < 2 or "" in counts or first & NO_CLASS:
+            placed[split] = group
+            continue
+        placed[split] = [(parts, (word, tail[-1])) for word, (parts, tail) in zip(words, group, strict=True)]
+        classes |= {(word,): word for word in counts}
+    return placed, classes
 
 
 def picture_table(files: Sequence[Path], labels: Sequence[int] | None, class_names: Sequence[str], split: str) -> Any:
@@ -230,6 +290,14 @@ def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts,
     same = len(last) == 1 and len(folders) > 1 and all(len(parts) > 1 for parts in folders)
     cut = {parts: parts[:-1] if same else parts for parts in folders}  # Tiny ImageNet: class/images/1.jpg
     paths = set(cut.values())
+    while len(paths) > 1 and min(map(len, paths)) > 1 and len({parts[0] for parts in paths}) == 1:  # all in one folder
+        paths, cut = {parts[1:] for parts in paths}, {folder: parts[1:] for folder, parts in cut.items()}
+    if len(paths) > 1 and all(len(parts) > 1 and len(parts[0]) == 1 for parts in paths):  # SUN397, Places: a/abbey
+        names = {folder: "/".join(parts[1:]) for folder, parts in cut.items()}
+        if len(set(names.values())) == len(names):
+            return names, [
+                "Folders of letters hold folders of classes; these are taken by their paths below the letter."
+            ]
     if all(len(parts) == 1 for parts in paths):
         depth, remarks = 0, []
     elif len({parts[-1] for parts in paths}) == len(paths):

@@ -5,19 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robustdup.data.classes import names_of_numbers
 from robustdup.data.columns import LABEL_NAMES, MORE_LABEL_NAMES
+from robustdup.data.layouts.folders import PICTURES
 from robustdup.errors import UserError
 
 PATHS = ("file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "file", "image", "img", "name",
          "image_id", "imageid", "id")  # fmt: skip
-LABELS = (*LABEL_NAMES, *MORE_LABEL_NAMES, "wnid", "synset", "predictionstring")
+LABELS = (*LABEL_NAMES, *MORE_LABEL_NAMES, "wnid", "synset", "predictionstring", "diagnosis", "dx", "breed", "species")
+SPLITS = ("split", "subset", "partition")
+MARKS = {"is_valid": ("validation", "train"), "is_val": ("validation", "train"), "is_test": ("test", "train"),
+         "is_train": ("train", "test")}  # columns of true and false, as fastai has them  # fmt: skip
+TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+PARTITIONS = {"0": "train", "1": "validation", "2": "test"}  # as CelebA and WILDS number them
 PAIRS = {"a", "b", "duplicate"}  # columns of a list of pairs, as `data detect --decisions` takes it
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+SEEN = 50  # rows by which a column is told
 PICTURE = re.compile(r".*\.[A-Za-z0-9]{3,5}")  # a path with an ending
 Row = tuple[str, str, str | None]  # path, class, split
 
@@ -35,17 +43,23 @@ class Listed:
     columns: tuple[str, ...] = ()
 
 
-def read_list(file: Path, label_column: str | None = None) -> Listed:
-    """Return what a list holds; no rows where it is no such list."""
+def read_list(file: Path, label_column: str | None = None, known: Collection[str] = ()) -> Listed:
+    """Return what a list holds; no rows where it is no such list.
+
+    Args:
+        file: the list.
+        label_column: the column of classes, where it is named.
+        known: names of pictures, by which a column of paths is told.
+    """
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return Listed([])
     if file.suffix in (".jsonl", ".json"):
-        return _json_rows(text, lines if file.suffix == ".jsonl" else None, label_column)
+        return _json_rows(text, lines if file.suffix == ".jsonl" else None, label_column, known)
     attributes = _attributes(lines)
     if attributes is not None:
-        return _by_name(attributes, label_column)
+        return _by_name(attributes, label_column, known)
     mark = "\t" if "\t" in lines[0] else "," if "," in lines[0] else ";" if ";" in lines[0] else None
     try:
         table = list(csv.reader(lines, delimiter=mark)) if mark else _words(lines)
@@ -53,37 +67,74 @@ def read_list(file: Path, label_column: str | None = None) -> Listed:
         return Listed([])
     if {_plain(cell) for cell in table[0]} >= PAIRS:
         return Listed([])
-    if mark and _is_head(table[0], label_column):
-        return _by_name([dict(zip(table[0], row, strict=False)) for row in table[1:]], label_column)
+    if mark and _is_head(table, label_column, known):
+        return _by_name([dict(zip(table[0], row, strict=False)) for row in table[1:]], label_column, known)
     if all(len(row) == 1 for row in table):
         return Listed([(row[0].strip(), "", None) for row in table])
     return Listed([(row[0].strip(), row[1].strip(), None) for row in table if len(row) > 1])
 
 
-def _json_rows(text: str, lines: list[str] | None, label_column: str | None) -> Listed:
+def _json_rows(text: str, lines: list[str] | None, label_column: str | None, known: Collection[str]) -> Listed:
     try:
         rows = [json.loads(line) for line in lines] if lines is not None else json.loads(text)
     except (ValueError, RecursionError):
         return Listed([])
+    if isinstance(rows, dict) and all(isinstance(rows.get(name), list) for name in ("images", "annotations")):
+        return _joined(rows)
     if isinstance(rows, dict):  # a class under each path
         return Listed([(path, str(label), None) for path, label in rows.items() if isinstance(label, str | int)])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return Listed([])
-    return _by_name(rows, label_column)
+    return _by_name(rows, label_column, known)
 
 
-def _is_head(cells: Sequence[str], label_column: str | None) -> bool:
+def _joined(content: dict[str, Any]) -> Listed:
+    """Return the rows of pictures, classes and who has which in three lists, as COCO and iNaturalist have them.
+
+    https://github.com/visipedia/inat_comp. No rows where a picture has several classes, as in detection.
+    """
+    try:
+        names = {str(each["id"]): str(each["name"]) for each in content.get("categories", [])}
+        paths = {each["id"]: str(each["file_name"]) for each in content["images"]}
+        pairs = {(each["image_id"], str(each["category_id"])) for each in content["annotations"]}
+    except (KeyError, TypeError):
+        return Listed([])
+    if len({image for image, _ in pairs}) < len(pairs):
+        return Listed([])
+    rows: list[Row] = [(paths[image], label, None) for image, label in sorted(pairs, key=str) if image in paths]
+    return Listed(rows, names if len(set(names.values())) == len(names) else {})
+
+
+def _is_head(table: Sequence[Sequence[str]], label_column: str | None, known: Collection[str]) -> bool:
+    """Tell a first row of names: usual ones, or above a column of pictures that names none itself."""
     usual = {_plain(name) for name in (*PATHS, *LABELS, *([label_column] if label_column else []))}
-    head = [_plain(cell) for cell in cells]
-    return bool(set(head) & usual) and len(set(head)) == len(head)
+    head = [_plain(cell) for cell in table[0]]
+    if len(set(head)) < len(head) or any(is_picture(cell, known) for cell in table[0]):
+        return False
+    return bool(set(head) & usual) or any(
+        _are_pictures([row[place] for row in table[1:SEEN] if len(row) > place], known) for place in range(len(head))
+    )
+
+
+def is_picture(text: Any, known: Collection[str]) -> bool:
+    """Tell whether a text names one of the known pictures, or a file with a picture's ending."""
+    name = str(text).strip().replace("\\", "/").rpartition("/")[2]
+    return (name in known and not name.isdecimal()) or Path(name).suffix.lower() in PICTURES
+
+
+def _are_pictures(texts: Sequence[Any], known: Collection[str]) -> bool:
+    return 2 * sum(is_picture(text, known) for text in texts) > len(texts)
 
 
 def _words(lines: Sequence[str]) -> list[list[str]]:
     """Split lines at blanks: a path, which may have blanks itself, and its class, behind which other numbers may stand."""
     pairs = [line.rsplit(maxsplit=1) for line in lines]
+    if any(PICTURE.fullmatch(pair[0]) for pair in pairs):
+        return pairs
     words = [line.split() for line in lines]
+    numbers = all(NUMBER.fullmatch(word) for row in words for word in row[2:])
     several = len({len(row) for row in words}) == 1 and len(words[0]) > 2
-    return words if several and not any(PICTURE.fullmatch(pair[0]) for pair in pairs) else pairs
+    return words if several and numbers else [line.split(maxsplit=1) for line in lines]  # classes may have blanks too
 
 
 def _attributes(lines: Sequence[str]) -> list[dict[str, Any]] | None:
@@ -104,11 +155,15 @@ def _plain(name: Any) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None) -> Listed:
+def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None, known: Collection[str]) -> Listed:
     if not rows:
         return Listed([])
     columns = {_plain(name): name for name in rows[0]}
-    path = next((columns[_plain(name)] for name in PATHS if _plain(name) in columns), None)
+    usual = [columns[_plain(name)] for name in PATHS if _plain(name) in columns]
+    pictures = (
+        name for name in [*usual, *columns.values()] if _are_pictures([row.get(name) for row in rows[:SEEN]], known)
+    )
+    path = next(pictures, next(iter(usual), None))
     usual = [columns[_plain(name)] for name in LABELS if _plain(name) in columns]
     usual = [name for name in dict.fromkeys(usual) if name != path]
     label = columns.get(_plain(label_column)) if label_column else next(iter(usual), None)
@@ -123,13 +178,25 @@ def _by_name(rows: Sequence[dict[str, Any]], label_column: str | None) -> Listed
         return Listed([], columns=tuple(map(str, others if path is not None else ())))
     rows = [row for row in rows if row.get(path) and row.get(label) not in (None, "")]
     label, names = (label, {}) if label_column else _numbered(rows, label, usual)
-    split = columns.get("split")
     listed = []
-    for row in rows:
+    for row, split in zip(rows, _splits(rows, columns), strict=True):
         word = str(row[label]).strip()
         word = word.split()[0] if str(label).lower() == "predictionstring" else word  # a synset, then boxes
-        listed.append((str(row[path]).strip(), word, str(row[split]).strip() if split is not None else None))
+        listed.append((str(row[path]).strip(), word, split))
     return Listed(listed, names, tuple(map(str, others)))
+
+
+def _splits(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str | None]:
+    """Return the split of each row: of a column split, of words or of 0, 1, 2, or of one of true and false such as is_valid."""
+    for word in SPLITS:
+        texts = [str(row.get(columns.get(word, ""), "")).strip() for row in rows]
+        if word in columns:
+            return [PARTITIONS[text] for text in texts] if set(texts) <= PARTITIONS.keys() else list(texts)
+    for word, (yes, no) in MARKS.items():
+        texts = [str(row.get(columns.get(_plain(word), ""), "")).strip().lower() for row in rows]
+        if set(texts) <= TRUTH.keys():
+            return [yes if TRUTH[text] else no for text in texts]
+    return [None] * len(rows)
 
 
 def _numbered(rows: Sequence[dict[str, Any]], label: str, usual: Sequence[str]) -> tuple[str, dict[str, str]]:

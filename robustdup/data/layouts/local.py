@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TABLES = (".parquet", ".arrow")
 ARROW = (".arrow", ".feather", ".ipc")
+LIST_DEPTH = 5  # folders in which a list may lie, its own name with them
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -55,7 +56,9 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
     if path.suffix in array_files.SUFFIXES:
         return array_files.open_array_file(path, needs_labels=options.needs_labels)
     if path.suffix in lists.SUFFIXES:
-        opened = lists.open_listed(path.parent, [path], Tree(path.parent), label_column=options.label_column)
+        roots = (path.parent, path.parent.parent)  # DTD's lists lie in a folder beside that of the pictures
+        tries = (lists.open_listed(root, [path], Tree(root), label_column=options.label_column) for root in roots)
+        opened = next((found for found in tries if found is not None), None)
         if opened is None:
             raise UserError(
                 f"{str(path)!r} does not name pictures that are there: a column of paths (file_name, path, image …) and one of "
@@ -107,7 +110,7 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
         rows = list_files.read_ground_truth(label_file, [path.joinpath(*parts) for parts in numbered])
         return lists.open_located(path, [(picture, name, "validation") for picture, name in rows], tree, {}, ())
     lists_of_labels = [
-        file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= 3
+        file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= LIST_DEPTH
     ]
     if flat:
         lists_of_labels += [
