@@ -109,7 +109,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
         if isinstance(error.__context__, BrokenPipeError):  # click ends the program where nobody reads on: | head
             return 0
         if words[:1] in COMPLETION or COMPLETING in os.environ:  # typer ends the program when that is done
-            return 0 if error.code is None else int(error.code)
+            return int(getattr(error, "code", 0) or 0)
         # of a stranger's code: robustdup itself returns its exit code
         _say(f"A model, plugin or data source wanted to end the program ({error_text(error)}). Nothing was finished.")
         return 1
