@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from robustdup.cli.help import PanelCommand, WholeWordsContext
+from robustdup.errors import UserError, missing_plugin
 from robustdup.plugins import CommandSpec, load_plugins
 from robustdup.plugins.options import resolved
 
@@ -36,6 +37,8 @@ class PluggedGroup(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is None and (spec := plugged().get((*self._place(ctx), cmd_name))) is not None:
             command = _as_command(spec)
+        if command is None and not ctx.resilient_parsing and (error := _not_installed(cmd_name)) is not None:
+            raise error
         if command is not None:
             command.context_class = WholeWordsContext
         return command
@@ -50,6 +53,11 @@ class PluggedGroup(TyperGroup):
             words.insert(0, ctx.info_name)
             ctx = ctx.parent
         return tuple(words)
+
+
+def _not_installed(name: str) -> UserError | None:
+    """Return the error for the command of a plugin of ours that is not installed; None where there is no such."""
+    return None if any(plugin.name == name for plugin in load_plugins().plugins) else missing_plugin(name)
 
 
 def _as_command(spec: CommandSpec) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
-from robustdup import load_plugins
+from robustdup import Registry, how_to_install, load_plugins
 from robustdup.cli.compare import comparison_table
 from robustdup.cli.help import WHERE_TO_BEGIN
 from robustdup.cli.main import app, main
@@ -131,6 +131,17 @@ def test_a_shell_completes_the_words_of_a_choice():
     )  # fmt: skip
     assert done.stdout.split() == ["auto", "fp32", "tf32", "bf16"], done.stderr
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["data", "detect", "builtin:digits"], ["study", "run", "smallest"]])
+def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(capsys, monkeypatch, words):
+    monkeypatch.setattr("robustdup.cli.plugged.plugged", dict)
+    monkeypatch.setattr("robustdup.cli.plugged.load_plugins", Registry)
+    assert main(words) == 2
+    extra = next(word for word in words if word in ("detect", "study"))
+    assert f"robustdup-{extra} is not installed: {how_to_install(f'robustdup[{extra}]')}" in capsys.readouterr().err
+    assert main([*words[: words.index(extra)], "nonsense"]) == 2
+    assert "No such command 'nonsense'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

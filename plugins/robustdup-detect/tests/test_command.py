@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import datasets
+import pytest
 from PIL import Image
 from robustdup_detect.command import show_duplicates
 from robustdup_detect.record import load_duplicates
+from robustdup_detect.sheets import change_in_words
 
 from robustdup.cli.main import main
 from robustdup.config import DataOptions
@@ -98,3 +100,16 @@ def test_what_was_found_fits_80_columns_and_breaks_no_word(tmp_path, capsys, mon
     assert {"photographs-", "20190713_", "same pixels", "automobile", "shark"} <= {
         part for line in table for part in re.split(r"\s{2,}| /", line.strip())
     }
+
+
+@pytest.mark.parametrize(
+    ("warp", "text"),
+    [
+        ((1.0, 1.0, -0.001, 0.04), "shifted 0.6 down (pixels)"),  # nothing of a pixel to the left is no shift
+        ((1.0, 1.0, 0.5, -0.25), "shifted 8.0 right and 4.0 up (pixels)"),
+        ((0.9, 0.9, -0.1, 0.0), "10% smaller, shifted 1.6 left (pixels)"),
+        ((1.0, 1.0, 0.0, 0.0), "in place"),
+    ],
+)
+def test_a_change_in_words(warp, text):
+    assert change_in_words(False, warp, (32, 32)) == text

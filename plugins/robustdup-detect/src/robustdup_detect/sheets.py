@@ -71,9 +71,12 @@ def change_in_words(mirrored: bool, warp: Sequence[float], size: tuple[int, int]
     scale = math.sqrt(scale_x * scale_y)
     if abs(scale - 1) > 0.02:
         words.append(f"{abs(scale - 1):.0%} {'larger' if scale > 1 else 'smaller'}")
-    right, down = shift_x * size[0] / 2, shift_y * size[1] / 2
-    if max(abs(shift_x), abs(shift_y)) > 0.03:
-        words.append(f"shifted {right:+.1f}, {down:+.1f} pixels (right, down)")
+    shifts = ((shift_x * size[0] / 2, "right", "left"), (shift_y * size[1] / 2, "down", "up"))
+    moved = [
+        f"{abs(pixels):.1f} {ahead if pixels > 0 else back}" for pixels, ahead, back in shifts if abs(pixels) >= 0.05
+    ]
+    if moved and max(abs(shift_x), abs(shift_y)) > 0.03:
+        words.append(f"shifted {' and '.join(moved)} (pixels)")
     return ", ".join(words) or "in place"
 
 
