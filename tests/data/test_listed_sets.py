@@ -199,6 +199,64 @@ def test_names_of_numbered_classes_beside_a_list(tmp_path):
     same(robustdup.load_data(str(tmp_path)), [f"/{name[0]}/{name}" for name in NAMES])
 
 
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("VAL.TXT", "{path} {label}"), ("val.txt", "{label} {path}"), ("val.lst", "{i}\t{label}\t{path}"),
+        ("val.csv", "/home/somebody/data/{path},{label}"), ("val.csv", "C:\\data\\old\\{path},{label}"),
+    ],
+    ids=["large letters", "class first", "MXNet", "paths of another machine", "of Windows"],
+)  # fmt: skip
+def test_lists_in_further_forms(tmp_path, name, row):
+    """Pictures of the same name in two folders, so that the paths must be read to their beginning."""
+    rows = []
+    for i, (image, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+        path = f"{'ab'[i % 2]}/{i // 2}.png"
+        save(image, tmp_path, path)
+        rows.append(row.format(i=i, path=path, label=label))
+    lines(tmp_path, name, rows)
+    same(robustdup.load_data(str(tmp_path)), "0123")
+
+
+def test_json_of_pairs(tmp_path):
+    for i, image in enumerate(PIXELS):
+        save(image, tmp_path, "all", f"{i}.png")
+    lines(tmp_path, "labels.json", [json.dumps([[f"all/{i}.png", word] for i, word in enumerate(WORDS)])])
+    same(robustdup.load_data(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("classes.txt", "dog\ncat\nbee\nant", "another order"),
+        ("class_to_idx.json", json.dumps({"dog": 0, "cat": 1, "bee": 2, "ant": 3}), "another order"),
+        ("train.csv", "elsewhere/a.png,1\nelsewhere/b.png,2", "not there"),
+        ("classes.txt", "ant\nbee\ncat\ndog", ""),
+        ("README.txt", "pictures of 4 animals\nby somebody", ""),
+    ],
+)
+def test_a_list_that_folders_are_not_numbered_by_is_told(tmp_path, name, content, said):
+    for i, (image, word) in enumerate(zip(PIXELS, WORDS, strict=True)):
+        save(image, tmp_path, word, f"{i}.png")
+    before = robustdup.load_data(str(tmp_path)).notes
+    (tmp_path / name).write_text(content)
+    data = robustdup.load_data(str(tmp_path))
+    same(data)
+    more = [note for note in data.notes if note not in before]
+    assert said in "".join(more)
+    assert bool(more) == bool(said)
+
+
+def test_an_accent_is_one_letter_or_two_and_the_same_class(tmp_path):
+    """As unpacked on a Mac and elsewhere."""
+    for i, (image, test) in enumerate(zip(PIXELS, TEST, strict=True)):
+        folder = ("test", "caf\u00e9") if test else ("train", "cafe\u0301")
+        save(image, tmp_path, *folder, f"{i}.png")
+        save(image, tmp_path, folder[0], "zoo", f"{i}.png")
+    for split in ("train", "test"):
+        assert robustdup.load_data(str(tmp_path), split=split).class_names == ["caf\u00e9", "zoo"]
+
+
 # --- names of files and folders ---
 
 

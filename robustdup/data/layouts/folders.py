@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from robustdup.data.classes import missing_note, number_classes
 from robustdup.data.layouts.opened import KEYWORDS, Opened, split_in, split_name
@@ -318,9 +319,9 @@ def _classes(used: Sequence[Parts], empty: Sequence[Parts]) -> tuple[dict[Parts,
                 f"{', '.join(outer[:3])}. If the classes are {', '.join(inner[:3])}, name one of the outermost folders."
             ],
         )
-    classes = {parts: path[depth] for parts, path in cut.items()}
+    classes = {parts: normalize("NFC", path[depth]) for parts, path in cut.items()}
     longest = max((len(path) for path in paths), default=1)
     for parts in empty:
         if parts and (depth == 0 or len(parts) == longest):
-            classes[parts] = parts[0 if depth == 0 else -1]
+            classes[parts] = normalize("NFC", parts[0 if depth == 0 else -1])
     return classes, remarks

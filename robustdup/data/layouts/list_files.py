@@ -55,8 +55,9 @@ def read_list(file: Path, label_column: str | None = None, known: Collection[str
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return Listed([])
-    if file.suffix in (".jsonl", ".json"):
-        return _json_rows(text, lines if file.suffix == ".jsonl" else None, label_column, known)
+    kind = file.suffix.lower()
+    if kind in (".jsonl", ".json"):
+        return _json_rows(text, lines if kind == ".jsonl" else None, label_column, known)
     attributes = _attributes(lines)
     if attributes is not None:
         return _by_name(attributes, label_column, known)
@@ -71,7 +72,19 @@ def read_list(file: Path, label_column: str | None = None, known: Collection[str
         return _by_name([dict(zip(table[0], row, strict=False)) for row in table[1:]], label_column, known)
     if all(len(row) == 1 for row in table):
         return Listed([(row[0].strip(), "", None) for row in table])
-    return Listed([(row[0].strip(), row[1].strip(), None) for row in table if len(row) > 1])
+    return _without_head([[cell.strip() for cell in row] for row in table if len(row) > 1], known)
+
+
+def _without_head(table: Sequence[Sequence[str]], known: Collection[str]) -> Listed:
+    """Return the rows of a table without names: the class stands behind the picture, or before it where it recurs there.
+
+    MXNet's lists have a number, the class, the picture; CUB's images.txt has a key that no other row has, which is no class.
+    """
+    places = range(min(map(len, table)))
+    path = next((place for place in places if _are_pictures([row[place] for row in table[:SEEN]], known)), 0)
+    if path == 1 and len({row[0] for row in table}) == len(table):
+        path = 0
+    return Listed([(row[path], row[path - 1 if path else 1], None) for row in table])
 
 
 def _json_rows(text: str, lines: list[str] | None, label_column: str | None, known: Collection[str]) -> Listed:
@@ -83,6 +96,8 @@ def _json_rows(text: str, lines: list[str] | None, label_column: str | None, kno
         return _joined(rows)
     if isinstance(rows, dict):  # a class under each path
         return Listed([(path, str(label), None) for path, label in rows.items() if isinstance(label, str | int)])
+    if isinstance(rows, list) and rows and all(isinstance(row, list) and len(row) == 2 for row in rows):
+        return _without_head([[str(cell) for cell in row] for row in rows], known)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return Listed([])
     return _by_name(rows, label_column, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from robustdup.data.classes import names_of_numbers, number_classes
 from robustdup.data.layouts.folders import GENERAL, Parts, Tree, picture_table, unread_notes
@@ -13,7 +14,7 @@ from robustdup.data.layouts.matlab_lists import read_matlab_list
 from robustdup.data.layouts.opened import Opened, split_in, split_name
 from robustdup.errors import UserError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".mat")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".lst", ".mat")
 ROOTS = ("", "images", "imgs", "image", "img", "data", "JPEGImages")
 # Lists beside pictures that say no classes: of boxes, points, several attributes, what competitions want handed in.
 OTHERS = re.compile(r"box|size|locs|landmark|coord|click|joint|submission")
@@ -76,9 +77,26 @@ def open_listed(root: Path, lists: Sequence[Path], tree: Tree, *, label_column: 
 
 
 def _read(file: Path, label_column: str | None, tree: Tree, known: Known) -> Listed:
-    if file.suffix != ".mat":
+    if file.suffix.lower() != ".mat":
         return read_list(file, label_column, known)
     return read_matlab_list(file, ["/".join(parts) for parts in tree.pictures])
+
+
+def order_notes(file: Path, class_names: Sequence[str]) -> list[str]:
+    """Say where a list beside folders of classes was not followed: it names other pictures, or the classes in another order."""
+    listed = read_list(file)
+    if re.fullmatch(rf"{CLASSES.pattern}|labels|class_to_idx", file.stem.lower()):
+        words = [path for path, label, _ in listed.rows if not label]
+        numbered = _names_of_classes(file, listed, any_name=True)
+        names = words or [numbered[number] for number in sorted(numbered, key=int)]
+        if names != list(class_names) and sorted(names) == sorted(class_names):
+            return [
+                f"{file.name} has the classes in another order, {', '.join(names[:3])} …; they are numbered by the letters of "
+                "their folders here. A model that was trained by that list needs its names: class_names in its checkpoint or module."
+            ]
+    elif listed.rows and all(is_picture(path, ()) for path, _, _ in listed.rows):
+        return [f"{file.name} names pictures that are not there; the folders say the classes."]
+    return []
 
 
 def _keys(rows: Sequence[Row], known: Known) -> dict[str, str]:
@@ -91,9 +109,9 @@ def _keys(rows: Sequence[Row], known: Known) -> dict[str, str]:
     return keys
 
 
-def _names_of_classes(file: Path, listed: Listed) -> dict[str, str]:
+def _names_of_classes(file: Path, listed: Listed, *, any_name: bool = False) -> dict[str, str]:
     """Return the names of numbered classes, where a list is one of those: classes.txt, label_map.json."""
-    if not CLASSES.fullmatch(file.stem.lower()):
+    if not any_name and not CLASSES.fullmatch(file.stem.lower()):
         return {}
     pairs = [(path, label) for path, label, _ in listed.rows]
     return names_of_numbers(pairs) or names_of_numbers((label, path) for path, label in pairs)
@@ -140,6 +158,7 @@ def open_located(
 ) -> Opened:
     """Return the splits of pictures of known classes, and of those in folders of the same classes; `names` are of numbers."""
     rows = rows + _unlisted(tree, rows)
+    rows = [(path, normalize("NFC", label), split) for path, label, split in rows]
     class_names, numbers, remarks = number_classes(_order(root, rows))
     if all(label in names for _, label, _ in rows):
         class_names = [names.get(name, name) for name in class_names]
@@ -268,6 +287,9 @@ def _locate(path: str, places: tuple[list[Path], list[Path]], known: Known) -> P
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     named = known.get(parts[-1], []) if parts and not path.isdecimal() else []
     ending = [picture for picture in named if picture[-len(parts) : -1] == parts[:-1]]
+    if not ending and re.match(r"/|[A-Za-z]:", path):  # of another machine: the longest end that is the same here
+        ends = [_same_end(picture, parts) for picture in named]
+        ending = [picture for picture, end in zip(named, ends, strict=True) if end == max(ends)]
     if len(ending) == 1:
         return Path(*ending[0])
     likely, others = places
@@ -276,6 +298,12 @@ def _locate(path: str, places: tuple[list[Path], list[Path]], known: Known) -> P
             return picture
     hits = {picture for place in others if (picture := _picture_at(place, path)) is not None}
     return hits.pop() if len(hits) == 1 else None
+
+
+def _same_end(picture: Parts, parts: Parts) -> int:
+    """Return how many parts two paths share before their names."""
+    pairs = zip(reversed(picture[:-1]), reversed(parts[:-1]), strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), len(parts))
 
 
 def _picture_at(place: Path, path: str) -> Path | None:

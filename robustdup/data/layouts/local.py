@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def _open_file(path: Path, options: DataOptions) -> Opened | None:
         return Opened({"test": read_svhn(path)}, unnamed="test" not in path.name)
     if path.suffix in array_files.SUFFIXES:
         return array_files.open_array_file(path, needs_labels=options.needs_labels)
-    if path.suffix in lists.SUFFIXES:
+    if path.suffix.lower() in lists.SUFFIXES:
         roots = (path.parent, path.parent.parent)  # DTD's lists lie in a folder beside that of the pictures
         tries = (lists.open_listed(root, [path], Tree(root), label_column=options.label_column) for root in roots)
         opened = next((found for found in tries if found is not None), None)
@@ -110,11 +111,13 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
         rows = list_files.read_ground_truth(label_file, [path.joinpath(*parts) for parts in numbered])
         return lists.open_located(path, [(picture, name, "validation") for picture, name in rows], tree, {}, ())
     lists_of_labels = [
-        file for file in files if file.suffix in lists.SUFFIXES and len(file.relative_to(path).parts) <= LIST_DEPTH
+        file
+        for file in files
+        if file.suffix.lower() in lists.SUFFIXES and len(file.relative_to(path).parts) <= LIST_DEPTH
     ]
     if flat:
         lists_of_labels += [
-            file for file in sorted(path.parent.iterdir()) if file.suffix in lists.SUFFIXES and file.is_file()
+            file for file in sorted(path.parent.iterdir()) if file.suffix.lower() in lists.SUFFIXES and file.is_file()
         ]
     listed = (
         lists.open_listed(path, lists_of_labels, tree, label_column=options.label_column) if lists_of_labels else None
@@ -122,6 +125,10 @@ def _open_pictures(path: Path, tree: Tree, files: list[Path], options: DataOptio
     opened = listed or open_folders(tree)
     if listed is None and lists_of_labels and options.needs_labels:
         _refuse_unread(path, lists_of_labels, opened)
+        label = next(iter(opened.splits.values())).features.get("label")
+        unread = [file for file in lists_of_labels if file.is_relative_to(path) and file.suffix.lower() != ".mat"]
+        notes = [note for file in unread for note in lists.order_notes(file, getattr(label, "names", ()))]
+        opened = replace(opened, notes=(*opened.notes, *notes))
     return opened
 
 
