@@ -92,7 +92,7 @@ def order_notes(file: Path, class_names: Sequence[str]) -> list[str]:
         if names != list(class_names) and sorted(names) == sorted(class_names):
             return [
                 f"{file.name} has the classes in another order, {', '.join(names[:3])} …; they are numbered by the letters of "
-                "their folders here. A model that was trained by that list needs its names: class_names in its checkpoint or module."
+                "their folders here. A model that was trained by that list needs its names (class_names in its checkpoint)."
             ]
     elif listed.rows and all(is_picture(path, ()) for path, _, _ in listed.rows):
         return [f"{file.name} names pictures that are not there; the folders say the classes."]
