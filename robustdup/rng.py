@@ -7,9 +7,10 @@ and published with known answers (Salmon et al. 2011, https://doi.org/10.1145/20
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -43,6 +44,26 @@ def philox4x32(counter: Sequence[Tensor | int], key: tuple[int, int]) -> list[Te
         )
         k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
     return [c0, c1, c2, c3]
+
+
+def _words(index: Tensor, blocks: int, draw: int, key: int) -> Tensor:
+    """Return the words (N, 4 * blocks) that samples (N,) draw under a key of 64 bits."""
+    numbers = torch.arange(blocks, dtype=torch.int64, device=index.device)
+    sample = index[:, None]
+    words = philox4x32((numbers[None, :], draw, sample & _MASK, (sample >> 32) & _MASK), (key & _MASK, key >> 32))
+    return torch.stack(words, dim=-1).flatten(1)
+
+
+@cache
+def _kernel(device: torch.device) -> Callable[[Tensor, int, int, int], Tensor]:
+    """Return what draws words on a GPU: one kernel where it can be built there and gives the same bits, else `_words`."""
+    index = torch.arange(5, device=device) * 0x1234567890
+    with contextlib.suppress(Exception):  # no compiler, no Triton for this system, a GPU that it does not know
+        from robustdup.rng_kernel import philox_words
+
+        if torch.equal(philox_words(index, 3, 7, _mix(0, "trial")), _words(index, 3, 7, _mix(0, "trial"))):
+            return philox_words
+    return _words
 
 
 def _mix(key: int, purpose: str | int) -> int:
@@ -93,13 +114,9 @@ class SampleRng:
     def bits(self, shape: Sequence[int] = (), *, draw: int = 0) -> Tensor:
         """Return int64 values uniform in [0, 2^32), bit-equal on every device."""
         per_sample = math.prod(shape)
-        blocks = torch.arange(-(-per_sample // 4), dtype=torch.int64, device=self.index.device)
-        sample = self.index[:, None]
-        words = philox4x32(
-            (blocks[None, :], int(draw) & _MASK, sample & _MASK, (sample >> 32) & _MASK),
-            (self._key & _MASK, self._key >> 32),
-        )
-        return torch.stack(words, dim=-1).flatten(1)[:, :per_sample].reshape(len(self), *shape)
+        make = _kernel(self.index.device) if self.index.is_cuda else _words
+        words = make(self.index, -(-per_sample // 4), int(draw) & _MASK, self._key)
+        return words[:, :per_sample].reshape(len(self), *shape)
 
     def uniform(
         self, shape: Sequence[int] = (), *, draw: int = 0, low: float = 0.0, high: float = 1.0,
