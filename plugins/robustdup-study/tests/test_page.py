@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from robustdup_study.records import PublishedFigure, save_study_record
-from robustdup_study.report import cells_of_table, markdown
+from robustdup_study.report import beside, cells_of_table, markdown
 
 from robustdup.report.html import write_report
 
@@ -157,3 +159,23 @@ def test_the_numbers_behind_the_charts_are_those_of_the_report(made):
         for name, text in zip(header, row, strict=True):
             if name in ("clean_accuracy", "robust_accuracy"):
                 assert any(cell.startswith(text) for cell in behind), text
+
+
+def test_published_figures_fit_80_columns_and_break_no_word(made):
+    record, _, _ = made
+    console = Console(width=80, file=io.StringIO())
+    [table] = beside(record, 80)
+    console.print(table)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert {
+        "adversarial",
+        "published",
+        "30.05",
+        "[29.50, 30.60]",
+        "52.00",
+        "[51.40, 52.60]",
+        "the clamp alone",
+        "2 seeds",
+    } <= {part.strip() for line in text.splitlines() for part in re.split(r"\s{2,}", line)}

@@ -88,8 +88,8 @@ def show_study(record: StudyRecord, folder: Path) -> None:
         console.print(f"[bold]{title}")
         for line in lines:
             console.print(f"  • {escape(line)}", highlight=False, soft_wrap=True)
-    for row in beside(record):
-        console.print(row)
+    for part in beside(record, console.width):
+        console.print(part)
     console.print(escape(f"Report: {folder}/report.md, table: {folder}/cells.parquet"), style="dim", soft_wrap=True)
 
 
@@ -259,15 +259,25 @@ def dose_tables(record: StudyRecord) -> list[Table | Text]:
     return blocks
 
 
-def beside(record: StudyRecord) -> list[Table]:
-    """Return the published figures beside what was seen here; nothing where the recipe does not ask for it."""
+def beside(record: StudyRecord, width: int) -> list[Table]:
+    """Return the published figures beside what was seen here; nothing where the recipe does not ask for it.
+
+    In less than 140 columns (`width`) intervals and seeds stand below their value, and sources are left to the report.
+    """
     if not record.published:
         return []
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, title="arXiv 2504.00638, published and here (%)")
-    for title in PUBLISHED_HEAD:
-        made.add_column(title, justify="left" if title in ("arm", "metric", "source") else "right")
+    narrow = width < 140
+    head = PUBLISHED_HEAD[:-1] if narrow else PUBLISHED_HEAD
+    for title in head:
+        heading = title.replace(", ", ",\n") if narrow else title
+        made.add_column(heading, justify="left" if title in ("arm", "metric", "source") else "right", no_wrap=narrow)
     for row in _published_rows(record):
-        made.add_row(*map(escape, row))
+        cells = [
+            cell.replace(" [", "\n[").replace("], ", "]\n").replace(", the", "\nthe") if narrow else cell
+            for cell in row
+        ]
+        made.add_row(*(escape(cell.replace("_accuracy", "") if narrow else cell) for cell in cells[: len(head)]))
     return [made]
 
 
