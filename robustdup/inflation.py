@@ -14,27 +14,51 @@ from robustdup.errors import UserError
 
 ROOM = 2 * 2**30  # bytes that any file may unpack to
 MOST = 200  # times its own size that a larger one may: pictures are hardly compressed further, plain pixels some times
+LONGEST_TEXT = 256 * 2**20  # bytes
 STREAMS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}  # first bytes: what unpacks them
 AT_ONCE = 64 * 2**20  # bytes that are decoded at a time to measure them
 
 
 def allowed(file: Path) -> int:
     """Return the bytes that a file may unpack to."""
-    return max(ROOM, MOST * file.stat().st_size)
+    return max(ROOM, MOST * _on_disk(file))
+
+
+def _on_disk(file: Path) -> int:
+    """Return the bytes that a file takes on its disk: one with holes is far longer than that."""
+    known = file.stat()
+    return min(known.st_size, known.st_blocks * 512) if hasattr(known, "st_blocks") else known.st_size
+
+
+def check_holes(file: Path) -> None:
+    """Raise UserError where a file is mostly holes, terabytes that nobody wrote: reading it takes hours."""
+    check_unpacked(file, file.stat().st_size)
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file that is read whole. Raises OSError, ValueError, of which UserError where it is too long."""
+    size = file.stat().st_size
+    if size > LONGEST_TEXT:
+        raise UserError(
+            f"{str(file)!r} has {size:,} bytes; no record and no recipe is longer than {LONGEST_TEXT:,}.",
+            code="too-large",
+        )
+    return file.read_text(encoding="utf-8")
 
 
 def check_unpacked(file: Path, size: int) -> None:
     """Raise UserError where a file that unpacks to `size` bytes, or more, looks like one made to fill memory or the disk."""
     if size > allowed(file):
         raise UserError(
-            f"{str(file)!r} has {file.stat().st_size:,} bytes and unpacks to {size:,} or more, as files do that are made to "
-            "fill a disk. It is not read. If it is what you want, unpack it yourself.",
+            f"{str(file)!r} takes {_on_disk(file):,} bytes on the disk and unpacks to {size:,} or more, as files do that are "
+            "made to fill a disk. It is not read. If it is what you want, unpack it yourself.",
             code="unpacks-too-large",
         )
 
 
 def check_zip(file: Path) -> None:
     """Check a zip or .npz by what its members state, beyond which nothing is read of them. Raises UserError."""
+    check_holes(file)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             check_unpacked(file, sum(member.file_size for member in archive.infolist()))
@@ -45,6 +69,7 @@ def check_file(file: Path) -> None:
 
     Raises UserError; what pyarrow raises for a broken file.
     """
+    check_holes(file)
     with file.open("rb") as opened:
         start = opened.read(6)
     if start.startswith(b"PAR1"):
@@ -97,7 +122,7 @@ def check_parquet(file: Path) -> None:
     """
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file) as parquet:
+    with pyarrow.parquet.ParquetFile(file.absolute()) as parquet:
         groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
         check_unpacked(file, sum(group.total_byte_size for group in groups))
         counted = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -437,6 +439,68 @@ def test_columns_that_no_version_writes_are_refused(finished, parts, tmp_path):
     pq.write_table(table.append_column("outcome", table["outcome"]), tmp_path / "run" / "samples.parquet")
     with raises("damaged-record", UserError, "a column twice"):
         load_samples(tmp_path / "run")
+
+
+ODD = {
+    bool: [None],
+    int: [10**400, -1, -(2**63)],
+    float: [1e308, -0.0, math.nan, -math.inf],
+    str: ["", "x" * 100_000, "\x1b[2J[/bold]\u202e\0", "../../etc/passwd"],
+    list: [[], [[[]]], [None]],
+    dict: [{}, {"": None}],
+    type(None): [0, "x", [], {}],
+}
+
+
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+def test_odd_values_are_refused_or_only_stated_and_crash_nothing(finished, honest, parts, tmp_path, every):
+    content = json.loads((finished / "record.json").read_text())
+    fields, values = [field for field in leaves(content) if ".config." not in field and ".options." not in field], []
+    for field in fields:
+        with contextlib.suppress(TypeError):  # of a list in which only some have a part of this name
+            holder, key = next(holders(content, split_path(field, content)))
+            values += [(field, value) for value in ODD[type(holder[key])]]
+    known, let_pass = {field for kind in KINDS[:2] for field in getattr(honest, kind)}, []
+    for number, (field, value) in enumerate(values[every // 2 :: every]):
+
+        def change(content, field=field, value=value):
+            holder, key = next(holders(content, split_path(field, content)))
+            holder[key] = value
+
+        before, after = (json.loads(json.dumps(content)) for _ in range(2))
+        change(after)
+        passed = not refused_forgery(finished, tmp_path / str(number), parts, record=change)
+        if passed and field in known and after != before:
+            let_pass.append((field, value))
+    assert let_pass == []
+
+
+def other_files(folder):
+    """Files that are no files, or far larger than they look, in place of what a bundle holds."""
+    yield "a pipe", lambda path: os.mkfifo(path)
+    yield "a device", lambda path: path.symlink_to("/dev/zero")
+    yield "a link that goes round", lambda path: path.symlink_to(path)
+    yield "a folder", lambda path: path.mkdir()
+    yield "nothing", lambda path: None
+    yield "terabytes of nothing", lambda path: (path.touch(), os.truncate(path, 1 << 40))
+
+
+@pytest.mark.parametrize(
+    "name", ["record.json", "samples.parquet", "adversarial.safetensors", "manifest.json", "signature.json"]
+)
+def test_files_of_a_bundle_that_are_none_are_refused_at_once(finished, tmp_path, name, capsys):
+    folder = bundles.write_bundle(finished, tmp_path / "bundle")
+    for kind, make in other_files(folder):
+        path = folder / name
+        if path.is_symlink() or path.is_file() or path.is_fifo():
+            path.unlink()
+        elif path.is_dir():
+            path.rmdir()
+        make(path)
+        code = main(["verify", str(folder)])
+        err = capsys.readouterr().err
+        assert code == 2 or (name == "signature.json" and kind != "terabytes of nothing"), (kind, err)
+        assert "not foreseen" not in err, (kind, err)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("L1", "64"), ("L2", "8"), ("L1", "1000000")])

@@ -91,6 +91,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
     """Run a command line and return its exit code; errors are one message on standard error, without a traceback."""
     words = _resume_without_value(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        _check_text(words)
         with no_exits():
             result = _command(app)(words, prog_name=name, standalone_mode=False)
     except USAGE_ERRORS as error:
@@ -125,6 +126,16 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, name: str) -> int
         _say(f"{error_text(error)}. This was not foreseen: {TRACEBACK}=1 shows where it comes from; please report it.")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Raise UserError for what no file may be called and no record can hold: NUL, and bytes that are no text."""
+    for word in words:
+        if "\0" in word or (not word.isascii() and word.encode(errors="ignore").decode() != word):
+            raise UserError(
+                f"The argument {plain(word, 60)!r} holds a NUL, or bytes that are no UTF-8 text. Rename the file that it names.",
+                code="bad-text",
+            )
 
 
 @cache

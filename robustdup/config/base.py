@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustdup.errors import UserError, plain, unknown
+from robustdup.inflation import read_text
 
 SWITCHES = {True: ("on", "yes", "true"), False: ("off", "no", "false")}  # what YAML 1.1 reads as booleans
 LONGEST = 200  # letters of a value that a message shows
@@ -134,7 +135,7 @@ def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:
     if not path.is_file():
         path = _recipe(path, recipes_of)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)  # a SafeLoader
+        content = yaml.load(read_text(path), Loader=_Once)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 500)
         raise UserError(f"{str(path)!r} is not valid YAML: {reason}", code="bad-file") from None

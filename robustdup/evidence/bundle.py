@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from robustdup.errors import RunError, UserError, plain
 from robustdup.evaluation.certified import CERTIFICATES
+from robustdup.inflation import check_holes, read_text
 from robustdup.plugins import record_kinds
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, load_samples, schema_of
 
@@ -121,8 +122,8 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.", code="not-a-bundle")
-    content = path.read_bytes()
     try:
+        content = read_text(path).encode()
         manifest: dict[str, Any] = json.loads(content)
         stated = manifest.pop("sha256")
         files = {str.__str__(name): str.__str__(digest) for name, digest in manifest["files"].items()}
@@ -140,6 +141,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     for name in files:
         if not (folder / name).is_file():
             raise refused(f"{name} is missing.")
+        check_holes(folder / name)
         if _sha256(folder / name) != files[name]:
             raise refused(f"{name} was changed after it was written (SHA-256 differs).")
     extra = sorted(p.name for p in folder.iterdir() if p.name not in (*files, MANIFEST, SIGNATURE))

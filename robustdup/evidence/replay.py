@@ -155,7 +155,7 @@ def read_rows(folder: Path, most: int | None = None) -> list[Row]:
     path = folder / SAMPLES_FILE
     try:
         check_parquet(path)
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:
             n_rows = file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise refused(f"{SAMPLES_FILE} cannot be read: {plain(error, 200)}") from None

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustdup.errors import RunError, UserError, plain
+from robustdup.inflation import read_text
 
 RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
@@ -213,7 +214,7 @@ def read_record(
 def read_content(path: Path) -> dict[str, Any]:
     """Return the JSON object of a record file as it stands. Raises UserError where it is not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        content = json.loads(read_text(path), object_pairs_hook=_each_once, parse_int=_of_64_bits)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise UserError(
@@ -221,6 +222,13 @@ def read_content(path: Path) -> dict[str, Any]:
             code="damaged-record",
         ) from None
     return content if isinstance(content, dict) else {"schema_name": type(content).__name__}
+
+
+def _of_64_bits(digits: str) -> int:
+    """Return a whole number of a record. Raises ValueError where it is larger than any that a run counts or draws."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"the number {plain(digits, 30)} has more than 64 bits")
+    return int(digits)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from robustdup.errors import RunError, UserError, plain
+from robustdup.inflation import read_text
 from robustdup.records.base import RECORD_FILE, SAMPLES_FILE, write_atomic
 from robustdup.records.origin import file_made_here, note_made_here, settings_of, was_made_here
 
@@ -43,7 +44,7 @@ def saved_content(folder: Path) -> dict[str, Any]:
     for path, key in ((folder / STATE / CONFIG_FILE, None), (folder / RECORD_FILE, "config")):
         if path.is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(read_text(path))
                 saved = content if key is None else content[key]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(

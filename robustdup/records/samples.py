@@ -74,7 +74,7 @@ def load_samples(folder: str | Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"There is no {SAMPLES_FILE} in {str(path.parent)!r}.", code="missing-file")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:  # a relative one may look like an address, or begin with ~
             table = file.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(

@@ -94,7 +94,7 @@ def read_run(place: str | Path, *, brief: bool = False) -> Run | UnfinishedRun:
 
 def _brief(folder: Path) -> pa.Table:
     try:
-        with pq.ParquetFile(folder / SAMPLES_FILE, read_dictionary=list(WORDS)) as file:
+        with pq.ParquetFile((folder / SAMPLES_FILE).absolute(), read_dictionary=list(WORDS)) as file:
             return file.read(columns=list(COMPARED), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(folder / SAMPLES_FILE)!r} cannot be read: {error}", code="damaged-samples") from None
