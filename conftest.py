@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands too: two threads each wait for cores that others compute on
+os.environ.pop("COLUMNS", None)  # readline sets it for the workers of pytest-xdist: what goes nowhere has no width
 os.environ.setdefault("ROBUSTDUP_CACHE", tempfile.mkdtemp(prefix="robustdup-tests-"))  # not the home of who runs them
 # In the background of a script Ctrl-C is ignored, and so it would be by the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -29,7 +30,9 @@ MORE_THAN_A_UNIT = re.compile(
     r"subprocess|multiprocessing|playwright|browser|open_runner|run_training|run_evaluation|run_study|run_detection"
     r"|check_attack|cli\.main|import (torchattacks|art|foolbox|autoattack|robustbench|timm|transformers)"
     r"|\b(evaluate|train|verify|eval_digits)\(|forked|entry_points\(|load_builtin"
-    r"|importorskip\(.timm|import datasets|own_datasets_cache|(from|import) robustdup_study"  # libraries, records of plugins
+    # Libraries that take longer to import than a hundred tests take; an optimizer brings torch's compiler, torch.testing sympy.
+    r"|importorskip\(.timm|import datasets|own_datasets_cache|(from|import) (robustdup_study|torchvision|sklearn|statsmodels)"
+    r"|torch\.compile\(|torch\.testing|optim\.[A-Z]|attacks\.student|training\.(loop|trainer)"
 )
 
 
