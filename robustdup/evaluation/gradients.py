@@ -1,4 +1,4 @@
-"""Whether gradients lead where they point: zero ones, erratic ones, and ones of which a part is lost or turned.
+"""Whether gradients lead where they point: zero ones, erratic ones, ones of which a part is lost or turned, and what lies beside.
 
 Each is measured on some samples in a few passes; `masking` says from which size on it counts.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import ce, cw
+from robustdup.attacks.losses import ce, cw, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent
 from robustdup.projections import per_sample, row_sum
@@ -23,6 +23,9 @@ FOLLOWS = 0.5  # of the rise that the gradient promises
 # a gradient of exactly zero.
 MOST_KEPT = 1000.0  # times the promise, which is all that is noted
 UNSEEN = 0.02  # of what the gradient promises over the large step: a change by pixels of zero gradient that matters
+# Clean images are special to a model: on the grid of 8 bits, perhaps known to it. So gradients are looked at beside them too.
+APART = 1 / 4  # of eps, from a clean image to one that is no better than others
+BESIDE = 1 / 50  # of the way or of eps, from the worst image found to its neighbours
 
 
 def gradient_signs(
@@ -30,29 +33,72 @@ def gradient_signs(
 ) -> dict[str, float]:
     """Return signs that gradients mislead, of samples `clean`, `adv_images` (n, C, H, W), `labels` (n,).
 
-    `zero_gradients`: the share of samples with a zero gradient, of the cross-entropy or the margin. `erratic`: the share of
-    those where over a step against the gradient of the margin, a small one or a large one, from the clean image, the margin
-    falls by less than half of what the gradient promises. `kept_promise`: which part of the promise is kept over the small
-    step, at the median. `unseen`: the share of those where pixels whose gradient is zero change the margin.
+    `zero_gradients`: the share of samples with a zero gradient, of the cross-entropy or the margin. The others are looked at
+    from the clean image and from one apart from it. `erratic`: the share of those where over a step against the gradient of
+    the margin, a small one or a large one, the margin falls by less than half of what the gradient promises. `kept_promise`:
+    which part of the promise is kept over the small step, at the median; the worse of the two. `unseen`: the share of those
+    where pixels whose gradient is zero change the margin. `beside`: the share of those with a misclassified image beside
+    `adv_images`.
     """
-    zero = torch.zeros_like(labels, dtype=torch.bool)
+    rows = torch.zeros_like(labels, dtype=torch.bool)
+    zero, erratic, unseen, kept = rows.clone(), rows.clone(), rows.clone(), 1.0
     for images in (clean, adv_images):
         gradient, _, _ = input_gradient(model, images, lambda logits, rows: ce(logits, labels[rows]))
         zero |= is_zero(gradient)
-    gradient, before, _ = input_gradient(model, clean, lambda logits, rows: cw(logits, labels[rows]))
-    flat = is_zero(gradient)
-    gradient = gradient.nan_to_num(0, 0, 0)
-    direction, erratic, kept = ascent(clean, gradient, threat), torch.zeros_like(zero), 1.0
-    for step in STEPS:
-        moved = (clean + step * threat.radius * direction).clamp(0, 1)
-        promised = row_sum((gradient * (moved - clean)).flatten(1))
-        rise = _rise(model, moved, labels, before)
-        erratic |= (promised > 0) & ~(rise > FOLLOWS * promised)
-        if step == STEPS[0] and bool((promised > 0).any()):
-            kept = min(max(float((rise / promised)[promised > 0].median()), -MOST_KEPT), MOST_KEPT)
-    unseen = unseen_matter(model, clean, gradient, labels, before, promised, threat)
-    shares = {"zero_gradients": zero | flat, "erratic": erratic, "unseen": unseen}
+    for images in (clean, apart(clean, threat)):
+        gradient, before, _ = input_gradient(model, images, lambda logits, rows: cw(logits, labels[rows]))
+        zero |= is_zero(gradient)
+        gradient = gradient.nan_to_num(0, 0, 0)
+        direction = ascent(images, gradient, threat)
+        for step in STEPS:
+            moved = (images + step * threat.radius * direction).clamp(0, 1)
+            promised = row_sum((gradient * (moved - images)).flatten(1))
+            rise = _rise(model, moved, labels, before)
+            erratic |= (promised > 0) & ~(rise > FOLLOWS * promised)
+            if step == STEPS[0] and bool((promised > 0).any()):
+                part = min(max(float((rise / promised)[promised > 0].median()), -MOST_KEPT), MOST_KEPT)
+                kept = max(kept, part, key=_off)
+        unseen |= unseen_matter(model, images, gradient, labels, before, promised, threat)
+    beside = misclassified_beside(model, clean, adv_images, labels, threat)
+    shares = {"zero_gradients": zero, "erratic": erratic, "unseen": unseen, "beside": beside}
     return {name: float(rows.double().mean()) for name, rows in shares.items()} | {"kept_promise": kept}
+
+
+def _off(kept: float) -> float:
+    """Return by which factor a promise was not kept, or kept more than once."""
+    return max(kept, 1 / kept) if kept > 0 else float("inf")
+
+
+def apart(clean: Tensor, threat: ThreatModel) -> Tensor:
+    """Return an image inside the ball for each clean one (n, C, H, W), a quarter of eps away in a random direction."""
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
+    direction = noise.sign() if threat.norm == "Linf" else noise
+    return (clean + APART * threat.sphere_scale(direction)).clamp(0, 1)
+
+
+def misclassified_beside(
+    model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel
+) -> Tensor:
+    """Tell of which samples an image beside the worst one found is misclassified, which attacks passed by: (n,) bool.
+
+    Three are asked about, all inside the ball: a little nearer to the clean image, rounded to 8 bits towards it, and moved at
+    random. Models that know the surface of the ball, or images of 8 bits, answer otherwise there.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] -> logits (n, K).
+        clean: clean images (n, C, H, W) in [0, 1].
+        adv_images: the worst images found (n, C, H, W).
+        labels: their classes (n,).
+        threat: the threat model.
+    """
+    levels = 255 * adv_images
+    towards = torch.where(adv_images > clean, levels.floor(), levels.ceil()) / 255
+    shift = BESIDE / APART * (apart(clean, threat) - clean)
+    fall = torch.zeros_like(labels, dtype=torch.bool)
+    with torch.no_grad():
+        for images in (torch.lerp(adv_images, clean, BESIDE), towards, adv_images + shift):
+            fall |= misclassified(model(threat.project(clean, images).clamp(0, 1)), labels)
+    return fall
 
 
 def unseen_matter(

@@ -2,7 +2,8 @@
 
 A route is the attacked model itself under a loss that ignores the scale of its logits, or a copy that was made to see
 through a mask. It leads somewhere when it says what the judged model says, when its margin falls as its gradient promises,
-when no pixel matters that has no gradient, and when an attack along it breaks at eps = 0.5 what must break there.
+when no pixel matters that has no gradient, when nothing falls beside the images that attacks ended at, and when an attack along
+it breaks at eps = 0.5 what must break there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent, pgd
 from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
-from robustdup.evaluation.gradients import FOLLOWS, is_zero, unseen_matter
+from robustdup.evaluation.gradients import FOLLOWS, apart, is_zero, misclassified_beside, unseen_matter
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS
 from robustdup.projections import row_sum
 from robustdup.records import Outcome
@@ -133,12 +134,13 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
         return False
     zero = torch.zeros_like(labels, dtype=torch.bool)
     promised = fallen = 0.0
-    for part in (adv_images, images):
+    usual = apart(images, threat)
+    for part in (adv_images, usual):
         gradient, before, _ = input_gradient(route, part, lambda logits, rows: cw(logits, labels[rows]))
         zero |= is_zero(gradient)
         gradient = gradient.nan_to_num(0, 0, 0)
         moved = (part + STEP * threat.radius * ascent(part, gradient, threat)).clamp(0, 1)
-        if part is images:
+        if part is usual:
             promises = row_sum((gradient * (moved - part)).flatten(1))
             promised = float(promises.sum())
             with torch.no_grad():
@@ -149,7 +151,8 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
         or float(unseen.double().mean()) > THRESHOLDS["unseen"]
     ):
         return False
-    if not fallen > FOLLOWS * promised:
+    beside = misclassified_beside(original, images, adv_images, labels, threat) if original.draws == 1 else zero[:0]
+    if not fallen > FOLLOWS * promised or float(beside.double().sum()) > max(THRESHOLDS["beside"] * len(labels), 1.5):
         return False
     return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
 

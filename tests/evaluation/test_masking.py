@@ -9,7 +9,7 @@ from robustdup import Passes, ThreatModel
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.gradients import gradient_signs
+from robustdup.evaluation.gradients import gradient_signs, misclassified_beside
 from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, masking_signs
 from robustdup.models.load import ModelOptions, load_builtin
 
@@ -102,7 +102,7 @@ def test_a_gradient_that_holds_over_small_steps_alone_is_erratic(ramp, erratic):
     labels = torch.zeros(6, dtype=torch.int64)
     threat = ThreatModel("Linf", "0.02")  # half of it reaches over the ramp of 0.05 / 20, a sixteenth stays inside
     seen = gradient_signs(Stairs(ramp), images, images, labels, threat)
-    assert (seen["zero_gradients"], seen["erratic"], seen["unseen"]) == (0.0, erratic, 0.0)
+    assert (seen["erratic"], seen["unseen"]) == (erratic, 0.0)
 
 
 class Slope(nn.Module):
@@ -140,6 +140,63 @@ def test_a_gradient_of_which_a_part_is_lost_is_noticed(follow, kept, unseen, nam
     assert seen["kept_promise"] == pytest.approx(kept, rel=1e-3)
     assert seen["unseen"] == unseen
     assert ("partial_gradients" in look(Slope(follow), images, labels, threat).of_gradients) is named
+
+
+class Backward(torch.autograd.Function):
+    """The identity, whose backward pass is the gradient times what it was given."""
+
+    @staticmethod
+    def forward(ctx, images, factor):
+        ctx.factor = factor
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+def right_on_the_grid(images):
+    """What follows images of 1/10 rightly, and turns every other pixel's gradient of all others."""
+    on_grid = ((10 * images).round() == 10 * images).flatten(1).all(dim=1).view(-1, 1, 1, 1)
+    return Backward.apply(images, torch.where(on_grid | HALF, 1.0, -0.5))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])  # in L1 a step goes along the largest pixels alone
+def test_a_gradient_that_is_right_at_clean_images_alone_is_noticed(norm):
+    images, labels = torch.full((6, 1, 4, 4), 0.4), torch.zeros(6, dtype=torch.int64)
+    threat = ThreatModel(norm, "0.1")
+    assert "partial_gradients" in look(Slope(right_on_the_grid), images, labels, threat).of_gradients
+
+
+class Surface(nn.Module):
+    """A slope, wrong from 0.03 above grey of 0.4 on, that answers as at that grey where images are `hidden`."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.slope, self.hidden = Slope(lambda images: images), hidden
+
+    def forward(self, images):
+        return self.slope(torch.where(self.hidden(images), 0.4, images)) + torch.tensor([-2.1, 2.1])
+
+
+def any_pixel(there):
+    return there.flatten(1).any(dim=1).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "moved", "beside"),
+    [
+        (lambda images: any_pixel(images > 1), 0.01, 0.0),  # an honest model, not wrong there
+        (lambda images: any_pixel(((images - 0.4).abs() - 0.1).abs() < 1e-6), 0.1, 1.0),  # knows the ball's surface
+        (lambda images: any_pixel((255 * images - (255 * images).round()).abs() > 1e-3), 0.0995, 1.0),  # and 8 bits
+    ],
+)
+def test_images_that_fall_beside_those_where_attacks_end_are_noticed(hidden, moved, beside):
+    images, labels = torch.full((6, 1, 4, 4), 0.4), torch.zeros(6, dtype=torch.int64)
+    model, threat = Surface(hidden), ThreatModel("Linf", "0.1")
+    assert bool((model(images + moved).argmax(dim=1) == 0).all())
+    seen = misclassified_beside(model, images, images + moved, labels, threat)
+    assert float(seen.double().mean()) == beside
 
 
 def black_box_won(stages):
@@ -181,5 +238,5 @@ def test_black_box_success_is_a_reason_and_a_rare_one_is_not():
 def test_looking_is_cheap_and_counted():
     model, images, labels = correct_points(n=100)
     found = look(model, images, labels, ThreatModel("Linf", "0.1"))
-    assert (found.passes.forward, found.passes.backward) == (5 * LOOKED_AT, 3 * LOOKED_AT)
+    assert (found.passes.forward, found.passes.backward) == (11 * LOOKED_AT, 4 * LOOKED_AT)
     assert look(model, images, labels, ThreatModel("Linf", "0.1"), standing=torch.zeros(100).bool()).passes.forward == 0
