@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import ce, cw, misclassified
+from robustdup.attacks.losses import ce, cw, margin, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent
 from robustdup.projections import per_sample, row_sum
@@ -25,7 +25,7 @@ MOST_KEPT = 1000.0  # times the promise, which is all that is noted
 UNSEEN = 0.02  # of what the gradient promises over the large step: a change by pixels of zero gradient that matters
 # Clean images are special to a model: on the grid of 8 bits, perhaps known to it. So gradients are looked at beside them too.
 APART = 1 / 4  # of eps, from a clean image to one that is no better than others
-BESIDE = 1 / 50  # of the way or of eps, from the worst image found to its neighbours
+BESIDE = 1 / 50  # of the way or of eps, from the worst image found, or the surface, to its neighbours
 
 
 def gradient_signs(
@@ -37,8 +37,7 @@ def gradient_signs(
     from the clean image and from one apart from it. `erratic`: the share of those where over a step against the gradient of
     the margin, a small one or a large one, the margin falls by less than half of what the gradient promises. `kept_promise`:
     which part of the promise is kept over the small step, at the median; the worse of the two. `unseen`: the share of those
-    where pixels whose gradient is zero change the margin. `beside`: the share of those with a misclassified image beside
-    `adv_images`.
+    where pixels whose gradient is zero change the margin. `evades`: see there.
     """
     rows = torch.zeros_like(labels, dtype=torch.bool)
     zero, erratic, unseen, kept = rows.clone(), rows.clone(), rows.clone(), 1.0
@@ -59,8 +58,8 @@ def gradient_signs(
                 part = min(max(float((rise / promised)[promised > 0].median()), -MOST_KEPT), MOST_KEPT)
                 kept = max(kept, part, key=_off)
         unseen |= unseen_matter(model, images, gradient, labels, before, promised, threat)
-    beside = misclassified_beside(model, clean, adv_images, labels, threat)
-    shares = {"zero_gradients": zero, "erratic": erratic, "unseen": unseen, "beside": beside}
+    evading = evades(model, clean, adv_images, labels, threat)
+    shares = {"zero_gradients": zero, "erratic": erratic, "unseen": unseen, "evades": evading}
     return {name: float(rows.double().mean()) for name, rows in shares.items()} | {"kept_promise": kept}
 
 
@@ -76,13 +75,12 @@ def apart(clean: Tensor, threat: ThreatModel) -> Tensor:
     return (clean + APART * threat.sphere_scale(direction)).clamp(0, 1)
 
 
-def misclassified_beside(
-    model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel
-) -> Tensor:
-    """Tell of which samples an image beside the worst one found is misclassified, which attacks passed by: (n,) bool.
+def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """Tell for which samples the model answers otherwise just where attacks end: (n,) bool.
 
-    Three are asked about, all inside the ball: a little nearer to the clean image, rounded to 8 bits towards it, and moved at
-    random. Models that know the surface of the ball, or images of 8 bits, answer otherwise there.
+    Models that know the surface of the ball, or images of 8 bits, do. Either an image beside the worst one found, inside the
+    ball, is misclassified: a little nearer to the clean one, rounded to 8 bits towards it, or moved at random. Or the margin,
+    which falls on the way to the surface, comes back by half over the last step.
 
     Args:
         model: images (n, C, H, W) in [0, 1] -> logits (n, K).
@@ -91,14 +89,17 @@ def misclassified_beside(
         labels: their classes (n,).
         threat: the threat model.
     """
-    levels = 255 * adv_images
-    towards = torch.where(adv_images > clean, levels.floor(), levels.ceil()) / 255
+    levels, change = 255 * adv_images, adv_images - clean
+    towards = torch.where(change > 0, levels.floor(), levels.ceil()) / 255
     shift = BESIDE / APART * (apart(clean, threat) - clean)
     fall = torch.zeros_like(labels, dtype=torch.bool)
+    end = clean + threat.sphere_scale(change.sign() if threat.norm == "Linf" else change)
     with torch.no_grad():
         for images in (torch.lerp(adv_images, clean, BESIDE), towards, adv_images + shift):
             fall |= misclassified(model(threat.project(clean, images).clamp(0, 1)), labels)
-    return fall
+        way = (clean, torch.lerp(end, clean, BESIDE).clamp(0, 1), end.clamp(0, 1))
+        start, near, last = (margin(model(images), labels).double() for images in way)
+    return fall | ((near < start) & (last - near > 0.5 * (start - near)))
 
 
 def unseen_matter(

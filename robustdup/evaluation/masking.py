@@ -33,14 +33,14 @@ THRESHOLDS = {
     "zero_gradients": 0.05,  # of the samples looked at
     "erratic": 0.10,  # of the samples looked at; a single one never
     "unseen": 0.10,  # of the samples looked at; a single one never
-    "beside": 0.10,  # of the samples looked at; a single one never
+    "evades": 0.10,  # of the samples looked at; a single one never
     "kept_promise": 1.2,  # times what its gradient promises, or that part of it, that the loss changes by at the median
     "robust_at_half": 0.05,  # of the samples looked at, above what the grey image explains
 }
 MISLED = (
     "black_box_beats_white_box",
     "partial_gradients",
-    "misclassified_beside",
+    "evasive_answers",
 )  # codes of signs that the model's own gradient is no way through
 
 Tried = tuple[str, Tensor]  # the knowledge of a stage, and its Outcome for each sample (N,)
@@ -142,10 +142,10 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
         reasons["partial_gradients"] = (
             f"pixels whose gradient is exactly zero matter for {signs['unseen']:.0%} of {n} samples"
         )
-    if _more_than_one(signs, "beside", n):
-        reasons["misclassified_beside"] = (
-            f"images beside the worst that attacks found, inside the ball too, are misclassified for {signs['beside']:.0%} of "
-            f"{n} samples: the model answers otherwise on the images that attacks end at"
+    if _more_than_one(signs, "evades", n):
+        reasons["evasive_answers"] = (
+            "the model answers otherwise just where attacks end, on the surface of the ball or off 8 bits, for "
+            f"{signs['evades']:.0%} of {n} samples"
         )
     return reasons
 

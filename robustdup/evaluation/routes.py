@@ -2,8 +2,8 @@
 
 A route is the attacked model itself under a loss that ignores the scale of its logits, or a copy that was made to see
 through a mask. It leads somewhere when it says what the judged model says, when its margin falls as its gradient promises,
-when no pixel matters that has no gradient, when nothing falls beside the images that attacks ended at, and when an attack along
-it breaks at eps = 0.5 what must break there.
+when no pixel matters that has no gradient, when the judged model answers no otherwise where attacks end, and when an attack
+along it breaks at eps = 0.5 what must break there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent, pgd
 from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
-from robustdup.evaluation.gradients import FOLLOWS, apart, is_zero, misclassified_beside, unseen_matter
+from robustdup.evaluation.gradients import FOLLOWS, apart, evades, is_zero, unseen_matter
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS
 from robustdup.projections import row_sum
 from robustdup.records import Outcome
@@ -151,8 +151,8 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
         or float(unseen.double().mean()) > THRESHOLDS["unseen"]
     ):
         return False
-    beside = misclassified_beside(original, images, adv_images, labels, threat) if original.draws == 1 else zero[:0]
-    if not fallen > FOLLOWS * promised or float(beside.double().sum()) > max(THRESHOLDS["beside"] * len(labels), 1.5):
+    evading = evades(original, images, adv_images, labels, threat) if original.draws == 1 else zero[:0]
+    if not fallen > FOLLOWS * promised or float(evading.double().sum()) > max(THRESHOLDS["evades"] * len(labels), 1.5):
         return False
     return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
 
