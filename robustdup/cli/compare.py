@@ -115,7 +115,8 @@ def _table_of_runs(
     else:
         table = grid("", *head, left=left)
         for row in rows:
-            table.add_row(name_cell(row[0]), *map(escape, row[1:]))
+            numbers = [cell.replace(" [", "\n[") if console().width < NARROW else cell for cell in row[left:]]
+            table.add_row(*map(name_cell, row[:left]), *map(escape, numbers))
         console().print(Text(caption))
         console().print(table, highlight=False)
         if pairs:

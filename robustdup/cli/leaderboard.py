@@ -18,10 +18,12 @@ from robustdup.leaderboard.table import Leaderboard, choose
 from robustdup.plugins import record_kinds
 from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
 from robustdup.records.origin import file_made_here
+from robustdup.report.format import folded
 from robustdup.report.terminal import console
 
 app = typer.Typer(cls=PluggedGroup, help="RobustBench's published models.", no_args_is_help=True, add_completion=False)
 
+NARROWEST = 80  # columns that a table fits into at least
 WIDE = 120  # columns that the whole table needs
 
 BOARD = typer.Argument(None, metavar="[DATASET] [THREAT]", help="Only these, as in: cifar10 Linf.", show_default=False)
@@ -229,18 +231,24 @@ def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = Fal
     in_3d = any(entry.corruptions_acc_3d is not None for entry in entries)
     headings += ["AutoAttack", "external", *["corruptions"] * corrupted, *["3DCC"] * in_3d, "extra data", "venue"]
     if narrow:
-        left_out = {"architecture", "external", "extra data", *(["venue", "eps"] if several else [])}
+        left_out = {"architecture", "external", "extra data"}
         headings = [heading for heading in headings if heading not in left_out]
-    right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions", "3DCC"}
+        headings = ["#", "dataset", "threat", "model", "clean", "robust"] if several else headings
+    right = {"#", "eps", "clean", "AutoAttack", "external", "corruptions", "3DCC", "robust"}
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading in right | {"model"})
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != "venue")
+    others = sum(len(heading) for heading in headings if heading not in ("model", "dataset", "threat", "venue", "eps"))
+    letters = (
+        NARROWEST - others - (21 if several else 17) - 2 * (len(headings) - 1)
+    )  # dataset and threat, or eps and venue
     for number, entry in enumerate(entries, 1):
         cells: dict[str, str] = {
             "#": str(number), "dataset": entry.dataset, "threat": entry.threat_model,
-            "model": entry.model_id + (" (unreliable)" if entry.unreliable else ""),
+            "model": folded(entry.model_id, letters if narrow else 99) + (" (unreliable)" if entry.unreliable else ""),
             "architecture": entry.architecture, "eps": entry.eps or "", "clean": _percent(entry.clean_acc),
             "AutoAttack": _percent(entry.autoattack_acc), "external": _percent(entry.external_acc),
             "corruptions": _percent(entry.corruptions_acc), "3DCC": _percent(entry.corruptions_acc_3d),
+            "robust": _percent(entry.corruptions_acc if entry.threat_model == "corruptions" else entry.autoattack_acc),
             "extra data": "yes" if entry.extra_data else "",
             "venue": entry.venue,
         }  # fmt: skip

@@ -74,7 +74,8 @@ def test_equal_runs(run_folder):
     assert "No sample changed." in call(run_folder("first", {1}), run_folder("second", {1}))
 
 
-def test_several_runs_are_a_table_a_row_each(run_folder):
+def test_several_runs_are_a_table_a_row_each(run_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     runs = [run_folder(f"run-{k}", set(range(k))) for k in (1, 5, 10)]
     lines = call(*runs).splitlines()
     assert "norm Linf" in lines[0]

@@ -162,7 +162,8 @@ def test_completion_is_shown_and_installed(capsys, monkeypatch, tmp_path, shell,
     ("words", "longest"),
     [
         ("leaderboard show --dataset cifar10 --threat Linf --top 30", "Bartoldson2024Adversarial_WRN-94-16"),
-        ("leaderboard show --top 30", "AutoAttack"),
+        ("leaderboard show", "Bartoldson2024Adversarial_WRN-94-16"),
+        ("leaderboard show cifar10 corruptions", "Diffenderfer2021"),
         ("attacks list", "difference-of-logits"),
     ],
 )
@@ -173,6 +174,7 @@ def test_tables_do_not_break_words_at_80_columns(capsys, monkeypatch, words, lon
     assert longest in out
     assert "…" not in out
     assert max(map(len, out.splitlines()[:30])) <= 80
+    assert "leaderboard" not in words or re.search(r"\d\d\.\d\d  +\d\d\.\d\d", out)
 
 
 def test_the_difference_of_two_runs_fits_into_80_columns():
