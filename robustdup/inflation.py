@@ -37,14 +37,16 @@ def check_holes(file: Path) -> None:
         check_unpacked(file, size)
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file that is read whole. Raises OSError, ValueError, of which UserError where it is too long."""
+def check_length(file: Path) -> None:
+    """Raise UserError where a file of text, which is read whole, is longer than any such text."""
     size = file.stat().st_size
     if size > LONGEST_TEXT:
-        raise UserError(
-            f"{str(file)!r} has {size:,} bytes; no record and no recipe is longer than {LONGEST_TEXT:,}.",
-            code="too-large",
-        )
+        raise UserError(f"{str(file)!r} has {size:,} bytes; no text is longer than {LONGEST_TEXT:,}.", code="too-large")
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file that is read whole. Raises OSError, ValueError, of which UserError where it is too long."""
+    check_length(file)
     return file.read_text(encoding="utf-8")
 
 

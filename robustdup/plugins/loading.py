@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from robustdup.errors import UserError
+from robustdup.inflation import check_length
 from robustdup.plugins.registry import Registry
 from robustdup.plugins.specs import RecordKind
 
@@ -83,8 +84,9 @@ class FreshSource(importlib.machinery.SourceFileLoader):
     """Compile a user's file every time: cached bytecode is stale when a file of the same size changes within a second."""
 
     def get_code(self, fullname: str) -> types.CodeType:
-        """Return the code of the file as it is now."""
+        """Return the code of the file as it is now. Raises UserError for a file of gigabytes."""
         path = self.get_filename(fullname)
+        check_length(Path(path))
         return self.source_to_code(self.get_data(path), path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 NUMBERS = (
@@ -73,6 +74,30 @@ WORDS = [
     ("leaderboard", "rank", "/nowhere"), ("leaderboard", "bogus"), ("plot", "--kind", "nope", "/nowhere"), ("report",),
 ]  # fmt: skip
 
+# What a path may lead to besides a file or folder, and who reads one.
+PATHS = ("fifo", "/dev/zero", "loop", "zero.json", "holes.json", "holes.yaml", "holes.pt", "holes.parquet", "a\0b", "\udcff",
+         "x" * 5000, "file/inner", "/proc/self/mem", "https://x.invalid/a.zip", "~nobody/x")  # fmt: skip
+WHO_READS = {
+    "model": (*EVAL, "--model", "PATH"), "factory": (*EVAL, "--model", "PATH:make"), "data": (*EVAL, "--data", "PATH"),
+    "weights": (*EVAL, "--model", "small-cnn@PATH"), "network": (*EVAL, "--model", "run:PATH"), "recipe": (*EVAL, "./PATH"),
+    "plugin": (*EVAL, "--plugin", "PATH"), "resume": (*EVAL, "--resume", "PATH"), "replay": (*EVAL, "--replay", "PATH"),
+    "init": (*TRAIN, "--init", "PATH"), "verify": ("verify", "PATH"), "report": ("report", "PATH"), "plot": ("plot", "PATH"),
+    "compare": ("compare", "PATH", "PATH"), "gate": ("gate", "PATH", "--min", "0.1"), "rank": ("leaderboard", "rank", "PATH"),
+    "describe": ("data", "describe", "PATH"), "check": ("attacks", "check", "PATH"),
+}  # fmt: skip
+
+
+def odd_paths(folder: Path) -> None:
+    """Make what PATHS names: a pipe, links, and files of 20 GB that nobody wrote."""
+    os.mkfifo(folder / "fifo")
+    (folder / "loop").symlink_to("loop")
+    (folder / "zero.json").symlink_to("/dev/zero")
+    (folder / "file").write_text("hello")
+    for kind in ("json", "yaml", "pt", "parquet"):
+        (folder / f"holes.{kind}").touch()
+        os.truncate(folder / f"holes.{kind}", 20 << 30)
+
+
 DEEP = '{"a":' * 5000 + "1" + "}" * 5000
 BROKEN_JSON = {
     "empty": "", "text": "hello", "list": "[]", "null": "null", "number": "7", "deep": DEEP, "deep list": "[" * 100_000,
@@ -98,7 +123,8 @@ YAML = {
     "nested twice": "options:\n  fgsm: {}\n  fgsm: {}\n", "deep": "n: " + "[" * 5000, "unknown": "nope: 1\n",
     "tab": "n:\t4\n\tseed: 1\n", "python tag": "n: !!python/object/apply:os.system [id]\n", "alias bomb": "a: &a [1]\nb: *c\n",
     "long integer": "n: " + "9" * 10_000 + "\n", "binary": "\0\1\2", "bool": "n: true\n", "date": "n: 2020-01-01\n",
-    "infinite": "n: .inf\n", "text": "n: many\n", "negative": "n: -3\n", "octal": "n: 0o10x\n", "key is a list": "[1]: 2\n",
+    "infinite": "n: .inf\n",
+    "text": "n: many\n", "negative": "n: -3\n", "octal": "n: 0o10x\n", "key is a list": "[1]: 2\n",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 from robustdup import inflation
 from robustdup.cli.main import main
 from tests.cli import mistakes, odd_files
+from tests.lanes import each_once
 
 
 def answered(capsys, words, codes=(1, 2)):
@@ -30,6 +31,13 @@ def name_of(words):
 def test_words(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answered(capsys, words)
+
+
+@each_once(who=mistakes.WHO_READS, path=mistakes.PATHS)
+def test_paths(who, path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mistakes.odd_paths(tmp_path)
+    answered(capsys, [word.replace("PATH", path) for word in mistakes.WHO_READS[who]])
 
 
 def test_an_out_whose_links_go_round(capsys, tmp_path):
