@@ -26,6 +26,7 @@ UNSEEN = 0.02  # of what the gradient promises over the large step: a change by 
 # Clean images are special to a model: on the grid of 8 bits, perhaps known to it. So gradients are looked at beside them too.
 APART = 1 / 4  # of eps, from a clean image to one that is no better than others
 BESIDE = 1 / 50  # of the way or of eps, from the worst image found, or the surface, to its neighbours
+FALLS = 0.05  # of the margin: less is rounding, or no way down
 
 
 def gradient_signs(
@@ -80,7 +81,7 @@ def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, 
 
     Models that know the surface of the ball, or images of 8 bits, do. Either an image beside the worst one found, inside the
     ball, is misclassified: a little nearer to the clean one, rounded to 8 bits towards it, or moved at random. Or the margin,
-    which falls on the way to the surface, comes back by half over the last step.
+    which falls on the way to the surface by more than a trifle, comes back by half over the last step.
 
     Args:
         model: images (n, C, H, W) in [0, 1] -> logits (n, K).
@@ -99,7 +100,8 @@ def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, 
             fall |= misclassified(model(threat.project(clean, images).clamp(0, 1)), labels)
         way = (clean, torch.lerp(end, clean, BESIDE).clamp(0, 1), end.clamp(0, 1))
         start, near, last = (margin(model(images), labels).double() for images in way)
-    return fall | ((near < start) & (last - near > 0.5 * (start - near)))
+    down = start - near
+    return fall | ((down > FALLS * start) & (last - near > 0.5 * down))
 
 
 def unseen_matter(

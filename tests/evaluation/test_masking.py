@@ -200,6 +200,17 @@ def test_models_that_answer_otherwise_where_attacks_end_are_noticed(hidden, move
     assert float(seen.double().mean()) == share
 
 
+def test_a_margin_that_trembles_by_rounding_is_no_evasion():
+    images, labels = torch.full((6, 1, 4, 4), 0.4), torch.zeros(6, dtype=torch.int64)
+
+    def flat(images):  # a margin of 8, less a millionth but at the surface and at the clean image
+        far = (images - 0.4).abs().amax(dim=(1, 2, 3))
+        dip = ((far > 0.01) & (far < 0.0999)).float()
+        return torch.stack([8 - 1e-5 * dip, torch.zeros_like(dip)], dim=1)
+
+    assert not bool(evades(flat, images, images + 0.1, labels, ThreatModel("Linf", "0.1")).any())
+
+
 def black_box_won(stages):
     return max((share for _, _, share in black_box_wins(stages)), default=0)
 
