@@ -115,8 +115,18 @@ def _check_plain(kind: type[Config], key: str, value: Any) -> None:
         raise UserError(f"Configuration key {key!r}: the number is too large (up to 2^63 - 1).", code="bad-value")
 
 
+MOST_VALUES = 100_000  # of a configuration, with what its aliases stand for
+
+
 class _Once(yaml.SafeLoader):
-    """Reads YAML in which no key stands twice: the first would be dropped in silence."""
+    """Reads YAML in which no key stands twice (the first would be dropped in silence) and no alias stands for millions."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return what the file holds. Raises YAMLError where aliases make too much of it."""
+        node = super().get_single_node()
+        if node is not None and _count_values(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping. Raises ConstructorError for a key that stands twice."""
@@ -129,6 +139,16 @@ class _Once(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a part of YAML stands for; more than are allowed where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        each = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_count_values(one, known) for one in each)
+    return known[id(node)]
 
 
 def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:

@@ -121,7 +121,9 @@ READERS = {
 YAML = {
     "empty": "", "comment": "# nothing\n", "null": "null\n", "list": "- 1\n", "number": "7\n", "twice": "n: 4\nn: 5\n",
     "nested twice": "options:\n  fgsm: {}\n  fgsm: {}\n", "deep": "n: " + "[" * 5000, "unknown": "nope: 1\n",
-    "tab": "n:\t4\n\tseed: 1\n", "python tag": "n: !!python/object/apply:os.system [id]\n", "alias bomb": "a: &a [1]\nb: *c\n",
+    "tab": "n:\t4\n\tseed: 1\n", "python tag": "n: !!python/object/apply:os.system [id]\n", "unknown alias": "a: &a [1]\nb: *c\n",
+    "alias bomb": "attacks:\n  - &a0 [x]\n" + "".join(f"  - &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)),
+    "alias of itself": "attacks: &a [pgd, *a]\n",
     "long integer": "n: " + "9" * 10_000 + "\n", "binary": "\0\1\2", "bool": "n: true\n", "date": "n: 2020-01-01\n",
     "infinite": "n: .inf\n",
     "text": "n: many\n", "negative": "n: -3\n", "octal": "n: 0o10x\n", "key is a list": "[1]: 2\n",
