@@ -43,7 +43,7 @@ def _time_evaluations(
     if json:
         print(result.model_dump_json(indent=2))
     else:
-        show(result, console())
+        show(result, console(wide=True))
     return 0 if any(each.status != "failed" for each in result.contenders) else 1
 
 

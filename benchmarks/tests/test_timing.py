@@ -84,7 +84,7 @@ def test_fresh_processes_side_by_side(capfd, plugin, tmp_path):
     from benchmarks.timing import show
     from robustdup.cli.leaderboard import console
 
-    show(result, console())
+    show(result, console(wide=True))
     shown = capfd.readouterr().out
     assert "× fgsm" in shown
     assert "failed" in shown

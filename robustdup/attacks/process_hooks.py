@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch.library import Library
 
-_NUMERIC = ("aten/", "prims/")  # operators that models and the referee compute with; others are those of extensions
+# Operators that models and the referee compute with. Others are those of extensions, and of parts of torch (prims) that
+# register theirs when they are imported, perhaps in the middle of a call.
+_NUMERIC = "aten/"
 _UNCALLED = ("Meta", "Python", "PythonTLSSnapshot")  # keys of shapes alone, which parts of torch register when imported
 _KINDS = ("torch", "robustdup", "builtins", "numpy", "fractions")  # packages whose values travel between processes
 # How values are pickled, sent to other processes, and copied.

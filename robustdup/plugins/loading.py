@@ -101,7 +101,11 @@ def _load_file(path: Path) -> Callable[[Registry], None]:
         raise UserError(f"{str(path)!r} is not a Python file", code="bad-plugin")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    loader.exec_module(module)
+    try:
+        loader.exec_module(module)
+    except BaseException:  # who looks through the modules, as test tools do, is not to read what could not be imported
+        del sys.modules[name]
+        raise
     marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
     register = getattr(module, "register", None)
     if not marked and register is None:

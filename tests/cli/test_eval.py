@@ -110,7 +110,7 @@ def test_a_recorded_command_gives_the_same_result(capsys, tmp_path, monkeypatch)
         (["no-such-recipe.yaml"], "no configuration file"),
         (["--n", "5", "--sample", "5"], "sample"),
         (["--modle", "x"], "--model"),
-        (["--resume", "no-such-run"], "no run folder"),
+        (["--resume", "no-such-run"], "no run in"),
         (["--plugin", "missing.py", "--attacks", "mine"], "there is no file 'missing.py'"),
         (["--norm", "L1", "--attacks", "torchattacks:PGD"], "works in Linf, not in L1"),
     ],

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
+from robustdup.errors import UserError
 from robustdup.plugins.exits import LATER, _ends
+from robustdup.plugins.loading import check_loaded, load_plugins
 from tests.forked import run
+from tests.raising import raises
 
 
 @pytest.mark.parametrize(
@@ -19,7 +23,7 @@ from tests.forked import run
         ("kill", (os.getpid(), 0), False),  # asks whether it is there
         ("kill", (os.getpid(), signal.SIGINT), False),  # handled: Ctrl-C
         ("kill", (os.getpid() + 1, signal.SIGKILL), False),
-        ("killpg", (os.getpgrp(), signal.SIGHUP), True),
+        ("killpg", (os.getpgrp(), signal.SIGUSR1), True),
         ("raise_signal", (signal.SIGABRT,), True),
         ("pthread_kill", (1, signal.SIGSEGV), True),
         ("kill", (), False),  # Python says what is wrong
@@ -39,3 +43,12 @@ def test_a_plugin_that_ends_the_process_at_its_end_changes_no_exit_code(tmp_path
     done = run(["-c", code], folder=tmp_path)
     assert done.returncode == 2
     assert "nope" in done.stderr
+
+
+def test_a_plugin_that_cannot_be_imported_is_no_module(tmp_path):
+    file = tmp_path / "torn.py"
+    file.write_text("import sys; raise RuntimeError('torn')")
+    registry = load_plugins(files=[file])
+    with raises("bad-plugin", UserError, "torn"):
+        check_loaded(registry, [file])
+    assert "robustdup_plugin_torn" not in sys.modules
