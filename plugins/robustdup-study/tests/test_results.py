@@ -16,15 +16,16 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the documentation is there in a clone only")
 
 
-def points(name, factors):
-    """Return {(factors besides the dose, dose, metric): values by seed, in points} of a table of cells."""
-    *others, dose = factors
+def points(name, factors, dose=True):
+    """Return {(factors, the last a dose, metric): values by seed, in points} of a table of cells."""
     found = {}
     with (RESULTS / f"{name}.csv").open() as file:
         for row in csv.DictReader(file):
+            levels = [row[factor] for factor in factors]
+            levels[-1] = float(levels[-1]) if dose else levels[-1]
             for metric in row:
                 if metric not in (*factors, "seed", "cell", "status") and row[metric]:
-                    key = (*(row[factor] for factor in others), float(row[dose]), metric)
+                    key = (*levels, metric)
                     found.setdefault(key, {})[int(row["seed"])] = 100 * float(row[metric])
     return found
 
@@ -211,12 +212,7 @@ def p_text(p):
 def test_the_page_of_uniform_copies_is_that_of_its_cells(uniform):
     page = (RESULTS / "uniform-adversarial.md").read_text(encoding="utf-8")
     differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in uniform.values()], method="holm")[1]
-    # Equivalence within a point: the larger of two one-sided tests.
-    sides = [
-        max(stats.ttest_1samp(v, -1, alternative="greater").pvalue, stats.ttest_1samp(v, 1, alternative="less").pvalue)
-        for v in uniform.values()
-    ]
-    within = multipletests(sides, method="holm")[1]
+    within = multipletests([within_a_point(values) for values in uniform.values()], method="holm")[1]
     for (objective, metric, dose), values, p, same in zip(uniform, uniform.values(), differ, within, strict=True):
         words = f"{'standard' if objective == 'standard' else 'PGD'} | {metric.split('_')[0]} | {100 * dose:g}%"
         [row] = re.findall(rf"^\| {re.escape(words)} \|.*$", page, flags=re.MULTILINE)
@@ -237,6 +233,60 @@ def crossed(answers):
     return 100 * (answers.mean() - half), 100 * (answers.mean() + half)
 
 
+def within_a_point(values):
+    """The larger p value of two one-sided tests."""
+    lower, upper = ((-1, "greater"), (1, "less"))
+    return max(stats.ttest_1samp(values, end, alternative=side).pvalue for end, side in (lower, upper))
+
+
+CROSSED = [
+    (scheme, f"{metric}_accuracy")
+    for scheme in ("uniform", "class_skewed")
+    for metric in ("clean", "robust", "prior_adjusted")
+]
+SHARES = {"uniform": "even", "class_skewed": "skewed"}
+CONDITIONS = ("copies", "matched")
+
+
+@pytest.fixture(scope="module")
+def crossed_cells():
+    """Values of the study of non-uniform copies, (scheme, condition, metric): 20 seeds, in points."""
+    cells = points("non-uniform", ("scheme", "condition"), dose=False)
+    assert len({len(values) for values in cells.values()} - {20}) == 0
+    return {place: np.array([values[seed] for seed in range(20)]) for place, values in cells.items()}
+
+
+def row_of(page, *words):
+    [row] = re.findall(rf"^\| {re.escape(' | '.join(words))} \|.*$", page, flags=re.MULTILINE)
+    return [cell.strip() for cell in row.strip("|").split("|")][len(words) :]
+
+
+def test_the_page_of_non_uniform_copies_is_that_of_its_cells(crossed_cells):
+    page = (RESULTS / "non-uniform.md").read_text(encoding="utf-8")
+    effects = {
+        (scheme, metric): crossed_cells[scheme, "matched", metric] - crossed_cells[scheme, "copies", metric]
+        for scheme, metric in CROSSED
+    }
+    differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in effects.values()], method="holm")[1]
+    within = multipletests([within_a_point(values) for values in effects.values()], method="holm")[1]
+    for ((scheme, metric), values), p, same in zip(effects.items(), differ, within, strict=True):
+        words = metric.removesuffix("_accuracy").replace("prior_", "")
+        verdict = "equivalent" if same < 0.05 else "undecided"
+        if p < 0.05:
+            verdict = "lower" if values.mean() < 0 else "higher"
+        assert row_of(page, SHARES[scheme], words) == [told(values), p_text(p), p_text(same), verdict]
+    for metric in ("clean", "robust", "prior_adjusted"):
+        words, name = metric.replace("prior_", ""), f"{metric}_accuracy"
+        skewed = [crossed_cells["class_skewed", c, name] - crossed_cells["uniform", c, name] for c in CONDITIONS]
+        interaction = effects["class_skewed", name] - effects["uniform", name]
+        assert row_of(page, words)[:3] == [told(values) for values in (*skewed, interaction)]
+        assert row_of(page, words)[3] == p_text(within_a_point(interaction))
+    for scheme in SHARES:
+        for condition in CONDITIONS:
+            assert set(crossed_cells[scheme, condition, "unique_samples"]) == {475_000}
+            assert set(crossed_cells[scheme, condition, "steps"]) == {37_200}
+
+
 @pytest.mark.parametrize(("objective", "metric"), [("pgd_at", "robust_accuracy"), ("standard", "clean_accuracy")])
 def test_intervals_over_seeds_and_images_are_those_of_the_published_answers(uniform, objective, metric):
     with np.load(RESULTS / "uniform-adversarial-answers.npz") as arrays:
@@ -251,3 +301,22 @@ def test_intervals_over_seeds_and_images_are_those_of_the_published_answers(unif
     assert (
         f"{metric.split('_')[0]}{' of standard training' * (objective == 'standard')} {ends[0]} and {ends[1]}" in page
     )
+
+
+def test_intervals_of_non_uniform_copies_over_seeds_and_images_are_those_of_the_published_answers(crossed_cells):
+    page = " ".join((RESULTS / "non-uniform.md").read_text(encoding="utf-8").split())
+    with np.load(RESULTS / "non-uniform-answers.npz") as arrays:
+        sizes = {"clean_accuracy": 10_000, "robust_accuracy": 2_000}
+        answers = {name: np.unpackbits(arrays[name], axis=-1, count=n).astype(float) for name, n in sizes.items()}
+    for name, ((copies, distinct), (skewed_copies, skewed_distinct)) in answers.items():
+        for number, values in enumerate((copies, distinct, skewed_copies, skewed_distinct)):
+            place = ("uniform", "class_skewed")[number // 2], CONDITIONS[number % 2], name
+            assert 100 * values.mean(axis=1) == pytest.approx(crossed_cells[place], abs=1e-9)
+        interaction = crossed(skewed_distinct - skewed_copies - distinct + copies)
+        assert (
+            f"{name.removesuffix('_accuracy')} [{interaction[0]:.1f}, {interaction[1]:.1f}]".replace("-", "−") in page
+        )
+    (copies, distinct), (skewed_copies, skewed_distinct) = answers["clean_accuracy"]
+    for told_mean, effect in (("−11.9", skewed_copies - copies), ("−11.7", skewed_distinct - distinct)):
+        low, high = crossed(effect)
+        assert f"{told_mean} [{low:.1f}, {high:.1f}]".replace("-", "−") in page
