@@ -9,7 +9,6 @@ what hangs on them are compared with LOOSE. Only the command line is used here. 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import importlib.util
@@ -412,14 +411,10 @@ def one_core() -> Iterator[None]:
 
 
 def command_line(words: list[str]) -> str:
-    """Run the installed command `robustdup` in this process and return what it printed.
-
-    The command ends its process, and with it what the process holds: other tests go on with that.
-    """
+    """Run the installed command `robustdup` in this process and return what it printed."""
     entry = next(iter(entry_points(group="console_scripts", name="robustdup")))
     out, code = io.StringIO(), 0
-    going_on = mock.patch.object(atexit, "_run_exitfuncs")
-    with one_core(), going_on, mock.patch.object(sys, "argv", ["robustdup", *words]), contextlib.redirect_stdout(out):
+    with one_core(), mock.patch.object(sys, "argv", ["robustdup", *words]), contextlib.redirect_stdout(out):
         try:
             entry.load()()
         except SystemExit as stop:

@@ -162,6 +162,6 @@ def _resume_without_value(words: list[str]) -> list[str]:
 def run() -> None:
     """Entry point of the installed script. What a stranger's code left for the end of the process changes no exit code."""
     code = main()
-    with no_exits():
-        atexit._run_exitfuncs()
+    at_end = no_exits()
+    atexit.register(at_end.__enter__)  # what was registered last runs first, and before what strangers left
     sys.exit(code)
