@@ -44,8 +44,9 @@ def kernels() -> frozenset[str]:
 
 def set_kernels(before: frozenset[str]) -> None:
     """Take away the kernels that were registered since."""
+    added = kernels() - before
     for library in [thing for thing in gc.get_objects() if type(thing) is Library]:
-        if any(name in kernels() - before for name in library._op_impls):
+        if not added.isdisjoint(library._op_impls):
             library._destroy()  # type: ignore[no-untyped-call]
 
 

@@ -71,7 +71,8 @@ def _eval(
         if bundle is None:
             raise UserError("--sign signs a bundle: name its folder with --bundle.", code="missing-option")
         read_key(Path(sign))
-    if (spec := load_plugins(config.plugin).get_threat(config.threat)) is not None:
+    # Plugins are loaded for it where a threat is named: those of files run each time.
+    if config.threat and (spec := load_plugins(config.plugin).get_threat(config.threat)) is not None:
         form = _form(json=json, latex=latex, markdown=markdown)
         return _without_attacks(spec, config, folder, resume=resume is not None, bundle=bundle, sign=sign, form=form)
     if bundle is not None and not config.save_images:

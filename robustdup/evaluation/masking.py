@@ -127,7 +127,7 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
     if signs.get("zero_gradients", 0.0) > THRESHOLDS["zero_gradients"]:
         reasons["zero_gradients"] = f"the gradient is zero for {signs['zero_gradients']:.0%} of {n} samples"
     steps = [f"eps/{round(1 / step)}" for step in STEPS]
-    if _more_than_one(signs, "erratic", n):
+    if more_than_one(signs, "erratic", n):
         reasons["erratic_gradients"] = (
             f"the loss does not follow its gradient over a step of {' or '.join(steps)} for {signs['erratic']:.0%} of {n} "
             "samples"
@@ -138,11 +138,11 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
             f"over a step of {steps[0]} the loss changes by {kept:.2g} times what its gradient promises, at the median of {n} "
             "samples: a part of the gradient is lost or wrong"
         )
-    elif _more_than_one(signs, "unseen", n):
+    elif more_than_one(signs, "unseen", n):
         reasons["partial_gradients"] = (
             f"pixels whose gradient is exactly zero matter for {signs['unseen']:.0%} of {n} samples"
         )
-    if _more_than_one(signs, "evades", n):
+    if more_than_one(signs, "evades", n):
         reasons["evasive_answers"] = (
             "the model answers otherwise just where attacks end, on the surface of the ball or off 8 bits, for "
             f"{signs['evades']:.0%} of {n} samples"
@@ -179,7 +179,8 @@ def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[t
     return wins
 
 
-def _more_than_one(signs: dict[str, float], name: str, n: int) -> bool:
+def more_than_one(signs: dict[str, float], name: str, n: int) -> bool:
+    """Whether the share of a sign, of n samples looked at, is above its threshold, and not of a single one."""
     return signs.get(name, 0.0) > max(THRESHOLDS[name], 1.5 / max(n, 1))
 
 

@@ -24,7 +24,7 @@ from robustdup.attacks.pgd import ascent, pgd
 from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.gradients import FOLLOWS, apart, evades, is_zero, unseen_matter
-from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS
+from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, more_than_one
 from robustdup.projections import row_sum
 from robustdup.records import Outcome
 from robustdup.rng import SampleRng
@@ -151,8 +151,9 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
         or float(unseen.double().mean()) > THRESHOLDS["unseen"]
     ):
         return False
-    evading = evades(original, images, adv_images, labels, threat) if original.draws == 1 else zero[:0]
-    if not fallen > FOLLOWS * promised or float(evading.double().sum()) > max(THRESHOLDS["evades"] * len(labels), 1.5):
+    repeats = original.draws == 1
+    share = float(evades(original, images, adv_images, labels, threat).double().mean()) if repeats else 0.0
+    if not fallen > FOLLOWS * promised or more_than_one({"evades": share}, "evades", len(labels)):
         return False
     return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
 
