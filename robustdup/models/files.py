@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import inspect
 import re
 import sys
@@ -24,7 +23,7 @@ from robustdup.models.checkpoint_file import read_checkpoint, weights_file
 from robustdup.models.class_names import names_in
 from robustdup.models.state_dicts import fit_state
 from robustdup.plugins.exits import Exit, no_exits
-from robustdup.plugins.loading import FreshSource
+from robustdup.plugins.loading import import_file
 
 _SPEC = re.compile(r"(?P<file>.+?\.py):(?P<factory>[^@:/\\(]*)(?P<options>\(.*?\))?(?:@(?P<weights>.+))?", re.DOTALL)
 
@@ -131,23 +130,15 @@ def _needed(factory: object, arguments: list[Any], options: dict[str, Any]) -> s
 def _import(file: Path) -> ModuleType:
     """Import the file under a name of its own; modules beside it can be imported by it."""
     name = f"robustdup_model_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    loader = FreshSource(name, str(file))
-    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
-    if spec is None:
-        raise UserError(f"{str(file)!r} is not a Python file.", code="bad-file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)
     try:
         with no_exits():
-            loader.exec_module(module)
+            return import_file(name, file)
     except (Exception, SystemExit, Exit) as error:
-        del sys.modules[name]
         raise UserError(f"{str(file)!r} cannot be imported: {error_text(error)}", code="bad-file") from error
     finally:
         sys.path.remove(folder)
-    return module
 
 
 def _functions(file: Path) -> list[str]:

@@ -90,22 +90,29 @@ class FreshSource(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
 
+def import_file(name: str, file: Path) -> types.ModuleType:
+    """Import a user's file as the module `name`. Raises what the file raises; then there is no such module.
+
+    Who looks through the modules, as test tools do, is not to read what could not be imported.
+    """
+    loader = FreshSource(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    assert spec is not None  # a loader is given
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def _load_file(path: Path) -> Callable[[Registry], None]:
     """Import a plugin file; what it registers is its `register(registry)` and every function marked as an attack."""
     if not path.is_file():
         raise UserError(f"there is no file {str(path)!r}", code="missing-file")
-    name = f"robustdup_plugin_{path.stem}"
-    loader = FreshSource(name, str(path))
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    if spec is None:
-        raise UserError(f"{str(path)!r} is not a Python file", code="bad-plugin")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        loader.exec_module(module)
-    except BaseException:  # who looks through the modules, as test tools do, is not to read what could not be imported
-        del sys.modules[name]
-        raise
+    module = import_file(f"robustdup_plugin_{path.stem}", path)
     marked = {id(value): value for value in vars(module).values() if hasattr(value, "__robustdup_attack__")}
     register = getattr(module, "register", None)
     if not marked and register is None:

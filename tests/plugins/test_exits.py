@@ -36,8 +36,9 @@ def test_what_ends_the_process(name, arguments, ends):
     assert _ends(name, arguments, {}) == ends
 
 
-def test_a_plugin_that_ends_the_process_at_its_end_changes_no_exit_code(tmp_path):
-    (tmp_path / "late.py").write_text("import atexit, os\natexit.register(os._exit, 0)\ndef register(registry): pass\n")
+@pytest.mark.parametrize("ending", ["os._exit, 0", "lambda: os._exit(0)"])
+def test_a_plugin_that_ends_the_process_at_its_end_changes_no_exit_code(tmp_path, ending):
+    (tmp_path / "late.py").write_text(f"import atexit, os\natexit.register({ending})\ndef register(registry): pass\n")
     words = ["robustdup", "eval", "--plugin", "late.py", "--attacks", "nope"]
     code = f"import sys; sys.argv = {words}; from robustdup.cli.main import run; run()"
     done = run(["-c", code], folder=tmp_path)
