@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from robustdup.models.programs import load_program, save_program
 from robustdup.models.standalone import configuration, modeling_code
 from robustdup.models.trained import NetworkDescription, read_description, save_weights
 from robustdup.plugins import Registry
-from robustdup.plugins.loading import FreshSource
+from robustdup.plugins.loading import import_file
 from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
 
@@ -79,13 +78,7 @@ def _again(folder: Path, kind: Kind) -> nn.Module:
     """Load what was written, as somebody without robustdup would."""
     if kind != "safetensors":
         return load_program(folder / f"model.{kind}", allow_pickle=True)  # written here
-    name, file = "robustdup_exported_modeling", folder / "modeling.py"
-    loader = FreshSource(name, str(file))
-    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
-    if spec is None:
-        raise RunError(f"{str(folder / 'modeling.py')!r} cannot be imported.", code="damaged-file")
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    module = import_file("robustdup_exported_modeling", folder / "modeling.py")
     model: nn.Module = module.load(folder)
     return model
 
