@@ -9,6 +9,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from robustdup.errors import UserError, unknown
+from robustdup.exact import exact_number
 from robustdup.projections import COUNTS, per_sample, project, row_distance, row_length
 
 NORMS = ("Linf", "L2", "L1", *COUNTS)
@@ -17,17 +18,6 @@ LINF_TOLERANCE = 1e-6  # absolute, in pixel units
 RELATIVE_TOLERANCE = 1e-5  # of eps, for L2 and L1; what is counted is exact
 
 Eps = str | float | int | Fraction
-
-
-def exact_number(text: str) -> Fraction:
-    """Return a number as it is written, exactly: '8/255', '0.031', '8./255.', '1e-3'. Raises ValueError, ZeroDivisionError."""
-    above, slash, below = text.replace(" ", "").partition("/")
-    return Fraction(_whole_point(above)) / (Fraction(_whole_point(below)) if slash else 1)
-
-
-def _whole_point(text: str) -> str:
-    """Return '8.' as '8.0', which older Pythons want."""
-    return f"{text}0" if text.endswith(".") else text
 
 
 def _readable(written: str, value: Fraction) -> str:
@@ -58,6 +48,8 @@ def parse_eps(eps: Eps) -> Fraction:
         raise UserError(f"eps {str(eps)[:50]!r} is no size of a pixel: write '8/255' or 0.5.", code="bad-eps")
     try:
         value = exact_number(eps_as_text(eps)) if not isinstance(eps, Fraction) else eps
+    except OverflowError:
+        raise UserError(f"eps = {eps} is larger than any image of pixels in [0, 1].", code="bad-eps") from None
     except (ValueError, ZeroDivisionError):
         raise UserError(
             f"eps {eps!r} is not a number. Write a fraction such as '8/255' or a decimal such as 0.5.", code="bad-eps"

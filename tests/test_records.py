@@ -247,3 +247,19 @@ def test_a_run_folder_is_named_by_the_last_parts_of_paths(names, words, tmp_path
     folder = fresh_folder(*names)
     assert folder.parent == Path("runs")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}-(.*)-[0-9a-f]{4}", folder.name)[1] == words
+
+
+def test_no_device_or_pipe_is_replaced_by_a_file_and_no_link(tmp_path):
+    """As root, who may: /dev/stdout would be a file from then on."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with raises("cannot-write", RunError, "a device or a pipe"):
+            write_atomic(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    write_atomic(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"x"

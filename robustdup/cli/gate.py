@@ -86,6 +86,11 @@ def _write(
     return []
 
 
+def _at_once(name: str, flags: int) -> int:
+    """Open a file without waiting for somebody who reads it: a pipe."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
 def _append_summary(result: GateResult, summary: Path | None) -> None:
     from robustdup.report.gate import as_summary
 
@@ -95,7 +100,7 @@ def _append_summary(result: GateResult, summary: Path | None) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_at_once) as file:
             file.write(as_summary(result))
     except OSError as error:
         raise RunError(f"Cannot write {str(path)!r}: {error.strerror or error}.", code="cannot-write") from error

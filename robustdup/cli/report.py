@@ -23,6 +23,8 @@ from robustdup.records import (
 from robustdup.records.origin import file_made_here
 from robustdup.records.training import TRAINING_SCHEMA
 
+MANIFEST = "manifest.json"  # of a bundle, to which no page is added
+
 
 def report(
     runs: list[str] = typer.Argument(metavar="RUN...", help="Run folders, or record files."),  # noqa: B008
@@ -58,7 +60,8 @@ def _default_folder(runs: list[str]) -> Path:
     if len(runs) > 1:
         return Path("report")
     place = Path(runs[0])
-    return (place if place.is_dir() else place.parent) / "report"
+    folder = place if place.is_dir() else place.parent
+    return Path("report") if (folder / MANIFEST).is_file() else folder / "report"
 
 
 def _card(runs: list[str], to: str | None, *, overwrite: bool) -> None:

@@ -18,6 +18,7 @@ from robustdup.plugins.options import check_keywords, keywords
 from robustdup.rng import SampleRng
 
 Change = Callable[[Tensor], Tensor]
+MAGNITUDES = 30  # largest magnitude of RandAugment
 
 
 def resized_crop(size: tuple[int, int], *, scale: float = 0.08, ratio: float = 0.75) -> Change:
@@ -87,6 +88,7 @@ class Transforms:
                 raise unknown("transform", name, TRANSFORMS)
             make = TRANSFORMS[name]
             options = check_keywords(f"transform {name!r}", name, keywords(make), given)
+            _check_shares(name, options)
             try:
                 self.changes.append(make(size, **options))
             except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -107,6 +109,15 @@ class Transforms:
         for change in self.changes:
             image = change(image)
         return image
+
+
+def _check_shares(name: str, options: dict[str, Any]) -> None:
+    """Raise UserError for what torchvision finds out late: while it changes the first image."""
+    for option in ("scale", "ratio"):
+        if not 0 < options.get(option, 1) <= 1:
+            raise UserError(f"transform {name!r}: {option} is above 0 and 1 at most.", code="bad-value")
+    if not 0 <= options.get("magnitude", 0) <= MAGNITUDES:
+        raise UserError(f"transform {name!r}: magnitude is 0 to {MAGNITUDES}.", code="bad-value")
 
 
 def seeds_of(rng: SampleRng) -> list[int]:

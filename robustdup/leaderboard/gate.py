@@ -19,7 +19,7 @@ ALPHA = 0.01  # share of gates that fail though nothing was lost but by chance
 MARGIN = "1pt"
 ATTACKED_WITH = ("attacks", "options", "loss", "attack_model")  # settings that say how hard a run was attacked
 
-NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(pt|pts|pp|%)?")
+NUMBER = re.compile(r"(\d{1,99}(?:\.\d{0,99})?|\.\d{1,99})\s*(pt|pts|pp|%)?")
 
 
 class LostSample(BaseModel):

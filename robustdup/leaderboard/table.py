@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustdup.errors import UserError, unknown
+from robustdup.exact import exact_number
 from robustdup.records import write_atomic
 
 SCHEMA = "robustdup.leaderboard"
@@ -128,8 +129,8 @@ def choose(noun: str, word: str, allowed: list[str]) -> str:
 def exact_eps(text: str) -> Fraction | None:
     """Return a radius as an exact fraction; None where the text is not a number."""
     try:
-        return Fraction(text.replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
+        return exact_number(text)
+    except (ValueError, ArithmeticError):
         return None
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from robustdup.config import parse_call
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, plain, unknown
 from robustdup.models.adapt import Adaptation, adapted
 from robustdup.models.attack_copy.agreement import undisturbed
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.models.normalisation import parse_normalisation
 from robustdup.models.timm_source import PREFIX, timm_network
-from robustdup.plugins import Registry
+from robustdup.plugins import Architecture, Registry
 
 HUB = "hf:"  # a network of transformers, on the Hub or in a folder
 
@@ -49,7 +50,7 @@ def build_network(
         network = _build(spec, registry, channels, (height, width), classes, mean, std)
         if is_file_spec(spec):
             network = adapted(network, Adaptation(normalise=normalisation))
-        if is_file_spec(spec) or spec.strip().startswith((PREFIX, HUB)):  # what is not known to take any size
+        if spec.strip() not in registry.architectures:  # what is not known to take any size, or has options
             _check(spec, network, channels, (height, width), classes)
     return network
 
@@ -68,7 +69,7 @@ def _build(
     known = registry.architectures.get(name)
     if known is not None:
         options = known.check_options(options)
-        built = known.build(channels=channels, size=size, classes=classes, mean=mean, std=std, **options)
+        built = _built(spec, known, options, channels=channels, size=size, classes=classes, mean=mean, std=std)
         if not isinstance(built, nn.Module):
             raise UserError(
                 f"The architecture {name!r} built a {type(built).__name__}, not a torch.nn.Module.", code="not-a-module"
@@ -79,6 +80,16 @@ def _build(
             name.removeprefix(PREFIX), options, channels=channels, size=size, classes=classes, mean=mean, std=std
         )
     raise unknown("architecture", name, [*registry.architectures, f"{PREFIX}NAME", f"{HUB}ID", "file.py:factory"])
+
+
+def _built(spec: str, known: Architecture, options: dict[str, Any], **given: Any) -> Any:
+    """Return what an architecture builds. Raises UserError for options by which it cannot be."""
+    try:
+        return known.build(**given, **options)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"{spec} cannot be built: {plain(error, 200)}", code="model-and-data") from error
 
 
 def _per_channel(noun: str, values: Sequence[float], channels: int) -> list[float]:

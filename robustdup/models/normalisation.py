@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
-from robustdup.threat import exact_number
+from robustdup.exact import exact_number
 
 # (mean, deviation) of the channels of images in [0, 1], as the usual training scripts write them.
 NAMED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -118,7 +118,7 @@ def _numbers(name: str, text: str) -> list[float]:
     words = [word for word in re.split(r"[\s,;:=()\[\]]+|\bmean\b|\bstd\b", name) if word]
     try:
         return [float(exact_number(word)) for word in words]
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         raise UserError(f"--normalize {text!r} cannot be read. {_how()}", code="bad-normalisation") from None
 
 

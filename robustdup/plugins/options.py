@@ -148,6 +148,11 @@ def check_keywords(
     return checked
 
 
+def _is_endless(value: Any) -> bool:
+    """Say whether a value is an infinite number, or one that no library of numbers takes."""
+    return isinstance(value, int | float) and not abs(value) < (2**63 if isinstance(value, int) else math.inf)
+
+
 def _check_value(owner: str, parameter: inspect.Parameter, value: Any) -> Any:
     default, annotation = parameter.default, parameter.annotation
     place = f"Option {parameter.name!r} of {owner}"
@@ -159,6 +164,8 @@ def _check_value(owner: str, parameter: inspect.Parameter, value: Any) -> Any:
             raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
     if isinstance(value, float) and math.isnan(value) and not isinstance(default, int):
         raise UserError(f"{place} must be a number, got {value!r}.", code="bad-option")
+    if _is_endless(value) and not _is_endless(default):
+        raise UserError(f"{place} is larger than any number that it may be.", code="bad-option")
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UserError(f"{place} must be true or false, got {value!r}.", code="bad-option")

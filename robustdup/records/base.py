@@ -114,9 +114,15 @@ def _version(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError otherwise."""
+    """Give a temporary path beside `path` that replaces it when the block ends well. Raises RunError otherwise.
+
+    Where `path` is a link, what it leads to is replaced; a device or a pipe is not: who writes `/dev/null` wants it to stay.
+    """
     temporary: Path | None = None
     try:
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError("it is a device or a pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from robustdup.errors import UserError
-from robustdup.threat import ThreatModel, exact_number
+from robustdup.exact import exact_number
+from robustdup.threat import ThreatModel
 
 SMALLEST = 1000  # a radius of 0 stands for the run's over this
 
@@ -50,7 +51,7 @@ def make_curriculum(
     for _, radius in radii:
         if radius < 0 or (threat.norm == "Linf" and radius > 1):
             raise UserError(f"eps_schedule: a radius of {float(radius):g} cannot be in {threat.norm}.", code="bad-eps")
-    if any(count.denominator != 1 or count < 1 for _, count in counts):
+    if any(count.denominator != 1 or not 1 <= count < 2**63 for _, count in counts):
         raise UserError(f"steps_schedule = {steps!r}: steps are whole numbers from 1.", code="bad-value")
     return Curriculum(tuple(radii), tuple((share, int(count)) for share, count in counts))
 
@@ -64,7 +65,7 @@ def _points(name: str, text: str | None) -> list[tuple[float, Fraction]]:
             continue
         try:
             points.append((float(exact_number(share)), Fraction(exact_number(value))))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             colon = ""
         if not colon:
             raise UserError(

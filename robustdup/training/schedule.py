@@ -18,6 +18,7 @@ from robustdup.training.options import TrainerOptions
 RELATIVE = "relative_lr"  # of a parameter group: its learning rate over the run's
 # torch's OneCycleLR: share in which the rate rises, lr / first rate, first rate / last rate
 ONE_CYCLE = (0.3, 25.0, 1e4)
+LONGEST = 2**53  # entries that a budget may have: beyond, floats do not count them
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def make_budget(options: TrainerOptions, entries: int, replays: int = 1) -> Budg
     if entries < 1:
         raise UserError("There are no training entries left to train on.", code="no-data")
     name, value = next(iter(given.items()))
+    if not value * entries < LONGEST:
+        raise UserError(f"A budget of {name}={value:g} would never end.", code="bad-budget")
     if name == "steps":
         steps, samples = int(value), -(-int(value) // replays) * options.batch_size
     else:

@@ -1,4 +1,4 @@
-"""Some five hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
+"""Some seven hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from robustdup import inflation
 from robustdup.cli.main import main
-from tests.cli import mistakes, odd_files
+from tests.cli import mistakes, odd_files, odd_values
 from tests.lanes import each_once
 
 
@@ -24,10 +24,10 @@ def answered(capsys, words, codes=(1, 2)):
 
 
 def name_of(words):
-    return " ".join(words)[:60].encode("ascii", "backslashreplace").decode()
+    return " ".join(words)[-60:].encode("ascii", "backslashreplace").decode()
 
 
-@pytest.mark.parametrize("words", [*mistakes.EPS, *mistakes.INTEGERS, *mistakes.WORDS], ids=name_of)
+@pytest.mark.parametrize("words", [*mistakes.EPS, *mistakes.INTEGERS, *mistakes.WORDS, *odd_values.WORDS], ids=name_of)
 def test_words(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answered(capsys, words)

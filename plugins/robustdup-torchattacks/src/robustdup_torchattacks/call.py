@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +95,9 @@ def fill_in(row: Row, given: Mapping[str, Any], threat: ThreatModel) -> dict[str
 def positive(row: Row, name: str, value: Any) -> float:
     """Read a step size: a number or a fraction such as 2/255. Raises UserError unless it is above 0."""
     try:
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, ZeroDivisionError):
+        above, _, below = value.partition("/") if isinstance(value, str) else (value, "", "")
+        number = float(above) / float(below or 1)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < float("inf"):
         raise UserError(
