@@ -183,3 +183,15 @@ def test_harm_of_some_and_of_all_are_told_apart(cells, wanted):
         )
     )
     assert (found[MAY_LOWER].verdict, found[ANY_HARMS].verdict) == wanted
+
+
+def test_equivalences_are_counted_one_by_one_and_so_corrected_where_not_all_are_shown():
+    """At 0.03 each, three of six are not shown to be within the margin after Holm; six of six need no correction."""
+    sd = 0.0046
+    near = [comparison(-0.0026, sd, objective="pgd_at", scheme=f"s{i}") for i in range(3)]
+    assert all(0.005 < one.tost_p < 0.05 for one in near)
+    assert min(multipletests([*(one.tost_p for one in near), 1, 1, 1], method="holm")[1]) > 0.05
+    wide = [comparison(-0.004, 0.02, objective="pgd_at", scheme=f"s{i}") for i in range(3, 6)]
+    assert "Of 6 comparisons: 6 undecided" in claims(*near, *wide)[MAY_LOWER].sentence
+    assert claims(*near)[MAY_LOWER].verdict == "equivalent"
+    assert "Of 3 comparisons: 3 equivalent" in claims(*near)[MAY_LOWER].sentence

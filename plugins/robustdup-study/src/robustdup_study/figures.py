@@ -21,12 +21,12 @@ from robustdup.report.charts import (
 )
 from robustdup.report.format import NONE, missing, number, plural, share_text
 from robustdup.report.runs import Run
+from robustdup_study.metrics import is_share
 from robustdup_study.names import (
     Place,
     dose_name,
     grid_links,
     is_number,
-    is_share,
     metrics_of,
     place_of,
     place_text,

@@ -56,9 +56,14 @@ def metric(name: str) -> Metric:
     return Metric(name.replace("_", " "), "")
 
 
+def is_share(name: str) -> bool:
+    """Whether a metric is a share in [0, 1], written in per cent."""
+    return metric(name).unit == "share"
+
+
 def to_unit(name: str, value: float) -> float:
     """Return a number of a recipe (a margin: points for shares) in the metric's own unit."""
-    return value / 100 if metric(name).unit == "share" else value
+    return value / 100 if is_share(name) else value
 
 
 def write(name: str, value: float, *, digits: int | None = None, signed: bool = False) -> str:

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustdup.report.format import missing, number, percent, signed
+from robustdup_study.metrics import is_share
 from robustdup_study.records import StudyRecord
-from robustdup_study.report import SHARES, varying
+from robustdup_study.report import varying
 
 Place = tuple[tuple[str, str], ...]
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share in [0, 1], written in per cent."""
-    return SHARES.search(metric) is not None
 
 
 def words(metric: str) -> str:

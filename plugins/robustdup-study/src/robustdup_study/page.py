@@ -11,12 +11,12 @@ from robustdup.report.format import duration, fixed, missing, number, percent, p
 from robustdup.report.html.page import Cell, Notice, Page, Section, Segment, Table
 from robustdup.report.runs import Run, UnfinishedRun, read_plain
 from robustdup_study.figures import dose_charts, published_chart
+from robustdup_study.metrics import is_share
 from robustdup_study.names import (
     Place,
     difference_text,
     grid_links,
     grid_names,
-    is_share,
     metrics_of,
     place_of,
     place_text,

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from robustdup.report.format import escape
 from robustdup.report.live import Lines
+from robustdup_study.metrics import is_share
 from robustdup_study.records import Claim, DoseMean, PairedComparison, StudyProgress, StudyRecord
 
-SHARES = re.compile(r"accura|_acc$|worst_class|_gap$|robust|minus|^ece$")
 EVIDENCE = 6  # sentences of a claim that are written out; the rest is in the tables
 VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}
 
@@ -216,13 +216,13 @@ def _place(factors: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 def _mean(mean: DoseMean | None) -> str:
     if mean is None:
         return "–"
-    return f"{100 * mean.mean:.2f}" if SHARES.search(mean.metric) else f"{mean.mean:.4g}"
+    return f"{100 * mean.mean:.2f}" if is_share(mean.metric) else f"{mean.mean:.4g}"
 
 
 def _effect(effect: PairedComparison | None) -> str:
     if effect is None:
         return ""
-    scale, digits = (100, 2) if SHARES.search(effect.metric) else (1, 3)
+    scale, digits = (100, 2) if is_share(effect.metric) else (1, 3)
     text = f"{scale * effect.difference:+.{digits}f}"
     if effect.low is not None and effect.high is not None:
         text += f" [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"

@@ -153,6 +153,10 @@ def _claim(
     word = verdict.verdict if clean or attribution == "copies" else ("undecided" if all_of_them else "not tested")
     if effect.effect == "opposite" and verdict.effect != "opposite":  # what else differs turned it around
         word = "undecided"
+    if any(
+        kind == "undecided" for kind, _ in all_of_them
+    ):  # not all at once: equivalences are counted one by one, corrected
+        all_of_them = judged([comparison for _, comparison in all_of_them], alpha, equivalence="holm")
     order = sorted(all_of_them, key=lambda pair: _rank(pair, wording.claimed))
     sentence = f"{claim}: {word} (effect {effect.effect}; attribution {attribution}). {_tally(all_of_them, effect.why)}"
     return Claim(
