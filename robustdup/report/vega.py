@@ -8,6 +8,7 @@ apart; yellow is left out, which is too light for lines.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,11 +108,23 @@ class Drawing:
         rows = self.chart.y.reverse  # rows have names beside them, and the grid goes up and down
         return {
             "values": values, "labelExpr": f"{json.dumps(texts)}[indexof({keys}, format(datum.value, '.8e'))]",
-            "title": (axis.label or None) if self.look.paper else None, "grid": across == rows,
+            "title": self._title(axis, across=across) if self.look.paper else None, "grid": across == rows,
             "ticks": across and not rows, "domain": self.look.paper and (across or not rows),
             "labelOverlap": "greedy" if across or not rows else False, "labelFlush": False,
             "labelLimit": ROW_NAMES * self.width,
         }  # fmt: skip
+
+    def _title(self, axis: Axis, *, across: bool) -> list[str] | str | None:
+        """Return the words of an axis; those below a chart in as many lines as fit between its edges."""
+        return self.title_lines() if across and axis.label else axis.label or None
+
+    def title_lines(self) -> list[str]:
+        """Return the words below the chart, which stand centred below the scale, in lines."""
+        beside = 3.0 * self.look.text
+        if self.chart.y.reverse:
+            lines = [line for _, name in self.chart.y.ticks for line in row_lines(name, self.width, self.look)]
+            beside = LETTER * self.look.text * max(map(len, lines), default=0)
+        return textwrap.wrap(self.chart.x.label, max(12, int((self.width - beside) / (LETTER * self.look.title))))
 
 
 def row_lines(name: str, width: float, look: Look) -> list[str]:
@@ -146,6 +159,7 @@ def specification(chart: Chart, width: float, look: Look) -> tuple[dict[str, Any
                     x=drawing.x(), y=drawing.y())  # fmt: skip
     above = (3.0 if look.paper else 8.0) + look.text * 1.25 * chart.upright
     below = (24 if look.paper else 22) + (0 if chart.y.reverse else 2)
+    below += look.paper * 1.25 * look.title * (len(drawing.title_lines()) - 1)
     height = chart.height * (PRINTED if look.paper else 1)
     if chart.y.reverse:
         lines = max((len(row_lines(name, width, look)) for _, name in chart.y.ticks), default=1)

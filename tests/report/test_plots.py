@@ -17,7 +17,7 @@ from robustdup_study.records import DoseMean
 from robustdup.errors import UserError
 from robustdup.records import CurvePoint
 from robustdup.report import plots, svg
-from robustdup.report.charts import rows_axis
+from robustdup.report.charts import Chart, Point, Series, linear, rows_axis
 from robustdup.report.html.comparison import comparison_sections
 from robustdup.report.runs import read_run
 from robustdup.report.vega import PAPER_LOOK, specification
@@ -133,6 +133,21 @@ def test_names_are_text_and_not_markup(run, tmp_path):
         path = plots.plot([read_run(made.folder)] * 2, tmp_path / f"{kind}.svg", kind=kind)
         texts = [node.text or "" for node in ElementTree.fromstring(path.read_bytes()).iter(f"{{{svg.SVG}}}text")]
         assert any(text.startswith("$\\frac{1 & <b>") for text in texts)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("words", [2, 12])
+def test_the_words_below_a_figure_stand_in_lines_that_fit_its_scale(rows, words):
+    label = " ".join(["difference", "in"] * words)
+    names = rows_axis(["standard, dose 0.25", "pgd_at, dose 0.5"]) if rows else linear(0, 1, "accuracy")
+    chart = Chart("effects", "", "", linear(-1, 1, label), names, [Series("one", [Point(0, 0.5, "")], "c0")])
+    spec, _ = specification(chart, 234, PAPER_LOOK)
+    [lines] = {tuple(layer["encoding"]["x"]["axis"]["title"]) for layer in spec["layer"] if "x" in layer["encoding"]}
+    assert " ".join(lines) == label
+    assert max(map(len, lines)) * 0.5 * PAPER_LOOK.title < 234 * (
+        0.75 if rows else 1
+    )  # a letter is half as wide as high
+    assert (len(lines) > 1) is (words == 12)
 
 
 def test_a_figure_may_be_a_specification_of_vega_lite():
