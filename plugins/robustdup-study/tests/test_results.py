@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from pathlib import Path
 
@@ -233,9 +234,9 @@ def crossed(answers):
     return 100 * (answers.mean() - half), 100 * (answers.mean() + half)
 
 
-def within_a_point(values):
+def within_a_point(values, margin=1):
     """The larger p value of two one-sided tests."""
-    lower, upper = ((-1, "greater"), (1, "less"))
+    lower, upper = ((-margin, "greater"), (margin, "less"))
     return max(stats.ttest_1samp(values, end, alternative=side).pvalue for end, side in (lower, upper))
 
 
@@ -320,3 +321,62 @@ def test_intervals_of_non_uniform_copies_over_seeds_and_images_are_those_of_the_
     for told_mean, effect in (("−11.9", skewed_copies - copies), ("−11.7", skewed_distinct - distinct)):
         low, high = crossed(effect)
         assert f"{told_mean} [{low:.1f}, {high:.1f}]".replace("-", "−") in page
+
+
+STEPS = [
+    (objective, target, dose)
+    for objective, target in (("standard", "clean_40"), ("pgd_at", "clean_40"), ("pgd_at", "robust_15"))
+    for dose in (0.25, 0.5)
+]
+
+
+def whole(values):
+    """Write a mean of steps with its t interval."""
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():+.0f} [{low:+.0f}, {high:+.0f}]".replace("-", "−")
+
+
+def test_the_page_of_steps_to_a_target_is_that_of_its_cells():
+    page = (RESULTS / "less-efficient.md").read_text(encoding="utf-8")
+    cells = points("less-efficient", ("objective", "dose"))
+    effects, means = {}, {}
+    for objective, target, dose in STEPS:
+        after, before = (
+            np.array([cells[objective, at, f"steps_to_{target}"][seed] / 100 for seed in range(10)])
+            for at in (dose, 0.0)
+        )
+        effects[objective, target, dose], means[objective, target, dose] = after - before, (before.mean(), after.mean())
+    differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in effects.values()], method="holm")[1]
+    within = multipletests([within_a_point(values, 20) for values in effects.values()], method="holm")[1]
+    for ((objective, target, dose), values), p, same in zip(effects.items(), differ, within, strict=True):
+        words = ("standard" if objective == "standard" else "PGD", f"{target.replace('_', ' ')}%")
+        verdict = "equivalent" if same < 0.05 else "undecided"
+        assert p > 0.05
+        before, after = means[objective, target, dose]
+        row = row_of(page, *words, f"{before:.0f}", f"{100 * dose:.0f}%")
+        assert row == [f"{after:.0f}", whole(values), p_text(p), p_text(same), verdict]
+    text = " ".join(page.split())
+    for objective, metric in (("standard", "clean"), ("pgd_at", "robust")):
+        ends = []
+        for dose in (0.25, 0.5):
+            after, before = (cells[objective, at, f"{metric}_accuracy"] for at in (dose, 0.0))
+            lost = np.array([before[seed] - after[seed] for seed in range(10)])
+            ends.append("[{:.1f}, {:.1f}]".format(*stats.t.interval(0.95, 9, lost.mean(), stats.sem(lost))))
+        assert all(end.replace("-", "−") in text for end in ends)
+    others = [f"steps_to_{target}" for target in ("clean_15", "clean_20", "clean_30", "robust_20")]
+    for objective, metric, dose in itertools.product(("standard", "pgd_at"), others, (0.25, 0.5)):
+        if (objective, 0.0, metric) in cells and len(cells[objective, 0.0, metric]) == 10:
+            after, before = (cells[objective, at, metric] for at in (dose, 0.0))
+            values = np.array([after[seed] - before[seed] for seed in range(10)])
+            assert values.std() == 0 or stats.ttest_1samp(values, 0).pvalue > 0.05
+
+
+def test_answers_of_steps_to_a_target_are_those_of_the_cells():
+    cells = points("less-efficient", ("objective", "dose"))
+    with np.load(RESULTS / "less-efficient-answers.npz") as arrays:
+        for metric, n in (("clean_accuracy", 10_000), ("robust_accuracy", 2_000)):
+            right = np.unpackbits(arrays[metric], axis=-1, count=n).mean(axis=-1)
+            for i, objective in enumerate(("standard", "pgd_at")):
+                for j, dose in enumerate((0.0, 0.25, 0.5)):
+                    expected = [cells[objective, dose, metric][seed] for seed in range(10)]
+                    assert 100 * right[i, j] == pytest.approx(expected, abs=1e-9)
