@@ -158,7 +158,7 @@ def specification(chart: Chart, width: float, look: Look) -> tuple[dict[str, Any
         drawing.add("none", {"type": "point", "opacity": 0}, [{"x": chart.x.low, "y": chart.y.low}],
                     x=drawing.x(), y=drawing.y())  # fmt: skip
     above = (3.0 if look.paper else 8.0) + look.text * 1.25 * chart.upright
-    below = (24 if look.paper else 22) + (0 if chart.y.reverse else 2)
+    below = (24.0 if look.paper else 22.0) + (0 if chart.y.reverse else 2)
     below += look.paper * 1.25 * look.title * (len(drawing.title_lines()) - 1)
     height = chart.height * (PRINTED if look.paper else 1)
     if chart.y.reverse:
