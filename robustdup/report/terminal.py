@@ -150,8 +150,8 @@ def attack_table(record: EvaluationRecord, width: int) -> Table:
 
 
 def _room_for_names(columns: dict[str, list[str]], width: int) -> int:
-    """Return how many of `width` columns are left beside these columns, three between two."""
-    return width - 1 - sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items())
+    """Return how many of `width` columns are left beside these columns, three between two, and one at either edge."""
+    return width - 2 - sum(3 + max(map(len, [name, *cells])) for name, cells in columns.items())
 
 
 def remarks(record: EvaluationRecord) -> list[str]:

@@ -1,5 +1,6 @@
 """The table of attacks in a terminal: no number is cut, whatever the names and the width."""
 
+import io
 import shutil
 import subprocess
 
@@ -38,6 +39,17 @@ def test_no_number_is_cut(run, width, left_over):
         assert heading[1:] == list(values)[:6]
     name = "".join(line.strip().split("  ")[0] for line in lines if "Samples" not in line and "─" not in line)
     assert name.replace(" ", "") == "foolbox:LinfProjectedGradientDescentAttacksteps=2"
+
+
+@pytest.mark.parametrize("letters", range(18, 26))
+def test_no_line_of_the_table_holds_a_bracket_alone(run, letters):
+    record = run().record
+    spec = {"name": "a" * (letters - len("(steps=20)")), "options": {"steps": 20}}
+    record = record.model_copy(update={"attacks": [record.attacks[0].model_copy(update=spec)]})
+    for width in range(60, 90):
+        console = Console(width=width, file=io.StringIO())
+        console.print(attack_table(record, width))
+        assert not any(line.strip() == ")" for line in console.file.getvalue().splitlines()), width
 
 
 def test_options_stand_below_a_name_that_they_do_not_fit_beside():
