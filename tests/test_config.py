@@ -6,6 +6,7 @@ import pytest
 
 from robustdup import UserError
 from robustdup.config import (
+    DuplicateConfig,
     EvalConfig,
     TrainConfig,
     build,
@@ -59,6 +60,14 @@ def test_mistakes_are_named(override, code, named):
 def test_a_mistake_inside_a_setting_keeps_its_code_and_its_words():
     with raises("unknown-value", UserError, "'unifrom'", "'uniform'"):
         build(TrainConfig, overrides=["duplicate.scheme=unifrom"])
+
+
+def test_a_dose_without_a_scheme_asks_for_one():
+    with raises("bad-option", UserError, "dose needs a scheme: scheme=NAME", "uniform, class_skewed"):
+        build(TrainConfig, overrides=["duplicate.dose=0.2"])
+    with raises("bad-option", UserError, "classes needs a scheme", "one of class_skewed."):
+        build(TrainConfig, overrides=["duplicate.classes=[3]"])
+    assert build(DuplicateConfig, overrides=["dose=0.2"]).scheme == "uniform"
 
 
 def test_a_nested_key_of_a_plain_value_is_refused():

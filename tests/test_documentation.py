@@ -14,8 +14,10 @@ import pytest
 import typer
 from typer.main import get_command
 
+from robustdup.cli.help import WHERE_TO_BEGIN
 from robustdup.cli.main import app
-from robustdup.config import EvalConfig, TrainConfig
+from robustdup.config import DuplicateConfig, EvalConfig, TrainConfig, build
+from robustdup.errors import UserError
 from tests.forked import run
 
 ROOT = Path(__file__).parents[1]
@@ -102,9 +104,23 @@ def mistakes_in(words):
     known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"-h", "--help"}
     options = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
     settings = [match[1] for match in (re.match(r"([a-z_]+)(\.[\w.-]+)?=", word) for word in words) if match]
-    fields = {"eval": EvalConfig, "train": TrainConfig}.get(command.name)
+    fields = {"eval": EvalConfig, "train": TrainConfig, "duplicate": DuplicateConfig}.get(command.name)
     unknown = [] if fields is None else [name for name in settings if name not in fields.model_fields]
-    return [option for option in options if option not in known] + unknown
+    mistakes = [option for option in options if option not in known] + unknown
+    return mistakes if mistakes or fields is None or "--resume" in words else refused(command, words, fields)
+
+
+def refused(command, words, fields):
+    """Return what the configuration says to these settings, where it does not take them together."""
+    try:
+        given = command.make_context(command.name, list(words), resilient_parsing=True).params
+        flags = {
+            name: value for name, value in given.items() if name in fields.model_fields and value not in (None, [])
+        }
+        build(fields, overrides=[word for word in given["words"] or [] if "=" in word], values=flags)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -115,6 +131,17 @@ def test_the_commands_of_a_page_are_those_of_today(page):
         assert mistakes_in(words) == [], " ".join(words)
 
 
+def test_the_commands_that_the_program_begins_with_are_those_of_today():
+    lines = [
+        line.partition(":")[2].split("  built-in")[0]
+        for line in WHERE_TO_BEGIN.splitlines()
+        if ", robustdup" not in line
+    ]
+    commands = list(commands_in("```\n" + "\n".join(line.strip() for line in lines) + "\n```"))
+    assert len(commands) == 5
+    assert [mistake for words in commands for mistake in mistakes_in(words)] == []
+
+
 def test_commands_of_yesterday_are_seen():
     text = (
         "```\nrobustdup evaluate x\nrobustdup eval --epsilon 1 attack=fgsm --n 3 # --no\n"
@@ -122,6 +149,18 @@ def test_commands_of_yesterday_are_seen():
     )
     found = [mistakes_in(words) for words in commands_in(text)]
     assert found == [["evaluate"], ["--epsilon", "attack"], []]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("train --model resnet18 duplicate.dose=0.5", "dose needs a scheme"),
+        ("data duplicate x scheme=uniform dose=0.1 exponent=2", "does not use exponent"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_seen(line, reason):
+    [[mistake]] = [mistakes_in(words) for words in commands_in(f"```\nrobustdup {line}\n```")]
+    assert reason in mistake
 
 
 def test_the_picture_of_the_rooms_is_todays():

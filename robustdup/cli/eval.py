@@ -124,8 +124,9 @@ def _write_evidence(folder: Path, bundle: str | None, sign: str | None) -> None:
 def _failure(record: EvaluationRecord) -> RobustdupError:
     """Return the error of a run in which no attack finished a call: a mistake where each of them says so."""
     errors = list(dict.fromkeys(error for attack in record.attacks for error in attack.errors))
-    kind = UserError if all(error.startswith("UserError:") for error in errors) else RunError
-    return kind(f"No attack finished a single call: {'; '.join(errors)}", code="attacks-failed")
+    mistakes = all(error.startswith("UserError:") for error in errors)
+    reasons = "; ".join(error.removeprefix("UserError: ") for error in errors)
+    return (UserError if mistakes else RunError)(f"No attack finished a single call: {reasons}", code="attacks-failed")
 
 
 def _form(*, json: bool, latex: bool, markdown: bool) -> Form:

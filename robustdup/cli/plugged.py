@@ -37,11 +37,25 @@ class PluggedGroup(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is None and (spec := plugged().get((*self._place(ctx), cmd_name))) is not None:
             command = _as_command(spec)
-        if command is None and not ctx.resilient_parsing and (error := _not_installed(cmd_name)) is not None:
+        if command is None and not ctx.resilient_parsing and (error := self._elsewhere(ctx, cmd_name)) is not None:
             raise error
         if command is not None:
             command.context_class = WholeWordsContext
         return command
+
+    def _elsewhere(self, ctx: Any, name: str) -> UserError | None:
+        """Return the error for a command of a plugin that is not installed, or of a group (`rank`); None for any other."""
+        if (missing := _not_installed(name)) is not None or self._place(ctx):
+            return missing
+        groups = {
+            group: command.commands for group, command in self.commands.items() if isinstance(command, TyperGroup)
+        }
+        homes = [(group, name) for group, commands in groups.items() if name in commands]
+        homes += [words for words in plugged() if len(words) == 2 and words[1] == name]
+        if not homes:
+            return None
+        meant = " or ".join(" ".join(["robustdup", *words]) for words in sorted(homes))
+        return UserError(f"No such command {name!r}. Write {meant}.", code="unknown-command")
 
     def _place(self, ctx: Any) -> tuple[str, ...]:
         """Return the words before this group's commands: () for robustdup itself.

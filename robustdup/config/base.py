@@ -158,11 +158,14 @@ def _read_yaml(path: Path, recipes_of: str) -> dict[str, Any]:
         content = yaml.load(read_text(path), Loader=_Once)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 500)
-        raise UserError(f"{str(path)!r} is not valid YAML: {reason}", code="bad-file") from None
+        raise UserError(
+            f"{str(path)!r} is not valid YAML: {reason}{_meant(path, recipes_of)}", code="bad-file"
+        ) from None
     if content is None:
         raise UserError(f"{str(path)!r} is empty: it must hold KEY: VALUE lines.", code="bad-file")
     if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, found a {type(content).__name__}.", code="bad-file")
+        found = f"found a {type(content).__name__}.{_meant(path, recipes_of)}"
+        raise UserError(f"{str(path)!r} must hold KEY: VALUE lines, {found}", code="bad-file")
     return {str(key): value for key, value in content.items()}
 
 
@@ -176,7 +179,16 @@ def _recipe(path: Path, kind: str) -> Path:
         return recipe_path(path.as_posix(), kind)
     except UserError as error:
         listed = f" Recipes: {', '.join(recipes(kind))}." if error.code == "unknown-recipe" else f" {error}"
-        raise UserError(f"There is no configuration file {str(path)!r}.{listed}", code="missing-file") from None
+        raise UserError(
+            f"There is no configuration file {str(path)!r}.{_meant(path, kind) or listed}", code="missing-file"
+        ) from None
+
+
+def _meant(path: Path, kind: str) -> str:
+    """Return where models and data are named, for a file or folder that is there and does not look like a configuration."""
+    if kind not in ("eval", "train") or not path.exists() or path.suffix in (".yaml", ".yml"):
+        return ""
+    return " A word that stands alone names a configuration file: a model goes behind --model, data behind --data."
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:

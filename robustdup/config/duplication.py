@@ -158,6 +158,11 @@ def _check_keys(options: DuplicationOptions) -> None:
     for key in sorted({key for keys in TAKES.values() for key in keys}):
         default = type(options).model_fields[key].get_default(call_default_factory=True)
         if key not in TAKES[scheme] and key in given and getattr(options, key) not in (default, 0):
+            if scheme == "none":
+                schemes = ", ".join(name for name in TAKES if key in TAKES[name])
+                raise UserError(
+                    f"{key} needs a scheme: scheme=NAME, where NAME is one of {schemes}.", code="bad-option"
+                )
             allowed = ", ".join(TAKES[scheme]) or "no further keys"
             raise UserError(f"scheme = {scheme} does not use {key}; it takes {allowed}.", code="bad-option")
     sizes = [key for key in ("dose", "fraction", "paper_p", "paper_r") if getattr(options, key) is not None]
@@ -232,6 +237,7 @@ class DuplicateConfig(DuplicationOptions, DatasetFields):
         ),
     }  # fmt: skip
 
+    scheme: Scheme = Field("uniform", description=str(DuplicationOptions.model_fields["scheme"].description))
     split: str = Field("train", description="Split that is duplicated.")
     score_model: str | None = Field(
         None, description="hardest, easiest: a model whose margin is the score, instead of score_column."

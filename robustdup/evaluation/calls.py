@@ -29,7 +29,7 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import misclassified
 from robustdup.attacks.passes import Count, Passes
 from robustdup.device import out_of_memory
-from robustdup.errors import LONGEST_REASON, AttackWarning, RunError, error_text, plain
+from robustdup.errors import LONGEST_REASON, AttackWarning, RunError, UserError, error_text, plain
 from robustdup.evaluation.context import Context, fresh_copy
 from robustdup.evaluation.guard import Refused, guard_of
 from robustdup.evaluation.referee import Verdict, join, judge
@@ -166,6 +166,8 @@ def lost_call(work: Work, how: str) -> Call:
 
 def _failure_text(failure: BaseException) -> str:
     """Return what a failure of an attack says, and where it came from, in text that can be saved and shown."""
+    if isinstance(failure, UserError):  # it names the option; the line that raised it says nothing
+        return error_text(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     place = f" ({plain(Path(frames[-1].filename).name)}:{frames[-1].lineno})" if frames else ""
     return f"{error_text(failure)}{place}"

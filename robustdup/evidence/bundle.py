@@ -121,7 +121,10 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a bundle whose every byte is as it was written. Raises UserError that names what is not."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.", code="not-a-bundle")
+        is_run = (folder / RECORD_FILE).is_file()
+        run = shlex.quote(str(folder))
+        advice = f" It is a run: robustdup eval --resume {run} --bundle FOLDER writes its bundle." if is_run else ""
+        raise UserError(f"{str(folder)!r} is not a bundle: it has no {MANIFEST}.{advice}", code="not-a-bundle")
     try:
         content = read_text(path).encode()
         manifest: dict[str, Any] = json.loads(content)

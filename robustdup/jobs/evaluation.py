@@ -90,6 +90,7 @@ def run_evaluation(
     registry = registry if registry is not None else load_plugins(config.plugin)
     threats = parse_threats(config)
     stages, notes = plan_for(config, registry, threats)
+    data_given = data is not None
     data = data if data is not None else load_data(config, registry)
     if config.replay is not None:
         notes = [*notes, overlap(read_earlier(config.replay), data.hashes, tuple(data.images.shape[1:]))]
@@ -140,6 +141,10 @@ def run_evaluation(
             result.record.events += judge_again(
                 config, result, data, stages, code=code, model=original, adaptation=fitted.adaptation
             )
+        except UserError as error:
+            if error.code == "model-and-data" and (unnamed := _unnamed(config, model, data_given)):
+                raise UserError(f"{error} {unnamed}", code=error.code) from error
+            raise
         except RunError as error:
             if folder is not None and error.code == "model-changed":
                 run_folder.refuse(folder, str(error))
@@ -150,6 +155,17 @@ def run_evaluation(
         if result.record.n_undecided == 0:
             shutil.rmtree(folder / STATE, ignore_errors=True)
     return replace(result, folder=folder)
+
+
+def _unnamed(config: EvalConfig, model: nn.Module | None, data_given: bool) -> str:
+    """Return what was taken in place of a model or of data that nobody named, where the other one was named."""
+    usual_model, usual_data = (EvalConfig.model_fields[name].default for name in ("model", "data"))
+    own_model, own_data = model is not None or config.model != usual_model, data_given or config.data != usual_data
+    if own_model and not own_data:
+        return f"The data are {usual_data}, since none were named: --data path/to/images."
+    if own_data and not own_model:
+        return f"The model is {usual_model}, since none was named: --model path/to/model.py:factory@weights."
+    return ""
 
 
 def _digest(config: EvalConfig) -> str:

@@ -3,9 +3,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import sys
 
 import pytest
+from PIL import Image
 
 from robustdup.cli.main import main
 from robustdup.records import EvaluationRecord, load_record
@@ -80,7 +83,6 @@ def test_flags_key_value_and_yaml_mean_the_same_and_flags_win(capsys, tmp_path):
 
 
 def test_a_recorded_command_gives_the_same_result(capsys, tmp_path, monkeypatch):
-    import shlex
 
     monkeypatch.chdir(tmp_path)
     run(capsys, "eval", *QUICK, "options.fgsm={}", "--out", "first")
@@ -204,7 +206,51 @@ def test_an_attack_that_never_finishes_is_a_failed_run(capsys, tmp_path):
 def test_what_only_the_attack_can_refuse_is_a_mistake_too(capsys, tmp_path):
     code, _, err = run(capsys, "eval", *QUICK, "attacks=fgsm", "--attacks", "pgd(steps=0)", "--out", tmp_path / "run")
     assert code == 2
-    assert "steps must be at least 1" in err
+    assert err.splitlines()[-1] == "Error: No attack finished a single call: pgd: steps must be at least 1, got 0."
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("eval", "net.py"), ("eval", "images"), ("train", "weights.pt"), ("eval", "[1]")]
+)
+def test_a_word_alone_that_is_no_configuration_is_told_where_models_and_data_go(
+    capsys, tmp_path, monkeypatch, command, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for file, text in (("net.py", '"""A network: it."""\nimport torch\n'), ("weights.pt", "PK"), ("[1]", "- 1")):
+        (tmp_path / file).write_text(text)
+    code, _, err = run(capsys, command, name)
+    assert code == 2
+    assert name in err
+    assert "a model goes behind --model, data behind --data." in err
+
+
+def test_what_was_taken_in_place_of_data_or_a_model_that_nobody_named_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())\n"
+    )
+    code, _, err = run(capsys, "eval", "--model", "net.py:net", "--n", "4")
+    assert code == 2
+    assert "(1, 8, 8)" in err
+    assert err.endswith("The data are builtin:digits, since none were named: --data path/to/images.\n")
+    for split in ("test/0", "test/1"):
+        (tmp_path / "colours" / split).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "colours" / split / "a.png")
+    code, _, err = run(capsys, "eval", "--data", "colours")
+    assert code == 2
+    assert "(3, 8, 8)" in err
+    assert "The model is builtin:digits-robust, since none was named: --model " in err
+
+
+def test_a_run_in_place_of_its_bundle_is_told_how_to_write_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "eval", *QUICK, "--out", "a run")
+    code, _, err = run(capsys, "verify", "a run")
+    assert code == 2
+    [command] = re.findall(r"It is a run: robustdup (.*) writes its bundle", err)
+    assert run(capsys, *shlex.split(command))[0] == 0
+    assert run(capsys, "verify", "FOLDER")[0] == 0
 
 
 def test_resume_of_a_finished_run_shows_its_record(capsys, tmp_path):

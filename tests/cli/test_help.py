@@ -144,6 +144,21 @@ def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(capsys, mo
     assert "No such command 'nonsense'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("rank", "robustdup leaderboard rank"), ("duplicate", "robustdup data duplicate"),
+        ("detect", "robustdup data detect"),
+        ("show", "robustdup attacks show or robustdup config show or robustdup leaderboard show"),
+    ],
+)  # fmt: skip
+def test_a_command_of_a_group_without_its_group_names_it(capsys, word, meant):
+    if word == "detect":
+        pytest.importorskip("robustdup_detect")
+    assert main([word, "anything"]) == 2
+    assert f"No such command '{word}'. Write {meant}." in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("flag", ["--show-completion", "--install-completion"])
 def test_completion_is_shown_and_installed(capsys, monkeypatch, tmp_path, shell, flag):
