@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests import test_export, test_tools_examples
+from tests import test_programs, test_tools_examples
 from tests.data import test_layouts, test_listed_sets, test_public_sets
 from tests.models import test_checkpoint_layouts
 
@@ -22,7 +22,7 @@ TABLES: list[tuple[str, str, tuple[ModuleType, ...], frozenset[str]]] = [
         (test_checkpoint_layouts,),
         frozenset(test_checkpoint_layouts.LAYOUTS),
     ),
-    ("your-checkpoint.md", "What is refused", (test_checkpoint_layouts, test_export), frozenset()),
+    ("your-checkpoint.md", "What is refused", (test_checkpoint_layouts, test_programs), frozenset()),
     (
         "resume-and-verify.md",
         "Examples of other tools",

@@ -1,4 +1,4 @@
-"""`robustdup leaderboard`: show the published table, rank a run in it, submit to it, refresh it."""
+"""`robustdup leaderboard`: show the published table, rank a run in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from rich.text import Text
 
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import UserError
-from robustdup.leaderboard import LeaderboardEntry, Paper, Place, RankResult, load, position, refresh, select, submit
-from robustdup.leaderboard.refresh import BASE
+from robustdup.leaderboard import LeaderboardEntry, Place, RankResult, load, position, select
 from robustdup.leaderboard.table import Leaderboard, choose
 from robustdup.plugins import record_kinds
-from robustdup.records import find_record, load_record, load_samples, schema_of, to_json
+from robustdup.records import find_record, load_record, load_samples, schema_of
 from robustdup.records.origin import file_made_here
 from robustdup.report.format import folded
 from robustdup.report.terminal import console
@@ -121,67 +120,6 @@ def _clean_accuracy(text: str | None) -> float | None:
     if not 0 < percent <= 100:
         raise UserError(f"--clean {text} is no accuracy in percent.", code="bad-value")
     return percent / 100
-
-
-@app.command("submit", short_help="Write what RobustBench asks of a new model.")
-def submit_command(
-    run: str = typer.Argument(help="Run folder, or its record.json."),
-    to: str | None = typer.Option(None, "--to", help="Folder for the files; RUN/robustbench if not given."),
-    name: str | None = typer.Option(None, "--name", help="Name of the entry: NameYearFirstWordOfTitle."),
-    title: str | None = typer.Option(None, "--paper-title"),
-    url: str | None = typer.Option(None, "--paper-url"),
-    authors: str | None = typer.Option(None, "--authors", help="Names, separated by commas."),
-    venue: str | None = typer.Option(None, "--venue", help="Such as 'ICML 2026' or 'arXiv, Nov 2026'."),
-    architecture: str | None = typer.Option(None, "--architecture", help="Such as WideResNet-28-10."),
-    extra_data: bool | None = typer.Option(None, "--extra-data/--no-extra-data", help="Trained on additional data."),
-    reported: str | None = typer.Option(None, "--reported", help="Robust accuracy that the paper reports, in percent."),
-    checkpoint: str | None = typer.Option(None, "--checkpoint-url", help="Address of checkpoint and code."),
-    forward_passes: int = typer.Option(1, "--forward-passes", help="Forward passes of one prediction.", min=1),
-    draft: bool = typer.Option(False, "--draft", help="Write even from fewer samples than RobustBench evaluates."),
-    as_json: bool = JSON,
-) -> None:
-    """Write what RobustBench asks of a new model: a model_info file and the text of the claim."""
-    paper = Paper(
-        title=title, url=url, authors=authors, venue=venue, architecture=architecture, extra_data=extra_data,
-        reported=reported, checkpoint=checkpoint, forward_passes=forward_passes, name=name,
-    )  # fmt: skip
-    path = find_record(run)
-    folder = path.parent
-    result = submit(load_record(run), load_samples(folder), to or folder / "robustbench", paper, draft=draft)
-    if as_json:
-        print(to_json(result))
-        return
-    out = console()
-    if not file_made_here(path):
-        out.print(
-            Text("This record was not made here: what is written rests on what it states. See 'robustdup verify'.")
-        )
-    for file in result.files:
-        out.print(Text(f"Wrote {file}"))
-    if result.missing:
-        out.print(Text(f"Still to fill in (marked FILL IN), or give: {', '.join(result.missing)}"))
-    if result.draft:
-        out.print(Text("A draft: RobustBench evaluates the whole test set."))
-
-
-@app.command("refresh")
-def refresh_command(
-    url: str = typer.Option(BASE, "--url", help="Base address of the repository's archive, or of a .zip itself."),
-    to: str | None = typer.Option(None, "--to", help="File for the table; the cache if not given."),
-    as_json: bool = JSON,
-) -> None:
-    """Fetch RobustBench's present table and say what changed."""
-    result = refresh(url, to)
-    if as_json:
-        print(to_json(result))
-        return
-    out = console()
-    counts = f"{len(result.added)} added, {len(result.changed)} changed, {len(result.removed)} removed"
-    commit = f" at commit {result.commit[:12]}" if result.commit else ""
-    out.print(Text(f"{result.n} entries{commit}: {counts}. Wrote {result.path}"))
-    for change in ("added", "changed", "removed", "skipped"):
-        for line in getattr(result, change):
-            out.print(Text(f"  {change}: {line}"))
 
 
 def rank_lines(result: RankResult) -> list[str]:

@@ -22,7 +22,6 @@ from robustdup.cli.certify import certify_command
 from robustdup.cli.compare import compare
 from robustdup.cli.doctor import doctor
 from robustdup.cli.eval import eval_command
-from robustdup.cli.export import export_command
 from robustdup.cli.gate import gate
 from robustdup.cli.help import CONTEXT, WHERE_TO_BEGIN, PanelCommand
 from robustdup.cli.plot import plot
@@ -52,7 +51,6 @@ app = typer.Typer(
 )
 app.command("eval", cls=PanelCommand, short_help="Attack a model, verify, say where it stands.")(eval_command)
 app.command("train", cls=PanelCommand, short_help="Train a classifier, standard or adversarially.")(train_command)
-app.command("export", short_help="Write a trained network for others.")(export_command)
 app.add_typer(data.app, name="data", help="Duplicates in datasets: put in, count, find.", no_args_is_help=True)
 app.add_typer(attacks.app, name="attacks", help="List, show and check attacks.", no_args_is_help=True)
 app.add_typer(leaderboard.app, name="leaderboard", help="RobustBench's published models.", no_args_is_help=True)

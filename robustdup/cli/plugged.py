@@ -14,6 +14,10 @@ from robustdup.errors import UserError, missing_plugin
 from robustdup.plugins import CommandSpec, load_plugins
 from robustdup.plugins.options import resolved
 
+PLUGINS = dict.fromkeys(
+    ("export", "submit", "refresh"), "publish"
+)  # of commands that are called otherwise than their plugin
+
 
 @cache
 def plugged() -> dict[tuple[str, ...], CommandSpec]:
@@ -71,7 +75,8 @@ class PluggedGroup(TyperGroup):
 
 def _not_installed(name: str) -> UserError | None:
     """Return the error for the command of a plugin of ours that is not installed; None where there is no such."""
-    return None if any(plugin.name == name for plugin in load_plugins().plugins) else missing_plugin(name)
+    plugin = PLUGINS.get(name, name)
+    return None if any(each.name == plugin for each in load_plugins().plugins) else missing_plugin(plugin)
 
 
 def _as_command(spec: CommandSpec) -> Any:

@@ -1,11 +1,9 @@
-"""RobustBench's published table: show it, rank a record in it, submit to it, refresh it; and compare two records."""
+"""RobustBench's published table: show it, rank a record in it; and compare two records."""
 
 from robustdup.leaderboard.compare import PairedDifference, RunComparison, compare, paired_difference
 from robustdup.leaderboard.gate import GateResult, gate
 from robustdup.leaderboard.rank import Place, PublishedNumbers, RankResult, position
-from robustdup.leaderboard.refresh import Refreshed, refresh
 from robustdup.leaderboard.select import ordered, select
-from robustdup.leaderboard.submit import Paper, submit
 from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, load
 
 __all__ = [
@@ -13,11 +11,9 @@ __all__ = [
     "Leaderboard",
     "LeaderboardEntry",
     "PairedDifference",
-    "Paper",
     "Place",
     "PublishedNumbers",
     "RankResult",
-    "Refreshed",
     "RunComparison",
     "compare",
     "gate",
@@ -25,7 +21,5 @@ __all__ = [
     "ordered",
     "paired_difference",
     "position",
-    "refresh",
     "select",
-    "submit",
 ]

@@ -133,14 +133,22 @@ def test_a_shell_completes_the_words_of_a_choice():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("words", [["data", "detect", "builtin:digits"], ["study", "run", "smallest"]])
-def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(capsys, monkeypatch, words):
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["data", "detect", "builtin:digits"], "detect"),
+        (["study", "run", "smallest"], "study"),
+        (["export", "runs/mine", "--to", "onnx"], "publish"),
+        (["leaderboard", "submit", "runs/mine"], "publish"),
+        (["leaderboard", "refresh"], "publish"),
+    ],
+)
+def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(capsys, monkeypatch, words, extra):
     monkeypatch.setattr("robustdup.cli.plugged.plugged", dict)
     monkeypatch.setattr("robustdup.cli.plugged.load_plugins", Registry)
     assert main(words) == 2
-    extra = next(word for word in words if word in ("detect", "study"))
     assert f"robustdup-{extra} is not installed: {how_to_install(f'robustdup[{extra}]')}" in capsys.readouterr().err
-    assert main([*words[: words.index(extra)], "nonsense"]) == 2
+    assert main([*words[: words[0] in ("data", "leaderboard")], "nonsense"]) == 2
     assert "No such command 'nonsense'" in capsys.readouterr().err
 
 

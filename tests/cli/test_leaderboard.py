@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from robustdup.cli.leaderboard import app
-from robustdup.errors import RunError, UserError
+from robustdup.errors import UserError
 from robustdup.records import save_record, save_samples
 
 BUILD = runpy.run_path(str(Path(__file__).parents[1] / "leaderboard" / "conftest.py"))
@@ -114,28 +114,6 @@ def test_rank_of_a_zoo_model_shows_the_published_number(run_folder):
 
 def test_rank_without_a_run(tmp_path):
     assert "There is no record" in call("rank", tmp_path / "nothing", error=UserError)
-
-
-def test_submit_writes_beside_the_run(run_folder):
-    folder = run_folder()
-    assert "10000 of cifar10" in call("submit", folder, error=UserError)
-    text = call("submit", folder, "--draft", "--name", "Mine2026Model", "--paper-title", "A title", "--no-extra-data")
-    info = json.loads((folder / "robustbench/model_info/cifar10/Linf/Mine2026Model.json").read_text())
-    assert (info["name"], info["additional_data"], info["autoattack_acc"]) == ("A title", False, "57.00")
-    assert "claim.md" in text
-    assert "--authors" in text
-    assert "--paper-title" not in text
-
-
-def test_submit_refuses_another_attack(run_folder):
-    assert "not AutoAttack" in call("submit", run_folder(attacks=("pgd",), asked="pgd"), error=UserError)
-
-
-def test_refresh_without_a_network_says_so(tmp_path):
-    message = call("refresh", "--url", "http://127.0.0.1:9/repo", "--to", tmp_path / "table.json", error=RunError)
-    assert "Is this machine online?" in message
-    assert not (tmp_path / "table.json").exists()
-    assert "not an http" in call("refresh", "--url", "ftp://x", error=UserError)
 
 
 def test_a_damaged_fetched_table_is_mentioned(tmp_path):

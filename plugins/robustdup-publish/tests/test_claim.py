@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from robustdup_publish.claim import Paper, submit
+from robustdup_publish.refresh import parse_entry
 
 from robustdup.errors import UserError
-from robustdup.leaderboard import Paper, submit
-from robustdup.leaderboard.refresh import parse_entry
 from tests.raising import raises
 
 PAPER = Paper(

@@ -18,7 +18,7 @@ from robustdup.leaderboard.rank import RankResult, position
 from robustdup.leaderboard.table import Leaderboard
 from robustdup.records import Accuracy, EvaluationRecord, write_atomic
 
-CLAIM = Path(__file__).parent / "data" / "claim.md.j2"
+CLAIM = Path(__file__).parent / "claim.md.j2"
 TEST_SET = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # samples that RobustBench evaluates
 
 

@@ -25,10 +25,10 @@ def export_command(
     json: bool = typer.Option(False, "--json", help="Print what was written as JSON, and nothing else."),
 ) -> int:
     """Write the network of a training run, with its normalisation and a card, so that it loads without robustdup."""
-    from robustdup.jobs.export import KINDS, export_run  # torch is imported from here on
     from robustdup.plugins import load_plugins
     from robustdup.records import write_atomic
-    from robustdup.report.exported import exported_card
+    from robustdup_publish.card import exported_card
+    from robustdup_publish.export import KINDS, export_run  # torch is imported from here on
 
     if to not in KINDS:
         raise unknown("kind of export", to, KINDS)

@@ -7,9 +7,10 @@ import threading
 import zipfile
 
 import pytest
+from robustdup_publish.refresh import refresh
 
 from robustdup.errors import RunError, UserError
-from robustdup.leaderboard import load, refresh
+from robustdup.leaderboard import load
 from robustdup.leaderboard.table import SHIPPED, cache_path
 from tests.raising import raises
 
