@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from benchmarks.gpu import write
 from benchmarks.timing_training import plain_trainer
 from robustdup.config import TrainConfig
 from robustdup.data.augment import augment_images
+from robustdup.data.cache import DatasetCache, caching
 from robustdup.data.dataset import ImageDataset
 from robustdup.jobs.training import train
 from robustdup.models.architectures import build_network
@@ -34,6 +35,9 @@ from robustdup.threat import ThreatModel
 Line = dict[str, Any]
 EPS = "8/255"
 WARM = 0.4  # share of the steps that are not timed: compiling, choosing kernels, the first clocks
+FEW = 12_800  # images, of which the parts that measure no accuracy decode no more
+EPOCHS = 30  # of a recipe that has the time
+WORTH_COMPILING = 10  # epochs from which a recipe is compiled: for fewer it takes longer than it saves
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Machine:
     data: str
     split: str
     made_up: bool
+    limit: float = 60.0  # seconds that the part has
     tell: Callable[[Line], None] = lambda line: None  # writes a line in the midst of a part
 
     @property
@@ -62,13 +67,14 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
 
-def run(name: str, *, data: str, device: str, out: Path) -> None:
-    """Run one part and write each line as it comes; on a CPU in one thread, since what is small waits for others."""
+def run(name: str, *, data: str, device: str, out: Path, limit: float = 60.0) -> None:
+    """Run one part, which has `limit` seconds, and write each line as it comes; on a CPU in one thread: small things wait."""
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if kind == "cpu" else threads)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(caching(DatasetCache()))  # runs of one part decode an image once
         there = Path(folder) / "made-up.npz"
         if not data:
             make_up(there, 160 if kind == "cpu" else 12_800)
@@ -77,7 +83,7 @@ def run(name: str, *, data: str, device: str, out: Path) -> None:
         def tell(line: Line) -> None:
             write(out, {"part": name, **line, "at": round(time.perf_counter() - began, 2)})
 
-        machine = Machine(torch.device(kind), data or str(there), "train" if data else "", not data, tell)
+        machine = Machine(torch.device(kind), data or str(there), "train" if data else "", not data, limit, tell)
         for line in FUNCTIONS[name](machine, Path(folder)):
             tell(line)
 
@@ -181,32 +187,38 @@ def attacks_timed(machine: Machine, folder: Path) -> Iterator[Line]:
     _trained(machine, folder / "net", objective="n_fgsm", steps=steps)
     model = robustdup.load_model(f"run:{folder / 'net'}@last")
     data = _load(machine, n)
-    seconds = {}
-    for attacks in ("fast", "pgd(steps=2)" if machine.small else "autoattack"):
-        for precision in ("auto", "fp32"):
-            began = time.perf_counter()
-            done = robustdup.evaluate(
-                model, data, eps=EPS, attacks=attacks, device=str(machine.device), precision=precision, progress=False,
-                diagnostics=False,
-            )  # fmt: skip
-            seconds[attacks, precision] = time.perf_counter() - began
-            yield {
-                "what": f"{attacks} {precision}", "seconds": seconds[attacks, precision], "n": n,
-                "robust": done.record.robust_accuracy.value, "precision": done.record.environment.attack_precision,
-                "micro_batch": done.record.environment.micro_batch, "compiled": done.record.environment.compiled,
-            }  # fmt: skip
-    yield {"what": "fast", "fast_seconds_for_10000": seconds["fast", "auto"] * 10_000 / n}
-    if machine.small or importlib.util.find_spec("pyautoattack") is None:
-        return
-    images, labels = data.images.to(machine.device), data.labels.to(machine.device)
-    network = model.to(machine.device).eval()
-    for size in (500, 1000):
+    exact = "pgd(steps=2)" if machine.small else "autoattack"
+
+    def timed(attacks: str, precision: Literal["auto", "fp32"]) -> tuple[float, Line]:
         began = time.perf_counter()
-        BASELINES["pyautoattack"].function(network, images, labels, ThreatModel("Linf", EPS), batch_size=size, seed=0)
-        machine.wait()
-        took = time.perf_counter() - began
-        ratio = took / seconds["autoattack", "auto"]
-        yield {"what": f"pyautoattack, batch {size}", "seconds": took, "exact_over_pyautoattack": ratio}
+        done = robustdup.evaluate(
+            model, data, eps=EPS, attacks=attacks, device=str(machine.device), precision=precision, progress=False,
+            diagnostics=False,
+        )  # fmt: skip
+        seconds, ran = time.perf_counter() - began, done.record.environment
+        return seconds, {
+            "what": f"{attacks} {precision}", "seconds": seconds, "n": n, "robust": done.record.robust_accuracy.value,
+            "precision": ran.attack_precision, "micro_batch": ran.micro_batch, "compiled": ran.compiled,
+        }  # fmt: skip
+
+    # What is promised first; strict fp32, which takes several times as long, last.
+    took, line = timed("fast", "auto")
+    yield {**line, "fast_seconds_for_10000": took * 10_000 / n}
+    exact_took, line = timed(exact, "auto")
+    yield line
+    if not machine.small and importlib.util.find_spec("pyautoattack") is not None:
+        images, labels = data.images.to(machine.device), data.labels.to(machine.device)
+        network = model.to(machine.device).eval()
+        for size in (1000, 500):
+            began = time.perf_counter()
+            BASELINES["pyautoattack"].function(
+                network, images, labels, ThreatModel("Linf", EPS), batch_size=size, seed=0
+            )
+            machine.wait()
+            took = time.perf_counter() - began
+            yield {"what": f"pyautoattack, batch {size}", "seconds": took, "exact_over_pyautoattack": took / exact_took}
+    for attacks in ("fast", exact):
+        yield timed(attacks, "fp32")[1]
 
 
 def memory(machine: Machine, folder: Path) -> Iterator[Line]:
@@ -225,12 +237,12 @@ def memory(machine: Machine, folder: Path) -> Iterator[Line]:
 
 
 def n_fgsm(machine: Machine, folder: Path) -> Iterator[Line]:
-    """Thirty epochs of N-FGSM: seconds and accuracies."""
+    """N-FGSM for up to thirty epochs: seconds and accuracies."""
     yield from _recipe(machine, folder, objective="n_fgsm", ema=0.0)
 
 
 def pgd(machine: Machine, folder: Path) -> Iterator[Line]:
-    """Thirty epochs of PGD-10 with averaged weights: seconds, and AutoAttack's verdict on 1,000 test images."""
+    """PGD-10 with averaged weights for up to thirty epochs: seconds, and AutoAttack's verdict on 1,000 test images."""
     yield from _recipe(machine, folder, objective="pgd_at", ema=0.999)
 
 
@@ -240,7 +252,7 @@ def doses(machine: Machine, folder: Path) -> Iterator[Line]:
         plan = {"scheme": "uniform", "dose": dose} if dose else {}
         record = _trained(
             machine, folder / f"dose-{dose}", objective="n_fgsm", duplicate=plan, validation=16 if machine.small else 500,
-            **({"steps": 2} if machine.small else {"epochs": 3.0}),
+            **({"steps": 2} if machine.small else {"epochs": 6.0}),
         )  # fmt: skip
         last = record.validation[-1]
         yield {"what": f"dose {dose}", "clean": last.clean_accuracy, "robust": last.robust_accuracy,
@@ -273,21 +285,25 @@ def _load(machine: Machine, n: int, split: str = "") -> ImageDataset:
 
 
 def _trained(machine: Machine, folder: Path, **options: Any) -> TrainingRecord:
-    return robustdup.train(out=folder, **_settings(machine, **options))
+    return robustdup.train(out=folder, **_settings(machine, **{"n": _few(machine), **options}))
 
 
-def _rate(machine: Machine, folder: Path, precision: str, compiled: str) -> tuple[float, list[str]]:
+def _few(machine: Machine) -> int | None:
+    return None if machine.small else FEW
+
+
+def _rate(machine: Machine, folder: Path, precision: str, compiled: str, **options: Any) -> tuple[float, list[str]]:
     """Return the images a second of the last steps of a run, and what the run noted."""
-    steps, seen = (4 if machine.small else 60), list[tuple[int, float]]()
+    steps, seen = (4 if machine.small else 120), list[tuple[int, float]]()
 
     def look(progress: TrainProgress) -> None:
         if progress.step:
             seen.append((progress.step, time.perf_counter()))
 
-    options = _settings(machine, precision=precision, compile=compiled, steps=steps)
-    record = train(out=folder, progress=look, **options)
+    settings = _settings(machine, n=_few(machine), precision=precision, compile=compiled, steps=steps, **options)
+    record = train(out=folder, progress=look, **settings)
     first = next(moment for moment in seen if moment[0] >= WARM * steps or moment is seen[-2])
-    rate = int(options["batch_size"]) * (seen[-1][0] - first[0]) / max(seen[-1][1] - first[1], 1e-9)
+    rate = int(settings["batch_size"]) * (seen[-1][0] - first[0]) / max(seen[-1][1] - first[1], 1e-9)
     return rate, record.events
 
 
@@ -313,7 +329,12 @@ def _plain_rate(machine: Machine, trainer: Callable[..., None]) -> float:
 
 def _recipe(machine: Machine, folder: Path, **options: Any) -> Iterator[Line]:
     """Train a recipe, tell of each candidate as it is validated, and evaluate the best."""
-    budget: Line = {"steps": 3} if machine.small else {"epochs": 30.0}
+    budget: Line = {"steps": 3}
+    if not machine.small:
+        rate, _ = _rate(machine, folder / "short", "auto", "off", objective=options["objective"])
+        epochs = epochs_for(rate, FEW if machine.made_up else 50_000, machine.limit)
+        budget = {"epochs": epochs, "compile": "on" if epochs >= WORTH_COMPILING else "off"}
+        yield {"what": "budget", **budget, "images_per_second_before": rate}
     seen: list[float | None] = [None]
 
     def look(progress: TrainProgress) -> None:
@@ -337,6 +358,11 @@ def _recipe(machine: Machine, folder: Path, **options: Any) -> Iterator[Line]:
         robust = done.record.robust_accuracy.value
         goal = {} if machine.made_up or machine.small else {"robust_accuracy": robust}
         yield {"what": attacks, "clean": done.record.clean_accuracy.value, "robust": robust, **goal}
+
+
+def epochs_for(rate: float, n: int, limit: float) -> float:
+    """Return the epochs of n images, at most 30, that half of `limit` seconds has at so many images a second."""
+    return min(float(EPOCHS), max(0.5, round(rate * limit / 2 / n, 1)))
 
 
 def _ways(machine: Machine) -> list[tuple[str, str]]:

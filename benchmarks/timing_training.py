@@ -1,17 +1,16 @@
 """Adversarial training side by side: robustdup's loop, a plain PyTorch loop, and what toolkits offer, in images a second.
 
 All train the same network from the same weights on the same images, with the same PGD (steps, step size, radius), batch
-size, optimizer and threads, one epoch at a time, in turn. Only training is timed.
+size, optimizer and threads, one epoch at a time, in turn. Only training is timed, in CPU seconds where one thread computes.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,19 +20,19 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import TRAINERS
 from benchmarks.measured import Ratio, Spread, spread
+from benchmarks.precisions import made_ready
 from benchmarks.train_options import TrainTimingConfig
 from robustdup.attacks.isolation import isolated
-from robustdup.config import DataOptions, TrainConfig, validate
+from robustdup.config import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.device import choose_device
 from robustdup.errors import RobustdupError, UserError, unknown
-from robustdup.jobs.training import run_training
 from robustdup.models.architectures import build_network
 from robustdup.plugins import Registry, load_plugins
 from robustdup.records import Part, now, versions
 from robustdup.threat import ThreatModel
 
-OURS, PLAIN = "robustdup", "pytorch-loop"
+OURS, OURS_FP32, PLAIN = "robustdup", "robustdup-fp32", "pytorch-loop"
 LR = 0.05  # small: all are timed at the same rate, and none may diverge
 Say = Callable[[str], None]
 
@@ -115,10 +114,11 @@ def _contenders(
     """Return what each contender is, and a function that trains one epoch and returns its seconds."""
     known = {PLAIN: ("a plain PyTorch loop with PGD written out", plain_trainer)}
     known |= {name: (each.description, each.function) for name, each in TRAINERS.items()}
-    wanted = [name.strip() for name in config.contenders.split(",")] if config.contenders else [OURS, *known]
+    own = [OURS] if config.precision == "fp32" else [OURS, OURS_FP32]
+    wanted = [name.strip() for name in config.contenders.split(",")] if config.contenders else [*own, *known]
     for name in wanted:
-        if name != OURS and name not in known:
-            raise unknown("contender", name, [OURS, *known])
+        if name not in (*own, *known):
+            raise unknown("contender", name, [*own, *known])
     if OURS not in wanted:
         raise UserError(f"The contenders are compared with {OURS!r}, which is not among {config.contenders!r}.")
     settings = {
@@ -130,31 +130,42 @@ def _contenders(
         def run() -> float:
             model = copy.deepcopy(network)
             trainer(model, images[:0], labels[:0], threat, **settings)  # imports are not timed
-            _wait(images)
-            started = time.perf_counter()
+            started = now_on(images.device)
             trainer(model, images, labels, threat, **settings)
-            _wait(images)
-            return time.perf_counter() - started
+            return now_on(images.device) - started
 
         return run
 
     ours = "robustdup's own loop: PGD on a folded copy, input gradients only, micro-batches that fit the cache"
-    contenders: dict[str, tuple[str, Callable[[], float]]] = {OURS: (ours, lambda: _own_epoch(config))}
+    contenders: dict[str, tuple[str, Callable[[], float]]] = {}
+    for name in own:
+        precision = config.precision if name == OURS else "fp32"
+        contenders[name] = (f"{ours}, in {precision}", functools.partial(_own_epoch, config, precision))
     contenders |= {name: (about, toolkit(trainer)) for name, (about, trainer) in known.items()}
     return {name: contenders[name] for name in wanted}
 
 
-def _own_epoch(config: TrainTimingConfig) -> float:
-    """Run `robustdup train` for one epoch without validation, evaluation or augmentation; return its seconds of training."""
+def _own_epoch(config: TrainTimingConfig, precision: str) -> float:
+    """Train for one epoch as `robustdup train` does, without validation, evaluation or augmentation; return its seconds."""
     settings = {
         "model": config.model, "data": config.data, "split": config.split, "n": config.n, "objective": "pgd_at",
         "attack": f"pgd(steps={config.steps})", "norm": config.norm, "eps": config.eps, "inner_bn": config.inner_bn,
         "augment": "none", "epochs": 1.0, "batch_size": config.batch_size, "lr": LR, "schedule": "constant",
-        "validation": 0, "evaluate": None, "precision": config.precision, "compile": config.compile,
+        "validation": 0, "evaluate": None, "precision": precision, "compile": config.compile,
         "device": config.device, "threads": config.threads, "seed": config.seed, "plugin": config.plugin,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        return run_training(validate(TrainConfig, settings), folder=Path(folder) / "run").seconds
+    with made_ready(settings) as trainer:
+        started = now_on(trainer.device)
+        for number, batch, share in trainer.batches():
+            trainer.train_on(number, batch, share)
+        return now_on(trainer.device) - started
+
+
+def now_on(device: torch.device) -> float:
+    """Return seconds: of one CPU thread its own, which others on the machine do not change; else those of the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def plain_trainer(
@@ -196,11 +207,6 @@ def _summary(name: str, about: str, own_seconds: list[float], ours: list[float],
         images_per_second=spread([n / seconds for seconds in own_seconds]),
         ratio=ratio,
     )
-
-
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
 
 
 @contextmanager

@@ -22,8 +22,8 @@ class TrainTimingConfig(Config):
     inner_bn: Literal["eval", "train"] = TrainConfig.model_fields["inner_bn"]  # type: ignore[assignment]
     batch_size: int = Field(128, description="Images in a step.", ge=1)
     contenders: str | None = Field(
-        None, description="What to compare, with commas; all that are there if not given: robustdup, pytorch-loop, "
-        "torchattacks-pgd, art-madry-pgd.",
+        None, description="What to compare, with commas; all that are there if not given: robustdup, robustdup-fp32 (where "
+        "--precision is another), pytorch-loop, torchattacks-pgd, art-madry-pgd.",
     )  # fmt: skip
     repeats: int = Field(3, description="Epochs of each contender, taken in turn.", ge=1)
     threads: int | None = Field(None, description="CPU threads, the same for all; all cores if not given.", ge=1)

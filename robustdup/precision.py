@@ -8,6 +8,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampe
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,9 @@ Asked = Literal["auto", "fp32", "tf32", "bf16"]
 Precision = Literal["fp32", "tf32", "bf16"]
 TrainingPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 AMPERE = (8, 0)  # the first compute capability with TF32 and bf16
+# Multiply-adds an image from which bf16 pays on a CPU: at 2 million 1.18 times the speed of fp32, at 0.24 million 1.04.
+# Measured by benchmarks/precisions.py: docs/results/speed.md.
+WORTH_BF16 = 1.5e6
 
 _C: Any = torch._C
 _NEW = hasattr(_C, "_get_fp32_precision_getter")
@@ -26,24 +30,24 @@ _CPU = tuple(("mkldnn", op) for op in ("conv", "rnn", "matmul"))
 
 
 def training_precision(
-    asked: Literal["auto"] | TrainingPrecision, device: torch.device, *, small: bool = False
+    asked: Literal["auto"] | TrainingPrecision, device: torch.device, *, operations: float = math.inf
 ) -> TrainingPrecision:
     """Return the precision in which a run trains.
 
     `auto` is bf16 where the device computes in it: CUDA from compute capability 8.0 on, and CPUs with avx512_bf16 or AMX
-    (but not for a `small` network there, which would wait for conversions); fp32 otherwise. Weights, optimizer and
-    averages are fp32 in any case. fp16, for GPUs without bf16, is taken where it is asked for alone.
+    (but not for a network of fewer operations than `WORTH_BF16` there); fp32 otherwise. Weights, optimizer and averages are
+    fp32 in any case. fp16, for GPUs without bf16, is taken where it is asked for alone.
 
     Args:
         asked: what the user asks for.
         device: where the run trains.
-        small: whether the network is too small to gain on a CPU.
+        operations: multiply-adds of the network for one image, which decide on a CPU.
     """
     if asked != "auto":
         return asked
     if device.type == "cuda":
         return "bf16" if _is_ampere(device) else "fp32"
-    return "bf16" if device.type == "cpu" and not small and cpu_computes_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and operations >= WORTH_BF16 and cpu_computes_bf16() else "fp32"
 
 
 def attack_precision(asked: Asked, device: torch.device) -> Precision:

@@ -6,8 +6,11 @@ import torch
 from robustdup import precision
 from robustdup.attacks.process_state import ProcessState
 from robustdup.config import EvalConfig, TrainConfig, build
+from robustdup.device import count_operations
 from robustdup.evaluation.referee import exact_fp32
+from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.layout import AttackCopy
+from robustdup.plugins import load_plugins
 from robustdup.precision import (
     attack_precision,
     cpu_computes_bf16,
@@ -33,7 +36,7 @@ def as_before():
                                                               ((9, 0), "bf16", "tf32")])  # fmt: skip
 def test_auto_on_a_gpu_follows_what_it_computes_in(monkeypatch, capability, trains, attacks):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    assert training_precision("auto", CUDA) == training_precision("auto", CUDA, small=True) == trains
+    assert training_precision("auto", CUDA) == training_precision("auto", CUDA, operations=1) == trains
     assert attack_precision("auto", CUDA) == attacks
     assert training_precision("tf32", CUDA) == attack_precision("tf32", CUDA) == "tf32"
 
@@ -44,8 +47,20 @@ def test_auto_on_a_cpu_is_bf16_where_the_chip_has_it_and_the_network_is_not_smal
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name == has, raising=False)
     assert cpu_computes_bf16() is (has is not None)
     assert training_precision("auto", CPU) == ("bf16" if has else "fp32")
-    assert training_precision("auto", CPU, small=True) == attack_precision("auto", CPU) == "fp32"
-    assert training_precision("bf16", CPU, small=True) == attack_precision("bf16", CPU) == "bf16"
+    assert training_precision("auto", CPU, operations=1) == attack_precision("auto", CPU) == "fp32"
+    assert training_precision("bf16", CPU, operations=1) == attack_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "expected"),
+    [("small-cnn", (1, 8, 8), "fp32"), ("small-resnet(width=8)", (3, 32, 32), "fp32"),
+     ("small-resnet(width=12)", (3, 32, 32), "bf16"), ("small-resnet", (3, 32, 32), "bf16")],
+)  # fmt: skip
+def test_auto_on_a_cpu_with_bf16_follows_what_was_measured(monkeypatch, model, size, expected):
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)
+    shape = {"channels": size[0], "size": size[1:], "classes": 10, "mean": [0.5] * size[0], "std": [0.25] * size[0]}
+    network = build_network(model, **shape, seed=0, registry=load_plugins([]))
+    assert training_precision("auto", CPU, operations=count_operations(network, torch.zeros(size))) == expected
 
 
 def test_auto_is_the_default():

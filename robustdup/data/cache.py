@@ -20,6 +20,7 @@ from robustdup.errors import UserError
 CHUNK = 512  # samples that one thread decodes at a time
 THREADS = 4
 LIMIT = 2**30  # bytes of pixels that are kept, before another split is opened
+SEARCHES = 64  # results of searches that are kept
 
 ImagesAndLabels = tuple[Tensor, Tensor]
 
@@ -89,6 +90,16 @@ class DatasetCache:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit, self._kept = limit, OrderedDict[Any, CachedSamples]()
+        self._found = OrderedDict[Any, Tensor]()
+
+    def search(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """Return a copy of what `make()` gave for this key, among the results of the last searches."""
+        if key not in self._found:
+            self._found[key] = make()
+        self._found.move_to_end(key)
+        while len(self._found) > SEARCHES:
+            self._found.popitem(last=False)
+        return self._found[key].clone()
 
     def samples(self, key: Any, load: Callable[[], Samples]) -> Samples:
         """Return the samples that `load()` gives, or those that are kept under this key."""
@@ -165,3 +176,9 @@ def cached(key: Any, load: Callable[[], Samples]) -> Samples:
     """Return the samples that `load()` gives: from the cache that is at work, if any."""
     cache = _current.get()
     return load() if cache is None else cache.samples(key, load)
+
+
+def searched(key: Callable[[], Any], make: Callable[[], Tensor]) -> Tensor:
+    """Return what a search `make()` finds: from the cache that is at work, if any, under `key()`, which holds all it hangs on."""
+    cache = _current.get()
+    return make() if cache is None else cache.search(key(), make)

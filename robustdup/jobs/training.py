@@ -241,8 +241,8 @@ def assemble(
         on_best=functools.partial(save_weights, folder, BEST),  # before the run ends: it may be killed
     )
     threads = config.threads or usual_threads(model, data, device)
-    small = count_operations(model, torch.zeros(data.channels, *data.size, device=device)) * CPU_ROWS < SMALL
-    precision = training_precision(config.precision, device, small=small)
+    operations = count_operations(model, torch.zeros(data.channels, *data.size, device=device))
+    precision = training_precision(config.precision, device, operations=operations)
     options = trainer_options(config, threads, _kept_precision(folder, processes, precision))
     return Assembled(config, orders.threat, orders.objective, parts, options, data, device)
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from robustdup.config import TrainConfig
 from robustdup.data.batches import to_bytes
-from robustdup.data.cache import load_pixels
+from robustdup.data.cache import load_pixels, searched
 from robustdup.data.dataset import Samples
 from robustdup.data.streaming import read_labels
 from robustdup.errors import how_to_install
 from robustdup.plugins import Registry
+from robustdup.plugins.options import resolved
 
 IN_MEMORY = 8 * 2**30  # bytes of pixels that are kept in memory without being asked to
 FOR_FINGERPRINT = 1_000  # images on disk that stand for all
@@ -75,9 +76,11 @@ def duplicates_among(pixels: Tensor, held: Tensor, registry: Registry, events: l
     elif not registry.duplicate_finders:
         reason = f"No plugin here searches for near-duplicates ({how_to_install('robustdup[detect]')})"
     else:
-        pairs = registry.get_duplicate_finder().find(as_bytes(held), as_bytes(pixels))
-        near: Tensor = torch.unique(pairs.b)
-        return near
+        finder, a, b = registry.get_duplicate_finder(), as_bytes(held), as_bytes(pixels)
+        # The cells of a study hold out the same images again and again.
+        return searched(
+            lambda: (resolved(finder.find), digest(a), digest(b)), lambda: torch.unique(finder.find(a, b).b)
+        )
     event = f"{reason}: only exact duplicates of validation images were kept out of training."
     events += [] if event in events else [event]
     contents = {image.numpy().tobytes() for image in as_bytes(held)}
@@ -112,7 +115,12 @@ def fingerprint_of(images: Images) -> str:
     """Return one SHA-256 (hex) over the images, their labels and their order; of images on disk, over some of them."""
     every = 1 if images.pixels is not None else max(1, len(images) // FOR_FINGERPRINT)
     pixels = images.take(torch.arange(0, len(images), every))
-    digest = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}{len(images)}".encode())
-    for part in (pixels, images.labels):
-        digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest(pixels, images.labels, n=len(images))
+
+
+def digest(pixels: Tensor, *others: Tensor, n: int | None = None) -> str:
+    """Return one SHA-256 (hex) over pixels, their type and shape, the number `n` that they stand for, and other tensors."""
+    content = hashlib.sha256(f"{pixels.dtype}{tuple(pixels.shape)}{len(pixels) if n is None else n}".encode())
+    for part in (pixels, *others):
+        content.update(part.contiguous().numpy().tobytes())
+    return content.hexdigest()

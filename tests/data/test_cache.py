@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from robustdup.config import DataOptions
 from robustdup.data import cache
 from robustdup.data.cache import CachedSamples, DatasetCache, caching
+from robustdup.jobs.training_images import duplicates_among
+from robustdup.plugins import Registry
 
 
 class Source:
@@ -91,3 +94,30 @@ def test_only_what_asks_for_it_is_cached() -> None:
         assert cache.cached(key, load) is first
         assert cache.cached(("place", DataOptions(split="train")), load) is not first
     assert len(loaded) == 4
+
+
+def test_a_search_is_made_once_for_the_same_images_and_finder_where_a_cache_is_at_work() -> None:
+    searches = Counter[str]()
+
+    def finder(name: str) -> Registry:
+        def find(a: Tensor, b: Tensor) -> SimpleNamespace:  # each image of b that is among those of a, twice
+            searches[name] += 1
+            return SimpleNamespace(b=(b[:, None] == a).flatten(2).all(dim=2).any(dim=1).nonzero()[:, 0].repeat(2))
+
+        registry = Registry()
+        registry.add_duplicate_finder(name, find)
+        return registry
+
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 16, 16)
+    one, other = finder("one"), finder("other")
+    assert duplicates_among(images, images[2:4], one, []).tolist() == [2, 3]
+    with caching(DatasetCache()):
+        for _ in range(2):
+            near = duplicates_among(images, images[2:4], one, [])
+            assert near.tolist() == [2, 3]
+            near += 1  # a caller's own
+        assert searches == {"one": 2}
+        assert duplicates_among(images[1:], images[2:4], one, []).tolist() == [1, 2]
+        assert duplicates_among(images, images[3:4], one, []).tolist() == [3]
+        assert duplicates_among(images, images[2:4], other, []).tolist() == [2, 3]
+    assert searches == {"one": 4, "other": 1}

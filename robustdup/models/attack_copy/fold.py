@@ -29,7 +29,7 @@ def fold_batchnorm(model: nn.Module) -> tuple[nn.Module, int]:
     """
     for name, module in model.named_modules():
         # A leaf (torch's own layer) is still called as a module by the traced graph, so that its hooks run.
-        if _hooked(module) and not fx.Tracer().is_leaf_module(module, name):
+        if hooked(module) and not fx.Tracer().is_leaf_module(module, name):
             raise ValueError(f"{name or 'the model'} has hooks, which tracing would drop")
     graph = fx.symbolic_trace(_Call(copy.deepcopy(model)))
     return graph, replace_pairs(graph, lambda node, layer, norm: None if norm.training else _fused(layer, norm))
@@ -82,7 +82,7 @@ def has_own_backward(model: nn.Module, images: Tensor) -> bool:
 def _foldable(layer: Any, norm: Any) -> bool:
     if PAIRS.get(type(layer)) is not type(norm) or norm.running_mean is None:
         return False
-    if _hooked(layer) or _hooked(norm):
+    if hooked(layer) or hooked(norm):
         return False  # spectral normalisation, for instance, makes the weights anew in a hook
     return bool(layer.weight.shape[0] == norm.num_features)
 
@@ -98,7 +98,8 @@ def _fused(layer: Any, norm: Any) -> nn.Module:
     return fused
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Tell whether a module has hooks, which may change its weights or what it returns."""
     return any(getattr(module, kind, None) for kind in HOOKS)
 
 

@@ -1,11 +1,13 @@
 """An attack copy of a network in training: BatchNorm folded for inner passes in eval mode, the weights always the model's.
 
 The copy is traced with torch.fx and shares every other layer with the model, so that it follows training by itself; only
-folded weights have to be renewed after the model's have moved, by a few vector operations.
+folded weights have to be renewed after the model's have moved, by a few vector operations. In 16 bits convolutions and
+linear layers that do not fold have weights of their own too, converted once a batch and not once a pass.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import warnings
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustdup.models.attack_copy.agreement import TOLERANCE, answers, differences, probes_of, reason_of, within
-from robustdup.models.attack_copy.fold import has_own_backward, replace_pairs
+from robustdup.models.attack_copy.fold import PAIRS, has_own_backward, hooked, replace_pairs
 from robustdup.projections import per_sample
 
 PROBE_ROWS = 8
@@ -38,6 +40,15 @@ class Fold:
     divisor: Tensor | None = None
 
 
+@dataclass
+class Plain:
+    """A layer of the model that does not fold, at a place of the copy; in 16 bits `low` stands there with converted weights."""
+
+    place: str
+    layer: Any
+    low: Any = None
+
+
 class FollowingCopy:
     """`network` answers as the model does in eval mode, once `refresh` was called after the model's last change.
 
@@ -47,8 +58,12 @@ class FollowingCopy:
     def __init__(self, graph: fx.GraphModule, folds: list[Fold]) -> None:
         self.graph = graph
         self.folds = folds
+        self.plain = _plain_layers(graph, {id(fold.fused) for fold in folds})
         self.network: nn.Module = graph
-        self._eps = torch.cat([torch.full_like(fold.norm.running_var, fold.norm.eps) for fold in folds])
+        first = next(graph.parameters())
+        self._device, self._full = first.device.type, first.dtype
+        self._kept = self._full  # precision of the copy's own weights
+        self._eps = torch.cat([torch.full_like(f.norm.running_var, f.norm.eps) for f in folds]) if folds else first
 
     @property
     def folded(self) -> int:
@@ -63,6 +78,13 @@ class FollowingCopy:
         convert frozen weights again at every pass.
         """
         self._keep_in(self._precision())
+        if self.folds:
+            self._fold_again()
+        for plain in self.plain if self._kept != self._full else ():
+            for name, value in plain.layer.named_parameters():
+                plain.low.get_parameter(name).copy_(value)
+
+    def _fold_again(self) -> None:
         norms = [fold.norm for fold in self.folds]
         sizes = [norm.num_features for norm in norms]
         mean = torch.cat([norm.running_mean for norm in norms])
@@ -79,16 +101,20 @@ class FollowingCopy:
 
     def follows_autocast(self) -> bool:
         """Tell whether the copy's own weights are kept in the precision that autocast has now."""
-        return all(fold.fused.weight.dtype == self._precision() for fold in self.folds[:1])
+        return self._kept == self._precision()
 
     def _precision(self) -> torch.dtype:
-        device = self._eps.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._eps.dtype
+        return torch.get_autocast_dtype(self._device) if torch.is_autocast_enabled(self._device) else self._full
 
     def _keep_in(self, dtype: torch.dtype) -> None:
+        if self._kept == dtype:
+            return
+        self._kept = dtype
         for fold in self.folds:
-            if fold.fused.weight.dtype != dtype:
-                fold.fused.to(dtype)
+            fold.fused.to(dtype)
+        for plain in self.plain:
+            plain.low = None if dtype == self._full else copy.deepcopy(plain.layer).to(dtype).requires_grad_(False)
+            set_module(self.graph, plain.place, plain.layer if plain.low is None else plain.low)
 
 
 def make_following_copy(
@@ -124,6 +150,21 @@ def make_following_copy(
     if compile is not None:
         following.network = compile(graph)
     return following, ""
+
+
+def set_module(graph: fx.GraphModule, place: str, layer: nn.Module) -> None:
+    """Put a layer at a place of a traced model; the modules around it are the trace's own, not the model's."""
+    around, _, name = place.rpartition(".")
+    setattr(graph.get_submodule(around), name, layer)
+
+
+def _plain_layers(graph: fx.GraphModule, fused: set[int]) -> list[Plain]:
+    """Return the convolutions and linear layers that are called as the model has them, with no hook on them."""
+    places = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    layers = [(place, graph.get_submodule(place)) for place in places]
+    return [
+        Plain(*each) for each in layers if type(each[1]) in PAIRS and id(each[1]) not in fused and not hooked(each[1])
+    ]
 
 
 def _fold(graph: fx.GraphModule) -> list[Fold]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustdup import SampleRng, ThreatModel
 from robustdup.models.attack_copy.following import Unstrided, make_following_copy
@@ -156,3 +157,53 @@ def test_under_autocast_the_folded_weights_are_kept_in_its_precision():
             torch.testing.assert_close(following.network(images).float(), model(images).float(), rtol=0.1, atol=0.1)
         following.refresh()
         torch.testing.assert_close(following.network(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """Lists the shapes of float32 tensors that are converted."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "aten::_to_copy" and args[0].dtype == torch.float32:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_under_autocast_no_pass_converts_weights_and_all_of_them_follow_the_model(name):
+    torch.manual_seed(0)
+    model, images = MODELS[name][0](), torch.rand(6, 3, 32, 32)
+    with inner_mode(model):
+        following, _ = make_following_copy(model, images)
+    for seed in range(2):
+        train_a_little(model, seed)
+        with inner_mode(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            following.refresh()
+            with Casts() as casts:
+                following.network(images)
+            assert [shape[0] for shape in casts.shapes] == [len(images)]  # the images, and no weights
+            torch.testing.assert_close(following.network(images).float(), model(images).float(), rtol=0.1, atol=0.1)
+        model.head.weight.data.mul_(2)  # what does not fold is the model's own layer again
+        with inner_mode(model):
+            following.refresh()
+            torch.testing.assert_close(following.network(images), model(images), rtol=1e-5, atol=1e-5)
+    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_model_without_batch_norm_is_compiled_too_and_keeps_its_weights_in_the_precision_of_autocast():
+    torch.manual_seed(0)
+    model, images = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)),
+        torch.rand(6, 3, 8, 8),
+    )
+    with inner_mode(model):
+        following, note = make_following_copy(model, images, compile=lambda graph: graph)
+        assert (note, following.folded) == ("", 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            following.refresh()
+            with Casts() as casts:
+                following.network(images)
+    assert casts.shapes == [(6, 3, 8, 8)]
