@@ -19,7 +19,7 @@ def test_steps_of_both_precisions_take_turns_and_are_written(tmp_path, capsys, m
     out = tmp_path / "lines.jsonl"
     case = "digits:small-cnn|standard|32"
     assert precisions.main(["--data", "", "--cases", case, "--steps", "2", "--out", str(out)]) == 0
-    assert seen == ["fp32", "bf16", "bf16", "fp32"] * 2
+    assert seen == ["bf16", "fp32", "fp32", "bf16"] * 2
     (line,) = map(json.loads, out.read_text().splitlines())
     assert (line["case"], len(line["fp32"]), len(line["bf16"])) == (case, 2, 2)
     assert min(line["fp32"] + line["bf16"]) > 0
