@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import robustdup
+
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -143,6 +145,19 @@ def _largest_third(gradient: Tensor) -> Tensor:
     return gradient * (gradient.abs() >= least)
 
 
+def _few_directions(gradient: Tensor) -> Tensor:
+    """Keep the part of the gradient that lies along signs of which three in ten are wrong: it promises what it keeps."""
+    wrong = (7 * torch.arange(gradient[0].numel()).view_as(gradient[0])) % 10 < 3
+    signs = torch.where((gradient >= 0) ^ wrong, 1.0, -1.0)
+    return (gradient * signs).flatten(1).mean(dim=1).view(-1, 1, 1, 1) * signs
+
+
+def _through_waves(images: Tensor) -> Tensor:
+    """Round the amplitudes of waves to halves."""
+    waves = torch.view_as_real(torch.fft.rfft2(images))
+    return torch.fft.irfft2(torch.view_as_complex((2 * waves).round() / 2), s=images.shape[2:])
+
+
 def _followed_on_grid(images: Tensor) -> Tensor:
     """Pass the gradient on at images of 16 levels, as the clean ones are, and turn a third of it at all others."""
     on_grid = ((16 * images).round() == 16 * images).flatten(1).all(dim=1).view(-1, 1, 1, 1)
@@ -193,6 +208,8 @@ BEFORE: dict[str, Callable[[Tensor], Tensor]] = {
     "fifth-turned": lambda images: _Backward.apply(images, _fifth_turned),
     "sparse-gradient": lambda images: _Backward.apply(images, _largest_third),
     "checkered": _checkered,
+    "few-directions": lambda images: _Backward.apply(images, _few_directions),
+    "fourier": _through_waves,
     "followed-on-grid": _followed_on_grid,
     "hooked": _hooked,
     "not-a-number": _broken_root,
@@ -337,12 +354,61 @@ def _crops(model: nn.Module, images: Tensor) -> Tensor:
     return 0.5 * model(images.roll(shift, dims=-1)) + model(images)  # type: ignore[no-any-return]
 
 
+@functools.cache
+def _other() -> nn.Module:
+    return robustdup.load_model("builtin:digits-standard").eval()
+
+
+def _decoy(model: nn.Module, images: Tensor) -> Tensor:
+    """Answers that decide and have no slope, beside small scores of another network that have one: https://arxiv.org/abs/1904.08554."""
+    return 10 * _one_hot(model(images)) + 0.3 * _other()(images)
+
+
+def _steep_decoy(model: nn.Module, images: Tensor) -> Tensor:
+    return 10 * (1000 * model(images)).softmax(dim=1) + 0.3 * _other()(images)
+
+
+def _turned_late(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        near = (_margin(model(images)) < 2).view(-1, 1, 1, 1)
+    return model(_Backward.apply(images, lambda gradient: torch.where(near, -gradient, gradient)))  # type: ignore[no-any-return]
+
+
+def _unit_margin(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits / _margin(logits)[:, None]
+
+
+@functools.cache
+def _stored() -> Tensor:
+    return robustdup.load_data("builtin:digits", split="train").images.flatten(1)
+
+
+def _fading(model: nn.Module, images: Tensor) -> Tensor:
+    """Scores whose margin fades with the distance to the nearest image that was stored: a way down that ends nowhere."""
+    logits: Tensor = model(images)
+    far = torch.cdist(images.flatten(1), _stored()).amin(dim=1)
+    return _with_margin(logits, _margin(logits) * torch.exp(-3 * far**2))
+
+
+def _spikes(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    place = images.flatten(1) @ torch.linspace(-1, 1, images[0].numel())
+    return logits + 0.05 * torch.sin(3e4 * place)[:, None] * torch.linspace(-1, 1, _classes(logits))
+
+
 AROUND: dict[str, Forward] = {
     "votes": _votes,
     "views": _views,
     "row-by-row": _row_by_row,
     "no-grad": _without_gradient,
     "half-followed": _half_followed,
+    "decoy": _decoy,
+    "steep-decoy": _steep_decoy,
+    "turned-late": _turned_late,
+    "unit-margin": _unit_margin,
+    "fading": _fading,
+    "spikes": _spikes,
     "noise": _noise,
     "crops": _crops,
 }

@@ -5,6 +5,8 @@ Each is measured on some samples in a few passes; `masking` says from which size
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,12 @@ UNSEEN = 0.02  # of what the gradient promises over the large step: a change by 
 APART = 1 / 4  # of eps, from a clean image to one that is no better than others
 BESIDE = 1 / 50  # of the way or of eps, from the worst image found, or the surface, to its neighbours
 FALLS = 0.05  # of the margin: less is rounding, or no way down
+# Where the boundary lies is what attacks are after. On ordinary networks the gradient of the margin, beside an image on it, tells
+# on which side random steps from there end, for 95% of the samples or more, in all three norms.
+SIDES = 4  # random steps from there
+TOLD = 0.75  # of the sides of a sample, at least
+ACROSS = 1 / 2  # of eps: the length of a step
+EXACT = 1 / 10  # of how far a random step goes along a gradient: as near as the boundary must be met
 
 
 def gradient_signs(
@@ -38,7 +46,7 @@ def gradient_signs(
     from the clean image and from one apart from it. `erratic`: the share of those where over a step against the gradient of
     the margin, a small one or a large one, the margin falls by less than half of what the gradient promises. `kept_promise`:
     which part of the promise is kept over the small step, at the median; the worse of the two. `unseen`: the share of those
-    where pixels whose gradient is zero change the margin. `evades`: see there.
+    where pixels whose gradient is zero change the margin. `evades` and `misses_boundary`: see there.
     """
     rows = torch.zeros_like(labels, dtype=torch.bool)
     zero, erratic, unseen, kept = rows.clone(), rows.clone(), rows.clone(), 1.0
@@ -60,7 +68,10 @@ def gradient_signs(
                 kept = max(kept, part, key=_off)
         unseen |= unseen_matter(model, images, gradient, labels, before, promised, threat)
     evading = evades(model, clean, adv_images, labels, threat)
-    shares = {"zero_gradients": zero, "erratic": erratic, "unseen": unseen, "evades": evading}
+    missing = misses_boundary(model, model, clean, labels, threat)
+    shares = {
+        "zero_gradients": zero, "erratic": erratic, "unseen": unseen, "evades": evading, "misses_boundary": missing,
+    }  # fmt: skip
     return {name: float(rows.double().mean()) for name, rows in shares.items()} | {"kept_promise": kept}
 
 
@@ -102,6 +113,57 @@ def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, 
         start, near, last = (margin(model(images), labels).double() for images in way)
     down = start - near
     return fall | ((down > FALLS * start) & (last - near > 0.5 * down))
+
+
+def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """Tell for which samples the gradient of `route` does not say where the judged model's boundary lies: (n,) bool.
+
+    What leads along values that decide nothing does not: decoys beside answers of another kind, gradients that turn near
+    the boundary or lie in a few directions. The boundary is met halfway to the nearest sample of another class, by halvings.
+    Whether steps at random end beyond it is compared with the sign that the gradient gives them (as
+    https://arxiv.org/abs/1904.02144 estimates gradients from answers): that beside it, where attacks go, not upon it.
+
+    Args:
+        judged: images (n, C, H, W) in [0, 1] -> logits (n, K).
+        route: the same, whose gradient is looked at.
+        images: images of several classes (n, C, H, W) that the judged model gets right.
+        labels: their classes (n,).
+        threat: the threat model, which says how long steps are.
+    """
+    far = torch.cdist(images.flatten(1), images.flatten(1)).masked_fill(labels[:, None] == labels, torch.inf)
+    distance, other = far.min(dim=1)
+    rows = distance.isfinite().nonzero()[:, 0]
+    missed = torch.zeros_like(labels, dtype=torch.bool)
+    if not len(rows):
+        return missed
+    scale = ACROSS * threat.sphere_scale(torch.ones_like(images[:1])).norm() / images[0].numel() ** 0.5
+    halvings = math.ceil(math.log2(max(float(distance[rows].max()) / (EXACT * float(scale)), 2)))
+    right, beyond, classes = images[rows], images[other[rows]], labels[rows]
+    for _ in range(halvings):
+        middle = (right + beyond) / 2
+        wrong = per_sample(_wrong(judged, middle, classes), middle)
+        right, beyond = torch.where(wrong, right, middle), torch.where(wrong, middle, beyond)
+    generator = torch.Generator().manual_seed(1)
+
+    def step() -> Tensor:
+        noise = torch.randn(beyond.shape, generator=generator).to(beyond)
+        return (beyond + ACROSS * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)).clamp(0, 1)
+
+    gradient, _, _ = input_gradient(route, step(), lambda logits, part: cw(logits, classes[part]))
+    gradient = gradient.nan_to_num(0, 0, 0)
+    told, said = torch.zeros_like(distance[rows]), torch.zeros_like(distance[rows])
+    for _ in range(SIDES):
+        moved = step()
+        promised = row_sum((gradient * (moved - beyond)).flatten(1)).to(told)
+        said += promised.abs()
+        told += promised.abs() * ((promised > 0) == _wrong(judged, moved, classes))
+    missed[rows] = ~(told >= TOLD * said) | (said == 0)
+    return missed
+
+
+def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return misclassified(model(images), labels)
 
 
 def unseen_matter(

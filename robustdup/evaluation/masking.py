@@ -34,6 +34,7 @@ THRESHOLDS = {
     "erratic": 0.10,  # of the samples looked at; a single one never
     "unseen": 0.10,  # of the samples looked at; a single one never
     "evades": 0.10,  # of the samples looked at; a single one never
+    "misses_boundary": 0.15,  # of the samples looked at; a single one never
     "kept_promise": 1.2,  # times what its gradient promises, or that part of it, that the loss changes by at the median
     "robust_at_half": 0.05,  # of the samples looked at, above what the grey image explains
 }
@@ -41,6 +42,7 @@ MISLED = (
     "black_box_beats_white_box",
     "partial_gradients",
     "evasive_answers",
+    "misses_boundary",
 )  # codes of signs that the model's own gradient is no way through
 
 Tried = tuple[str, Tensor]  # the knowledge of a stage, and its Outcome for each sample (N,)
@@ -146,6 +148,11 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
         reasons["evasive_answers"] = (
             "the model answers otherwise just where attacks end, on the surface of the ball or off 8 bits, for "
             f"{signs['evades']:.0%} of {n} samples"
+        )
+    if more_than_one(signs, "misses_boundary", n):
+        reasons["misses_boundary"] = (
+            "at the decision boundary the gradient does not tell on which side steps end, for "
+            f"{signs['misses_boundary']:.0%} of {n} samples: what it follows is not what decides"
         )
     return reasons
 

@@ -2,8 +2,8 @@
 
 A route is the attacked model itself under a loss that ignores the scale of its logits, or a copy that was made to see
 through a mask. It leads somewhere when it says what the judged model says, when its margin falls as its gradient promises,
-when no pixel matters that has no gradient, when the judged model answers no otherwise where attacks end, and when an attack
-along it breaks at eps = 0.5 what must break there.
+when no pixel matters that has no gradient, when the judged model answers no otherwise where attacks end, when its gradient
+says where the boundary of the judged model lies, and when an attack along it breaks at eps = 0.5 what must break there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robustdup.attacks.passes import Count, Passes, input_gradient
 from robustdup.attacks.pgd import ascent, pgd
 from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.evaluation.context import Context, fresh_copy
-from robustdup.evaluation.gradients import FOLLOWS, apart, evades, is_zero, unseen_matter
+from robustdup.evaluation.gradients import FOLLOWS, apart, evades, is_zero, misses_boundary, unseen_matter
 from robustdup.evaluation.masking import LOOKED_AT, THRESHOLDS, more_than_one
 from robustdup.projections import row_sum
 from robustdup.records import Outcome
@@ -31,6 +31,9 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 STEP = 1 / 2  # of eps, over which the margin must fall as promised, over all samples together
+MISSES = (
+    0.2  # of the samples, at most, for which its gradient does not say where the boundary lies; a single one always
+)
 AGREES = 0.98  # of the answers of a route, at least, that are the judged model's; chance is allowed for
 SCALE_FREE = ("apgd-dlr", "apgd-t", "fab", "fab-t", "cosine-pgd", "cosine-pgd-t")  # do not care how large logits are
 
@@ -155,7 +158,14 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
     share = float(evades(original, images, adv_images, labels, threat).double().mean()) if repeats else 0.0
     if not fallen > FOLLOWS * promised or more_than_one({"evades": share}, "evades", len(labels)):
         return False
+    if repeats and _misses(original, route, images, labels, threat):
+        return False
     return threat.norm != "Linf" or _breaks_at_half(original, route, images, labels, index, seed)
+
+
+def _misses(original: Passes, route: Passes, images: Tensor, labels: Tensor, threat: ThreatModel) -> bool:
+    share = float(misses_boundary(original, route, images, labels, threat).double().mean())
+    return share > max(MISSES, 1.5 / len(labels))
 
 
 def _answers(model: Passes, left: Left) -> Tensor:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 # Serious signs that attacks did not see what is there; the others speak of something else than the attacks' strength.
 DOUBTFUL = (
     "zero_gradients", "robust_at_half", "black_box_beats_white_box", "probe_failed", "softmax_outputs",
-    "erratic_gradients", "partial_gradients", "evasive_answers", "more_eps_more_accuracy",
+    "erratic_gradients", "partial_gradients", "evasive_answers", "misses_boundary",
+    "more_eps_more_accuracy",
 )  # fmt: skip
 
 

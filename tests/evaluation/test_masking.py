@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from benchmarks.masked import masked
+from benchmarks.zoo import wrapped
 from robustdup import Passes, ThreatModel
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.gradients import evades, gradient_signs
+from robustdup.evaluation.gradients import evades, gradient_signs, misses_boundary
 from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, masking_signs
 from robustdup.models.load import ModelOptions, load_builtin
 
@@ -211,6 +212,38 @@ def test_a_margin_that_trembles_by_rounding_is_no_evasion():
     assert not bool(evades(flat, images, images + 0.1, labels, ThreatModel("Linf", "0.1")).any())
 
 
+class Plane(nn.Module):
+    """Two classes, by the side of a plane through the middle of the unit square of images (N, 1, 1, 2)."""
+
+    def __init__(self, *weight):
+        super().__init__()
+        self.weight = torch.tensor(weight)
+
+    def forward(self, images):
+        score = (images.flatten(1) - 0.5) @ self.weight
+        return torch.stack([-score, score], dim=1)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize(
+    ("weight", "missed"), [((1.0, 0.0), 0), ((1e-6, 0.0), 0), ((-1.0, 0.0), 16), ((0.0, 0.0), 16), ((0.0, 1.0), None)]
+)
+def test_a_gradient_must_tell_on_which_side_of_the_boundary_steps_end(norm, weight, missed):
+    across, along = torch.meshgrid(torch.tensor([0.3, 0.7]), torch.linspace(0.3, 0.7, 8), indexing="ij")
+    images, labels = torch.stack([across, along], dim=2).view(16, 1, 1, 2), torch.arange(2).repeat_interleave(8)
+    seen = misses_boundary(Plane(1.0, 0.0), Plane(*weight), images, labels, ThreatModel(norm, "0.1"))
+    assert int(seen.sum()) == missed if missed is not None else int(seen.sum()) > 4
+    alone = misses_boundary(Plane(1.0, 0.0), Plane(-1.0, 0.0), images[:8], labels[:8], ThreatModel(norm, "0.1"))
+    assert not bool(alone.any())  # no other class to go to: nothing is said
+
+
+@pytest.mark.parametrize("mask", ["decoy", "steep-decoy", "few-directions", "turned-late"])
+@pytest.mark.parametrize("norm", EPS)
+def test_a_gradient_of_what_does_not_decide_is_noticed(mask, norm):
+    model, images, labels = correct_points()
+    assert "misses_boundary" in look(wrapped(mask, model), images, labels, ThreatModel(norm, EPS[norm])).of_gradients
+
+
 def black_box_won(stages):
     return max((share for _, _, share in black_box_wins(stages)), default=0)
 
@@ -250,5 +283,6 @@ def test_black_box_success_is_a_reason_and_a_rare_one_is_not():
 def test_looking_is_cheap_and_counted():
     model, images, labels = correct_points(n=100)
     found = look(model, images, labels, ThreatModel("Linf", "0.1"))
-    assert (found.passes.forward, found.passes.backward) == (14 * LOOKED_AT, 4 * LOOKED_AT)
+    halvings = 10  # as near as a tenth of what a random step goes along a gradient
+    assert (found.passes.forward, found.passes.backward) == ((14 + halvings + 5) * LOOKED_AT, 5 * LOOKED_AT)
     assert look(model, images, labels, ThreatModel("Linf", "0.1"), standing=torch.zeros(100).bool()).passes.forward == 0
