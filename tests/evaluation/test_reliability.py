@@ -115,7 +115,7 @@ class HalfDetached(nn.Module):
 def test_a_gradient_that_lacks_half_of_the_pixels_is_no_way_through():
     model, images, labels = correct_points()
     record = verdict(HalfDetached(model), images, labels)
-    assert [sign.code for sign in record.diagnostics if sign.severity == "serious"] == ["partial_gradients"]
+    assert "partial_gradients" in [sign.code for sign in record.diagnostics if sign.severity == "serious"]
     assert record.reliable is False
     options = {"eps": "0.15", "attacks": "fast", "fold": False}
     whole = evaluate(model, images[:6], labels[:6], **options).record
