@@ -4,19 +4,28 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.zoo import KINDS, MASKS, NAMES, held_back, kind_of, main, member, table, wrapped
 from benchmarks.zoo_networks import ORDINARY, QUICK
 from benchmarks.zoo_opaque import Arrays
+from robustdup import SampleRng, ThreatModel
+from robustdup.attacks.cosine_pgd import cosine_pgd
+from robustdup.attacks.guided import Guided
 from robustdup.attacks.inner import find_inner, probing_images
-from robustdup.attacks.losses import cw
+from robustdup.attacks.losses import cw, misclassified
 from robustdup.attacks.see_through import SeeThrough
+from robustdup.attacks.straight_through import straight_through
 from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.digits import load_builtin
 from robustdup.models.load import ModelOptions
 from robustdup.models.load import load_builtin as load_network
 
-OTHER_WAY = ("views", "crops", "fading")  # whose gradient is rightly another one: of several views, or of the distance too
+OTHER_WAY = (
+    "views",
+    "crops",
+    "fading",
+)  # whose gradient is rightly another one: of several views, or of the distance too
 OFTEN_OTHER = ("sigmoids",)  # saturated scores are equal, and the first wins
 
 
@@ -34,6 +43,17 @@ def test_masks_keep_the_answers(name, digits):
     assert same >= (0.5 if name in OFTEN_OTHER else 0.9)
 
 
+class Blind(nn.Module):
+    """A model with its own gradient, or none where it has none."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images) + 0 * images.sum()
+
+
 def gradient(model, images, labels):
     images = images.clone().requires_grad_()
     return torch.autograd.grad(cw(model(images), labels).sum(), images)[0].nan_to_num().flatten(1)
@@ -47,6 +67,25 @@ def test_masks_are_seen_through(name, digits):
     copies = [SeeThrough(model), SeeThrough(model, smooth=True, inner=inner)]
     found = [float(torch.cosine_similarity(gradient(copy, images, labels), true).mean()) for copy in copies]
     assert max(found) > 0.9
+
+
+BY_ITSELF = (
+    "staircase", "bytes", "jpeg", "turned", "median", "one-hot", "quantised", "ripple", "through-numpy", "decoy",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_ITSELF)
+def test_straight_through_finds_by_itself_what_a_stand_in_finds_by_hand(name, digits):
+    network, images, labels = digits
+    model, threat, rng = wrapped(name, network), ThreatModel("Linf", "0.2"), SampleRng(0, torch.arange(20))
+
+    def broken(attack, attacked, **options):
+        adv_images = attack(attacked, images, labels, threat, rng=rng, steps=10, **options)
+        return int(misclassified(model(adv_images), labels).sum())
+
+    by_hand = broken(cosine_pgd, Guided(network, model))
+    assert by_hand > broken(cosine_pgd, Blind(model))
+    assert broken(straight_through, model, targets=0) >= by_hand
 
 
 def test_a_network_in_numpy_is_the_network(digits):
