@@ -155,7 +155,7 @@ def _few_directions(gradient: Tensor) -> Tensor:
 def _through_waves(images: Tensor) -> Tensor:
     """Round the amplitudes of waves to halves."""
     waves = torch.view_as_real(torch.fft.rfft2(images))
-    return torch.fft.irfft2(torch.view_as_complex((2 * waves).round() / 2), s=images.shape[2:])
+    return torch.fft.irfft2(torch.view_as_complex((2 * waves).round() / 2), s=images.shape[2:])  # type: ignore[no-any-return]
 
 
 def _followed_on_grid(images: Tensor) -> Tensor:
@@ -361,11 +361,11 @@ def _other() -> nn.Module:
 
 def _decoy(model: nn.Module, images: Tensor) -> Tensor:
     """Answers that decide and have no slope, beside small scores of another network that have one: https://arxiv.org/abs/1904.08554."""
-    return 10 * _one_hot(model(images)) + 0.3 * _other()(images)
+    return 10 * _one_hot(model(images)) + 0.3 * _other()(images)  # type: ignore[no-any-return]
 
 
 def _steep_decoy(model: nn.Module, images: Tensor) -> Tensor:
-    return 10 * (1000 * model(images)).softmax(dim=1) + 0.3 * _other()(images)
+    return 10 * (1000 * model(images)).softmax(dim=1) + 0.3 * _other()(images)  # type: ignore[no-any-return]
 
 
 def _turned_late(model: nn.Module, images: Tensor) -> Tensor:
