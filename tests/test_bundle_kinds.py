@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import robustdup
 from robustdup import UserError, jobs
@@ -135,3 +138,42 @@ def test_a_signed_bundle_of_each_kind_holds_for_each_of_its_files(kind, tmp_path
         with raises("refused-bundle", UserError, "its signature does not hold"):
             signer_of(bundle)
         (bundle / name).write_bytes(before)
+
+
+def other_tensors(change):
+    """Return what writes a bundle whose certificates were changed."""
+
+    def write(run, folder):
+        shutil.copytree(run, folder / "run")
+        path = folder / "run" / "certificates.safetensors"
+        with safe_open(path, framework="pt") as file:
+            tensors, head = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        change(tensors)
+        save_file(tensors, path, metadata=head)
+        return bundles.write_bundle(folder / "run", folder / "bundle")
+
+    return write
+
+
+def slopes_of(tensors, change):
+    tensors.update({name: change(tensor) for name, tensor in tensors.items() if name.startswith("slopes")})
+
+
+CERTIFICATES = {
+    "margins of two numbers": lambda tensors: tensors.update(margin=tensors["margin"][:, None].repeat(1, 2)),
+    "complex margins": lambda tensors: tensors.update(margin=tensors["margin"].to(torch.complex64)),
+    "whole margins": lambda tensors: tensors.update(margin=tensors["margin"].ceil().long()),
+    "margins that are no numbers": lambda tensors: tensors["margin"].fill_(torch.nan),
+    "larger margins": lambda tensors: tensors["margin"].mul_(2),
+    "complex slopes": lambda tensors: slopes_of(tensors, lambda slope: slope.to(torch.complex64)),
+    "slopes of another size": lambda tensors: slopes_of(tensors, lambda slope: slope[:, :-1].contiguous()),
+    "other positions": lambda tensors: tensors["position"].add_(1),
+}
+
+
+@pytest.mark.parametrize("change", CERTIFICATES)
+def test_forged_certificates_are_refused(kind, tmp_path, change):
+    run, parts, _ = kind
+    if not (run / "certificates.safetensors").exists():
+        pytest.skip("of certified runs")
+    assert refused(other_tensors(CERTIFICATES[change])(run, tmp_path), parts)

@@ -20,7 +20,9 @@ from robustdup.config import EvalConfig, build
 from robustdup.errors import RunError
 from robustdup.evidence import bundle as bundles
 from robustdup.evidence.fields import leaves
+from robustdup.models.adapt import Adaptation, adapted
 from robustdup.records import SAMPLES_SCHEMA, load_samples, save_samples
+from robustdup.statistics import wilson
 from tests.raising import raises
 
 SETTINGS = {"n": 40, "attacks": "fgsm,pgd(steps=3),fab-t(steps=2,targets=2)", "eps": "0.05,0.1", "min_distance": True}
@@ -236,6 +238,7 @@ def relabel(content):
 FORGED_RECORDS = {
     "interval": set_in("robust_accuracy", "low", to=lambda value: value + 0.05),
     "interval of the clean accuracy": set_in("clean_accuracy", "low", to=0.5),
+    "what intervals speak of": set_in("interval_about", to="95% intervals about the whole split of 500"),
     "8-bit accuracy": set_in("robust_accuracy_8bit", to=0.99),
     "8-bit accuracy left out": set_in("robust_accuracy_8bit", to=None),
     "robust accuracy": set_in("robust_accuracy", to={"value": 0.94, "low": 0.9, "high": 0.97}),
@@ -510,6 +513,73 @@ def test_a_ball_in_which_any_image_lies_is_refused(finished, parts, tmp_path, no
 
     with raises("vacuous-ball", UserError, "random noise lies in it"):
         verify(forge(finished, tmp_path, record=change), parts)
+
+
+class Around(torch.nn.Module):
+    """The built-in digits network with other logits of the same meaning."""
+
+    def __init__(self, scale=1.0, offset=0.0):
+        super().__init__()
+        self.net, self.scale, self.offset = robustdup.load_model("builtin:digits-robust"), scale, offset
+
+    def forward(self, images):
+        return self.net(images) * self.scale + self.offset
+
+
+def all_broken(rows):
+    for row in rows:
+        if row["outcome"] == "robust":
+            row.update(outcome="broken", correct_share=0.0, prediction=(row["label"] + 1) % 10)
+            row["margin"] = -1e-3 * abs(row["margin"])
+
+
+def nothing_robust(content):
+    content["robust_accuracy"] = {"value": 0.0, "low": 0.0, "high": wilson(0, content["n"])[1]}
+    content["robust_accuracy_8bit"] = 0.0
+    for attack in content["attacks"]:
+        attack.update(n_broken=attack["n_attacked"], robust_accuracy_after=0.0)
+    for part in content["per_class"]:
+        part["robust_accuracy"] = 0.0
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-6, 0.0), (1.0, 1e5), (1e4, 0.0)])
+def test_no_size_of_logits_makes_room_for_claims(tmp_path, scale, offset):
+    """What is within rounding goes by the margins of the model: one of small logits would have all of them within it."""
+    data = robustdup.load_data("builtin:digits", n=12)
+    model = Around(scale, offset)
+    options = {"eps": "0.1", "attacks": "fgsm", "diagnostics": False}
+    robustdup.evaluate(model, data.images, data.labels, out=str(tmp_path / "run"), **options)
+    honest = robustdup.verify(
+        bundles.write_bundle(tmp_path / "run", tmp_path / "honest"), model, data.images, data.labels
+    )
+    assert (honest.accepted, honest.problems) == (True, [])
+    forged = forge(tmp_path / "run", tmp_path / "forged", record=nothing_robust, rows=all_broken)
+    found = robustdup.verify(forged, model, data.images, data.labels)
+    assert "is claimed to be broken" in " ".join(found.problems)
+
+
+def test_an_order_of_outputs_that_makes_a_model_fail_is_refused(tmp_path):
+    """Images in memory have no names of classes: a stranger's order would prove that a good model is at most 0% robust."""
+    data, order = robustdup.load_data("builtin:digits", n=12), (*range(1, 10), 0)
+    turned, options = (
+        adapted(Around(), Adaptation(order=order)),
+        {"eps": "0.1", "attacks": "fgsm", "diagnostics": False},
+    )
+    robustdup.evaluate(turned, data.images, data.labels, out=str(tmp_path / "run"), **options)
+    folder = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
+    with raises("refused-bundle", UserError, "in which it is right on 0 of 12"):
+        robustdup.verify(folder, Around(), data.images, data.labels)
+    none = forge(tmp_path / "run", tmp_path / "none", record=set_in("model", "class_order", to=[99] * 10))
+    with raises("refused-bundle", UserError, "order of outputs that it states is none"):
+        robustdup.verify(none, Around(), data.images, data.labels)
+
+
+def test_what_a_bundle_has_the_model_asked_with_is_said(tmp_path):
+    settings = {"n": 8, "attacks": "fgsm", "eps": "0.1", "diagnostics": False, "normalize": "0.5,1000"}
+    jobs.run_evaluation(build(EvalConfig, values=settings), folder=tmp_path / "run")
+    folder = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
+    assert "asked with normalize = 0.5,1000" in " ".join(jobs.verify_bundle(folder).notes)
+    assert jobs.verify_bundle(folder, {"normalize": "0.5,1000"}).notes == []
 
 
 # --- what honest bundles look like ---

@@ -171,6 +171,15 @@ def test_forged_signatures_are_refused(bundle, tmp_path):
     assert let_pass == []
 
 
+def test_a_signature_in_which_a_name_stands_twice_is_refused(bundle, tmp_path):
+    """Another reader would take the first of the two keys for who signed."""
+    sign_bundle(bundle, key_file(tmp_path / "key"))
+    path = bundle / "signature.json"
+    path.write_text(path.read_text().replace('"key":', '"key": "ssh-ed25519 AAAA", "key":'))
+    with raises("refused-bundle", UserError, "damaged"):
+        signer_of(bundle)
+
+
 def test_the_signature_of_another_bundle_is_refused(bundle, honest, tmp_path):
     other = shutil.copytree(honest, tmp_path / "other")
     (other / "samples.parquet").write_bytes((other / "samples.parquet").read_bytes() + b"\0")

@@ -32,6 +32,11 @@ _REDUCERS: tuple[dict[Any, Any], ...] = (
 )
 _ERRORS = ("strict", "replace", "ignore", "backslashreplace", "surrogateescape", "surrogatepass")
 _TOOLS = range(6)  # of sys.monitoring
+_KEYS = (
+    "AutogradCPU", "AutogradCUDA", "AutogradOther", "ADInplaceOrView", "AutocastCPU", "AutocastCUDA", "Negative", "Conjugate",
+    "Functionalize", "Python",
+)  # fmt: skip
+_C: Any = torch._C
 _random: Any = torch.random
 _monitoring: Any = getattr(sys, "monitoring", None)  # Python 3.12
 
@@ -111,7 +116,23 @@ def set_words_and_numbers(before: list[Any]) -> None:
     sys.set_int_max_str_digits(before[3])
 
 
+def dispatch_keys() -> list[tuple[bool, bool]]:
+    """Return which kinds of kernels this thread leaves out, and takes besides: without autograd's no loss has a gradient."""
+    return [
+        (_C._dispatch_tls_is_dispatch_key_excluded(key), _C._dispatch_tls_is_dispatch_key_included(key))
+        for key in _KEYS
+    ]
+
+
+def set_dispatch_keys(before: list[tuple[bool, bool]]) -> None:
+    """Let this thread take the kernels of before."""
+    for key, (excluded, included) in zip(_KEYS, before, strict=True):
+        _C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+        _C._dispatch_tls_set_dispatch_key_included(key, included)
+
+
 HOOKS = (
+    ("kinds of kernels", dispatch_keys, set_dispatch_keys),
     ("kernels of torch", kernels, set_kernels),
     ("how values are pickled and copied", reducers, set_reducers),
     ("the generator of torch", generators, set_generators),

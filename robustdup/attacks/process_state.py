@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _C: Any = torch._C
+# By their own names: a call may have put others in their place, and is looked at before that is put right.
+getitimer, setitimer = getattr(signal, "getitimer", None), getattr(signal, "setitimer", None)
 _GLOBAL_HOOKS = [
     value for name, value in vars(hooks_of_torch).items() if name.startswith("_global_") and value is not None
 ]
@@ -184,8 +186,8 @@ def _set_signals(handlers: list[Any]) -> None:
 
 def _timers() -> dict[int, tuple[float, float]]:
     """Return the timers that will send a signal, whose handler runs while others compute: (when, seconds between)."""
-    now = time.monotonic()
-    left = {kind: signal.getitimer(kind) for kind in TIMERS}
+    now = monotonic()
+    left = {kind: getitimer(kind) for kind in TIMERS}
     return {kind: (now + seconds, interval) for kind, (seconds, interval) in left.items() if seconds > 0}
 
 
@@ -340,7 +342,7 @@ class ProcessState:
         """Stop what would run by itself while all is put back, and return the names of what is new of it."""
         changed = [] if _same_timers(_timers(), self._timers) else ["timers"]
         for kind in TIMERS:
-            signal.setitimer(kind, 0.0)
+            setitimer(kind, 0.0)
         if gc.callbacks != self._callbacks:
             changed.append("callbacks of the garbage collector")
             gc.callbacks[:] = self._callbacks
@@ -348,9 +350,9 @@ class ProcessState:
 
     def go_on(self) -> None:
         """Start the timers of before again."""
-        now = time.monotonic()
+        now = monotonic()
         for kind, (when, interval) in self._timers.items():
-            signal.setitimer(kind, max(when - now, 0.01), interval)
+            setitimer(kind, max(when - now, 0.01), interval)
 
     def put_back(self) -> list[str]:
         """Put back what is different now, and return its names. Raises RuntimeError where a setting keeps its new value."""

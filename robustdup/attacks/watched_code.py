@@ -28,7 +28,8 @@ MODULES = (
     "json.encoder", "json.decoder", "os", "pathlib", "subprocess", "tempfile", "pickle", "shutil", "copy", "dataclasses",
     "functools", "operator", "fractions", "pyarrow.parquet", "pydantic.main", "contextlib", "enum", "numbers", "collections",
     "itertools", "io", "posixpath", "ntpath", "genericpath", "copyreg", "multiprocessing.reduction", "torch.random",
-    "torch.library", "numpy.random",
+    "torch.library", "numpy.random", "numpy._core._methods", "numpy._core.fromnumeric", "numpy._core.numeric",
+    "pyarrow.parquet.core",
 )  # fmt: skip
 OF_CLASSES = ("torch.nn", "contextlib", "pathlib", "json.encoder", "json.decoder")  # whose own classes are watched too
 KINDS = frozenset(
@@ -45,6 +46,7 @@ KINDS = frozenset(
 )
 OWN = "robustdup"
 OF_TORCH = str(Path(torch.__file__).parent)
+SCHEMAS = ("__pydantic_validator__", "__pydantic_serializer__", "__pydantic_core_schema__")  # of a record
 PARTS = ("__code__", "__defaults__", "__kwdefaults__")  # of a Python function
 MISSING = object()
 
@@ -72,7 +74,10 @@ class WatchedCode:
     def __init__(self, models: Iterable[nn.Module] = ()) -> None:
         classes = {torch.Tensor, torch._C.TensorBase, nn.Parameter, torch.autograd.Function}
         classes |= {base for model in models for module in model.modules() for base in type(module).__mro__}
-        names = {base.__module__ for base in classes} | set(MODULES)
+        named = [
+            value for module in _own_modules() for value in list(vars(module).values()) if isinstance(value, ModuleType)
+        ]
+        names = {base.__module__ for base in classes} | set(MODULES) | {module.__name__ for module in named}
         inside = tuple(f"{package}." for package in PACKAGES)
         modules = [
             module
@@ -83,6 +88,7 @@ class WatchedCode:
             if module.__name__.partition(".")[0] == OWN or module.__name__ in OF_CLASSES:
                 named = [value for value in list(vars(module).values()) if isinstance(value, type)]
                 classes |= {base for value in named for base in value.__mro__}
+        classes |= {type(base) for base in classes if type(base) is not type}
         inner = {base for model in models for module in model.modules() for base in type(module).__mro__}
         self._of_model = {id(base) for base in inner if f"{base.__module__}.".partition(".")[0] != "torch"}
         self._modules = {module.__name__: module for module in modules if sys.modules.get(module.__name__) is module}
@@ -95,6 +101,10 @@ class WatchedCode:
             for base in classes
             if base.__module__ != "builtins"
         ]
+        own = [base for base in classes if base.__module__.partition(".")[0] == OWN]
+        fields = [vars(base)["__dataclass_fields__"] for base in own if "__dataclass_fields__" in vars(base)]
+        self._fields = [(table, dict(table), [(field, field.name) for field in table.values()]) for table in fields]
+        self._schemas = [(base, name, vars(base)[name]) for base in own for name in SCHEMAS if _is_built(base, name)]
         self._bases = [(base, base.__bases__) for base in classes if base.__module__ != "builtins"]
         functions = {id(v): v for space in self._spaces for v in space.values if type(v) is FunctionType}
         self._functions = tuple(functions.values())
@@ -125,11 +135,27 @@ class WatchedCode:
                 if not _alike(table, kept):
                     changed.append(f"{space.label}.{name}")
                     _refill(table, kept)
+        changed += self._put_back_fields()
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module:
                 changed.append(f"the module {name}")
                 sys.modules[name] = module
         return changed + self._put_back_parts()
+
+    def _put_back_fields(self) -> list[str]:
+        """Put back what dataclasses and records know of their fields, and by what records are read and written."""
+        changed = []
+        for table, kept, names in self._fields:
+            if not _alike(table, kept) or any(field.name != name for field, name in names):
+                changed.append("the fields of a class")
+                _refill(table, kept)
+                for field, name in names:
+                    field.name = name
+        for kind, name, value in self._schemas:
+            if vars(kind).get(name) is not value:
+                changed.append(f"{kind.__qualname__}.{name}")
+                type.__setattr__(kind, name, value)
+        return changed
 
     def _put_back_parts(self) -> list[str]:
         """Put back code, defaults and what functions enclose, and return what a reader should hear of."""
@@ -160,6 +186,16 @@ class WatchedCode:
                 changed.append(f"{space.label}.{name}")
             _set(space.owner, name, value)
         return changed
+
+
+def _own_modules() -> list[ModuleType]:
+    """Return the modules of robustdup: what they name (time, warnings) is what they stand on."""
+    return [module for name, module in list(sys.modules.items()) if f"{name}.".startswith(f"{OWN}.") and module]
+
+
+def _is_built(kind: type, name: str) -> bool:
+    """Say whether a class of records has what this name stands for: pydantic makes some of it when it is first asked for."""
+    return name in vars(kind) and not type(vars(kind)[name]).__name__.startswith("Mock")
 
 
 def _callable(value: Any) -> bool:

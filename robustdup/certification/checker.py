@@ -151,8 +151,10 @@ def _in_cases(
     A case is about the value that the float32 network has, as all bounds here are. Where side times an input is at least 0,
     the function less any positive multiple of that is not above the function.
     """
+    if not _fits(tree):
+        return -np.inf
     paths = _paths(tree, steps, values)
-    if paths is None or len(tree.weights) != sum(map(len, paths)):
+    if paths is None:
         return -np.inf
     weights = iter(np.clip(np.nan_to_num(tree.weights.astype(np.float64)), 0, 1e6).tolist())
     worst = np.inf
@@ -170,6 +172,18 @@ def _in_cases(
         if not is_empty:  # no image of the ball is in that case
             worst = min(worst, float(_pull_back(steps, len(steps) - 1, row, inside, ball, slopes, leaning)[0]))
     return worst
+
+
+def _fits(tree: Tree) -> bool:
+    """Say whether a tree has a weight for each split above each leaf, before its ways are written out: they are as many."""
+    waiting, total = [0], 0  # how deep the nodes lie that are still to come
+    for step, _ in tree.splits.tolist():
+        if not waiting or total > len(tree.weights):
+            return False
+        depth = waiting.pop()
+        waiting += [] if step < 0 else [depth + 1, depth + 1]
+        total += depth if step < 0 else 0
+    return not waiting and total == len(tree.weights)
 
 
 def _paths(tree: Tree, steps: Sequence[Step], values: _Values) -> list[Path] | None:

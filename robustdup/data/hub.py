@@ -263,7 +263,7 @@ def _broken_files(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     for file in files:
         try:
-            with pyarrow.parquet.ParquetFile(file) as parquet:
+            with pyarrow.parquet.ParquetFile(file.absolute()) as parquet:
                 if parquet.metadata.num_rows == 0:
                     return f"{str(file)!r} has no rows: give it some, or take it away."
                 for group in range(parquet.num_row_groups):

@@ -92,7 +92,8 @@ def load_certified(path: Path, about: Mapping[str, str] | None = None) -> Certif
         trees = _read_trees(tensors)
         slopes = {int(name.removeprefix("slopes.")): slope for name, slope in tensors.items()}
         sizes = {len(position), len(margin), *map(len, slopes.values())}
-        if position.dtype != torch.int64 or len(sizes) != 1 or position.ndim != 1:
+        plain = margin.ndim == 1 and all(tensor.is_floating_point() for tensor in (margin, *slopes.values()))
+        if position.dtype != torch.int64 or len(sizes) != 1 or position.ndim != 1 or not plain:
             raise ValueError("its parts do not belong together")
         certified = Certified(
             position,

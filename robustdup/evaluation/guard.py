@@ -19,10 +19,10 @@ from robustdup.attacks.watched_code import WatchedCode
 from robustdup.errors import RunError
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.held import Held, as_bytes
+from robustdup.evaluation.model_state import TABLES, ModelState
 from robustdup.plugins.exits import no_exits
 
 SHOWN = 5  # things that a note names
-TABLES = ("_parameters", "_buffers", "_modules")  # of a module, besides its hooks
 
 
 class Refused(RunError):
@@ -96,6 +96,7 @@ class _Watch:
         self._state = ProcessState()
         held = Held(guard._context, whole=self._judged_by)
         self._parts: list[Held | _Modules] = [held, *(_Modules(model) for model in guard._models)]
+        self._plain = ModelState(guard._models)
         self._exits = no_exits()
         self._exits.__enter__()
 
@@ -105,6 +106,7 @@ class _Watch:
         finally:
             if os.getpid() != self._guard._process:  # a process that the attack forked, and that would go on as a run
                 os._exit(1)
+            self._plain.put_back()
             changed = [*self._state.hold_still(), *self._guard._put_back(self._state, self._parts)]
             self._state.go_on()
             if changed:

@@ -141,7 +141,7 @@ def make_record(run: FinishedRun, *, seconds: float) -> EvaluationRecord:
         if options.min_distance
         else None,
         certification=None if run.certified is None else run.certified.part(n),
-        interval_about=_interval_text(run.data),
+        interval_about=interval_text(run.data.selection, len(run.data), run.data.n_total),
         curve=curve,
         curve_attacks=by_eps if several else {},
         per_class=class_results(samples.labels, run.data.class_names, run.clean.num_classes, clean_share, correct),
@@ -244,15 +244,15 @@ def _curve(results: list[CascadeResult], samples: CleanSamples, *, exact_distanc
     return curve
 
 
-def _interval_text(data: ImageDataset) -> str:
-    n, total = len(data.labels), data.n_total
+def interval_text(selection: str, n: int, total: int) -> str:
+    """Return what the intervals of a record speak of: n samples that were chosen from `total` as `selection` says."""
     taken = {
         "all": f"all {n} of the split",
         "first": f"the first {n} of {total}, as if they were drawn at random",
         "sample": f"{n} of {total}, drawn at random",
         "stratified": f"{n} of {total}, drawn at random with each class by its share",
         "given": f"the {n} given",
-    }["all" if data.selection == "first" and n == total else data.selection]
+    }["all" if selection == "first" and n == total else selection]
     return (
         f"95% Wilson intervals about images of this kind, from {taken}. They cover the choice of images, "
         "not the strength of the attack or its seed."

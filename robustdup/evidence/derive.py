@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustdup.config import parse_attacks
 from robustdup.errors import UserError
+from robustdup.evaluation.record import interval_text
 from robustdup.evaluation.summary import class_results, distance_summary
 from robustdup.evidence.replay import EpsReplay, Replay, Row, is_certified, stages_of, threat_at
 from robustdup.records import UNION, DataInfo, EvaluationRecord, ModelInfo, Outcome
@@ -60,10 +61,11 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
         "status": "failed" if rows and all(row["outcome"] == Outcome.UNDECIDED.word for row in rows) else "complete",
         "threat": {"norm": UNION if union else threat.norm, "eps": threat.radius},
         "tolerance": max(ball.tolerance for ball in threats) if union else threat.tolerance,
-        "clean_accuracy": _accuracy(replay.clean_share, record),
-        "robust_accuracy": _accuracy(correct, record, undecided),
+        "clean_accuracy": _accuracy(replay.clean_share),
+        "robust_accuracy": _accuracy(correct, undecided),
         "n_undecided": undecided,
         "n_not_attacked": left_out,
+        "interval_about": interval_text(record.data.selection, n, record.data.n_total),
         "attacks": Exactly([stage for of_eps in stages.values() for stage in of_eps.content])
         if union
         else stages[record.threat.eps_text],
@@ -103,7 +105,7 @@ def derive(record: EvaluationRecord, replay: Replay, correct: Tensor) -> dict[st
             {key: value for key, value in ball.items() if key not in judged} for ball in derived["union"].content
         ]
         derived["robust_accuracy"] = _accuracy(
-            torch.full((n,), record.robust_accuracy.value, dtype=torch.float64), record, undecided
+            torch.full((n,), record.robust_accuracy.value, dtype=torch.float64), undecided
         )
         derived["per_class"] = Exactly([_without(part, "robust_accuracy") for part in derived["per_class"].content])
     return derived
@@ -113,20 +115,18 @@ def _certification(record: EvaluationRecord, replay: Replay) -> Any:
     certified = replay.certified
     if record.certification is None and not bool(certified.any()):
         return None
-    return {"n_certified": int(certified.sum()), "accuracy": _accuracy(certified.double(), record)}
+    return {"n_certified": int(certified.sum()), "accuracy": _accuracy(certified.double())}
 
 
 def _without(part: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key != name}
 
 
-def _accuracy(correct: Tensor, record: EvaluationRecord, undecided: int = 0) -> dict[str, float]:
-    """Return a share with its Wilson interval, about the whole split where the record says that it speaks of it."""
+def _accuracy(correct: Tensor, undecided: int = 0) -> dict[str, float]:
+    """Return a share with its Wilson interval."""
     n, total = len(correct), float(correct.sum())
-    whole = "the whole split of" in record.interval_about and record.data.n_total > n
-    population = record.data.n_total if whole else None
-    low, _ = wilson(total, n, population=population)
-    _, high = wilson(min(total + undecided, n), n, population=population)
+    low, _ = wilson(total, n)
+    _, high = wilson(min(total + undecided, n), n)
     return {"value": total / n, "low": min(low, total / n), "high": max(high, total / n)}
 
 
@@ -201,9 +201,9 @@ def _balls(record: EvaluationRecord, replay: Replay) -> list[dict[str, Any]]:
                 "n_broken": int(broken.sum()),
                 "n_undecided": int(undecided.sum()),
                 "n_open": int(left_out.sum()),
-                "robust_accuracy": _accuracy(alone, record, unknown),
+                "robust_accuracy": _accuracy(alone, unknown),
                 "at_most": float(alone.mean()) + unknown / len(is_correct),
-                "robust_accuracy_after": _accuracy(after, record, int(open_so_far.sum())),
+                "robust_accuracy_after": _accuracy(after, int(open_so_far.sum())),
             }
         )
     return balls
@@ -219,7 +219,7 @@ def _curve(record: EvaluationRecord, replay: Replay, nearest: list[float | None]
         undecided = ball.undecided & ~broken
         standing = (is_correct & ~broken & ~undecided).double()
         curve[text] = {
-            **_accuracy(standing, record, int(undecided.sum())),
+            **_accuracy(standing, int(undecided.sum())),
             "eps": ball.threat.radius,
             "alone": float((is_correct & ~ball.broken & ~ball.undecided).double().mean()),
         }

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustdup.attacks.isolation import isolated
+from robustdup.attacks.losses import margin
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context
@@ -39,9 +40,8 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 from robustdup.union import union_name
 
-ROUNDING = (
-    1e-4  # of the largest logit: what float32 may round to the other side, as another machine adds in another order
-)
+# What float32 may round to the other side, as another machine adds in another order: of the largest margin, and of the logits.
+ROUNDING, OF_LOGITS = 1e-4, 2**-21
 LARGEST_BATCH = 4096  # rows that a stranger's record may have a model called with
 DRAWS = (20, 100)  # fewest and most calls by which a model that answers at random is judged here
 DEVIATIONS = 4.0  # standard deviations that two expected accuracies over fresh draws may differ by
@@ -227,7 +227,6 @@ def judge_here(
     steady = examine(original, images, labels, first, seed=context.seed)
     randomized = steady.randomized
     draws = draws if randomized else 1
-    finite = logits[logits.isfinite()]
     verdicts = [judge(original, images, examples, labels, ball, draws=draws, seed=seed) for ball in balls]
     return Judged(
         verdict=verdicts[0],
@@ -237,8 +236,24 @@ def judge_here(
         randomized=randomized,
         batch_dependent=steady.batch_dependent,
         num_classes=logits.shape[1],
-        rounding=ROUNDING * max(1.0, float(finite.abs().max()) if len(finite) else 1.0),
+        rounding=_rounding_of(logits, labels[few]),
     )
+
+
+def _rounding_of(logits: Tensor, labels: Tensor) -> float:
+    """Return up to which margin a claim may fail by rounding, from some logits (n, K) float64.
+
+    By the size of the margins: of a model that divides its logits by a million, all would be below any fixed number. A
+    constant that is added to all logits, or to a class that is ruled out, adds next to nothing.
+    """
+    margins = margin(logits, labels)
+    decisive = logits.gather(1, labels[:, None])[:, 0], logits.gather(1, labels[:, None])[:, 0] - margins
+
+    def largest(values: Tensor) -> float:
+        finite = values[values.isfinite()].abs()
+        return float(finite.max()) if len(finite) else 0.0
+
+    return ROUNDING * largest(margins) + OF_LOGITS * max(map(largest, decisive))
 
 
 def summarise(judged: Judged, balls: Sequence[ThreatModel], *, undecided: Tensor | None = None) -> Verification:

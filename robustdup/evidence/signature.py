@@ -18,6 +18,7 @@ from robustdup.errors import Unavailable, UserError, how_to_install, plain
 from robustdup.evidence.bundle import MANIFEST, SIGNATURE, check_manifest, refused
 from robustdup.evidence.verification import Signed
 from robustdup.records import write_atomic
+from robustdup.records.base import each_once
 
 FORMAT = "robustdup.signature/1"
 PURPOSE = b"robustdup.signature/1\n"  # signed before the manifest: no signature of something else is taken for one
@@ -112,7 +113,7 @@ def signer_of(folder: Path) -> Signer | None:
     if path.stat().st_size > LARGEST:
         raise refused(f"{SIGNATURE} is damaged.")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=each_once)
         form, text, signed = (
             content["format"],
             str(content["key"]),

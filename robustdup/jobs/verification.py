@@ -17,7 +17,8 @@ from robustdup.data.dataset import ImageDataset, from_tensors
 from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
-from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, verifier_of
+from robustdup.evaluation.referee import judge_images
+from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, refused, verifier_of
 from robustdup.evidence.examples import has_pictures, read_examples, read_indices
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
@@ -27,7 +28,7 @@ from robustdup.evidence.verification import Signed, Verification
 from robustdup.jobs.evaluation import engine_options, given_data, load_data, parse_threats, run_evaluation
 from robustdup.jobs.models import fit_model
 from robustdup.jobs.trust import check_trust, trust_networks, without_demands
-from robustdup.models.adapt import adapted
+from robustdup.models.adapt import adapted, order_of
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
 from robustdup.records import UNION, EvaluationRecord, load_record
@@ -35,6 +36,14 @@ from robustdup.threat import ThreatModel
 from robustdup.union import is_union
 
 DATA_SETTINGS = {"data", "split", "data_config", "revision", "image_column", "label_column"}
+ASKED = (
+    "normalize",
+    "mode",
+    "class_names",
+    "resize",
+    "crop",
+    "grey",
+)  # settings of what a model is asked, besides the images
 
 
 def is_bundle(place: Path) -> bool:
@@ -90,7 +99,7 @@ def verify_bundle(
     model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
     same_data = not own.keys() & DATA_SETTINGS
     verification = recheck_bundle(folder, _context(config, model, data), data, same_data=same_data)
-    verification = with_signature(verification, folder, signer)
+    verification = _with_settings(with_signature(verification, folder, signer), config, own)
     if again:
         verification = _attacked_again(folder, verification, config, model, data, again)
     return _timed(verification, started)
@@ -184,9 +193,48 @@ def verify(
     config = validate(EvalConfig, {**without_demands(record.config), "device": device})
     _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
     data = given_data(images, labels, config)
-    order = load_record(folder).model.class_order  # these images come without names of their classes
-    verification = recheck_bundle(folder, _context(config, model, data, order), data)
-    return _timed(with_signature(verification, folder, signer), started)
+    context = _in_stated_order(_context(config, model, data), config, model, data, record.model.class_order)
+    verification = recheck_bundle(folder, context, data)
+    return _timed(_with_settings(with_signature(verification, folder, signer), config, {}), started)
+
+
+def _in_stated_order(
+    context: Context, config: EvalConfig, model: nn.Module, data: ImageDataset, order: list[int] | None
+) -> Context:
+    """Return the context in which outputs stand in the order that a bundle states: images in memory name no classes.
+
+    Raises UserError where the model is not right more often in that order than in its own: who states it would have it fail.
+    """
+    if order is None or order_of(context.original.model) is not None:
+        return context
+    logits = context.original(data.images[:1].to(context.device))
+    if sorted(order) != list(range(logits.shape[1])):
+        raise refused("the order of outputs that it states is none.")
+    stated = _context(config, model, data, order)
+    images, labels = data.images.to(context.device), data.labels.to(context.device)
+    n_right, n_own = (
+        int((~judge_images(each.original, images, labels, seed=config.seed).is_adv).sum()) for each in (stated, context)
+    )
+    if n_right <= n_own:
+        raise refused(
+            f"it takes the model's outputs in the order {order}, in which it is right on {n_right} of {len(data)} samples; "
+            f"as they come it is right on {n_own}."
+        )
+    return stated
+
+
+def _with_settings(verification: Verification, config: EvalConfig, own: Mapping[str, Any]) -> Verification:
+    """Say by which settings of the bundle, which the verifier did not give, the model is asked: what is proven is of these."""
+    usual = EvalConfig()
+    said = [
+        f"{name} = {getattr(config, name)}"
+        for name in ASKED
+        if name not in own and getattr(config, name) != getattr(usual, name)
+    ]
+    if not said:
+        return verification
+    note = f"The bundle has the model asked with {', '.join(said)}: what is proven is of the model with that."
+    return verification.model_copy(update={"notes": [*verification.notes, note]})
 
 
 def verify_examples(

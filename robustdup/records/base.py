@@ -220,7 +220,7 @@ def read_record(
 def read_content(path: Path) -> dict[str, Any]:
     """Return the JSON object of a record file as it stands. Raises UserError where it is not whole."""
     try:
-        content = json.loads(read_text(path), object_pairs_hook=_each_once, parse_int=_of_64_bits)
+        content = json.loads(read_text(path), object_pairs_hook=each_once, parse_int=_of_64_bits)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise UserError(
@@ -237,7 +237,7 @@ def _of_64_bits(digits: str) -> int:
     return int(digits)
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of these pairs; a name that stands twice would be one thing to us and another to other readers."""
     content = dict(pairs)
     if len(content) < len(pairs):

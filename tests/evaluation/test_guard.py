@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import types
 import warnings
 import weakref
 from fractions import Fraction
@@ -36,7 +38,7 @@ import robustdup.evaluation.referee
 import robustdup.projections
 import robustdup.threat
 from robustdup.attacks.passes import Count, Passes
-from robustdup.attacks.process_hooks import kernels, monitors, words_and_numbers
+from robustdup.attacks.process_hooks import dispatch_keys, kernels, monitors, words_and_numbers
 from robustdup.errors import RunError
 from robustdup.evaluation import held
 from robustdup.evaluation.calls import PlannedStage
@@ -46,7 +48,7 @@ from robustdup.evaluation.guard import Refused
 from robustdup.evaluation.referee import judge_images
 from robustdup.models.attack_copy.prepare import Prepared
 from robustdup.plugins import AttackSpec
-from robustdup.records import Outcome
+from robustdup.records import Accuracy, Outcome
 from robustdup.threat import ThreatModel
 from tests.lanes import each_once
 from tests.raising import raises
@@ -537,6 +539,37 @@ def how_values_are_sent_and_copied(model, images, labels, threat, *, rng):
 
 
 @evil
+def what_reads_the_clock_or_warns(model, images, labels, threat, *, rng):
+    def fails(*arguments, **options):
+        raise ValueError("no")
+
+    time.perf_counter = time.monotonic = warnings.warn = fails
+    sys.modules["warnings"] = types.ModuleType("warnings")
+    return images
+
+
+@evil
+def fields_of_classes(model, images, labels, threat, *, rng):
+    fields = robustdup.evaluation.referee.Verdict.__dataclass_fields__
+    fields["is_adv"].name = "margin"
+    fields.pop("margin")
+    return images
+
+
+@evil
+def by_what_records_are_read(model, images, labels, threat, *, rng):
+    for name in ("__pydantic_validator__", "__pydantic_serializer__"):
+        type.__setattr__(Accuracy, name, None)
+    return images
+
+
+@evil
+def what_tells_instances(model, images, labels, threat, *, rng):
+    type.__setattr__(type(nn.Parameter), "__instancecheck__", lambda kind, value: False)
+    return images
+
+
+@evil
 def another_generator(model, images, labels, threat, *, rng):
     torch.default_generator = torch.random.default_generator = torch.Generator()
     return images
@@ -596,6 +629,9 @@ def as_before():
             sorted(kernels()), set(copyreg.dispatch_table), set(ForkingPickler._extra_reducers), set(copy._deepcopy_dispatch),
             torch.default_generator, monitors(), words_and_numbers(), faulthandler.dump_traceback_later, os.kill,
             torch._C._functorch.maybe_current_level(), torch.autograd.forward_ad._current_level,
+            list(robustdup.evaluation.referee.Verdict.__dataclass_fields__), Accuracy.__pydantic_validator__, time.monotonic,
+            Accuracy.__pydantic_serializer__, isinstance(nn.Parameter(torch.zeros(1)), nn.Parameter), warnings.warn,
+            dispatch_keys(),
         )  # fmt: skip
 
     before = look()
@@ -681,6 +717,12 @@ def a_forward_of_the_attack_copy(model, images, labels, threat, *, rng):
     for module in gc.get_objects():
         if isinstance(module, nn.Linear) and module.in_features == 16:
             module.forward = lambda images: images[:, :2] * 0
+    return images
+
+
+@weakening
+def kinds_of_kernels(model, images, labels, threat, *, rng):
+    torch._C._dispatch_tls_set_dispatch_key_excluded("AutogradCPU", True)
     return images
 
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from published_sets import Bright, made_here, published
 from robustdup_corruptions import run as jobs
 from robustdup_corruptions.run import finished_corruptions, run_corruptions
+from robustdup_corruptions.tables import read_answers
 from torch import nn
 
 import robustdup
@@ -195,6 +198,79 @@ def test_a_bundle_that_says_otherwise_is_refused(finished, tmp_path, change, col
     found = robustdup.verify(bundled(finished[0], tmp_path, change, **columns), Bright())
     assert not found.accepted
     assert word in " ".join(found.problems)
+
+
+def without_pixels(content):
+    for kind in content["kinds"]:
+        for part in kind["severities"]:
+            part["pixels"] = None
+
+
+class Tiny(Bright):
+    """The same classes by logits a million times smaller."""
+
+    def forward(self, images):
+        return super().forward(images) * 1e-6
+
+
+def all_wrong(content):
+    for accuracy in (content["corruption_accuracy"], *(part["accuracy"] for part in content["kinds"])):
+        accuracy.update(value=0.0, low=0.0)
+    for kind in content["kinds"]:
+        for part in kind["severities"]:
+            part["accuracy"].update(value=0.0, low=0.0)
+
+
+def test_no_size_of_logits_makes_room_for_claims(finished, tmp_path):
+    folder = finished[0] / "CIFAR-10-C"
+    run_corruptions(config(folder), model=Tiny(), folder=tmp_path / "run")
+    assert robustdup.verify(bundled(tmp_path, tmp_path / "honest"), Tiny()).accepted
+    other = {"prediction": lambda values: (values + 1) % 10, "correct_share": lambda values: 0 * values}
+    assert not robustdup.verify(bundled(tmp_path, tmp_path / "forged", all_wrong, **other), Tiny()).accepted
+
+
+def test_a_bundle_that_leaves_out_what_its_images_were_is_refused(finished, tmp_path):
+    found = robustdup.verify(bundled(finished[0], tmp_path, without_pixels), Bright())
+    assert "are others here" in " ".join(found.problems)
+
+
+@pytest.mark.parametrize("column", ["index", "label", "kind", "severity", "prediction", "correct_share", "margin"])
+def test_columns_of_other_kinds_are_refused(finished, tmp_path, column):
+    odd = {"kind": np.arange}.get(column, lambda n: np.array(["x"] * n))
+    with raises("refused-bundle", robustdup.UserError, column):
+        robustdup.verify(bundled(finished[0], tmp_path, **{column: lambda values: odd(len(values))}), Bright())
+
+
+def test_a_column_that_stands_twice_is_refused(finished, tmp_path):
+    folder = bundled(finished[0], tmp_path)
+    table = pq.read_table(folder / "corrupted.parquet")
+    pq.write_table(table.append_column("margin", table["margin"]), tmp_path / "run" / "corrupted.parquet")
+    with raises("refused-bundle", robustdup.UserError, "other columns"):
+        robustdup.verify(write_bundle(tmp_path / "run", tmp_path / "again"), Bright())
+
+
+class Chance(Bright):
+    """Answers by chance."""
+
+    def forward(self, images):
+        return torch.randn(len(images), 10)
+
+
+def test_a_model_by_chance_is_not_what_a_wide_interval_says(finished, tmp_path):
+    run_corruptions(config(finished[0] / "CIFAR-10-C"), model=Chance(), folder=tmp_path / "run")
+
+    def change(content):
+        content["corruption_accuracy"].update(value=0.99, low=0.0, high=1.0)
+
+    found = robustdup.verify(bundled(tmp_path, tmp_path / "forged", change), Chance())
+    assert "outside the interval of the other" in " ".join(found.problems)
+
+
+def test_a_folder_whose_name_begins_with_a_tilde_is_verified_and_shown(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundled(finished[0], tmp_path / "~mine")
+    assert robustdup.verify("~mine/bundle", Bright()).accepted
+    assert read_answers(Path("~mine/run")) is not None
 
 
 def test_other_images_in_the_folder_and_a_changed_bundle_are_noticed(finished, tmp_path):

@@ -137,10 +137,18 @@ def verify_corruptions(
 def _table(folder: Path) -> pa.Table:
     try:
         check_parquet(folder / TABLE_FILE)
-        with pq.ParquetFile(folder / TABLE_FILE) as file:
-            return file.read()
+        with pq.ParquetFile((folder / TABLE_FILE).absolute()) as file:
+            table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise refused(f"{TABLE_FILE} cannot be read ({plain(error, 200)}).") from None
+    if sorted(table.column_names) != sorted((*COLUMNS, *JUDGED)):
+        raise refused(f"{TABLE_FILE} has other columns than a run writes.")
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        number = pa.types.is_integer(kind) or (name in ("correct_share", "margin") and pa.types.is_floating(kind))
+        if not (number if name != "kind" else pa.types.is_string(kind)) or table[name].null_count:
+            raise refused(f"{TABLE_FILE} holds {kind} in the column {name!r}.")
+    return table
 
 
 def _compared(
@@ -175,7 +183,7 @@ def _compared(
     problems += [f"{name} does not follow: stated {a}, here {b}." for name, a, b in _unlike(record, own, names, slack)]
     if randomized and differing:
         notes.append(f"The model answers at random: {differing} of {rows} answers were others here.")
-        problems += _outside(record, own)
+    problems += _outside(record, own) if randomized else []
     classes = fields_of(
         record.model_dump(), [f"record.{name}" for name in names], [], _table_fields(randomized=randomized)
     )
@@ -204,23 +212,22 @@ def _sets(record: CorruptionRecord) -> dict[str, str | None]:
 
 def _other_pixels(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
     here = _sets(own)
-    return [name for name, pixels in _sets(record).items() if pixels is not None and here.get(name) != pixels]
+    return [name for name, pixels in _sets(record).items() if pixels is None or here.get(name) != pixels]
 
 
 def _differing(table: pa.Table, rechecked: Mapping[str, Any]) -> tuple[int | None, int]:
     """Count the images on which the answers differ, and those of them within rounding; None where the rows do not fit."""
     here = pa.table(dict(rechecked))
-    names = {*COLUMNS, *JUDGED}
-    if set(table.column_names) != names or any(
-        not np.array_equal(table[name].to_numpy(), here[name].to_numpy()) for name in COLUMNS
-    ):
+    if any(not np.array_equal(table[name].to_numpy(), here[name].to_numpy()) for name in COLUMNS):
         return None, 0
     differs = np.zeros(len(here), dtype=bool)
     for name in ("prediction", "correct_share"):
         differs |= table[name].to_numpy() != here[name].to_numpy()
     margin = here["margin"].to_numpy()
-    near = np.abs(margin) <= ROUNDING
-    differs |= ~np.isclose(table["margin"].to_numpy(), margin, rtol=LIKE, atol=LIKE, equal_nan=True)
+    finite = np.abs(margin[np.isfinite(margin)])
+    usual = min(1.0, float(finite.max())) if len(finite) else 1.0  # of a model whose margins are all small, that is far
+    near = np.abs(margin) <= ROUNDING * usual
+    differs |= ~np.isclose(table["margin"].to_numpy(), margin, rtol=LIKE, atol=LIKE * usual, equal_nan=True)
     return int(differs.sum()), int((differs & near).sum())
 
 
@@ -270,10 +277,13 @@ def _first_unlike(a: Any, b: Any, slack: float) -> tuple[Any, Any]:
 
 
 def _outside(record: CorruptionRecord, own: CorruptionRecord) -> list[str]:
-    """Say where what a model that answers at random does here lies outside the interval that is stated."""
+    """Say where what a model that answers at random does here lies outside the interval that is stated, or the other way."""
     stated, here = record.corruption_accuracy, own.corruption_accuracy
-    if stated is None or here is None or stated.low <= here.value <= stated.high:
+    if stated is None or here is None:
+        return [] if stated is here else ["corruption_accuracy is stated for other kinds than are here."]
+    if stated.low <= here.value <= stated.high and here.low <= stated.value <= here.high:
         return []
     return [
-        f"corruption_accuracy is {here.value:.4f} here, outside the stated interval [{stated.low:.4f}, {stated.high:.4f}]."
+        f"corruption_accuracy is {here.value:.4f} here and {stated.value:.4f} in the bundle: one lies outside the "
+        "interval of the other."
     ]

@@ -29,7 +29,7 @@ def title(record: CorruptionRecord) -> str:
 def read_answers(folder: Path) -> pa.Table | None:
     """Return who was right on which corrupted image; None where the folder keeps no such table."""
     try:
-        with pq.ParquetFile(folder / TABLE_FILE) as file:
+        with pq.ParquetFile((folder / TABLE_FILE).absolute()) as file:
             return file.read()
     except (OSError, pa.ArrowInvalid):
         return None

@@ -248,6 +248,6 @@ def load_pairs(folder: str | Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"There is no {PAIRS_FILE} in {str(folder)!r}.", code="missing-file")
     try:
-        return pq.read_table(path)
+        return pq.read_table(path.absolute())
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}. Was the copy cut off?", code="bad-file") from None

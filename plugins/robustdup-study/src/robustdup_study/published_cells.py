@@ -26,7 +26,7 @@ def runs_of_table(path: Path, config: StudyConfig) -> list[StudyRun]:
     if not path.is_file():
         raise UserError(f"There is no table {str(path)!r}.", code="missing-file")
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pc.read_csv(path)
+        table = (pq.read_table if path.suffix == ".parquet" else pc.read_csv)(path.absolute())
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{str(path)!r} cannot be read as a table: {error}.", code="damaged-file") from None
     names = {ARM: CONDITION} if CONDITION in config.factors and CONDITION not in table.column_names else {}
