@@ -31,7 +31,8 @@ except ImportError:  # Windows
 
 _C: Any = torch._C
 # By their own names: a call may have put others in their place, and is looked at before that is put right.
-getitimer, setitimer = getattr(signal, "getitimer", None), getattr(signal, "setitimer", None)
+getitimer: Any = getattr(signal, "getitimer", None)
+setitimer: Any = getattr(signal, "setitimer", None)
 _GLOBAL_HOOKS = [
     value for name, value in vars(hooks_of_torch).items() if name.startswith("_global_") and value is not None
 ]

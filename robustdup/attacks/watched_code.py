@@ -74,10 +74,10 @@ class WatchedCode:
     def __init__(self, models: Iterable[nn.Module] = ()) -> None:
         classes = {torch.Tensor, torch._C.TensorBase, nn.Parameter, torch.autograd.Function}
         classes |= {base for model in models for module in model.modules() for base in type(module).__mro__}
-        named = [
+        stood_on = [
             value for module in _own_modules() for value in list(vars(module).values()) if isinstance(value, ModuleType)
         ]
-        names = {base.__module__ for base in classes} | set(MODULES) | {module.__name__ for module in named}
+        names = {base.__module__ for base in classes} | set(MODULES) | {module.__name__ for module in stood_on}
         inside = tuple(f"{package}." for package in PACKAGES)
         modules = [
             module

@@ -66,7 +66,9 @@ class Guard:
                 f"The judge was changed while it was at work ({_named(changed)}): its results cannot be trusted.",
             )
 
-    def _put_back(self, state: ProcessState | None = None, parts: Sequence[Held | _Modules] = ()) -> list[str]:
+    def _put_back(
+        self, state: ProcessState | None = None, parts: Sequence[Held | _Modules | ModelState] = ()
+    ) -> list[str]:
         try:
             changed = self._code.put_back()
             changed += state.put_back() if state is not None else []
@@ -95,8 +97,8 @@ class _Watch:
             self._notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         self._state = ProcessState()
         held = Held(guard._context, whole=self._judged_by)
-        self._parts: list[Held | _Modules] = [held, *(_Modules(model) for model in guard._models)]
-        self._plain = ModelState(guard._models)
+        self._parts: list[Held | _Modules | ModelState] = [held, *(_Modules(model) for model in guard._models)]
+        self._parts.append(ModelState(guard._models))
         self._exits = no_exits()
         self._exits.__enter__()
 
@@ -106,7 +108,6 @@ class _Watch:
         finally:
             if os.getpid() != self._guard._process:  # a process that the attack forked, and that would go on as a run
                 os._exit(1)
-            self._plain.put_back()
             changed = [*self._state.hold_still(), *self._guard._put_back(self._state, self._parts)]
             self._state.go_on()
             if changed:

@@ -225,7 +225,7 @@ def _in_stated_order(
 
 def _with_settings(verification: Verification, config: EvalConfig, own: Mapping[str, Any]) -> Verification:
     """Say by which settings of the bundle, which the verifier did not give, the model is asked: what is proven is of these."""
-    usual = EvalConfig()
+    usual = validate(EvalConfig, {})
     said = [
         f"{name} = {getattr(config, name)}"
         for name in ASKED
