@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -172,10 +173,12 @@ def find_record(place: str | Path) -> Path:
     if path.is_dir():
         path = path / RECORD_FILE
     if not path.is_file():
-        raise UserError(
-            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself.",
-            code="no-record",
+        message = (
+            f"There is no record at {str(place)!r}: give a run folder (it holds {RECORD_FILE}) or the file itself."
         )
+        if (Path(place) / "croissant.json").is_file():  # a dataset that was duplicated
+            message += f" It is a dataset: robustdup data describe {shlex.quote(str(place))} --out RUN makes one."
+        raise UserError(message, code="no-record")
     return path
 
 

@@ -143,10 +143,13 @@ def shortened(text: str, length: int) -> str:
     return f"{one_line[: length - length // 2 - 1]}…{one_line[-(length // 2) :]}"
 
 
+WORDS_MEET = re.compile(r"(?<=[:_\-/@, ])|(?<=[a-z0-9])(?=[A-Z])")  # places in a name where a line may end
+
+
 def folded(name: str, width: int) -> str:
     """Return a name in lines of at most `width` letters, broken where its words meet; a longer word stays whole."""
     lines = [""]
-    for part in re.split(r"(?<=[:_\-/@, ])|(?<=[a-z0-9])(?=[A-Z])", name):
+    for part in WORDS_MEET.split(name):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -37,7 +37,7 @@ def notebook_html(record: EvaluationRecord, leaderboard: str) -> str:
     below = [_html(line) for line in remarks(record)] + [f"Leaderboard: {escape(plain(leaderboard, lines=True))}"]
     return "\n".join(
         [
-            '<div style="max-width:60em">', "<table>", *verdict, "</table>",
+            '<div style="max-width:60em;overflow-x:auto">', "<table>", *verdict, "</table>",
             f'<p style="{STYLES["dim"]}">{escape(record.interval_about)}</p>',
             f"<table><thead><tr>{head}</tr></thead><tbody>", *attacks, "</tbody></table>",
             *(f"<p>{line}</p>" for line in below), "</div>",
@@ -46,7 +46,7 @@ def notebook_html(record: EvaluationRecord, leaderboard: str) -> str:
 
 
 def _cell(content: str, tag: str = "td", side: str = "left") -> str:
-    return f'<{tag} style="text-align:{side}">{content}</{tag}>'
+    return f'<{tag} style="text-align:{side};padding:0.1em 0.6em;white-space:pre-wrap">{content}</{tag}>'
 
 
 def _html(markup: str) -> str:

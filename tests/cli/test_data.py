@@ -74,6 +74,9 @@ def test_the_tables_show_classes_and_multiplicities_as_bars(capsys, tmp_path):
     assert code == 0
     for text in ("Written to", "dose (share of entries that are copies)", "effective sample size", "▒"):
         assert text in out
+    code, _, err = run(capsys, "report", tmp_path / "out")
+    assert code == 2
+    assert f"robustdup data describe {tmp_path / 'out'} --out RUN" in " ".join(err.split())
     code, out, _ = run(capsys, "data", "describe", tmp_path / "out", "--no-images")
     assert code == 0
     flat = " ".join(out.split())

@@ -21,6 +21,7 @@ from robustdup.leaderboard.rank import Place
 from robustdup.records import Diagnostic, Threat, load_record, load_samples, save_record, save_samples
 from robustdup.report.evaluation_figures import standing
 from robustdup.report.html import write_report
+from robustdup.report.html.site import breakable
 
 
 def _load(name):
@@ -434,3 +435,14 @@ def test_a_saved_record_is_what_the_page_was_made_from(run):
     made = run()
     save_record(made.record, made.folder)
     assert load_record(made.folder) == made.record
+
+
+def test_names_break_where_their_words_meet_and_addresses_do_not():
+    assert breakable("net_a.py:net@<b>") == "net_<wbr>a.py:<wbr>net@<wbr>&lt;b&gt;"
+    assert "<wbr>" not in "".join(re.findall(r'(?:href|title|src)="[^"]*"', every_template()))
+
+
+def every_template():
+    folders = [Path(__file__).parents[2] / "robustdup", *Path(__file__).parents[2].glob("plugins/*/src")]
+    text = "".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.html.j2")))
+    return re.sub(r"\|breakable", "<wbr>", text)

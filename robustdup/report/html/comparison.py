@@ -144,6 +144,8 @@ def _lead(runs: list[Compared], differences: Sequence[Difference]) -> str:
         text += f" The difference between the two {'excludes' if clear else 'does not exclude'} zero at 95%."
     elif differences:
         text += f" {clear} of {len(differences)} differences from {runs[0].label} exclude zero at 95%, each by itself."
+    if len({tuple(attack_label(attack) for attack in run.run.record.attacks) for run in runs}) > 1:
+        text += " The attacks differ: a difference may be theirs, not the models'."
     return text
 
 

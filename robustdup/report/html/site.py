@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from robustdup.errors import UserError
 from robustdup.plugins import record_kinds
 from robustdup.report import format as text
+from robustdup.report.format import WORDS_MEET
 from robustdup.report.html.comparison import difference_text
 from robustdup.report.html.folder import check_folder, write_files
 from robustdup.report.html.page import Notice, Page, Section
@@ -148,8 +150,13 @@ def environment() -> Environment:
         "listed",
     )
     templates.filters.update({name: getattr(text, name) for name in words})
-    templates.filters.update({"difference": difference_text, "drawn": page_svg})
+    templates.filters.update({"difference": difference_text, "drawn": page_svg, "breakable": breakable})
     return templates
+
+
+def breakable(name: object) -> Markup:
+    """Return a name that a browser breaks where its words meet, and only where these do not fit inside a word."""
+    return Markup("<wbr>").join(WORDS_MEET.split(str(name)))
 
 
 def render(page: Page) -> str:
