@@ -12,9 +12,12 @@ class Reader(HTMLParser):
         self.tags, self.words, self.fields, self.json = [], [], {}, {}
         self.hints, self._narrow = [], False  # of charts, in order; the drawing for narrow columns says the same again
         self._field = self._script = None
-        self._skip = False
+        self._skip = self._joined = False
 
     def handle_starttag(self, tag, attributes):
+        if tag == "wbr":  # the word goes on: a line may end here, and that is all
+            self._joined = True
+            return
         values = dict(attributes)
         self.tags.append((tag, values))
         self._narrow = values.get("class") == "narrow" if tag == "svg" else self._narrow
@@ -38,7 +41,11 @@ class Reader(HTMLParser):
         if self._script is not None:
             self.json[self._script] = json.loads(data)
         elif not self._skip:
-            self.words.append(data)
+            if self._joined:
+                self.words[-1] += data
+            else:
+                self.words.append(data)
+            self._joined = False
             if self._field is not None:
                 value, text = self.fields[self._field]
                 self.fields[self._field] = (value, text + data)
