@@ -57,6 +57,8 @@ def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> i
         message = f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}."
         raise UserError(message, code="bad-budget")
     ((name, number),) = budget.items()
+    if not number < 2**53:
+        raise UserError(f"A budget of {name}={number:g} would never end.", code="bad-budget")
     samples = round(number * {"epochs": entries, "steps": batch_size, "samples": 1}[name])
     if samples < 1:
         raise UserError(f"The budget {name} = {number} is less than one training image.", code="bad-budget")
