@@ -380,3 +380,56 @@ def test_answers_of_steps_to_a_target_are_those_of_the_cells():
                 for j, dose in enumerate((0.0, 0.25, 0.5)):
                     expected = [cells[objective, dose, metric][seed] for seed in range(10)]
                     assert 100 * right[i, j] == pytest.approx(expected, abs=1e-9)
+
+
+BUDGETS = ("short", "four-times")
+GAINS = [(metric, budget) for metric in ("clean", "robust") for budget in BUDGETS]
+
+
+@pytest.fixture(scope="module")
+def gains():
+    """Values of the study of longer training, (metric, budget, dose): 10 seeds, in points."""
+    cells = points("no-gain", ("budget", "dose"))
+    assert {len(values) for values in cells.values()} == {10}
+    return {
+        (metric, budget, dose): np.array([cells[budget, dose, f"{metric}_accuracy"][seed] for seed in range(10)])
+        for metric, budget in GAINS
+        for dose in (0.0, 0.5)
+    } | {("steps", budget, dose): cells[budget, dose, "steps"][0] / 100 for budget in BUDGETS for dose in (0.0, 0.5)}
+
+
+def test_the_page_of_longer_training_is_that_of_its_cells(gains):
+    page = (RESULTS / "no-gain.md").read_text(encoding="utf-8")
+    effects = {(metric, budget): gains[metric, budget, 0.5] - gains[metric, budget, 0.0] for metric, budget in GAINS}
+    change = effects["clean", "four-times"] - effects["clean", "short"]
+    tested = [*effects.values(), change]
+    differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in tested], method="holm")[1]
+    within = multipletests([within_a_point(values) for values in tested], method="holm")[1]
+    words = {"short": "10 epochs", "four-times": "40 epochs"}
+    for (metric, budget), p, same in zip(GAINS, differ, within, strict=False):
+        values = effects[metric, budget]
+        verdict = "equivalent" if same < 0.05 else "undecided"
+        if p < 0.05:
+            verdict = "lower" if values.mean() < 0 else "higher"
+        means = [f"{gains[metric, budget, dose].mean():.1f}" for dose in (0.0, 0.5)]
+        assert row_of(page, metric, words[budget]) == [*means, told(values), p_text(p), p_text(same), verdict]
+    assert row_of(page, "clean", "40 epochs less 10")[2:5] == [told(change), p_text(differ[-1]), p_text(within[-1])]
+    robust = effects["robust", "four-times"] - effects["robust", "short"]
+    assert told(robust) in page
+    for dose in (0.0, 0.5):
+        for metric in ("clean", "robust"):
+            assert told(gains[metric, "four-times", dose] - gains[metric, "short", dose]) in page
+    steps = [gains["steps", budget, dose] for budget in BUDGETS for dose in (0.0, 0.5)]
+    assert all(f"{round(number):,}" in page for number in steps)
+
+
+def test_answers_of_longer_training_are_those_of_the_cells(gains):
+    text = " ".join((RESULTS / "no-gain.md").read_text(encoding="utf-8").split())
+    with np.load(RESULTS / "no-gain-answers.npz") as arrays:
+        for metric, n in (("clean", 10_000), ("robust", 2_000)):
+            right = np.unpackbits(arrays[f"{metric}_accuracy"], axis=-1, count=n).astype(float)
+            for i, budget in enumerate(BUDGETS):
+                for j, dose in enumerate((0.0, 0.5)):
+                    assert 100 * right[j, i].mean(axis=-1) == pytest.approx(gains[metric, budget, dose], abs=1e-9)
+                low, high = crossed(right[1, i] - right[0, i])
+                assert f"[{low:.1f}, {high:.1f}]".replace("-", "−") in text, (metric, budget)
