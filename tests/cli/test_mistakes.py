@@ -1,6 +1,9 @@
-"""Some seven hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
+"""Some nine hundred mistakes: each is answered by one message and the right exit code, without a traceback."""
 
 from __future__ import annotations
+
+import os
+import re
 
 import pytest
 
@@ -31,6 +34,30 @@ def name_of(words):
 def test_words(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answered(capsys, words)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a finished run, its bundle, and what is neither file nor run."""
+    place = tmp_path_factory.mktemp("finished")
+    words = ("--eps", "0.1", "--attacks", "fgsm", "--n", "4", "--no-diagnostics", "--bundle", place / "bundle")
+    assert main([str(word) for word in ("eval", *words, "--out", place / "run")]) == 0
+    os.mkfifo(place / "pipe")
+    (place / "loop").symlink_to("loop")
+    (place / "file").write_text("hello")
+    (place / "folder").mkdir()
+    return place
+
+
+@pytest.mark.parametrize("words", odd_values.OF_RUNS, ids=name_of)
+def test_words_about_a_run(words, finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    places = {name: str(finished / name.lower()) for name in ("RUN", "BUNDLE", "PIPE", "LOOP", "FILE", "FOLDER")}
+    ready = [re.sub(rf"^({'|'.join(places)})(?=/|$)", lambda match: places[match[1]], word) for word in words]
+    answered(capsys, ready)
+    assert (finished / "pipe").is_fifo()
+    assert sorted(path.name for path in finished.iterdir()) == ["bundle", "file", "folder", "loop", "pipe", "run"]
 
 
 @each_once(who=mistakes.WHO_READS, path=mistakes.PATHS)
