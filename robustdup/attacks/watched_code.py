@@ -47,6 +47,7 @@ KINDS = frozenset(
 OWN = "robustdup"
 OF_TORCH = str(Path(torch.__file__).parent)
 SCHEMAS = ("__pydantic_validator__", "__pydantic_serializer__", "__pydantic_core_schema__")  # of a record
+CAUGHT = (("warnings", "showwarning"), ("warnings", "_showwarnmsg_impl"))  # who catches warnings sets these
 PARTS = ("__code__", "__defaults__", "__kwdefaults__")  # of a Python function
 MISSING = object()
 
@@ -210,9 +211,12 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
     values = {
         name: value
         for name, value in content.items()
-        if (kind := type(value)) in KINDS
-        or issubclass(kind, type)
-        or (every and not name.startswith("__") and not _is_slot(value))
+        if (
+            (kind := type(value)) in KINDS
+            or issubclass(kind, type)
+            or (every and not name.startswith("__") and not _is_slot(value))
+        )
+        and (home, name) not in CAUGHT
     }
     constants = values if own else {}
     tables = [

@@ -166,7 +166,7 @@ def lost_call(work: Work, how: str) -> Call:
 
 def _failure_text(failure: BaseException) -> str:
     """Return what a failure of an attack says, and where it came from, in text that can be saved and shown."""
-    if isinstance(failure, UserError):  # it names the option; the line that raised it says nothing
+    if issubclass(type(failure), UserError):  # it names the option; the line that raised it says nothing
         return error_text(failure)
     frames = traceback.extract_tb(failure.__traceback__)
     place = f" ({plain(Path(frames[-1].filename).name)}:{frames[-1].lineno})" if frames else ""

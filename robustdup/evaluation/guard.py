@@ -19,10 +19,10 @@ from robustdup.attacks.watched_code import WatchedCode
 from robustdup.errors import RunError
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.held import Held, as_bytes
-from robustdup.evaluation.model_state import TABLES, ModelState
 from robustdup.plugins.exits import no_exits
 
 SHOWN = 5  # things that a note names
+TABLES = ("_parameters", "_buffers", "_modules")  # of a module, besides its hooks
 
 
 class Refused(RunError):
@@ -66,9 +66,7 @@ class Guard:
                 f"The judge was changed while it was at work ({_named(changed)}): its results cannot be trusted.",
             )
 
-    def _put_back(
-        self, state: ProcessState | None = None, parts: Sequence[Held | _Modules | ModelState] = ()
-    ) -> list[str]:
+    def _put_back(self, state: ProcessState | None = None, parts: Sequence[Held | _Modules] = ()) -> list[str]:
         try:
             changed = self._code.put_back()
             changed += state.put_back() if state is not None else []
@@ -97,8 +95,7 @@ class _Watch:
             self._notes.append(f"Between two calls of attacks these were changed, and put back: {_named(before)}.")
         self._state = ProcessState()
         held = Held(guard._context, whole=self._judged_by)
-        self._parts: list[Held | _Modules | ModelState] = [held, *(_Modules(model) for model in guard._models)]
-        self._parts.append(ModelState(guard._models))
+        self._parts: list[Held | _Modules] = [held, *(_Modules(model) for model in guard._models)]
         self._exits = no_exits()
         self._exits.__enter__()
 

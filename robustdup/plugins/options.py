@@ -164,7 +164,7 @@ def _check_value(owner: str, parameter: inspect.Parameter, value: Any) -> Any:
             raise unknown(f"value of {place[0].lower() + place[1:]}:", str(value), allowed) from None
     if isinstance(value, float) and math.isnan(value) and not isinstance(default, int):
         raise UserError(f"{place} must be a number, got {value!r}.", code="bad-option")
-    if _is_endless(value) and not _is_endless(default):
+    if _is_endless(value) and not _is_endless(default) and isinstance(value, float) <= isinstance(default, float):
         raise UserError(f"{place} is larger than any number that it may be.", code="bad-option")
     if isinstance(default, bool):
         if not isinstance(value, bool):

@@ -167,7 +167,7 @@ class Inner:
             if self._twin is None or not own:
                 yield self._model
                 return
-            if self._stale or not self._twin.follows_autocast():
+            if self._stale or not self._twin.is_fresh():  # weights move within a batch too, where it is replayed
                 self._twin.refresh()
                 self._stale = False
             yield self._twin.network

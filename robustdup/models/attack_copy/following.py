@@ -60,6 +60,9 @@ class FollowingCopy:
         self.folds = folds
         self.plain = _plain_layers(graph, {id(fold.fused) for fold in folds})
         self.network: nn.Module = graph
+        layers = [layer for fold in folds for layer in (fold.layer, fold.norm)] + [plain.layer for plain in self.plain]
+        self._followed = [tensor for layer in layers for tensor in (*layer.parameters(), *layer.buffers())]
+        self._versions: list[int] = []  # of them at the last refresh
         first = next(graph.parameters())
         self._device, self._full = first.device.type, first.dtype
         self._kept = self._full  # precision of the copy's own weights
@@ -78,6 +81,7 @@ class FollowingCopy:
         convert frozen weights again at every pass.
         """
         self._keep_in(self._precision())
+        self._versions = [tensor._version for tensor in self._followed]
         if self.folds:
             self._fold_again()
         for plain in self.plain if self._kept != self._full else ():
@@ -99,9 +103,9 @@ class FollowingCopy:
                 fold.fused.weight.div_(fold.divisor)
             fold.fused.bias.copy_(bias)
 
-    def follows_autocast(self) -> bool:
-        """Tell whether the copy's own weights are kept in the precision that autocast has now."""
-        return self._kept == self._precision()
+    def is_fresh(self) -> bool:
+        """Tell whether the model has not changed since `refresh`, and autocast has the precision that it had then."""
+        return self._kept == self._precision() and self._versions == [tensor._version for tensor in self._followed]
 
     def _precision(self) -> torch.dtype:
         return torch.get_autocast_dtype(self._device) if torch.is_autocast_enabled(self._device) else self._full
