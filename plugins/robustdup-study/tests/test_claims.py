@@ -91,7 +91,7 @@ def test_one_verdict_for_each_claim_with_budgets_as_columns_and_the_largest_effe
     assert (claim.verdict, claim.effect, claim.attribution) == ("confirmed", "seen", "copies")
     assert set(claim.by_budget) == {"fixed-steps", "fixed-epochs"}
     assert claim.by_budget["fixed-epochs"].startswith("1 higher of 1; +1.0 points [0.9, 1.1]")
-    assert (claim.scope, claim.cells) == ("two epochs", 40)
+    assert (claim.scope, claim.cells) == ("two epochs", 35)  # two comparisons share their runs without copies
     assert found[NON_UNIFORM].verdict == "not tested"
     assert found[ANY_HARMS].verdict == "confirmed"
     assert "1 of 1 duplications lowers an accuracy" in found[ANY_HARMS].sentence
@@ -195,3 +195,9 @@ def test_equivalences_are_counted_one_by_one_and_so_corrected_where_not_all_are_
     assert "Of 6 comparisons: 6 undecided" in claims(*near, *wide)[MAY_LOWER].sentence
     assert claims(*near)[MAY_LOWER].verdict == "equivalent"
     assert "Of 3 comparisons: 3 equivalent" in claims(*near)[MAY_LOWER].sentence
+
+
+def test_a_run_that_several_comparisons_look_at_counts_once():
+    doses = [comparison(-0.02, objective="pgd_at", dose=dose, metric=f"{kind}_accuracy")
+             for dose in (0.25, 0.5) for kind in ("clean", "robust")]  # fmt: skip
+    assert claims(*doses)[ANY_HARMS].cells == 3 * 5  # two doses and none, five seeds

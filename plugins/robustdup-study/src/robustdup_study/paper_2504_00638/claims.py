@@ -163,9 +163,21 @@ def _claim(
         claim=claim, verdict=word, sentence=sentence + _needed(all_of_them, word), effect=effect.effect,
         evidence=[comparison.sentence for _, comparison in order] + [comparison.sentence for comparison in asked_controls],
         attribution=attribution, attribution_text=why, by_budget=_by_budget(order), scope=scope if all_of_them else "",
-        cells=2 * sum(len(comparison.seeds) for _, comparison in all_of_them), would_change=wording.would_change,
+        cells=_n_runs(all_of_them), would_change=wording.would_change,
         figure=f"effects-{all_of_them[0][1].kind}" if all_of_them else "",
     )  # fmt: skip
+
+
+def _n_runs(judgements: Sequence[Judged]) -> int:
+    """Return how many runs stand behind comparisons; one that several look at counts once."""
+    runs = set()
+    for _, comparison in judgements:
+        place = tuple(sorted((name, str(level)) for name, level in comparison.factors.items()))
+        sides = [place]
+        if comparison.kind == "contrast":
+            sides = [(*place, (str(comparison.contrast), level)) for level in (comparison.level, comparison.against)]
+        runs |= {(side, d, seed) for side in sides for d in {0.0, comparison.dose or 0.0} for seed in comparison.seeds}
+    return len(runs)
 
 
 def _rank(pair: Judged, claimed: str) -> tuple[int, float]:
