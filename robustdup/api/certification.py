@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from robustdup.records import Accuracy
 
 Method = Literal["bounds", "smoothing"]
+MOST_DRAWS = 10_000_000  # a hundred times what https://arxiv.org/abs/1902.02918 draws
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def certify(
         n: take the first n samples.
         method: "bounds" or "smoothing".
         sigma: smoothing: standard deviation of the noise, in pixel units of [0, 1].
-        draws: smoothing: noisy copies per sample that a certificate rests on.
+        draws: smoothing: noisy copies per sample that a certificate rests on, ten million at most.
         alpha: smoothing: how often a certificate may be wrong.
         seed: smoothing: of the noise.
         seconds: bounds: stop beginning new samples after this time.
@@ -139,8 +141,9 @@ def _smoothed(
 
     if threat.norm != "L2":
         raise UserError(f"Smoothing certifies in L2, not in {threat.norm}. Write norm='L2'.", code="bad-option")
-    if not (sigma > 0 and 0 < alpha < 1 and draws >= 1):
-        raise UserError("sigma must be above 0, alpha between 0 and 1, draws at least 1.", code="bad-value")
+    if not (0 < sigma < math.inf and 0 < alpha < 1 and 1 <= draws <= MOST_DRAWS):
+        text = f"sigma must be above 0, alpha between 0 and 1, draws between 1 and {MOST_DRAWS:,}."
+        raise UserError(text, code="bad-value")
     start = time.monotonic()
     index = torch.as_tensor(dataset.index)
     votes = certify_smoothed(model.eval(), images, SampleRng(seed, index), sigma=sigma, draws=draws, alpha=alpha)

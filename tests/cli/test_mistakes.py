@@ -6,6 +6,7 @@ import os
 import re
 
 import pytest
+from huggingface_hub.utils import logging as hub_logging
 
 from robustdup import inflation
 from robustdup.cli.main import main
@@ -24,6 +25,9 @@ def answered(capsys, words, codes=(1, 2)):
     assert "\x1b[2J" not in err
     assert "\x1b[31m[" not in err
     return err
+
+
+hub_logging.get_logger()  # here, and not within a test whose stream is closed when another one asks the Hub
 
 
 def name_of(words):
