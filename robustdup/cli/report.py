@@ -12,6 +12,7 @@ from rich.text import Text
 
 from robustdup.errors import RobustdupError, RunError, UserError
 from robustdup.records import (
+    MANIFEST,
     RECORD_FILE,
     EvaluationRecord,
     find_record,
@@ -22,8 +23,6 @@ from robustdup.records import (
 )
 from robustdup.records.origin import file_made_here
 from robustdup.records.training import TRAINING_SCHEMA
-
-MANIFEST = "manifest.json"  # of a bundle, to which no page is added
 
 
 def report(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from robustdup.duplication.near_copies import NearTransform
     from robustdup.duplication.plan import DuplicationPlan
 
+LONGEST = 2**53  # entries that a budget may have: beyond, floats do not count them
 MAX_SOURCE, MAX_COPY, MAX_EPOCH = 2**32, 2**16, 2**15
 Request = tuple[int, Tensor, Tensor]  # (step, positions (n,), epochs (n,)) of a batch
 
@@ -57,7 +58,7 @@ def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> i
         message = f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}."
         raise UserError(message, code="bad-budget")
     ((name, number),) = budget.items()
-    if not number < 2**53:
+    if not number < LONGEST:
         raise UserError(f"A budget of {name}={number:g} would never end.", code="bad-budget")
     samples = round(number * {"epochs": entries, "steps": batch_size, "samples": 1}[name])
     if samples < 1:

@@ -186,9 +186,9 @@ def black_box_wins(stages: Sequence[Tried], *, finished: bool = False) -> list[t
     return wins
 
 
-def more_than_one(signs: dict[str, float], name: str, n: int) -> bool:
-    """Whether the share of a sign, of n samples looked at, is above its threshold, and not of a single one."""
-    return signs.get(name, 0.0) > max(THRESHOLDS[name], 1.5 / max(n, 1))
+def more_than_one(signs: dict[str, float], name: str, n: int, *, limit: float | None = None) -> bool:
+    """Whether the share of a sign, of n samples looked at, is above its threshold (or `limit`), and not of a single one."""
+    return signs.get(name, 0.0) > max(THRESHOLDS[name] if limit is None else limit, 1.5 / max(n, 1))
 
 
 def left_by_a_long_run(

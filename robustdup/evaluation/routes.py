@@ -31,9 +31,8 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 STEP = 1 / 2  # of eps, over which the margin must fall as promised, over all samples together
-MISSES = (
-    0.2  # of the samples, at most, for which its gradient does not say where the boundary lies; a single one always
-)
+# Of the samples, at most, for which its gradient does not say where the boundary lies; a single one always.
+MISSES = 0.2
 AGREES = 0.98  # of the answers of a route, at least, that are the judged model's; chance is allowed for
 SCALE_FREE = ("apgd-dlr", "apgd-t", "fab", "fab-t", "cosine-pgd", "cosine-pgd-t")  # do not care how large logits are
 
@@ -165,7 +164,7 @@ def leads_somewhere(original: Passes, route: Passes, left: Left, threat: ThreatM
 
 def _misses(original: Passes, route: Passes, images: Tensor, labels: Tensor, threat: ThreatModel) -> bool:
     share = float(misses_boundary(original, route, images, labels, threat).double().mean())
-    return share > max(MISSES, 1.5 / len(labels))
+    return more_than_one({"misses_boundary": share}, "misses_boundary", len(labels), limit=MISSES)
 
 
 def _answers(model: Passes, left: Left) -> Tensor:

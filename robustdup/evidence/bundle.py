@@ -17,9 +17,8 @@ from robustdup.errors import RunError, UserError, plain
 from robustdup.evaluation.certified import CERTIFICATES
 from robustdup.inflation import check_holes, read_text
 from robustdup.plugins import record_kinds
-from robustdup.records import RECORD_FILE, SAMPLES_FILE, load_record, load_samples, schema_of
+from robustdup.records import MANIFEST, RECORD_FILE, SAMPLES_FILE, load_record, load_samples, schema_of
 
-MANIFEST = "manifest.json"
 EXAMPLES = "adversarial.safetensors"
 SIGNATURE = "signature.json"  # of somebody who states it, see `robustdup.evidence.signature`
 FORMAT = "robustdup.bundle/1"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustdup.errors import Unavailable, UserError, how_to_install, plain
-from robustdup.evidence.bundle import MANIFEST, SIGNATURE, check_manifest, refused
+from robustdup.evidence.bundle import SIGNATURE, check_manifest, refused
 from robustdup.evidence.verification import Signed
-from robustdup.records import write_atomic
+from robustdup.records import MANIFEST, write_atomic
 from robustdup.records.base import each_once
 
 FORMAT = "robustdup.signature/1"

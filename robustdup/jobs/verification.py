@@ -18,7 +18,7 @@ from robustdup.device import choose_device
 from robustdup.errors import UserError
 from robustdup.evaluation.context import Context, make_context
 from robustdup.evaluation.referee import judge_images
-from robustdup.evidence.bundle import EXAMPLES, MANIFEST, check_manifest, refused, verifier_of
+from robustdup.evidence.bundle import EXAMPLES, check_manifest, refused, verifier_of
 from robustdup.evidence.examples import has_pictures, read_examples, read_indices
 from robustdup.evidence.match import match, nearest_index
 from robustdup.evidence.recheck import recheck_bundle, recheck_examples
@@ -31,7 +31,7 @@ from robustdup.jobs.trust import check_trust, trust_networks, without_demands
 from robustdup.models.adapt import adapted, order_of
 from robustdup.models.load import load_model
 from robustdup.plugins import load_plugins
-from robustdup.records import UNION, EvaluationRecord, load_record
+from robustdup.records import MANIFEST, UNION, EvaluationRecord, load_record
 from robustdup.threat import ThreatModel
 from robustdup.union import is_union
 

@@ -8,6 +8,7 @@ pages and ranks are computed from records alone.
 from __future__ import annotations
 
 from robustdup.records.base import (
+    MANIFEST,
     RECORD_FILE,
     SAMPLES_FILE,
     UNION,
@@ -63,6 +64,7 @@ from robustdup.records.training import (
 from robustdup.records.verdict import bound_text, doubt_text, doubts, no_substance, proven_text
 
 __all__ = [
+    "MANIFEST",
     "RECORD_FILE",
     "SAMPLES_FILE",
     "SAMPLES_SCHEMA",

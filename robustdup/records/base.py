@@ -23,6 +23,7 @@ from robustdup.inflation import read_text
 
 RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
+MANIFEST = "manifest.json"  # of a bundle
 TOOLKITS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial-robustness-toolbox",),

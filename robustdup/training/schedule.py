@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.config import BUDGETS
+from robustdup.data.batches import LONGEST
 from robustdup.errors import UserError
 from robustdup.training.muon import Muon
 from robustdup.training.options import TrainerOptions
@@ -18,7 +19,6 @@ from robustdup.training.options import TrainerOptions
 RELATIVE = "relative_lr"  # of a parameter group: its learning rate over the run's
 # torch's OneCycleLR: share in which the rate rises, lr / first rate, first rate / last rate
 ONE_CYCLE = (0.3, 25.0, 1e4)
-LONGEST = 2**53  # entries that a budget may have: beyond, floats do not count them
 
 
 @dataclass(frozen=True)
