@@ -160,6 +160,17 @@ def test_a_cell_that_kills_its_workers_is_given_up_and_the_rest_goes_on(tmp_path
     assert all(number == 1 for (cell, _), number in events(tmp_path).items() if cell != "k2")
 
 
+def test_a_long_cell_holds_nobody_up_and_goes_on_where_another_is_given_up(tmp_path):
+    """The first cell ends only once all others have: more than are sent ahead, and one that kills its worker."""
+    wanted = orders(tmp_path, 8, k0={"until": [f"k{i}" for i in range(1, 8)]}, k1={"fail": "die"})
+    run_cells(wanted, cells.dies, Where(workers=2, devices=("cpu",), threads=1, retries=0), tmp_path)
+    found = results(tmp_path, list(wanted))
+    assert {key for key, r in found.items() if r.status == "complete"} == set(wanted) - {"k1"}
+    assert "the 1 workers" not in found["k1"].error
+    assert "the worker that tried it died; it was killed by SIGKILL" in found["k1"].error
+    assert events(tmp_path)["k0", "start"] == 1
+
+
 def test_a_cell_whose_worker_died_is_tried_again(tmp_path):
     wanted = orders(tmp_path, 4, k1={"fail": "die"})
     run_cells(wanted, cells.dies_once, TWO, tmp_path)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from robustdup.errors import RobustdupError, RunError, UserError, error_text, plain
 from robustdup.records import is_of_disk, now
 from robustdup.records.folder import STATE, locked
-from robustdup.runners import WorkerPlace, open_runner
+from robustdup.runners import Death, WorkerPlace, open_runner
 from robustdup.runners.local import usable_cores, visible_gpus
 from robustdup_study.cell_record import CELL_FILE, CellOrder, CellResult, CellStep, load_cell, save_cell
 from robustdup_study.recipe import StudyConfig
@@ -118,41 +118,31 @@ def run_cells(
     left = [order for key, order in orders.items() if key not in done]
     tally = _Tally(len(orders), done, progress, workers=1)
     tally.show()
-    while left:
-        try:
-            left = _run_some(left, run_cell, where, folder, tally)
-        except RunError as error:
-            left = _without_culprit(left, folder, tally, error)
-
-
-def _run_some(left: list[CellOrder], run_cell: RunCell, where: Where, folder: Path, tally: _Tally) -> list[CellOrder]:
-    """Run these cells to the end; returns []. RunError leaves what is done in the folder."""
+    if not left:
+        return
     workers = None if where.workers is None else min(where.workers, len(left))
     with open_runner(
         where.runner, workers, functools.partial(cell_worker, run_cell), devices=where.devices, threads=where.threads,
         retries=where.retries, describe=lambda order: f"cell {order.key}",
+        lost=lambda order, death: _given_up(order, death, where.retries + 1),
     ) as runner:  # fmt: skip
         tally.workers = runner.workers
-        for result in runner.map(left, listener=tally.hear):
+        for result in runner.map(left, ordered=False, listener=tally.hear):
             place = cell_folder(folder, result.key)
-            if not (place / CELL_FILE).is_file():  # the worker's disk was not ours
+            if not (place / CELL_FILE).is_file():  # the worker's disk was not ours, or it died
                 save_cell(result, place)
             tally.add(result)
-    return []
 
 
-def _without_culprit(left: list[CellOrder], folder: Path, tally: _Tally, error: RunError) -> list[CellOrder]:
-    """Keep a cell whose workers kept dying as failed and return what is left; other errors are raised again."""
-    culprit = next((order for order in left if f"Gave up on cell {order.key}:" in str(error)), None)
-    if culprit is None:
-        raise error
-    failed = CellResult(key=culprit.key, created=now(), status="failed", error=str(error), config=culprit.settings)
-    save_cell(failed, cell_folder(folder, culprit.key))
-    done = results(folder, [order.key for order in left])
-    for key, result in done.items():
-        if key not in tally.seen:
-            tally.add(result)
-    return [order for order in left if order.key not in done]
+def _given_up(order: CellOrder, death: Death, tries: int) -> CellResult:
+    """Return the result of a cell whose workers kept dying; the other workers go on with theirs."""
+    who = (
+        "the worker that tried it died; it"
+        if tries == 1
+        else f"each of the {tries} workers that tried it died; the last"
+    )
+    error = f"Gave up on cell {order.key}: {who} {death.how}."
+    return CellResult(key=order.key, created=now(), status="failed", error=error, config=order.settings)
 
 
 class _Tally:
