@@ -78,12 +78,15 @@ def test_pixels_are_scaled_and_cropped_as_published():
 def test_an_arm_measures_every_dose_and_repeats_itself(arm):
     config = PaperConfig(arm=arm, percents=[0, 20], epochs=1, data="builtin:digits", n=256, test_n=100, seed=3)
     before = torch.get_rng_state()
-    found, again = (run_arm(config, torch.device("cpu")) for _ in range(2))
+    told = []
+    found, again = (run_arm(config, torch.device("cpu"), lambda *step: told.append(step)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert found == again
     assert [one.factors["percent"] for one in found] == [0, 20]
     # 256 images are 2 steps; 20 means two further whole copies in one arm, and 51 more images in the other.
     assert [one.metrics["steps"] for one in found] == ([2, 6] if arm == "standard" else [2, 3])
+    total = 8 if arm == "standard" else 5
+    assert told == 2 * [(step, total) for step in range(1, total + 1)]
     assert ("test_adv_acc" in found[0].metrics) == (arm == "adversarial")
 
 

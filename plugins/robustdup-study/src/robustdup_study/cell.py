@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,17 @@ from robustdup.jobs.training_data import TrainingData, open_test_samples, prepar
 from robustdup.jobs.training_images import SMALLEST_FOR_NEAR
 from robustdup.models.load import load_model
 from robustdup.plugins import Registry, load_plugins
-from robustdup.records import RECORD_FILE, TrainingRecord, TrainProgress, load_record, now
+from robustdup.records import RECORD_FILE, TrainingRecord, load_record, now
 from robustdup.records.folder import CONFIG_FILE, STATE
 from robustdup.rng import SampleRng
-from robustdup.runners import tell
 from robustdup.training.validation import ValidationSet, correct_per_sample
 from robustdup_study.answers import answers_to_test_images, calibration, of_class_shares
-from robustdup_study.cell_record import CellOrder, CellResult, CellStep, Measurement
+from robustdup_study.cell_record import CellOrder, CellResult, Measurement, telling
 from robustdup_study.grid import Grid, build_grid
 from robustdup_study.recipe import StudyConfig
 
 TRAIN = "train"
 ROWS = 256
-TELL_SECONDS = 0.5
 SPOT_CHECK = 64  # rows of a split that are decoded to tell it from another
 MEMORY = DatasetCache()  # so that the cells of a worker decode an image once
 MOST_NEAR = 8  # sets of training images of which it is remembered which test images are near them
@@ -62,7 +58,14 @@ def _run_cell(order: CellOrder) -> CellResult:
     begun = done or (folder / STATE / CONFIG_FILE).is_file()
     if folder.is_dir() and not begun:
         shutil.rmtree(folder)  # killed before it had begun, or its result was lost after its weights had been dropped
-    record = run_training(config, folder=folder, registry=registry, resume=begun, progress=_telling(order.key))
+    told = telling(order.key)
+    record = run_training(
+        config,
+        folder=folder,
+        registry=registry,
+        resume=begun,
+        progress=lambda event: told(event.step, event.n_steps or 0),
+    )
     if record.status != "complete":
         raise RunError(f"Training stopped: {record.reason}", code="training-stopped")
     metrics = of_training(record) | of_checkpoints(record, folder)
@@ -80,19 +83,6 @@ def _run_cell(order: CellOrder) -> CellResult:
         samples=samples, answers=answers_to_test_images(right, _last_evaluation(record, folder)),
         training=record.model_dump(mode="json", exclude={"curve", "validation"}),
     )  # fmt: skip
-
-
-def _telling(key: str) -> Callable[[TrainProgress], None]:
-    """Return what tells the study, twice a second at most, at which step the training of a cell is."""
-    last = -math.inf
-
-    def show(event: TrainProgress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TELL_SECONDS and event.n_steps:
-            last = time.monotonic()
-            tell(CellStep(key, event.step, event.n_steps))
-
-    return show
 
 
 def _last_evaluation(record: TrainingRecord, folder: Path) -> Path | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from robustdup.records.base import Part, read_record, to_json, write_atomic
+from robustdup.runners import tell
 from robustdup_study.vocabulary import renamed
 
 CELL_SCHEMA: Literal["robustdup.cell"] = "robustdup.cell"
@@ -36,6 +40,22 @@ class CellStep:
     key: str
     step: int
     n_steps: int
+
+
+TELL_SECONDS = 0.5
+
+
+def telling(key: str) -> Callable[[int, int], None]:
+    """Return what tells the study, twice a second at most, at which step of how many the training of a cell is."""
+    last = -math.inf
+
+    def show(step: int, n_steps: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_SECONDS and n_steps:
+            last = time.monotonic()
+            tell(CellStep(key, step, n_steps))
+
+    return show
 
 
 class CellOrder(Part):

@@ -15,7 +15,7 @@ augmentation, and test images that are clamped but not attacked. One switch repa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from robustdup.device import choose_device
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins
 from robustdup.records import now
-from robustdup_study.cell_record import CellOrder, CellResult, Measurement
+from robustdup_study.cell_record import CellOrder, CellResult, Measurement, telling
 from robustdup_study.grid import Cell, Grid, PlannedRun, combinations, hash_of
 from robustdup_study.recipe import StudyConfig, label, settings
 
@@ -124,22 +124,45 @@ def run_cell(order: CellOrder) -> CellResult:
     before = torch.get_num_threads()
     torch.set_num_threads(order.threads or before)
     try:
-        measured = run_arm(config, choose_device(order.device))
+        measured = run_arm(config, choose_device(order.device), telling(order.key))
     finally:
         torch.set_num_threads(before)
     return CellResult(key=order.key, created=now(), status="complete", measurements=measured, config=order.settings)
 
 
-def run_arm(config: PaperConfig, device: torch.device) -> list[Measurement]:
-    """Train at each dose and return what the notebooks measure, a `Measurement` for each with its `percent`."""
+def run_arm(
+    config: PaperConfig, device: torch.device, progress: Callable[[int, int], None] = lambda step, n_steps: None
+) -> list[Measurement]:
+    """Train at each dose and return what the notebooks measure, a `Measurement` for each with its `percent`.
+
+    `progress` is told the number of steps done and that of all steps at all doses.
+    """
     train, labels, classes = _load(config, config.split, config.n, device)
     test, test_labels, _ = _load(config, config.test_split, config.test_n, device)
     sets = Sets(train, labels, test, test_labels)
+    course = _Course(sum(steps_at(config, len(labels), percent) for percent in config.percents), progress)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(config.seed)
         run = _standard_arm if config.arm == "standard" else _adversarial_arm
-        return list(run(config, sets, classes, device))
+        return list(run(config, sets, classes, device, course))
+
+
+def steps_at(config: PaperConfig, n: int, percent: int) -> int:
+    """Return the number of steps at a dose of `n` images: whole copies of everything, or so many images once more."""
+    entries = n * (1 + percent // 10) if config.arm == "standard" else n + percent * n // 100
+    return config.epochs * -(-entries // BATCH)
+
+
+class _Course:
+    """Counts the steps of an arm and tells them."""
+
+    def __init__(self, n_steps: int, progress: Callable[[int, int], None]) -> None:
+        self.n_steps, self.done, self._progress = n_steps, 0, progress
+
+    def step(self) -> None:
+        self.done += 1
+        self._progress(self.done, self.n_steps)
 
 
 class Sets:
@@ -207,7 +230,8 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor, darkest: float = GR
 
 
 def _epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, sets: Sets, entries: Tensor, *, darkest: float | None
+    model: nn.Module, optimizer: torch.optim.Optimizer, sets: Sets, entries: Tensor, course: _Course,
+    *, darkest: float | None,
 ) -> None:  # fmt: skip
     """Train for an epoch: on adversarial images clamped at `darkest`, or where that is None on augmented ones."""
     model.train()
@@ -217,6 +241,7 @@ def _epoch(
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        course.step()
 
 
 def _accuracy(
@@ -239,7 +264,9 @@ def _accuracy(
     return right / len(rows)
 
 
-def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measurement]:
+def _standard_arm(
+    config: PaperConfig, sets: Sets, classes: int, device: torch.device, course: _Course
+) -> Iterator[Measurement]:
     model = network("standard", sets.train.shape[1], (sets.train.shape[2], sets.train.shape[3]), classes).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)  # once: momentum stays
     for percent in config.percents:
@@ -248,11 +275,11 @@ def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.d
                 layer.reset_parameters()
         entries = torch.arange(len(sets.labels), device=device).repeat(1 + percent // 10)
         for _ in range(config.epochs):
-            _epoch(model, optimizer, sets, entries, darkest=None)
+            _epoch(model, optimizer, sets, entries, course, darkest=None)
         metrics: dict[str, float | None] = {
             "test_clean_acc": _accuracy(model, sets.test, sets.test_labels, "augmented"),
             "clean_accuracy_plain_test": _accuracy(model, sets.test, sets.test_labels, "plain"),
-            "steps": config.epochs * -(-len(entries) // BATCH),
+            "steps": steps_at(config, len(sets.labels), percent),
             "unique_samples": len(sets.labels),
         }
         if config.measure_training:
@@ -261,7 +288,9 @@ def _standard_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.d
         yield Measurement(factors={"percent": percent}, metrics=metrics)
 
 
-def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torch.device) -> Iterator[Measurement]:
+def _adversarial_arm(
+    config: PaperConfig, sets: Sets, classes: int, device: torch.device, course: _Course
+) -> Iterator[Measurement]:
     darkest = GREY if config.clamp == "published" else BLACK
     for percent in config.percents:
         size = (sets.train.shape[2], sets.train.shape[3])
@@ -271,8 +300,8 @@ def _adversarial_arm(config: PaperConfig, sets: Sets, classes: int, device: torc
         extra = torch.randperm(n)[: percent * n // 100]
         entries = torch.cat([torch.arange(n), extra]).to(device)
         for _ in range(config.epochs):
-            _epoch(model, optimizer, sets, entries, darkest=darkest)
-        metrics: dict[str, float | None] = {"steps": config.epochs * -(-len(entries) // BATCH), "unique_samples": n}
+            _epoch(model, optimizer, sets, entries, course, darkest=darkest)
+        metrics: dict[str, float | None] = {"steps": steps_at(config, n, percent), "unique_samples": n}
         for name, pixels, labels, rows in (
             ("test", sets.test, sets.test_labels, None),
             ("train", sets.train, sets.labels, entries),
