@@ -169,14 +169,14 @@ def test_a_hanging_or_crashing_attack_is_a_finding(tmp_path):
 
         @register_attack("hangs", norms=["L2"])
         def hangs(model, images, labels, threat, *, rng):
-            time.sleep(60)
+            time.sleep(300)
 
         @register_attack("dies", norms=["L2"])
         def dies(model, images, labels, threat, *, rng):
             os._exit(1)
     """)
     )
-    hangs, dies = survey([("hangs", "L2"), ("dies", "L2")], files=[str(path)], workers=1, seconds=5.0)
+    hangs, dies = survey([("hangs", "L2"), ("dies", "L2")], files=[str(path)], workers=1, seconds=20.0)
     assert (hangs.ok, hangs.findings[0].code) == (False, "time")
     assert (dies.ok, dies.findings[0].code) == (False, "crash")
 
