@@ -134,9 +134,13 @@ def compare(
     Raises UserError where the threat models differ, where a sample of the same index has another image or label, and
     where the runs have no sample in common.
     """
-    _same_threat(record_a, record_b)
+    if not same_threat(record_a, record_b):
+        raise UserError(
+            f"The threat models differ: {record_a.threat.short} in A, {record_b.threat.short} in B.",
+            code="not-comparable",
+        )
     a, b = sample_outcomes(record_a, samples_a), sample_outcomes(record_b, samples_b)
-    _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
+    in_a, in_b = in_both(a, b)
     _same_samples(a, b, in_a, in_b)
     clean_a, clean_b = a.clean[in_a], b.clean[in_b]
     robust_a, robust_b = a.robust[in_a], b.robust[in_b]
@@ -172,6 +176,14 @@ def compare(
     )
 
 
+def in_both(a: SampleOutcomes, b: SampleOutcomes) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows in A and in B of the samples that both have, in the same order."""
+    if np.array_equal(a.index, b.index):
+        return np.arange(len(a.index)), np.arange(len(a.index))
+    _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
+    return in_a, in_b
+
+
 def paired_difference(right_a: np.ndarray, right_b: np.ndarray) -> PairedDifference:
     """Compare two (N,) bool arrays over the same samples: Tango's score interval and McNemar's exact test."""
     n = len(right_a)
@@ -205,15 +217,10 @@ def _stages(record: EvaluationRecord, eps: Texts) -> tuple[np.ndarray, np.ndarra
     return eps.where(of_own_ball), eps.where(below)
 
 
-def _same_threat(a: EvaluationRecord, b: EvaluationRecord) -> None:
-    if a.threat.norm != b.threat.norm:
-        raise UserError(
-            f"The threat models differ: norm {a.threat.norm} in A, {b.threat.norm} in B.", code="not-comparable"
-        )
-    if a.threat.eps_text != b.threat.eps_text and not same_eps(a.threat.eps_text, b.threat.eps_text):
-        raise UserError(
-            f"The threat models differ: eps {a.threat.eps_text} in A, {b.threat.eps_text} in B.", code="not-comparable"
-        )
+def same_threat(a: EvaluationRecord, b: EvaluationRecord) -> bool:
+    """Tell whether both were attacked in the same norm and within the same eps, however it is written."""
+    first, second = a.threat.eps_text, b.threat.eps_text
+    return a.threat.norm == b.threat.norm and (first == second or same_eps(first, second))
 
 
 def _same_samples(a: SampleOutcomes, b: SampleOutcomes, in_a: np.ndarray, in_b: np.ndarray) -> None:

@@ -90,7 +90,7 @@ def test_points_are_matched_by_index_in_any_order(runs, make_table, make_record,
     ("rows", "changes", "names"),
     [
         ({}, {"eps": "4/255"}, ["8/255 in A", "4/255 in B"]),
-        ({}, {"norm": "L2"}, ["Linf in A", "L2 in B"]),
+        ({}, {"norm": "L2"}, ["Linf 8/255 in A", "L2 8/255 in B"]),
         ({"hashes": ["d" * 64] * 10}, {}, ["images", "10 of 10", "index 0"]),
         ({"labels": [9] * 10}, {}, ["labels", "index 0"]),
         ({"index": np.arange(100, 110)}, {}, ["indices"]),

@@ -5,13 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
-from robustdup.leaderboard.table import same_eps
+from robustdup.leaderboard.compare import SampleOutcomes, in_both, same_threat, sample_outcomes
 from robustdup.records import EvaluationRecord, bound_text, doubt_text, doubts
 from robustdup.report.charts import Axis, Chart, Point, Series, linear, shape, tone
 from robustdup.report.evaluation_figures import LINES, curves
@@ -68,14 +64,12 @@ def _outcomes(run: Run) -> SampleOutcomes | None:
 
 def robust_difference(a: Compared, b: Compared) -> Difference:
     """Return robust accuracy of A minus B on the same samples; `reason` says why it cannot be said."""
-    first, second = a.run.record.threat, b.run.record.threat
-    if first.norm != second.norm or not (
-        first.eps_text == second.eps_text or same_eps(first.eps_text, second.eps_text)
-    ):
-        return Difference(reason=f"other threat model: {first.norm} {first.eps_text}, {second.norm} {second.eps_text}")
+    first, second = a.run.record, b.run.record
+    if not same_threat(first, second):
+        return Difference(reason=f"other threat model: {first.threat.short}, {second.threat.short}")
     if a.outcomes is None or b.outcomes is None:
         return Difference(reason="no samples")
-    in_a, in_b = _common(a.outcomes.index, b.outcomes.index)
+    in_a, in_b = in_both(a.outcomes, b.outcomes)
     if not len(in_a):
         return Difference(reason="no sample in common")
     if (a.outcomes.image[in_a] != b.outcomes.image[in_b]).any() or (
@@ -91,14 +85,6 @@ def robust_difference(a: Compared, b: Compared) -> Difference:
     only_b = int((decided & (own == 0) & (theirs == 1)).sum())
     low, high = tango_interval(only_a, only_b, n)
     return Difference(n, (only_a - only_b) / n, low, high, only_a, only_b)
-
-
-def _common(a: Any, b: Any) -> tuple[Any, Any]:
-    """Rows of the samples that both have; both are sorted."""
-    if len(a) == len(b) and (a == b).all():
-        return np.arange(len(a)), np.arange(len(a))
-    _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
-    return in_a, in_b
 
 
 def comparison_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Section]:
