@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from robustdup.cli.flags import JSON
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.config import parse_value
 from robustdup.errors import UserError, how_to_install, unknown
@@ -29,7 +30,6 @@ app = typer.Typer(rich_markup_mode=None, cls=PluggedGroup)
 WIDE = 120  # columns that the table of attacks needs
 
 PLUGIN = typer.Option([], "--plugin", help="Plugin files to load, besides installed plugins.")
-JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
 @app.command("list", short_help="List the attacks, and why one cannot run here.")

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.cli.flags import JSON
 from robustdup.errors import UserError
 from robustdup.leaderboard import PairedDifference, RunComparison
 from robustdup.leaderboard import compare as compare_records
@@ -32,7 +33,7 @@ PAIRED = 9  # letters of such a line where two names stand beside five numbers
 
 def compare(
     runs: list[str] = typer.Argument(metavar="RUN RUN...", help="Run folders, or their record.json."),  # noqa: B008
-    as_json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
+    as_json: bool = JSON,
     latex: bool = typer.Option(False, "--latex", help="Print a LaTeX table, a row a run; any number of runs."),
     markdown: bool = typer.Option(False, "--markdown", help="Print a Markdown table, a row a run."),
     transfer: bool = typer.Option(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.flags import JSON, split_words, with_flags
 from robustdup.cli.help import PanelCommand
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.cli.quiet import diverted
@@ -92,7 +92,7 @@ def _describe(
     out: str | None = typer.Option(
         None, "--out", metavar="FOLDER", help="Keep the record there, for robustdup report."
     ),
-    json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
+    json: bool = JSON,
 ) -> int:
     """Say what a dataset holds: classes, multiplicities, effective sample size, duplicates, unreadable images."""
     if out is not None and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.flags import RECORD_AS_JSON, RESUME, TRUST, split_words, with_flags
 from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import EvalConfig
@@ -27,17 +27,8 @@ if TYPE_CHECKING:
 def _eval(
     words: list[str],
     flags: dict[str, Any],
-    resume: str | None = typer.Option(
-        None,
-        "--resume",
-        metavar="[RUN]",
-        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
-    ),
-    trust: bool = typer.Option(
-        False,
-        "--trust",
-        help="Run the code that a run of somebody else names, of --resume or of run:FOLDER, without naming it again.",
-    ),
+    resume: str | None = RESUME,
+    trust: bool = TRUST,
     bundle: str | None = typer.Option(
         None,
         "--bundle",
@@ -50,7 +41,7 @@ def _eval(
         metavar="KEY",
         help="Sign the bundle with a private key in a file (ssh-keygen -t ed25519; extra sign).",
     ),
-    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+    json: bool = RECORD_AS_JSON,
     latex: bool = typer.Option(False, "--latex", help="Print the result as a LaTeX table."),
     markdown: bool = typer.Option(False, "--markdown", help="Print the result as a Markdown table."),
 ) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import typing
@@ -17,6 +18,18 @@ from robustdup.errors import UserError
 
 LONGEST = 76  # letters of a flag with its choices: what a terminal of 80 columns has room for
 OUTPUT = "Output"  # the panel of what a command has besides its configuration
+
+# What several commands have.
+RESUME = typer.Option(
+    None, "--resume", metavar="[RUN]", help="Go on with an unfinished run: its folder, that of --out, or the latest."
+)
+TRUST = typer.Option(
+    False,
+    "--trust",
+    help="Run the code that a run of somebody else names, of --resume or of run:FOLDER, without naming it again.",
+)
+JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
+RECORD_AS_JSON = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output.")
 
 
 def with_flags(
@@ -52,8 +65,9 @@ def with_flags(
         else:
             parameters.append(_flag(name, field, panel))
     for p in own:
-        p.default.rich_help_panel = p.default.rich_help_panel or OUTPUT
-    parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        info = copy.copy(p.default)  # other commands may have it too
+        info.rich_help_panel = info.rich_help_panel or OUTPUT
+        parameters.append(_parameter(p.name, p.annotation, info))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = command.__doc__

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
+from robustdup.cli.flags import JSON
 from robustdup.errors import RunError, plain
 from robustdup.leaderboard import GateResult
 from robustdup.records import find_record, to_json, write_atomic
@@ -38,7 +39,7 @@ def gate(
     picture: Path | None = typer.Option(  # noqa: B008
         None, "--picture", metavar="FILE.png", help="Draw the samples that were lost."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON and nothing else."),
+    as_json: bool = JSON,
 ) -> int:
     """Pass or fail a run: exit code 0 or 3.
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustdup.cli.flags import JSON
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import UserError
 from robustdup.leaderboard import LeaderboardEntry, Place, RankResult, load, position, select
@@ -26,7 +27,6 @@ NARROWEST = 80  # columns that a table fits into at least
 WIDE = 120  # columns that the whole table needs
 
 BOARD = typer.Argument(None, metavar="[DATASET] [THREAT]", help="Only these, as in: cifar10 Linf.", show_default=False)
-JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
 @app.command("show")

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.flags import RECORD_AS_JSON, RESUME, TRUST, split_words, with_flags
 from robustdup.cli.quiet import diverted
 from robustdup.cli.runs import configuration
 from robustdup.config import TrainConfig
@@ -21,18 +19,9 @@ from robustdup.records.folder import fresh_folder
 def _train_command(
     words: list[str],
     flags: dict[str, Any],
-    resume: str | None = typer.Option(
-        None,
-        "--resume",
-        metavar="[RUN]",
-        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
-    ),
-    trust: bool = typer.Option(
-        False,
-        "--trust",
-        help="Run the code that a run of somebody else names, of --resume or of run:FOLDER, without naming it again.",
-    ),
-    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+    resume: str | None = RESUME,
+    trust: bool = TRUST,
+    json: bool = RECORD_AS_JSON,
 ) -> int:
     """Train a classifier, standard or adversarially. With no arguments: PGD training on the built-in digits."""
     file, overrides = split_words(words)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robustdup.cli.flags import split_words, with_flags
+from robustdup.cli.flags import RECORD_AS_JSON, RESUME, split_words, with_flags
 from robustdup.cli.runs import configuration
 from robustdup.records import to_json
 from robustdup.records.folder import fresh_folder
@@ -37,13 +37,8 @@ def _detect(
     flags: dict[str, Any],
     to: str | None = typer.Option(None, "--to", metavar="FOLDER", help="Write the dataset without duplicates there."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the dataset that is there."),
-    resume: str | None = typer.Option(
-        None,
-        "--resume",
-        metavar="[RUN]",
-        help="Go on with an unfinished run: its folder, that of --out, or the latest.",
-    ),
-    json: bool = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output."),
+    resume: str | None = RESUME,
+    json: bool = RECORD_AS_JSON,
 ) -> int:
     """Find exact and near duplicates within a split, or between two splits: DATA [CONFIG] [KEY=VALUE ...]."""
     given = list(words)

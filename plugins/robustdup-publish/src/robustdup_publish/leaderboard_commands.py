@@ -5,13 +5,12 @@ from __future__ import annotations
 import typer
 from rich.text import Text
 
+from robustdup.cli.flags import JSON
 from robustdup.records import find_record, load_record, load_samples, to_json
 from robustdup.records.origin import file_made_here
 from robustdup.report.terminal import console
 from robustdup_publish.claim import Paper, submit
 from robustdup_publish.refresh import BASE, refresh
-
-JSON = typer.Option(False, "--json", help="Print JSON and nothing else.")
 
 
 def submit_command(  # noqa: PLR0913

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from robustdup.cli.flags import split_words
+from robustdup.cli.flags import RECORD_AS_JSON, split_words
 from robustdup.cli.plugged import PluggedGroup
 from robustdup.errors import RunError, UserError
 from robustdup.records import to_json, write_atomic
@@ -25,7 +25,6 @@ app = typer.Typer(cls=PluggedGroup, rich_markup_mode=None, add_completion=False)
 
 REPORT_FILE = "report.md"
 WORDS = typer.Argument(None, metavar="CONFIG [KEY=VALUE ...]", help="A recipe (YAML), and any setting as KEY=VALUE.")
-JSON = typer.Option(False, "--json", help="Print the record, and nothing else, on standard output.")
 OUT = typer.Option(None, "--out", help="Folder of the study; studies/NAME if not given.")
 
 TABLE = typer.Option(
@@ -46,7 +45,7 @@ def run_command(
     workers: int | None = typer.Option(None, "--workers", help="Cells at a time. [default: one a core, or a GPU]"),
     runner: str | None = typer.Option(None, "--runner", help="local, or ray (a cluster). [default: local]"),
     out: str | None = OUT,
-    json: bool = JSON,
+    json: bool = RECORD_AS_JSON,
 ) -> int:
     """Run the cells that are missing, then analyse: stopped or killed, the same command goes on."""
     config = _recipe(words, out=out, workers=workers, runner=runner)
@@ -87,7 +86,7 @@ def report_command(
     words: list[str] = WORDS,
     cells: Path | None = TABLE,
     out: str | None = OUT,
-    json: bool = JSON,
+    json: bool = RECORD_AS_JSON,
 ) -> int:
     """Analyse the cells that are there, without running any."""
     config = _recipe(words, out=out)
@@ -105,7 +104,7 @@ def report_command(
 
 
 @app.command("status", short_help="Say which cells are done, failed and missing.")
-def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = JSON) -> int:
+def status_command(words: list[str] = WORDS, out: str | None = OUT, json: bool = RECORD_AS_JSON) -> int:
     """Say which cells are done, failed and missing: of the grid as it was run, where only its recipe is named."""
     config = _recipe(words, out=out)
     from robustdup_study.plan import saved_runs
