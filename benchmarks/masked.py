@@ -136,7 +136,6 @@ BEFORE: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 AFTER: dict[str, Callable[[], nn.Module]] = {"scaled": Scaled, "clipped": Clipped}
 MASKS = ("scaled", "shattered", "quantised", "thermometer", "clipped")
-TUNING = ("scaled", "shattered", "quantised", "clipped")
 
 
 def masked(name: str, model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from robustdup_study.anova import anova_terms
-from robustdup_study.planning import power, seeds_for_difference, seeds_for_equivalence, seeds_for_precision, tost_power
+from robustdup_study.planning import power, seeds_for_precision, seeds_to_settle, tost_power
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
@@ -64,12 +64,13 @@ def test_needed_seeds_are_the_fewest():
     n = seeds_for_precision(1.0, 0.5)
     assert n == 18
     assert half_width(1.0, n) <= 0.5 < half_width(1.0, n - 1)
-    n = seeds_for_difference(1.0, 1.0)
+    n = seeds_to_settle(1.0, 1.0, 10, margin=0.0).number
     assert power(1.0, 1.0, n) >= 0.8 > power(1.0, 1.0, n - 1)
-    n = seeds_for_equivalence(0.5, 0.4, effect=0.1)
+    n = seeds_to_settle(0.1, 0.4, 10, margin=0.5).number
     assert tost_power(0.5, 0.4, n, effect=0.1) >= 0.8 > tost_power(0.5, 0.4, n - 1, effect=0.1)
-    assert seeds_for_equivalence(0.5, 0.4, effect=0.5) is None
-    assert seeds_for_difference(0.0, 1.0) is None
+    n = seeds_to_settle(0.5, 0.4, 10, margin=0.5).number  # as large as the margin: a difference alone can be shown
+    assert power(0.5, 0.4, n) >= 0.8 > power(0.5, 0.4, n - 1)
+    assert seeds_to_settle(0.0, 1.0, 10, margin=0.0).number is None
     assert seeds_for_precision(100.0, 0.5) is None
 
 

@@ -104,20 +104,6 @@ def seeds_for_precision(sd: float, half: float, level: float = 0.95) -> int | No
     return fewest(lambda n: half_width(sd, n, level) <= half)
 
 
-def seeds_for_difference(effect: float, sd: float, wished: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Return how many seeds see a true difference `effect` with the wished power; None beyond MOST_SEEDS."""
-    return None if effect == 0 else fewest(lambda n: power(effect, sd, n, alpha) >= wished)
-
-
-def seeds_for_equivalence(
-    margin: float, sd: float, wished: float = 0.8, alpha: float = 0.05, effect: float = 0.0
-) -> int | None:
-    """Return how many seeds show |mean| < margin with the wished power where the mean is `effect`; None if it cannot be."""
-    if abs(effect) >= margin:
-        return None
-    return fewest(lambda n: tost_power(margin, sd, n, alpha, effect) >= wished)
-
-
 class SeedsNeeded(NamedTuple):
     """How many seeds settle a question, with a 95% range; None is beyond MOST_SEEDS."""
 
