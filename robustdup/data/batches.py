@@ -157,7 +157,7 @@ class Entries:
             message = f"weights must have one value an entry: {tuple(image.shape)}, got {tuple(weights.shape)}."
             raise UserError(message, code="bad-shape")
         copy = torch.zeros_like(image) if plan is None else torch.as_tensor(plan.copy).cpu()
-        own = labels.cpu()[image] if plan is None or plan.labels is None else torch.as_tensor(plan.labels).cpu()
+        own = labels.cpu()[image] if plan is None else plan.entry_labels(labels.cpu())
         check_numbers("source", index, MAX_SOURCE)
         check_numbers("copy", copy, MAX_COPY)
         self.options, self.channels_last, self.keep_moves = options, options.channels_last, False

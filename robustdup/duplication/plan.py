@@ -134,18 +134,17 @@ class DuplicationPlan:
         labels = None if self.labels is None else self.labels[keep]
         return replace(self, source_index=self.source_index[keep], copy=self.copy[keep], labels=labels)
 
+    def entry_labels(self, labels: Tensor, other_labels: Tensor | None = None) -> Tensor:
+        """Return the label of each entry, int64 (M,), from those of the source (n_source,) and of the other split."""
+        if self.labels is not None:
+            return self.labels
+        return (labels if other_labels is None else torch.cat([labels, other_labels]))[self.source_index]
+
 
 def _little_endian(values: Tensor) -> Any:
     """The bytes of int64 values, without a copy where the machine already has them so."""
     array = values.cpu().contiguous().numpy()
     return (array if sys.byteorder == "little" else array.byteswap()).data.cast("B")
-
-
-def entry_labels(plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | None = None) -> Tensor:
-    """Return the label of each entry, int64 (M,), from those of the source (n_source,) and of the other split."""
-    if plan.labels is not None:
-        return plan.labels
-    return (labels if other_labels is None else torch.cat([labels, other_labels]))[plan.source_index]
 
 
 def plan_header(plan: DuplicationPlan) -> dict[str, Any]:

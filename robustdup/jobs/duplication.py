@@ -20,7 +20,7 @@ from robustdup.duplication.apply import apply_plan, numbered, unreadable_rows
 from robustdup.duplication.card import ClassRow, dataset_card
 from robustdup.duplication.croissant import write_croissant
 from robustdup.duplication.make import looks_at_labels, make_plan
-from robustdup.duplication.plan import DuplicationPlan, entry_labels, plan_header, save_plan
+from robustdup.duplication.plan import DuplicationPlan, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
 from robustdup.plugins import load_plugins
@@ -199,7 +199,7 @@ def _readable(
 def _class_rows(
     plan: DuplicationPlan, labels: Tensor, other_labels: Tensor | None, class_names: Sequence[str]
 ) -> list[ClassRow]:
-    of_entries = entry_labels(plan, labels, other_labels)
+    of_entries = plan.entry_labels(labels, other_labels)
     size = max(len(class_names), int(max(labels.max(), of_entries.max())) + 1)
     counts = [torch.bincount(part, minlength=size).tolist() for part in (labels, of_entries, of_entries[plan.copy > 0])]
     names = list(class_names) or [str(number) for number in range(size)]

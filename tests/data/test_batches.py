@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from robustdup.data.batches import (
 from robustdup.data.cache import load_pixels
 from robustdup.data.digits import load_builtin
 from robustdup.data.streaming import StreamingSet, read_labels
+from robustdup.duplication.plan import DuplicationPlan
 from robustdup.errors import UserError
 from robustdup.rng import SampleRng
 from tests.raising import raises
@@ -40,7 +40,7 @@ def plan_of(copies, *, n=N, near=None, labels=None):
     copies = torch.tensor(copies)
     source = torch.cat([torch.arange(n), torch.arange(n).repeat_interleave(copies)])
     number = torch.cat([torch.zeros(n, dtype=torch.int64), *(torch.arange(1, c + 1) for c in copies.tolist())])
-    return SimpleNamespace(source_index=source, copy=number, n_source=n, labels=labels, near=near)
+    return DuplicationPlan(source_index=source, copy=number, n_source=n, labels=labels, near=near)
 
 
 def entries_of(pixels=PIXELS, labels=LABELS, *, plan=None, index=None, weights=None, **options):

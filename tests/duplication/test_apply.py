@@ -17,7 +17,7 @@ from robustdup.config import validate
 from robustdup.config.duplication import DuplicateConfig, DuplicationOptions
 from robustdup.duplication.apply import apply_plan, entry_pixels
 from robustdup.duplication.make import make_plan
-from robustdup.duplication.plan import DuplicationPlan, entry_labels, load_plan
+from robustdup.duplication.plan import DuplicationPlan, load_plan
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.duplication import duplicate
 from tests.raising import raises
@@ -68,7 +68,7 @@ def test_datasets_streams_and_tensors_agree(name, source, other):
     plan = plan_of(name)
     leaks = name == "leak"
     pixels = entry_pixels(plan, PIXELS[:N], torch.arange(len(plan)), PIXELS[N:] if leaks else None)
-    labels = entry_labels(plan, LABELS[:N], LABELS[N:])
+    labels = plan.entry_labels(LABELS[:N], LABELS[N:])
     pairs = zip(plan.source_index.tolist(), plan.copy.tolist(), strict=True)
     expected = {
         pair: (image.permute(1, 2, 0).contiguous().numpy().tobytes(), label)
@@ -205,7 +205,7 @@ def test_croissant_metadata_is_valid_and_gives_the_rows(tmp_path, source, monkey
         for row in metadata.records(record_set=part.id):
             values = {key.rsplit("/", 1)[1]: value for key, value in row.items()}
             rows.append((values["source_index"], values["copy"], values["label"], np.asarray(values["img"]).tobytes()))
-    with_labels = entry_labels(done.plan, LABELS[:N])
+    with_labels = done.plan.entry_labels(LABELS[:N])
     pixels = entry_pixels(done.plan, PIXELS[:N], torch.arange(len(done.plan))).permute(0, 2, 3, 1).contiguous().numpy()
     expected = zip(done.plan.source_index.tolist(), done.plan.copy.tolist(), with_labels.tolist(), pixels, strict=True)
     assert rows == [(index, copy, label, image.tobytes()) for index, copy, label, image in expected]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from robustdup.config import DuplicationOptions
 from robustdup.duplication.make import make_plan
-from robustdup.duplication.plan import entry_labels, load_plan, save_plan
+from robustdup.duplication.plan import load_plan, save_plan
 from robustdup.duplication.schemes import power
 from robustdup.errors import UserError
 from tests.raising import raises
@@ -226,7 +226,7 @@ def test_conflicting_copies_have_every_wrong_label_and_never_the_right_one():
     shift = (plan.labels[copies] - right[copies]) % 7
     counts = torch.bincount(shift, minlength=7)[1:].double()
     assert float((counts / counts.sum() - 1 / 6).abs().max()) < 0.02  # 9,000 draws: five standard errors
-    assert torch.equal(entry_labels(plan, LABELS), plan.labels)
+    assert torch.equal(plan.entry_labels(LABELS), plan.labels)
 
 
 def test_leaked_samples_are_numbered_behind_the_source():
@@ -236,7 +236,7 @@ def test_leaked_samples_are_numbered_behind_the_source():
     assert torch.bincount(leaked - 300).sort().values[-20:].tolist() == [2] * 20
     assert len(leaked) == 40
     assert torch.equal(plan.source_index[plan.copy == 0], torch.arange(300))
-    assert torch.equal(entry_labels(plan, LABELS, other)[plan.copy > 0], other[leaked - 300])
+    assert torch.equal(plan.entry_labels(LABELS, other)[plan.copy > 0], other[leaked - 300])
     assert plan.readings().unique == 320
     swapped = plan_of(scheme="leak", dose=0.1, n_other=50, mode="replace")
     assert len(swapped) == 300
