@@ -161,16 +161,20 @@ def first_points(data: ImageDataset) -> ImageDataset:
 
 
 def timed(call: Callable[[], Any], device: torch.device, started: Callable[[], None]) -> tuple[Any, dict[str, Any]]:
-    """Return what `call` returns, with its seconds and the memory that it took above what was held before."""
+    """Return what `call` returns, with its seconds and the memory that it took above what was held before.
+
+    They are CPU seconds where one thread of a CPU computes: other work on the machine does not count then.
+    """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     reset_peak(device)
     before = peak(device)
     with memory_held() as held:
         started()
-        start = time.perf_counter()
+        start = clock()
         result = call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
     own, children = (max(column) for column in zip(*held, strict=True))
     if device.type == "cuda":
         own = 0  # what the GPU holds is asked of its allocator

@@ -16,7 +16,8 @@ Status = Literal["done", "timeout", "failed"]
 class Measurement(Part):
     """One attack call in a fresh process on `n` points.
 
-    `seconds` are those of the call alone; where it was stopped (`timeout`) a lower bound. Passes count rows:
+    `seconds` are those of the call alone, CPU seconds where one thread of a CPU computes; where it was stopped (`timeout`) a
+    lower bound, by the clock. Passes count rows:
     `counted_by` says whether the benchmark's module around the model did, or robustdup itself. `memory_bytes` is how far the
     call raised the high-water mark of what the process (on CUDA: the allocator) holds, with all that processes started
     by the call held at one time.

@@ -107,8 +107,8 @@ def remarks(result: TimingResult) -> list[str]:
     """Return what a reader of the table should know."""
     many = max((each.repeats for each in result.contenders), default=0)
     lines = [
-        f"Seconds of the attack call alone, median (least–most) of {many} fresh processes; × is seconds over "
-        "robustdup's in the same repeat.",
+        f"Seconds of the attack call alone (of the CPU with --threads 1), median (least–most) of {many} fresh processes; "
+        "× is seconds over robustdup's in the same repeat.",
         "Passes are rows: counted by the benchmark around the model for baselines, by robustdup itself for its own "
         "(with its clean and judging passes; rows of padding are in --json).",
     ]

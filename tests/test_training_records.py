@@ -11,6 +11,7 @@ from robustdup.errors import UserError
 from robustdup.records import load_training_record, save_training_record
 from robustdup.records import training as records
 from robustdup.records.base import Part
+from robustdup.report.training import precision_text
 from tests.raising import raises
 
 VERSION_1 = Path(__file__).parent / "fixtures" / "training-record-1.json"
@@ -54,3 +55,19 @@ def test_a_newer_version_and_another_kind_are_refused(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(content | {"schema_name": "robustdup.evaluation"}))
     with raises("other-record", UserError, "'robustdup.training'"):
         load_training_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "text"),
+    [
+        ("auto", "bf16", "bf16; weights, optimizer and averages in fp32 (auto: the device computes in it)"),
+        ("auto", "fp32", "fp32 (auto: no bf16 on the device, or a network too small to gain by it)"),
+        ("fp16", "fp16", "fp16; weights, optimizer and averages in fp32"),
+        ("tf32", "tf32", "tf32"),
+    ],
+)
+def test_a_training_says_in_which_precision_it_ran_and_why(asked, used, text):
+    record = load_training_record(VERSION_1)
+    environment = record.environment.model_copy(update={"precision": used})
+    record = record.model_copy(update={"environment": environment, "config": {**record.config, "precision": asked}})
+    assert precision_text(record) == text

@@ -191,6 +191,17 @@ def test_memory_is_what_the_call_took_on_top():
     assert again["memory_bytes"] < 20 * 2**20
 
 
+@pytest.mark.parametrize(("threads", "least", "most"), [(1, 0.0, 0.2), (2, 0.4, float("inf"))])
+def test_one_thread_is_timed_by_its_own_cpu(threads, least, most):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _, cost = process.timed(lambda: time.sleep(0.4), torch.device("cpu"), lambda: None)
+    finally:
+        torch.set_num_threads(before)
+    assert least <= cost["seconds"] <= most
+
+
 def test_ratios_pair_the_same_repeats():
     theirs = [measured("a", 0, 2.0), measured("a", 1, 9.0), measured("a", 2, 8.0), measured("a", 3, 5.0)]
     ours = [measured("b", 0, 1.0), measured("b", 1, 3.0), measured("b", 2, 2.0)]

@@ -197,9 +197,7 @@ def walk(
         delta = iterate - clean
         distance = fold_length(delta, threat.norm)
         nearest.offer(index, iterate, distance, is_adv)
-        pulled = delta.mul_(settings.beta).add_(clean)
-        pulled[~is_adv] = iterate[~is_adv]
-        iterate = pulled
+        iterate = torch.where(per_sample(is_adv, delta), delta.mul_(settings.beta).add_(clean), iterate)
         if settings.stop_within_eps:
             keep = going_on(is_adv, distance, 2 * step + 2)
             index, clean, labels, iterate = _kept(keep, index, clean, labels, iterate)
@@ -258,15 +256,12 @@ def _nearest_boundary(model: nn.Module, images: Tensor, labels: Tensor, norm: st
     normal, value, smallest = torch.zeros_like(own), torch.zeros_like(own_logit), torch.full_like(own_logit, torch.inf)
     for rank in range(count - 1):
         other = rank + (labels <= rank).long()  # every class but the label, in order
-        slope = gradient(other, last=rank == count - 2) - own
+        slope = (gradient(other, last=rank == count - 2) - own).nan_to_num_(0, 0, 0)
         gap = logits.detach().gather(1, other[:, None])[:, 0] - own_logit
-        steepness = fold_length(slope, DUAL[norm])
-        if not bool(steepness.isfinite().all()):
-            slope = slope.nan_to_num(0, 0, 0)
-            steepness = fold_length(slope, DUAL[norm])
-        distance = gap.abs() / (1e-12 + steepness)
-        closer = distance < smallest
-        normal[closer], value[closer], smallest[closer] = slope[closer], gap[closer], distance[closer]
+        distance = gap.abs() / (1e-12 + fold_length(slope, DUAL[norm]))
+        closer = distance < smallest  # no selecting by a mask here: a GPU would be waited for
+        normal = torch.where(per_sample(closer, slope), slope, normal)
+        value, smallest = torch.where(closer, gap, value), torch.where(closer, distance, smallest)
     return normal, value, logits.detach()
 
 
@@ -292,4 +287,5 @@ def check_classes(attack: str, logits: Tensor) -> int:
 
 
 def _kept(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tensors if bool(keep.all()) else tuple(tensor[keep] for tensor in tensors)
+    rows = keep.nonzero()[:, 0]  # one wait for a GPU; a mask waits for each tensor
+    return tensors if len(rows) == len(keep) else tuple(tensor[rows] for tensor in tensors)

@@ -16,6 +16,8 @@ ten times as long as a product on a CPU.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from robustdup.projections import fold_sum
 SMALLEST = 1e-8  # weights up to here move nothing in L2 and L1, as published
 FAR = 1e30  # a multiplier that takes every pixel to its bound; finite, so that a weight of 0 stays 0
 BLOCK = 65_536  # values that a CPU core keeps in its cache: rows are worked through in blocks of about so many
+LOOK = 4  # Newton steps between two looks at whether all rows are done, where a look waits for a GPU
 
 
 def hyperplane_step(
@@ -78,15 +81,17 @@ def _multiplier(size: Tensor, room: Tensor, goal: Tensor, norm: str) -> Tensor:
     multiplier = torch.where(fold_sum(load) <= goal, FAR, 0).to(goal.dtype)
     known = torch.full_like(goal, torch.inf)
     both = size.new_empty(2, *size.shape)
-    while True:
+    look = 1 if size.device.type == "cpu" else LOOK
+    for newton_step in itertools.count(1):
         reach = multiplier[:, None] * size if norm == "L2" else multiplier[:, None]
         torch.gt(room, reach, out=both[0]).mul_(curve)
         torch.le(room, reach, out=both[1]).mul_(load)
         slope, used = fold_sum(both.flatten(0, 1)).view(2, -1)
-        if not bool((slope < known).any()):
-            return multiplier
+        if newton_step % look == 0 and not bool((slope < known).any()):
+            break
         known = slope
         multiplier = torch.where(slope > 0, torch.maximum(multiplier, (goal - used) / slope), multiplier)
+    return multiplier
 
 
 def _fill(size: Tensor, room: Tensor, goal: Tensor, order: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ class Nearest:
 
     def offer(self, index: Tensor, iterates: Tensor, distance: Tensor, is_adv: Tensor) -> None:
         """Keep the iterates (n, ...) of the samples `index` (n,) that are adversarial and nearer than what is known."""
-        improved = is_adv & (distance < self.distance[index])
-        self.images[index[improved]], self.distance[index[improved]] = iterates[improved], distance[improved]
+        improved = (is_adv & (distance < self.distance[index])).nonzero()[:, 0]  # one wait for a GPU; masks wait each
+        place = index[improved]
+        self.images[place], self.distance[place] = iterates[improved], distance[improved]
 
     def keep_last(self, index: Tensor, iterates: Tensor) -> None:
         """Keep the last iterates (n, ...) of those of the samples `index` (n,) for which none was met."""

@@ -79,19 +79,21 @@ def spsa(
             velocity = torch.zeros_like(iterate)
             for step in range(steps + 1):
                 margins, is_adv = _look(model, iterate, true)
-                improved = (margins < lowest[active]) | is_adv
-                adv_images[active[improved]], lowest[active[improved]] = iterate[improved], margins[improved]
-                active, clean, true, iterate, velocity = (t[~is_adv] for t in (active, clean, true, iterate, velocity))
+                improved = ((margins < lowest[active]) | is_adv).nonzero()[:, 0]  # one wait for a GPU; each mask waits
+                place = active[improved]
+                adv_images[place], lowest[place] = iterate[improved], margins[improved]
+                active, clean, true, iterate, velocity = _left(is_adv, active, clean, true, iterate, velocity)
                 if step == steps or len(active) == 0:
                     break
                 gradient, is_adv, probed = _estimate(
                     model, clean, iterate, true, threat, streams[active].fold("probes"), step, probes, reach
                 )
-                adv_images[active[is_adv]] = probed[is_adv]
+                rows = is_adv.nonzero()[:, 0]
+                adv_images[active[rows]] = probed[rows]
                 velocity = momentum * velocity + unit_l1(gradient)
                 size = first_step * threat.radius * (1 + math.cos(math.pi * step / steps)) / 2
                 iterate = threat.project(clean, iterate + size * ascent(clean, velocity, threat))
-                active, clean, true, iterate, velocity = (t[~is_adv] for t in (active, clean, true, iterate, velocity))
+                active, clean, true, iterate, velocity = _left(is_adv, active, clean, true, iterate, velocity)
             remaining = active
     return adv_images
 
@@ -133,10 +135,15 @@ def _estimate(
                 ends = both.view(-1, n, *shape)[2 * i : 2 * i + 2]
                 gradient += per_sample((down - up).nan_to_num(0, 0, 0), gradient) * (ends[0] - ends[1])
                 for end_adv, end in zip(probes_adv.view(-1, n)[2 * i : 2 * i + 2], ends, strict=True):
-                    new = end_adv & ~is_adv
-                    probed[new] = end[new]
+                    probed = torch.where(per_sample(end_adv & ~is_adv, end), end, probed)
                     is_adv |= end_adv
     return gradient, is_adv, probed
+
+
+def _left(is_adv: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of tensors (n, ...) that are not adversarial."""
+    rows = (~is_adv).nonzero()[:, 0]
+    return tensors if len(rows) == len(is_adv) else tuple(tensor[rows] for tensor in tensors)
 
 
 def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

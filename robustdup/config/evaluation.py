@@ -127,7 +127,11 @@ class EvalConfig(DataFields, ModelFields):
         True, description="Attack a copy with BatchNorm folded into convolutions; the original is judged."
     )
     compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
-        "auto", description="Compile the copy that native attacks use: auto is off on a CPU and on with CUDA."
+        "auto",
+        description=(
+            "Compile the copy that native attacks use: auto is off on a CPU, and on with CUDA where the run threatens to take "
+            "two minutes."
+        ),
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",

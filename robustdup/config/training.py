@@ -220,11 +220,17 @@ class TrainConfig(DataFields, ModelFields):
         False, description="Use deterministic kernels alone on a GPU, so that a run repeats itself to the bit; slower."
     )
     compile: Literal["auto", "off", "on", "cudagraphs"] = Field(
-        "auto", description="Compile the model: auto is off on a CPU and on with CUDA."
+        "auto",
+        description=(
+            "Compile the model: auto is off on a CPU, and on with CUDA for 1,000 steps or more. cudagraphs also records the "
+            "steps of the inner attack as one CUDA graph."
+        ),
     )
     channels_last: bool = Field(True, description="Keep images and convolutions in channels-last layout.")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto.")
-    threads: int | None = Field(None, description="CPU threads; all cores if not given.", ge=1)
+    threads: int | None = Field(
+        None, description="CPU threads; one for networks too small to share out, all otherwise, if not given.", ge=1
+    )
     loader_workers: int = Field(
         0, description="Processes that decode images, for data that does not fit in memory.", ge=0
     )

@@ -26,7 +26,7 @@ class EngineOptions:
         batch_size: samples in one call of an attack, which is what a kill can lose; None: by the device and the clock.
         micro_batch: rows in one padded model call; None: measured.
         fold: whether native attacks run on a copy with BatchNorm folded into convolutions.
-        compile: whether that copy is compiled; `auto` is off on a CPU and on with CUDA.
+        compile: whether that copy is compiled; `auto` is off on a CPU, and on with CUDA for long runs.
         precision: of that copy (chosen: no `auto`); the referee is always fp32.
         draws: fresh draws by which a randomised model is judged.
         mode: whether the model is put in eval mode or left as it comes.

@@ -162,6 +162,13 @@ def remarks(record: EvaluationRecord) -> list[str]:
             "What one norm has broken was not attacked in the next, so that accuracies in one norm alone are bounds; "
             "--each-norm attacks all samples in each."
         )
+    if record.environment.attack_precision != "fp32":
+        asked = record.config.get("precision") == "auto"
+        lines.append(
+            f"Attacks computed in {record.environment.attack_precision}"
+            + (", as torch's own defaults have it on this device" if asked else "")
+            + f"; the referee judged in {record.environment.judge_precision}."
+        )
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
         lines.append(escape(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}"))

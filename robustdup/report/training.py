@@ -106,6 +106,7 @@ def _summary(record: TrainingRecord) -> Panel:
         "Time", f"{clock(record.seconds)} of training at {record.images_per_second:,.0f} images/s, "
         f"{clock(record.validation_seconds)} of validation",
     )  # fmt: skip
+    lines.add_row("Precision", escape(precision_text(record)))
     if record.curve:
         losses = [point.loss for point in record.curve]
         lines.add_row("Loss", f"{sparkline(losses)}  {losses[0]:.3f} → {losses[-1]:.3f}")
@@ -132,6 +133,20 @@ def _objective(record: TrainingRecord) -> str:
     if not record.inner_attack:
         return f"{record.objective}{rule}"
     return f"{record.objective}{rule}, {record.inner_attack} in {record.threat.norm}, eps = {record.threat.eps_text}"
+
+
+def precision_text(record: TrainingRecord) -> str:
+    """Say in which precision was trained, and why where nobody asked for one."""
+    precision = record.environment.precision
+    text = precision if precision in ("fp32", "tf32") else f"{precision}; weights, optimizer and averages in fp32"
+    if record.config.get("precision") != "auto":
+        return text
+    why = (
+        "the device computes in it"
+        if precision == "bf16"
+        else "no bf16 on the device, or a network too small to gain by it"
+    )
+    return f"{text} (auto: {why})"
 
 
 def duplication_text(plan: DuplicationInfo) -> str:

@@ -15,6 +15,7 @@ import os
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ from robustdup.errors import UserError
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # where launchers say how many
+
+PATIENCE = timedelta(days=1)  # others wait while the first one validates and saves; by torch's own rule for ten minutes
 
 T = TypeVar("T")
 
@@ -117,7 +120,7 @@ def open_processes(device: str = "auto") -> Iterator[Processes]:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
     try:
         yield Processes(state.process_index, state.num_processes, torch.device("cpu") if cpu else state.device)
     finally:

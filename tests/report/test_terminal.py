@@ -9,7 +9,28 @@ from rich.console import Console
 
 from robustdup.report.format import folded_spec
 from robustdup.report.tables import as_latex
-from robustdup.report.terminal import attack_table
+from robustdup.report.terminal import attack_table, remarks
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "said"),
+    [
+        ("auto", "fp32", []),
+        (
+            "auto",
+            "tf32",
+            ["Attacks computed in tf32, as torch's own defaults have it on this device; the referee judged in fp32."],
+        ),
+        ("bf16", "bf16", ["Attacks computed in bf16; the referee judged in fp32."]),
+    ],
+)
+def test_another_precision_than_fp32_is_said(run, asked, used, said):
+    record = run().record
+    environment = record.environment.model_copy(update={"attack_precision": used})
+    record = record.model_copy(
+        update={"environment": environment, "config": {**record.config, "precision": asked}, "curve": {}}
+    )
+    assert [line for line in remarks(record) if "computed" in line] == said
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])

@@ -116,6 +116,7 @@ def all_of_it(folder):
         found["norms"] = norms_of_both(processes)
         found["nan"] = train(processes, norm=True, folder=folder, broken=6, checkpoint_every=2)
         found["resumed"] = train(processes, norm=True, folder=folder / "whole", checkpoint_every=2)
+        found["patience"] = dist.group.WORLD._get_backend(CPU).options._timeout.total_seconds()
         found["from_first"] = processes.from_first(["the first", processes.rank])
         torch.save(found, folder / f"{processes.rank}.pt")
     assert not dist.is_initialized()
@@ -177,6 +178,10 @@ def test_what_is_not_finite_in_one_process_stops_all(pair):
 
 def test_the_first_process_speaks_for_all(pair):
     assert [rank["from_first"] for rank in pair[1]] == [["the first", 0]] * 2
+
+
+def test_others_wait_longer_than_any_validation_takes(pair):
+    assert [found["patience"] for found in pair[1]] == [86_400, 86_400]
 
 
 def test_one_process_alone_needs_no_other():

@@ -8,7 +8,7 @@ from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
 from robustdup.report.format import duration, interval, number, percent, plural, short, whole
 from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
 from robustdup.report.runs import Run
-from robustdup.report.training import data_text, extra_text
+from robustdup.report.training import data_text, extra_text, precision_text
 from robustdup.report.training_figures import accuracies, best_and_last, entries, loss, rate, throughput, validation
 
 
@@ -231,7 +231,7 @@ def _reproduce(record: TrainingRecord) -> Section:
         **({} if record.extra is None else {"Extra data": f"{extra_text(record)}; {record.extra.fingerprint}"}),
         "Device": f"{env.device} ({env.device_name}), {plural(env.threads, 'thread')}, "
         f"{plural(env.processes, 'process', 'processes')}",
-        "Precision": env.precision,
+        "Precision": precision_text(record),
         "Versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }
     content = {"command": record.command, "facts": facts}
