@@ -23,8 +23,11 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = self._shortcut(channels, width, stride)
         self.act2 = ACTIVATIONS[activation]()
+
+    def _shortcut(self, channels: int, width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
@@ -153,31 +156,17 @@ def wide_resnet(
     )  # fmt: skip
 
 
-class SmallBlock(nn.Module):
+class SmallBlock(BasicBlock):
     """A basic block; where it halves the size, its shortcut is average pooling and a 1x1 convolution.
 
     https://arxiv.org/abs/1812.01187 (ResNet-D): no place of the input is skipped.
     """
 
-    def __init__(self, channels: int, width: int, stride: int, activation: Activation) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = ACTIVATIONS[activation]()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True),  # an odd side is halved upwards, as by the convolution
-                nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width),
-            )  # fmt: skip
-        self.act2 = ACTIVATIONS[activation]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(out + self.shortcut(x))  # type: ignore[no-any-return]
+    def _shortcut(self, channels: int, width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.AvgPool2d(stride, ceil_mode=True),  # an odd side is halved upwards, as by the convolution
+            nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
 
 
 class SmallResNet(Network):
