@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustdup.errors import RunError, UserError, plain
 from robustdup.inflation import read_text
+from robustdup.records.origin import note_made_here
 
 RECORD_FILE = "record.json"
 SAMPLES_FILE = "samples.parquet"
@@ -161,6 +162,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_record(record: BaseModel, folder: Path, *, made_here: bool = False) -> Path:
+    """Write `record.json` into a run folder and return its path; with `made_here` it is remembered as this account's own."""
+    path, content = folder / RECORD_FILE, (to_json(record) + "\n").encode()
+    if made_here:
+        note_made_here(content)
+    write_atomic(path, content)
+    return path
 
 
 def to_json(record: BaseModel) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustdup.records.base import RECORD_FILE, Part, read_record, to_json, write_atomic
+from robustdup.records.base import Part, read_record, write_record
 
 DESCRIPTION_SCHEMA: Literal["robustdup.description"] = "robustdup.description"
 DESCRIPTION_VERSION = 1
@@ -77,9 +77,7 @@ def title(record: DescriptionRecord) -> str:
 
 def save_description(record: DescriptionRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path = folder / RECORD_FILE
-    write_atomic(path, (to_json(record) + "\n").encode())
-    return path
+    return write_record(record, folder)
 
 
 def load_description(place: str | Path) -> DescriptionRecord:

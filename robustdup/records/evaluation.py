@@ -7,17 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robustdup.records.base import (
-    RECORD_FILE,
-    Accuracy,
-    DataInfo,
-    Part,
-    Threat,
-    read_record,
-    to_json,
-    write_atomic,
-)
-from robustdup.records.origin import note_made_here
+from robustdup.records.base import Accuracy, DataInfo, Part, Threat, read_record, write_record
 
 SCHEMA: Literal["robustdup.evaluation"] = "robustdup.evaluation"
 VERSION = 3
@@ -344,10 +334,7 @@ class EvaluationRecord(Part):
 
 def save_record(record: EvaluationRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path, content = folder / RECORD_FILE, (to_json(record) + "\n").encode()
-    note_made_here(content)
-    write_atomic(path, content)
-    return path
+    return write_record(record, folder, made_here=True)
 
 
 def load_record(place: str | Path) -> EvaluationRecord:

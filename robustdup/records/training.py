@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robustdup.records.base import RECORD_FILE, Accuracy, DataInfo, Part, Threat, read_record, to_json, write_atomic
+from robustdup.records.base import Accuracy, DataInfo, Part, Threat, read_record, write_record
 
 TRAINING_SCHEMA: Literal["robustdup.training"] = "robustdup.training"
 TRAINING_VERSION = 2
@@ -240,6 +240,4 @@ def upgrade_training(content: dict[str, Any], version: int) -> None:
 
 def save_training_record(record: TrainingRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path = folder / RECORD_FILE
-    write_atomic(path, (to_json(record) + "\n").encode())
-    return path
+    return write_record(record, folder)

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robustdup.records.base import RECORD_FILE, Accuracy, DataInfo, Part, read_record, to_json, write_atomic
+from robustdup.records.base import Accuracy, DataInfo, Part, read_record, write_record
 from robustdup.records.evaluation import Environment, ModelInfo
-from robustdup.records.origin import note_made_here
 
 CORRUPTIONS_SCHEMA: Literal["robustdup.corruptions"] = "robustdup.corruptions"
 CORRUPTIONS_VERSION = 1
@@ -121,10 +120,7 @@ class CorruptionRecord(Part):
 
 def save_corruption_record(record: CorruptionRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path, content = folder / RECORD_FILE, (to_json(record) + "\n").encode()
-    note_made_here(content)
-    write_atomic(path, content)
-    return path
+    return write_record(record, folder, made_here=True)
 
 
 def load_corruption_record(place: str | Path) -> CorruptionRecord:

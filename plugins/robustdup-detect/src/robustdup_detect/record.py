@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from robustdup.errors import UserError
-from robustdup.records import RECORD_FILE, Part, atomic_path, to_json, write_atomic
-from robustdup.records.base import read_record
+from robustdup.records import Part, atomic_path
+from robustdup.records.base import read_record, write_record
 
 SCHEMA: Literal["robustdup.duplicates"] = "robustdup.duplicates"
 VERSION = 1
@@ -224,9 +224,7 @@ def title(record: DuplicatesRecord) -> str:
 
 def save_duplicates(record: DuplicatesRecord, folder: Path) -> Path:
     """Write `record.json` into a run folder and return its path."""
-    path = folder / RECORD_FILE
-    write_atomic(path, (to_json(record) + "\n").encode())
-    return path
+    return write_record(record, folder)
 
 
 def load_duplicates(place: str | Path) -> DuplicatesRecord:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from robustdup.records.base import RECORD_FILE, Part, atomic_path, read_record, to_json, write_atomic
+from robustdup.records.base import Part, atomic_path, read_record, write_record
 from robustdup_study.vocabulary import has_arms, renamed, with_conditions
 
 GRID_FILE = "grid.json"  # the recipe and the cells of a study
@@ -284,9 +284,7 @@ def save_study_record(record: StudyRecord, folder: Path) -> Path:
     """Write `record.json` and the raw table `cells.parquet` into a study's folder; return the record's path."""
     with atomic_path(folder / TABLE_FILE) as temporary:
         pq.write_table(study_table(record), temporary, compression="zstd")
-    path = folder / RECORD_FILE
-    write_atomic(path, (to_json(record) + "\n").encode())
-    return path
+    return write_record(record, folder)
 
 
 def study_table(record: StudyRecord) -> pa.Table:
