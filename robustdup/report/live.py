@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from robustdup.records import Progress
@@ -32,36 +32,42 @@ class Lines:
             print(f"{duration(now - self._started)}: {text()}", file=sys.stderr, flush=True)
 
 
-class LiveView:
-    """Shows a run as it goes: stage, samples, survivors, rate and time left.
+class Bars:
+    """Shows work while the block runs.
 
     Args:
+        columns: of the bars.
         enabled: bars on standard error, for a terminal or a notebook.
         lines: without bars, a line every half minute on standard error.
     """
 
+    def __init__(self, *columns: ProgressColumn, enabled: bool, lines: bool) -> None:
+        self._bars = RichProgress(*columns, console=Console(stderr=True), disable=not enabled)
+        self._lines = Lines() if lines and not enabled else None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+
+class LiveView(Bars):
+    """Shows an evaluation as it goes: stage, samples, survivors, rate and time left."""
+
     def __init__(self, *, enabled: bool, lines: bool = False) -> None:
-        self._bars = RichProgress(
+        super().__init__(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[samples]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[survivors]}"),
-            console=Console(stderr=True),
-            disable=not enabled,
+            enabled=enabled,
+            lines=lines,
         )
-        self._lines = Lines() if lines and not enabled else None
         self._tasks: dict[tuple[str, int], TaskID] = {}
-
-    def __enter__(self) -> LiveView:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def update(self, progress: Progress) -> None:
         """Take one event of a run."""

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
 from robustdup.report.format import clock, escape, printable
-from robustdup.report.live import Lines
+from robustdup.report.live import Bars
 
 LEVELS = "▁▂▃▄▅▆▇█"
 
 
-class LiveTraining:
+class LiveTraining(Bars):
     """Shows a training run as it goes: loss, accuracies, speed, time left; `lines`: now and then a line in a log."""
 
     def __init__(self, *, enabled: bool, lines: bool = False) -> None:
-        self._enabled = enabled
-        self._lines = Lines() if lines and not enabled else None
-        self._bars = RichProgress(
+        super().__init__(
             TextColumn("[bold]epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[figures]}"),
             TextColumn("{task.fields[left]}", style="cyan"),
-            console=Console(stderr=True),
-            disable=not enabled,
+            enabled=enabled,
+            lines=lines,
         )
+        self._enabled = enabled
         self._task = self._bars.add_task("", total=1, epoch=0.0, figures="", left="")
-
-    def __enter__(self) -> LiveTraining:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def update(self, progress: TrainProgress) -> None:
         """Take one event of a run."""

@@ -6,18 +6,16 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
 from robustdup.report.format import escape
-from robustdup.report.live import Lines
+from robustdup.report.live import Bars
 from robustdup_study.metrics import is_share
 from robustdup_study.records import Claim, DoseMean, PairedComparison, StudyProgress, StudyRecord
 
@@ -25,34 +23,19 @@ EVIDENCE = 6  # sentences of a claim that are written out; the rest is in the ta
 VERDICT_STYLE = {"lower": "red", "higher": "green", "equivalent": "cyan", "undecided": "yellow"}
 
 
-class LiveStudy:
-    """Shows the whole grid as it goes: cells done, failed, and the time left.
-
-    Args:
-        enabled: a bar on standard error, for a terminal.
-        lines: without a bar, a line every half minute on standard error.
-    """
+class LiveStudy(Bars):
+    """Shows the whole grid as it goes: cells done, failed, and the time left."""
 
     def __init__(self, *, enabled: bool, lines: bool = False) -> None:
-        self._lines = Lines() if lines and not enabled else None
-        self._bar = RichProgress(
+        super().__init__(
             TextColumn("[bold]cells"),
             BarColumn(bar_width=40),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True),
-            disable=not enabled,
+            enabled=enabled,
+            lines=lines,
         )
         self._task: TaskID | None = None
-
-    def __enter__(self) -> LiveStudy:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def update(self, progress: StudyProgress) -> None:
         """Take one event of a study."""
@@ -62,12 +45,12 @@ class LiveStudy:
         left += f" ({progress.workers} at a time)" if progress.workers > 1 else ""
         left = "; ".join(filter(None, [left.removeprefix(", ").strip(), progress.under_way]))
         if self._task is None:
-            self._task = self._bar.add_task("cells", total=progress.total, left=left)
-        self._bar.update(self._task, completed=progress.done, left=left)
+            self._task = self._bars.add_task("cells", total=progress.total, left=left)
+        self._bars.update(self._task, completed=progress.done, left=left)
         if self._lines is not None:
             self._lines.say(lambda: f"{progress.done}/{progress.total} cells{f'; {left}' if left else ''}")
         if progress.message:
-            self._bar.console.print(f"[yellow]{escape(progress.message)}")
+            self._bars.console.print(f"[yellow]{escape(progress.message)}")
 
 
 def duration(seconds: float) -> str:
