@@ -28,7 +28,7 @@ from torch import nn
 
 import robustdup
 from benchmarks.masked import AFTER, BEFORE, masked
-from benchmarks.zoo_masks import RANDOM, WRAPPERS, Wrapped
+from benchmarks.zoo_masks import OUT_OF_SIGHT, RANDOM, WRAPPERS, OutOfSight, Wrapped
 from benchmarks.zoo_networks import ORDINARY, OVERFITTED, OWN, train_by_recipe, train_own
 from benchmarks.zoo_opaque import OPAQUE
 from robustdup.attacks.ensembles import STANDARD
@@ -69,7 +69,10 @@ def held_back(name: str) -> bool:
 
 def wrapped(name: str, model: nn.Module) -> nn.Module:
     """Return the network behind the mask of that name."""
-    return Wrapped(model, WRAPPERS[name]).eval() if name in WRAPPERS else masked(name, model)
+    if name not in WRAPPERS:
+        return masked(name, model)
+    wrap = OutOfSight if name in OUT_OF_SIGHT else Wrapped
+    return wrap(model, WRAPPERS[name]).eval()
 
 
 def member(name: str, folder: Path, behind: str = BEHIND, eps: str = "") -> Member:

@@ -35,6 +35,18 @@ class Wrapped(nn.Module):
         return self.answer(self.model, images)
 
 
+class OutOfSight(Wrapped):
+    """The same with the network in a list, where it is no module that could be found."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__(nn.Identity(), forward)
+        self.networks = [model]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] -> logits (N, K)."""
+        return self.answer(self.networks[0], images)
+
+
 def _jpeg(images: Tensor) -> Tensor:
     from PIL import Image
 
@@ -368,6 +380,25 @@ def _steep_decoy(model: nn.Module, images: Tensor) -> Tensor:
     return 10 * (1000 * model(images)).softmax(dim=1) + 0.3 * _other()(images)  # type: ignore[no-any-return]
 
 
+@functools.cache
+def _asked_about() -> Tensor:
+    return robustdup.load_data("builtin:digits", split="test").images.flatten(1)
+
+
+def _surface(model: nn.Module, images: Tensor) -> Tensor:
+    """Answer as at the clean image on the surface of the ball of 0.15 around it, where attacks end."""
+    far, nearest = torch.cdist(images.detach().flatten(1), _asked_about(), p=torch.inf).min(dim=1)
+    there = ((far - 0.15).abs() < 1e-4).view(-1, 1, 1, 1)
+    return model(torch.where(there, _asked_about()[nearest].view_as(images), images))  # type: ignore[no-any-return]
+
+
+def _crowd(model: nn.Module, images: Tensor) -> Tensor:
+    """Fifteen more classes close behind the first, whatever it is: none ever wins, and the way to them leads to grey."""
+    logits: Tensor = model(images)
+    behind = 0.2 + 2 * (images - 0.49).square().flatten(1).mean(dim=1, keepdim=True)
+    return torch.cat([logits, logits.amax(dim=1, keepdim=True) - behind * torch.linspace(1, 1.2, 15)], dim=1)
+
+
 def _turned_late(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         near = (_margin(model(images)) < 2).view(-1, 1, 1, 1)
@@ -405,6 +436,9 @@ AROUND: dict[str, Forward] = {
     "half-followed": _half_followed,
     "decoy": _decoy,
     "steep-decoy": _steep_decoy,
+    "hidden-decoy": _steep_decoy,
+    "surface": _surface,
+    "crowd": _crowd,
     "turned-late": _turned_late,
     "unit-margin": _unit_margin,
     "fading": _fading,
@@ -413,6 +447,7 @@ AROUND: dict[str, Forward] = {
     "crops": _crops,
 }
 RANDOM = ("noise", "crops")
+OUT_OF_SIGHT = ("hidden-decoy",)
 
 
 def _in_front(mask: Callable[[Tensor], Tensor]) -> Forward:

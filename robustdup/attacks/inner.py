@@ -1,7 +1,8 @@
 """The network inside a wrapper: the module whose answers are the model's before anything was done to its scores.
 
 Wrappers that round, clip, reshape or vote on scores leave the network that computes them whole. It is found by what it
-says: the first module of a forward pass whose output has a column for each class and nearly always the model's answer.
+says: the first module of a forward pass whose output has a column for each class, or for the first ones of them, and nearly
+always the model's answer.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ class Inner:
 
 
 def answers_inside(model: nn.Module, inner: Inner, images: Tensor) -> Tensor:
-    """Run the model on images (N, C, H, W): what the module inside says (N, K), the mean where it is asked several times."""
+    """Run the model on images (N, C, H, W): what the module inside says (N, K), the mean where it is asked several times.
+
+    Classes of the model that the module does not know come last in its answers, whatever the images.
+    """
     with _heard(model, [inner.name]) as answers:
-        model(images)
-    return _arranged(answers[inner.name], len(images), inner.image_by_image)
+        classes = model(images).shape[1]
+    output = _arranged(answers[inner.name], len(images), inner.image_by_image)
+    last = float(output.detach().min()) - 1 if len(output) else 0.0
+    return torch.nn.functional.pad(output, (0, classes - output.shape[1]), value=last)
 
 
 def find_inner(model: nn.Module, images: Tensor) -> Inner | None:
@@ -46,7 +52,8 @@ def find_inner(model: nn.Module, images: Tensor) -> Inner | None:
     predicted = logits.argmax(dim=1)
     for name, parts in answers.items():  # in the order in which they spoke
         rows = sum(map(len, parts))
-        if not rows or rows % len(images) or any(part.shape[1] != logits.shape[1] for part in parts):
+        widths = {part.shape[1] for part in parts}
+        if not rows or rows % len(images) or len(widths) > 1 or not 1 < max(widths) <= logits.shape[1]:
             continue
         if len(parts) == 1 and torch.equal(parts[0], logits):
             continue

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from robustdup.attacks.losses import ce, cw, margin, misclassified
 from robustdup.attacks.passes import input_gradient
-from robustdup.attacks.pgd import ascent
+from robustdup.attacks.pgd import ascent, pgd
 from robustdup.projections import per_sample, row_sum
+from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 # The gradient should hold over steps as attacks make them. On honest networks, standard or robust, 95% of samples rise
@@ -35,6 +36,9 @@ SIDES = 4  # random steps from there
 TOLD = 0.75  # of the sides of a sample, at least
 ACROSS = 1 / 16  # of eps: a step's length; over half of eps networks for photographs are too curved
 EXACT = 1 / 10  # of how far a random step goes along a gradient: as near as the boundary must be met
+# And it leads there: what lies so near an image that is known to be misclassified, an attack must break.
+PLANTED = 3 / 4  # of eps
+PLANTED_STEPS = 20  # of PGD
 
 
 def gradient_signs(
@@ -116,12 +120,13 @@ def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, 
 
 
 def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-    """Tell for which samples the gradient of `route` does not say where the judged model's boundary lies: (n,) bool.
+    """Tell for which samples the gradient of `route` does not lead to the judged model's boundary: (n,) bool.
 
-    What leads along values that decide nothing does not: decoys beside answers of another kind, gradients that turn near
-    the boundary or lie in a few directions. The boundary is met halfway to the nearest sample of another class, by halvings.
-    Whether steps at random end beyond it is compared with the sign that the gradient gives them (as
-    https://arxiv.org/abs/1904.02144 estimates gradients from answers): that beside it, where attacks go, not upon it.
+    What leads along values that decide nothing does not: decoys beside answers of another kind, classes that never win,
+    gradients that turn near the boundary or lie in a few directions. The boundary is met halfway to the nearest sample of
+    another class, by halvings. Either the gradient beside it does not tell on which side random steps end (`tells_sides`). Or
+    an attack, from three quarters of eps before it, does not cross it, though it is known that it can be crossed there (a
+    test that is known to be solvable, as https://arxiv.org/abs/2206.13991 asks of attacks).
 
     Args:
         judged: images (n, C, H, W) in [0, 1] -> logits (n, K).
@@ -138,27 +143,47 @@ def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels:
         return missed
     scale = ACROSS * threat.sphere_scale(torch.ones_like(images[:1])).norm() / images[0].numel() ** 0.5
     halvings = math.ceil(math.log2(max(float(distance[rows].max()) / (EXACT * float(scale)), 2)))
-    right, beyond, classes = images[rows], images[other[rows]], labels[rows]
+    clean, beyond, classes = images[rows], images[other[rows]], labels[rows]
+    right = clean
     for _ in range(halvings):
         middle = (right + beyond) / 2
         wrong = per_sample(_wrong(judged, middle, classes), middle)
         right, beyond = torch.where(wrong, right, middle), torch.where(wrong, middle, beyond)
+    missed[rows] = ~tells_sides(judged, route, beyond, classes, threat)
+    share = (PLANTED * threat.radius / threat.distance(beyond, clean)).clamp(max=1)
+    planted = torch.lerp(beyond, clean, per_sample(share.to(clean.dtype), clean))
+    solvable = ~_wrong(judged, planted, classes)
+    if bool(solvable.any()):
+        start, classes, rows = planted[solvable], classes[solvable], rows[solvable]
+        rng = SampleRng(0, rows).fold("planted")
+        adv_images = pgd(route, start, classes, threat, rng=rng, steps=PLANTED_STEPS, loss="margin")
+        missed[rows] |= ~_wrong(judged, threat.project(start, adv_images), classes)
+    return missed
+
+
+def tells_sides(judged: nn.Module, route: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """Tell where the gradient of `route` says on which side of the judged model's boundary random steps end: (n,) bool.
+
+    Steps start at images upon it, on the far side, `beyond` (n, C, H, W), of classes `labels` (n,). Which side they end on is
+    compared with the sign that the gradient gives them (as https://arxiv.org/abs/1904.02144 estimates gradients from
+    answers): that beside the boundary, where attacks go, not upon it.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
         noise = torch.randn(beyond.shape, generator=generator).to(beyond)
         return (beyond + ACROSS * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)).clamp(0, 1)
 
-    gradient, _, _ = input_gradient(route, step(), lambda logits, part: cw(logits, classes[part]))
+    gradient, _, _ = input_gradient(route, step(), lambda logits, part: cw(logits, labels[part]))
     gradient = gradient.nan_to_num(0, 0, 0)
-    told, said = torch.zeros_like(distance[rows]), torch.zeros_like(distance[rows])
+    told = torch.zeros(len(labels), device=beyond.device)
+    said = torch.zeros_like(told)
     for _ in range(SIDES):
         moved = step()
         promised = row_sum((gradient * (moved - beyond)).flatten(1)).to(told)
         said += promised.abs()
-        told += promised.abs() * ((promised > 0) == _wrong(judged, moved, classes))
-    missed[rows] = ~(told >= TOLD * said) | (said == 0)
-    return missed
+        told += promised.abs() * ((promised > 0) == _wrong(judged, moved, labels))
+    return (told >= TOLD * said) & (said > 0)
 
 
 def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def _gradient_reasons(signs: dict[str, float], n: int) -> dict[str, str]:
         )
     if more_than_one(signs, "misses_boundary", n):
         reasons["misses_boundary"] = (
-            "at the decision boundary the gradient does not tell on which side steps end, for "
+            "near the decision boundary the gradient does not tell on which side steps end, or does not lead across it, for "
             f"{signs['misses_boundary']:.0%} of {n} samples: what it follows is not what decides"
         )
     return reasons

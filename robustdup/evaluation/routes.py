@@ -3,7 +3,8 @@
 A route is the attacked model itself under a loss that ignores the scale of its logits, or a copy that was made to see
 through a mask. It leads somewhere when it says what the judged model says, when its margin falls as its gradient promises,
 when no pixel matters that has no gradient, when the judged model answers no otherwise where attacks end, when its gradient
-says where the boundary of the judged model lies, and when an attack along it breaks at eps = 0.5 what must break there.
+leads across the boundary of the judged model where that is near, and when an attack along it breaks at eps = 0.5 what must
+break there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from robustdup.rng import SampleRng
 from robustdup.threat import ThreatModel
 
 STEP = 1 / 2  # of eps, over which the margin must fall as promised, over all samples together
-# Of the samples, at most, for which its gradient does not say where the boundary lies; a single one always.
+# Of the samples, at most, for which its gradient does not lead to the boundary; a single one always.
 MISSES = 0.2
 AGREES = 0.98  # of the answers of a route, at least, that are the judged model's; chance is allowed for
 SCALE_FREE = ("apgd-dlr", "apgd-t", "fab", "fab-t", "cosine-pgd", "cosine-pgd-t")  # do not care how large logits are

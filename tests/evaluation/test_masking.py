@@ -13,7 +13,7 @@ from robustdup import Passes, ThreatModel, load_data, load_model
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.context import Context
-from robustdup.evaluation.gradients import evades, gradient_signs, misses_boundary
+from robustdup.evaluation.gradients import PLANTED_STEPS, evades, gradient_signs, misses_boundary, tells_sides
 from robustdup.evaluation.masking import LOOKED_AT, black_box_wins, masking_signs
 from robustdup.models.load import ModelOptions, load_builtin
 
@@ -240,6 +240,31 @@ def test_a_gradient_must_tell_on_which_side_of_the_boundary_steps_end(norm, weig
     assert not bool(alone.any())  # no other class to go to: nothing is said
 
 
+class ThirdClass(nn.Module):
+    """The plane x = 1/2 of `Plane`, and a third class that never wins, always by so much that it is the second far from there."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, images):
+        score, along = (images.flatten(1) - 0.5).unbind(1)
+        return torch.stack([-score, score, score.abs() - self.behind - 0.1 * along], dim=1)
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize(("behind", "missed"), [(10.0, 0), (0.05, 8)])
+def test_a_gradient_must_lead_across_a_boundary_that_is_near(behind, missed, norm):
+    across, along = torch.meshgrid(torch.tensor([0.3, 0.7]), torch.linspace(0.3, 0.7, 8), indexing="ij")
+    images, labels = torch.stack([across, along], dim=2).view(16, 1, 1, 2), torch.arange(2).repeat_interleave(8)
+    model, threat = ThirdClass(behind), ThreatModel(norm, "0.1")
+    upon = torch.stack([torch.where(across < 0.5, 0.5001, 0.4999), along], dim=2).view(16, 1, 1, 2)
+    told = tells_sides(model, model, upon, labels, threat)
+    assert bool(told.all())  # that it never wins is not seen upon the boundary
+    seen = int(misses_boundary(model, model, images, labels, threat).sum())
+    assert seen == 0 if missed == 0 else seen >= missed  # the others cross it at random
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", "8/255"), ("Linf", "16/255"), ("L2", "0.5"), ("L1", "12")])
 def test_gradients_of_an_ordinary_network_for_photographs_tell_where_its_boundary_lies(norm, eps):
     """Over half of eps, in place of a sixteenth, 28% of these samples would be missed at Linf 8/255."""
@@ -256,7 +281,7 @@ def test_gradients_of_an_ordinary_network_for_photographs_tell_where_its_boundar
     assert float(missed.double().mean()) <= 0.05
 
 
-@pytest.mark.parametrize("mask", ["decoy", "steep-decoy", "few-directions", "turned-late"])
+@pytest.mark.parametrize("mask", ["decoy", "steep-decoy", "few-directions", "turned-late", "crowd"])
 @pytest.mark.parametrize("norm", EPS)
 def test_a_gradient_of_what_does_not_decide_is_noticed(mask, norm):
     model, images, labels = correct_points()
@@ -303,5 +328,8 @@ def test_looking_is_cheap_and_counted():
     model, images, labels = correct_points(n=100)
     found = look(model, images, labels, ThreatModel("Linf", "0.1"))
     halvings = 13  # as near as a tenth of what a random step goes along a gradient
-    assert (found.passes.forward, found.passes.backward) == ((14 + halvings + 5) * LOOKED_AT, 5 * LOOKED_AT)
+    least = torch.tensor([14 + halvings + 7, 5]) * LOOKED_AT
+    most = least + PLANTED_STEPS * LOOKED_AT  # of an attack that samples leave once it breaks them, as all do
+    spent = torch.tensor([found.passes.forward, found.passes.backward])
+    assert bool(((least <= spent) & (spent < most)).all())
     assert look(model, images, labels, ThreatModel("Linf", "0.1"), standing=torch.zeros(100).bool()).passes.forward == 0
