@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -115,12 +116,13 @@ def measure(
         "name": name, "kind": kind_of(name), "held_back": held_back(name), "n": record.n, "eps": of.eps,
         "clean": record.clean_accuracy.value, "reported": values[0], "true": min(values), "reliable": record.reliable,
         "escalated": bool(record.escalation and record.escalation.escalated), "n_undecided": record.n_undecided, "signs": signs,
-        "passes": record.passes.attacks_forward + record.passes.attacks_backward, "cpu_seconds": round(spent, 1),
+        "passes": record.passes.attacks_forward + record.passes.attacks_backward,
+        "looks": record.passes.diagnostics_forward + record.passes.diagnostics_backward, "cpu_seconds": round(spent, 1),
     }  # fmt: skip
 
 
 def autoattack_passes(row: dict[str, Any]) -> int:
-    """Return what AutoAttack spends at least: its passes for each sample that nothing breaks."""
+    """Return what AutoAttack spends at least, computed and not measured: its passes for each sample that nothing breaks."""
     registry, each = load_plugins(), 0.0
     for stage in STANDARD:
         if "Linf" in stage.norms or not stage.norms:
@@ -130,12 +132,22 @@ def autoattack_passes(row: dict[str, Any]) -> int:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a Markdown table with a line for each network, and a line of sums for each kind."""
-    lines = ["| network | kind | reported | true | believed | escalated | passes | AutoAttack's, at least |",
-             "|---|---|---:|---:|---|---|---:|---:|"]  # fmt: skip
-    return "\n".join(
-        [*lines, *map(_line, rows), "", *(_sums(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS)]
-    )
+    """Return two Markdown tables: what became of each kind in each half, and a line for each network.
+
+    A miss is how many points what was reported and believed lies above the true value. Passes are of the median network: of
+    the attacks, and of the looks at the model (at 64 samples at most).
+    """
+    kinds = [(half, kind) for half in (False, True) for kind in KINDS]
+    parts = [(*key, [row for row in rows if (row["held_back"], row["kind"]) == key]) for key in kinds]
+    return "\n".join([
+        "| half | kind | networks | escalated | believed | missed | worst | passes a sample | looks | AutoAttack, computed |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(_sums(half, kind, part) for half, kind, part in parts if part),
+        "",
+        "| network | kind | reported | true | believed | escalated | passes | AutoAttack, computed |",
+        "|---|---|---:|---:|---|---|---:|---:|",
+        *map(_line, rows),
+    ])  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -146,14 +158,16 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _sums(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    believed = [100 * (row["reported"] - row["true"]) for row in rows if row["reliable"]]
-    if not believed:
-        return f"{kind}: {len(rows)} networks, none believed"
+def _sums(held: bool, kind: str, rows: Sequence[dict[str, Any]]) -> str:
+    misses = [100 * (row["reported"] - row["true"]) for row in rows if row["reliable"]]
+    missed = f"{sum(misses) / len(misses):.2f} | {max(misses):.1f}" if misses else " | "
+    passes = [
+        median(count / row["n"] for count, row in zip(counts, rows, strict=True))
+        for counts in ([row["passes"] for row in rows], [row["looks"] for row in rows], map(autoattack_passes, rows))
+    ]
     return (
-        f"{kind}: {len(rows)} networks, {len(believed)} believed, whose reported value is "
-        f"{sum(believed) / len(believed):.2f} points above the true one on average, {max(believed):.1f} at most; "
-        f"{sum(row['escalated'] for row in rows)} escalated"
+        f"| {'held back' if held else 'develop'} | {kind} | {len(rows)} | {sum(row['escalated'] for row in rows)} | "
+        f"{len(misses)} | {missed} | {' | '.join(f'{count:,.0f}' for count in passes)} |"
     )
 
 

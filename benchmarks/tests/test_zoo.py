@@ -120,14 +120,14 @@ def test_the_command_writes_a_file_for_each_network_once(tmp_path, capsys, monke
 
 def test_sums_count_what_is_believed():
     row = {
-        "name": "bits", "kind": "masked", "reported": 0.8, "true": 0.7, "reliable": True, "escalated": True, "passes": 9,
-        "n": 10,
+        "name": "bits", "kind": "masked", "held_back": True, "reported": 0.8, "true": 0.7, "reliable": True,
+        "escalated": True, "passes": 90, "looks": 40, "n": 10,
     }  # fmt: skip
-    text = table([row, {**row, "reliable": False, "reported": 1.0, "true": 0.0}])
-    assert (
-        "2 networks, 1 believed, whose reported value is 10.00 points above the true one on average, 10.0 at most"
-        in text
-    )
+    lines = table([row, {**row, "reliable": False, "reported": 1.0, "true": 0.0, "passes": 30}]).splitlines()
+    assert lines[2].startswith(
+        "| held back | masked | 2 | 2 | 1 | 10.00 | 10.0 | 6 |"
+    )  # AutoAttack's: of 0.7 and 0 a sample
+    assert lines[6].startswith("| bits | masked | 80.0% | 70.0% | yes | yes | 90 |")
 
 
 def test_a_closed_member_comes_with_what_is_known(tmp_path):
