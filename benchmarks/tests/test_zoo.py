@@ -26,6 +26,7 @@ OTHER_WAY = (
     "crops",
     "fading",
 )  # whose gradient is rightly another one: of several views, or of the distance too
+CLOSED = ("hidden-decoy",)  # whose number stays a bound
 OFTEN_OTHER = ("sigmoids",)  # saturated scores are equal, and the first wins
 
 
@@ -59,7 +60,7 @@ def gradient(model, images, labels):
     return torch.autograd.grad(cw(model(images), labels).sum(), images)[0].nan_to_num().flatten(1)
 
 
-@pytest.mark.parametrize("name", [name for name in MASKS if name not in OTHER_WAY])
+@pytest.mark.parametrize("name", [name for name in MASKS if name not in (*OTHER_WAY, *CLOSED)])
 def test_masks_are_seen_through(name, digits):
     network, images, labels = digits
     model = wrapped(name, network)
