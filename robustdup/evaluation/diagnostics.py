@@ -316,9 +316,10 @@ def of_black_boxes(context: Context, samples: CleanSamples, result: CascadeResul
 
 
 def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
-    signs = []
+    signs, lost = [], []
     for stage in result.stages:
-        failed = [call for call in stage.calls if call.error]
+        failed = [call for call in stage.calls if call.error and not call.lost_gradient]
+        lost += [stage.stage.spec.name] if any(call.error and call.lost_gradient for call in stage.calls) else []
         if failed:
             count = sum(len(call.positions) for call in failed)
             signs.append(
@@ -330,6 +331,16 @@ def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
                     "same settings; for another model, or without this attack, start a new run.",
                 )
             )
+    if lost:
+        signs.append(
+            _sign(
+                "attack_failed",
+                "warning",
+                f"{', '.join(dict.fromkeys(lost))} could not run: no gradient of the model reaches the images.",
+                "Other attacks decide. Where a sample stays undecided, use --attacks fast, which sees through what cuts "
+                "gradients, or attacks that ask for none, such as square.",
+            )
+        )
     return signs
 
 

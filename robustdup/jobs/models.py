@@ -24,6 +24,7 @@ LOW = 0.7  # clean accuracy below which other normalisations are tried
 TRIED_ON = 128  # samples at most
 GRADIENT_SOURCES = ("native", "torchattacks", "foolbox", "art", "robustbench", "advlib")  # whose word on it is known
 SEES_THROUGH = "straight-through"
+FITS = "surrogate"  # asks for answers where there is no gradient
 GAIN, P_VALUE = 0.1, 1e-3  # by how much, and how surely, one must do better to be named
 
 
@@ -94,7 +95,8 @@ def check_gradient(fitted: Fitted, stages: Sequence[PlannedStage], *, stand_in: 
 
     Raises UserError where no attack of the run can do anything about it.
     """
-    needing = [s.spec.name for s in stages if s.spec.knowledge == "white-box" and s.spec.source in GRADIENT_SOURCES]
+    white = [s.spec for s in stages if s.spec.knowledge == "white-box" and s.spec.source in GRADIENT_SOURCES]
+    needing = [spec.name for spec in white if spec.name != FITS]
     if fitted.has_gradient or not needing:
         return []
     which = "attacked model (--attack-model)" if stand_in else "model"

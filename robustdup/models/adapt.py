@@ -213,5 +213,23 @@ def usable_copy(model: nn.Module, device: torch.device, *, eval_mode: bool) -> n
     """Return a copy of a model on a device to look at, or the model itself where it cannot be copied."""
     with contextlib.suppress(Exception):  # a model may refuse to be copied in any way
         model = copy.deepcopy(model).to(dtype=torch.float32)
-    model = model.to(device)
+    model = placed(model, device)
     return model.eval() if eval_mode else model
+
+
+def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return a model moved to a device.
+
+    Raises:
+        UserError: it has weights without values, as on torch's device "meta".
+    """
+    try:
+        return model.to(device)
+    except NotImplementedError as error:
+        if not any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+            raise
+        raise UserError(
+            f"The model cannot be moved to {device}, as weights of it have no values (they are on torch's device 'meta'): load "
+            "them first, or build the model on the CPU.",
+            code="no-values",
+        ) from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.errors import UserError, missing_plugin, unknown
+from robustdup.models.adapt import placed
 from robustdup.models.checkpoint_file import read_checkpoint, refuse_other_programs
 from robustdup.models.files import is_file_spec, load_from_file
 from robustdup.models.pickles import is_torchscript
@@ -50,7 +51,7 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         raise UserError(
             f"The source of {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.", code="not-a-module"
         )
-    model = model.to(device="cpu", dtype=torch.float32).eval()
+    model = placed(model, "cpu").to(dtype=torch.float32).eval()
     _check_values(model, spec)
     return model
 

@@ -215,6 +215,9 @@ def test_without_a_gradient_the_attack_that_gets_through_decides():
     assert record.reliable is True
     assert abs(record.robust_accuracy.value - bare.robust_accuracy.value) <= 1 / 8
     assert any("are decided by straight-through, which" in event for event in record.events)
+    signs = {sign.code: sign for sign in record.diagnostics}
+    assert "apgd-ce could not run: no gradient" in signs["attack_failed"].message
+    assert not any(sign.severity == "serious" for sign in record.diagnostics)
 
 
 def test_without_a_gradient_and_without_a_way_through_there_is_a_bound():
@@ -225,6 +228,26 @@ def test_without_a_gradient_and_without_a_way_through_there_is_a_bound():
     assert record.n_undecided == 0
     assert record.reliable is False
     assert any("none was seen to get through" in event for event in record.events)
+
+
+class Shut(nn.Module):
+    """The same with a network that is no module inside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.closed = [Elsewhere(model)]
+
+    def forward(self, images):
+        return self.closed[0](images)
+
+
+def test_a_student_that_cannot_be_fitted_is_said_and_the_bound_is_kept(monkeypatch):
+    monkeypatch.setattr("robustdup.attacks.surrogate.POOR", 1.1)
+    model, images, labels = correct_points(6)
+    record = verdict(Shut(model), images, labels, attacks="surrogate(fit_steps=1,steps=2,targets=0,queries=5)")
+    assert any("the student gives the model's answer on" in event for event in record.events)
+    assert record.robust_accuracy.value > 0
+    assert record.reliable is False
 
 
 def test_without_a_gradient_attacks_that_need_one_are_refused_at_once():

@@ -300,3 +300,15 @@ def test_transformers_not_installed(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(Unavailable, match=re.escape(how_to_install("robustdup[hf]"))):
         load_model("hf:some/model", registry=registry)
+
+
+def test_a_model_whose_weights_have_no_values_is_named(tmp_path):
+    file = tmp_path / "bare.py"
+    file.write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device='meta'))\n"
+    )
+    with raises("no-values", ValueError, "on torch's device 'meta'"):
+        robustdup.load_model(f"{file}:make")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta"))
+    with raises("no-values", ValueError, "load them first"):
+        robustdup.evaluate(model, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), eps="0.1", attacks="fast", device="cpu")
