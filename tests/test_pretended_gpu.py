@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import robustdup
+from robustdup.attacks.isolation import isolated
 from robustdup.config.base import parse_call
 from robustdup.data.dataset import DataOptions
 from robustdup.data.sources import load_images
@@ -204,6 +205,41 @@ def test_every_native_attack_breaks_the_samples_that_it_breaks_on_a_cpu(gpu, nor
     ]
     assert any(attack.n_broken for attack in there.record.attacks)
     assert list(here.outcomes) == list(there.outcomes)
+
+
+def test_what_an_attack_moved_is_put_back_with_one_wait(gpu):
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(3))
+    with gpu:
+        model = model.to(NAME)
+        gpu.waits.clear()
+        with isolated(model, seed=1):
+            model[1].running_mean.add_(1)
+        assert sum(gpu.waits.values()) == 1
+        assert model[1].running_mean.tolist() == [0, 0]
+
+
+def test_once_memory_ran_out_no_call_is_as_large_again(gpu, monkeypatch):
+    """The whole run goes on with what fitted: each call would run out of memory again otherwise."""
+    sizes, attack = [], calls._attack
+
+    def limited(stage, model, batch):
+        sizes.append(model.micro_batch)
+        if model.micro_batch > 8:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return attack(stage, model, batch)
+
+    monkeypatch.setattr(calls, "_attack", limited)
+    registry = load_plugins([])
+    data = load_images("builtin:digits", DataOptions(split="test"), n=12, registry=registry)
+    model = load_model("builtin:digits-robust", registry=registry)
+    with gpu:
+        done = robustdup.evaluate(
+            model, data.images, data.labels, device="meta", eps="0.1", attacks="fgsm,pgd(steps=1)", micro_batch=16,
+            individual=True, compile="off", diagnostics=False,
+        )  # fmt: skip
+    assert sizes[0] == 16
+    assert max(sizes[1:]) <= 8
+    assert done.record.n_undecided == 0
 
 
 def test_proofs_and_votes_are_those_of_a_cpu(gpu):

@@ -304,7 +304,7 @@ def _attack_in_memory(attempt: _Attempt, work: Work, rows: Tensor) -> Verdict:
         model.micro_batch = model.micro_batch and max(1, min(model.micro_batch, half))
         model.fill = min(model.fill, model.micro_batch or 0)
     if (
-        context.device.type == "cuda"
+        context.device.type != "cpu"
     ):  # further calls would run out of memory again; on a CPU bits hang on the micro-batch
         context.micro_batch, context.sizes = max(1, min(context.micro_batch, half)), ()
         context.fill = min(context.fill, context.micro_batch)

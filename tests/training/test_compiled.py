@@ -10,6 +10,7 @@ import torch._dynamo as dynamo
 from torch import nn
 
 from robustdup.data.batches import EntryOptions, Stream, TrainingSet
+from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy import compile as compiling
 from robustdup.plugins import load_plugins
 from robustdup.threat import ThreatModel
@@ -87,6 +88,21 @@ def test_a_run_compiles_no_more_graphs_than_it_has_kinds_of_passes(registry, gra
     assert out.events == []
     assert len(graphs) <= count
     assert dynamo.utils.counters["graph_break"] == {}
+
+
+def test_features_are_compiled_and_what_is_not_is_told(registry, graphs):
+    network = build_network(
+        "small-cnn", channels=1, size=(8, 8), classes=3, mean=(0.5,), std=(0.5,), seed=0, registry=registry
+    )
+    model = compiling.TrainedModel(network.train(), compiled="default", rows=4)
+    images = torch.rand(4, 1, 8, 8)
+    plain = network.features(images)
+    for rows in (4, 4, 3):  # a last, smaller batch is not compiled for
+        assert model.features(images[:rows]).shape == (rows, plain.shape[1])
+    torch.testing.assert_close(model.features(images), plain)
+    assert (len(graphs), model.compiled, model.notes) == (1, "default", [])
+    events = trained(parts_of(registry, bn="train")).events
+    assert events == ["inner_bn=train: inner passes are not compiled."]
 
 
 def test_where_compiling_fails_training_goes_on_without(registry, monkeypatch):

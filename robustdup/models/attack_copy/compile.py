@@ -46,17 +46,17 @@ def compile_mode(
     return "cudagraphs" if asked == "cudagraphs" else "default"
 
 
-def compiled(net: nn.Module, mode: str) -> nn.Module:
-    """Return a network compiled for one shape, in the mode "default" or "cudagraphs".
+def compiled(net: Call, mode: str) -> Call:
+    """Return a network, or a part of one, compiled for one shape, in the mode "default" or "cudagraphs".
 
     https://docs.pytorch.org/docs/stable/generated/torch.compile.html
     """
     options = {"mode": "reduce-overhead"} if mode == "cudagraphs" else {}
-    network: nn.Module = torch.compile(net, dynamic=False, **options)  # type: ignore[call-overload]
+    network: Call = torch.compile(net, dynamic=False, **options)  # type: ignore[call-overload]
     return network
 
 
-def compiled_call(net: nn.Module, mode: str) -> Call:
+def compiled_call(net: Call, mode: str) -> Call:
     """Return a call of the compiled network that is hidden from nn.Module, which would list the layers twice."""
     network = compiled(net, mode)
     return lambda images: network(images)
@@ -124,9 +124,7 @@ class TrainedModel(nn.Module):
         self.compiled, self.rows = compiled, rows
         self.forward_rows = self.backward_rows = 0
         self.notes: list[str] = []
-        self._fast: Call | None = None
-        if compiled != "off":
-            self._fast = compiled_call(net, compiled)
+        self._fast: dict[str, Call] = {}  # what was compiled, by what of the model it is
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -136,24 +134,26 @@ class TrainedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Return the logits of `images`."""
-        self._count(images)
-        if self._fast is None or images.shape[0] % self.rows or images.shape[0] == 0:
-            return self.net(images)
-        try:
-            logits = self._fast(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            self._fast, self.compiled = None, "off"
-            self.notes.append(f"The model was trained without torch.compile, which failed: {_first_line(error)}.")
-            return self.net(images)
-        # A CUDA graph's own memory is written again by the next call.
-        return logits.clone() if self.compiled == "cudagraphs" else logits
+        return self._asked("logits", self.net, images)
 
     def features(self, images: Tensor) -> Any:
         """Return the features (n, D) before the model's last layer."""
+        return self._asked("features", self.net.features, images)
+
+    def _asked(self, what: str, call: Call, images: Tensor) -> Any:
         self._count(images)
-        if self._fast is not None and not self.notes:
-            self.notes.append("The objective asks for features, which are not compiled: only inner passes are.")
-        return self.net.features(images)  # type: ignore[operator]
+        if self.compiled == "off" or images.shape[0] % self.rows or images.shape[0] == 0:
+            return call(images)
+        try:
+            if what not in self._fast:
+                self._fast[what] = compiled_call(call, self.compiled)
+            values = self._fast[what](images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.compiled = "off"
+            self.notes.append(f"The model was trained without torch.compile, which failed: {_first_line(error)}.")
+            return call(images)
+        # A CUDA graph's own memory is written again by the next call.
+        return values.clone() if self.compiled == "cudagraphs" else values
 
     def _count(self, images: Tensor) -> None:
         self.forward_rows += images.shape[0]
