@@ -34,6 +34,7 @@ CANDIDATES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024)}
 BACKWARD_SHARE = 1910 / 7857
 GAIN = 1.15  # another size must be this much faster than the default: noise must not choose
 REPEATS = 5
+IDLE = 0.05  # share of a call's time below which a thread waits for something else, and does not compute
 PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
 # Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
 CPU_FLOATS = 2**22
@@ -238,11 +239,17 @@ def _median_time(call: Callable[[], None], images: Tensor, seconds: float) -> fl
 
 
 def _timed(call: Callable[[], None], images: Tensor) -> float:
+    """Return the seconds of a call: of this thread alone where it computes alone, else those of the clock.
+
+    On a machine that others use, the clock makes long calls look dear: they are interrupted more often than short ones.
+    """
     _wait(images)
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.thread_time()
     call()
     _wait(images)
-    return time.perf_counter() - started
+    passed, computed = time.perf_counter() - started, time.thread_time() - computed
+    alone = not images.is_cuda and torch.get_num_threads() == 1
+    return computed if alone and computed > IDLE * passed else passed
 
 
 def _wait(images: Tensor) -> None:

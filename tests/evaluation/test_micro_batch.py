@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,21 @@ def test_on_a_gpu_the_first_call_is_never_the_measurement(monkeypatch):
     assert warm < 0.01
     seconds = iter([2.0])
     assert micro_batch._median_time(lambda: None, torch.rand(1), 0.2) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("threads", "passed", "computed", "expected"), [(1, 0.9, 0.1, 0.1), (1, 0.9, 0.001, 0.9), (2, 0.9, 0.1, 0.9)]
+)
+def test_other_work_on_the_machine_does_not_make_a_call_of_one_thread_dear(
+    monkeypatch, threads, passed, computed, expected
+):
+    """A thread that computes is timed by what it computed; one that waits for an answer, and several, by the clock."""
+    clocks = SimpleNamespace(
+        perf_counter=iter([5.0, 5.0 + passed]).__next__, thread_time=iter([2.0, 2.0 + computed]).__next__
+    )
+    monkeypatch.setattr(micro_batch, "time", clocks)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert micro_batch._timed(lambda: None, IMAGE) == pytest.approx(expected)
 
 
 class Limited(nn.Module):
