@@ -11,6 +11,7 @@ its attack copy and through itself, says what is left to be won: no more than al
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -41,16 +42,24 @@ ROWS = 32  # of a micro-batch
 CANDIDATES = 256  # samples among which survivors are looked for
 
 
-def ours(model: Passes, images: Tensor, labels: Tensor, threat: ThreatModel, steps: int) -> list[Tensor]:
-    """Return what each attack of AutoAttack leaves of all samples (N, C, H, W), with `steps` steps in place of 100."""
-    rng = SampleRng(0, torch.arange(len(images)))
-    given = model, images, labels, threat
-    return [
-        apgd_ce(*given, rng=rng.fold(0), steps=steps),
-        apgd_t(*given, rng=rng.fold(1), steps=steps),
-        fab_t(*given, rng=rng.fold(2), steps=steps),
-        square(*given, rng=rng.fold(3), queries=50 * steps),
-    ]
+def ours(model: Passes, images: Tensor, labels: Tensor, threat: ThreatModel, steps: int) -> Tensor:
+    """Return what the attacks of AutoAttack leave of all samples (N, C, H, W), with `steps` steps in place of 100.
+
+    As in an evaluation each attack gets the samples that those before it have not broken.
+    """
+    rng, adv_images = SampleRng(0, torch.arange(len(images))), images.clone()
+    index = torch.arange(len(images))
+    attacks = (
+        functools.partial(apgd_ce, steps=steps), functools.partial(apgd_t, steps=steps),
+        functools.partial(fab_t, steps=steps), functools.partial(square, queries=50 * steps),
+    )  # fmt: skip
+    for number, attack in enumerate(attacks):
+        if len(index):
+            given, true = images[index], labels[index]
+            adv_images[index] = threat.project(given, attack(model, given, true, threat, rng=rng[index].fold(number)))
+            with torch.no_grad():
+                index = index[~misclassified(model(adv_images[index]), true)]
+    return adv_images
 
 
 def reference(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, steps: int, batch: int) -> Tensor:
@@ -141,11 +150,9 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
             for name, asked in (("copy_alone", copy), ("model_alone", model)):
                 line[name].append(alone(asked, examples, now.count))
             line |= {"passes_before": vars(before.count), "passes_now": vars(now.count)}
-            line["same_images"] = all(map(torch.equal, *left))
+            line["same_images"] = torch.equal(*left)
             with torch.no_grad():
-                inside = [threat.project(images, adv_images) for adv_images in left[1]]
-                broken = torch.stack([misclassified(few(adv_images), labels) for adv_images in inside]).any(dim=0)
-            line["survivors"] = count - int(broken.sum())
+                line["survivors"] = count - int(misclassified(few(left[1]), labels).sum())
         lines.append(line)
         with given.out.open("a") as file:
             file.write(json.dumps(line) + "\n")

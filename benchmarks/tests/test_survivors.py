@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from benchmarks import survivors
-from benchmarks.survivors import alone, main, table
-from robustdup.attacks.passes import Count
+from benchmarks.survivors import alone, main, ours, table
+from robustdup.attacks.passes import Count, Passes
+from robustdup.threat import ThreatModel
 
 
 def test_both_ways_leave_the_same_images_on_small_networks(tmp_path, capsys):
@@ -14,6 +15,17 @@ def test_both_ways_leave_the_same_images_on_small_networks(tmp_path, capsys):
     assert main([*words, "--steps", "2", "--rounds", "1", "--out", str(out)]) == 0
     assert "| 19,178 | 2 | 2 |" in capsys.readouterr().out
     assert '"same_images": true' in out.read_text()
+
+
+def test_what_an_attack_has_broken_is_not_attacked_again():
+    torch.manual_seed(0)
+    model = Passes(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    images = torch.full((2, 1, 2, 2), 0.5)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    adv_images = ours(model, images, labels, ThreatModel("Linf", "0.5"), steps=2)
+    assert not bool((model(adv_images).argmax(dim=1) == labels).any())
+    assert model.count.forward < 2 * 50  # Square alone would ask a hundred times for each
 
 
 def test_ratios_are_those_of_the_rounds():
