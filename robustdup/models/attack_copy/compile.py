@@ -138,7 +138,7 @@ class TrainedModel(nn.Module):
 
     def features(self, images: Tensor) -> Any:
         """Return the features (n, D) before the model's last layer."""
-        return self._asked("features", self.net.features, images)
+        return self._asked("features", self.net.features, images)  # type: ignore[arg-type]
 
     def _asked(self, what: str, call: Call, images: Tensor) -> Any:
         self._count(images)
