@@ -35,6 +35,9 @@ FALLS = 0.05  # of the margin: less is rounding, or no way down
 SIDES = 4  # random steps from there
 TOLD = 0.75  # of the sides of a sample, at least
 ACROSS = 1 / 16  # of eps: a step's length; over half of eps networks for photographs are too curved
+# But over so short steps the answers of what rounds images to few levels hang on single pixels: of opposite ones a third or more
+# end on the same side, elsewhere a tenth. There a longer one must do.
+RAGGED, LONGER = 0.2, 1 / 2
 EXACT = 1 / 10  # of how far a random step goes along a gradient: as near as the boundary must be met
 # And it leads there: what lies so near an image that is known to be misclassified, an attack must break.
 PLANTED = 3 / 4  # of eps
@@ -149,7 +152,10 @@ def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels:
         middle = (right + beyond) / 2
         wrong = per_sample(_wrong(judged, middle, classes), middle)
         right, beyond = torch.where(wrong, right, middle), torch.where(wrong, middle, beyond)
-    missed[rows] = ~tells_sides(judged, route, beyond, classes, threat)
+    astray = ~tells_sides(judged, route, beyond, classes, threat, ACROSS)
+    if bool(astray.any()) and _ragged(judged, beyond[astray], classes[astray], threat) > RAGGED:
+        astray[astray.clone()] = ~tells_sides(judged, route, beyond[astray], classes[astray], threat, LONGER)
+    missed[rows] = astray
     share = (PLANTED * threat.radius / threat.distance(beyond, clean)).clamp(max=1)
     planted = torch.lerp(beyond, clean, per_sample(share.to(clean.dtype), clean))
     solvable = ~_wrong(judged, planted, classes)
@@ -161,10 +167,13 @@ def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels:
     return missed
 
 
-def tells_sides(judged: nn.Module, route: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+def tells_sides(
+    judged: nn.Module, route: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatModel, length: float
+) -> Tensor:
     """Tell where the gradient of `route` says on which side of the judged model's boundary random steps end: (n,) bool.
 
-    Steps start at images upon it, on the far side, `beyond` (n, C, H, W), of classes `labels` (n,). Which side they end on is
+    Steps start at images upon it, on the far side, `beyond` (n, C, H, W), of classes `labels` (n,); they are `length` eps
+    long. Which side they end on is
     compared with the sign that the gradient gives them (as https://arxiv.org/abs/1904.02144 estimates gradients from
     answers): that beside the boundary, where attacks go, not upon it.
     """
@@ -172,7 +181,7 @@ def tells_sides(judged: nn.Module, route: nn.Module, beyond: Tensor, labels: Ten
 
     def step() -> Tensor:
         noise = torch.randn(beyond.shape, generator=generator).to(beyond)
-        return (beyond + ACROSS * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)).clamp(0, 1)
+        return (beyond + length * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)).clamp(0, 1)
 
     gradient, _, _ = input_gradient(route, step(), lambda logits, part: cw(logits, labels[part]))
     gradient = gradient.nan_to_num(0, 0, 0)
@@ -184,6 +193,19 @@ def tells_sides(judged: nn.Module, route: nn.Module, beyond: Tensor, labels: Ten
         said += promised.abs()
         told += promised.abs() * ((promised > 0) == _wrong(judged, moved, labels))
     return (told >= TOLD * said) & (said > 0)
+
+
+def _ragged(judged: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatModel) -> float:
+    """Return the share of short steps from the boundary that end on the same side of it as the opposite ones do."""
+    generator = torch.Generator().manual_seed(2)
+    same = 0.0
+    for _ in range(SIDES):
+        noise = torch.randn(beyond.shape, generator=generator).to(beyond)
+        step = ACROSS * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)
+        step *= (beyond - step.abs() >= 0) & (beyond + step.abs() <= 1)
+        both = _wrong(judged, beyond + step, labels) == _wrong(judged, beyond - step, labels)
+        same += float(both.double().mean()) / SIDES
+    return same
 
 
 def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

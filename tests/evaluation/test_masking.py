@@ -259,7 +259,7 @@ def test_a_gradient_must_lead_across_a_boundary_that_is_near(behind, missed, nor
     images, labels = torch.stack([across, along], dim=2).view(16, 1, 1, 2), torch.arange(2).repeat_interleave(8)
     model, threat = ThirdClass(behind), ThreatModel(norm, "0.1")
     upon = torch.stack([torch.where(across < 0.5, 0.5001, 0.4999), along], dim=2).view(16, 1, 1, 2)
-    told = tells_sides(model, model, upon, labels, threat)
+    told = tells_sides(model, model, upon, labels, threat, 1 / 16)
     assert bool(told.all())  # that it never wins is not seen upon the boundary
     seen = int(misses_boundary(model, model, images, labels, threat).sum())
     assert seen == 0 if missed == 0 else seen >= missed  # the others cross it at random

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from benchmarks.masked import masked
+from benchmarks.zoo import wrapped
 from robustdup import Passes, ThreatModel, evaluate
+from robustdup.attacks.guided import Guided
+from robustdup.attacks.see_through import SeeThrough, smooth_copy
 from robustdup.config import DataOptions
 from robustdup.data.digits import load_builtin as digits
 from robustdup.evaluation.routes import Left, leads_somewhere
@@ -185,6 +188,25 @@ def test_a_route_must_lead_where_its_gradient_points(slope, leads):
     assert not leads_somewhere(
         others, Passes(Linear(slope)), Left(images, images, labels, torch.arange(4)), ThreatModel("Linf", "0.1"), seed=0
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "leads"),
+    [
+        ("bits", True),
+        ("jpeg", True),
+        ("quantised", True),
+        ("shifted", True),
+        ("staircase", True),
+        ("hidden-decoy", False),
+    ],
+)
+def test_what_sees_through_rounding_is_a_way_and_what_follows_a_decoy_is_none(name, leads):
+    network, images, labels = correct_points(24)
+    model = wrapped(name, network)
+    left, threat = Left(images, images, labels, torch.arange(24)), ThreatModel("Linf", "0.15")
+    routes = [SeeThrough(model), Guided(smooth_copy(model, images), model)]
+    assert any(leads_somewhere(Passes(model), Passes(route), left, threat, seed=0) for route in routes) is leads
 
 
 class Detached(nn.Module):
