@@ -8,6 +8,7 @@ models that answer at random, it answers with the mean of several draws, which g
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,9 @@ class Passes(nn.Module):
     def calls(self, rows: int) -> Iterator[slice]:
         """Walk `rows` rows as they are computed: whole micro-batches, the last of which may take in a few rows more."""
         size = self.micro_batch or max(rows, 1)
+        if rows <= size:  # most calls, once few samples are left
+            yield slice(0, rows)
+            return
         largest = max((other for other in self.sizes if other <= LONGEST_CALL * size), default=size)
         start = 0
         while rows - start > max(largest, size):
@@ -156,12 +160,14 @@ class Passes(nn.Module):
             logits = self._checked(self._answer(_own(images)), images.shape[0])
         else:
             logits = torch.cat([self._padded(images[rows]) for rows in self.calls(images.shape[0])])
-        self.lost_gradient |= torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad
+        if images.requires_grad and not logits.requires_grad and torch.is_grad_enabled():
+            self.lost_gradient = True  # not set at every call: a module takes long to set anything
         return _CountBackward.apply(logits, self.count) if logits.requires_grad else logits  # type: ignore[no-any-return, no-untyped-call]
 
     def _padded(self, part: Tensor) -> Tensor:
         rows = part.shape[0]
-        missing = next(size for size in sorted({*self.sizes, self.micro_batch or rows}) if size >= rows) - rows
+        larger = self.sizes[bisect.bisect_left(self.sizes, rows) :][:1]
+        missing = min(size for size in (*larger, self.micro_batch or rows) if size >= rows) - rows
         if missing:
             self.count.padding += missing
             part = torch.cat([part, part[-1:].detach().expand(missing, *part.shape[1:])])

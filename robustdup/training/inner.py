@@ -155,7 +155,7 @@ class Inner:
 
         `batch` is what an objective with a memory asks for the places of its samples.
         """
-        self._stale = True  # the weights have moved since the batch before
+        self._stale = True  # the weights have moved since the batch before; through `.data` no version tells it
         return InnerAttack(self, rng.fold("attack"), share, batch)
 
     @contextmanager
