@@ -34,6 +34,7 @@ CANDIDATES = {"cpu": (16, 32, 64, 128, 256), "cuda": (64, 128, 256, 512, 1024)}
 BACKWARD_SHARE = 1910 / 7857
 GAIN = 1.15  # another size must be this much faster than the default: noise must not choose
 REPEATS = 5
+ATTACK_SECONDS = 1e-3  # that an attack of AutoAttack computes itself for each look at a few samples, on an EPYC
 IDLE = 0.05  # share of a call's time below which a thread waits for something else, and does not compute
 PARTS = 20  # the calls of one kind at one size take about this fraction of the time budget
 # Inputs larger than this (floats, 16 MiB) are not tried on a CPU: it runs out of memory by killing the process.
@@ -225,11 +226,12 @@ def _first(model: nn.Module, image: Tensor, rows: int, seconds: float) -> Measur
 def _median_time(call: Callable[[], None], images: Tensor, seconds: float) -> float:
     """Return the median seconds of up to REPEATS calls; a call that takes long is its own measurement.
 
-    On a GPU the first call is thrown away however long it takes: it loads kernels and chooses among them.
+    The first call is thrown away, since it makes or loads the kernels of a shape, and on a GPU chooses among them; on a CPU
+    where it took no longer than `seconds`.
     """
-    if images.is_cuda:
-        _timed(call, images)
     times = [_timed(call, images)]
+    if images.is_cuda or times[0] <= seconds:
+        times = [_timed(call, images)]
     if times[0] > seconds / PARTS:
         return times[0]
     times = []
@@ -305,12 +307,15 @@ def other_sizes(micro_batch: int, *, largest: int = 0) -> list[int]:
 def worth_filling(model: nn.Module, image: Tensor, micro_batch: int, other: Sequence[int]) -> int:
     """Return up to how many rows a call is to be filled: the fewest of which each costs little more than in the cheapest size.
 
+    What an attack computes itself for a look at samples counts too: on a small model that is what filling saves.
     `image` (C, H, W). Powers of two among the `other` sizes are timed; where there are none, all calls have `micro_batch` rows.
     """
     sizes = [size for size in other if size < micro_batch and size & (size - 1) == 0]
-    measured = [measure(model, image[None], size, GLANCE) for size in (*sizes, micro_batch)]
-    cheapest = min(timing.weighted for timing in measured)
-    return next(timing.rows for timing in measured if timing.weighted <= GAIN * cheapest)
+    costs = {
+        size: measure(model, image[None], size, GLANCE).weighted + ATTACK_SECONDS / size
+        for size in (*sizes, micro_batch)
+    }
+    return next(size for size, cost in costs.items() if cost <= GAIN * min(costs.values()))
 
 
 def _answers(model: nn.Module, images: Tensor, size: int) -> list[Tensor]:

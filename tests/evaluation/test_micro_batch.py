@@ -36,8 +36,25 @@ def test_on_a_gpu_the_first_call_is_never_the_measurement(monkeypatch):
     monkeypatch.setattr(micro_batch, "_timed", lambda call, images: next(seconds))
     warm = micro_batch._median_time(lambda: None, torch.rand(1).as_subclass(There), 0.2)
     assert warm < 0.01
+
+
+def test_on_a_cpu_a_cold_call_is_no_measurement_and_a_long_one_is(monkeypatch):
+    seconds = iter([0.04, 0.003, 0.001, 0.002, 0.001, 0.002, 0.001])  # the first made the kernels of its shape
+    monkeypatch.setattr(micro_batch, "_timed", lambda call, images: next(seconds))
+    assert micro_batch._median_time(lambda: None, torch.rand(1), 0.2) < 0.01
     seconds = iter([2.0])
     assert micro_batch._median_time(lambda: None, torch.rand(1), 0.2) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "rows"), [((0.6, 0.47, 0.3, 0.24, 0.22, 0.2), 32), ((120, 101, 100, 100, 100, 100), 2)]
+)
+def test_calls_of_a_small_model_are_filled_and_those_of_a_large_one_only_where_rows_become_cheaper(
+    clock, milliseconds, rows
+):
+    sizes = (1, 2, 4, 8, 16, 32)
+    clock({size: 1e-3 * each for size, each in zip(sizes, milliseconds, strict=True)})
+    assert micro_batch.worth_filling(None, IMAGE, 32, (*sizes[:-1], 3, 33)) == rows
 
 
 @pytest.mark.parametrize(
