@@ -184,6 +184,39 @@ def test_the_statistics_of_the_eleven_published_figures():
     assert f"a smallest {smallest:.1f} standard deviations below" in page
 
 
+def test_the_page_of_the_fall_by_half_is_that_of_its_cells():
+    page = (RESULTS / "paper-fall.md").read_text(encoding="utf-8")
+    cells = {
+        (percent, metric): np.array([values[seed] for seed in range(3)])
+        for (_, percent, metric), values in points("paper-fall", ("arm", "percent")).items()
+    }
+    assert [cells[dose, "steps"][0] / 100 for dose in (0.0, 60.0)] == [1185, 1875]
+    words = {
+        "test_clean_acc": "clean",
+        "test_adv_acc": "attacked",
+        "clamped_accuracy": "clean, dark pixels turned grey as in training",
+    }
+    for metric, word in words.items():
+        before, after = cells[0.0, metric], cells[60.0, metric]
+        runs = [", ".join(f"{value:.1f}" for value in values) for values in (before, after)]
+        means = [f"{values.mean():.1f}" for values in (before, after)]
+        differ = p_text(stats.ttest_1samp(after - before, 0).pvalue)
+        assert row_of(page, word) == [*runs, *means, told(after - before), differ]
+    text, clean = " ".join(page.split()), cells[0.0, "test_clean_acc"]
+    assert f"half would be {-clean.mean() / 2:.1f} points, outside".replace("-", "−") in text
+    assert (
+        stats.ttest_1samp(cells[60.0, "test_clean_acc"] - clean, -clean.mean() / 2, alternative="greater").pvalue
+        < 0.025
+    )
+    ends = [np.sqrt(2 * clean.var(ddof=1) / stats.chi2.ppf(q, 2)) for q in (0.975, 0.025)]
+    assert f"deviation of {clean.std(ddof=1):.1f} points, with three runs" in text
+    assert f"known only to lie between {ends[0]:.1f} and {ends[1]:.1f}." in text
+    published = [figure.clean for figure in FIGURES if figure.arm == "adversarial" and figure.source == NOTEBOOK]
+    assert f"one at each dose, have {np.std(published, ddof=1):.1f}." in text
+    attacked = np.concatenate([cells[dose, "test_adv_acc"] for dose in (0.0, 60.0)])
+    assert f"all six runs lie between {attacked.min():.1f}% and {attacked.max():.1f}%" in text
+
+
 UNIFORM = [
     ("pgd_at", "clean_accuracy", 0.25),
     ("pgd_at", "clean_accuracy", 0.5),
