@@ -163,12 +163,9 @@ def remarks(record: EvaluationRecord) -> list[str]:
             "--each-norm attacks all samples in each."
         )
     if record.environment.attack_precision != "fp32":
-        asked = record.config.get("precision") == "auto"
-        lines.append(
-            f"Attacks computed in {record.environment.attack_precision}"
-            + (", as torch's own defaults have it on this device" if asked else "")
-            + f"; the referee judged in {record.environment.judge_precision}."
-        )
+        usual = ", as torch's own defaults have it on this device" if record.config.get("precision") == "auto" else ""
+        attacks, judge = escape(record.environment.attack_precision), escape(record.environment.judge_precision)
+        lines.append(f"Attacks computed in {attacks}{usual}; the referee judged in {judge}.")
     if record.curve:
         points = ", ".join(f"{eps}: {percent(point.value)}" for eps, point in record.curve.items())
         lines.append(escape(f"Robust accuracy over eps{', at most' if doubts(record) else ''}: {points}"))

@@ -38,7 +38,7 @@ def recipe(tmp_path):
 def quick_cells(monkeypatch):
     """Cells that train nothing: what they would measure is told from their settings."""
 
-    def arm(config, device):
+    def arm(config, device, progress):
         accuracy = 0.7 + 0.01 * config.seed
         metrics = {"test_clean_acc": accuracy, "test_adv_acc": accuracy / 2}
         return [Measurement(factors={"percent": percent}, metrics=metrics) for percent in config.percents]

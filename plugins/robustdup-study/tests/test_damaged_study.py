@@ -27,7 +27,7 @@ LATER = pytest.mark.slow
 def study(tmp_path_factory):
     """A study whose cells train nothing."""
 
-    def arm(config, device):
+    def arm(config, device, progress):
         accuracy = 0.7 + 0.01 * config.seed
         metrics = {"test_clean_acc": accuracy, "test_adv_acc": accuracy / 2}
         return [Measurement(factors={"percent": percent}, metrics=metrics) for percent in config.percents]
