@@ -179,7 +179,9 @@ def test_the_statistics_of_the_eleven_published_figures():
     noise = np.sqrt((pairs**2).sum() / 2 / len(pairs))
     ratio = clean.var(ddof=1) / noise**2
     assert f"standard deviation of {noise:.1f} points" in page
-    assert f"{clean.std(ddof=1):.1f} (F = {ratio:.1f}, p = {stats.f.sf(ratio, 10, len(pairs)):.2f})" in page
+    assert f"{clean.std(ddof=1):.1f} (F = {ratio:.1f}, p = {stats.f.sf(ratio, 10, len(pairs)):.2f}, one-sided)" in page
+    ends = [noise * np.sqrt(len(pairs) / stats.chi2.ppf(q, len(pairs))) for q in (0.975, 0.025)]
+    assert f"known only to lie between {ends[0]:.1f} and {ends[1]:.1f};" in page
     smallest = -np.random.default_rng(0).normal(size=(100_000, 11)).min(axis=1).mean()
     assert f"a smallest {smallest:.1f} standard deviations below" in page
 
@@ -202,19 +204,25 @@ def test_the_page_of_the_fall_by_half_is_that_of_its_cells():
         means = [f"{values.mean():.1f}" for values in (before, after)]
         differ = p_text(stats.ttest_1samp(after - before, 0).pvalue)
         assert row_of(page, word) == [*runs, *means, told(after - before), differ]
-    text, clean = " ".join(page.split()), cells[0.0, "test_clean_acc"]
-    assert f"half would be {-clean.mean() / 2:.1f} points, outside".replace("-", "−") in text
-    assert (
-        stats.ttest_1samp(cells[60.0, "test_clean_acc"] - clean, -clean.mean() / 2, alternative="greater").pvalue
-        < 0.025
-    )
-    ends = [np.sqrt(2 * clean.var(ddof=1) / stats.chi2.ppf(q, 2)) for q in (0.975, 0.025)]
-    assert f"deviation of {clean.std(ddof=1):.1f} points, with three runs" in text
-    assert f"known only to lie between {ends[0]:.1f} and {ends[1]:.1f}." in text
+    text = " ".join(page.split()).replace("−", "-")
+    before, after = cells[0.0, "test_clean_acc"], cells[60.0, "test_clean_acc"]
+    above = told(after - before / 2).replace("+", "")
+    assert f"At 60% accuracy lies {above.replace(' [', ' points [')} above half" in text
+    one, two, three = (f"{value:+.1f}" for value in after - before)
+    assert f"{one}, {two} and {three};" in text
+    spreads = [values.std(ddof=1) for values in (before, after)]
+    pooled = np.mean(np.square(spreads))
+    ends = [np.sqrt(4 * pooled / stats.chi2.ppf(q, 4)) for q in (0.975, 0.025)]
+    assert f"{spreads[0]:.1f} points without copies, {spreads[1]:.1f} with them" in text
+    assert f"{pooled**0.5:.1f} [{ends[0]:.1f}, {ends[1]:.1f}] for both together" in text
+    assert f"it is {cells[0.0, 'clamped_accuracy'].std(ddof=1):.1f} without copies" in text
     published = [figure.clean for figure in FIGURES if figure.arm == "adversarial" and figure.source == NOTEBOOK]
-    assert f"one at each dose, have {np.std(published, ddof=1):.1f}." in text
-    attacked = np.concatenate([cells[dose, "test_adv_acc"] for dose in (0.0, 60.0)])
-    assert f"all six runs lie between {attacked.min():.1f}% and {attacked.max():.1f}%" in text
+    assert f"whose standard deviation is {np.std(published, ddof=1):.1f}, with" in text
+    assert (
+        f"difference of two is {2**0.5 * spreads[0]:.1f}; the published one is {max(published) - min(published):.1f}."
+        in text
+    )
+    assert f"below {before.min():.1f}%, and the lowest had no copies" in text
 
 
 UNIFORM = [
