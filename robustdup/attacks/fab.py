@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
 from robustdup.attacks.losses import misclassified
-from robustdup.attacks.nearest import Nearest
+from robustdup.attacks.nearest import Nearest, kept
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import UserError, check_counts
 from robustdup.projections import fold_length, fold_sum, per_sample, row_length
@@ -186,7 +186,7 @@ def walk(
             is_adv, distance = misclassified(logits, labels), fold_length(iterate - clean, threat.norm)
             nearest.offer(index, iterate, distance, is_adv)
             keep = going_on(is_adv, distance, 1) if settings.stop_within_eps else torch.ones_like(is_adv)
-            index, clean, labels, iterate, normal, value = _kept(keep, index, clean, labels, iterate, normal, value)
+            index, clean, labels, iterate, normal, value = kept(keep, index, clean, labels, iterate, normal, value)
         if len(index) == 0:
             return looks
         iterate = mixed_step(iterate, clean, normal, value, threat.norm, settings.alpha_max, settings.eta)
@@ -200,7 +200,7 @@ def walk(
         iterate = torch.where(per_sample(is_adv, delta), delta.mul_(settings.beta).add_(clean), iterate)
         if settings.stop_within_eps:
             keep = going_on(is_adv, distance, 2 * step + 2)
-            index, clean, labels, iterate = _kept(keep, index, clean, labels, iterate)
+            index, clean, labels, iterate = kept(keep, index, clean, labels, iterate)
             if len(index) == 0:
                 return looks
     nearest.keep_last(index, iterate)
@@ -284,8 +284,3 @@ def check_classes(attack: str, logits: Tensor) -> int:
             code="too-few-classes",
         )
     return logits.shape[1]
-
-
-def _kept(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    rows = keep.nonzero()[:, 0]  # one wait for a GPU; a mask waits for each tensor
-    return tensors if len(rows) == len(keep) else tuple(tensor[rows] for tensor in tensors)

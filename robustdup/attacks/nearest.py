@@ -119,3 +119,9 @@ def check_between(attack: str, option: str, value: float, low: float, high: floa
     if not low < value <= high:
         text = f"above {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
         raise UserError(f"{attack}: {option} must be {text}, got {value}.", code="bad-option")
+
+
+def kept(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of tensors (n, ...) where `keep` (n,) bool is true: themselves where all are."""
+    rows = keep.nonzero()[:, 0]  # one wait for a GPU; a mask waits for each tensor
+    return tensors if len(rows) == len(keep) else tuple(tensor[rows] for tensor in tensors)

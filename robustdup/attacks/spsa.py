@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.losses import margin, misclassified
+from robustdup.attacks.nearest import kept
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError, check_counts
 from robustdup.projections import per_sample
@@ -82,7 +83,7 @@ def spsa(
                 improved = ((margins < lowest[active]) | is_adv).nonzero()[:, 0]  # one wait for a GPU; each mask waits
                 place = active[improved]
                 adv_images[place], lowest[place] = iterate[improved], margins[improved]
-                active, clean, true, iterate, velocity = _left(is_adv, active, clean, true, iterate, velocity)
+                active, clean, true, iterate, velocity = kept(~is_adv, active, clean, true, iterate, velocity)
                 if step == steps or len(active) == 0:
                     break
                 gradient, is_adv, probed = _estimate(
@@ -93,7 +94,7 @@ def spsa(
                 velocity = momentum * velocity + unit_l1(gradient)
                 size = first_step * threat.radius * (1 + math.cos(math.pi * step / steps)) / 2
                 iterate = threat.project(clean, iterate + size * ascent(clean, velocity, threat))
-                active, clean, true, iterate, velocity = _left(is_adv, active, clean, true, iterate, velocity)
+                active, clean, true, iterate, velocity = kept(~is_adv, active, clean, true, iterate, velocity)
             remaining = active
     return adv_images
 
@@ -138,12 +139,6 @@ def _estimate(
                     probed = torch.where(per_sample(end_adv & ~is_adv, end), end, probed)
                     is_adv |= end_adv
     return gradient, is_adv, probed
-
-
-def _left(is_adv: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of tensors (n, ...) that are not adversarial."""
-    rows = (~is_adv).nonzero()[:, 0]
-    return tensors if len(rows) == len(is_adv) else tuple(tensor[rows] for tensor in tensors)
 
 
 def _look(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

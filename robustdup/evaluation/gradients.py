@@ -89,9 +89,7 @@ def _off(kept: float) -> float:
 
 def apart(clean: Tensor, threat: ThreatModel) -> Tensor:
     """Return an image inside the ball for each clean one (n, C, H, W), a quarter of eps away in a random direction."""
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-    direction = noise.sign() if threat.norm == "Linf" else noise
-    return (clean + APART * threat.sphere_scale(direction)).clamp(0, 1)
+    return (clean + APART * _direction(clean, threat, torch.Generator().manual_seed(0))).clamp(0, 1)
 
 
 def evades(model: nn.Module, clean: Tensor, adv_images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
@@ -173,15 +171,13 @@ def tells_sides(
     """Tell where the gradient of `route` says on which side of the judged model's boundary random steps end: (n,) bool.
 
     Steps start at images upon it, on the far side, `beyond` (n, C, H, W), of classes `labels` (n,); they are `length` eps
-    long. Which side they end on is
-    compared with the sign that the gradient gives them (as https://arxiv.org/abs/1904.02144 estimates gradients from
-    answers): that beside the boundary, where attacks go, not upon it.
+    long. Which side they end on is compared with the sign that the gradient gives them (as https://arxiv.org/abs/1904.02144
+    estimates gradients from answers): that beside the boundary, where attacks go, not upon it.
     """
     generator = torch.Generator().manual_seed(1)
 
     def step() -> Tensor:
-        noise = torch.randn(beyond.shape, generator=generator).to(beyond)
-        return (beyond + length * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)).clamp(0, 1)
+        return (beyond + length * _direction(beyond, threat, generator)).clamp(0, 1)
 
     gradient, _, _ = input_gradient(route, step(), lambda logits, part: cw(logits, labels[part]))
     gradient = gradient.nan_to_num(0, 0, 0)
@@ -200,12 +196,17 @@ def _ragged(judged: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatMod
     generator = torch.Generator().manual_seed(2)
     same = 0.0
     for _ in range(SIDES):
-        noise = torch.randn(beyond.shape, generator=generator).to(beyond)
-        step = ACROSS * threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)
+        step = ACROSS * _direction(beyond, threat, generator)
         step *= (beyond - step.abs() >= 0) & (beyond + step.abs() <= 1)
         both = _wrong(judged, beyond + step, labels) == _wrong(judged, beyond - step, labels)
         same += float(both.double().mean()) / SIDES
     return same
+
+
+def _direction(images: Tensor, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+    """Draw a step of length eps for each image (n, C, H, W)."""
+    noise = torch.randn(images.shape, generator=generator).to(images)
+    return threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)
 
 
 def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
