@@ -8,11 +8,11 @@ from robustdup_study.analysis import analyse, duplication_rate
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import StudyRun
 from robustdup_study.sides import answers_of
+from robustdup_study.statistics import crossed_interval
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from robustdup.errors import UserError
-from robustdup.statistics import crossed_interval
 from tests.raising import raises
 
 

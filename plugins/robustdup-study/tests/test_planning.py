@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from robustdup_study.anova import anova_terms
 from robustdup_study.planning import power, seeds_for_precision, seeds_to_settle, tost_power
+from robustdup_study.statistics import half_width, mean_estimate, tost
 from scipy import stats
 from statsmodels.stats.power import TTestPower
-
-from robustdup.statistics import half_width, mean_estimate, tost
 
 RUNS = 4000
 

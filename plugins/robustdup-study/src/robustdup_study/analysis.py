@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustdup.statistics import holm, mean_estimate
 from robustdup_study.anova import anova
 from robustdup_study.comparing import Compared, Draft, compare
 from robustdup_study.publications import dose_factors
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import AnovaTerm, DoseMean, DuplicationRate, PairedComparison, StudyRun
 from robustdup_study.sides import NO_ANSWERS, Answers, Side
+from robustdup_study.statistics import holm, mean_estimate
 from robustdup_study.table import Stratum, Table, effect, less, split, varying_factors
 
 

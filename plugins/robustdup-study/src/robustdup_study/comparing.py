@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from robustdup.statistics import bootstrap_interval, mean_estimate, tost
 from robustdup_study import planning
 from robustdup_study.metrics import metric, to_unit
 from robustdup_study.recipe import AnalysisConfig
 from robustdup_study.records import PairedComparison
 from robustdup_study.sentences import sentence, verdict
 from robustdup_study.sides import Answers, Limit, Side, also_differs, distinct_images, limit_of_sides
+from robustdup_study.statistics import bootstrap_interval, mean_estimate, tost
 from robustdup_study.table import Table, Values
 
 

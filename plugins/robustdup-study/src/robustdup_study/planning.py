@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from robustdup.statistics import half_width
+from robustdup_study.statistics import half_width
 
 Values = npt.NDArray[np.float64]
 Given = float | Values

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robustdup.statistics import crossed_interval
 from robustdup_study.metrics import metric
+from robustdup_study.statistics import crossed_interval
 from robustdup_study.table import Stratum, Table, Values
 
 Side = tuple[Stratum, float]  # factors and dose

@@ -17,7 +17,7 @@ import typer
 
 from robustdup.errors import UserError
 from robustdup.records import atomic_path
-from robustdup.statistics import MeanEstimate, mean_estimate
+from robustdup_study.statistics import MeanEstimate, mean_estimate
 
 Points = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

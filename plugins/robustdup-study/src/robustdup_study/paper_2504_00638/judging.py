@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from robustdup.statistics import holm
 from robustdup_study.records import PairedComparison
+from robustdup_study.statistics import holm
 
 Verdict = Literal["confirmed", "refuted", "equivalent", "undecided", "not tested"]
 Judged = tuple[str, PairedComparison]
