@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustdup.data.classes import number_classes
+from robustdup.data.columns import picture_table
 from robustdup.data.decode import check_options, fit, stack, to_tensor
 from robustdup.errors import UserError
 
@@ -238,21 +239,14 @@ def picture(image: np.typing.NDArray[Any]) -> Any:
 
 def as_table(arrays: Arrays, split: str) -> tuple[datasets.Dataset, tuple[str, ...]]:
     """Return a split as a `datasets.Dataset` of PNG pictures, and what to tell of pixels that are not bytes."""
-    import datasets
-
     images, notes = arrays.images, arrays.notes
     if images.dtype != np.uint8:
         levels = np.round(images * np.float32(255))
         if np.abs(levels / 255 - images).max() > 1e-6:
             notes = (*notes, "The pixels are not bytes: as pictures they are rounded to the nearest of 256 levels.")
         images = levels.astype(np.uint8)
-    features: dict[str, Any] = {"image": datasets.Image()}
-    columns: dict[str, Any] = {"image": [encoded(image) for image in images]}
-    if arrays.labels is not None:
-        names = list(arrays.class_names)
-        features["label"] = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-        columns["label"] = arrays.labels.tolist()
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features), split=split), notes
+    labels = None if arrays.labels is None else arrays.labels.tolist()
+    return picture_table([encoded(image) for image in images], labels, arrays.class_names, split), notes
 
 
 def encoded(image: np.typing.NDArray[Any]) -> dict[str, Any]:

@@ -9,15 +9,7 @@ from typing import Any
 from robustdup.errors import UserError, unknown
 
 IMAGE_NAMES = ("image", "img", "images")
-NUMBER_NAMES = (
-    *IMAGE_NAMES,
-    "pixels",
-    "pixel_values",
-    "x",
-    "data",
-    "input",
-    "inputs",
-)  # of images that are lists of numbers
+NUMBER_NAMES = (*IMAGE_NAMES, "pixels", "pixel_values", "x", "data", "input", "inputs")  # of lists of numbers
 LABEL_NAMES = ("label", "labels", "fine_label")  # fine_label: CIFAR-100 as RobustBench ranks it
 NO_LABELS = "has no labels"
 MOST_NAMED = 5  # columns that a sentence names
@@ -92,6 +84,39 @@ def find_columns(
             code="bad-column",
         )
     return Columns(image, label, names, raw=raw, numbers=numbers, notes=(*remarks, *notes))
+
+
+def label_feature(class_names: Sequence[str]) -> Any:
+    """Return the feature of a column of class numbers, with the names of the classes where they are known."""
+    import datasets
+
+    return datasets.ClassLabel(names=list(class_names)) if class_names else datasets.Value("int64")
+
+
+def picture_table(
+    images: Sequence[Any], labels: Sequence[int] | None, class_names: Sequence[str], split: str | None = None
+) -> Any:
+    """Return a `datasets.Dataset` of pictures, as paths, encoded or PIL's, with labels where they are known."""
+    import datasets
+
+    features, columns = {"image": datasets.Image()}, {"image": list(images)}
+    if labels is not None:
+        features["label"], columns["label"] = label_feature(class_names), list(labels)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features), split=split)
+
+
+def arrow_column(dataset: Any, name: str) -> Any:
+    """Return a column of a `datasets.Dataset` as Arrow has it; nothing is decoded."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def whole_labels(dataset: Any, name: str, place: str) -> Any:
+    """Return the column of labels as Arrow has it. Raises UserError for a row without one."""
+    column = arrow_column(dataset, name)
+    if column.null_count:
+        row = column.to_pylist().index(None)
+        raise UserError(f"Row {row} of {place} has no label in column {name!r}.", code="no-label")
+    return column
 
 
 def usual_form(name: str) -> str:

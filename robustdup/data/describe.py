@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustdup.data.columns import Columns, class_name
+from robustdup.data.columns import Columns, arrow_column, class_name
 from robustdup.data.decode import UNREADABLE, open_picture, why_unreadable
 from robustdup.data.table import LONGEST_PATH
 from robustdup.errors import plain
@@ -35,7 +35,7 @@ def describe(
     """
     labels: list[Any] = [None] * len(dataset)
     if columns.label:
-        labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label].to_pylist()
+        labels = arrow_column(dataset, columns.label).to_pylist()
     sizes, modes, broken = Counter[str](), Counter[str](), list[UnreadableImage]()
     samples: list[int] | None = None
     seen: dict[bytes, int] = {}
@@ -53,7 +53,7 @@ def describe(
         samples = by_pixels
     same_by: Literal["source_index", "pixels", "rows"] = "pixels" if images else "rows"
     if "source_index" in dataset.column_names:
-        column = dataset.select_columns(["source_index"]).with_format("arrow")[:]["source_index"]
+        column = arrow_column(dataset, "source_index")
         if not column.null_count:
             samples, same_by = column.to_pylist(), "source_index"
     groups = np.unique(samples if samples is not None else np.arange(len(labels)), return_inverse=True)[1]

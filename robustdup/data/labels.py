@@ -21,9 +21,12 @@ from robustdup.data.columns import (
     MORE_LABEL_NAMES,
     NO_LABELS,
     Columns,
+    arrow_column,
     find_columns,
     is_class_number,
+    label_feature,
     usual_form,
+    whole_labels,
 )
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import UserError, unknown
@@ -97,14 +100,16 @@ def _named_by_columns(opened: Opened, options: DataOptions, place: str) -> Opene
         found = names_of_numbers(
             (str(code), str(word))
             for rows in tables.values()
-            for code, word in zip(_column(rows, number).to_pylist(), _column(rows, text).to_pylist(), strict=True)
+            for code, word in zip(
+                arrow_column(rows, number).to_pylist(), arrow_column(rows, text).to_pylist(), strict=True
+            )
         )
         if found:
             names, places, remarks = number_classes(found)
             class_names = [found.get(name, name) for name in names]
             splits = {
                 name: _with_codes(
-                    rows, label, [places[str(code)] for code in _column(rows, number).to_pylist()], class_names
+                    rows, label, [places[str(code)] for code in arrow_column(rows, number).to_pylist()], class_names
                 )
                 for name, rows in tables.items()
             }
@@ -136,20 +141,16 @@ def _is_odd(dataset: Any, columns: Columns) -> bool:
     return not is_class_number(dataset.features[columns.label])
 
 
-def _column(dataset: Any, name: str) -> Any:
-    return dataset.select_columns([name]).with_format("arrow")[:][name]
-
-
 def _texts(dataset: Any, name: str) -> list[str | None] | None:
     """Return the labels as text, None for a row without one; None for labels of another kind."""
     if getattr(dataset.features[name], "dtype", "") not in ("string", "large_string"):
         return None
-    values: list[str | None] = _column(dataset, name).to_pylist()
+    values: list[str | None] = arrow_column(dataset, name).to_pylist()
     return values
 
 
 def _numeric(dataset: Any, name: str, place: str) -> tuple[Any, list[str]]:
-    values = _column(dataset, name).to_pylist()
+    values = arrow_column(dataset, name).to_pylist()
     known = [value for value in values if value is not None]
     if not known:
         return dataset, []
@@ -165,11 +166,8 @@ def _numeric(dataset: Any, name: str, place: str) -> tuple[Any, list[str]]:
 
 
 def _with_codes(dataset: Any, name: str, codes: list[int | None], names: list[str]) -> Any:
-    import datasets
-
-    feature = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
     place = list(dataset.column_names)
-    changed = dataset.remove_columns([name]).add_column(name, codes, feature=feature)
+    changed = dataset.remove_columns([name]).add_column(name, codes, feature=label_feature(names))
     return changed.select_columns(place)
 
 
@@ -184,11 +182,7 @@ def as_arrays(dataset: Any, columns: Columns, place: str) -> Arrays:
         ) from None
     labels = None
     if columns.label:
-        column = _column(dataset, columns.label)
-        if column.null_count:
-            row = column.to_pylist().index(None)
-            raise UserError(f"Row {row} of {place} has no label in column {columns.label!r}.", code="no-label")
-        labels = column.to_numpy()
+        labels = whole_labels(dataset, columns.label, place).to_numpy()
     return make_arrays(images, labels, place, class_names=columns.class_names)
 
 
@@ -254,7 +248,7 @@ def _values(dataset: Any, column: str) -> tuple[Any, list[Any], list[str]]:
 
     feature = dataset.features[column]
     names = list(getattr(feature, "names", None) or [])
-    values = _column(dataset, column)
+    values = arrow_column(dataset, column)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks)

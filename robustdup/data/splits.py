@@ -10,7 +10,7 @@ import torch
 
 from robustdup.config import DataOptions
 from robustdup.data.arrays import Arrays, as_table
-from robustdup.data.columns import Columns, find_columns
+from robustdup.data.columns import Columns, find_columns, picture_table, whole_labels
 from robustdup.data.hub import commit_of, load_hub, load_local, looks_like_hub_id
 from robustdup.data.labels import as_arrays, with_class_numbers
 from robustdup.data.layouts.opened import Opened, pick
@@ -98,11 +98,7 @@ def _table(name: str, rows: Any, options: DataOptions, spec: str) -> tuple[datas
 
 def label_tensor(dataset: datasets.Dataset, columns: Columns, place: str) -> torch.Tensor:
     """Return the labels of a split, int64 (n,). Raises UserError for a row without one."""
-    labels = dataset.select_columns([columns.label]).with_format("arrow")[:][columns.label]
-    if labels.null_count:
-        row = labels.to_pylist().index(None)
-        raise UserError(f"Row {row} of {place} has no label in column {columns.label!r}.", code="no-label")
-    return torch.from_numpy(labels.to_numpy().astype("int64"))
+    return torch.from_numpy(whole_labels(dataset, columns.label, place).to_numpy().astype("int64"))
 
 
 def split_columns(
@@ -117,14 +113,11 @@ def split_columns(
     return (dataset.cast_column(columns.image, datasets.Image()) if columns.raw else dataset), columns
 
 
-def _digits(split: str) -> datasets.Dataset:
-    import datasets
+def _digits(split: str) -> Any:
     from PIL import Image
 
     from robustdup.data.digits import load_builtin
 
     rows = load_builtin("digits", DataOptions(split=split))
     pixels = (rows.images[:, 0] * 255).round().to(torch.uint8).numpy()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=rows.class_names)})
-    content = {"image": [Image.fromarray(image) for image in pixels], "label": rows.labels.tolist()}
-    return datasets.Dataset.from_dict(content, features=features, split=split)
+    return picture_table([Image.fromarray(image) for image in pixels], rows.labels.tolist(), rows.class_names, split)

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustdup.data.columns import picture_table
 from robustdup.data.layouts.binaries import open_known
 from robustdup.data.layouts.opened import Opened, pick
 from robustdup.errors import UserError, unknown
@@ -61,8 +62,6 @@ def _names() -> list[str]:
 
 def _from_class(build: Any, name: str, root: Path, split: str) -> Any:
     """Return a table of what a class of torchvision reads, with pictures as they are decoded."""
-    import datasets
-
     parameters = inspect.signature(build.__init__).parameters
     chosen: dict[str, Any] = {"root": str(root)}
     if "train" in parameters:
@@ -80,9 +79,5 @@ def _from_class(build: Any, name: str, root: Path, split: str) -> Any:
     if len(first) != 2 or not isinstance(first[1], int):
         raise UserError(f"{name} of torchvision does not give pictures with one class each.", code="bad-data")
     names = [str(word[0] if isinstance(word, tuple) else word) for word in getattr(rows, "classes", [])]
-    label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    features = datasets.Features({"image": datasets.Image(), "label": label})
-    pairs = [rows[i] for i in range(len(rows))]
-    return datasets.Dataset.from_dict(
-        {"image": [p[0] for p in pairs], "label": [p[1] for p in pairs]}, features=features
-    )
+    images, labels = zip(*(rows[i] for i in range(len(rows))), strict=True)
+    return picture_table(images, labels, names)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import class_numbers
-from robustdup.data.columns import LABEL_NAMES
+from robustdup.data.columns import LABEL_NAMES, picture_table
 from robustdup.data.layouts.folders import PICTURES
-from robustdup.data.layouts.opened import Opened, split_name
+from robustdup.data.layouts.opened import Opened, split_word
 from robustdup.errors import UserError
 from robustdup.inflation import check_unpacked, check_zip
 
@@ -104,12 +104,9 @@ def open_shards(files: Sequence[Path]) -> Opened | None:
 
     https://github.com/webdataset/webdataset. The split is told by the names of the shards: test-000000.tar. Raises UserError.
     """
-    import datasets
-
     groups: dict[str, list[Path]] = {}
     for file in files:
-        word = file.name.split(".")[0].replace("_", "-").split("-")
-        groups.setdefault(next((split for part in word if (split := split_name(part))), ""), []).append(file)
+        groups.setdefault(split_word(file.name.split(".")[0]) or "", []).append(file)
     rows = {name: [row for file in group for row in _rows(file)] for name, group in groups.items()}
     if not any(label is not None for group in rows.values() for _, label in group):
         return None
@@ -124,14 +121,8 @@ def open_shards(files: Sequence[Path]) -> Opened | None:
     numbers, names, remarks = class_numbers(values, str(files[0].parent))
     splits, start = {}, 0
     for name, group in rows.items():
-        label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-        splits[name or "test"] = datasets.Dataset.from_dict(
-            {
-                "image": [{"bytes": content, "path": None} for content, _ in group],
-                "label": numbers[start : start + len(group)].tolist(),
-            },
-            features=datasets.Features({"image": datasets.Image(), "label": label}),
-        )
+        images = [{"bytes": content, "path": None} for content, _ in group]
+        splits[name or "test"] = picture_table(images, numbers[start : start + len(group)].tolist(), names)
         start += len(group)
     return Opened(splits, tuple(remarks), unnamed=list(rows) == [""])
 

@@ -13,7 +13,7 @@ import numpy as np
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.layouts import hdf5
 from robustdup.data.layouts.binaries import CIFAR10, read_plain_pickle
-from robustdup.data.layouts.opened import Opened, split_name
+from robustdup.data.layouts.opened import Opened, split_name, split_word
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_tensor, check_zip
 
@@ -231,7 +231,7 @@ def _pair(root: Path, file: Path) -> Opened:
         )
     images, numbers = (_load(each) for each in (file, labels))
     numbers = numbers.reshape(-1) if numbers.size == len(numbers) else numbers  # PatchCamelyon's are (N, 1, 1, 1)
-    word = next((split for part in re.split(r"[_\-.]+", file.stem) if (split := split_name(part))), None)
+    word = split_word(file.stem)
     names = CIFAR10 if root.name.lower().startswith("cifar-10-c") or file.stem.startswith("cifar10") else ()
     arrays = make_arrays(images, numbers, str(file), class_names=names if names and numbers.max() < len(names) else ())
     if word is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from unicodedata import normalize
 
 from robustdup.data.classes import missing_note, number_classes
+from robustdup.data.columns import picture_table
 from robustdup.data.layouts.opened import KEYWORDS, Opened, split_in, split_name
 from robustdup.errors import UserError
 
@@ -150,7 +151,7 @@ def open_folders(tree: Tree) -> Opened:
             kept = [(parts, name) for parts, name in kept if name is not None]
         labelled = bool(names) and loose < len(group)
         labels = [numbers[name] for _, name in kept if name is not None] if labelled else None
-        opened[split] = picture_table([inner.root.joinpath(*parts) for parts, _ in kept], labels, names, split)
+        opened[split] = file_table([inner.root.joinpath(*parts) for parts, _ in kept], labels, names, split)
         split_notes[split] = (
             missing_note(split, names, (name for _, name in kept if name is not None)) if labelled else ()
         )
@@ -200,16 +201,9 @@ def _by_file_name(groups: Mapping[str, Group]) -> tuple[dict[str, Group], dict[P
     return placed, classes
 
 
-def picture_table(files: Sequence[Path], labels: Sequence[int] | None, class_names: Sequence[str], split: str) -> Any:
+def file_table(files: Sequence[Path], labels: Sequence[int] | None, class_names: Sequence[str], split: str) -> Any:
     """Return a `datasets.Dataset` of picture files, with labels where they are known."""
-    import datasets
-
-    features: dict[str, Any] = {"image": datasets.Image()}
-    columns: dict[str, Any] = {"image": [str(file.absolute()) for file in files]}
-    if labels is not None:
-        features["label"] = datasets.ClassLabel(names=list(class_names)) if class_names else datasets.Value("int64")
-        columns["label"] = list(labels)
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features), split=split)
+    return picture_table([str(file.absolute()) for file in files], labels, class_names, split)
 
 
 def unread_notes(tree: Tree) -> Iterable[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from unicodedata import normalize
 
 from robustdup.data.classes import names_of_numbers, number_classes
-from robustdup.data.layouts.folders import GENERAL, Parts, Tree, picture_table, unread_notes
+from robustdup.data.layouts.folders import GENERAL, Parts, Tree, file_table, unread_notes
 from robustdup.data.layouts.list_files import PARTITIONS, Listed, Row, is_picture, read_list
 from robustdup.data.layouts.matlab_lists import read_matlab_list
-from robustdup.data.layouts.opened import Opened, split_in, split_name
+from robustdup.data.layouts.opened import Opened, split_in, split_name, split_word
 from robustdup.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".lst", ".mat")
@@ -169,9 +169,7 @@ def open_located(
     splits = {}
     for split in dict.fromkeys(split for _, _, split in rows):
         group = [(path, numbers[label]) for path, label, of in rows if of == split]
-        table = picture_table(
-            [path for path, _ in group], [number for _, number in group], class_names, split or "test"
-        )
+        table = file_table([path for path, _ in group], [number for _, number in group], class_names, split or "test")
         own = label_column not in (None, "label")
         splits[split or "test"] = table.rename_column("label", label_column) if own else table
     return Opened(splits, tuple(told), unnamed=not any(split for _, _, split in rows))
@@ -180,8 +178,7 @@ def open_located(
 def _guess(root: Path, file: Path) -> str | None:
     """Return the split that a list is of, by its name or that of its folder."""
     below = file.parent.relative_to(root).parts if file.is_relative_to(root) else ()
-    words = [*below, *re.split(r"[_\-.]+", file.stem)]
-    return next((split for word in words if (split := split_name(word))), None) or split_in(file.stem)
+    return next(filter(None, map(split_name, below)), None) or split_word(file.stem) or split_in(file.stem)
 
 
 def _partition(file: Path, rows: Located) -> dict[Path, str] | None:

@@ -11,7 +11,7 @@ from robustdup.data.classes import number_classes
 from robustdup.data.layouts import array_files, list_files, lists
 from robustdup.data.layouts.archives import is_archive, is_tar, open_shards, unpack
 from robustdup.data.layouts.binaries import is_svhn, open_known, read_idx, read_svhn
-from robustdup.data.layouts.folders import Tree, open_folders, picture_table, scan, unread_notes
+from robustdup.data.layouts.folders import Tree, file_table, open_folders, scan, unread_notes
 from robustdup.data.layouts.foreign import open_arrow, refuse_foreign
 from robustdup.data.layouts.opened import Opened
 from robustdup.data.layouts.pixel_tables import is_pixel_table, open_pixel_tables
@@ -170,7 +170,7 @@ def _tiny_imagenet(path: Path, tree: Tree, annotations: Path) -> Opened:
     names, numbers, remarks = number_classes(every)
     there = [(file, wnid) for file, wnid in rows if file.is_file()]
     splits = {
-        split: picture_table([file for file, _ in group], [numbers[wnid] for _, wnid in group], names, split)
+        split: file_table([file for file, _ in group], [numbers[wnid] for _, wnid in group], names, split)
         for split, group in (("train", train), ("validation", there)) if group
     }  # fmt: skip
     notes = [*unread_notes(tree), *remarks, "The classes of Tiny ImageNet are in the order of their WordNet numbers."]

@@ -35,6 +35,11 @@ def split_name(word: str) -> str | None:
     return USUAL.get(word.lower())
 
 
+def split_word(stem: str) -> str | None:
+    """Return the split of the first part of a name, between its signs, that usually names one: test-000000, x_train."""
+    return next((split for part in re.split(r"[_\-.]+", stem) if (split := split_name(part))), None)
+
+
 def split_in(name: str) -> str | None:
     """Return the split that a longer name speaks of: train_set, seg_test, val2017, TestImages; None for none and for several."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)

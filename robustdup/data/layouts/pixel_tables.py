@@ -13,7 +13,7 @@ import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.columns import LABEL_NAMES, MORE_LABEL_NAMES
-from robustdup.data.layouts.opened import Opened, split_in, split_name
+from robustdup.data.layouts.opened import Opened, split_in, split_word
 from robustdup.errors import UserError, unknown
 from robustdup.inflation import check_file
 
@@ -42,7 +42,7 @@ def open_pixel_tables(files: Sequence[Path], *, label_column: str | None, needs_
     notes: list[str] = []
     for file in files:
         stem = file.name.split(".")[0]
-        word = next((split for part in re.split(r"[_\-]+", stem) if (split := split_name(part))), None)
+        word = split_word(stem)
         for split, arrays in _read(file, label_column).items():
             name = split or word or split_in(stem) or ("test" if len(files) == 1 else stem)
             if arrays.labels is None and needs_labels and len(files) > 1:
