@@ -14,7 +14,7 @@ from robustdup.config import DataOptions
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
 from robustdup.models.load import fingerprint, load_model
-from robustdup.models.programs import in_batches, load_program, save_program
+from robustdup.models.programs import in_batches, load_program
 from robustdup.plugins import load_plugins
 from tests.raising import raises
 
@@ -95,7 +95,8 @@ def test_an_onnx_file_is_attacked_from_its_answers_alone(tmp_path, capsys):
 def test_a_program_of_torch_export_has_gradients_and_is_opened_only_where_it_may_run_code(tmp_path):
     model = load_model("builtin:digits-robust", registry=REGISTRY)
     file = tmp_path / "model.pt2"
-    save_program(model, images()[:2], file)
+    any_size = ({0: torch.export.Dim("batch", min=1)},)
+    torch.export.save(torch.export.export(model, (images()[:2],), dynamic_shapes=any_size), file)
     with raises("refused-pickle", UserError, "--allow-pickle", "model.pt2"):
         load_model(str(file), registry=REGISTRY)
     program = load_model(str(file), registry=REGISTRY, allow_pickle=True)

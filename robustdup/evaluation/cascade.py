@@ -231,18 +231,9 @@ def begin(samples: CleanSamples, threat: ThreatModel, ball: str = "") -> Cascade
 
 def go_on(before: CascadeResult, threat: ThreatModel, ball: str) -> CascadeResult:
     """Return a cascade in another ball that starts where the one before it ended."""
-    return CascadeResult(
-        threat=threat,
-        stages=[],
-        broken=before.broken.clone(),
-        undecided=before.undecided.clone(),
-        adv_images=before.adv_images.clone(),
-        margin=before.margin.clone(),
-        correct_share=before.correct_share.clone(),
-        nearest=torch.full_like(before.nearest, torch.inf),
-        expected=None if before.expected is None else before.expected.clone(),
-        ball=ball,
-    )
+    names = ("broken", "undecided", "adv_images", "margin", "correct_share", "expected")
+    kept = {name: value.clone() for name in names if (value := getattr(before, name)) is not None}
+    return CascadeResult(threat, stages=[], nearest=torch.full_like(before.nearest, torch.inf), ball=ball, **kept)
 
 
 def followed(result: CascadeResult) -> list[Followed]:

@@ -176,13 +176,18 @@ def _check_model(context: Context, images: Tensor, labels: Tensor) -> int:
         )
     if not bool(logits.isfinite().all(dim=1).any()):
         raise _not_finite()
+    check_outputs(logits, labels)
+    return int(logits.shape[1])
+
+
+def check_outputs(logits: Tensor, labels: Tensor) -> None:
+    """Raise UserError where logits (n, K) have no output for some of the labels (N,)."""
     if int(labels.max()) >= logits.shape[1]:
         raise UserError(
             f"The labels go up to {int(labels.max())}, but the model has {logits.shape[1]} outputs. "
             "Do model and data belong together?",
             code="model-and-data",
         )
-    return int(logits.shape[1])
 
 
 def _what_to_check(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from robustdup.attacks.guided import Guided
 from robustdup.attacks.passes import Passes
 from robustdup.errors import UserError
 from robustdup.evaluation.draws import USUAL_EOT, Draws
+from robustdup.models.adapt import usable_copy
 from robustdup.models.attack_copy.prepare import Prepared, prepare
 
 
@@ -112,7 +112,7 @@ def make_context(
     options = options or EngineOptions()
     cuda = device.type == "cuda"
     micro_batch = options.micro_batch or (256 if cuda else 32)
-    original = _placed(model, device, options.mode)
+    original = usable_copy(model, device, eval_mode=options.mode == "eval")
     return Context(
         original=Passes(original, micro_batch),
         attacked=original if stand_in is None else _guided(stand_in, original, device, options.mode),
@@ -127,19 +127,12 @@ def make_context(
     )
 
 
-def _placed(model: nn.Module, device: torch.device, mode: str) -> nn.Module:
-    with contextlib.suppress(Exception):  # a model may refuse to be copied in any way: then it is judged as it is
-        model = copy.deepcopy(model).to(dtype=torch.float32)
-    model = model.to(device)
-    return model.eval() if mode == "eval" else model
-
-
 def _guided(stand_in: nn.Module, original: nn.Module, device: torch.device, mode: str) -> nn.Module:
     """Return the stand-in with the answers of the judged model, so that a sample leaves when that one is wrong."""
-    guide = _placed(stand_in, device, mode)
+    guide = usable_copy(stand_in, device, eval_mode=mode == "eval")
     try:
         judged = copy.deepcopy(original)
-    except Exception:  # see _placed  # noqa: BLE001
+    except Exception:  # see usable_copy  # noqa: BLE001
         return guide
     return Guided(guide, judged)
 
@@ -180,7 +173,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model with frozen weights for attacking; the model itself where it cannot be copied."""
     try:
         copied = copy.deepcopy(model)
-    except Exception:  # see _placed  # noqa: BLE001
+    except Exception:  # see usable_copy  # noqa: BLE001
         return model
     for parameter in copied.parameters():  # of a TorchScript module too, which has no requires_grad_
         if not parameter.is_leaf:  # what copying TorchScript leaves

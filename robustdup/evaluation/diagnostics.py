@@ -98,99 +98,79 @@ def _failed_probe(error: Exception) -> Diagnostic:
 
 def of_randomness(randomized: bool, draws: int) -> list[Diagnostic]:
     """Return a sign where the model answers at random."""
-    if not randomized:
-        return []
-    return [
-        _sign(
-            "randomized",
-            "warning",
-            f"The model answers differently when asked again. Accuracies are expected values: shares of {draws} fresh draws "
-            "that had no part in choosing the images. Samples that are right in only a few draws are attacked too.",
-            "Raise --eot (draws of a gradient) and --judge-draws and see whether the number stays. If the randomness is "
-            "not part of the defence, check that dropout and noise layers are off.",
-        )
-    ]
+    return _where(
+        randomized,
+        "randomized",
+        "warning",
+        f"The model answers differently when asked again. Accuracies are expected values: shares of {draws} fresh draws "
+        "that had no part in choosing the images. Samples that are right in only a few draws are attacked too.",
+        "Raise --eot (draws of a gradient) and --judge-draws and see whether the number stays. If the randomness is "
+        "not part of the defence, check that dropout and noise layers are off.",
+    )
 
 
 def of_company(batch_dependent: bool, rows: int | None) -> list[Diagnostic]:
     """Return a sign where an answer depends on which images share a batch; `rows` are in the batches of the judgement."""
-    if not batch_dependent:
-        return []
-    return [
-        _sign(
-            "batch_dependent",
-            "serious",
-            "The model's answer to an image depends on the other images in its batch (BatchNorm with batch statistics, "
-            f"perhaps). It was judged in batches of {rows}, in the order of the data, clean among clean images and attacked "
-            "among attacked ones; other batches give another number.",
-            "Put BatchNorm into eval mode with running statistics. If the batch belongs to the defence, state it: "
-            "--micro-batch.",
-        )
-    ]
+    return _where(
+        batch_dependent,
+        "batch_dependent",
+        "serious",
+        "The model's answer to an image depends on the other images in its batch (BatchNorm with batch statistics, "
+        f"perhaps). It was judged in batches of {rows}, in the order of the data, clean among clean images and attacked "
+        "among attacked ones; other batches give another number.",
+        "Put BatchNorm into eval mode with running statistics. If the batch belongs to the defence, state it: "
+        "--micro-batch.",
+    )
 
 
 def of_memory(remembers: bool) -> list[Diagnostic]:
     """Return a sign where an answer depends on what the model was asked before."""
-    if not remembers:
-        return []
-    return [
-        _sign(
-            "remembers",
-            "serious",
-            "The model's answer to an image depends on what it was asked before. Attacks and the judge ask about neighbours "
-            "of images that it has seen; who shows it an attacked image first may get another answer.",
-            "Evaluate the network without its memory. If that belongs to the defence, attack the network without it "
-            "(--attack-model) and judge those images by a model that was asked nothing before.",
-        )
-    ]
+    return _where(
+        remembers,
+        "remembers",
+        "serious",
+        "The model's answer to an image depends on what it was asked before. Attacks and the judge ask about neighbours "
+        "of images that it has seen; who shows it an attacked image first may get another answer.",
+        "Evaluate the network without its memory. If that belongs to the defence, attack the network without it "
+        "(--attack-model) and judge those images by a model that was asked nothing before.",
+    )
 
 
 def of_mode(was_training: bool, mode: str) -> list[Diagnostic]:
     """Return a sign where the model came in training mode: a warning where it was put in eval mode."""
-    if not was_training:
-        return []
-    if mode == "eval":
-        return [
-            _sign(
-                "not_eval_mode",
-                "warning",
-                "The model came in training mode; it was evaluated in eval mode.",
-                "Call model.eval() yourself, or use --mode as-is if behaviour in training mode is part of the defence.",
-            )
-        ]
-    return [
-        _sign(
-            "not_eval_mode",
-            "serious",
-            "The model is in training mode: dropout is active and BatchNorm depends on who shares a batch.",
-            "Unless that is part of the defence, evaluate with --mode eval.",
-        )
-    ]
+    return _where(
+        was_training and mode == "eval",
+        "not_eval_mode",
+        "warning",
+        "The model came in training mode; it was evaluated in eval mode.",
+        "Call model.eval() yourself, or use --mode as-is if behaviour in training mode is part of the defence.",
+    ) + _where(
+        was_training and mode != "eval",
+        "not_eval_mode",
+        "serious",
+        "The model is in training mode: dropout is active and BatchNorm depends on who shares a batch.",
+        "Unless that is part of the defence, evaluate with --mode eval.",
+    )
 
 
 def of_probe(seen: Probe) -> list[Diagnostic]:
     """Return what a look at the model shows: probabilities for logits, gradient masking."""
-    signs = []
-    if seen.softmax_outputs:
-        signs.append(
-            _sign(
-                "softmax_outputs",
-                "serious",
-                "The outputs are probabilities (non-negative, rows sum to 1), not logits. Gradients of confident samples "
-                "vanish in float32, which hides weakness from gradient attacks.",
-                "Return logits: remove the softmax from the model.",
-            )
-        )
-    if seen.zero_gradients > THRESHOLDS["zero_gradients"]:
-        signs.append(
-            _sign(
-                "zero_gradients",
-                "serious",
-                f"The gradient of the loss is exactly zero for {seen.zero_gradients:.0%} of {seen.n} samples.",
-                "Gradient attacks cannot see these samples. Attack a differentiable stand-in (--attack-model, BPDA), "
-                "use --loss margin, or add score-based attacks such as square.",
-            )
-        )
+    signs = _where(
+        seen.softmax_outputs,
+        "softmax_outputs",
+        "serious",
+        "The outputs are probabilities (non-negative, rows sum to 1), not logits. Gradients of confident samples vanish in "
+        "float32, which hides weakness from gradient attacks.",
+        "Return logits: remove the softmax from the model.",
+    )
+    signs += _where(
+        seen.zero_gradients > THRESHOLDS["zero_gradients"],
+        "zero_gradients",
+        "serious",
+        f"The gradient of the loss is exactly zero for {seen.zero_gradients:.0%} of {seen.n} samples.",
+        "Gradient attacks cannot see these samples. Attack a differentiable stand-in (--attack-model, BPDA), use --loss "
+        "margin, or add score-based attacks such as square.",
+    )
     if seen.robust_at_half > THRESHOLDS["robust_at_half"]:
         signs.append(
             _sign(
@@ -227,17 +207,14 @@ def of_gradients(seen: MaskingSigns, said: Collection[str] = ()) -> list[Diagnos
 
 def of_accuracy(clean_accuracy: float, num_classes: int) -> list[Diagnostic]:
     """Return a sign where the clean accuracy is no better than guessing."""
-    if clean_accuracy > 1.5 / num_classes:
-        return []
-    return [
-        _sign(
-            "clean_near_chance",
-            "serious",
-            f"The clean accuracy, {clean_accuracy:.1%}, is near chance for {num_classes} classes.",
-            "Check that the model normalises its inputs itself (it is given images in [0, 1]), that channels are in RGB "
-            "order, and that labels and classes mean the same.",
-        )
-    ]
+    return _where(
+        not clean_accuracy > 1.5 / num_classes,
+        "clean_near_chance",
+        "serious",
+        f"The clean accuracy, {clean_accuracy:.1%}, is near chance for {num_classes} classes.",
+        "Check that the model normalises its inputs itself (it is given images in [0, 1]), that channels are in RGB "
+        "order, and that labels and classes mean the same.",
+    )
 
 
 def of_answers(prediction: Tensor, labels: Tensor) -> list[Diagnostic]:
@@ -261,20 +238,18 @@ def of_cascade(result: CascadeResult) -> list[Diagnostic]:
 
 
 def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
-    signs = []
+    signs: list[Diagnostic] = []
     for stage in result.stages:
         spec = stage.stage.spec
         unchanged = sum(int(call.verdict.unchanged.sum()) for call in stage.calls if call.verdict is not None)
         judged = int(((stage.outcome == Outcome.ROBUST) | (stage.outcome == Outcome.BROKEN)).sum())
-        if judged and unchanged == judged:
-            signs.append(
-                _sign(
-                    "no_op",
-                    "warning",
-                    f"{spec.name} returned all {judged} images unchanged.",
-                    f"It did nothing here: its survivors say nothing. Try 'robustdup attacks check {spec.name}'.",
-                )
-            )
+        signs += _where(
+            judged > 0 and unchanged == judged,
+            "no_op",
+            "warning",
+            f"{spec.name} returned all {judged} images unchanged.",
+            f"It did nothing here: its survivors say nothing. Try 'robustdup attacks check {spec.name}'.",
+        )
     return signs
 
 
@@ -316,7 +291,8 @@ def of_black_boxes(context: Context, samples: CleanSamples, result: CascadeResul
 
 
 def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
-    signs, lost = [], []
+    signs: list[Diagnostic] = []
+    lost: list[str] = []
     for stage in result.stages:
         failed = [call for call in stage.calls if call.error and not call.lost_gradient]
         lost += [stage.stage.spec.name] if any(call.error and call.lost_gradient for call in stage.calls) else []
@@ -331,34 +307,36 @@ def _failed_stages(result: CascadeResult) -> list[Diagnostic]:
                     "same settings; for another model, or without this attack, start a new run.",
                 )
             )
-    if lost:
-        signs.append(
-            _sign(
-                "attack_failed",
-                "warning",
-                f"{', '.join(dict.fromkeys(lost))} could not run: no gradient of the model reaches the images.",
-                "Other attacks decide. Where a sample stays undecided, use --attacks fast, which sees through what cuts "
-                "gradients, or attacks that ask for none, such as square.",
-            )
-        )
-    return signs
+    return signs + _where(
+        bool(lost),
+        "attack_failed",
+        "warning",
+        f"{', '.join(dict.fromkeys(lost))} could not run: no gradient of the model reaches the images.",
+        "Other attacks decide. Where a sample stays undecided, use --attacks fast, which sees through what cuts gradients, "
+        "or attacks that ask for none, such as square.",
+    )
 
 
 def of_curve(alone: Mapping[str, float], n: int) -> list[Diagnostic]:
     """Return a sign where a larger eps gave a higher robust accuracy; `alone` counts each eps by its own attacks."""
-    signs = []
+    signs: list[Diagnostic] = []
     for (small, low), (large, high) in pairwise(alone.items()):
-        if round((high - low) * n) > max(1, 0.005 * n):
-            signs.append(
-                _sign(
-                    "more_eps_more_accuracy",
-                    "serious",
-                    f"Robust accuracy rose from {low:.1%} at eps = {small} to {high:.1%} at eps = {large}.",
-                    "An attack with more room cannot do worse: it is not converged. Raise its steps and restarts.",
-                )
-            )
+        signs += _where(
+            round((high - low) * n) > max(1, 0.005 * n),
+            "more_eps_more_accuracy",
+            "serious",
+            f"Robust accuracy rose from {low:.1%} at eps = {small} to {high:.1%} at eps = {large}.",
+            "An attack with more room cannot do worse: it is not converged. Raise its steps and restarts.",
+        )
     return signs
 
 
 def _sign(code: str, severity: Literal["info", "warning", "serious"], message: str, advice: str) -> Diagnostic:
     return Diagnostic(code=code, severity=severity, message=message, advice=advice)
+
+
+def _where(
+    seen: bool, code: str, severity: Literal["info", "warning", "serious"], message: str, advice: str
+) -> list[Diagnostic]:
+    """Return a sign where it was seen, nothing where it was not."""
+    return [_sign(code, severity, message, advice)] if seen else []

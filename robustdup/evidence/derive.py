@@ -18,11 +18,11 @@ from torch import Tensor
 
 from robustdup.config import parse_attacks
 from robustdup.errors import UserError
+from robustdup.evaluation.metrics import accuracy
 from robustdup.evaluation.record import interval_text
 from robustdup.evaluation.summary import class_results, distance_summary
 from robustdup.evidence.replay import EpsReplay, Replay, Row, is_certified, stages_of, threat_at
 from robustdup.records import UNION, DataInfo, EvaluationRecord, ModelInfo, Outcome
-from robustdup.statistics import wilson
 from robustdup.threat import ThreatModel
 from robustdup.union import parse_balls
 
@@ -124,10 +124,7 @@ def _without(part: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _accuracy(correct: Tensor, undecided: int = 0) -> dict[str, float]:
     """Return a share with its Wilson interval."""
-    n, total = len(correct), float(correct.sum())
-    low, _ = wilson(total, n)
-    _, high = wilson(min(total + undecided, n), n)
-    return {"value": total / n, "low": min(low, total / n), "high": max(high, total / n)}
+    return accuracy(correct.numpy(), undecided=undecided).model_dump()
 
 
 def _stages(record: EvaluationRecord, replay: Replay, text: str) -> Exactly:

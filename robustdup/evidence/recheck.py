@@ -21,6 +21,7 @@ from robustdup.attacks.isolation import isolated
 from robustdup.attacks.losses import margin
 from robustdup.data.dataset import ImageDataset
 from robustdup.errors import UserError
+from robustdup.evaluation.clean import check_outputs
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.expected import judged_afresh, not_above
 from robustdup.evaluation.referee import Answers, Verdict, exact_fp32, judge, judge_images, violation_counts
@@ -217,12 +218,7 @@ def judge_here(
     few = slice(0, context.micro_batch)
     with exact_fp32(), isolated(original.model), torch.no_grad():
         logits = original(images[few]).double()
-    if int(data.labels.max()) >= logits.shape[1]:
-        raise UserError(
-            f"The labels go up to {int(data.labels.max())}, but the model has {logits.shape[1]} outputs. "
-            "Do model and data belong together?",
-            code="model-and-data",
-        )
+    check_outputs(logits, data.labels)
     first = judge_images(original, images, labels, seed=context.seed)
     steady = examine(original, images, labels, first, seed=context.seed)
     randomized = steady.randomized

@@ -210,7 +210,7 @@ def _as_logits(answer: Tensor, adaptation: Adaptation, rows: int) -> tuple[Tenso
 
 
 def usable_copy(model: nn.Module, device: torch.device, *, eval_mode: bool) -> nn.Module:
-    """Return a copy of a model on a device to look at, or the model itself where it cannot be copied."""
+    """Return a float32 copy of a model on a device, or the model itself where it cannot be copied. Raises as `placed`."""
     with contextlib.suppress(Exception):  # a model may refuse to be copied in any way
         model = copy.deepcopy(model).to(dtype=torch.float32)
     model = placed(model, device)

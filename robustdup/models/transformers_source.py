@@ -35,42 +35,19 @@ class ImageClassifier(nn.Module):
         return self.model(pixel_values=self.normalise(images)).logits  # type: ignore[no-any-return]
 
 
-class ImageFeatures(nn.Module):
-    """A transformers model without its head: images (N, 3, H, W) in [0, 1] -> features (N, F), normalised inside.
-
-    `pooled` says that its own pooling is trained; otherwise the first token of the last layer is taken.
-    """
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, pooled: bool) -> None:
-        super().__init__()
-        self.model, self.normalise, self.pooled = model, Normalise(mean, std), pooled
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features of `images`."""
-        pixels = self.normalise(images)
-        if hasattr(self.model, "get_image_features"):  # of text and images, such as CLIP
-            output = self.model.get_image_features(pixel_values=pixels)  # type: ignore[operator]
-            return getattr(output, "pooler_output", output)  # type: ignore[no-any-return]
-        output = self.model(pixel_values=pixels)
-        if self.pooled and getattr(output, "pooler_output", None) is not None:
-            return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
-        last = output.last_hidden_state
-        return last[:, 0] if last.ndim == 3 else last.mean(dim=(2, 3))  # type: ignore[no-any-return]
-
-
 def load_hf(name: str) -> nn.Module:
     """Return an image-classification model of the Hub or of a local folder, never running code from there.
 
     https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModelForImageClassification. Raises UserError;
     Unavailable where transformers is not installed.
     """
-    model, processor, missing = _from_pretrained(name, "AutoModelForImageClassification")
+    model, processor, missing = from_pretrained(name, "AutoModelForImageClassification")
     if missing:  # transformers only warns, and fills them at random
         raise UserError(
             f"hf:{name} is not a trained classifier: its files lack {len(missing)} weights, such as {missing[0]!r}.",
             code="missing-weights",
         )
-    classifier = ImageClassifier(model, *_statistics(processor, _channels(model)), size=input_size(processor))
+    classifier = ImageClassifier(model, *statistics(processor, channels_of(model)), size=input_size(processor))
     keep_names(classifier, names_in({"id2label": getattr(model.config, "id2label", None)}))
     return classifier
 
@@ -94,30 +71,7 @@ def hf_network(name: str, *, channels: int, classes: int, mean: Sequence[float],
     return ImageClassifier(model, mean, std, size=input_size(processor))
 
 
-def load_hf_features(name: str) -> tuple[nn.Module, int]:
-    """Return a model of the Hub or of a local folder without its head, and the side of the square images that it takes.
-
-    https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModel. It takes images (N, 3, H, W) in [0, 1] to
-    features (N, F). Raises UserError; Unavailable where transformers is not installed.
-    """
-    model, processor, missing = _from_pretrained(name, "AutoModel")
-    untrained = [weight for weight in missing if "pooler" not in weight]
-    if untrained:
-        raise UserError(
-            f"hf:{name} is not trained as it is loaded here: its files lack {len(untrained)} weights, such as "
-            f"{untrained[0]!r}.",
-            code="missing-weights",
-        )
-    if (channels := _channels(model)) != 3:
-        raise UserError(
-            f"hf:{name} takes images of {channels} channels; an embedding must take colour images.",
-            code="model-and-data",
-        )
-    height, width = input_size(processor) or (224, 224)
-    return ImageFeatures(model, *_statistics(processor, 3), pooled=not missing), max(height, width)
-
-
-def _from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
+def from_pretrained(name: str, kind: str) -> tuple[Any, Any, list[str]]:
     """Return a model (an automatic class of transformers says of what kind), its processor, and the weights it lacks."""
     transformers, place = _place(name)
     try:
@@ -152,11 +106,12 @@ def _place(name: str) -> tuple[Any, str]:
     return transformers, place
 
 
-def _channels(model: Any) -> int:
+def channels_of(model: Any) -> int:
+    """Return the channels of the images that a model takes."""
     return int(getattr(model.config, "num_channels", 3) or 3)
 
 
-def _statistics(processor: Any, channels: int) -> tuple[list[float], list[float]]:
+def statistics(processor: Any, channels: int) -> tuple[list[float], list[float]]:
     """Return the mean and std by which the processor turns images in [0, 1] into what the model takes."""
     mean, std = [0.0] * channels, [1.0] * channels
     if getattr(processor, "do_normalize", False):

@@ -32,7 +32,7 @@ from robustdup.report.charts import (
 )
 from robustdup.report.charts import counts as count_scale
 from robustdup.report.format import attack_label, interval, number, percent, plural, shortened, whole
-from robustdup.report.gallery import find_pictures
+from robustdup.report.gallery import find_pictures, side_by_side
 from robustdup.report.runs import Run, labels
 from robustdup.report.samples import read_samples
 
@@ -285,12 +285,7 @@ def plot_examples(runs: Sequence[Run], width: str) -> str:
     rows = np.flatnonzero(samples.outcome == "broken")[: EXAMPLES[width]]
     if not len(rows):
         raise UserError("No attack broke a sample of this run: there is no example to show.", code="no-data")
-    adv_images, clean = pictures.adversarial(rows), pictures.clean_images(rows)
-    lines = [adv_images]
-    if clean is not None:
-        linf = run.record.threat.norm == "Linf"
-        eps = run.record.threat.eps if linf else float(np.abs(adv_images - clean).max())
-        lines = [clean, adv_images, 0.5 + (adv_images - clean) / (2 * (eps or 1.0))]
+    lines, _ = side_by_side(run.record, pictures.adversarial(rows), pictures.clean_images(rows))
     names = [*run.record.data.class_names] or [str(i) for i in range(run.record.model.num_classes)]
     height, columns, parts = len(lines) * 100 + 30, EXAMPLES[width], []
     style = 'text-anchor="middle" font-family="Liberation Sans, Arial, Helvetica, sans-serif" font-size="11"'

@@ -121,11 +121,7 @@ def make_gallery(
     by_outcome = rows[np.argsort(np.where(order == 1, -1, order), kind="stable")]
     adv_images = displayable(pictures.adversarial(rows))
     clean = pictures.clean_images(rows)
-    columns = [adv_images]
-    scale = None
-    if clean is not None:
-        scale = _scale(record, adv_images - clean)
-        columns = [clean, adv_images, 0.5 + (adv_images - clean) / (2 * scale)]
+    columns, scale = side_by_side(record, adv_images, clean)
     place = {int(row): i for i, row in enumerate(rows)}
     height, width = adv_images.shape[2:]
     factor = max(1, math.ceil(max(height, width) / LARGEST))
@@ -145,6 +141,17 @@ def make_gallery(
     }
     magnified = None if scale is None else 0.5 / scale
     return Gallery(data, sheets, len(rows), len(samples), magnified, clean is not None, factor > 1)
+
+
+def side_by_side(record: EvaluationRecord, adv_images: Array, clean: Array | None) -> tuple[list[Array], float | None]:
+    """Return what is shown of samples, columns of images (n, C, H, W): clean, adversarial, their difference magnified.
+
+    With them comes the difference that is drawn as black or white. Where there are no clean images, (adversarial alone, None).
+    """
+    if clean is None:
+        return [adv_images], None
+    scale = _scale(record, adv_images - clean)
+    return [clean, adv_images, 0.5 + (adv_images - clean) / (2 * scale)], scale
 
 
 def displayable(images: Array) -> Array:

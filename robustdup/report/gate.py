@@ -14,7 +14,7 @@ from robustdup.leaderboard import GateResult
 from robustdup.leaderboard.gate import GateCheck, LostSample
 from robustdup.records import load_record, load_samples
 from robustdup.report.format import listed, percent, signed, signed_interval
-from robustdup.report.gallery import LARGEST, displayable, encoded, find_pictures, tiles
+from robustdup.report.gallery import LARGEST, displayable, encoded, find_pictures, side_by_side, tiles
 from robustdup.report.samples import read_samples
 from robustdup.report.tables import as_markdown
 
@@ -119,11 +119,8 @@ def picture(result: GateResult, folder: Path) -> bytes | str:
     if isinstance(pictures, str):
         return pictures
     rows = np.flatnonzero(np.isin(samples.index, [sample.index for sample in result.lost[:PICTURED]]))
-    adv_images, clean = displayable(pictures.adversarial(rows)), pictures.clean_images(rows)
-    columns = [adv_images]
-    if clean is not None:
-        largest = record.threat.eps if record.threat.norm == "Linf" else float(np.abs(adv_images - clean).max())
-        columns = [clean, adv_images, 0.5 + (adv_images - clean) / (2 * max(largest, 1e-9))]
+    adv_images = displayable(pictures.adversarial(rows))
+    columns, _ = side_by_side(record, adv_images, pictures.clean_images(rows))
     factor = max(1, math.ceil(max(adv_images.shape[2:]) / LARGEST))
     sheet = tiles(columns, factor)
     grown = max(1, LARGEST // max(sheet.shape[0] // len(rows), 1))  # small images are shown large

@@ -14,7 +14,7 @@ from robustdup.report.evaluation_figures import LINES, curves
 from robustdup.report.format import attack_label, interval, missing, percent, share_text, signed, whole
 from robustdup.report.html.evaluation import partial
 from robustdup.report.html.evaluation_sections import class_names
-from robustdup.report.html.page import Section
+from robustdup.report.html.page import Section, chart_section
 from robustdup.report.runs import Run, labels
 from robustdup.statistics import tango_interval
 
@@ -93,7 +93,7 @@ def comparison_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Secti
     sections = [
         _overview(all_runs, links),
         _scatter(all_runs, links),
-        _curves(all_runs),
+        chart_section("curves", "Robust accuracy over eps", curves(runs, [run.label for run in all_runs])),
         _side_by_side(all_runs),
         _pairs(all_runs),
     ]
@@ -157,18 +157,12 @@ def _scatter(runs: list[Compared], links: Sequence[str]) -> Section | None:
         _fitted([y for p in points for y in (p.y, p.low, p.high) if y is not None], "robust accuracy"),
         series if several else [Series("runs", points, line=False)], height=320,
     )  # fmt: skip
-    return Section("tradeoff", "Clean against robust accuracy", "sections/chart.html.j2", charts=(chart,))
+    return chart_section("tradeoff", "Clean against robust accuracy", chart)
 
 
 def _fitted(values: list[float], label: str) -> Axis:
     low, high = max(0.0, min(values) - 0.01), min(1.0, max(values) + 0.01)
     return linear(low, high, label, text=share_text)
-
-
-def _curves(runs: list[Compared]) -> Section | None:
-    chart = curves([run.run for run in runs], [run.label for run in runs])
-    title = "Robust accuracy over eps"
-    return None if chart is None else Section("curves", title, "sections/chart.html.j2", charts=(chart,))
 
 
 def _side_by_side(runs: list[Compared]) -> Section | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from robustdup.records.description import DescriptionRecord, SplitDescription
 from robustdup.report.charts import Axis, Bar, Chart, counts
 from robustdup.report.format import fixed, percent, plural, whole
-from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table
+from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Segment, Table, reproduce_section
 from robustdup.report.runs import Run
 
 SAME_BY = {
@@ -30,7 +30,7 @@ def description_page(run: Run, name: str) -> Page:
         "figures": list(_figures(first)) if first else [],
         "sentence": _sentence(first) if first else "",
         "segments": _segments(first) if first else [],
-        "sections": [*sections, _reproduce(record)],
+        "sections": [*sections, reproduce_section(record.command, {"Finished": record.created, **record.versions})],
     }
     return Page(name, record.data or run.name, "Data", "summary.html.j2", context)
 
@@ -144,8 +144,3 @@ def _images(split: SplitDescription, number: int) -> Iterator[Table]:
     if split.unreadable:
         rows = [[Cell(str(image.row)), Cell(image.path), Cell(image.reason)] for image in split.unreadable]
         yield Table(f"unreadable-{number}", "Images that cannot be read", ("Row", "Path", "Why"), rows, left=3)
-
-
-def _reproduce(record: DescriptionRecord) -> Section:
-    content = {"command": record.command, "facts": {"Finished": record.created, **record.versions}}
-    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", content=content)

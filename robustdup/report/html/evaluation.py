@@ -21,7 +21,7 @@ from robustdup.report.html.evaluation_sections import (
     gallery_section,
     union_section,
 )
-from robustdup.report.html.page import Figure, Notice, Page, Section, Segment
+from robustdup.report.html.page import Figure, Notice, Page, Section, Segment, reproduce_section
 from robustdup.report.runs import Run
 from robustdup.report.samples import OUTCOMES, Samples, read_samples
 
@@ -211,5 +211,4 @@ def _reproduce(run: Run) -> Section:
     }
     if record.data.revision:
         facts["Data revision"] = record.data.revision
-    content = {"command": record.command, "facts": facts}
-    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", record.interval_about, content)
+    return reproduce_section(record.command, facts, record.interval_about)

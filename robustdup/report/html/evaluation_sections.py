@@ -10,7 +10,7 @@ from robustdup.records import AttackResult, EvaluationRecord
 from robustdup.report.evaluation_figures import curve, histogram
 from robustdup.report.format import attack_label, missing, number, percent, plural, whole, with_interval
 from robustdup.report.gallery import find_pictures, make_gallery
-from robustdup.report.html.page import Section
+from robustdup.report.html.page import Section, chart_section
 from robustdup.report.runs import Run
 from robustdup.report.samples import Samples, confusion
 from robustdup.report.tables import alone_text
@@ -95,10 +95,8 @@ def _escalation(record: EvaluationRecord) -> str:
 
 def curve_section(record: EvaluationRecord) -> Section | None:
     """Return robust accuracy over eps."""
-    chart = curve(record)
     lead = "What breaks a sample within a smaller ball breaks it within a larger one."
-    title = "Robust accuracy over eps"
-    return None if chart is None else Section("curve", title, "sections/chart.html.j2", lead, charts=(chart,))
+    return chart_section("curve", "Robust accuracy over eps", curve(record), lead)
 
 
 def classes_section(record: EvaluationRecord) -> Section | None:

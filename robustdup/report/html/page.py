@@ -88,3 +88,14 @@ class Section:
     lead: str = ""
     content: Any = None
     charts: tuple[Chart, ...] = ()
+
+
+def chart_section(name: str, title: str, chart: Chart | None, lead: str = "") -> Section | None:
+    """Return a section of one chart; None where there is none."""
+    return None if chart is None else Section(name, title, "sections/chart.html.j2", lead, charts=(chart,))
+
+
+def reproduce_section(command: str, facts: Mapping[str, str], lead: str = "") -> Section:
+    """Return the section that says how to run something again, and on what it ran."""
+    content = {"command": command, "facts": facts}
+    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", lead, content)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from robustdup.records import Accuracy, CheckpointResult, TrainingRecord
 from robustdup.report.format import duration, interval, number, percent, plural, short, whole
-from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table
+from robustdup.report.html.page import Cell, Figure, Notice, Page, Section, Table, chart_section, reproduce_section
 from robustdup.report.runs import Run
 from robustdup.report.training import data_text, extra_text, precision_text
 from robustdup.report.training_figures import accuracies, best_and_last, entries, loss, rate, throughput, validation
@@ -21,7 +21,7 @@ def training_page(run: Run, name: str) -> Page:
     """Return the page of a training run."""
     record = run.record
     sections = [
-        _accuracies(record),
+        chart_section("accuracies", "Accuracy over training", accuracies(record), best_and_last(record)),
         _loss_and_rate(record),
         _checkpoints(record),
         _time_to(record),
@@ -98,13 +98,6 @@ def _sentence(record: TrainingRecord) -> str:
         f"{record.architecture} was trained with {record.objective}{attack} for {number(record.epochs, 3)} epochs "
         f"({plural(record.steps, 'step')} of {record.batch_size}) in {duration(record.seconds)}."
     )
-
-
-def _accuracies(record: TrainingRecord) -> Section | None:
-    chart = accuracies(record)
-    if chart is None:
-        return None
-    return Section("accuracies", chart.title, "sections/chart.html.j2", best_and_last(record), charts=(chart,))
 
 
 def _loss_and_rate(record: TrainingRecord) -> Section | None:
@@ -234,8 +227,7 @@ def _reproduce(record: TrainingRecord) -> Section:
         "Precision": precision_text(record),
         "Versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }
-    content = {"command": record.command, "facts": facts}
-    return Section("reproduce", "Run it again", "sections/reproduce.html.j2", content=content)
+    return reproduce_section(record.command, facts)
 
 
 def training_sections(runs: Sequence[Run], links: Sequence[str]) -> list[Section]:

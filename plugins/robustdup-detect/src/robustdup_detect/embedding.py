@@ -89,7 +89,7 @@ def load_embedding(spec: str, *, registry: Registry) -> FeatureNetwork:
     """
     size = CLASSIFIER_SIZE
     if spec.startswith("hf:"):
-        from robustdup.models.transformers_source import load_hf_features
+        from robustdup_detect.hub_features import load_hf_features
 
         net, size = load_hf_features(spec.removeprefix("hf:"))
     elif is_file_spec(spec):

@@ -11,12 +11,13 @@ from torch import nn
 
 from robustdup.errors import RunError, UserError
 from robustdup.models.load import load_model
-from robustdup.models.programs import load_program, save_program
+from robustdup.models.programs import load_program
 from robustdup.models.trained import NetworkDescription, read_description, save_weights
 from robustdup.plugins import Registry
 from robustdup.plugins.loading import import_file
 from robustdup.records import write_atomic
 from robustdup.rng import SampleRng
+from robustdup_publish.programs import save_program
 from robustdup_publish.standalone import configuration, modeling_code
 
 Kind = Literal["hub", "safetensors", "onnx", "pt2"]
