@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,17 @@ from torch import Tensor, nn
 
 from robustdup.rng import seed_torch
 
+_alone = [threading.RLock()]  # of this process: what is put back is shared by its threads
+
+
+def _forked() -> None:
+    """Give a forked process a lock of its own: the thread that held this one is not there."""
+    _alone[0] = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 
 @contextmanager
 def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iterator[None]:
@@ -19,7 +32,14 @@ def isolated(model: nn.Module | None = None, *, seed: int | None = None) -> Iter
 
     Restored: the generators of `random`, numpy and torch (all devices), grad mode, default dtype, cuDNN flags and,
     module by module, the model's train/eval mode, `requires_grad`, `.grad` and buffers. Gradients are enabled inside.
+    One thread of a process at a time is inside; others wait.
     """
+    with _alone[0], _isolated(model, seed):
+        yield
+
+
+@contextmanager
+def _isolated(model: nn.Module | None, seed: int | None) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda_states = torch.cuda.get_rng_state_all() if has_cuda else []

@@ -36,6 +36,7 @@ from robustdup.evaluation.stages import for_model
 from robustdup.evaluation.summary import min_distance, outcomes, sample_rows
 from robustdup.evaluation.vacuous import check_eps
 from robustdup.models.load import fingerprint
+from robustdup.plugins.exits import no_exits
 from robustdup.records import Diagnostic, EvaluationRecord, Progress, save_record, save_samples, write_atomic
 from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.threat import ThreatModel
@@ -114,6 +115,7 @@ def evaluate_model(
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated(model))
         stack.enter_context(isolated(attack_model))
+        stack.enter_context(no_exits())  # all the time: another thread that loads a model changes no name meanwhile
         context = make_context(model, attack_model, device, options)
         original = context.original.model
         stack.enter_context(

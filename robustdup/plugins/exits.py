@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,24 +20,46 @@ class Exit(BaseException):
     """A stranger's code asked for the end of the process. No subclass of Exception, so that `except Exception` lets it by."""
 
 
+_inside: list[object] = []  # the blocks that are open, in all threads
+_before: list[tuple[Any, str, Callable[..., Any]]] = []  # what the names stood for before the first of them
+_standing_in: list[tuple[Any, str, Callable[..., Any]]] = []
+_changing = threading.Lock()
+
+
 @contextmanager
 def no_exits() -> Iterator[None]:
     """Turn `os._exit`, `os.abort`, `os.exec…` and the like into the exception `Exit` inside the block, in this process alone.
 
     Signals that somebody handles reach the process as usual; those that would end it do not. A process that was forked
-    inside ends as it wants to. What calls the C library itself is not seen.
+    inside ends as it wants to. What calls the C library itself is not seen. Blocks may overlap, in several threads too: the
+    first one in puts the names into place, and the last one out puts them back.
     """
+    block = object()
+    with _changing:
+        if not _inside:
+            _name_stand_ins()
+        _put(_standing_in)  # again, whatever a stranger put there
+        _inside.append(block)
+    try:
+        yield
+    finally:
+        with _changing:
+            _inside.remove(block)
+            if not _inside:
+                _put(_before)
+
+
+def _name_stand_ins() -> None:
     modules = [os, sys.modules[os.name]] if os.name in sys.modules else [os]
     named = [(module, name) for module in modules for name in ENDINGS] + [(signal, name) for name in SIGNALS]
     named.append((faulthandler, LATER))
-    before = [(module, name, getattr(module, name)) for module, name in named if hasattr(module, name)]
-    try:
-        for module, name, ending in before:
-            setattr(module, name, _refusing(name, ending, module.__name__))
-        yield
-    finally:
-        for module, name, ending in before:
-            setattr(module, name, ending)
+    _before[:] = [(module, name, getattr(module, name)) for module, name in named if hasattr(module, name)]
+    _standing_in[:] = [(module, name, _refusing(name, ending, module.__name__)) for module, name, ending in _before]
+
+
+def _put(named: list[tuple[Any, str, Callable[..., Any]]]) -> None:
+    for module, name, ending in named:
+        setattr(module, name, ending)
 
 
 def _refusing(name: str, ending: Callable[..., Any], home: str) -> Callable[..., Any]:
