@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustdup.config import DataOptions, DuplicationOptions, validate
 from robustdup.data.splits import label_tensor, open_splits, split_columns
-from robustdup.duplication.apply import apply_plan, entry_pixels
+from robustdup.duplication.apply import apply_plan
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
 
@@ -83,7 +83,7 @@ def _rows_of(dataset: datasets.Dataset) -> Callable[[Tensor], Any]:
 
 
 def _pixels_of(plan: DuplicationPlan, pixels: Tensor) -> Callable[[Tensor], Any]:
-    return lambda entries: entry_pixels(plan, pixels, entries).float() / 255
+    return lambda entries: pixels[plan.source_index[entries]].float() / 255
 
 
 def _decoded(dataset: datasets.Dataset, image: str) -> Tensor | None:

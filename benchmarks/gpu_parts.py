@@ -20,11 +20,11 @@ import robustdup
 from benchmarks.baselines import BASELINES, TRAINERS
 from benchmarks.gpu import write
 from benchmarks.timing_training import plain_trainer
-from robustdup.config import TrainConfig
+from robustdup.config import TrainConfig, validate
 from robustdup.data.augment import augment_images
 from robustdup.data.cache import DatasetCache, caching
 from robustdup.data.dataset import ImageDataset
-from robustdup.jobs.training import train
+from robustdup.jobs.training import run_training
 from robustdup.models.architectures import build_network
 from robustdup.plugins import load_plugins
 from robustdup.precision import attack_precision, fp32_switches, fp32_switches_kept, set_tf32, training_precision
@@ -301,7 +301,7 @@ def _rate(machine: Machine, folder: Path, precision: str, compiled: str, **optio
             seen.append((progress.step, time.perf_counter()))
 
     settings = _settings(machine, n=_few(machine), precision=precision, compile=compiled, steps=steps, **options)
-    record = train(out=folder, progress=look, **settings)
+    record = run_training(validate(TrainConfig, settings), folder=folder, progress=look)
     first = next(moment for moment in seen if moment[0] >= WARM * steps or moment is seen[-2])
     rate = int(settings["batch_size"]) * (seen[-1][0] - first[0]) / max(seen[-1][1] - first[1], 1e-9)
     return rate, record.events
@@ -345,7 +345,8 @@ def _recipe(machine: Machine, folder: Path, **options: Any) -> Iterator[Line]:
 
     usual = {"augment": "crop-flip", "schedule": "one-cycle", "lr": 0.2, "weight_decay": 5e-4, "precision": "auto"}
     held = {"validation": 16 if machine.small else 500}
-    record = train(out=folder / "run", progress=look, **_settings(machine, **usual, **held, **budget, **options))
+    settings = validate(TrainConfig, _settings(machine, **usual, **held, **budget, **options))
+    record = run_training(settings, folder=folder / "run", progress=look)
     yield {"what": "training", "seconds": record.seconds, "validation_seconds": record.validation_seconds,
            "precision": record.environment.precision, "images_per_second": record.images_per_second}  # fmt: skip
     with contextlib.suppress(robustdup.UserError):

@@ -32,11 +32,7 @@ class RobustdupError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the code where an error comes out of another process."""
-        return _rebuilt, (type(self), str(self), self.code)
-
-
-def _rebuilt(kind: type[RobustdupError], message: str, code: str) -> RobustdupError:
-    return kind(message, code=code)
+        return functools.partial(type(self), code=self.code), (str(self),)
 
 
 class UserError(RobustdupError, ValueError):
@@ -154,19 +150,14 @@ def _installer() -> str:
     pip_is_here = importlib.util.find_spec("pip") is not None
     if not pip_is_here and (_made_by_uv() or shutil.which("uv")):
         active = os.environ.get("VIRTUAL_ENV")
-        environment = (
-            Path(active) if active else next((p / ".venv" for p in _here_and_above() if (p / ".venv").is_dir()), None)
-        )
+        above = (folder / ".venv" for folder in (Path.cwd(), *Path.cwd().parents))
+        environment = Path(active) if active else next((place for place in above if place.is_dir()), None)
         return "uv pip install" + ("" if environment == Path(sys.prefix) else f" --python {shlex.quote(sys.prefix)}")
     python, pip = shlex.quote(sys.executable), shutil.which("pip")
     if not pip_is_here:
         return f"{python} -m ensurepip && {python} -m pip install"
     foreign = pip and Path(pip).parent != Path(sys.executable).parent
     return f"{python} -m pip install" if foreign else "pip install"
-
-
-def _here_and_above() -> list[Path]:
-    return [Path.cwd(), *Path.cwd().parents]
 
 
 @functools.cache

@@ -23,10 +23,10 @@ AMPERE = (8, 0)  # the first compute capability with TF32 and bf16
 WORTH_BF16 = 1.5e6
 
 _C: Any = torch._C
-_NEW = hasattr(_C, "_get_fp32_precision_getter")
 _CUDA = tuple(("cuda", op) for op in ("conv", "rnn", "matmul"))
-_WHOLE = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _CPU = tuple(("mkldnn", op) for op in ("conv", "rnn", "matmul"))
+# What can be switched, from the whole to its parts: a whole that is set sets its parts.
+_OPERATIONS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), *_CUDA, *_CPU)
 
 
 def training_precision(
@@ -87,7 +87,7 @@ class Fp32Switches(NamedTuple):
 def fp32_switches() -> Fp32Switches:
     """Read torch's switches, whichever set of them was used."""
     matmul, cudnn = _old_matmul(), _old_cudnn()
-    return Fp32Switches(matmul, cudnn, tuple((backend, op, _read(backend, op)) for backend, op in _operations()))
+    return Fp32Switches(matmul, cudnn, tuple((backend, op, _read(backend, op)) for backend, op in _OPERATIONS))
 
 
 def put_back(switches: Fp32Switches) -> None:
@@ -114,8 +114,6 @@ def set_tf32(allowed: bool, *, cuda: bool = True) -> None:
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     if cuda:
         _C._set_cudnn_allow_tf32(allowed)
-    if not _NEW:
-        return
     for backend, op in _CUDA if cuda else ():
         _C._set_fp32_precision_setter(backend, op, "tf32" if allowed else "ieee")
     for backend, op in () if allowed else _CPU:
@@ -125,8 +123,6 @@ def set_tf32(allowed: bool, *, cuda: bool = True) -> None:
 
 def is_tf32(allowed: bool, *, cuda: bool = True) -> bool:
     """Tell whether the switches are as `set_tf32` would set them, in what they do."""
-    if not _NEW:
-        return _old_matmul() == ("high" if allowed else "highest") and (not cuda or _old_cudnn() is allowed)
     on_cuda = all((_read(backend, op) == "tf32") is allowed for backend, op in _CUDA) if cuda else True
     if allowed:
         return on_cuda and (cuda or _old_matmul() == "high")
@@ -155,11 +151,6 @@ def _old_cudnn() -> bool | None:
     with contextlib.suppress(RuntimeError):
         return bool(_C._get_cudnn_allow_tf32())
     return None
-
-
-def _operations() -> tuple[tuple[str, str], ...]:
-    """Return what can be switched, from the whole to its parts: a whole that is set sets its parts."""
-    return (*_WHOLE, *_CUDA, *_CPU) if _NEW else ()
 
 
 def _read(backend: str, op: str) -> str:

@@ -147,8 +147,8 @@ def test_validation_images_are_no_training_images():
     ("words", "code", "names"),
     [
         (["eps=8"], "bad-eps", ["eps = 8 in Linf", "'8/255'"]),
-        (["steps=3"], "bad-budget", ["epochs, steps or samples", "got epochs, steps"]),
-        (["epochs=null", "samples=0"], "bad-budget", ["samples = 0"]),
+        (["steps=3"], "bad-budget", ["epochs, steps or samples", "epochs=", "steps=3"]),
+        (["epochs=null", "samples=0"], "bad-budget", ["samples=0"]),
         (["validation=1297"], "no-data", ["holds out 1,297 images", "only 1,297"]),
         (["validation=10.5"], "bad-value", ["validation", "10.5"]),
         (["objective=tradess"], "unknown-objective", ["tradess", "trades"]),

@@ -17,7 +17,8 @@ from robustdup.api.given import as_dataset
 from robustdup.api.options import EvaluateOptions
 from robustdup.api.results import EvaluationResult
 from robustdup.errors import UserError
-from robustdup.plugins import AttackSpec, Registry, load_plugins, register_attack
+from robustdup.plugins import Registry, load_plugins, register_attack
+from robustdup.plugins.specs import spec_of
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -203,12 +204,7 @@ def _known(options: dict[str, Any], config: Any) -> dict[str, Any]:
 def _named(attack: Any, registry: Registry) -> str:
     if isinstance(attack, str):
         return attack
-    spec = getattr(attack, "__robustdup_attack__", None)
-    if not isinstance(spec, AttackSpec):
-        raise UserError(
-            f"{attack!r} is neither an attack's name nor a function decorated with @robustdup.register_attack.",
-            code="bad-attack",
-        )
+    spec = spec_of(attack)
     registry.add_attack(replace(spec, source="python"))
     return spec.name
 

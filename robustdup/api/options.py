@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 
-class EvaluateOptions(TypedDict, total=False):
-    """Further options of `robustdup.evaluate`: see `robustdup eval --help`."""
+class SharedOptions(TypedDict, total=False):
+    """Options of `robustdup.evaluate` and of `robustdup.train` that have one meaning in both."""
 
     normalize: str | None
-    class_names: Literal["compare", "ignore"]
     split: str
     data_config: str | None
     revision: str | None
@@ -22,6 +21,18 @@ class EvaluateOptions(TypedDict, total=False):
     crop: int | None
     grey: bool
     sample: int | None
+    seed: int
+    threads: int | None
+    device: str
+    compile: Literal["auto", "off", "on", "cudagraphs"]
+    allow_pickle: bool
+    plugin: list[str]
+
+
+class EvaluateOptions(SharedOptions, total=False):
+    """Further options of `robustdup.evaluate`: see `robustdup eval --help`."""
+
+    class_names: Literal["compare", "ignore"]
     replay: str | None
     options: dict[str, dict[str, Any]]
     individual: bool
@@ -30,40 +41,25 @@ class EvaluateOptions(TypedDict, total=False):
     eot: int
     judge_draws: int
     mode: Literal["eval", "as-is"]
-    seed: int
     batch_size: int | None
     micro_batch: int | None
-    threads: int | None
-    device: str
     workers: int | None
     runner: str
     fold: bool
-    compile: Literal["auto", "off", "on", "cudagraphs"]
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     min_distance: bool
     certify: bool | None
     certify_seconds: float | None
     certify_branch: float
-    allow_pickle: bool
     diagnostics: bool
     save_images: bool
-    plugin: list[str]
 
 
-class TrainOptions(TypedDict, total=False):
+class TrainOptions(SharedOptions, total=False):
     """Options of `robustdup.train`: see `robustdup train --help`."""
 
     model: str
-    normalize: str | None
     data: str
-    split: str
-    data_config: str | None
-    revision: str | None
-    image_column: str | None
-    label_column: str | None
-    resize: int | None
-    crop: int | None
-    grey: bool
     init: str | None
     new_head: bool
     freeze: str | None
@@ -79,7 +75,6 @@ class TrainOptions(TypedDict, total=False):
     test_split: str
     test_data: str | None
     n: int | None
-    sample: int | None
     duplicate: dict[str, Any]
     score_model: str | None
     as_weights: bool
@@ -120,17 +115,11 @@ class TrainOptions(TypedDict, total=False):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     accumulate: int
     deterministic: bool
-    compile: Literal["auto", "off", "on", "cudagraphs"]
     channels_last: bool
-    device: str
-    threads: int | None
     loader_workers: int
     in_memory: bool | Literal["auto"]
-    seed: int
     checkpoint_every: int | None
     track: str
-    allow_pickle: bool
-    plugin: list[str]
 
 
 class DuplicateOptions(TypedDict, total=False):

@@ -36,9 +36,13 @@ def train(*, out: str | Path | None = None, resume: bool = False, **options: Unp
         UserError: an option or a value that cannot be.
         RunError: the run could not be finished.
     """
-    from robustdup.jobs import train as run
+    from robustdup.config import TrainConfig, validate
+    from robustdup.jobs import run_training
+    from robustdup.records.folder import fresh_folder
 
-    return run(out=out, resume=resume, **options)
+    config = validate(TrainConfig, {**options, "out": None if out is None else str(out)})
+    folder = Path(out) if out is not None else fresh_folder("train", config.model, config.data)
+    return run_training(config, folder=folder, resume=resume)
 
 
 def rank(run: Any) -> RankResult:
@@ -76,11 +80,7 @@ def compare(a: Any, b: Any) -> RunComparison:
     """
     from robustdup.leaderboard import compare as compare_records
 
-    pairs = [_opened(run) for run in (a, b)]
-    for run, (_, samples) in zip((a, b), pairs, strict=True):
-        if samples is None:
-            raise UserError(f"{run!r} comes without its samples: give the run folder.", code="missing-file")
-    return compare_records(*pairs[0], *pairs[1])
+    return compare_records(*_with_samples(a), *_with_samples(b))
 
 
 def gate(
@@ -105,15 +105,9 @@ def gate(
     from robustdup.leaderboard import gate as gate_records
     from robustdup.leaderboard.gate import unusable
 
-    def opened(place: Any) -> tuple[EvaluationRecord, Any]:
-        record, samples = _opened(place)
-        if samples is None:
-            raise UserError(f"{place!r} comes without its samples: give the run folder.", code="missing-file")
-        return record, samples
-
-    record, samples = opened(run)
+    record, samples = _with_samples(run)
     try:
-        old = None if baseline is None else opened(baseline)
+        old = None if baseline is None else _with_samples(baseline)
     except UserError as error:
         raise unusable(str(error)) from None
     return gate_records(record, samples, old, minimum=minimum, margin=margin, accept_doubt=accept_doubt)
@@ -153,11 +147,11 @@ def verify(
     place = Path(evidence)
     if not place.exists():
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
+    is_bundle = jobs.is_bundle(place)
     threat = {"norm": norm, "eps": None if eps is None else eps_as_text(eps)}
     named = {
         key: value for key, value in {"model": model, "data": data, **threat, **options}.items() if value is not None
     }
-    is_bundle = jobs.is_bundle(place)
     if is_bundle and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
         return jobs.verify_bundle(place, named | {"device": device}, trust=trust, signer=signer)
     if is_bundle:
@@ -170,6 +164,14 @@ def verify(
     if not isinstance(model, str) or not isinstance(data, str):
         raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
     return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)
+
+
+def _with_samples(run: Any) -> tuple[EvaluationRecord, Any]:
+    """Return the record of a run and its samples. Raises UserError where these are not at hand."""
+    record, samples = _opened(run)
+    if samples is None:
+        raise UserError(f"{run!r} comes without its samples: give the run folder.", code="missing-file")
+    return record, samples
 
 
 def _opened(run: Any) -> tuple[EvaluationRecord, Any]:

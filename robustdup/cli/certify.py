@@ -59,11 +59,11 @@ def _certify(
     )  # fmt: skip
     if json:
         parts = {name: vars(getattr(result, name)) for name in ("clean_accuracy", "certified_accuracy")}
-        rows = {"index": data.index.tolist(), "certified": result.certified.tolist(), "margin": result.margins.tolist()}
         head = {"n": len(data), "threat": result.threat, "method": result.method, "confidence": result.confidence}
+        columns = data.index.tolist(), result.certified.tolist(), result.margins.tolist()
         samples = [
-            {name: None if value == float("-inf") else value for name, value in zip(rows, row, strict=True)}
-            for row in zip(*rows.values(), strict=True)
+            {"index": index, "certified": certified, "margin": None if margin == float("-inf") else margin}
+            for index, certified, margin in zip(*columns, strict=True)
         ]
         print(
             json_module.dumps({**head, **parts, "seconds": result.seconds, "notes": result.notes, "samples": samples})

@@ -15,7 +15,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from robustdup.cli.flags import JSON, split_words, with_flags
 from robustdup.cli.help import PanelCommand
@@ -159,9 +159,7 @@ def show_duplicated(done: Duplicated, out: Console) -> None:
     """Print where the dataset is, its dose in all readings, and its classes."""
     plan, rates = done.plan, done.plan.readings()
     out.print(escape(f"Written to {done.to}: " + ", ".join(f"{name} {rows:,}" for name, rows in done.rows.items())))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = Table(Column(), Column(justify="right"), box=None, pad_edge=False, show_header=False)
     for name, value in (
         ("scheme", f"{plan.scheme} ({plan.mode})"),
         ("dose (share of entries that are copies)", f"{rates.dose:.4%}"),
@@ -175,13 +173,12 @@ def show_duplicated(done: Duplicated, out: Console) -> None:
     ):
         table.add_row(name, value)
     out.print(table, highlight=False)
-    classes = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("class", "source", "entries", "copies", ""):
-        classes.add_column(heading, justify="left" if heading in ("class", "") else "right")
     most = max(entries for _, _, entries, _ in done.classes)
-    for name, rows, entries, copies in done.classes:
-        classes.add_row(escape(name), f"{rows:,}", f"{entries:,}", f"{copies:,}", _two_bars(entries, copies, most))
-    out.print(classes, highlight=False)
+    rows = [
+        (escape(name), f"{rows:,}", f"{entries:,}", f"{copies:,}", _two_bars(entries, copies, most))
+        for name, rows, entries, copies in done.classes
+    ]
+    out.print(_table("class", "source", "entries", "copies", "", rows=rows), highlight=False)
     _notes(done.notes, out)
 
 
@@ -200,14 +197,12 @@ def show_description(split: SplitDescription, out: Console) -> None:
         if counts:
             listed = [f"{name}: {n:,}" for name, n in list(counts.items())[:LISTED]]
             out.print(escape(f"{title} {', '.join(listed)}{', …' if len(counts) > LISTED else ''}"), highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("class", "entries", "copies", "share", ""):
-        table.add_column(heading, justify="left" if heading in ("class", "") else "right")
     most = max(count.entries for count in split.classes)
-    for count in split.classes:
-        bar = _two_bars(count.entries, count.copies, most)
-        table.add_row(escape(count.name), f"{count.entries:,}", f"{count.copies:,}", f"{count.share:.2%}", bar)
-    out.print(table, highlight=False)
+    rows = [
+        (escape(c.name), f"{c.entries:,}", f"{c.copies:,}", f"{c.share:.2%}", _two_bars(c.entries, c.copies, most))
+        for c in split.classes
+    ]
+    out.print(_table("class", "entries", "copies", "share", "", rows=rows), highlight=False)
     if split.copies:
         out.print(_multiplicities(split.multiplicity), highlight=False)
     if split.n_unreadable:
@@ -228,13 +223,16 @@ def _multiplicities(counts: Mapping[int, int]) -> Table:
             low = 1 << (many.bit_length() - 1)
             key = str(low) if low == 1 else f"{low}–{2 * low - 1}"
             rows[key] = rows.get(key, 0) + n
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("entries a sample", justify="right")
-    table.add_column("samples", justify="right")
-    table.add_column("")
-    most = max(rows.values())
-    for name, n in rows.items():
-        table.add_row(name, f"{n:,}", _two_bars(n, 0, most))
+    bars = [(name, f"{n:,}", _two_bars(n, 0, max(rows.values()))) for name, n in rows.items()]
+    return _table("entries a sample", "samples", "", rows=bars)
+
+
+def _table(*headings: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of numbers, which stand at the right, and of bars in the last column, without a heading."""
+    columns = (Column(text, justify="left" if text in ("class", "") else "right") for text in headings)
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -11,7 +11,7 @@ import typer
 
 from robustdup.cli.flags import RECORD_AS_JSON, RESUME, TRUST, split_words, with_flags
 from robustdup.cli.quiet import diverted
-from robustdup.cli.runs import configuration
+from robustdup.cli.runs import configuration, interrupted
 from robustdup.config import EvalConfig
 from robustdup.errors import RobustdupError, RunError, UserError
 from robustdup.plugins import ThreatSpec, load_plugins
@@ -84,7 +84,7 @@ def _eval(
         except KeyboardInterrupt:
             if not folder.is_dir():
                 raise
-            return _interrupted(folder)
+            return interrupted("eval", folder)
     failed = _failure(record) if record.status == "failed" else None
     if isinstance(failed, UserError) and resume is None:  # the corrected command finds its --out free
         withdraw(folder)
@@ -125,13 +125,6 @@ def _form(*, json: bool, latex: bool, markdown: bool) -> Form:
     return "json" if json else "latex" if latex else "markdown" if markdown else "table"
 
 
-def _interrupted(folder: Path) -> int:
-    """Say how to go on with a run that was interrupted, and return the exit code."""
-    again = shlex.quote(str(folder))
-    print(f"Interrupted. Nothing is lost: go on with\n  robustdup eval --resume {again}", file=sys.stderr)
-    return 130
-
-
 def _without_attacks(
     spec: ThreatSpec,
     config: EvalConfig,
@@ -162,7 +155,7 @@ def _without_attacks(
         except KeyboardInterrupt:
             if not folder.is_dir():
                 raise
-            return _interrupted(folder)
+            return interrupted("eval", folder)
     _write_evidence(folder, bundle, sign)
     spec.show(record, folder, form=form)
     if bundle is not None and form == "table":

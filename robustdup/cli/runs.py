@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +43,15 @@ def configuration(
 
         check_trust(saved, origin=f"The run in {str(folder)!r} was not started here, and", own=given, trust=trust)
     return _trusted(build(kind, values={**saved, **given}), trust=trust), folder
+
+
+def interrupted(command: str, folder: Path) -> int:
+    """Say how to go on with a run that was interrupted, and return the exit code."""
+    print(
+        f"Interrupted. Nothing is lost: go on with\n  robustdup {command} --resume {shlex.quote(str(folder))}",
+        file=sys.stderr,
+    )
+    return 130
 
 
 def _trusted(config: C, *, trust: bool) -> C:

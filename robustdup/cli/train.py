@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from robustdup.cli.flags import RECORD_AS_JSON, RESUME, TRUST, split_words, with_flags
 from robustdup.cli.quiet import diverted
-from robustdup.cli.runs import configuration
+from robustdup.cli.runs import configuration, interrupted
 from robustdup.config import TrainConfig
 from robustdup.errors import UserError
 from robustdup.records.folder import fresh_folder
@@ -38,9 +37,7 @@ def _train_command(
     except KeyboardInterrupt:
         if not folder.is_dir():
             raise
-        again = shlex.quote(str(folder))
-        print(f"Interrupted. Nothing is lost: go on with\n  robustdup train --resume {again}", file=sys.stderr)
-        return 130
+        return interrupted("train", folder)
     if first:
         show_training(record, folder, json=json)
     return 0 if record.status == "complete" else 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,9 +16,6 @@ from robustdup.config import EvalConfig, build
 from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError, how_to_install
 from robustdup.report.format import escape
-
-if TYPE_CHECKING:
-    from robustdup.evidence.verification import Signed
 
 # The referee runs no attack: what is judged, and on what.
 USED = (
@@ -88,7 +86,7 @@ def _verify(
             "Name what to verify: robustdup verify BUNDLE, or robustdup verify FILE --model … --data … --eps ….",
             code="missing-argument",
         )
-    place, rest = Path(words[0]), words[1:]
+    place = Path(words[0])
     if not place.exists():
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
 
@@ -96,9 +94,10 @@ def _verify(
     from robustdup.evidence.signature import read_key, sign_bundle
     from robustdup.evidence.verification import Verification
 
-    file, overrides = split_words(rest)
+    is_bundle = jobs.is_bundle(place)
+    file, overrides = split_words(words[1:])
     given = build(EvalConfig, file, overrides, flags)
-    if jobs.is_bundle(place):
+    if is_bundle:
         if scale is not None or indices is not None:
             raise UserError(
                 "--scale and --indices are for files of examples; a bundle says it itself.", code="bad-option"
@@ -119,9 +118,8 @@ def _verify(
     if json:
         print(verification.model_dump_json(indent=2))
     else:
-        show = _show if isinstance(verification, Verification) else _show_other
-        show(place, verification)
-        if jobs.is_bundle(place):
+        _show(place, verification, own=isinstance(verification, Verification))
+        if is_bundle:
             _show_signer(verification)
     return 0 if verification.accepted else 1
 
@@ -130,21 +128,6 @@ def _share(replay: float | None) -> float:
     if replay is not None and not 0 < replay <= 1:
         raise UserError(f"--replay takes a share of the survivors above 0 and up to 1, got {replay}.", code="bad-value")
     return replay or 0.0
-
-
-def _show_other(place: Path, verification: Signed) -> None:
-    """Show what was found of a kind of record that has no adversarial examples."""
-    console = Console(soft_wrap=True, highlight=False)
-    _show_verdict(console, place, verification)
-    console.print(f"  [bold]{escape(verification.headline())}[/]")
-    for remark in verification.remarks():
-        console.print(f"  {escape(remark)}")
-    for title, fields in (
-        ("rechecked here", verification.rechecked),
-        ("consistent", verification.consistent),
-        ("only stated", verification.only_stated),
-    ):
-        console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{escape(', '.join(_by_part(fields)))}")
 
 
 def _by_part(fields: list[str]) -> list[str]:
@@ -164,38 +147,41 @@ def _show_verdict(console: Console, place: Path, verification: Any) -> None:
         console.print(f"  [red]and {len(verification.problems) - MOST_PROBLEMS} more (--json lists all)")
 
 
-def _show(place: Path, verification: Any) -> None:
+def _show(place: Path, verification: Any, *, own: bool) -> None:
+    """Show what was found of an evaluation of our `own`, or of a kind of record that has no adversarial examples."""
     console = Console(soft_wrap=True, highlight=False)
     _show_verdict(console, place, verification)
-    if verification.accepted:
+    if verification.accepted or not own:
         console.print(f"  [bold]{escape(verification.headline())}[/]")
-    clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy
-    console.print(
-        f"  clean {clean:.2f}%, robust {robust:.2f}% with the examples in place: {verification.n_broken} examples hold"
-    )
-    if verification.n_undecided:
-        console.print(f"  {verification.n_undecided} samples are undecided")
-    if verification.violations:
-        kinds = ", ".join(f"{name} {count}" for name, count in verification.violation_kinds.items())
-        console.print(
-            f"  [yellow]{verification.violations} examples lie outside the threat model ({kinds}); projections were judged"
-        )
-    if verification.within_rounding:
-        console.print(f"  {verification.within_rounding} claims fail only within float32 rounding")
-    if verification.n_replayed:
-        console.print(
-            f"  the stated attacks, run again here on {verification.n_replayed} of the survivors, drawn at random, broke "
-            f"{verification.n_replayed_broken}"
-        )
-    for note in verification.notes:
-        console.print(f"  {escape(note)}")
+    for line in _findings(verification) if own else map(escape, verification.remarks()):
+        console.print(f"  {line}")
     for title, text, fields in (
         ("rechecked here", RECHECKED, verification.rechecked),
         ("consistent", CONSISTENT, verification.consistent),
         ("only stated", STATED, verification.only_stated),
     ):
-        if fields:
+        if fields or not own:
+            text = text if own else escape(", ".join(_by_part(fields)))
             console.print(f"  [bold]{title}[/] ({len(fields)} fields): [dim]{text}")
+
+
+def _findings(verification: Any) -> Iterator[str]:
+    """Yield what was found of adversarial examples, a line each."""
+    clean, robust = 100 * verification.clean_accuracy, 100 * verification.robust_accuracy
+    yield f"clean {clean:.2f}%, robust {robust:.2f}% with the examples in place: {verification.n_broken} examples hold"
+    if verification.n_undecided:
+        yield f"{verification.n_undecided} samples are undecided"
+    if verification.violations:
+        kinds = ", ".join(f"{name} {count}" for name, count in verification.violation_kinds.items())
+        yield f"[yellow]{verification.violations} examples lie outside the threat model ({kinds}); projections were judged[/]"
+    if verification.within_rounding:
+        yield f"{verification.within_rounding} claims fail only within float32 rounding"
+    if verification.n_replayed:
+        yield (
+            f"the stated attacks, run again here on {verification.n_replayed} of the survivors, drawn at random, broke "
+            f"{verification.n_replayed_broken}"
+        )
+    yield from map(escape, verification.notes)
 
 
 def _show_signer(verification: Any) -> None:

@@ -48,24 +48,6 @@ def check_numbers(noun: str, numbers: Tensor, limit: int) -> None:
         raise UserError(f"A {noun} number must be in [0, {limit}), got {low if low < 0 else high}.", code="bad-value")
 
 
-def budget_samples(entries: int, batch_size: int, budget: dict[str, float]) -> int:
-    """Return the training entries that a budget {"epochs" | "steps" | "samples": number} stands for.
-
-    e epochs of M entries are round(e M) samples, s steps are s batches. Raises UserError for anything but one positive
-    budget.
-    """
-    if len(budget) != 1 or not set(budget) <= {"epochs", "steps", "samples"}:
-        message = f"Give one budget: epochs, steps or samples; got {', '.join(budget) or 'none'}."
-        raise UserError(message, code="bad-budget")
-    ((name, number),) = budget.items()
-    if not number < LONGEST:
-        raise UserError(f"A budget of {name}={number:g} would never end.", code="bad-budget")
-    samples = round(number * {"epochs": entries, "steps": batch_size, "samples": 1}[name])
-    if samples < 1:
-        raise UserError(f"The budget {name} = {number} is less than one training image.", code="bad-budget")
-    return samples
-
-
 @dataclass
 class Batch:
     """A batch of n training entries, on one device.

@@ -55,26 +55,6 @@ def apply_plan(
     )
 
 
-def entry_pixels(plan: DuplicationPlan, pixels: Tensor, entries: Tensor, other: Tensor | None = None) -> Tensor:
-    """Return the images of some entries (k,) of the plan: rows of `pixels` (n_source, C, H, W), near copies changed.
-
-    On the device of `pixels`; uint8 where the plan has near copies. `other` are the images of the split that leaks in.
-    """
-    entries = entries.cpu()
-    source = plan.source_index[entries]
-    place = source.to(pixels.device)
-    images = pixels[place.clamp(max=plan.n_source - 1)]
-    if other is not None and bool((foreign := source >= plan.n_source).any()):
-        images[foreign.to(images.device)] = other[(source[foreign] - plan.n_source).to(other.device)].to(images.device)
-    if plan.near is None:
-        return images
-    copy = plan.copy[entries]
-    if bool((copies := copy > 0).any()):
-        rows = copies.to(images.device)
-        images[rows] = plan.near(images[rows], source[copies], copy[copies])
-    return images
-
-
 def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
     """Return a split that stays as it is with the columns that a duplicated one has, so that both can be read together."""
     rows = torch.arange(len(dataset))

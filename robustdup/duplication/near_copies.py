@@ -7,7 +7,6 @@ its batch (JPEG: whatever the library makes of it). Each follows its counterpart
 
 from __future__ import annotations
 
-import inspect
 import io
 import math
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from robustdup.config import parse_attacks
 from robustdup.errors import UserError, unknown
+from robustdup.plugins.options import keywords
 from robustdup.rng import SampleRng
 
 _ONE = 4096  # fixed point: 12 bits after the binary point
@@ -66,11 +66,7 @@ def parse_near(text: str, seed: int) -> NearTransform:
     for name, options in parse_attacks(text):
         if name not in TRANSFORMS:
             raise unknown("near transform", name, TRANSFORMS)
-        known = {
-            key: p.default
-            for key, p in inspect.signature(TRANSFORMS[name]).parameters.items()
-            if p.kind is p.KEYWORD_ONLY
-        }
+        known = {key: parameter.default for key, parameter in keywords(TRANSFORMS[name]).items()}
         for key in options:
             if key not in known:
                 raise unknown(f"option of near transform {name!r}:", key, known)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from robustdup.jobs.evaluation import plan_for as plan_for
     from robustdup.jobs.evaluation import run_evaluation as run_evaluation
     from robustdup.jobs.training import run_training as run_training
-    from robustdup.jobs.training import train as train
     from robustdup.jobs.transferred import transfer as transfer
     from robustdup.jobs.verification import is_bundle as is_bundle
     from robustdup.jobs.verification import verify as verify
@@ -37,7 +36,7 @@ _PLACES = {
         "plan_for",
         "run_evaluation",
     ),
-    "robustdup.jobs.training": ("run_training", "train"),
+    "robustdup.jobs.training": ("run_training",),
     "robustdup.jobs.transferred": ("transfer",),
     "robustdup.jobs.verification": ("is_bundle", "verify", "verify_bundle", "verify_examples"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +30,8 @@ SHARE = 0.5  # of these, the share that CROWN has to prove
 
 
 def certify_first(
-    config: EvalConfig, model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel], state: Path | None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Certified | None:  # fmt: skip
+    config: EvalConfig, model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel], state: Path | None
+) -> Certified | None:
     """Certify the samples of an evaluation at its largest eps, or take what is saved of a run that goes on.
 
     Args:
@@ -42,7 +41,6 @@ def certify_first(
         data: the images, with labels.
         threats: the threat models, smallest first.
         state: folder of the run's state; None keeps nothing.
-        progress: told (samples done, samples in all).
 
     Returns:
         The certificates; None where nobody asked and it does not pay.
@@ -76,7 +74,7 @@ def certify_first(
         return None
     certificates = certify_samples(
         network, data.images.float(), data.labels, threat, seconds=config.certify_seconds,
-        branch_seconds=config.certify_branch, progress=progress, operations=operations,
+        branch_seconds=config.certify_branch, operations=operations,
     )  # fmt: skip
     certified = _kept(certificates)
     if not asked:

@@ -23,6 +23,7 @@ from robustdup.duplication.make import looks_at_labels, make_plan
 from robustdup.duplication.plan import DuplicationPlan, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
 from robustdup.errors import UserError, unknown
+from robustdup.jobs.training_images import margins_of
 from robustdup.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -144,7 +145,10 @@ def _scores(
         raise UserError("Give score_column or score_model, not both.", code="conflicting-options")
     if config.score_model is not None:
         options = DataOptions(split=config.split, image_column=columns.image, label_column=columns.label)
-        return _margins(config.score_model, TableSamples(dataset, options, place), labels, config.allow_pickle)
+        rows = TableSamples(dataset, options, place)
+        parts = torch.split(torch.arange(len(rows)), _SCORED)
+        batches = ((rows.fetch(part.tolist())[0], labels[part]) for part in parts)
+        return margins_of(config.score_model, batches, load_plugins(), allow_pickle=config.allow_pickle)
     if config.score_column is None:
         raise UserError(
             f"scheme = {config.scheme} needs a score for each sample: give score_column or score_model.",
@@ -157,25 +161,6 @@ def _scores(
         return torch.tensor([float("nan") if value is None else float(value) for value in values.to_pylist()])
     except (TypeError, ValueError):
         raise UserError(f"Column {config.score_column!r} of {place} does not hold numbers.", code="bad-score") from None
-
-
-def _margins(spec: str, rows: TableSamples, labels: Tensor, allow_pickle: bool) -> Tensor:
-    """Return the logit of the true class minus the largest other one, float32 (n,): the lower the harder."""
-    from robustdup.attacks.losses import margin
-    from robustdup.models.load import load_model
-
-    model = load_model(spec, registry=load_plugins(), allow_pickle=allow_pickle)
-    margins = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), _SCORED):
-            images, _ = rows.fetch(range(start, min(start + _SCORED, len(rows))))
-            logits, own = model(images), labels[start : start + _SCORED]
-            if int(own.max()) >= logits.shape[1]:
-                raise UserError(
-                    f"{spec} knows {logits.shape[1]} classes, but a label is {int(own.max())}.", code="bad-labels"
-                )
-            margins.append(margin(logits, own))
-    return torch.cat(margins).float()
 
 
 def _readable(

@@ -51,6 +51,8 @@ from robustdup.union import is_union, parse_balls
 
 ELSEWHERE = ("out", "plugin", "device", "workers", "runner")  # settings that do not change what is computed
 WORTH_WORKERS = 30.0  # seconds that a run must threaten to take before starting other processes for it
+# What a context finds out by looking at model and images, and each worker takes over.
+CHOSEN = ("micro_batch", "sizes", "fill", "draws", "usual_margin", "worth_compiling")
 MOST_WORKERS = 8  # started unasked: each holds torch and the model
 
 
@@ -317,19 +319,17 @@ class GivenModels:
 
 @dataclass(frozen=True)
 class WorkerOrder:
-    """What a worker needs to make calls as the parent would: models only where they were given as objects."""
+    """What a worker needs to make calls as the parent would: models only where they were given as objects.
+
+    `chosen` is what the parent's context found out by looking at model and images: see `CHOSEN`.
+    """
 
     config: EvalConfig
     given: GivenModels
     weights: str
     code: str
-    micro_batch: int
-    sizes: tuple[int, ...]
-    fill: int
+    chosen: dict[str, Any]
     referee_micro_batch: int | None
-    draws: int
-    usual_margin: float
-    worth_compiling: bool
     examples: Tensor
     randomized: bool
     gradient_draws: Draws
@@ -355,13 +355,8 @@ def _workers(
         given=given,
         weights=weights,
         code=code_fingerprint(context.original.model),
-        micro_batch=context.micro_batch,
-        sizes=context.sizes,
-        fill=context.fill,
+        chosen={name: getattr(context, name) for name in CHOSEN},
         referee_micro_batch=context.original.micro_batch,
-        draws=context.draws,
-        usual_margin=context.usual_margin,
-        worth_compiling=context.worth_compiling,
         examples=samples.images[correct],
         randomized=clean.randomized,
         gradient_draws=context.gradient_draws,
@@ -422,10 +417,9 @@ def evaluation_worker(order: WorkerOrder, place: WorkerPlace) -> Callable[[Work]
             code="other-code",
         )
     context.held.append(stages)
-    context.micro_batch, context.original.micro_batch = order.micro_batch, order.referee_micro_batch
-    context.sizes, context.fill = order.sizes, order.fill
-    context.draws, context.usual_margin = order.draws, order.usual_margin
-    context.worth_compiling = order.worth_compiling
+    context.original.micro_batch = order.referee_micro_batch
+    for name, value in order.chosen.items():
+        setattr(context, name, value)
     if any(stage.spec.batching == "pool" for stage in stages) and len(order.examples):
         make_attack_copy(context, options, order.examples.to(context.device), order.randomized)
     return lambda work: make_call(work, stages, context, tell)

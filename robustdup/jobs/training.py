@@ -16,7 +16,7 @@ from torch import nn
 from robustdup.attacks.isolation import isolated
 from robustdup.config import EvalConfig, TrainConfig, parse_call, validate
 from robustdup.config.fields import NORMS, DataFields
-from robustdup.data.batches import Stream, budget_samples
+from robustdup.data.batches import Stream
 from robustdup.data.mixing import Mixing
 from robustdup.data.transforms import Transforms
 from robustdup.device import choose_device, count_operations
@@ -56,6 +56,7 @@ from robustdup.training.objectives import check_mixed, check_model, find_objecti
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts, ShowProgress
 from robustdup.training.processes import Processes, open_processes
+from robustdup.training.schedule import make_budget
 from robustdup.training.tracking import check_trackers
 from robustdup.training.updates import UpdateRule, make_update
 from robustdup.training.validation import Validate, ValidationAttack, find_validation_attack, make_validate
@@ -66,19 +67,6 @@ SMALL = 2e8  # multiply-adds of an inner pass below which CPU threads wait for e
 Say = Callable[[str], None]
 
 
-def train(
-    *, out: str | Path | None = None, resume: bool = False, progress: ShowProgress = lambda _: None, **options: Any
-) -> TrainingRecord:
-    """Train and return the record that `robustdup train` would write; `options` are the keys of `TrainConfig`.
-
-    `robustdup.train(data="uoft-cs/cifar10", objective="trades(beta=6)", duplicate={"scheme": "uniform", "dose": 0.5})`.
-    The run folder is `out`, or a new one in `runs`. Raises UserError for a mistake.
-    """
-    config = validate(TrainConfig, {**options, "out": None if out is None else str(out)})
-    folder = Path(out) if out is not None else run_folder.fresh_folder("train", config.model, config.data)
-    return run_training(config, folder=folder, resume=resume, progress=progress)
-
-
 def run_training(
     config: TrainConfig,
     *,
@@ -86,7 +74,6 @@ def run_training(
     registry: Registry | None = None,
     resume: bool = False,
     progress: ShowProgress = lambda _: None,
-    command: str | None = None,
 ) -> TrainingRecord:
     """Train what `config` names and return the record; network, weights, record and evaluations are saved in `folder`.
 
@@ -121,12 +108,12 @@ def run_training(
                 progress=progress,
             )
             if not processes.first:
-                return make_record(run, result, [], folder, command)
+                return make_record(run, result, [], folder)
             save_weights(folder, BEST, result.best)
             save_weights(folder, LAST, result.last)
             results = checkpoint_results(network_for(config, run.data, registry), result)
             _evaluate(config, registry, folder, results, say)
-            record = make_record(run, result, results, folder, command)
+            record = make_record(run, result, results, folder)
             save_training_record(record, folder)
             shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
             return record
@@ -152,7 +139,7 @@ class Orders:
 def check(config: TrainConfig, registry: Registry) -> Orders:
     """Return what the configuration asks for. Raises UserError for whatever cannot be."""
     check_trackers(config.track)
-    budget_samples(2**31, 1, config.budget())  # of any data: what is given, and that it is above nothing
+    make_budget(config.budget(), config.batch_size, 2**31)  # of any data: what is given, and that it is above nothing
     threat = ThreatModel(config.norm, config.eps)
     if threat.norm in COUNTS:
         raise UserError(

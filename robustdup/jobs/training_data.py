@@ -19,7 +19,15 @@ from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
 from robustdup.errors import UserError
 from robustdup.jobs.extra_data import ExtraData, read_extra
-from robustdup.jobs.training_images import Images, as_floats, duplicates_of, fingerprint_of, read_images, statistics
+from robustdup.jobs.training_images import (
+    Images,
+    as_floats,
+    duplicates_of,
+    fingerprint_of,
+    margins_of,
+    read_images,
+    statistics,
+)
 from robustdup.plugins import Registry
 from robustdup.records import DataInfo, DuplicationInfo, ExtraDataInfo
 from robustdup.rng import SampleRng
@@ -258,16 +266,10 @@ def _scores(config: TrainConfig, source: Images, registry: Registry, say: Say) -
             f"duplicate.scheme = {config.duplicate.scheme} ranks images by a model's margin: name it with score_model.",
             code="missing-option",
         )
-    from robustdup.attacks.losses import margin
-    from robustdup.models.load import load_model
-
     say(f"scoring {len(source):,} images with {config.score_model}")
-    model = load_model(config.score_model, registry=registry, allow_pickle=config.allow_pickle)
-    positions = torch.arange(len(source))
-    with torch.no_grad():
-        return torch.cat(
-            [margin(model(as_floats(source.take(some))), source.labels[some]) for some in torch.split(positions, 256)]
-        )
+    parts = torch.split(torch.arange(len(source)), 256)
+    batches = ((as_floats(source.take(some)), source.labels[some]) for some in parts)
+    return margins_of(config.score_model, batches, registry, allow_pickle=config.allow_pickle)
 
 
 def _entries(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from robustdup.attacks.losses import margin
 from robustdup.config import TrainConfig
 from robustdup.data.batches import to_bytes
 from robustdup.data.cache import load_pixels, searched
 from robustdup.data.dataset import Samples
 from robustdup.data.streaming import read_labels
-from robustdup.errors import how_to_install
+from robustdup.errors import UserError, how_to_install
+from robustdup.models.load import load_model
 from robustdup.plugins import Registry
 from robustdup.plugins.options import resolved
 
@@ -124,3 +127,30 @@ def digest(pixels: Tensor, *others: Tensor, n: int | None = None) -> str:
     for part in (pixels, *others):
         content.update(part.contiguous().numpy().tobytes())
     return content.hexdigest()
+
+
+def margins_of(
+    spec: str, batches: Iterable[tuple[Tensor, Tensor]], registry: Registry, *, allow_pickle: bool
+) -> Tensor:
+    """Return the logit of the true class minus the largest other one, float32 (n,): the lower, the harder for a model.
+
+    Args:
+        spec: the model.
+        batches: images (k, C, H, W) in [0, 1] with labels (k,), n in all.
+        registry: the sources of models.
+        allow_pickle: whether weights may be pickles.
+
+    Raises:
+        UserError: a label that is none of the model's classes.
+    """
+    model = load_model(spec, registry=registry, allow_pickle=allow_pickle)
+    margins = []
+    with torch.inference_mode():
+        for images, labels in batches:
+            logits = model(images)
+            if int(labels.max()) >= logits.shape[1]:
+                raise UserError(
+                    f"{spec} knows {logits.shape[1]} classes, but a label is {int(labels.max())}.", code="bad-labels"
+                )
+            margins.append(margin(logits, labels))
+    return torch.cat(margins).float()

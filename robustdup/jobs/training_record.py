@@ -81,9 +81,9 @@ def times_to(points: list[ValidationPoint], targets: Iterable[float]) -> list[Ti
 
 
 def make_record(
-    run: Assembled, result: TrainResult, checkpoints: list[CheckpointResult], folder: Path, command: str | None
+    run: Assembled, result: TrainResult, checkpoints: list[CheckpointResult], folder: Path
 ) -> TrainingRecord:
-    """Return the record of a run in `folder`; `command` is what was typed, where it is not the usual command."""
+    """Return the record of a run in `folder`."""
     config, parts, data = run.config, run.parts, run.data
     stream = Stream(data.entries, config.batch_size, max(result.samples, 1))
     return TrainingRecord(
@@ -91,7 +91,7 @@ def make_record(
         created=now(),
         status=result.status,
         reason=result.reason,
-        command=command or rerun_command("train", config),
+        command=rerun_command("train", config),
         objective=config.objective,
         update=config.update,
         inner_attack=config.attack if run.objective.attacks else "",

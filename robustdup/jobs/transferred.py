@@ -20,7 +20,7 @@ from robustdup.evaluation.engine import ADVERSARIAL_FILE
 from robustdup.evaluation.referee import judge_images
 from robustdup.jobs.evaluation import engine_options
 from robustdup.jobs.trust import check_trust
-from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
+from robustdup.leaderboard.compare import SampleOutcomes, in_both, sample_outcomes
 from robustdup.models.adapt import Adaptation, adapted
 from robustdup.models.load import fingerprint, load_model
 from robustdup.models.normalisation import parse_normalisation
@@ -96,9 +96,7 @@ def _context(run: str, record: EvaluationRecord, *, trust: bool) -> Context:
 
 def _share(source: _Saved, target: _Saved, context: Context) -> float | None:
     """Return the share of the source's adversarial images that mislead the target, among those that could."""
-    _, in_source, in_target = np.intersect1d(
-        source.outcomes.index, target.outcomes.index, assume_unique=True, return_indices=True
-    )
+    in_source, in_target = in_both(source.outcomes, target.outcomes)
     if (source.outcomes.image[in_source] != target.outcomes.image[in_target]).any():
         raise UserError(
             f"The runs {source.record.run_id} and {target.record.run_id} have other images on samples of the same index.",

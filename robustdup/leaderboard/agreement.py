@@ -11,23 +11,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.compare import SampleOutcomes, sample_outcomes
+from robustdup.leaderboard.compare import SampleOutcomes, in_both, sample_outcomes
+from robustdup.leaderboard.table import Result
 from robustdup.records import EvaluationRecord
 
 Pair = tuple[EvaluationRecord, pa.Table]
 
 
-class ErrorConsistency(BaseModel):
+class ErrorConsistency(Result):
     """How two models agree on `n` samples: counts, and kappa with its 95% interval (asymptotic).
 
     `observed` is the share on which both are right or both wrong, `expected` what independent models of these accuracies
     would have. Kappa is None where both are right everywhere, or wrong everywhere: then nothing can be told from chance.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     n: int
     both_right: int
@@ -41,14 +39,12 @@ class ErrorConsistency(BaseModel):
     high: float | None
 
 
-class RunAgreement(BaseModel):
+class RunAgreement(Result):
     """How two runs agree on the samples that they share; `n_undecided` are left out of `robust`.
 
     `broken_too_b` is the share that B's attacks broke of the samples that A's attacks broke, both right on clean images;
     `broken_too_a` the other way round. None where there are none.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     run_a: str
     run_b: str
@@ -97,7 +93,7 @@ def agreements(runs: Sequence[Pair]) -> list[RunAgreement]:
 def _of_pair(
     record_a: EvaluationRecord, a: SampleOutcomes, record_b: EvaluationRecord, b: SampleOutcomes
 ) -> RunAgreement:
-    _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
+    in_a, in_b = in_both(a, b)
     if not len(in_a) or (a.image[in_a] != b.image[in_b]).any():
         reason = "share no sample" if not len(in_a) else "have other images on samples of the same index"
         raise UserError(f"The runs {record_a.run_id} and {record_b.run_id} {reason}.", code="not-comparable")

@@ -33,7 +33,7 @@ def differences(record: EvaluationRecord) -> list[str]:
     asked = _asked(record)
     names = [attack.name for attack in record.attacks]
     listed = ", ".join(dict.fromkeys(names)) or "none"
-    if len(asked) != 1 or not _is_name(asked[0]):
+    if len(asked) != 1 or asked[0].lower() not in {name.lower() for name in NAMES}:
         named = ", ".join(asked) or "none"
         return [f"the attack is not AutoAttack ({f'asked for: {named}; ran: {listed}' if named != listed else named})"]
     reasons = _missing_parts(names, listed)
@@ -61,10 +61,6 @@ def _asked(record: EvaluationRecord) -> list[str]:
     while text != (text := re.sub(r"\([^()]*\)", "", text)):
         pass
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _is_name(name: str) -> bool:
-    return name.lower() in {known.lower() for known in NAMES}
 
 
 def _missing_parts(names: list[str], listed: str) -> list[str]:

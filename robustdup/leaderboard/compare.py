@@ -6,23 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.table import exact_eps, same_eps
+from robustdup.leaderboard.table import Result, exact_eps, same_eps
 from robustdup.records import UNION, EvaluationRecord, Outcome, doubt_text
 from robustdup.records.columns import Texts, numbers, texts
 from robustdup.records.samples import CERTIFIED_MARGIN
 from robustdup.statistics import mcnemar, tango_interval
 
 
-class PairedDifference(BaseModel):
+class PairedDifference(Result):
     """A share in A minus the share in B, on the same `n` samples, with a 95% interval and McNemar's exact p-value.
 
     `only_a` samples are right in A and not in B, `only_b` the other way round. Values are in [-1, 1].
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     n: int
     a: float
@@ -42,10 +39,8 @@ class PairedDifference(BaseModel):
         )
 
 
-class ChangedSample(BaseModel):
+class ChangedSample(Result):
     """A sample whose outcome differs: right on the clean image (`clean`), and after all attacks (`robust`)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     index: int
     label: int
@@ -55,10 +50,8 @@ class ChangedSample(BaseModel):
     robust_b: bool | None
 
 
-class RunComparison(BaseModel):
+class RunComparison(Result):
     """The paired comparison of run A with run B; `n_undecided` samples are left out of the robust difference."""
-
-    model_config = ConfigDict(extra="forbid")
 
     run_a: str
     run_b: str

@@ -7,10 +7,18 @@ from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from robustdup.errors import UserError
-from robustdup.leaderboard.compare import PairedDifference, SampleOutcomes, compare, paired_difference, sample_outcomes
+from robustdup.leaderboard.compare import (
+    PairedDifference,
+    SampleOutcomes,
+    compare,
+    in_both,
+    paired_difference,
+    sample_outcomes,
+)
+from robustdup.leaderboard.table import Result
 from robustdup.records import EvaluationRecord, Outcome, doubt_text
 from robustdup.records.columns import numbers, texts
 from robustdup.statistics import detectable_drop, drop_p_value, wilson
@@ -22,34 +30,28 @@ ATTACKED_WITH = ("attacks", "options", "loss", "attack_model")  # settings that 
 NUMBER = re.compile(r"(\d{1,99}(?:\.\d{0,99})?|\.\d{1,99})\s*(pt|pts|pp|%)?")
 
 
-class LostSample(BaseModel):
+class LostSample(Result):
     """A sample that held in the baseline and does not in the new run; `cause` is an attack, or "misclassified"."""
-
-    model_config = ConfigDict(extra="forbid")
 
     index: int
     label: int
     cause: str
 
 
-class GateCheck(BaseModel):
+class GateCheck(Result):
     """One of the gate's questions: its stable name, whether it is passed, and what was seen in one sentence."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     passed: bool
     message: str
 
 
-class GateResult(BaseModel):
+class GateResult(Result):
     """What a gate says. Shares are in [0, 1]; `paired` is baseline minus new run, and so is `detectable`.
 
     `p_value` is one-sided. `detectable` is the smallest drop that would be found in 95 of 100 cases with as many samples
     gained as here; None without a baseline, or where none would be.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     passed: bool
     run: str
@@ -70,6 +72,10 @@ class GateResult(BaseModel):
     checks: list[GateCheck]
     lost: list[LostSample] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+    def check(self, name: str, passed: bool, message: str) -> None:
+        """Add the answer to one of the questions."""
+        self.checks.append(GateCheck(name=name, passed=passed, message=message))
 
     def __str__(self) -> str:
         """Return what the gate says, in one line."""
@@ -162,28 +168,24 @@ def _consistent(record: EvaluationRecord, n: int, n_robust: int) -> None:
 def _believable(result: GateResult, record: EvaluationRecord, accept_doubt: bool) -> None:
     doubt = doubt_text(record)
     if record.status != "complete":
-        result.checks.append(
-            GateCheck(name="complete", passed=False, message="the run failed: no attack finished a call")
-        )
+        result.check("complete", False, "the run failed: no attack finished a call")
     if record.n_undecided:
         result.notes.append(f"{record.n_undecided} undecided samples count as not robust")
     if doubt and accept_doubt:
         result.notes.append(f"accepted though its robust accuracy is an upper bound only, {doubt}")
         return
     message = f"the robust accuracy is not to be believed, {doubt}" if doubt else "the robust accuracy may be believed"
-    result.checks.append(GateCheck(name="believable", passed=not doubt, message=message))
+    result.check("believable", not doubt, message)
 
 
 def _at_least(result: GateResult, n_robust: int, least: Fraction) -> None:
     result.minimum = float(least)
     holds = n_robust >= least * result.n
-    result.checks.append(
-        GateCheck(
-            name="minimum",
-            passed=holds,
-            message=f"robust accuracy {result.robust_accuracy:.2%} is {'at least' if holds else 'below'} the minimum "
-            f"{float(least):.2%} ({n_robust} of {result.n} samples)",
-        )
+    result.check(
+        "minimum",
+        holds,
+        f"robust accuracy {result.robust_accuracy:.2%} is {'at least' if holds else 'below'} the minimum "
+        f"{float(least):.2%} ({n_robust} of {result.n} samples)",
     )
     if result.low < least <= result.high:
         result.notes.append(
@@ -201,7 +203,7 @@ def _no_drop(
 ) -> None:
     record, samples, outcomes = new
     old = _usable(record, samples, baseline, outcomes, accept_doubt)
-    _, in_old, in_new = np.intersect1d(old.index, outcomes.index, assume_unique=True, return_indices=True)
+    in_old, in_new = in_both(old, outcomes)
     decided = old.robust[in_old] >= 0
     in_old, in_new = in_old[decided], in_new[decided]
     robust_before, robust_now = old.robust[in_old] == 1, outcomes.robust[in_new] == 1
@@ -219,18 +221,12 @@ def _no_drop(
         for i in in_new[robust_before & ~robust_now]
     ]  # fmt: skip
     change = f"{100 * -paired.difference:+.2f} points".replace("-", "−")
-    result.checks.append(
-        GateCheck(
-            name="no-drop",
-            passed=not fell,
-            message=f"robust accuracy {paired.a:.2%} in the baseline, {paired.b:.2%} now on the same {paired.n} samples: "
-            f"{change}, {paired.only_a} lost and {paired.only_b} gained (one-sided p = {result.p_value:.2g}), "
-            + (
-                f"more than {100 * float(margin):g}pt and than chance"
-                if fell
-                else _why_not(paired, margin, result.p_value)
-            ),
-        )
+    why = f"more than {100 * float(margin):g}pt and than chance" if fell else _why_not(paired, margin, result.p_value)
+    result.check(
+        "no-drop",
+        not fell,
+        f"robust accuracy {paired.a:.2%} in the baseline, {paired.b:.2%} now on the same {paired.n} samples: "
+        f"{change}, {paired.only_a} lost and {paired.only_b} gained (one-sided p = {result.p_value:.2g}), {why}",
     )
     result.notes += _resolution(result, paired, outcomes, old)
 

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from robustdup.leaderboard.table import Result
 from robustdup.records import EvaluationRecord
 from robustdup.records.columns import numbers, texts
 
@@ -28,17 +29,15 @@ _SHAPES = {"cifar10": [3, 32, 32], "cifar100": [3, 32, 32]}
 _TEST_SPLITS = {"test", "val", "valid", "validation", "eval"}
 
 
-class ImageCheck(BaseModel):
+class ImageCheck(Result):
     """Whether a record's images are the leaderboard's: how many of its samples could be checked, how many differ."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dataset: str | None
     status: Literal["match", "differ", "unchecked", "unknown dataset"]
     n_samples: int
     n_checked: int = 0
     n_differ: int = 0
-    reasons: list[str] = []
+    reasons: list[str] = Field(default_factory=list)
     text: str = ""
 
 

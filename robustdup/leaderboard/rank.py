@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from robustdup.leaderboard.autoattack import differences, stronger_than_standard
 from robustdup.leaderboard.images import ImageCheck, check_images
-from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, exact_eps, load, plain_name, same_eps
+from robustdup.leaderboard.table import Leaderboard, LeaderboardEntry, Result, exact_eps, load, plain_name, same_eps
 from robustdup.records import Accuracy, EvaluationRecord, doubt_text
 from robustdup.statistics import wilson
 
 FULL = {"cifar10": 10_000, "cifar100": 10_000}  # samples after which no interval is needed: the whole test set
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Place(_Result):
+class Place(Result):
     """A place among `n_entries` published entries: for the measured value, and for both ends of its 95% interval."""
 
     place: int
@@ -37,7 +32,7 @@ class Place(_Result):
         return f"{self.best} to {self.worst} of {total} (the value itself: {self.place})"
 
 
-class PublishedNumbers(_Result):
+class PublishedNumbers(Result):
     """A model of RobustBench's zoo: its published numbers beside the measured ones, all in [0, 1].
 
     A difference is measured minus published; `inside` says whether the published number lies in the record's interval.
@@ -55,7 +50,7 @@ class PublishedNumbers(_Result):
     note: str = ""
 
 
-class RankResult(_Result):
+class RankResult(Result):
     """Where a record would stand. Not `comparable`: no rank, and `reasons` says why.
 
     `made_here` is False for a record that was not written under this account: then `rests_on` says what the rank rests on.
@@ -98,9 +93,7 @@ class RankResult(_Result):
 
     def sentence(self) -> str:
         """Return the result in one line, with what it rests on where that is a record that was not made here."""
-        if self.made_here is False:
-            return f"By {self.rests_on}. {self._sentence()}"
-        return self._sentence()
+        return f"By {self.rests_on}. {self._sentence()}" if self.made_here is False else self._sentence()
 
     def _sentence(self) -> str:
         board = f"RobustBench {self.dataset} {self.threat_model} {self.leaderboard_eps}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +25,20 @@ SHIPPED = Path(__file__).parent / "data" / "robustbench.json"
 CACHE_FILE = "leaderboard.json"
 
 
-class LeaderboardEntry(BaseModel):
+class Result(BaseModel):
+    """What this room answers with: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LeaderboardEntry(Result):
     """One published entry. Accuracies and mCE are in percent, as published; null where nothing was published.
 
     `eps` keeps the published text: `8/255` and `0.031` are different radii. `external_acc` is robust accuracy under a
     stronger, external attack. In corruption leaderboards `eps` is what the model was trained for, if anything.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     dataset: str
     threat_model: str
@@ -53,11 +59,6 @@ class LeaderboardEntry(BaseModel):
     venue: str = ""
     paper_title: str = ""
     paper_url: str = ""
-
-    @property
-    def exact_eps(self) -> Fraction | None:
-        """The radius as an exact fraction."""
-        return None if self.eps is None else exact_eps(self.eps)
 
     @property
     def robust_acc(self) -> float | None:
@@ -163,7 +164,7 @@ def load(path: str | Path | None = None) -> Leaderboard:
         warning = (
             f"{error} The table of {shipped.date} that ships is used; 'robustdup leaderboard refresh' writes anew."
         )
-        return Leaderboard(shipped.entries, shipped.source, shipped.licence, shipped.date, shipped.commit, warning)
+        return replace(shipped, warning=warning)
 
 
 def read_table(path: Path) -> Leaderboard:

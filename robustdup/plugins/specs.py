@@ -29,6 +29,12 @@ NORMS = ("Linf", "L2", "L1", "L0", "L0-pixels")
 When = Literal["always", "masked", "blind"]
 
 
+def _defer(spec: object, *fields: str) -> None:
+    """Make of each function that a frozen spec has by name what imports it on first use."""
+    for field_name in fields:
+        object.__setattr__(spec, field_name, deferred(getattr(spec, field_name)))
+
+
 class AttackFunction(Protocol):
     """The contract of an attack: a plain function, whose keyword-only parameters besides `rng` are its options."""
 
@@ -110,8 +116,7 @@ class AttackSpec:
             )
         if not self.available and not self.reason:
             raise UserError(f"Attack {self.name!r} is unavailable without a reason.", code="bad-spec")
-        object.__setattr__(self, "function", deferred(self.function))
-        object.__setattr__(self, "cost", deferred(self.cost))
+        _defer(self, "function", "cost")
         if isinstance(self.function, Deferred):
             return  # looked at when it is used
         if self.function is not None and "rng" not in inspect.signature(self.function).parameters:
@@ -170,6 +175,17 @@ def register_attack(
         return function
 
     return mark
+
+
+def spec_of(attack: Any) -> AttackSpec:
+    """Return a spec, or that of a function marked with `@robustdup.register_attack`. Raises UserError for anything else."""
+    spec = attack if isinstance(attack, AttackSpec) else getattr(attack, "__robustdup_attack__", None)
+    if not isinstance(spec, AttackSpec):
+        raise UserError(
+            f"{attack!r} is neither an attack's name nor a function marked with @robustdup.register_attack(name, norms=[…]).",
+            code="bad-attack",
+        )
+    return spec
 
 
 @dataclass(frozen=True)
@@ -302,8 +318,7 @@ class FigureSpec:
     suits: Function | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "chart", deferred(self.chart))
-        object.__setattr__(self, "suits", deferred(self.suits))
+        _defer(self, "chart", "suits")
 
 
 @dataclass(frozen=True)
@@ -344,8 +359,7 @@ class RecordKind:
     description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("load", "title", "page", "sections", "markdown", "unfinished", "rank", "compare", "verify"):
-            object.__setattr__(self, name, deferred(getattr(self, name)))
+        _defer(self, "load", "title", "page", "sections", "markdown", "unfinished", "rank", "compare", "verify")
 
 
 @dataclass(frozen=True)
@@ -364,8 +378,7 @@ class ThreatSpec:
     show: Function
 
     def __post_init__(self) -> None:
-        for name in ("evaluate", "load", "show"):
-            object.__setattr__(self, name, deferred(getattr(self, name)))
+        _defer(self, "evaluate", "load", "show")
 
 
 @dataclass(frozen=True)

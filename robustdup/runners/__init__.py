@@ -32,7 +32,7 @@ def open_runner(
     describe: Callable[[Any], str] | None = None,
     seconds: float | None = None,
     lost: Callable[[Any, Death], Any] | None = None,
-) -> Runner[Any, Any]:
+) -> Runner:
     """Open `workers` workers of a kind: "local" (one worker: this process; more: processes) or "ray" (actors).
 
     `workers` None: one for each GPU; without GPUs one on "local", one for each core on "ray". `setup` and the payloads are

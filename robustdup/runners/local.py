@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, Self
+from typing import Any
 
 from robustdup.errors import RobustdupError, RunError, error_text
 from robustdup.runners.pool import PATIENCE, Death, Pool, PoolOptions, Runner
@@ -38,7 +38,7 @@ def open_local(
     devices: Sequence[str] | None,
     threads: int | None,
     options: PoolOptions,
-) -> Runner[Any, Any]:
+) -> Runner:
     """Open a runner on this machine; the arguments are those of `open_runner`."""
     devices = visible_gpus() if devices is None else devices
     workers = workers or len(devices) or 1
@@ -82,7 +82,7 @@ def share(cores: Sequence[int], number: int, workers: int) -> list[int]:
     return list(cores[number * len(cores) // workers : (number + 1) * len(cores) // workers])
 
 
-class InProcess:
+class InProcess(Runner):
     """The runner of one worker: payloads are taken one by one, in this process, and nothing is pickled."""
 
     workers = 1
@@ -108,12 +108,6 @@ class InProcess:
     def close(self) -> None:
         """Let go of what the setup made."""
         self._function = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

@@ -15,44 +15,40 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 from robustdup.errors import RunError, UserError
 from robustdup.runners.worker import Reply, error_of, from_bytes, to_bytes
-
-P_contra = TypeVar("P_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
 
 LISTEN = 0.5  # seconds between two looks for notes
 PATIENCE = 5.0  # seconds in which a worker that is asked to end may do so by itself
 
 
-class Runner(Protocol[P_contra, R_co]):
+class Runner:
     """Maps the function that its workers were set up with over payloads. A context manager: leaving it closes it."""
 
     workers: int
 
     def map(
-        self, payloads: Iterable[P_contra], *, ordered: bool = True, listener: Callable[[Any], None] | None = None
-    ) -> Iterator[R_co]:
+        self, payloads: Iterable[Any], *, ordered: bool = True, listener: Callable[[Any], None] | None = None
+    ) -> Iterator[Any]:
         """Yield the results in the order of the payloads (or as they come), which are taken as workers become free.
 
-        `told` is given what payloads `tell` meanwhile on local workers, in this thread.
+        `listener` is given what payloads `tell` meanwhile on local workers, in this thread.
 
         An error of robustdup is raised again as its kind; RunError for any other, and where workers keep dying.
         """
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """End the workers, at once where they are at work."""
-        ...
+        raise NotImplementedError
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Death(Exception):
@@ -119,7 +115,7 @@ class PoolOptions:
         return f"payload {number}" if self.describe is None else self.describe(payload)
 
 
-class Pool:
+class Pool(Runner):
     """The runner of several workers, which `launch(number)` starts. `dumps` pickles payloads; `finish` is what ends it."""
 
     def __init__(
@@ -188,7 +184,7 @@ class Pool:
         return None
 
     def _pass_on(self, listener: Callable[[Any], None] | None) -> None:
-        """Give the notes that have come to `told`; what cannot be read is no note."""
+        """Give the notes that have come to the listener; what cannot be read is no note."""
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._notes.get_nowait()
@@ -278,9 +274,3 @@ class Pool:
                     worker.stop(hard=time.monotonic() > until)
                 thread.join(0.05)
         self.finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

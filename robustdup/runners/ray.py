@@ -36,7 +36,7 @@ def open_ray(
     devices: Sequence[str] | None,
     threads: int | None,
     options: PoolOptions,
-) -> Runner[Any, Any]:
+) -> Runner:
     """Open a runner of Ray actors; the arguments are those of `open_runner`. Raises Unavailable without ray."""
     ray = import_ray()
     threads = threads or 1

@@ -63,7 +63,7 @@ _listeners: list[Callable[[Any], None]] = []  # what hears the notes of this pro
 
 
 def tell(note: Any) -> None:
-    """Send a note out of a payload to what `Runner.map` was given as `told`; to nobody where none was given."""
+    """Send a note out of a payload to what `Runner.map` was given as `listener`; to nobody where none was given."""
     for listener in _listeners:
         listener(note)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from robustdup.attacks.isolation import isolated
 from robustdup.attacks.passes import Passes
-from robustdup.errors import UserError, unknown
+from robustdup.errors import unknown
 from robustdup.plugins import AttackSpec, Registry, load_plugins
+from robustdup.plugins.specs import spec_of
 from robustdup.rng import SampleRng
 from robustdup.testing.report import ConformanceReport, Finding
 from robustdup.testing.trial import SAMPLES, RgbDigits, against_noise, conformance_samples
@@ -59,7 +60,7 @@ def check_attack(
     Raises:
         UserError: for an unknown attack, and for a norm or an option that the attack does not have.
     """
-    spec = _spec(attack, registry)
+    spec = (registry or load_plugins()).get_attack(attack) if isinstance(attack, str) else spec_of(attack)
     usable = [name for name in spec.norms if name in NORMS]
     if norm is not None and norm not in spec.norms:
         raise unknown(f"norm of attack {spec.name!r}:", norm, spec.norms)
@@ -72,18 +73,6 @@ def check_attack(
         return ConformanceReport(spec.name, shown, [Finding("available", False, spec.reason)])
     with isolated():
         return _check(spec, shown, ThreatModel(threat_norm, EPS[threat_norm]), checked, seed)
-
-
-def _spec(attack: AttackSpec | str | Callable[..., Any], registry: Registry | None) -> AttackSpec:
-    if isinstance(attack, str):
-        return (registry or load_plugins()).get_attack(attack)
-    spec = attack if isinstance(attack, AttackSpec) else getattr(attack, "__robustdup_attack__", None)
-    if not isinstance(spec, AttackSpec):
-        raise UserError(
-            f"{attack!r} is neither an attack's name nor a function marked with @robustdup.register_attack.",
-            code="bad-attack",
-        )
-    return spec
 
 
 @dataclass

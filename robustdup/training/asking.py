@@ -21,11 +21,7 @@ CONTRACT = (
     "returns (loss, metrics): a loss for each sample (reduction='none'), and a dict of tensors."
 )
 # What says that a device or the connection to others failed, and not the program.
-DEVICE_ERRORS = tuple(
-    kind
-    for kind in (getattr(torch, "AcceleratorError", None), getattr(torch.distributed, "DistError", None))
-    if kind is not None
-)
+DEVICE_ERRORS = (torch.AcceleratorError, getattr(torch.distributed, "DistError", torch.AcceleratorError))
 DEVICE_WORDS = (
     "cuda error", "hip error", "device-side", "cudnn error", "cudnn_status", "cublas error", "cublas_status",
     "cusolver error", "cusparse error", "cufft error", "nccl", "watchdog", "uncorrectable", "cuda driver",
@@ -57,7 +53,8 @@ def ask_objective(
         raise
     except _MISTAKES as failure:
         place = _place(objective, failure)
-        if place is None or _of_the_device(failure):  # one of robustdup's own objectives, or nobody's mistake
+        # One of robustdup's own objectives, or nobody's mistake.
+        if place is None or out_of_memory(failure) or device_failed(failure):
             raise
         raise UserError(
             f"The objective {_name(objective)!r} failed: {error_text(failure)} ({place}). {CONTRACT}",
@@ -84,15 +81,10 @@ def _misfit(answer: Any, count: int) -> str:
     return "" if odd is None else f"the metric {odd!r} as a {type(metrics[odd]).__name__}, not a tensor"
 
 
-def _of_the_device(failure: BaseException) -> bool:
-    """Tell whether the device failed, or had no memory: the loop says so, and keeps the last checkpoint."""
-    if not isinstance(failure, RuntimeError):
-        return False
-    return (
-        out_of_memory(failure)
-        or isinstance(failure, DEVICE_ERRORS)
-        or any(word in str(failure).lower() for word in DEVICE_WORDS)
-    )
+def device_failed(failure: BaseException) -> bool:
+    """Tell whether the device failed, or the connection to others: the loop says so, and keeps the last checkpoint."""
+    words = str(failure).lower() if isinstance(failure, RuntimeError) else ""
+    return isinstance(failure, DEVICE_ERRORS) or any(word in words for word in DEVICE_WORDS)
 
 
 def _plain_function(objective: Callable[..., Any]) -> Any:

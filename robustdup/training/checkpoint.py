@@ -65,23 +65,19 @@ class Checkpoints:
 
         Raises UserError for the state of another run, RunError for a broken file.
         """
-        if self.path is None:
-            if not self._kept:
-                return None
-            content = torch.load(io.BytesIO(self._kept), map_location="cpu", weights_only=True)
-        elif not self.path.exists():
+        if not (self._kept if self.path is None else self.path.exists()):
             return None
-        else:
-            try:
-                content = torch.load(io.BytesIO(read_sealed(self.path)), map_location="cpu", weights_only=True)
-                if not isinstance(content, dict) or not {"version", "identity", "state"} <= content.keys():
-                    raise ValueError("it holds no state of a training")
-            except Exception as error:
-                raise RunError(
-                    f"{str(self.path)!r} is damaged ({plain(error, 200)}), and the training cannot go on from it. Start it again "
-                    "in another --out.",
-                    code="damaged-checkpoint",
-                ) from error
+        try:
+            saved = self._kept if self.path is None else read_sealed(self.path)
+            content = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or not {"version", "identity", "state"} <= content.keys():
+                raise ValueError("it holds no state of a training")
+        except Exception as error:
+            raise RunError(
+                f"{str(self.path)!r} is damaged ({plain(error, 200)}), and the training cannot go on from it. Start it again "
+                "in another --out.",
+                code="damaged-checkpoint",
+            ) from error
         self._check(content)
         return dict(content["state"])
 

@@ -123,14 +123,13 @@ class Inner:
         model: nn.Module,
         images: Tensor,
         *,
-        fold: bool = True,
         compile: Callable[[nn.Module], nn.Module] | None = None,
         capture: bool = False,
     ) -> None:
         """Attack this model from now on: the very module that is trained, not one that wraps or compiles it.
 
-        `images` (n, C, H, W): a few examples, on the model's device. With `fold`, attacks of robustdup's own run on a
-        twin with BatchNorm folded, where that gives the same logits; `compile` is applied to it; `capture` makes the steps
+        `images` (n, C, H, W): a few examples, on the model's device. Attacks of robustdup's own run on a twin with
+        BatchNorm folded, where that gives the same logits; `compile` is applied to it; `capture` makes the steps
         of PGD up the cross-entropy one CUDA graph where that can be.
         """
         self._model, self._twin, self._stale = model, None, True
@@ -140,7 +139,7 @@ class Inner:
         if self.bn == "train":
             self.micro_batch = None  # the statistics are those of the whole batch
             self.notes += ["inner_bn=train: inner passes are not compiled."] if compile is not None else []
-        elif fold:
+        else:
             with inner_mode(model):
                 self._twin, note = make_following_copy(model, images, compile=compile)
             self.notes += [note] if note else []

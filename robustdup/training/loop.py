@@ -10,7 +10,7 @@ import torch
 from robustdup.device import out_of_memory
 from robustdup.errors import RunError
 from robustdup.rng import seed_torch
-from robustdup.training.asking import DEVICE_ERRORS, DEVICE_WORDS
+from robustdup.training.asking import device_failed
 from robustdup.training.checkpoint import Checkpoints, identity_of
 from robustdup.training.events import CheckpointSchedule, View, add_point, candidate_steps, consider, curve_steps
 from robustdup.training.options import TrainerOptions
@@ -122,8 +122,6 @@ def _device_failure(error: RuntimeError, trainer: Trainer, *, kept: bool) -> Run
     if out_of_memory(error):
         message = f"Out of memory at step {step}: {text} Take a smaller batch_size. {again}".rstrip()
         return RunError(message, code="out-of-memory")
-    if trainer.device.type != "cpu" and (
-        isinstance(error, DEVICE_ERRORS) or any(w in text.lower() for w in DEVICE_WORDS)
-    ):
+    if trainer.device.type != "cpu" and device_failed(error):
         return RunError(f"The device failed at step {step}: {text} {again}".rstrip(), code="device-failed")
     return None

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from robustdup.data.batches import Batch
 from robustdup.records import TrainPasses, TrainPoint, TrainProgress, ValidationPoint
-from robustdup.rng import SampleRng
 from robustdup.training.inner import Inner
 from robustdup.training.processes import Processes
 from robustdup.training.updates import LossAndMetrics, UpdateRule
-
-
-class TrainBatch(Protocol):
-    """What is read of a batch (`robustdup.data.batches.Batch` is one): n batch rows, this process' share.
-
-    `images` (n, C, H, W) float in [0, 1], `labels` (n,), `weights` (n,) or None, `rng` with the keys of the samples.
-    """
-
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None
-    rng: SampleRng
-
-
-class TrainStream(Protocol):
-    """Makes the batches of a run: `stream(batch_size, total_samples, start_step, rank=..., processes=...)`.
-
-    Yields (number of the batch, batch) from batch `start_step` on. Batch t holds samples [t * batch_size,
-    (t + 1) * batch_size) of the run, the very last one what is left of `total_samples`; of each a process gets its share.
-    """
-
-    def __call__(
-        self, batch_size: int, total_samples: int, start_step: int = 0, *, rank: int = 0, processes: int = 1
-    ) -> Iterable[tuple[int, TrainBatch]]: ...
-
 
 ShowProgress = Callable[[TrainProgress], None]
 
@@ -48,18 +23,18 @@ class Parts:
 
     `objective(model, images, labels, *, attack, rng) -> (loss (n,), metrics)` has its options bound, `module` are weights
     that it has of its own and that are trained with the model. `update` makes the optimizer steps of a batch, `inner` its
-    attack (not yet attached). `entries` is the number M of training entries in an epoch. A checkpoint must share with the
-    run what `data` lists (a fingerprint, say) and the `settings` of the whole run, but those free to change; trackers are
-    told the settings. Modules that are `frozen` stay in eval mode. A
-    run says where robust accuracy collapses on the validation images that it is `watched_by`, if there are any. `on_best`
-    is given the weights of each new best candidate, in the first process only.
+    attack (not yet attached). `stream` is `robustdup.data.batches.Stream` but for its entries. `entries` is the number M of
+    training entries in an epoch. A checkpoint must share with the run what `data` lists (a fingerprint, say) and the
+    `settings` of the whole run, but those free to change; trackers are told the settings. Modules that are `frozen` stay in
+    eval mode. A run says where robust accuracy collapses on the validation images that it is `watched_by`, if there are any.
+    `on_best` is given the weights of each new best candidate, in the first process only.
     """
 
     model: nn.Module
     objective: Callable[..., LossAndMetrics]
     update: UpdateRule
     inner: Inner
-    stream: TrainStream
+    stream: Callable[..., Iterable[tuple[int, Batch]]]
     entries: int
     module: nn.Module | None = None
     processes: Processes = field(default_factory=Processes)

@@ -57,7 +57,7 @@ def training_pgd(
     micro-batch are taken before the next one's, which keeps it in cache on a CPU.
     Steps up the cross-entropy may be one CUDA graph.
     """
-    step = default_step(threat, steps) if step_size is None else float(parse_eps(step_size))
+    step = PATH * threat.radius / steps if step_size is None else float(parse_eps(step_size))
     adv_images = start_images(images, threat, rng, random=random_start, away=loss is not None)
     for rows in slices(len(images), execution.micro_batch):
         clean, moving = images[rows], adv_images[rows]  # views: steps are taken in place
@@ -113,11 +113,6 @@ def check_step(step_size: str | float | None) -> None:
             f"step_size {step_size!r} is not a number above 0. Write a fraction such as '2/255' or a decimal such as 0.01.",
             code="bad-value",
         ) from None
-
-
-def default_step(threat: ThreatModel, steps: int) -> float:
-    """Return the step size in pixel units that is taken where none is given."""
-    return PATH * threat.radius / steps
 
 
 def slices(count: int, size: int | None) -> Iterator[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +47,12 @@ class Budget:
         return min(self.replays, self.steps - batch * self.replays)
 
 
-def make_budget(options: TrainerOptions, entries: int, replays: int = 1) -> Budget:
+def make_budget(given: Mapping[str, float], batch_size: int, entries: int, replays: int = 1) -> Budget:
     """Return the budget of a run over `entries` training entries. Raises UserError unless exactly one is given, above zero.
 
-    `epochs` and `samples` count training entries as they are drawn (a replay draws none), `steps` optimizer steps.
+    `given` is {"epochs" | "steps" | "samples": number}: `epochs` and `samples` count training entries as they are drawn (a
+    replay draws none), `steps` optimizer steps. e epochs of M entries are round(e M) samples.
     """
-    given = options.budget()
     if len(given) != 1:
         both = " and ".join(f"{name}={value}" for name, value in given.items())
         raise UserError(
@@ -61,17 +61,17 @@ def make_budget(options: TrainerOptions, entries: int, replays: int = 1) -> Budg
     if entries < 1:
         raise UserError("There are no training entries left to train on.", code="no-data")
     name, value = next(iter(given.items()))
-    if not value * entries < LONGEST:
+    if not (value * entries if name == "epochs" else value) < LONGEST:
         raise UserError(f"A budget of {name}={value:g} would never end.", code="bad-budget")
     if name == "steps":
-        steps, samples = int(value), -(-int(value) // replays) * options.batch_size
+        steps, samples = int(value), -(-int(value) // replays) * batch_size
     else:
         samples = round(value * entries) if name == "epochs" else int(value)
-        steps = -(-samples // options.batch_size) * replays
+        steps = -(-samples // batch_size) * replays
     if samples < 1:
         message = f"A budget of {name}={value} trains on nothing: it must be at least one step."
         raise UserError(message, code="bad-budget")
-    return Budget(samples, steps, options.batch_size, replays)
+    return Budget(samples, steps, batch_size, replays)
 
 
 def rate_over(options: TrainerOptions, steps: int) -> Callable[[int], float]:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from robustdup.data.batches import Batch
 from robustdup.device import out_of_memory
 from robustdup.models.attack_copy.compile import TrainedModel, compile_mode, compiler
 from robustdup.models.attack_copy.layout import fits_channels_last
 from robustdup.training.asking import ask_objective
 from robustdup.training.averages import Averages
 from robustdup.training.options import TrainerOptions
-from robustdup.training.parts import Parts, TrainBatch
+from robustdup.training.parts import Parts
 from robustdup.training.processes import Processes
 from robustdup.training.schedule import make_budget, make_optimizer, rate_over, set_rate
 from robustdup.training.state import NEVER, State
@@ -30,12 +31,12 @@ class Stopped(Exception):
     """The loss or the weights are not finite: says where, and what to try."""
 
 
-def can_split(batch: TrainBatch) -> bool:
+def can_split(batch: Batch) -> bool:
     """Tell whether a batch can be computed in parts: not where the inner attack keeps something of each sample."""
     return getattr(batch, "moves", None) is None
 
 
-def parts_of(batch: TrainBatch, count: int) -> list[slice]:
+def parts_of(batch: Batch, count: int) -> list[slice]:
     """Return `count` runs of neighbours of a batch, as equal as can be."""
     rows = batch.labels.shape[0]
     return [slice(rows * part // count, rows * (part + 1) // count) for part in range(count)]
@@ -52,7 +53,7 @@ class Trainer:
         self.parts, self.options, self.device, self.session = parts, options, device, session
         module = parts.module
         self.trained = parts.model if module is None else nn.ModuleDict({"model": parts.model, "objective": module})
-        self.budget = make_budget(options, parts.entries, parts.update.steps)
+        self.budget = make_budget(options.budget(), options.batch_size, parts.entries, parts.update.steps)
         self.rate = rate_over(options, self.budget.steps)
         if options.channels_last and fits_channels_last(parts.model, device):
             parts.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,11 +91,11 @@ class Trainer:
         """Return the images in an inner pass of a whole batch."""
         return min(self.parts.inner.micro_batch or self.model.rows, self.model.rows)
 
-    def stream(self, start: int, *, rank: int = 0, processes: int = 1) -> Iterable[tuple[int, TrainBatch]]:
+    def stream(self, start: int, *, rank: int = 0, processes: int = 1) -> Iterable[tuple[int, Batch]]:
         """Return the batches of the run from number `start` on."""
         return self.parts.stream(self.options.batch_size, self.budget.samples, start, rank=rank, processes=processes)
 
-    def batches(self) -> Iterator[tuple[int, TrainBatch, float]]:
+    def batches(self) -> Iterator[tuple[int, Batch, float]]:
         """Yield (number, this process' share of the batch, weight of each of its samples) for the rest of the budget.
 
         Of a last batch that is too small to be shared out every process sees the whole, which then counts in parts.
@@ -107,7 +108,7 @@ class Trainer:
             else:
                 yield number, batch, 1.0
 
-    def train_on(self, number: int, batch: TrainBatch, share: float) -> None:
+    def train_on(self, number: int, batch: Batch, share: float) -> None:
         """Make the optimizer steps of a batch, each of whose samples here counts with `share`."""
         state, rows = self.state, self.budget.rows(number)
         state.step_before = state.step
@@ -122,7 +123,7 @@ class Trainer:
         state.meter.add(state.step, loss * rows, sums, rows=share * batch.labels.shape[0])
         state.batch = number + 1
 
-    def _task(self, number: int, batch: TrainBatch, share: float) -> UpdateTask:
+    def _task(self, number: int, batch: Batch, share: float) -> UpdateTask:
         """Return what the update rule is to do with a batch, whole or in as many parts as the run has come to."""
         parts, state, rows = self.parts, self.state, self.budget.rows(number)
         ours = parts.processes if share == 1.0 else Processes()  # else every process has the whole batch
@@ -143,17 +144,12 @@ class Trainer:
             scaler=state.scaler,
         )
 
-    def _loss_of(self, batch: TrainBatch, rows: slice, weight: float) -> Callable[[Tensor | None], LossAndMetrics]:
+    def _loss_of(self, batch: Batch, rows: slice, weight: float) -> Callable[[Tensor | None], LossAndMetrics]:
         """Return the loss of some rows of a batch, each weighed by `weight`, at images that may be shifted."""
-        whole = rows == slice(None)
-        images, labels, rng = (
-            (batch.images, batch.labels, batch.rng)
-            if whole
-            else (batch.images[rows], batch.labels[rows], batch.rng[rows])
-        )
-        weights = batch.weights if batch.weights is None or whole else batch.weights[rows]
+        images, labels, rng = batch.images[rows], batch.labels[rows], batch.rng[rows]
+        weights = None if batch.weights is None else batch.weights[rows]
         inner, share_used = self.parts.inner, self.state.step / max(self.budget.steps, 1)
-        attack = inner.batch(rng, share=share_used, batch=batch if inner.memory else None)  # type: ignore[arg-type]
+        attack = inner.batch(rng, share=share_used, batch=batch if inner.memory else None)
 
         def loss_of(shift: Tensor | None) -> LossAndMetrics:
             moved = images if shift is None else (images + shift[rows]).clamp(0, 1)
@@ -164,7 +160,7 @@ class Trainer:
 
         return loss_of
 
-    def _splits_further(self, error: Exception, batch: TrainBatch) -> bool:
+    def _splits_further(self, error: Exception, batch: Batch) -> bool:
         """Tell whether a batch that ran out of memory is to be tried again in twice as many parts, and note it."""
         state = self.state
         begun = state.step != state.step_before  # a rule of several steps: the weights have moved on

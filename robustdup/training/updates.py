@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,25 +105,25 @@ class UpdateTask:
         self.stepped()
 
 
-class UpdateRule(Protocol):
+class UpdateRule:
     """One batch -> `steps` optimizer steps; returns the loss and the metrics of the batch, detached."""
 
-    steps: int
+    steps = 1
 
     def step(self, task: UpdateTask) -> LossAndMetrics:
         """Train on one batch."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart: tensors and plain numbers."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
 
 
-class Plain:
+class Plain(UpdateRule):
     """One gradient, one step."""
-
-    steps = 1
 
     def step(self, task: UpdateTask) -> LossAndMetrics:
         """Step once along the gradient of the objective."""
@@ -131,15 +131,8 @@ class Plain:
         task.apply()
         return loss, metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is kept."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
-
-
-class Awp:
+class Awp(UpdateRule):
     """Adversarial weight perturbation: the gradient is taken where the weights were moved to raise the loss.
 
     Each weight tensor w of two dimensions or more moves by gamma * |w| * g / |g|, g the gradient of the objective by it.
@@ -147,8 +140,6 @@ class Awp:
     themselves. The ascent pass leaves running statistics alone. `warmup`: optimizer steps before the first perturbation.
     https://arxiv.org/abs/2004.05884
     """
-
-    steps = 1
 
     def __init__(self, gamma: float = 0.005, warmup: int = 0) -> None:
         if gamma <= 0 or warmup < 0:
@@ -197,7 +188,7 @@ class Awp:
         self.taken = int(state["taken"])
 
 
-class Free:
+class Free(UpdateRule):
     """Free adversarial training: `replays` steps on each batch, whose backward passes also move the images.
 
     One perturbation for each place of a batch starts at zero and is carried on from batch to batch, as in the paper; a
@@ -225,7 +216,9 @@ class Free:
             for name, values in metrics.items():
                 sums[name] = sums[name] + values if name in sums else values
             with torch.no_grad():
-                up = ascent(task.images, task.finite(_gradient_of(shift)), self.threat)
+                up = ascent(
+                    task.images, task.finite(torch.zeros_like(shift) if shift.grad is None else shift.grad), self.threat
+                )
                 moved = project_delta(shift + self.threat.radius * up, self.threat)
             task.apply()
         carried[:rows] = task.whole(moved)
@@ -275,7 +268,3 @@ def make_update(text: str, objective: ObjectiveSpec, options: Mapping[str, Any],
     brought = {option: value for option, value in options.items() if needed and option in known}
     checked = check_keywords(f"update rule {needed or name!r}", needed or name, known, {**brought, **given})
     return rule(threat, **checked) if "threat" in signature(rule).parameters else rule(**checked)
-
-
-def _gradient_of(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

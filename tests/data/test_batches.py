@@ -18,7 +18,6 @@ from robustdup.data.batches import (
     EntryOptions,
     Stream,
     TrainingSet,
-    budget_samples,
     check_numbers,
     sample_keys,
 )
@@ -286,22 +285,6 @@ def test_grey_images_among_coloured_ones_and_shares_without_rows():
     order = loaded.order(0)
     assert torch.equal(found[order.argsort()], torch.stack([colour, grey.expand(3, 4, 4)]))
     assert [len(batch) for batch in batches(loaded, 2, 3, rank=0, processes=2)] == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("budget", "samples"),
-    [({"epochs": 2}, 200), ({"epochs": 0.5}, 50), ({"epochs": 1.504}, 150), ({"steps": 3}, 96), ({"samples": 7}, 7)],
-)
-def test_budgets(budget, samples):
-    assert budget_samples(100, 32, budget) == samples
-
-
-@pytest.mark.parametrize(
-    "budget", [{}, {"epochs": 1, "steps": 2}, {"hours": 3}, {"epochs": 0}, {"steps": 0}, {"epochs": 0.001}]
-)
-def test_wrong_budgets(budget):
-    with raises("bad-budget"):
-        budget_samples(100, 32, budget)
 
 
 def test_wrong_arguments():

@@ -15,9 +15,9 @@ from PIL import Image
 
 from robustdup.config import validate
 from robustdup.config.duplication import DuplicateConfig, DuplicationOptions
-from robustdup.duplication.apply import apply_plan, entry_pixels
+from robustdup.duplication.apply import apply_plan
 from robustdup.duplication.make import make_plan
-from robustdup.duplication.plan import DuplicationPlan, load_plan
+from robustdup.duplication.plan import load_plan
 from robustdup.errors import RunError, UserError
 from robustdup.jobs.duplication import duplicate
 from tests.raising import raises
@@ -61,6 +61,15 @@ def plan_of(name):
 def rows_of(data):
     """Return {(source row, copy): (pixels, label)} of what was iterated over."""
     return {(row["source_index"], row["copy"]): (np.asarray(row["img"]).tobytes(), row["label"]) for row in data}
+
+
+def entry_pixels(plan, pixels, entries, other=None):
+    """Return the images of some entries (k,) of the plan as uint8 tensors: what every other form of them must agree with."""
+    source, copy = plan.source_index[entries], plan.copy[entries]
+    images = (pixels if other is None else torch.cat([pixels, other]))[source]
+    if plan.near is not None:
+        images[copy > 0] = plan.near(images[copy > 0], source[copy > 0], copy[copy > 0])
+    return images
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -285,15 +294,6 @@ def test_scores_come_from_a_column_or_a_model(tmp_path):
         for scheme in ("hardest", "easiest")
     )
     assert not set(hard.source_index[hard.copy > 0].tolist()) & set(easy.source_index[easy.copy > 0].tolist())
-
-
-def test_entries_of_tensors_can_be_taken_in_any_order():
-    plan = plan_of("near")
-    whole = entry_pixels(plan, PIXELS[:N], torch.arange(len(plan)))
-    some = torch.tensor([len(plan) - 1, 0, 33])
-    assert torch.equal(entry_pixels(plan, PIXELS[:N], some), whole[some])
-    plain = DuplicationPlan(torch.tensor([2, 2]), torch.tensor([0, 1]), N)
-    assert torch.equal(entry_pixels(plain, PIXELS[:N].float(), torch.arange(2)), PIXELS[[2, 2]].float())
 
 
 def test_a_folder_of_the_same_name_is_not_taken_for_the_one_in_the_cache(tmp_path):

@@ -13,7 +13,8 @@ from tests.raising import raises
 
 
 def budget(entries, replays=1, **options):
-    return make_budget(TrainerOptions(**options), entries, replays)
+    given = TrainerOptions(**options)
+    return make_budget(given.budget(), given.batch_size, entries, replays)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ def budget(entries, replays=1, **options):
         ({"steps": 7, "batch_size": 32}, 224, 7),
         ({"samples": 101, "batch_size": 100}, 101, 2),
         ({"samples": 3, "batch_size": 128}, 3, 1),
+        ({"epochs": 1.504, "batch_size": 32}, 150, 5),
+        ({"samples": 7, "batch_size": 32}, 7, 1),
     ],
 )
 def test_each_budget_is_what_it_says(options, samples, steps):
@@ -62,6 +65,10 @@ def test_batches_add_up_to_the_budget(entries, replays, batch_size, name, value)
         ({"steps": 0}, "steps=0"),
         ({"samples": -3}, "samples=-3"),
         ({"epochs": 0.0001}, "epochs=0.0001"),
+        ({"epochs": 0}, "epochs=0"),
+        ({}, "epochs, steps or samples; got none"),
+        ({"samples": 2**53}, "would never end"),
+        ({"epochs": 2.0**47}, "would never end"),
     ],
 )
 def test_budgets_that_cannot_be(options, message):

@@ -43,7 +43,7 @@ def shard_name(shard: Shard) -> str:
     return f"rows {shard.start} to {shard.stop - 1} of {shard.split} ({shard.work})"
 
 
-def _do(runner: Runner[Shard, int], stage: str, tasks: Iterable[Shard], total: int, progress: Progress) -> None:
+def _do(runner: Runner, stage: str, tasks: Iterable[Shard], total: int, progress: Progress) -> None:
     done = 0
     progress(stage, 0, total)
     for rows in runner.map(tasks):
@@ -51,7 +51,7 @@ def _do(runner: Runner[Shard, int], stage: str, tasks: Iterable[Shard], total: i
         progress(stage, done, total)
 
 
-def read(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress) -> None:
+def read(runner: Runner, plan: SearchPlan, progress: Progress) -> None:
     """Decode all images of all splits."""
     _do(runner, "read", shards_of(plan, "read", plan.rows), sum(plan.rows.values()), progress)
 
@@ -105,7 +105,7 @@ def learn_finder(worker: ShardWorker, names: Iterable[str]) -> None:
     save_finder(learn(torch.cat(sample), plan.config.seed, worker.embedder), plan.state)
 
 
-def search(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress, stage: Stage) -> None:
+def search(runner: Runner, plan: SearchPlan, progress: Progress, stage: Stage) -> None:
     """Embed the images that are asked, and compare all others with them, as a whole and by local features."""
     config, total = plan.config, plan.rows[plan.asked]
     _do(runner, "embed", shards_of(plan, "embed", {plan.asked: total}), total, progress)
@@ -124,7 +124,7 @@ def search(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress, sta
     stage("local")
 
 
-def _match(runner: Runner[Shard, int], plan: SearchPlan, progress: Progress) -> None:
+def _match(runner: Runner, plan: SearchPlan, progress: Progress) -> None:
     """Look for pairs by local features, where images of both sides have them."""
     rows, asked = plan.local_rows(plan.asking), plan.local_rows(plan.asked)
     if not len(rows) or not len(asked):
