@@ -582,6 +582,22 @@ def test_what_a_bundle_has_the_model_asked_with_is_said(tmp_path):
     assert jobs.verify_bundle(folder, {"normalize": "0.5,1000"}).notes == []
 
 
+def test_a_model_in_memory_is_asked_as_the_verifier_says(tmp_path):
+    model, data = robustdup.load_model("builtin:digits-robust"), robustdup.load_data("builtin:digits", n=8)
+    options = {"attacks": "fgsm", "eps": "0.1", "diagnostics": False, "normalize": "0.5,1000"}
+    robustdup.evaluate(model, data.images, data.labels, out=tmp_path / "run", **options)
+    folder = bundles.write_bundle(tmp_path / "run", tmp_path / "bundle")
+    stated = robustdup.verify(folder, model, data.images, data.labels)
+    assert stated.accepted
+    assert "asked with normalize = 0.5,1000" in " ".join(stated.notes)
+    named = robustdup.verify(folder, model, data.images, data.labels, normalize="0.5,1000")
+    assert (named.accepted, named.notes) == (True, [])
+    with raises("refused-bundle", UserError, "weights"):  # before, the setting was passed over in silence
+        robustdup.verify(folder, model, data.images, data.labels, normalize="0.1,1")
+    with raises("bad-option", UserError, "robustdup.verify(folder, model, images, labels)"):
+        robustdup.verify(folder, data=data)
+
+
 # --- what honest bundles look like ---
 
 

@@ -148,22 +148,19 @@ def verify(
     if not place.exists():
         raise UserError(f"There is no bundle or file {str(place)!r}.", code="missing-file")
     is_bundle = jobs.is_bundle(place)
-    threat = {"norm": norm, "eps": None if eps is None else eps_as_text(eps)}
-    named = {
-        key: value for key, value in {"model": model, "data": data, **threat, **options}.items() if value is not None
-    }
-    if is_bundle and (model is None or isinstance(model, str)) and (data is None or isinstance(data, str)):
-        return jobs.verify_bundle(place, named | {"device": device}, trust=trust, signer=signer)
-    if is_bundle:
-        dataset = None if data is None else as_dataset(data, labels)
-        images, true_labels = (None, None) if dataset is None else (dataset.images, dataset.labels)
-        module = load_model(model) if isinstance(model, str) else model
-        return jobs.verify(
-            place, module, images, true_labels, device=device, norm=norm, eps=threat["eps"], signer=signer
-        )
-    if not isinstance(model, str) or not isinstance(data, str):
-        raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
-    return jobs.verify_examples(place, validate(EvalConfig, {**named, "device": device}), scale=scale, indices=indices)
+    settings = {"norm": norm, "eps": None if eps is None else eps_as_text(eps), "device": device, **options}
+    given = {name: value for name, value in settings.items() if value is not None}
+    specs = {name: spec for name, spec in (("model", model), ("data", data)) if isinstance(spec, str)}
+    if not is_bundle:
+        if len(specs) < 2:
+            raise UserError("For a file name model and data by their specs, as on the command line.", code="bad-option")
+        return jobs.verify_examples(place, validate(EvalConfig, {**specs, **given}), scale=scale, indices=indices)
+    if all(part is None or isinstance(part, str) for part in (model, data)):
+        return jobs.verify_bundle(place, {**specs, **given}, trust=trust, signer=signer)
+    dataset = None if data is None else as_dataset(data, labels)
+    images, true_labels = (None, None) if dataset is None else (dataset.images, dataset.labels)
+    module = load_model(model) if isinstance(model, str) else model
+    return jobs.verify_bundle(place, given, model=module, images=images, labels=true_labels, trust=trust, signer=signer)
 
 
 def _with_samples(run: Any) -> tuple[EvaluationRecord, Any]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 
 from robustdup.cli.flags import JSON
 from robustdup.cli.plugged import PluggedGroup
@@ -274,39 +273,27 @@ def _plain(value: Any) -> str:
 
 
 def _print_list(registry: Registry, specs: Sequence[AttackSpec]) -> None:
-    out, grid = console(wide=True), Table(box=None, pad_edge=False)
-    if out.width < WIDE:
-        _print_narrow(out, registry, specs)
-        return
-    for title in ("attack", "norms", "kind", "knowledge", "batching"):
-        grid.add_column(title, no_wrap=True)
-    grid.add_column("", overflow="fold")
+    """Print attacks as a table; on terminals in which columns would break words, each as its name with what it is below."""
+    out = console(wide=True)
+    columns = (Column(title, no_wrap=True) for title in ("attack", "norms", "kind", "knowledge", "batching"))
+    grid = Table(*columns, Column("", overflow="fold"), box=None, pad_edge=False)
     for spec in specs:
-        norms = " ".join(spec.norms)
-        grid.add_row(escape(spec.name), norms, spec.kind, spec.knowledge, spec.batching, _about(spec))
-    out.print(grid, soft_wrap=False)
-    _print_counts(out, registry, specs)
+        traits = " ".join(spec.norms), spec.kind, spec.knowledge, spec.batching
+        grid.add_row(escape(spec.name), *traits, _about(spec))
+        if out.width < WIDE:
+            out.print(f"[bold]{escape(spec.name)}[/]  {', '.join(traits)}")
+            out.print(Padding(_about(spec), (0, 0, 0, 4)), soft_wrap=False)
+    if out.width >= WIDE:
+        out.print(grid, soft_wrap=False)
+    able = sum(spec.available for spec in specs)
+    out.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
+    for ensemble in registry.ensembles.values():
+        out.print(f"  {escape(ensemble.name)}: {escape(ensemble.description)}")
 
 
 def _about(spec: AttackSpec) -> str:
     text = escape(spec.description) if spec.available else f"[yellow]cannot run here:[/] {escape(spec.reason)}"
     return text + (f" [yellow]({escape(spec.warning)})[/]" if spec.warning else "")
-
-
-def _print_narrow(out: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
-    """Print an attack as its name with what it is below, for terminals in which columns would break words."""
-    for spec in specs:
-        traits = ", ".join([" ".join(spec.norms), spec.kind, spec.knowledge, spec.batching])
-        out.print(f"[bold]{escape(spec.name)}[/]  {traits}")
-        out.print(Padding(_about(spec), (0, 0, 0, 4)), soft_wrap=False)
-    _print_counts(out, registry, specs)
-
-
-def _print_counts(out: Console, registry: Registry, specs: Sequence[AttackSpec]) -> None:
-    able = sum(spec.available for spec in specs)
-    out.print(f"\n{len(specs)} attacks, {able} can run here.\n\nEnsembles:")
-    for ensemble in registry.ensembles.values():
-        out.print(f"  {escape(ensemble.name)}: {escape(ensemble.description)}")
 
 
 def _print_shown(content: Mapping[str, Any]) -> None:
@@ -343,9 +330,8 @@ def _print_report(report: Any) -> None:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    out, grid = console(), Table(box=None, pad_edge=False)
-    for title in ("toolkit", "attacks", "run", "conform", "demonstrated"):
-        grid.add_column(title, justify="left" if title == "toolkit" else "right")
+    numbers = (Column(title, justify="right") for title in ("attacks", "run", "conform", "demonstrated"))
+    out, grid = console(), Table("toolkit", *numbers, box=None, pad_edge=False)
     for counts in _counts(rows):
         grid.add_row(*map(str, counts))
     out.print(grid, soft_wrap=False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from robustdup.cli.flags import JSON
@@ -143,10 +143,11 @@ def name_cell(name: str, letters: int = 16) -> str:
 
 def grid(title: str, *headings: str, left: int) -> Table:
     """Return a table without lines, whose first columns, `left` of them, stand at the left."""
-    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < left else "right", overflow="fold")
-    return table
+    columns = (
+        Column(heading, justify="left" if place < left else "right", overflow="fold")
+        for place, heading in enumerate(headings)
+    )
+    return Table(*columns, box=None, pad_edge=False, title=title or None, title_justify="left")
 
 
 def _agreements(runs: list[str]) -> tuple[list[RunAgreement], str]:
@@ -203,9 +204,9 @@ def _transfer_table(runs: list[str], shares: list[list[float | None]]) -> Table:
 
 def comparison_table(result: RunComparison) -> Table:
     """Return both differences as a table, in percent."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("accuracy", "A", "B", "A - B", "95% interval", "only A\nright", "only B\nright", "p\n(McNemar)"):
-        table.add_column(heading, justify="left" if heading == "accuracy" else "right", no_wrap=True)
+    numbers = ("A", "B", "A - B", "95% interval", "only A\nright", "only B\nright", "p\n(McNemar)")
+    columns = (Column(heading, justify="right", no_wrap=True) for heading in numbers)
+    table = Table(Column("accuracy", no_wrap=True), *columns, box=None, pad_edge=False)
     _row(table, "clean", result.clean)
     if result.robust is None:
         table.add_row("robust", "all samples undecided")

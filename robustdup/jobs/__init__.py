@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from robustdup.jobs.training import run_training as run_training
     from robustdup.jobs.transferred import transfer as transfer
     from robustdup.jobs.verification import is_bundle as is_bundle
-    from robustdup.jobs.verification import verify as verify
     from robustdup.jobs.verification import verify_bundle as verify_bundle
     from robustdup.jobs.verification import verify_examples as verify_examples
 
@@ -38,7 +37,7 @@ _PLACES = {
     ),
     "robustdup.jobs.training": ("run_training",),
     "robustdup.jobs.transferred": ("transfer",),
-    "robustdup.jobs.verification": ("is_bundle", "verify", "verify_bundle", "verify_examples"),
+    "robustdup.jobs.verification": ("is_bundle", "verify_bundle", "verify_examples"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,23 +24,6 @@ FIRST_INDEX = 3 << 30  # where the indices of extra images begin: behind all tha
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class ExtraData:
-    """Extra images with labels and indices (N,), and what the record says of them."""
-
-    pixels: Tensor
-    labels: Tensor
-    index: Tensor
-    info: ExtraDataInfo
-
-    def joined(self, pixels: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the training images with these behind them, as floats where one of both is."""
-        more = self.pixels
-        if pixels.dtype != more.dtype:
-            pixels, more = as_floats(pixels), as_floats(more)
-        return torch.cat([pixels, more]), torch.cat([labels, self.labels]), torch.cat([index, self.index])
-
-
 def read_extra(
     config: TrainConfig,
     source: Images,
@@ -51,8 +34,8 @@ def read_extra(
     held_out: Tensor | None,
     events: list[str],
     say: Say,
-) -> ExtraData | None:
-    """Return the extra data of a configuration; None where it names none.
+) -> tuple[Images, ExtraDataInfo] | None:
+    """Return extra images, with indices of their own, and what the record says of them; None where none are named.
 
     Args:
         config: extra_data, extra_split, extra_share, extra_labels, and how training images are read.
@@ -110,6 +93,7 @@ def read_extra(
     if not len(labels):
         raise UserError(f"No image of {name} is left: all are near validation images.", code="no-data")
     known = config.extra_labels is not None and bool((given >= 0).all())
+    extra = Images(samples, index, labels, pixels)
     info = ExtraDataInfo(
         spec=name,
         split=options.split,
@@ -119,10 +103,10 @@ def read_extra(
         in_batch=extra_rows(config.batch_size, config.extra_share),
         labels=config.extra_labels or "given",
         agreement=float((labels == given).double().mean()) if known else None,
-        fingerprint=fingerprint_of(Images(samples, index, labels, pixels)),
+        fingerprint=fingerprint_of(extra),
     )
     events += getattr(samples, "notes", ())
-    return ExtraData(pixels, labels, index + FIRST_INDEX, info)
+    return replace(extra, index=index + FIRST_INDEX), info
 
 
 def extra_options(config: TrainConfig) -> DataOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from robustdup.data.streaming import StreamingSet
 from robustdup.duplication.make import make_plan
 from robustdup.duplication.plan import DuplicationPlan
 from robustdup.errors import UserError
-from robustdup.jobs.extra_data import ExtraData, read_extra
+from robustdup.jobs.extra_data import read_extra
 from robustdup.jobs.training_images import (
     Images,
     as_floats,
@@ -108,15 +109,15 @@ def prepare_data(
     )
     held_out = every.take(held) if count else None
     validation = None if held_out is None else ValidationSet(as_floats(held_out), every.labels[held], index[held])
-    extra = read_extra(
+    more = read_extra(
         config, source, registry, class_names=class_names, classes=classes, held_out=held_out, events=events, say=say
     )
     return TrainingData(
-        entries=_entries(config, source, classes, plan, [images for images in (other, extra) if images], device),
+        entries=_entries(config, source, classes, plan, other, None if more is None else more[0], device),
         validation=validation,
         plan=plan,
         duplication=_duplication_info(plan, config),
-        extra=None if extra is None else extra.info,
+        extra=None if more is None else more[1],
         info=info,
         n_excluded=n_excluded,
         channels=some.shape[1],
@@ -277,7 +278,8 @@ def _entries(
     source: Images,
     classes: int,
     plan: DuplicationPlan,
-    more: list[Images | ExtraData],
+    leaking: Images | None,
+    extra: Images | None,
     device: torch.device,
 ) -> TrainingSet | StreamingSet:
     images, weights, used = source, None, plan
@@ -296,21 +298,12 @@ def _entries(
         transforms=config.transforms or "",
         mix=config.mix or "",
     )
-    pixels, labels, index = images.pixels, images.labels, images.index
-    if pixels is None:
-        workers = config.loader_workers
-        return StreamingSet(
-            images.samples, labels, plan=used, index=index, weights=weights, options=options, workers=workers
-        )
-    n_extra = 0
-    for others in more:
-        if isinstance(others, ExtraData):
-            pixels, labels, index = others.joined(pixels, labels, index)
-            n_extra = len(others.labels)
-        elif others.pixels is not None:
-            pixels, labels = torch.cat([pixels, others.pixels]), torch.cat([labels, others.labels])
-            index = torch.cat([index, others.index])
-    return TrainingSet(pixels, labels, plan=used, index=index, weights=weights, options=options, extra=n_extra)
+    for others in (leaking, extra):
+        images = images if others is None else images.followed_by(others)
+    common: dict[str, Any] = {"plan": used, "index": images.index, "weights": weights, "options": options}
+    if images.pixels is None:
+        return StreamingSet(images.samples, images.labels, **common, workers=config.loader_workers)
+    return TrainingSet(images.pixels, images.labels, **common, extra=0 if extra is None else len(extra))
 
 
 def _duplication_info(plan: DuplicationPlan, config: TrainConfig) -> DuplicationInfo | None:

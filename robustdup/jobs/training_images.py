@@ -42,6 +42,16 @@ class Images:
         pixels = None if self.pixels is None else self.pixels[kept]
         return Images(self.samples, self.index[kept], self.labels[kept], pixels)
 
+    def followed_by(self, others: Images) -> Images:
+        """Return these images with others behind them, all in memory, as floats where one of both is."""
+        pixels, more = self.pixels, others.pixels
+        assert pixels is not None
+        assert more is not None
+        if pixels.dtype != more.dtype:
+            pixels, more = as_floats(pixels), as_floats(more)
+        index, labels = torch.cat([self.index, others.index]), torch.cat([self.labels, others.labels])
+        return Images(self.samples, index, labels, torch.cat([pixels, more]))
+
     def take(self, positions: Tensor) -> Tensor:
         """Return the pixels at these positions, read if need be."""
         if self.pixels is not None:

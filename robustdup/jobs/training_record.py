@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,18 +66,10 @@ def times_to(points: list[ValidationPoint], targets: Iterable[float]) -> list[Ti
     """Return when validation first reached each target, clean and robust; None where it never did."""
     times = []
     kinds: tuple[Literal["clean", "robust"], ...] = ("clean", "robust")
-    for kind in kinds:
-        for target in targets:
-            first = next((point for point in points if getattr(point, f"{kind}_accuracy") >= target), None)
-            times.append(
-                TimeTo(
-                    kind=kind,
-                    target=target,
-                    step=None if first is None else first.step,
-                    samples=None if first is None else first.samples,
-                    seconds=None if first is None else first.seconds,
-                )
-            )
+    for kind, target in itertools.product(kinds, targets):
+        first = next((point for point in points if getattr(point, f"{kind}_accuracy") >= target), None)
+        when = {name: getattr(first, name, None) for name in ("step", "samples", "seconds")}
+        times.append(TimeTo(kind=kind, target=target, **when))
     return times
 
 

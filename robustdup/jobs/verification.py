@@ -55,17 +55,23 @@ def verify_bundle(
     folder: Path,
     changes: Mapping[str, Any] | None = None,
     *,
+    model: nn.Module | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
     trust: bool = False,
     again: float = 0.0,
     signer: str | None = None,
 ) -> Signed:
-    """Recheck a bundle with the referee alone: hashes, then every example on the model and data that are loaded here.
+    """Recheck a bundle with the referee alone: hashes, then every example on a model and data that are loaded here, or given.
 
     A bundle of another kind of record is rechecked by the plugin that brings it.
 
     Args:
         folder: the bundle.
         changes: keys of EvalConfig that differ on this machine (data in another place, say).
+        model: a model in memory, images (N, C, H, W) in [0, 1] -> logits (N, K), in place of the one that is named.
+        images: (N, C, H, W), with a model in memory; None for those that the bundle names, where it has no examples.
+        labels: true classes (N,) int64, with images.
         trust: whether code that the bundle names may run: a model in a file, say.
         again: share of the survivors, drawn at random, on which the stated attacks are run again; 0 for none.
         signer: who must have signed it: a public key of OpenSSH, or a file of them.
@@ -74,31 +80,39 @@ def verify_bundle(
         UserError: where the bundle was changed, where it names code that the user did not, where norm or eps are others
             than its own, or where data or weights are not those that it speaks of.
     """
-    started = time.perf_counter()
+    started, own = time.perf_counter(), dict(changes or {})
     if (recheck := verifier_of(check_manifest(folder))) is not None:
         if again:
             raise UserError("No attack ran on this, so that --replay has none to run again.", code="bad-option")
-        other: Signed = recheck(folder, changes or {}, trust=trust)
+        other: Signed = recheck(folder, own, trust=trust, model=model, images=images, labels=labels)
         return with_signature(other, folder, signer)
-    own, record = dict(changes or {}), load_record(folder)
+    record = load_record(folder)
     # What runs code is taken from the verifier alone: a stranger's bundle must not name files to load or allow pickles.
     settings = without_demands(record.config)
     config = validate(EvalConfig, {**settings, **own})
-    if "python" in (config.model, config.data):
-        raise UserError(
-            "This bundle was made from objects in memory: name what to load with --model and --data, "
-            "or call robustdup.verify(folder, model, images, labels).",
-            code="bad-option",
-        )
-    _check_threat(record, config, own)
-    check_trust(settings, origin="The bundle", own=own, trust=trust)
-    if trust:
-        trust_networks(own)
-    registry = load_plugins(config.plugin)
-    data = load_data(config, registry)
-    model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
-    same_data = not own.keys() & DATA_SETTINGS
-    verification = recheck_bundle(folder, _context(config, model, data), data, same_data=same_data)
+    if model is not None:
+        if images is None or labels is None:
+            raise UserError("Give the images with their labels too.", code="missing-argument")
+        _check_threat(record, config, own)
+        data = given_data(images, labels, config)
+        context = _in_stated_order(_context(config, model, data), config, model, data, record.model.class_order)
+    else:
+        if images is not None or "python" in (config.model, config.data):
+            raise UserError(
+                "This bundle was made from objects in memory: name what to load with --model and --data, "
+                "or call robustdup.verify(folder, model, images, labels).",
+                code="bad-option",
+            )
+        _check_threat(record, config, own)
+        check_trust(settings, origin="The bundle", own=own, trust=trust)
+        if trust:
+            trust_networks(own)
+        registry = load_plugins(config.plugin)
+        data = load_data(config, registry)
+        model = load_model(config.model, registry=registry, allow_pickle=config.allow_pickle)
+        context = _context(config, model, data)
+    same_data = images is None and not own.keys() & DATA_SETTINGS
+    verification = recheck_bundle(folder, context, data, same_data=same_data)
     verification = _with_settings(with_signature(verification, folder, signer), config, own)
     if again:
         verification = _attacked_again(folder, verification, config, model, data, again)
@@ -160,42 +174,6 @@ def _check_threat(record: EvaluationRecord, config: EvalConfig, own: Mapping[str
             f"its examples alone: robustdup verify {EXAMPLES} --model … --data … --norm {asked.norm} --eps {asked.eps_text}.",
             code="other-threat",
         )
-
-
-def verify(
-    bundle: str | Path, model: nn.Module, images: Tensor | None, labels: Tensor | None, *, device: str = "auto",
-    norm: str | None = None, eps: str | None = None, signer: str | None = None,
-) -> Signed:  # fmt: skip
-    """Recheck a bundle on a model and images in memory.
-
-    Args:
-        bundle: folder of the bundle.
-        model: images (N, C, H, W) in [0, 1] -> logits (N, K).
-        images: (N, C, H, W) in [0, 1]; None for those that the bundle names, where it has no examples.
-        labels: true classes (N,) int64.
-        device: where to compute.
-        norm: of the threat model that the verifier expects; that of the bundle if not given.
-        eps: the same.
-        signer: who must have signed it: a public key of OpenSSH, or a file of them.
-
-    Raises:
-        UserError: where the bundle was changed, or where data, weights or threat model are not those that it speaks of.
-    """
-    started = time.perf_counter()
-    folder = Path(bundle)
-    if (recheck := verifier_of(check_manifest(folder))) is not None:
-        changes = {key: value for key, value in (("device", device), ("norm", norm), ("eps", eps)) if value is not None}
-        verified: Signed = recheck(folder, changes, model=model, images=images, labels=labels)
-        return with_signature(verified, folder, signer)
-    if images is None or labels is None:
-        raise UserError("Give the images with their labels too.", code="missing-argument")
-    record = load_record(folder)
-    config = validate(EvalConfig, {**without_demands(record.config), "device": device})
-    _check_threat(record, config, {key: value for key, value in (("norm", norm), ("eps", eps)) if value is not None})
-    data = given_data(images, labels, config)
-    context = _in_stated_order(_context(config, model, data), config, model, data, record.model.class_order)
-    verification = recheck_bundle(folder, context, data)
-    return _timed(_with_settings(with_signature(verification, folder, signer), config, {}), started)
 
 
 def _in_stated_order(

@@ -268,9 +268,9 @@ def _published(record: EvaluationRecord, entry: LeaderboardEntry, attack_reasons
     note = ""
     autoattack = None if entry.autoattack_acc is None else entry.autoattack_acc / 100
     clean = None if entry.clean_acc is None else entry.clean_acc / 100
-    comparable = autoattack is not None
+    same_ball = autoattack  # the number that may be compared
     if entry.eps is None or not same_eps(entry.eps, record.threat.eps_text):
-        note, comparable = f"published at eps {entry.eps}, measured at {record.threat.eps_text}", False
+        note, same_ball = f"published at eps {entry.eps}, measured at {record.threat.eps_text}", None
     elif attack_reasons:
         note = "measured with another attack than AutoAttack"
     robust, measured_clean = record.robust_accuracy, record.clean_accuracy
@@ -280,8 +280,8 @@ def _published(record: EvaluationRecord, entry: LeaderboardEntry, attack_reasons
         autoattack=autoattack,
         external=None if entry.external_acc is None else entry.external_acc / 100,
         clean=clean,
-        robust_difference=robust.value - autoattack if comparable and autoattack is not None else None,
-        robust_inside=_inside(autoattack, robust) if comparable and autoattack is not None else None,
+        robust_difference=None if same_ball is None else robust.value - same_ball,
+        robust_inside=None if same_ball is None else _inside(same_ball, robust),
         clean_difference=None if clean is None else measured_clean.value - clean,
         clean_inside=None if clean is None else _inside(clean, measured_clean),
         note=note,
