@@ -146,6 +146,7 @@ def test_extra_images_that_are_validation_images_are_left_out(tmp_path):
     [
         (("extra_share=0.001",), "bad-value", ["0.001", "40"]),
         (("extra_labels=builtin:digits-robust", "extra_data=null"), "missing-option", ["extra_data"]),
+        (("extra_share=0.5", "extra_data=null"), "missing-option", ["extra_data"]),
         (("in_memory=no",), "options-conflict", ["in_memory"]),
         (("resize=6",), "", []),
     ],

@@ -118,6 +118,11 @@ def test_a_network_of_the_hub_is_trained_with_other_classes_and_loaded_again(tmp
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)  # statistics of BatchNorm too
 
 
+def test_parts_that_are_frozen_as_they_were_drawn_are_said_to_be(tmp_path):
+    drawn = train(tmp_path / "drawn", "model=small-cnn(width=4)", "freeze=body")
+    assert any("drawn at random" in event for event in drawn.events)
+
+
 def test_a_run_trains_the_head_alone_and_says_so(tmp_path):
     record = train(
         tmp_path / "run", "init=builtin:digits-robust", "model=small-cnn(width=16)", "new_head=yes", "freeze=body"
@@ -161,6 +166,9 @@ def test_names_and_patterns_of_frozen_parts():
         (["freeze=body,head"], "bad-value", ["nothing to train"]),
         (["freeze=body", "swa=0.5"], "options-conflict", ["ema"]),
         (["new_head=yes"], "missing-option", ["init"]),
+        (["init=nothing.pt"], "missing-file", ["There is no file 'nothing.pt'"]),
+        (["init=there/nothing.safetensors#ema"], "missing-file", ["There is no file 'there/nothing.safetensors'"]),
+        (["objective=n_fgsm", "steps_schedule=0:2,0.5:10"], "options-conflict", ["n_fgsm does not run"]),
         (["init=builtin:digits-robust"], "bad-weights", ["another network"]),
     ],
 )

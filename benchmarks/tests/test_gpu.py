@@ -70,7 +70,44 @@ def test_entry_points_are_named_where_nothing_is_installed(tmp_path):
 
 def test_goals_are_told_beside_what_was_measured():
     lines = [
-        {"part": "training", "what": "a", "images_per_second": 12.0},
-        {"part": "training", "training_over_plain_loop": 2.0},
+        {"part": "training", "what": "a", "images_per_second": 1234.4, "training_over_plain_loop": 2.0, "at": 3.0},
+        {"part": "pgd", "what": "autoattack", "robust": 0.4, "robust_accuracy": 0.4, "events": []},
+        {"part": "training", "status": "failed", "seconds": 7.5, "error": "Traceback\nValueError: no"},
     ]
-    assert summary(lines) == "a: 12 images/s\ntraining: training_over_plain_loop 2 (goal 3)"
+    assert summary(lines).splitlines() == [
+        "training: failed after 7.5 s",
+        "  a: 1,234 images/s, 2.00 times the plain loop (goal 3)",
+        "  error: ValueError: no",
+        "  autoattack: 40.0% robust, 40.0% robust by AutoAttack (goal 48.5%)",
+    ]
+    small = summary(lines, goals=False)
+    assert "goal" not in small
+    assert "On a CPU" in small
+    assert "the same: NO" in summary([{"part": "bits", "what": "bits of draw 0", "same": False}])
+
+
+def test_a_small_run_has_longer_limits_and_goes_on_with_what_is_not_done(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def part(name, options, limit):
+        ran.append((name, limit))
+        gpu.write(
+            tmp_path / "lines.jsonl", {"part": name, "status": "failed" if name == "bits" else "done", "seconds": 1}
+        )
+        return name != "bits"
+
+    monkeypatch.setattr(gpu, "run_part", part)
+    words = ["--out", str(tmp_path / "lines.jsonl"), "--parts", "machine,bits,broken"]
+    assert main([*words, "--device", "cpu"]) == 1
+    assert ran == [(name, 10 * PARTS[name]) for name in ("machine", "bits", "broken")]
+    ran.clear()
+    assert main([*words, "--device", "cuda", "--resume"]) == 1
+    assert ran == [("bits", PARTS["bits"])]
+    capsys.readouterr()
+    ran.clear()
+    monkeypatch.setattr(gpu, "is_small", lambda device: True)
+    assert main([*words, "--share", "0.5", "--resume"]) == 1
+    said = capsys.readouterr().out
+    assert ran == [("bits", 5 * PARTS["bits"])]
+    assert said.count("bits: failed") == 1
+    assert "machine: done" in said

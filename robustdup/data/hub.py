@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustdup.data.layouts.local import open_layout
+from robustdup.data.layouts.local import FILES, open_layout
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
 from robustdup.inflation import check_file, check_parquet
@@ -120,7 +120,10 @@ def load_hub(name: str, options: DataOptions) -> Opened:
 
 
 def looks_like_hub_id(spec: str) -> bool:
-    """True for NAME and OWNER/NAME in the letters that the Hub allows."""
+    """True for NAME and OWNER/NAME in the letters that the Hub allows, but for what can only be a file that is not there."""
+    path = Path(spec)
+    if path.suffix.lower() in FILES and ("/" not in spec or path.parent.is_dir()):
+        return False
     return _HUB_ID.fullmatch(spec) is not None and not spec.startswith(".") and ".." not in spec
 
 

@@ -75,7 +75,8 @@ def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient
             (spec, options, lenient), lambda: _chosen(load_hub(spec, options), options, spec, lenient=lenient)
         )
     raise UserError(
-        f"There is no folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.", code="unknown-data"
+        f"There is no file or folder {spec!r}; Hub ids look like owner/name, for instance uoft-cs/cifar10.",
+        code="unknown-data",
     )
 
 

@@ -60,7 +60,7 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
         opened = open_torchvision(spec.partition(":")[2], options.split, options.config)
     else:
         raise UserError(
-            f"There is no folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",
+            f"There is no file or folder {spec!r}. Give a folder, a Hub id such as uoft-cs/cifar10, or builtin:digits.",
             code="unknown-data",
         )
     opened = with_class_numbers(opened, options, spec)

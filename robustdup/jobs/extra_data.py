@@ -120,6 +120,8 @@ def check_without(config: TrainConfig) -> None:
     for name in ("extra_split", "extra_labels"):
         if getattr(config, name) is not None:
             raise UserError(f"{name} is about extra data: name it with extra_data.", code="missing-option")
+    if config.extra_share != TrainConfig.model_fields["extra_share"].default:
+        raise UserError("extra_share is about extra data: name it with extra_data.", code="missing-option")
 
 
 def check_share(config: TrainConfig) -> None:

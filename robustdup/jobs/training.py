@@ -26,6 +26,7 @@ from robustdup.jobs.training_data import TrainingData, check_test_shape, prepare
 from robustdup.jobs.training_record import BEST, LAST, Assembled, checkpoint_results, make_record
 from robustdup.models.architectures import build_network
 from robustdup.models.attack_copy.layout import fits_channels_last
+from robustdup.models.files import is_file_spec
 from robustdup.models.load import count_parameters, fingerprint
 from robustdup.models.start import head_of, start_from
 from robustdup.models.trained import NETWORK_FILE, describe_network, save_network, save_weights
@@ -157,6 +158,11 @@ def check(config: TrainConfig, registry: Registry) -> Orders:
         evaluation = _evaluation(config, Path(), LAST)
         plan(evaluation, registry, parse_threats(evaluation)[-1])
     inner = prepare_inner(config.attack, registry, threat, bn=config.inner_bn, smoothing=config.label_smoothing)
+    if config.steps_schedule and not objective.attacks:
+        raise UserError(
+            f"steps_schedule is about the inner attack, which {objective.name} does not run. Take pgd_at, trades or mart.",
+            code="options-conflict",
+        )
     inner.curriculum = make_curriculum(
         config.eps_schedule, config.steps_schedule, threat, attack=inner.name, objective=objective.name
     )
@@ -328,6 +334,8 @@ def _frozen(model: nn.Module, config: TrainConfig, data: TrainingData) -> list[n
     frozen = freeze(model, config.freeze, head_of(model, data.classes))
     left = sum(value.numel() for value in model.parameters() if value.requires_grad)
     data.events.append(f"{left:,} of {count_parameters(model):,} parameters are trained; frozen: {config.freeze}.")
+    if config.init is None and not is_file_spec(config.model):
+        data.events.append("What is frozen has the weights that were drawn at random: init names trained ones.")
     return frozen
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from robustdup.errors import UserError, missing_plugin, unknown
 from robustdup.models.adapt import placed
 from robustdup.models.checkpoint_file import read_checkpoint, refuse_other_programs
-from robustdup.models.files import is_file_spec, load_from_file
+from robustdup.models.files import is_file_spec, load_from_file, place_of_weights
 from robustdup.models.pickles import is_torchscript
 from robustdup.models.programs import SUFFIXES, load_program
 from robustdup.plugins import Registry
+
+FILES = (*SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".npz", ".h5")  # that hold weights
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         raise unknown("model", spec, _examples(registry), see=_how(registry))
     elif colon and (error := missing_plugin(scheme)) is not None:
         raise error
+    elif (file := place_of_weights(spec)[0] or Path(spec)).suffix.lower() in FILES:
+        raise UserError(f"There is no file {str(file)!r}.", code="missing-file")
     else:
         raise unknown("model", spec, _examples(registry), see=_how(registry))
     if not isinstance(model, nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,10 @@ def load_timm(rest: str, options: ModelOptions) -> nn.Module:
         net = timm.create_model(name, **{"pretrained": not place, **given})
     except (OSError, RuntimeError, ConnectionError) as error:
         text = " ".join(str(error).split())[:300]
+        if "huggingface_hub" in text and importlib.util.find_spec(
+            "huggingface_hub"
+        ):  # it is there, but not as timm wants it
+            text = f"timm {timm.__version__} does not get on with the huggingface_hub that is installed: pip install -U timm"
         raise Unavailable(f"{PREFIX}{rest}: timm cannot load its weights ({type(error).__name__}: {text}).") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{PREFIX}{rest} cannot be built: {error}", code="bad-option") from error

@@ -151,13 +151,13 @@ def test_a_description_becomes_a_page(capsys, tmp_path):
         (["duplicate", "builtin:digits", "scheme=unifrom", "--to", "x"], "Did you mean 'uniform'?"),
         (
             ["duplicate", "builtin:digit", "scheme=uniform", "dose=0.1", "--to", "x"],
-            "There is no folder 'builtin:digit'",
+            "There is no file or folder 'builtin:digit'",
         ),
         (["duplicate", "scheme=uniform", "dose=0.1", "split=tain", "--to", "x"], "Did you mean 'train'?"),
         (["duplicate", "scheme=leak", "dose=0.1", "leak_from=train", "--to", "x"], "A split does not leak into itself"),
         (["duplicate", "scheme=uniform", "dose=0.1", "--to", "hub:me"], "Write hub:owner/name"),
         (["duplicate", "scheme=uniform", "dose=abc", "--to", "x"], "Configuration key 'dose'"),
-        (["describe", "no/such/folder"], "There is no folder 'no/such/folder'"),
+        (["describe", "no/such/folder"], "There is no file or folder 'no/such/folder'"),
         (["describe", "builtin:digits", "--split", "tset"], "Did you mean 'test'?"),
     ],
 )

@@ -233,7 +233,17 @@ def test_a_commit_that_was_not_loaded_is_refused(monkeypatch, tmp_path):
     [
         ("uoft-cs/cifar10", True), ("mnist", True), ("./mnist", False), ("../data/x", False), ("/data/x", False),
         ("a/b/c", False), ("a b", False), ("", False), ("C:\\data", False), ("~/data", False),
+        ("generated.npz", False), ("test.parquet", False), ("cifar.tar.gz", False), ("owner/set.zip", True), ("owner/v1.5", True),
     ],
 )  # fmt: skip
 def test_hub_ids(spec, expected):
     assert looks_like_hub_id(spec) is expected
+
+
+def test_a_file_that_is_not_there_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("the Hub was asked"))
+    (tmp_path / "sets").mkdir()
+    for spec in ("generated.npz", "sets/generated.npz"):
+        with raises("unknown-data", UserError, f"There is no file or folder '{spec}'"):
+            load_images(spec, registry=Registry())

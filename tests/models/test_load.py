@@ -286,6 +286,26 @@ def test_a_network_of_timm_with_weights_normalises_as_timm_says(registry, tmp_pa
         load_model("timm:lcnet_03", registry=registry)
 
 
+def test_a_timm_too_old_for_the_hub_that_is_there_is_said_to_be_so(registry, monkeypatch):
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("huggingface_hub")
+
+    def create(*args, **options):
+        raise RuntimeError(
+            "Hugging Face hub model specified but package not installed. Run `pip install huggingface_hub`."
+        )
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(Unavailable, match="pip install -U timm"):
+        load_model("timm:lcnet_035", registry=registry)
+
+
+@pytest.mark.parametrize("spec", ["nothing.pt", "there/nothing.onnx", "nothing.safetensors#ema"])
+def test_a_file_that_is_not_there_is_said_to_be_missing(registry, spec):
+    with raises("missing-file", UserError, f"There is no file '{spec.removesuffix('#ema')}'"):
+        load_model(spec, registry=registry)
+
+
 def test_a_torchscript_file_is_a_model_and_weights_alone_are_not(registry, tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     images = torch.rand(2, 3, 2, 2)

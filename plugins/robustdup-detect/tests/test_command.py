@@ -71,7 +71,7 @@ def test_mistakes_are_one_message(tmp_path, capsys):
     assert main(["data", "detect", "builtin:digits", "treshold=0.5"]) == 2
     assert "Did you mean 'threshold'?" in capsys.readouterr().err
     assert main(["data", "detect", "no/such/folder", "--out", str(tmp_path / "run")]) == 2
-    assert "There is no folder 'no/such/folder'" in capsys.readouterr().err
+    assert "There is no file or folder 'no/such/folder'" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_not_started_again(tmp_path, capsys):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TABLES = (".parquet", ".arrow")
 ARROW = (".arrow", ".feather", ".ipc")
+FILES = (".parquet", *ARROW, *array_files.SUFFIXES, *lists.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
 LIST_DEPTH = 5  # folders in which a list may lie, its own name with them
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
