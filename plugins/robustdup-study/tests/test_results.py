@@ -472,3 +472,43 @@ def test_answers_of_longer_training_are_those_of_the_cells(gains):
                     assert 100 * right[j, i].mean(axis=-1) == pytest.approx(gains[metric, budget, dose], abs=1e-9)
                 low, high = crossed(right[1, i] - right[0, i])
                 assert f"[{low:.1f}, {high:.1f}]".replace("-", "−") in text, (metric, budget)
+
+
+@pytest.fixture(scope="module")
+def precisions():
+    """Values of the study of bf16 beside fp32, (metric, precision): 5 seeds, accuracies in points, training in minutes."""
+    cells = points("precision", ("precision",), dose=False)
+    assert {len(values) for values in cells.values()} == {5}
+    found = {place[::-1]: np.array([values[seed] for seed in range(5)]) for place, values in cells.items()}
+    return found | {("minutes", p): found["seconds", p] / 100 / 60 for p in ("bf16", "fp32")}
+
+
+def test_the_page_of_bf16_beside_fp32_is_that_of_its_cells(precisions):
+    page = (RESULTS / "precision.md").read_text(encoding="utf-8")
+    gaps = {
+        metric: precisions[f"{metric}_accuracy", "bf16"] - precisions[f"{metric}_accuracy", "fp32"]
+        for metric in ("clean", "robust")
+    }
+    differ = multipletests([stats.ttest_1samp(values, 0).pvalue for values in gaps.values()], method="holm")[1]
+    within = multipletests([within_a_point(values) for values in gaps.values()], method="holm")[1]
+    for (metric, values), p, same in zip(gaps.items(), differ, within, strict=True):
+        verdict = "equivalent" if same < 0.05 else "undecided"
+        if p < 0.05:
+            verdict = ("lower" if values.mean() < 0 else "higher") + (", within 1 point" if same < 0.05 else "")
+        means = [f"{precisions[f'{metric}_accuracy', precision].mean():.1f}" for precision in ("fp32", "bf16")]
+        assert row_of(page, metric) == [*means, told(values), p_text(p), p_text(same), verdict]
+    for precision in ("bf16", "fp32"):
+        columns = [precisions[name, precision] for name in ("clean_accuracy", "robust_accuracy", "minutes")]
+        assert row_of(page, precision) == [f"{v.mean():.1f} ({v.min():.1f} to {v.max():.1f})" for v in columns]
+
+
+def test_what_the_recipe_reaches_is_what_the_page_says(precisions):
+    """At least 55% clean and 33% robust, in each seed and precision."""
+    lowest = {
+        metric: min(precisions[f"{metric}_accuracy", precision].min() for precision in ("bf16", "fp32"))
+        for metric in ("clean", "robust")
+    }
+    reached = lowest["clean"] >= 55 and lowest["robust"] >= 33
+    page = (RESULTS / "precision.md").read_text(encoding="utf-8")
+    assert ("were reached by every cell" in page) == reached
+    assert f"the lowest are {lowest['clean']:.1f}% and {lowest['robust']:.1f}%" in page
