@@ -145,6 +145,14 @@ def how_to_install(*requirements: str) -> str:
     return f"{_installer()} {shlex.join(requirements)}"
 
 
+def not_importable(subject: str, package: str, error: ImportError, extra: str) -> Unavailable:
+    """Return the error for a subject that needs a package of an extra of robustdup, which cannot be imported here."""
+    return Unavailable(
+        f"{subject} needs {package}, which cannot be imported here ({error}). Install it: "
+        + how_to_install(f"robustdup[{extra}]")
+    )
+
+
 def _installer() -> str:
     """Return the command that installs into this environment, whether or not a shell has activated it."""
     pip_is_here = importlib.util.find_spec("pip") is not None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import cw, misclassified
+from robustdup.attacks.losses import cw, fools
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, unit_l1
 from robustdup.errors import UserError, check_counts
@@ -104,8 +104,7 @@ class _Walk:
 
     def is_adv(self, rows: Tensor, images: Tensor) -> Tensor:
         """Return which images (n, ...) of the rows are misclassified: (n,) bool."""
-        with torch.no_grad():
-            return misclassified(self.model(images), self.labels[rows])
+        return fools(self.model, images, self.labels[rows])
 
     def outside(self) -> Tensor:
         """Return for which samples nothing inside the ball is known: (N,) bool."""

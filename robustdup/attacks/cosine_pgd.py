@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustdup.attacks.apgd_run import RowLoss
 from robustdup.attacks.apgd_steps import l2_step, linf_step, random_start
 from robustdup.attacks.apgd_t import TargetLoss, targeted_loss
-from robustdup.attacks.expectation import asked_again, expected_height, height
+from robustdup.attacks.expectation import asked_again, height, keep_fewest_right
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified, probability_cw
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import keep_improved
@@ -175,10 +175,8 @@ def _strongest_of_runs(
             sizes = per_sample(torch.full_like(lowest[remaining], step_size), iterate)
             moved = move(clean, iterate, previous, gradient, sizes, threat.radius, first=step == 0)
             iterate, previous = moved, iterate
-        for candidate in (best, iterate) if eot > 1 else ():
-            asked = expected_height(model, candidate, labels, asked_again(eot))
-            lower = asked < lowest
-            adv_images[lower], lowest[lower] = candidate[lower], asked[lower]
+        if eot > 1:
+            keep_fewest_right(model, (best, iterate), labels, eot, (adv_images, lowest))
     return adv_images
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import ce, misclassified
+from robustdup.attacks.losses import ce, fools, misclassified
 from robustdup.attacks.nearest import Nearest, check_between, cosine, pull_back
 from robustdup.attacks.passes import input_gradient
 from robustdup.errors import check_counts
@@ -92,8 +92,7 @@ def _look(
 ) -> tuple[Tensor, Tensor]:
     """Return (direction of length 1 (N, ...), is_adv (N,)) at the images; the last look needs no direction."""
     if last:
-        with torch.no_grad():
-            return torch.zeros_like(images), misclassified(model(images), labels)
+        return torch.zeros_like(images), fools(model, images, labels)
     gradient, _, logits = input_gradient(model, images, lambda logits, rows: ce(logits, labels[rows]))
     gradient = gradient.nan_to_num(0, 0, 0)
     length = fold_length(gradient, "L2")

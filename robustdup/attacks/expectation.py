@@ -44,6 +44,19 @@ def expected_height(model: nn.Module, images: Tensor, labels: Tensor, draws: int
     return height(share, margins, draws)
 
 
+def keep_fewest_right(
+    model: nn.Module, candidates: tuple[Tensor, Tensor], labels: Tensor, eot: int, best: tuple[Tensor, Tensor]
+) -> None:
+    """Ask again about images (N, C, H, W), and keep those of least height among the best so far: (images, heights), in place.
+
+    The fewest right draws of many looks are luck in part: what is chosen between is asked anew.
+    """
+    for images in candidates:
+        asked = expected_height(model, images, labels, asked_again(eot))
+        lower = asked < best[1]
+        best[0][lower], best[1][lower] = images[lower], asked[lower]
+
+
 def query_passes(queries: int, eot: int, every: int) -> int:
     """Return the forward passes of a first look and `queries` further ones, each the mean of `eot` draws.
 

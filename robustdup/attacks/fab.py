@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.hyperplane import hyperplane_step, largest_first
-from robustdup.attacks.losses import misclassified
+from robustdup.attacks.losses import fools, misclassified
 from robustdup.attacks.nearest import Nearest, kept
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import UserError, check_counts
@@ -192,8 +192,7 @@ def walk(
         iterate = mixed_step(iterate, clean, normal, value, threat.norm, settings.alpha_max, settings.eta)
         if watch is not None:
             watch(step, index, iterate)
-        with torch.no_grad():
-            is_adv = misclassified(model(iterate), labels)
+        is_adv = fools(model, iterate, labels)
         delta = iterate - clean
         distance = fold_length(delta, threat.norm)
         nearest.offer(index, iterate, distance, is_adv)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustdup.errors import UserError, unknown
 
@@ -89,3 +89,9 @@ def find_loss(loss: str | Loss) -> Loss:
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """Return `is_adv`, which samples are misclassified: (N, K), (N,) -> (N,) bool. Logits that are not finite count as wrong."""
     return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)
+
+
+def fools(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Ask a model, without a gradient, which images (N, ...) it misclassifies, and return that as (N,) bool."""
+    with torch.no_grad():
+        return misclassified(model(images), labels)

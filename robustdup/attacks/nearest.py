@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import misclassified
+from robustdup.attacks.losses import fools
 from robustdup.errors import UserError
 from robustdup.projections import COUNTS, fold_length, per_sample, project_l0
 from robustdup.threat import ThreatModel
@@ -82,8 +82,7 @@ def pull_back(
     for _ in range(halvings if len(index) else 0):
         middle = (adv * not_adv).sqrt()
         candidates = toward_clean(clean, start, threat.norm, 1 - middle)
-        with torch.no_grad():
-            is_adv = misclassified(model(candidates), labels[index])
+        is_adv = fools(model, candidates, labels[index])
         nearest.offer(index, candidates, fold_length(candidates - clean, threat.norm), is_adv)
         adv, not_adv = torch.where(is_adv, middle, adv), torch.where(is_adv, not_adv, middle)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.expectation import asked_again, expected_height, height
+from robustdup.attacks.expectation import asked_again, height, keep_fewest_right
 from robustdup.attacks.losses import Loss, find_loss, margin, misclassified
 from robustdup.attacks.noise import ball_noise
 from robustdup.attacks.passes import input_gradient
@@ -98,11 +98,8 @@ def pgd(
                 break
             velocity = momentum * velocity + unit_l1(gradient)
             iterate = threat.project(clean, iterate + step * ascent(clean, velocity, threat))
-        if eot > 1:  # the fewest right draws of many looks are luck in part: what is chosen between is asked again
-            for candidate in (best, iterate):
-                asked = expected_height(model, candidate, labels, asked_again(eot))
-                lower = asked < lowest
-                adv_images[lower], lowest[lower] = candidate[lower], asked[lower]
+        if eot > 1:
+            keep_fewest_right(model, (best, iterate), labels, eot, (adv_images, lowest))
         else:
             adv_images, lowest = best, best_height
         remaining = active

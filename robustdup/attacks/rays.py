@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import misclassified
+from robustdup.attacks.losses import fools
 from robustdup.errors import check_counts
 from robustdup.projections import per_sample
 from robustdup.rng import SampleRng
@@ -77,8 +77,7 @@ def search_rays(
 
     def is_adv(rows: Tensor, rays: Tensor, radius: Tensor) -> Tensor:
         asked[rows] += 1
-        with torch.no_grad():
-            return misclassified(model(_along(images[rows], rays, radius, threat)), labels[rows])
+        return fools(model, _along(images[rows], rays, radius, threat), labels[rows])
 
     active, trial = torch.arange(n, device=images.device), direction.clone()
     while len(active):

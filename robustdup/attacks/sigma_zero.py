@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import margin, misclassified
+from robustdup.attacks.losses import fools, margin, misclassified
 from robustdup.attacks.nearest import Nearest, check_between, cosine, pull_back
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import check_counts
@@ -104,8 +104,7 @@ def _look(
 ) -> tuple[Tensor, Tensor]:
     """Return (gradient of what is minimised (N, ...), is_adv (N,)) at the images; no gradient in the last look."""
     if last:
-        with torch.no_grad():
-            return torch.zeros_like(images), misclassified(model(images), labels)
+        return torch.zeros_like(images), fools(model, images, labels)
     gradients, answers = [], []
     for rows in in_micro_batches(model, len(images)):
         with torch.enable_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from robustdup.attacks.fab import DUAL, check_classes
 from robustdup.attacks.hyperplane import hyperplane_step
-from robustdup.attacks.losses import misclassified
+from robustdup.attacks.losses import fools
 from robustdup.attacks.nearest import Nearest, check_between, pull_back
 from robustdup.attacks.passes import in_micro_batches
 from robustdup.errors import check_counts
@@ -75,8 +75,7 @@ def superdeepfool(
     iterate = images
     for step in range(steps + 1):
         clean, true = images[index], labels[index]
-        with torch.no_grad():
-            is_adv = misclassified(model(iterate), true)
+        is_adv = fools(model, iterate, true)
         distance = fold_length(iterate - clean, threat.norm)
         nearest.offer(index, iterate, distance, is_adv)
         if stop_within_eps:

@@ -21,7 +21,7 @@ from robustdup.attacks.apgd import apgd
 from robustdup.attacks.cosine_pgd import cosine_pgd, cosine_pgd_t
 from robustdup.attacks.guided import Guided, counted
 from robustdup.attacks.inner import find_inner
-from robustdup.attacks.losses import misclassified
+from robustdup.attacks.losses import fools
 from robustdup.attacks.passes import Passes
 from robustdup.attacks.rays import search_rays
 from robustdup.attacks.see_through import SeeThrough
@@ -76,11 +76,11 @@ def surrogate(
             adv_images = apgd(view, images, labels, threat, rng=rng, loss="margin", steps=steps)
         else:
             adv_images = cosine_pgd(view, images, labels, threat, rng=rng, steps=steps)
-        remaining = remaining[~_is_adv(model, adv_images, labels)]
+        remaining = remaining[~fools(model, adv_images, labels)]
         if targets and len(remaining) and threat.norm != "L1":
             part, true = images[remaining], labels[remaining]
             candidates = cosine_pgd_t(view, part, true, threat, rng=rng[remaining], targets=targets, steps=steps)
-            is_adv = _is_adv(model, candidates, true)
+            is_adv = fools(model, candidates, true)
             adv_images[remaining[is_adv]] = candidates[is_adv]
             remaining = remaining[~is_adv]
     if queries and len(remaining) and threat.norm != "L1":
@@ -110,8 +110,3 @@ def find_guide(model: nn.Module, images: Tensor, threat: ThreatModel, *, fit_ste
         text = f"surrogate: the student gives the model's answer on {agreement:.0%} of the images only; its attack is weak."
         warnings.warn(text, AttackWarning, stacklevel=2)
     return student
-
-
-def _is_adv(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return misclassified(model(images), labels)

@@ -133,9 +133,9 @@ class WatchedCode:
             if len(now) != len(space.every) or any(map(operator.is_not, map(now.get, space.names), space.values)):
                 changed += self._put_back_names(space)
             for name, table, kept in space.tables:
-                if not _alike(table, kept):
+                if not alike(table, kept):
                     changed.append(f"{space.label}.{name}")
-                    _refill(table, kept)
+                    refill(table, kept)
         changed += self._put_back_fields()
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module:
@@ -147,9 +147,9 @@ class WatchedCode:
         """Put back what dataclasses and records know of their fields, and by what records are read and written."""
         changed = []
         for table, kept, names in self._fields:
-            if not _alike(table, kept) or any(field.name != name for field, name in names):
+            if not alike(table, kept) or any(field.name != name for field, name in names):
                 changed.append("the fields of a class")
-                _refill(table, kept)
+                refill(table, kept)
                 for field, name in names:
                     field.name = name
         for kind, name, value in self._schemas:
@@ -168,9 +168,9 @@ class WatchedCode:
                         changed.append(f"{part} of {function.__qualname__}")
                         setattr(function, part, value)
         for function, keywords, kept in self._keywords:
-            if not _alike(keywords, kept):
+            if not alike(keywords, kept):
                 changed.append(f"__kwdefaults__ of {function.__qualname__}")
-                _refill(keywords, kept)
+                refill(keywords, kept)
         for cell, content in self._cells:
             if not _is_filled(cell) or cell.cell_contents is not content:
                 if _callable(content):
@@ -248,7 +248,8 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _alike(table: Any, kept: Any) -> bool:
+def alike(table: Any, kept: Any) -> bool:
+    """Say whether a dict, list or set holds the very things that a copy of it does, in the same order."""
     if len(table) != len(kept):
         return False
     if isinstance(kept, dict):
@@ -256,7 +257,8 @@ def _alike(table: Any, kept: Any) -> bool:
     return bool(table == kept) if isinstance(kept, set) else all(map(operator.is_, table, kept))
 
 
-def _refill(table: Any, kept: Any) -> None:
+def refill(table: Any, kept: Any) -> None:
+    """Let a dict, list or set hold what a copy of it does."""
     table.clear()
     if isinstance(kept, list):
         table.extend(kept)

@@ -210,10 +210,7 @@ class _Reader:
         if isinstance(module, nn.ReLU | nn.LeakyReLU):
             return self._rectifier(node, number, float(getattr(module, "negative_slope", 0.0)))
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
-            weight, bias = (
-                module.weight.detach().to(self.images),
-                _or_zero(module.bias, module.out_channels, self.images),
-            )
+            weight, bias = self._weights(module, module.out_channels)
             options: Any = (module.stride, module.padding, module.dilation, module.groups)
             return self._affine(
                 node, number,
@@ -222,10 +219,7 @@ class _Reader:
                 bias.view(-1, 1, 1), transposed=transposed_conv2d(module, weight, self.operations[number.index].shape),
             )  # fmt: skip
         if isinstance(module, nn.Linear):
-            weight, bias = (
-                module.weight.detach().to(self.images),
-                _or_zero(module.bias, module.out_features, self.images),
-            )
+            weight, bias = self._weights(module, module.out_features)
             return self._affine(
                 node, number,
                 lambda x: F.linear(x, weight.to(x)), lambda x: F.linear(x, weight.abs().to(x)), bias,
@@ -238,6 +232,10 @@ class _Reader:
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
             return self._maximum(node, number, module)
         raise _not_boundable(node, type(module).__name__)
+
+    def _weights(self, module: nn.Conv2d | nn.Linear, outputs: int) -> tuple[Tensor, Tensor]:
+        bias = torch.zeros(outputs) if module.bias is None else module.bias.detach()
+        return module.weight.detach().to(self.images), bias.to(self.images)
 
     def _batchnorm(self, node: fx.Node, number: _Number, module: Any) -> _Number:
         shape = (-1,) + (1,) * (len(self.operations[number.index].shape) - 1)
@@ -335,10 +333,6 @@ _ARITHMETIC = {
 
 def _attribute(module: Any, path: str) -> Any:
     return operator.attrgetter(path)(module)
-
-
-def _or_zero(bias: Tensor | None, size: int, like: Tensor) -> Tensor:
-    return torch.zeros(size).to(like) if bias is None else bias.detach().to(like)
 
 
 def _pair(value: Any) -> tuple[int, int]:

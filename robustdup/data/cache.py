@@ -25,9 +25,7 @@ SEARCHES = 64  # results of searches that are kept
 ImagesAndLabels = tuple[Tensor, Tensor]
 
 
-def load_pixels(
-    samples: Samples, indices: Sequence[int], *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> ImagesAndLabels:
+def load_pixels(samples: Samples, indices: Sequence[int]) -> ImagesAndLabels:
     """Return the images and the labels of some samples, as bytes where all images are on the 8-bit grid.
 
     Samples are decoded in chunks by a few threads, so that memory holds little besides the result.
@@ -35,7 +33,6 @@ def load_pixels(
     Args:
         samples: The split.
         indices: Which samples, in the order of the result.
-        progress: Called with samples done and samples in all.
 
     Returns:
         Images uint8 (N, C, H, W), or float32 in [0, 1] where some are not on the grid (the digits have 17 levels), and
@@ -67,7 +64,6 @@ def load_pixels(
         pixels[done : done + len(images)] = levels.to(torch.uint8) if pixels.dtype == torch.uint8 else images
         labels[done : done + len(images)] = chunk_labels
         done += len(images)
-        progress(done, len(indices))
     assert pixels is not None  # there is at least one chunk
     return pixels, labels
 

@@ -95,6 +95,10 @@ class Context:
         """Over how many draws a look at gradients and answers averages: one where the model repeats itself."""
         return min(self.gradient_draws.eot, USUAL_EOT) if self.draws > 1 else 1
 
+    def looking_at(self, model: nn.Module) -> Passes:
+        """Return a model to look at: asked in micro-batches, over so many draws, its passes counted from 0."""
+        return Passes(model, self.micro_batch, draws=self.looks)
+
 
 def check_modules(model: object, attack_model: object = None) -> None:
     """Raise UserError where a model is not a module of torch; `attack_model` may be None."""

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustdup.attacks.losses import ce, cw, margin, misclassified
+from robustdup.attacks.losses import ce, cw, fools, margin, misclassified
 from robustdup.attacks.passes import input_gradient
 from robustdup.attacks.pgd import ascent, pgd
 from robustdup.projections import per_sample, row_sum
@@ -148,7 +148,7 @@ def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels:
     right = clean
     for _ in range(halvings):
         middle = (right + beyond) / 2
-        wrong = per_sample(_wrong(judged, middle, classes), middle)
+        wrong = per_sample(fools(judged, middle, classes), middle)
         right, beyond = torch.where(wrong, right, middle), torch.where(wrong, middle, beyond)
     astray = ~tells_sides(judged, route, beyond, classes, threat, ACROSS)
     if bool(astray.any()) and _ragged(judged, beyond[astray], classes[astray], threat) > RAGGED:
@@ -156,12 +156,12 @@ def misses_boundary(judged: nn.Module, route: nn.Module, images: Tensor, labels:
     missed[rows] = astray
     share = (PLANTED * threat.radius / threat.distance(beyond, clean)).clamp(max=1)
     planted = torch.lerp(beyond, clean, per_sample(share.to(clean.dtype), clean))
-    solvable = ~_wrong(judged, planted, classes)
+    solvable = ~fools(judged, planted, classes)
     if bool(solvable.any()):
         start, classes, rows = planted[solvable], classes[solvable], rows[solvable]
         rng = SampleRng(0, rows).fold("planted")
         adv_images = pgd(route, start, classes, threat, rng=rng, steps=PLANTED_STEPS, loss="margin")
-        missed[rows] |= ~_wrong(judged, threat.project(start, adv_images), classes)
+        missed[rows] |= ~fools(judged, threat.project(start, adv_images), classes)
     return missed
 
 
@@ -187,7 +187,7 @@ def tells_sides(
         moved = step()
         promised = row_sum((gradient * (moved - beyond)).flatten(1)).to(told)
         said += promised.abs()
-        told += promised.abs() * ((promised > 0) == _wrong(judged, moved, labels))
+        told += promised.abs() * ((promised > 0) == fools(judged, moved, labels))
     return (told >= TOLD * said) & (said > 0)
 
 
@@ -198,7 +198,7 @@ def _ragged(judged: nn.Module, beyond: Tensor, labels: Tensor, threat: ThreatMod
     for _ in range(SIDES):
         step = ACROSS * _direction(beyond, threat, generator)
         step *= (beyond - step.abs() >= 0) & (beyond + step.abs() <= 1)
-        both = _wrong(judged, beyond + step, labels) == _wrong(judged, beyond - step, labels)
+        both = fools(judged, beyond + step, labels) == fools(judged, beyond - step, labels)
         same += float(both.double().mean()) / SIDES
     return same
 
@@ -207,11 +207,6 @@ def _direction(images: Tensor, threat: ThreatModel, generator: torch.Generator) 
     """Draw a step of length eps for each image (n, C, H, W)."""
     noise = torch.randn(images.shape, generator=generator).to(images)
     return threat.sphere_scale(noise.sign() if threat.norm == "Linf" else noise)
-
-
-def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return misclassified(model(images), labels)
 
 
 def unseen_matter(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustdup.attacks.process_state import ProcessState
-from robustdup.attacks.watched_code import WatchedCode
+from robustdup.attacks.watched_code import WatchedCode, alike, refill
 from robustdup.errors import RunError
 from robustdup.evaluation.context import Context
 from robustdup.evaluation.held import Held, as_bytes
@@ -217,10 +217,9 @@ def _put_back(kept: _Module) -> list[str]:
             if callable(value) or callable(now.get(name)) or name in ("training", *TABLES):
                 changed.append(f"{label}.{name}")
             now[name] = value
-        if name in kept.inner and not _alike(value, kept.inner[name]):
+        if name in kept.inner and not alike(value, kept.inner[name]):
             changed.append(f"{label}.{name}")
-            value.clear()
-            value.update(kept.inner[name])
+            refill(value, kept.inner[name])
         if name in kept.tensors:
             of_type, before = kept.tensors[name]
             object.__setattr__(value, "__class__", of_type)
@@ -228,7 +227,3 @@ def _put_back(kept: _Module) -> list[str]:
                 with torch.no_grad():
                     value.data = before.clone()
     return changed
-
-
-def _alike(table: dict[Any, Any], before: dict[Any, Any]) -> bool:
-    return list(table) == list(before) and all(table[key] is before[key] for key in before)

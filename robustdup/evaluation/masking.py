@@ -103,7 +103,7 @@ def masking_signs(
     rows = left.nonzero()[:, 0]
     if len(rows) > LOOKED_AT:
         rows = rows[torch.linspace(0, len(rows) - 1, LOOKED_AT).long()]
-    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
+    model = context.looking_at(fresh_copy(context.attacked))
     reasons = []
     if signs["black_box_won"] > THRESHOLDS["black_box_won"]:
         reasons.append(f"black-box attacks broke {signs['black_box_won']:.1%} of what white-box attacks left standing")
@@ -206,8 +206,8 @@ def left_by_a_long_run(
     from robustdup.attacks.apgd_t import apgd_t  # here, so that a run of one attack imports no other
 
     images, labels, index = (tensor.to(context.device) for tensor in (images, labels, index))
-    model = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
-    original = Passes(context.original.model, context.micro_batch, draws=context.looks)
+    model = context.looking_at(fresh_copy(context.attacked))
+    original = context.looking_at(context.original.model)
     rng = SampleRng(context.seed, index).fold("long run")
     try:
         with isolated(model.model, seed=context.seed):
@@ -284,8 +284,8 @@ def look_first(context: Context, images: Tensor, labels: Tensor, index: Tensor, 
     """
     if not isinstance(context.first_look, FirstLook):
         images, labels, index = (tensor[:LOOKED_AT].to(context.device) for tensor in (images, labels, index))
-        original = Passes(context.original.model, context.micro_batch, draws=context.looks)
-        attacked = Passes(fresh_copy(context.attacked), context.micro_batch, draws=context.looks)
+        original = context.looking_at(context.original.model)
+        attacked = context.looking_at(fresh_copy(context.attacked))
         seen, failed = Probe(zero_gradients=0.0, softmax_outputs=False, n=len(labels)), None
         try:
             with isolated(attacked.model, seed=context.seed):

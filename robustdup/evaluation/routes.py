@@ -79,8 +79,7 @@ def find_route(
             model = make(context, left.images)
             if model is None:
                 continue
-            route = Passes(model, context.micro_batch, draws=context.looks)
-            original = Passes(context.original.model, context.micro_batch, draws=context.looks)
+            route, original = context.looking_at(model), context.looking_at(context.original.model)
             with isolated(model, seed=context.seed):
                 leads = leads_somewhere(original, route, left, threat, seed=context.seed)
         except Exception:  # a model may fail in any way under gradients; then this route leads nowhere  # noqa: BLE001

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.errors import UserError, not_importable
 
 SUFFIXES = (".onnx", ".pt2")
 NO_GRADIENT = (
@@ -138,10 +138,7 @@ def load_program(file: Path, *, allow_pickle: bool = False) -> nn.Module:
             return ExportedProgram(torch.export.load(file))
         return OnnxClassifier(file)
     except ImportError as error:
-        raise Unavailable(
-            f"{str(file)!r} needs onnxruntime, which cannot be imported here ({error}). Install it: "
-            + how_to_install("robustdup[onnx]")
-        ) from None
+        raise not_importable(repr(str(file)), "onnxruntime", error, "onnx") from None
     except UserError:
         raise
     except Exception as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -74,6 +75,19 @@ def pooled() -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
+def stages(
+    block: Callable[[int, int, int], nn.Module], before: int, widths: Sequence[int], blocks: int, first_stride: int = 1
+) -> list[nn.Module]:
+    """Return `blocks` blocks of each width, made by `block(channels, width, stride)`; all widths but the first halve the size."""
+    body = []
+    for group, width in enumerate(widths):
+        stride = 2 if group > 0 else first_stride
+        for number in range(blocks):
+            body.append(block(before, width, stride if number == 0 else 1))
+            before = width
+    return body
+
+
 class ResNet(Network):
     """A ResNet of basic blocks: `blocks` of each width in `widths`, all but the first group halving the size."""
 
@@ -82,13 +96,8 @@ class ResNet(Network):
         widths: Sequence[int], blocks: int, activation: Activation,
     ) -> None:  # fmt: skip
         body = stem(channels, widths[0], size, activation)
-        before = widths[0]
-        for group, width in enumerate(widths):
-            for number in range(blocks):
-                stride = 2 if group > 0 and number == 0 else 1
-                body.append(BasicBlock(before, width, stride, activation))
-                before = width
-        super().__init__(nn.Sequential(*body, *pooled()), before, classes, mean, std)
+        body += stages(partial(BasicBlock, activation=activation), widths[0], widths, blocks)
+        super().__init__(nn.Sequential(*body, *pooled()), widths[-1], classes, mean, std)
         he_convolutions(self)
 
 
@@ -100,14 +109,9 @@ class PreActResNet(Network):
         first: int, widths: Sequence[int], blocks: int, activation: Activation, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         body = stem(channels, first, size, None)
-        before = first
-        for group, width in enumerate(widths):
-            for number in range(blocks):
-                stride = 2 if group > 0 and number == 0 else 1
-                body.append(PreActBlock(before, width, stride, activation, dropout))
-                before = width
-        end = [nn.BatchNorm2d(before), ACTIVATIONS[activation](), *pooled()]
-        super().__init__(nn.Sequential(*body, *end), before, classes, mean, std)
+        body += stages(partial(PreActBlock, activation=activation, dropout=dropout), first, widths, blocks)
+        end = [nn.BatchNorm2d(widths[-1]), ACTIVATIONS[activation](), *pooled()]
+        super().__init__(nn.Sequential(*body, *end), widths[-1], classes, mean, std)
         he_convolutions(self)
 
 
@@ -181,12 +185,8 @@ class SmallResNet(Network):
             nn.BatchNorm2d(widths[0]), ACTIVATIONS[activation](),
             *([nn.MaxPool2d(3, 2, padding=1)] if max(size) > LARGE else []),
         ]  # fmt: skip
-        before = widths[0]
-        for width in widths[1:]:
-            for number in range(blocks):
-                body.append(SmallBlock(before, width, 2 if number == 0 else 1, activation))
-                before = width
-        super().__init__(nn.Sequential(*body, *pooled()), before, classes, mean, std)
+        body += stages(partial(SmallBlock, activation=activation), widths[0], widths[1:], blocks, first_stride=2)
+        super().__init__(nn.Sequential(*body, *pooled()), widths[-1], classes, mean, std)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

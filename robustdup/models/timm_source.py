@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustdup.config import parse_call
-from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.errors import Unavailable, UserError, not_importable
 from robustdup.models.adapt import keep_names, keep_notes, names_of, notes_of
 from robustdup.models.networks import Normalise
 
@@ -52,21 +52,7 @@ def timm_network(
 
     https://huggingface.co/docs/timm. Raises UserError for an unknown name or option; Unavailable where timm is not installed.
     """
-    try:
-        import timm  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise Unavailable(
-            f"{PREFIX}{name} needs timm, which cannot be imported here ({error}). Install it: "
-            + how_to_install("robustdup[timm]")
-        ) from None
-    if not timm.is_model(name):
-        known = timm.list_models()
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-        hint = f" Did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
-        raise UserError(
-            f"timm {timm.__version__} has no network {name!r} of {len(known)}.{hint} See timm.list_models().",
-            code="unknown-network",
-        )
+    timm = _timm(name, name)
     for option in ("pretrained", "num_classes", "in_chans", "img_size"):
         if option in options:
             raise UserError(
@@ -81,6 +67,23 @@ def timm_network(
             f"{PREFIX}{name} cannot be built for {size[0]}x{size[1]} images: {error}", code="bad-option"
         ) from error
     return TimmNetwork(net, mean, std)
+
+
+def _timm(spec: str, name: str) -> Any:
+    """Return the package timm, which has a network of this name. Raises UserError; Unavailable where it is not installed."""
+    try:
+        import timm  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise not_importable(f"{PREFIX}{spec}", "timm", error, "timm") from None
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
+        raise UserError(
+            f"timm {timm.__version__} has no network {name!r} of {len(known)}.{hint} See timm.list_models().",
+            code="unknown-network",
+        )
+    return timm
 
 
 def _create(create: Any, name: str, options: Mapping[str, Any], size: tuple[int, int]) -> nn.Module:
@@ -99,19 +102,9 @@ def load_timm(rest: str, options: ModelOptions) -> nn.Module:
     Without weights of yours they are timm's, downloaded, and images of another size are resized to theirs inside.
     https://huggingface.co/docs/timm. Raises UserError; Unavailable where timm, or the download, is.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise Unavailable(
-            f"{PREFIX}{rest} needs timm, which cannot be imported here ({error}). Install it: "
-            + how_to_install("robustdup[timm]")
-        ) from None
     written, _, place = rest.partition("@")
     name, given = parse_call(written, "timm network")
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.5)
-        hint = f" Did you mean {', '.join(PREFIX + n for n in near)}?" if near else ""
-        raise UserError(f"timm {timm.__version__} has no network {name!r}.{hint}", code="unknown-network")
+    timm = _timm(rest, name)
     try:
         net = timm.create_model(name, **{"pretrained": not place, **given})
     except (OSError, RuntimeError, ConnectionError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.errors import UserError, not_importable
 from robustdup.models.adapt import keep_names
 from robustdup.models.class_names import names_in
 from robustdup.models.networks import Normalise
@@ -94,10 +94,7 @@ def _place(name: str) -> tuple[Any, str]:
     try:
         import transformers
     except ImportError as error:
-        raise Unavailable(
-            f"hf:{name} needs transformers, which cannot be imported here ({error}). Install it: "
-            + how_to_install("robustdup[hf]")
-        ) from None
+        raise not_importable(f"hf:{name}", "transformers", error, "hf") from None
     if not name:
         raise UserError("hf: needs a model id or a folder, for instance hf:microsoft/resnet-50.", code="bad-spec")
     place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name

@@ -14,13 +14,18 @@ TRAINING_VERSION = 2
 RENAMED_IN_2 = {"n_kept_out": "n_excluded", "readings": "rates"}  # names of version 1: names since
 
 
-class TrainPoint(Part):
-    """A point of the training curves: means over the steps since the point before. Accuracies are shares in [0, 1]."""
+class Moment(Part):
+    """How far a training run has come."""
 
     step: int = Field(description="Optimizer steps made.")
     samples: int = Field(description="Samples seen, over all processes.")
     epoch: float = Field(description="Passes over the training entries.")
     seconds: float = Field(description="Seconds of training over all sessions, without validation.")
+
+
+class TrainPoint(Moment):
+    """A point of the training curves: means over the steps since the point before. Accuracies are shares in [0, 1]."""
+
     lr: float = Field(description="Learning rate of the last step.")
     loss: float = Field(description="Mean of the objective per sample.")
     accuracy: float | None = Field(
@@ -30,13 +35,9 @@ class TrainPoint(Part):
     metrics: dict[str, float] = Field(default_factory=dict, description="Means of the objective's other metrics.")
 
 
-class ValidationPoint(Part):
+class ValidationPoint(Moment):
     """A candidate for the best checkpoint: accuracies on the validation images, shares in [0, 1]."""
 
-    step: int = Field(description="Optimizer steps made.")
-    samples: int = Field(description="Samples seen, over all processes.")
-    epoch: float = Field(description="Passes over the training entries.")
-    seconds: float = Field(description="Seconds of training over all sessions, without validation.")
     clean_accuracy: float = Field(description="Share of the validation images that is classified rightly.")
     robust_accuracy: float = Field(description="Share that is so under the validation attack too.")
     best: bool = Field(

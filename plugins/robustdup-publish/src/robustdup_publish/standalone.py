@@ -17,7 +17,8 @@ HEAD = '''"""The network of this folder, as robustdup trained it. Needs torch an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
