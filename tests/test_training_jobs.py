@@ -10,7 +10,7 @@ import torch
 from robustdup.config import DataOptions, TrainConfig, build
 from robustdup.data.sources import load_images
 from robustdup.errors import UserError
-from robustdup.jobs import run_training
+from robustdup.jobs import run_training, training_data
 from robustdup.jobs import training as jobs
 from robustdup.jobs.training import trainer_options
 from robustdup.models.load import fingerprint, load_model
@@ -67,6 +67,18 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         train(tmp_path / "run", "epochs=0.2", "lr=0.02", resume=True)
     with raises("not-empty", UserError, "run"):
         train(tmp_path / "run", "epochs=0.2")
+
+
+def test_test_data_are_opened_once_and_their_evaluation_is_told_of(tmp_path, monkeypatch):
+    opened, events = [], []
+    open_samples = training_data.open_test_samples
+    monkeypatch.setattr(training_data, "open_test_samples", lambda *given: opened.append(1) or open_samples(*given))
+    config = build(TrainConfig, overrides=[*QUICK, "epochs=0.1", "evaluate=pgd(steps=2)", "test_n=8"])
+    run_training(config, folder=tmp_path / "run", progress=events.append)
+    assert len(opened) == 1
+    told = [event for event in events if event.evaluation is not None]
+    assert told[-1].evaluation.done == told[-1].evaluation.total > 0
+    assert told[-1].message == "evaluating best with pgd(steps=2)"
 
 
 def test_duplicated_data_is_paired_with_the_plain_set(tmp_path):

@@ -182,6 +182,7 @@ def drop_duplicates(
 
 def _pixels(data: Any, image_column: str | None) -> Any:
     """Return images as uint8 (N, C, H, W)."""
+    import datasets
     import torch
 
     from robustdup.config import DataOptions
@@ -194,6 +195,14 @@ def _pixels(data: Any, image_column: str | None) -> Any:
         data = data.images
     if isinstance(data, torch.Tensor):
         return data if data.dtype == torch.uint8 else to_bytes(data)
+    if not isinstance(data, datasets.Dataset):
+        splits = f" Name one of its splits: data[{next(iter(data), 'train')!r}]." if isinstance(data, dict) else ""
+        raise UserError(
+            "Duplicates are looked for in a datasets.Dataset, in what load_data returned, or in images (N, C, H, W) as a tensor; "
+            f"got a {type(data).__name__}.{splits}", code="bad-data",
+        )  # fmt: skip
+    if not len(data):
+        raise UserError("There are no rows in the dataset given.", code="no-data")
     options = DataOptions(split=str(getattr(data, "split", None) or "given"), image_column=image_column)
     opened, columns = split_columns(data, options, "the dataset", needs_labels=False)
     labelled = opened.select_columns([columns.image]).add_column("label", [0] * len(data))  # pairs need no labels

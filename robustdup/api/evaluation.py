@@ -190,7 +190,15 @@ def _eps_text(eps: Any) -> str:
         return ""
     from robustdup.threat import eps_as_text
 
-    return ",".join(eps_as_text(each) for each in eps) if isinstance(eps, list | tuple) else eps_as_text(eps)
+    if getattr(eps, "ndim", 0):  # an array, as of numpy.linspace
+        eps = eps.tolist()
+    if not isinstance(eps, list | tuple):
+        return eps_as_text(eps)
+    if not eps:
+        raise UserError(
+            "eps is an empty list. Write for instance eps='8/255', or leave it out for the usual one.", code="bad-eps"
+        )
+    return ",".join(eps_as_text(each) for each in eps)
 
 
 def _known(options: dict[str, Any], config: Any) -> dict[str, Any]:

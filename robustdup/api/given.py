@@ -37,6 +37,8 @@ def as_dataset(data: Any, labels: Any = None, *, n: int | None = None) -> ImageD
 
     from robustdup.data.dataset import ImageDataset
 
+    if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__")):
+        raise UserError(f"n is a whole number of samples, got {n!r}.", code="bad-value")
     if labels is not None:
         return _from_arrays(data, labels, n)
     if isinstance(data, ImageDataset):

@@ -37,6 +37,7 @@ from robustdup.records import (
     RECORD_FILE,
     CheckpointResult,
     EvaluationRecord,
+    Progress,
     TrainingRecord,
     TrainProgress,
     load_record,
@@ -113,7 +114,7 @@ def run_training(
             save_weights(folder, BEST, result.best)
             save_weights(folder, LAST, result.last)
             results = checkpoint_results(network_for(config, run.data, registry), result)
-            _evaluate(config, registry, folder, results, say)
+            _evaluate(config, registry, folder, results, progress)
             record = make_record(run, result, results, folder)
             save_training_record(record, folder)
             shutil.rmtree(folder / run_folder.STATE, ignore_errors=True)
@@ -194,8 +195,8 @@ def assemble(
     """Read the data, build the network, and put together what `fit` trains. The network is described in `folder`."""
     data = prepare_data(config, registry, device, say=say)
     model = network_for(config, data, registry)
-    if config.evaluate:
-        check_test_shape(config, registry, model, (data.channels, *data.size))
+    if data.tested is not None:
+        check_test_shape(*data.tested, model, (data.channels, *data.size))
     data.events.extend(_started(model, config, data, registry))
     frozen = _frozen(model, config, data)
     initial = fingerprint(model)
@@ -350,12 +351,14 @@ def _objective_module(
         return orders.objective.module(model, examples, **orders.objective_options).to(device)  # type: ignore[no-any-return]
 
 
-def _say(progress: ShowProgress, message: str) -> None:
+def _say(progress: ShowProgress, message: str, evaluation: Progress | None = None) -> None:
     """Tell what is done before and after training itself."""
-    progress(TrainProgress(message=message))
+    progress(TrainProgress(message=message, evaluation=evaluation))
 
 
-def _evaluate(config: TrainConfig, registry: Registry, folder: Path, results: list[CheckpointResult], say: Say) -> None:
+def _evaluate(
+    config: TrainConfig, registry: Registry, folder: Path, results: list[CheckpointResult], progress: ShowProgress
+) -> None:
     """Evaluate best and last on the test split with verified attacks; equal weights are evaluated once."""
     if not config.evaluate:
         return
@@ -363,21 +366,24 @@ def _evaluate(config: TrainConfig, registry: Registry, folder: Path, results: li
     for result in results:
         record = records.get(result.fingerprint)
         if record is None:
-            say(f"evaluating {result.name} with {config.evaluate}")
-            record = _evaluated(
-                _evaluation(config, folder, result.name), registry, folder / f"evaluation-{result.name}"
-            )
+            message = f"evaluating {result.name} with {config.evaluate}"
+            tell = functools.partial(_say, progress, message)
+            tell()
+            evaluation = _evaluation(config, folder, result.name)
+            record = _evaluated(evaluation, registry, folder / f"evaluation-{result.name}", tell)
             records[result.fingerprint] = record
         result.clean_accuracy, result.robust_accuracy = record.clean_accuracy, record.robust_accuracy
         result.n, result.attacks, result.evaluation = record.n, config.evaluate, record.run_id
 
 
-def _evaluated(evaluation: EvalConfig, registry: Registry, folder: Path) -> EvaluationRecord:
+def _evaluated(
+    evaluation: EvalConfig, registry: Registry, folder: Path, progress: Callable[[Progress], None]
+) -> EvaluationRecord:
     """Run an evaluation in `folder`, or what is left of it, and return its record; what was damaged is done again."""
     if (folder / RECORD_FILE).is_file() and file_made_here(folder / RECORD_FILE):
         return load_record(folder)
     (folder / RECORD_FILE).unlink(missing_ok=True)  # of a disk or an editor
-    run = functools.partial(run_evaluation, evaluation, registry=registry, folder=folder)
+    run = functools.partial(run_evaluation, evaluation, registry=registry, folder=folder, progress=progress)
     try:
         return run(resume=folder.is_dir()).record
     except UserError as error:

@@ -57,6 +57,7 @@ class TrainingData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     events: list[str]
+    tested: tuple[str, Tensor] | None = None  # what the test data are called, and their first image (1, C, H, W)
 
 
 def prepare_data(
@@ -126,6 +127,7 @@ def prepare_data(
         mean=mean,
         std=std,
         events=events,
+        tested=None if tested is None else (_test_name(config, tested), tested.fetch([0])[0]),
     )
 
 
@@ -151,7 +153,7 @@ def check_test_labels(
     config: TrainConfig, tested: Samples, labels: Tensor, class_names: list[str], classes: int
 ) -> None:
     """Raise UserError where test labels are above those of training, labels (N,), or of other classes altogether."""
-    place = f"{config.test_data or config.data} ({split_taken(tested, config.test_split)})"
+    place = _test_name(config, tested)
     labels_of = getattr(tested, "labels", None)  # a source may have none, or all of them at once
     if labels_of is None:
         return
@@ -170,10 +172,12 @@ def check_test_labels(
         )
 
 
-def check_test_shape(config: TrainConfig, registry: Registry, model: nn.Module, shape: tuple[int, ...]) -> None:
+def _test_name(config: TrainConfig, tested: Samples) -> str:
+    return f"{config.test_data or config.data} ({split_taken(tested, config.test_split)})"
+
+
+def check_test_shape(name: str, images: Tensor, model: nn.Module, shape: tuple[int, ...]) -> None:
     """Raise UserError where test images have another shape (C, H, W) than those of training and the network cannot take it."""
-    tested = open_test_samples(config, registry)
-    images, _ = tested.fetch([0])
     if tuple(images.shape[1:]) == shape:
         return
     training = model.training
@@ -182,9 +186,8 @@ def check_test_shape(config: TrainConfig, registry: Registry, model: nn.Module, 
             model.eval()(images)
     except RuntimeError as error:
         raise UserError(
-            f"Images of {config.test_data or config.data} ({split_taken(tested, config.test_split)}) have the shape "
-            f"{tuple(images.shape[1:])}, those that are trained on {shape}, and the network takes one of them alone. Give "
-            "--grey, or --resize and --crop.",
+            f"Images of {name} have the shape {tuple(images.shape[1:])}, those that are trained on {shape}, and the network "
+            "takes one of them alone. Give --grey, or --resize and --crop.",
             code="model-and-data",
         ) from error
     finally:

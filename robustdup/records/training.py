@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from robustdup.records.base import Accuracy, DataInfo, Part, Threat, read_record, write_record
+from robustdup.records.evaluation import Progress
 
 TRAINING_SCHEMA: Literal["robustdup.training"] = "robustdup.training"
 TRAINING_VERSION = 2
@@ -217,6 +218,7 @@ class TrainProgress(Part):
         default=None, description="Seconds that are left, with validation; null while unknown."
     )
     message: str = Field(default="", description="What is being done, where that is not training.")
+    evaluation: Progress | None = Field(default=None, description="Where the evaluation of a checkpoint stands.")
 
 
 def load_training_record(place: str | Path) -> TrainingRecord:

@@ -85,11 +85,14 @@ class LiveView(Bars):
             survivors=f"{progress.survivors} of {progress.n} survive",
         )
         if self._lines is not None:
-            self._lines.say(
-                lambda: f"{_stage(progress)}: {_samples(progress)}, {progress.survivors} of {progress.n} survive"
-            )
+            self._lines.say(lambda: in_one_line(progress))
         if progress.message:
             self._bars.console.print(f"[yellow]{escape(progress.message)}")
+
+
+def in_one_line(progress: Progress) -> str:
+    """Say where an evaluation stands: eps, stage, attack, samples, survivors."""
+    return f"{_stage(progress)}: {_samples(progress)}, {progress.survivors} of {progress.n} survive"
 
 
 def _stage(progress: Progress) -> str:

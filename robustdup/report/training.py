@@ -12,7 +12,7 @@ from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
 from robustdup.report.format import clock, escape, printable
-from robustdup.report.live import Bars
+from robustdup.report.live import Bars, LiveView, in_one_line
 
 LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -32,18 +32,44 @@ class LiveTraining(Bars):
         )
         self._enabled = enabled
         self._task = self._bars.add_task("", total=1, epoch=0.0, figures="", left="")
+        self._evaluation: LiveView | None = None
+
+    def __exit__(self, *error: object) -> None:
+        self._close_evaluation()
+        super().__exit__(*error)
 
     def update(self, progress: TrainProgress) -> None:
         """Take one event of a run."""
+        if progress.n_steps == 0:
+            self._beside_training(progress)
+            return
         self._bars.update(
             self._task, completed=progress.step, total=max(progress.n_steps, 1), epoch=progress.epoch,
             figures=_figures(progress), left="" if progress.seconds_left is None else f"{clock(progress.seconds_left)} left",
         )  # fmt: skip
-        if self._lines is not None and progress.n_steps:
+        if self._lines is not None:
             where = f"step {progress.step}/{progress.n_steps}, epoch {progress.epoch:.2f}"
             self._lines.say(lambda: "  ".join(filter(None, [where, _figures(progress)])))
-        if progress.message and self._enabled and progress.n_steps == 0:  # what happens before and after the steps
+
+    def _beside_training(self, progress: TrainProgress) -> None:
+        """Show what happens before and after the steps; the bars of each evaluation follow those of training."""
+        evaluation = progress.evaluation
+        if self._lines is not None:
+            parts = [progress.message] if evaluation is None else [progress.message, in_one_line(evaluation)]
+            self._lines.say(lambda: ": ".join(parts))
+        elif evaluation is not None:
+            if self._evaluation is None:
+                self._bars.stop()
+                self._evaluation = LiveView(enabled=self._enabled).__enter__()
+            self._evaluation.update(evaluation)
+        elif self._enabled:
+            self._close_evaluation()
             self._bars.console.print(escape(progress.message), style="dim", highlight=False)
+
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.__exit__()
+            self._evaluation = None
 
 
 def _figures(progress: TrainProgress) -> str:

@@ -159,6 +159,13 @@ def test_the_old_decorator_still_works_with_a_warning():
         (lambda model, data: robustdup.evaluate(model, data, attaks="fgsm"), "unknown-configuration-key"),
         (lambda model, data: robustdup.evaluate(model, data.images), "bad-data"),
         (lambda model, data: robustdup.evaluate(model, data, n=N + 1), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, data, n=2.5), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, as_table(data), n="5"), "bad-value"),
+        (lambda model, data: robustdup.evaluate(model, data, eps=[]), "bad-eps"),
+        (lambda model, data: robustdup.find_duplicates([1, 2]), "bad-data"),
+        (lambda model, data: robustdup.find_duplicates(datasets.DatasetDict(test=as_table(data))), "bad-data"),
+        (lambda model, data: robustdup.find_duplicates(as_table(data).to_iterable_dataset()), "bad-data"),
+        (lambda model, data: robustdup.find_duplicates(as_table(data).select([])), "no-data"),
         (lambda model, data: robustdup.evaluate(model, []), "no-data"),
         (lambda model, data: robustdup.evaluate(model, [data.images]), "bad-data"),
         (lambda model, data: robustdup.evaluate(model, itertools.repeat((data.images, data.labels))), "bad-value"),
@@ -170,6 +177,11 @@ def test_the_old_decorator_still_works_with_a_warning():
 def test_mistakes_have_codes(model, data, call, code):
     with raises(code):
         call(model, data)
+
+
+def test_several_eps_may_come_as_an_array(model, data):
+    result = robustdup.evaluate(model, data, **{**QUICK, "eps": np.array([0.125, 0.25])})
+    assert list(result.record.curve) == ["0.125", "0.25"]
 
 
 def test_events_come_to_a_function(model, data):

@@ -111,3 +111,28 @@ def test_training_has_lines_in_a_log_too(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.strip().endswith("step 30/60, epoch 1.50  loss 0.250")
+
+
+def test_a_log_says_how_far_the_evaluation_of_a_checkpoint_is(capsys):
+    with LiveTraining(enabled=False, lines=True) as view:
+        view._lines = Lines(every=0.0)
+        view.update(TrainProgress(message="reading 500 images"))
+        view.update(TrainProgress(message="evaluating best with autoattack", evaluation=EVENT))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(": reading 500 images")
+    where = "eps 8/255  2/4 apgd-t: 128/512 judged (256 more: 45%, 19.4k passes), 301 of 512 survive"
+    assert second.endswith(f"evaluating best with autoattack: {where}")
+
+
+def test_bars_of_each_evaluation_follow_those_of_training(monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with LiveTraining(enabled=True) as view:
+        view.update(TrainProgress(step=60, n_steps=60, epoch=3.0))
+        for name in ("best", "last"):
+            view.update(TrainProgress(message=f"evaluating {name}"))
+            view.update(TrainProgress(message=f"evaluating {name}", evaluation=EVENT))
+    shown = capsys.readouterr().err
+    assert shown.index("evaluating best") < shown.index("301 of 512 survive") < shown.index("evaluating last")
+    assert shown.rindex("60/60") < shown.index("301 of 512 survive")
+    assert shown.index("evaluating last") < shown.rindex("301 of 512 survive")
