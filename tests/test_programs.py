@@ -85,7 +85,9 @@ def test_an_onnx_file_is_attacked_from_its_answers_alone(tmp_path, capsys):
     assert "gives no gradients" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "white").exists()
     assert main([*words, "--attacks", "square(queries=20)", "--out", str(tmp_path / "black"), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    record = json.loads(said)
+    assert "The model gives no gradient: it was only copied." in said
     assert record["clean_accuracy"]["value"] == pytest.approx(right)
     assert record["attacks"][0]["backward_passes"] == 0
     assert record["robust_accuracy"]["value"] <= right
@@ -104,6 +106,7 @@ def test_a_program_of_torch_export_has_gradients_and_is_opened_only_where_it_may
     program(leaf).sum().backward()
     model(other).sum().backward()
     assert torch.allclose(leaf.grad, other.grad, atol=1e-6)
+    assert not any(part.training for part in program.modules())  # or an evaluation says that it came in training mode
 
 
 def test_a_pt2_archive_is_not_opened_unasked(tmp_path):

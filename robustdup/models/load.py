@@ -18,6 +18,13 @@ from robustdup.models.programs import SUFFIXES, load_program
 from robustdup.plugins import Registry
 
 FILES = (*SUFFIXES, ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".npz", ".h5")  # that hold weights
+# What folders of robustdup's own hold, and how the network in them is named: of a training run, of exports.
+HOLDING = {
+    "network.json": "run:{}",
+    "modeling.py": "{}/modeling.py:load",
+    "model.onnx": "{}/model.onnx",
+    "model.pt2": "{}/model.pt2",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = load_script(Path(spec).expanduser())
     elif Path(spec).expanduser().is_dir():
         refuse_other_programs(Path(spec).expanduser())
+        for held, wanted in HOLDING.items():
+            if (Path(spec).expanduser() / held).is_file():
+                raise UserError(
+                    f"{spec!r} is a folder. Name the network in it: {wanted.format(spec)}.", code="no-network"
+                )
         raise unknown("model", spec, _examples(registry), see=_how(registry))
     elif colon and (error := missing_plugin(scheme)) is not None:
         raise error

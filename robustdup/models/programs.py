@@ -83,8 +83,9 @@ class ExportedProgram(nn.Module):
         self.rows = int(first) if isinstance(first, int) else None
 
     def train(self, mode: bool = True) -> ExportedProgram:
-        """Do nothing: a program is in the mode that it was exported in."""
-        self.training = False
+        """Change nothing: a program is in the mode that it was exported in, whatever its parts say."""
+        for part in self.modules():
+            part.training = False
         return self
 
     def forward(self, images: Tensor) -> Tensor:

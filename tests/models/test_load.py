@@ -300,6 +300,16 @@ def test_a_timm_too_old_for_the_hub_that_is_there_is_said_to_be_so(registry, mon
         load_model("timm:lcnet_035", registry=registry)
 
 
+@pytest.mark.parametrize(
+    ("file", "spec"),
+    [("network.json", "run:{}"), ("modeling.py", "{}/modeling.py:load"), ("model.onnx", "{}/model.onnx")],
+)
+def test_a_folder_with_a_network_is_told_how_to_be_named(registry, tmp_path, file, spec):
+    (tmp_path / file).write_text("")
+    with raises("no-network", UserError, spec.format(tmp_path)):
+        load_model(str(tmp_path), registry=registry)
+
+
 @pytest.mark.parametrize("spec", ["nothing.pt", "there/nothing.onnx", "nothing.safetensors#ema"])
 def test_a_file_that_is_not_there_is_said_to_be_missing(registry, spec):
     with raises("missing-file", UserError, f"There is no file '{spec.removesuffix('#ema')}'"):

@@ -74,6 +74,7 @@ def test_what_is_exported_answers_as_the_network_in_a_process_without_robustdup(
     assert "Robust accuracy" in card  # of the evaluation
     assert "do not normalise" in card
     assert f"model.{kind}" in card
+    assert "robustdup eval --model mod" in card
     if kind == "safetensors":
         assert load_file(out / "model.safetensors").keys() == load_file(run / "last.safetensors").keys()
 

@@ -131,7 +131,11 @@ class _Trial:
             repeated = answers(AttackCopy(model), self.probes[:1])
             copied = answers(self.best, self.probes[:2])
         except Exception as error:  # noqa: BLE001
-            self.notes.append(f"The model failed on the example images ({reason_of(error)}): it was only copied.")
+            reason = reason_of(error)
+            why = (
+                "gives no gradient" if "does not require grad" in reason else f"failed on the example images ({reason})"
+            )
+            self.notes.append(f"The model {why}: it was only copied.")
             return None
         if not within(differences(expected[:1], repeated), TOLERANCE["fp32"]):
             self.notes.append(

@@ -19,6 +19,7 @@ model = torch.export.load("model.pt2").module()''',
 session = onnxruntime.InferenceSession("model.onnx")
 logits = session.run(None, {"images": images})[0]  # a float32 array''',
 }  # fmt: skip
+SPECS = {"safetensors": "modeling.py:load", "pt2": "model.pt2 --allow-pickle", "onnx": "model.onnx --attacks square"}
 FRONT = """---
 pipeline_tag: image-classification
 tags: [adversarial-robustness, robustdup]
@@ -55,6 +56,8 @@ def exported_card(
         f"It takes float32 images (N, {shape.replace(' x ', ', ')}) in [0, 1], RGB where there are three channels, and returns "
         "logits. Mean and deviation are taken inside: do not normalise. robustdup is not needed. Its logits differ from those of "
         f"the trained network by {difference:.1e} at most, on four images of noise.",
+        "",
+        f"Evaluate it with robustdup: `robustdup eval --model {SPECS[kind]} --data …`.",
     ]
     if classes:
         lines += ["", "Classes, in order: " + ", ".join(plain(name) for name in classes) + "."]
