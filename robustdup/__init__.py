@@ -43,44 +43,30 @@ if TYPE_CHECKING:
     from robustdup.rng import SampleRng as SampleRng
     from robustdup.threat import ThreatModel as ThreatModel
 
-_PUBLIC = {
-    # the verbs
-    "attack": "robustdup.api.evaluation",
-    "certify": "robustdup.api.certification",
-    "compare": "robustdup.api.runs",
-    "drop_duplicates": "robustdup.api.duplicates",
-    "duplicate": "robustdup.api.duplicates",
-    "evaluate": "robustdup.api.evaluation",
-    "evaluate_corruptions": "robustdup.api.corruptions",
-    "find_duplicates": "robustdup.api.duplicates",
-    "gate": "robustdup.api.runs",
-    "load_data": "robustdup.api.loading",
-    "load_model": "robustdup.api.loading",
-    "rank": "robustdup.api.runs",
-    "train": "robustdup.api.runs",
-    "verify": "robustdup.api.runs",
-    # what they return and raise
-    "AttackWarning": "robustdup.errors",
-    "CertificationResult": "robustdup.api.certification",
-    "EvaluationResult": "robustdup.api.results",
-    "RunError": "robustdup.errors",
-    "ThreatModel": "robustdup.threat",
-    "Unavailable": "robustdup.errors",
-    "UserError": "robustdup.errors",
-    # for authors of plugins
-    "AttackFunction": "robustdup.plugins",
-    "AttackSpec": "robustdup.plugins",
-    "Passes": "robustdup.attacks.passes",
-    "Registry": "robustdup.plugins",
-    "SampleRng": "robustdup.rng",
-    "Stage": "robustdup.plugins",
-    "attack_signature": "robustdup.plugins",
-    "how_to_install": "robustdup.errors",
-    "input_gradient": "robustdup.attacks.passes",
-    "isolated": "robustdup.attacks.isolation",
-    "load_plugins": "robustdup.plugins",
-    "register_attack": "robustdup.plugins",
+_PLACES = {
+    "robustdup.api.certification": ("CertificationResult", "certify"),
+    "robustdup.api.corruptions": ("evaluate_corruptions",),
+    "robustdup.api.duplicates": ("drop_duplicates", "duplicate", "find_duplicates"),
+    "robustdup.api.evaluation": ("attack", "evaluate"),
+    "robustdup.api.loading": ("load_data", "load_model"),
+    "robustdup.api.results": ("EvaluationResult",),
+    "robustdup.api.runs": ("compare", "gate", "rank", "train", "verify"),
+    "robustdup.attacks.isolation": ("isolated",),
+    "robustdup.attacks.passes": ("Passes", "input_gradient"),
+    "robustdup.errors": ("AttackWarning", "RunError", "Unavailable", "UserError", "how_to_install"),
+    "robustdup.plugins": (
+        "AttackFunction",
+        "AttackSpec",
+        "Registry",
+        "Stage",
+        "attack_signature",
+        "load_plugins",
+        "register_attack",
+    ),
+    "robustdup.rng": ("SampleRng",),
+    "robustdup.threat": ("ThreatModel",),
 }
+_PUBLIC = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -99,9 +99,8 @@ def cpu_threads(
     before = torch.get_num_threads()
     count = threads or before
     if threads is None and device.type == "cpu":
-        with contextlib.suppress(
-            Exception, SystemExit
-        ):  # a model that cannot take the image is reported when it is judged
+        # A model that cannot take the image is reported when it is judged.
+        with contextlib.suppress(Exception, SystemExit):
             if 0 < count_operations(model, image) * rows < SMALL:
                 count = 1
     try:

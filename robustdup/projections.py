@@ -16,10 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-COUNTS = (
-    "L0",
-    "L0-pixels",
-)  # norms that count what changes: values (one channel of one pixel), or pixels in all channels
+# Norms that count what changes: values (one channel of one pixel), or pixels in all channels.
+COUNTS = ("L0", "L0-pixels")
 DOUBLES = 2**20  # pixels whose distances are summed at once, in float64
 COLUMNS = 64  # what `fold_sum` leaves to a running sum
 

@@ -11,13 +11,12 @@ from rich.console import Console
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.config import EvalConfig, build
-from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError
 from robustdup.report.format import escape
 
 USED = (
     *("model", "allow_pickle", "norm", "eps", "seed", "plugin", "threads"),
-    *("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
+    *EvalConfig.panels["Data"],
 )
 
 

@@ -55,7 +55,7 @@ def _eval(
     from robustdup.report.live import LiveView
     from robustdup.report.terminal import show_record
 
-    quiet = json or latex or markdown
+    form: Form = "json" if json else "latex" if latex else "markdown" if markdown else "table"
     if bundle is not None:  # before the attacks run, not after
         check_place(Path(bundle))
     if sign is not None:
@@ -64,7 +64,6 @@ def _eval(
         read_key(Path(sign))
     # Plugins are loaded for it where a threat is named: those of files run each time.
     if config.threat and (spec := load_plugins(config.plugin).get_threat(config.threat)) is not None:
-        form = _form(json=json, latex=latex, markdown=markdown)
         return _without_attacks(spec, config, folder, resume=resume is not None, bundle=bundle, sign=sign, form=form)
     if bundle is not None and not config.save_images:
         raise UserError("--bundle needs the adversarial images: leave out --no-save-images.", code="bad-option")
@@ -74,10 +73,10 @@ def _eval(
         if not file_made_here(folder / RECORD_FILE):
             print(f"Note: {str(folder / RECORD_FILE)!r} is not as a run under this account wrote it.", file=sys.stderr)
     else:
-        view = LiveView(enabled=not quiet and sys.stderr.isatty(), lines=True)
+        view = LiveView(enabled=form == "table" and sys.stderr.isatty(), lines=True)
         try:
             # What toolkits print must not stand between the lines of the record.
-            with view, diverted(quiet):
+            with view, diverted(form != "table"):
                 record = jobs.run_evaluation(
                     config, folder=folder, resume=resume is not None, progress=view.update, spread=True
                 ).record
@@ -90,12 +89,7 @@ def _eval(
         withdraw(folder)
         raise failed
     _write_evidence(folder, bundle, sign)
-    show_record(
-        record,
-        folder,
-        form=_form(json=json, latex=latex, markdown=markdown),
-        bundle=bundle,
-    )
+    show_record(record, folder, form=form, bundle=bundle)
     if failed is not None:
         raise failed
     return 0
@@ -118,11 +112,6 @@ def _failure(record: EvaluationRecord) -> RobustdupError:
     mistakes = all(error.startswith("UserError:") for error in errors)
     reasons = "; ".join(error.removeprefix("UserError: ") for error in errors)
     return (UserError if mistakes else RunError)(f"No attack finished a single call: {reasons}", code="attacks-failed")
-
-
-def _form(*, json: bool, latex: bool, markdown: bool) -> Form:
-    """Return the form of the output that the flags ask for."""
-    return "json" if json else "latex" if latex else "markdown" if markdown else "table"
 
 
 def _without_attacks(

@@ -176,9 +176,8 @@ def _table(entries: list[LeaderboardEntry], *, several: bool, narrow: bool = Fal
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != "venue")
     others = sum(len(heading) for heading in headings if heading not in ("model", "dataset", "threat", "venue", "eps"))
-    letters = (
-        NARROWEST - others - (21 if several else 17) - 2 * (len(headings) - 1)
-    )  # dataset and threat, or eps and venue
+    beside = 21 if several else 17  # dataset and threat, or eps and venue
+    letters = NARROWEST - others - beside - 2 * (len(headings) - 1)
     for number, entry in enumerate(entries, 1):
         cells: dict[str, str] = {
             "#": str(number), "dataset": entry.dataset, "threat": entry.threat_model,

@@ -14,9 +14,8 @@ from robustdup.errors import UserError, missing_plugin
 from robustdup.plugins import CommandSpec, load_plugins
 from robustdup.plugins.options import resolved
 
-PLUGINS = dict.fromkeys(
-    ("export", "submit", "refresh"), "publish"
-)  # of commands that are called otherwise than their plugin
+# Of commands that are called otherwise than their plugin.
+PLUGINS = dict.fromkeys(("export", "submit", "refresh"), "publish")
 
 
 @cache

@@ -13,14 +13,13 @@ from rich.console import Console
 
 from robustdup.cli.flags import split_words, with_flags
 from robustdup.config import EvalConfig, build
-from robustdup.config.fields import DATA_DETAILS
 from robustdup.errors import UserError, how_to_install
 from robustdup.report.format import escape
 
 # The referee runs no attack: what is judged, and on what.
 USED = (
     *("model", "normalize", "class_names", "mode", "judge_draws", "allow_pickle", "norm", "eps", "seed", "plugin"),
-    *("data", "split", "n", "sample", "resize", "crop", "grey", *DATA_DETAILS),
+    *EvalConfig.panels["Data"],
     *("device", "threads", "micro_batch"),
 )
 

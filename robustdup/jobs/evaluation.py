@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,22 +185,10 @@ def _remark(message: str, stages: list[PlannedStage], threat: ThreatModel, n: in
 
 
 def engine_options(config: EvalConfig, device: torch.device) -> EngineOptions:
-    """Return how the engine is to compute what `config` asks for on a device."""
-    return EngineOptions(
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        fold=config.fold,
-        compile=config.compile,
-        precision=attack_precision(config.precision, device),
-        draws=config.judge_draws,
-        mode=config.mode,
-        seed=config.seed,
-        threads=config.threads,
-        individual=config.individual,
-        each_norm=config.each_norm,
-        min_distance=config.min_distance,
-        diagnostics=config.diagnostics,
-    )
+    """Return how the engine is to compute what `config` asks for on a device: by settings of the same name, but for two."""
+    other: dict[str, Any] = {"draws": config.judge_draws, "precision": attack_precision(config.precision, device)}
+    same = {field.name: getattr(config, field.name) for field in fields(EngineOptions) if field.name not in other}
+    return EngineOptions(**same, **other)
 
 
 def parse_threats(config: EvalConfig) -> list[ThreatModel]:

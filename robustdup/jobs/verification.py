@@ -36,14 +36,8 @@ from robustdup.threat import ThreatModel
 from robustdup.union import is_union
 
 DATA_SETTINGS = {"data", "split", "data_config", "revision", "image_column", "label_column"}
-ASKED = (
-    "normalize",
-    "mode",
-    "class_names",
-    "resize",
-    "crop",
-    "grey",
-)  # settings of what a model is asked, besides the images
+# Settings of what a model is asked, besides the images.
+ASKED = ("normalize", "mode", "class_names", "resize", "crop", "grey")
 
 
 def is_bundle(place: Path) -> bool:

@@ -115,9 +115,8 @@ def begin(setup: bytes, place: WorkerPlace) -> tuple[Callable[[Any], Any] | None
     """Do the pickled setup: return the function for the payloads (None where it failed) and the pickled `Reply`."""
     try:
         function = from_bytes("the setup in a worker", setup)
-        limit_threads(
-            place.threads
-        )  # again: loading it may have imported torch, which takes no more threads than cores
+        # Again: loading it may have imported torch, which takes no more threads than cores.
+        limit_threads(place.threads)
         share_memory(place)
         return function(place), pickle.dumps(Reply())
     except BaseException as error:  # noqa: BLE001

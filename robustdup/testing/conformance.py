@@ -26,13 +26,8 @@ from robustdup.testing.report import ConformanceReport, Finding
 from robustdup.testing.trial import SAMPLES, RgbDigits, against_noise, conformance_samples
 from robustdup.threat import NORMS, ThreatModel
 
-EPS = {
-    "Linf": "0.15",
-    "L2": "2.5",
-    "L1": "30",
-    "L0": "60",
-    "L0-pixels": "40",
-}  # noise of this size breaks next to nothing, PGD nearly everything
+# Noise of this size breaks next to nothing, PGD nearly everything.
+EPS = {"Linf": "0.15", "L2": "2.5", "L1": "30", "L0": "60", "L0-pixels": "40"}
 LARGER = (2, 4)
 AGAIN = (7, 3, 12, 0, 9)  # rows of the second and third run, in another order and company
 

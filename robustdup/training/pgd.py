@@ -22,9 +22,8 @@ from robustdup.threat import ThreatModel, parse_eps
 from robustdup.training.captured import CapturedSteps
 
 RowLoss = Callable[[Tensor, slice], Tensor]
-HALF_SCALE = (
-    256.0  # of losses in fp16, whose smallest number is 6e-8: where a sample is right for sure, gradients are smaller
-)
+# Of losses in fp16, whose smallest number is 6e-8: where a sample is right for sure, gradients are smaller.
+HALF_SCALE = 256.0
 PATH = 2.5  # steps times step size, in eps
 TINY_START = 0.001  # without a random start a divergence from the clean answer has no gradient: as TRADES' authors do
 

@@ -15,84 +15,39 @@ if TYPE_CHECKING:
     from robustdup.plugins import ObjectiveSpec, Registry
 
 
+# Name, function (in `robustdup.training.objectives`, as are `check` and `module`), description, and what else is known.
+OBJECTIVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("standard", "adversarial:standard", "Cross-entropy on the images as they are.", {"attacks": False}),
+    ("pgd_at", "adversarial:pgd_at", "Cross-entropy on adversarial images.", {"url": "https://arxiv.org/abs/1706.06083"}),
+    ("trades", "adversarial:trades", "Cross-entropy on clean images, and how far adversarial answers drift from clean ones.",
+     {"check": "adversarial:check_beta", "url": "https://arxiv.org/abs/1901.08573"}),
+    ("mart", "adversarial:mart",
+     "Boosted cross-entropy on adversarial images, and drift weighed by how unsure the clean answer is.",
+     {"check": "adversarial:check_beta", "url": "https://openreview.net/forum?id=rklOg6EFwS"}),
+    ("free", "adversarial:free", "Several steps on each batch, whose backward passes also move the images.",
+     {"attacks": False, "update": "free", "url": "https://arxiv.org/abs/1904.12843"}),
+    ("n_fgsm", "adversarial:n_fgsm", "Cross-entropy on images moved by strong noise and one gradient step.",
+     {"attacks": False, "check": "adversarial:check_n_fgsm", "url": "https://arxiv.org/abs/2202.01181"}),
+    ("fgsm_pgi", "prior:fgsm_pgi",
+     "Cross-entropy after one gradient step from where earlier epochs ended, and how far answers drift on it.",
+     {"attacks": False, "check": "prior:check_fgsm_pgi", "url": "https://arxiv.org/abs/2207.08859"}),
+    ("ibp", "intervals:ibp",
+     "Cross-entropy of the worst logits that interval bounds leave possible: certified training, in Linf.",
+     {"attacks": False, "check": "intervals:check_weights", "url": "https://arxiv.org/abs/1810.12715"}),
+    ("crown_ibp", "crown_ibp:crown_ibp",
+     "As ibp, with linear bounds of the margins at first, or throughout: steadier, tighter at a small radius.",
+     {"attacks": False, "check": "intervals:check_weights", "url": "https://arxiv.org/abs/1906.06316"}),
+    ("morel", "morel:morel", "MART or TRADES, with clean, adversarial and same-class features drawn together.",
+     {"features": True, "module": "morel:morel_module", "check": "morel:check_morel", "url": "https://arxiv.org/abs/2410.01697"}),
+)  # fmt: skip
+
+
 def register_objectives(registry: Registry) -> None:
     """Register the objectives that come with robustdup; none of them is imported."""
     here = "robustdup.training.objectives"
-    registry.add_objective(
-        "standard",
-        f"{here}.adversarial:standard",
-        attacks=False,
-        description="Cross-entropy on the images as they are.",
-    )
-    registry.add_objective(
-        "pgd_at",
-        f"{here}.adversarial:pgd_at",
-        description="Cross-entropy on adversarial images.",
-        url="https://arxiv.org/abs/1706.06083",
-    )
-    registry.add_objective(
-        "trades",
-        f"{here}.adversarial:trades",
-        check=f"{here}.adversarial:check_beta",
-        url="https://arxiv.org/abs/1901.08573",
-        description="Cross-entropy on clean images, and how far adversarial answers drift from clean ones.",
-    )
-    registry.add_objective(
-        "mart",
-        f"{here}.adversarial:mart",
-        check=f"{here}.adversarial:check_beta",
-        url="https://openreview.net/forum?id=rklOg6EFwS",
-        description="Boosted cross-entropy on adversarial images, and drift weighed by how unsure the clean answer is.",
-    )
-    registry.add_objective(
-        "free",
-        f"{here}.adversarial:free",
-        update="free",
-        attacks=False,
-        url="https://arxiv.org/abs/1904.12843",
-        description="Several steps on each batch, whose backward passes also move the images.",
-    )
-    registry.add_objective(
-        "n_fgsm",
-        f"{here}.adversarial:n_fgsm",
-        attacks=False,
-        check=f"{here}.adversarial:check_n_fgsm",
-        url="https://arxiv.org/abs/2202.01181",
-        description="Cross-entropy on images moved by strong noise and one gradient step.",
-    )
-    registry.add_objective(
-        "fgsm_pgi",
-        f"{here}.prior:fgsm_pgi",
-        attacks=False,
-        check=f"{here}.prior:check_fgsm_pgi",
-        url="https://arxiv.org/abs/2207.08859",
-        description="Cross-entropy after one gradient step from where earlier epochs ended, and how far answers drift on it.",
-    )
-    registry.add_objective(
-        "ibp",
-        f"{here}.intervals:ibp",
-        attacks=False,
-        check=f"{here}.intervals:check_weights",
-        url="https://arxiv.org/abs/1810.12715",
-        description="Cross-entropy of the worst logits that interval bounds leave possible: certified training, in Linf.",
-    )
-    registry.add_objective(
-        "crown_ibp",
-        f"{here}.crown_ibp:crown_ibp",
-        attacks=False,
-        check=f"{here}.intervals:check_weights",
-        url="https://arxiv.org/abs/1906.06316",
-        description="As ibp, with linear bounds of the margins at first, or throughout: steadier, tighter at a small radius.",
-    )
-    registry.add_objective(
-        "morel",
-        f"{here}.morel:morel",
-        features=True,
-        module=f"{here}.morel:morel_module",
-        check=f"{here}.morel:check_morel",
-        url="https://arxiv.org/abs/2410.01697",
-        description="MART or TRADES, with clean, adversarial and same-class features drawn together.",
-    )
+    for name, function, description, known in OBJECTIVES:
+        named: dict[str, Any] = {key: f"{here}.{known[key]}" for key in ("check", "module") if key in known}
+        registry.add_objective(name, f"{here}.{function}", description=description, **(known | named))
 
 
 def find_objective(text: str, registry: Registry) -> tuple[ObjectiveSpec, dict[str, Any]]:
