@@ -73,7 +73,6 @@ def search_rays(
     asked = torch.zeros(n, dtype=torch.int64, device=images.device)
     level, block = torch.zeros_like(asked), torch.zeros_like(asked)
     places = torch.arange(pixels, device=images.device)
-    adv_images = images.clone()
 
     def is_adv(rows: Tensor, rays: Tensor, radius: Tensor) -> Tensor:
         asked[rows] += 1
@@ -102,8 +101,7 @@ def search_rays(
         level = torch.where(done, torch.where(size > 1, level + 1, 0), level)
         block = torch.where(done, 0, block + 1)
     radius = distance.clamp(max=threat.radius)
-    adv_images = _along(images, direction, radius, threat)
-    return threat.project(images, adv_images)
+    return threat.project(images, _along(images, direction, radius, threat))
 
 
 def _bisect(is_adv: Any, rows: Tensor, high: Tensor, threat: ThreatModel, halvings: int) -> Tensor:

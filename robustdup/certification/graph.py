@@ -159,7 +159,7 @@ class _Reader:
     def _read(self, node: fx.Node) -> Any:
         args = [self._value(argument) for argument in node.args]
         if node.op == "get_attr":
-            return _attribute(self.graph, str(node.target))
+            return operator.attrgetter(str(node.target))(self.graph)
         if node.op == "call_module":
             return self._module(node, self.graph.get_submodule(str(node.target)), args)
         return self._function(node, args)
@@ -329,10 +329,6 @@ _ARITHMETIC = {
     "add": "add", "iadd": "add", "add_": "add", "sub": "sub", "isub": "sub", "sub_": "sub", "mul": "mul", "imul": "mul",
     "mul_": "mul", "truediv": "truediv", "itruediv": "truediv", "div": "truediv", "div_": "truediv",
 }  # fmt: skip
-
-
-def _attribute(module: Any, path: str) -> Any:
-    return operator.attrgetter(path)(module)
 
 
 def _pair(value: Any) -> tuple[int, int]:

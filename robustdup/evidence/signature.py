@@ -24,6 +24,7 @@ FORMAT = "robustdup.signature/1"
 PURPOSE = b"robustdup.signature/1\n"  # signed before the manifest: no signature of something else is taken for one
 KIND = "ssh-ed25519"
 LARGEST = 10_000  # bytes of a signature or key file
+NEW_KEY = "ssh-keygen -t ed25519 -N '' -f signing-key"  # what makes one
 # Points of small order as they are written, the last bit left out: y = 0, 1, -1 and the two of order 8, also above p. Under such
 # a key a signature holds that anybody can make (https://eprint.iacr.org/2020/1244).
 _ORDER_8 = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
@@ -86,17 +87,17 @@ def read_key(path: Path) -> Any:
         key = load(content, password=None)
     except TypeError:
         raise UserError(
-            f"The key {str(path)!r} is protected by a passphrase. Take one without: ssh-keygen -t ed25519 -N '' -f signing-key.",
+            f"The key {str(path)!r} is protected by a passphrase. Take one without: {NEW_KEY}.",
             code="bad-key",
         ) from None
     except Exception as error:  # cryptography raises errors of several kinds  # noqa: BLE001
         raise UserError(
-            f"{str(path)!r} holds no private key ({plain(error, 200)}). Make one: ssh-keygen -t ed25519 -N '' -f signing-key.",
+            f"{str(path)!r} holds no private key ({plain(error, 200)}). Make one: {NEW_KEY}.",
             code="bad-key",
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(
-            f"The key {str(path)!r} is not of the kind Ed25519. Make one: ssh-keygen -t ed25519 -N '' -f signing-key.",
+            f"The key {str(path)!r} is not of the kind Ed25519. Make one: {NEW_KEY}.",
             code="bad-key",
         )
     return key

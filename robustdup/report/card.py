@@ -22,6 +22,7 @@ from robustdup.report.format import attack_label, percent, printable
 from robustdup.report.tables import alone_text, ball_label
 
 ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[:=,@]))/(?!/)[^:=@,]*/([^:=@,/]+)")
+TAGS = ["adversarial-robustness", "robustdup"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -32,7 +33,7 @@ def model_card(record: EvaluationRecord, samples: pa.Table | None = None, *, mad
     under this account: if not, the card says that its rank rests on what the record states.
     """
     record = printable(record)
-    metadata = {"pipeline_tag": "image-classification", "tags": _tags(), "model-index": [_index(record)]}
+    metadata = {"pipeline_tag": "image-classification", "tags": TAGS, "model-index": [_index(record)]}
     front = yaml.dump(metadata, Dumper=_OneLine, sort_keys=False, allow_unicode=True, width=100_000)
     return f"---\n{front}---\n\n{section(record, samples, made_here=made_here)}"
 
@@ -84,10 +85,6 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _OneLine.add_representer(str, _text)
-
-
-def _tags() -> list[str]:
-    return ["adversarial-robustness", "robustdup"]
 
 
 def _index(record: EvaluationRecord) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 
 from robustdup.records import Accuracy, CheckpointResult, DuplicationInfo, TrainingRecord, TrainProgress, to_json
-from robustdup.report.format import clock, escape, printable
+from robustdup.report.format import clock, escape, printable, with_interval
 from robustdup.report.live import Bars, LiveView, in_one_line
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -206,7 +206,7 @@ def _share(value: float | None) -> str:
 
 
 def _interval(value: Accuracy | None) -> str:
-    return "" if value is None else f"{100 * value.value:.2f}% [{100 * value.low:.2f}, {100 * value.high:.2f}]"
+    return "" if value is None else with_interval(value)
 
 
 def sparkline(values: list[float], width: int = 24) -> str:

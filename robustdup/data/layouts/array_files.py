@@ -13,8 +13,8 @@ import numpy as np
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.layouts import hdf5
 from robustdup.data.layouts.binaries import CIFAR10, read_plain_pickle
-from robustdup.data.layouts.opened import Opened, split_name, split_word
-from robustdup.errors import UserError, unknown
+from robustdup.data.layouts.opened import Opened, chosen_set, split_name, split_word
+from robustdup.errors import UserError
 from robustdup.inflation import check_tensor, check_zip
 
 SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors", ".pkl", ".pickle", ".p", ".mat", *hdf5.SUFFIXES)
@@ -191,28 +191,19 @@ def open_array_folder(root: Path, files: Sequence[Path], config: str | None) -> 
             opened = [_pair(root, file) for file in pairs]
             return Opened({name: split for each in opened for name, split in each.splits.items()})
         return _pair(root, _chosen_file(pairs, root, config))
-    named = {split_name(file.stem) or split_name(file.stem.rpartition("_")[2]) for file in others}
+    named = {split_name(file.stem) or split_name(file.stem.rpartition("_")[2]): file for file in others}
     if len(others) > 1 and len(named) == len(others) and None not in named:
         splits = {}
-        for file in others:
+        for split, file in named.items():
             (arrays,) = open_array_file(file).splits.values()
-            splits[str(split_name(file.stem) or split_name(file.stem.rpartition("_")[2]))] = arrays
+            splits[str(split)] = arrays
         return Opened(splits)
     return open_array_file(_chosen_file(others, root, config))
 
 
 def _chosen_file(files: Sequence[Path], root: Path, config: str | None) -> Path:
     names = [file.stem for file in files]
-    if config is not None:
-        if config not in names:
-            raise unknown(f"configuration of {root}:", config, names)
-        return files[names.index(config)]
-    if len(files) != 1:
-        raise UserError(
-            f"{str(root)!r} has several sets of images. Name one with --data-config: {', '.join(names)}.",
-            code="bad-option",
-        )
-    return files[0]
+    return files[names.index(chosen_set(names, root, config))]
 
 
 def _is_labels(file: Path) -> bool:

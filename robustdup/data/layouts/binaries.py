@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from robustdup.data.arrays import Arrays, make_arrays
-from robustdup.data.layouts.opened import Opened
-from robustdup.errors import UserError, unknown
+from robustdup.data.layouts.opened import Opened, chosen_set
+from robustdup.errors import UserError
 from robustdup.inflation import allowed, check_unpacked, check_zip
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -166,18 +166,14 @@ def _idx(place: Path, config: str | None) -> dict[str, Arrays]:
             split = "train" if match[2] == "train" else "test"
             files.setdefault((match[1].strip("-_."), split), {})[match[3]] = file
     whole = {key: pair for key, pair in files.items() if len(pair) == 2}
+    if not whole:
+        return {}
     sets = [name.removeprefix("emnist-") for name in dict.fromkeys(name for name, _ in whole)]
-    if config is None and len(sets) > 1:
-        raise UserError(
-            f"{str(place)!r} has several sets of images. Name one with --data-config: {', '.join(sets)}.",
-            code="bad-option",
-        )
-    if whole and config is not None and config not in sets:
-        raise unknown(f"configuration of {place}:", config, sets)
+    chosen = chosen_set(sets, place, config)
     return {
         split: make_arrays(read_idx(pair["images"]), _first_column(read_idx(pair["labels"])), f"{place} ({split})")
         for (name, split), pair in whole.items()
-        if config in (None, name.removeprefix("emnist-"))
+        if name.removeprefix("emnist-") == chosen
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from robustdup.errors import unknown
+from robustdup.errors import UserError, unknown
 
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -45,6 +46,18 @@ def split_in(name: str) -> str | None:
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
     named = {split for word in words if (split := split_name(word))}
     return named.pop() if len(named) == 1 else None
+
+
+def chosen_set(sets: Sequence[str], place: Path, config: str | None) -> str:
+    """Return the one set of images of a place, or the one of several that `config` names. Raises UserError."""
+    if config is not None and config not in sets:
+        raise unknown(f"configuration of {place}:", config, sets)
+    if config is None and len(sets) != 1:
+        raise UserError(
+            f"{str(place)!r} has several sets of images. Name one with --data-config: {', '.join(sets)}.",
+            code="bad-option",
+        )
+    return sets[0] if config is None else config
 
 
 def pick(opened: Opened, wanted: str, place: str, *, lenient: bool = False) -> tuple[str, tuple[str, ...]]:
