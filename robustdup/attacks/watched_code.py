@@ -11,7 +11,7 @@ import builtins
 import contextlib
 import operator
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import EnumMeta
 from pathlib import Path
@@ -66,6 +66,7 @@ class _Space:
     every: frozenset[str]
     names: tuple[str, ...]
     values: tuple[Any, ...]
+    read: Callable[[Any], tuple[Any, ...]]
     tables: tuple[tuple[str, Any, Any], ...]
 
 
@@ -129,8 +130,7 @@ class WatchedCode:
             if type(space.owner) is not space.kind:
                 changed.append(f"the class of {space.label}")
                 space.owner.__class__ = space.kind
-            now = vars(space.owner)
-            if len(now) != len(space.every) or any(map(operator.is_not, map(now.get, space.names), space.values)):
+            if _differs(space):
                 changed += self._put_back_names(space)
             for name, table, kept in space.tables:
                 if not alike(table, kept):
@@ -226,7 +226,19 @@ def _space(owner: Any, label: str, home: str, *, whole: bool = False) -> _Space:
     ]
     if own and isinstance(owner, EnumMeta):
         tables += [(name, table, table.copy()) for name, table in _of_members(owner)]
-    return _Space(owner, type(owner), label, frozenset(content), tuple(values), tuple(values.values()), tuple(tables))
+    names = tuple(values)
+    # All values in one call: there are some 16,000. The first name once more, since of a single one no tuple would come.
+    read = operator.itemgetter(*names, names[0]) if names else tuple
+    return _Space(owner, type(owner), label, frozenset(content), names, tuple(values.values()), read, tuple(tables))
+
+
+def _differs(space: _Space) -> bool:
+    """Say whether a module or class has other names than it had, or one of them stands for something else."""
+    now = vars(space.owner)
+    try:
+        return len(now) != len(space.every) or any(map(operator.is_not, space.read(now), space.values))
+    except KeyError:
+        return True
 
 
 def _of_members(owner: EnumMeta) -> Iterator[tuple[str, dict[Any, Any]]]:
