@@ -16,6 +16,7 @@ from typing import Any
 from robustdup.errors import UserError
 
 SHOWN = 5  # names that a message lists
+NAMED_BY = ("class_names", "classes", "label_names", "labels", "id2label", "idx_to_class", "class_to_idx", "label2id")
 SETTINGS = ("meta", "metadata", "hyper_parameters", "hparams", "config", "cfg", "args", "model_args", "dataset_meta")
 
 # Names under which data sets keep the same class: CIFAR-10 and STL-10, MNIST and SVHN, and what people call them.
@@ -246,21 +247,9 @@ def names_in(content: Mapping[Any, Any]) -> list[str]:
     They are looked for at the top and in what is kept beside the weights: settings, meta data.
     """
     inner = [content.get(key) for key in SETTINGS]
-    for place in (
-        content,
-        *(value if isinstance(value, Mapping) else getattr(value, "__dict__", {}) for value in inner),
-    ):
+    for place in (content, *(each if isinstance(each, Mapping) else getattr(each, "__dict__", {}) for each in inner)):
         by_name = {str(key).lower(): value for key, value in place.items()}
-        for key in (
-            "class_names",
-            "classes",
-            "label_names",
-            "labels",
-            "id2label",
-            "idx_to_class",
-            "class_to_idx",
-            "label2id",
-        ):
+        for key in NAMED_BY:
             names = _in_order(by_name.get(key))
             if names:
                 return names

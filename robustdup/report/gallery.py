@@ -38,13 +38,13 @@ class Pictures:
 
     def adversarial(self, rows: Array) -> Array:
         """Return some adversarial examples, without reading the others."""
-        return _read_rows(self.path, "images", rows)
+        return _read_rows(self.path, rows)
 
     def clean_images(self, rows: Array) -> Array | None:
         """Return the clean images of some samples; None where the run kept none."""
         if self.given is not None:
             return np.asarray(self.given[rows], dtype=np.float32)
-        return _read_rows(self.clean, "images", rows) if self.clean is not None else None
+        return _read_rows(self.clean, rows) if self.clean is not None else None
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def _shape(path: Path) -> tuple[int, ...]:
         return tuple(file.get_slice("images").get_shape())
 
 
-def _read_rows(path: Path, name: str, rows: Array) -> Array:
-    """Read rows (rising) of a tensor as float32, without reading the rest; uint8 becomes [0, 1]."""
+def _read_rows(path: Path, rows: Array) -> Array:
+    """Read rows (rising) of the images as float32, without reading the rest; uint8 becomes [0, 1]."""
     with safe_open(path, framework="numpy") as file:
-        part = file.get_slice(name)
+        part = file.get_slice("images")
         pixels = np.concatenate([part[start : stop + 1] for start, stop in _runs(rows.tolist())])
     return pixels.astype(np.float32) / 255 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
 
