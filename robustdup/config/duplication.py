@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from fractions import Fraction
@@ -130,13 +131,7 @@ class DuplicationOptions(Config):
     def canonical(self) -> dict[str, Any]:
         """Return the keys that matter for this scheme, with the published protocol's numbers translated."""
         keys = [key for key in TAKES[self.scheme] if not key.startswith("paper_")]
-        keys_given: dict[str, Any] = {
-            "scheme": self.scheme,
-            "mode": self.mode,
-            "control": self.control,
-            "near": self.near,
-        }
-        keys_given |= {key: getattr(self, key) for key in keys}
+        keys_given = {key: getattr(self, key) for key in ("scheme", "mode", "control", "near", *keys)}
         if self.control == "fewer_unique":  # it is about equal size, so that the mode says nothing
             keys_given["mode"] = "replace"
         if self.paper_p is not None:
@@ -191,34 +186,26 @@ def _check_keys(options: DuplicationOptions) -> None:
         )
 
 
+# Key, the least and the largest value, and what it is, up to "got …".
+_RANGES: tuple[tuple[str, float, float, str], ...] = (
+    ("dose", 0, math.nextafter(1, 0), "is the share of training entries that are copies, from 0 to below 1;"),
+    ("fraction", 0, 1, "is the share of the samples that are chosen, from 0 to 1;"),
+    ("paper_r", 0, 1, "is the share of the samples that are chosen, from 0 to 1;"),
+    ("copies", 1, math.inf, "must be at least 1 for each chosen sample,"),
+    ("skew", 0, 1, "goes from 0 (all classes alike) to 1 (named classes only);"),
+    ("exponent", 0, 8, "goes from 0 to 8,"),
+    ("row", 0, math.inf, "must be 0 or above,"),
+    ("paper_p", 0, 100, "is a percentage from 0 to 100 (p // 10 whole copies),"),
+)
+
+
 def _check_ranges(options: DuplicationOptions) -> None:
-    if options.dose is not None and not 0 <= options.dose < 1:
-        raise UserError(
-            f"dose is the share of training entries that are copies, from 0 to below 1; got {options.dose:g}."
-            + _percent(options.dose),
-            code="bad-value",
-        )
-    for key in ("fraction", "paper_r"):
+    for key, least, largest, meaning in _RANGES:
         value = getattr(options, key)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(
-                f"{key} is the share of the samples that are chosen, from 0 to 1; got {value:g}.{_percent(value)}",
-                code="bad-value",
-            )
-    if options.copies is not None and options.copies < 1:
-        raise UserError(f"copies must be at least 1 for each chosen sample, got {options.copies}.", code="bad-value")
-    if not 0 <= options.skew <= 1:
-        raise UserError(
-            f"skew goes from 0 (all classes alike) to 1 (named classes only); got {options.skew:g}.", code="bad-value"
-        )
-    if not 0 <= options.exponent <= 8:
-        raise UserError(f"exponent goes from 0 to 8, got {options.exponent:g}.", code="bad-value")
-    if options.row is not None and options.row < 0:
-        raise UserError(f"row must be 0 or above, got {options.row}.", code="bad-value")
-    if options.paper_p is not None and not 0 <= options.paper_p <= 100:
-        raise UserError(
-            f"paper_p is a percentage from 0 to 100 (p // 10 whole copies), got {options.paper_p}.", code="bad-value"
-        )
+        if value is not None and not least <= value <= largest:
+            hint = _percent(value) if key in ("dose", "fraction", "paper_r") else ""
+            shown = value if isinstance(value, int) else f"{value:g}"
+            raise UserError(f"{key} {meaning} got {shown}.{hint}", code="bad-value")
 
 
 def _percent(value: float) -> str:

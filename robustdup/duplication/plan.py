@@ -151,11 +151,7 @@ def plan_header(plan: DuplicationPlan) -> dict[str, Any]:
     """Return all of a plan but its entries, ready for JSON."""
     return {
         "format": FORMAT,
-        "hash": plan.hash,
-        "n_source": plan.n_source,
-        "scheme": plan.scheme,
-        "mode": plan.mode,
-        "seed": plan.seed,
+        **{name: getattr(plan, name) for name in ("hash", "n_source", "scheme", "mode", "seed")},
         "near": plan.near.text if plan.near is not None else None,
         "options": plan.options,
     }

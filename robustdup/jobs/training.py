@@ -63,6 +63,13 @@ from robustdup.training.tracking import check_trackers
 from robustdup.training.updates import UpdateRule, make_update
 from robustdup.training.validation import Validate, ValidationAttack, find_validation_attack, make_validate
 
+UNUSABLE = (
+    "damaged-run",
+    "damaged-record",
+    "other-run",
+    "not-empty",
+    "no-run",
+)  # codes of what is left of an evaluation
 PRECISION_FILE = "precision.txt"
 SMALL = 2e8  # multiply-adds of an inner pass below which CPU threads wait for each other longer than they compute
 
@@ -387,13 +394,7 @@ def _evaluated(
     try:
         return run(resume=folder.is_dir()).record
     except UserError as error:
-        if not folder.is_dir() or error.code not in (
-            "damaged-run",
-            "damaged-record",
-            "other-run",
-            "not-empty",
-            "no-run",
-        ):
+        if not folder.is_dir() or error.code not in UNUSABLE:
             raise
         shutil.rmtree(folder)
         return run(resume=False).record

@@ -142,13 +142,5 @@ def without_demands(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a bundle's settings without what it has no say in: devices, threads, plugins, pickles, memory."""
     size = settings.get("micro_batch")
     kept = size if isinstance(size, int) and 0 < size <= LARGEST_MICRO_BATCH else None
-    own = {
-        "plugin": [],
-        "allow_pickle": False,
-        "attack_model": None,
-        "replay": None,
-        "out": None,
-        "device": "auto",
-        "threads": None,
-    }
-    return {**settings, **own, "micro_batch": kept, "workers": None, "runner": "local"}
+    usual = {"plugin": [], "allow_pickle": False, "device": "auto", "runner": "local", "micro_batch": kept}
+    return {**settings, **dict.fromkeys(("attack_model", "replay", "out", "threads", "workers")), **usual}

@@ -235,24 +235,18 @@ def _other_eps(eps: str, board_eps: str, dataset: str, norm: str) -> str:
 
 def _unfit(record: EvaluationRecord) -> list[str]:
     """What in the record itself forbids a rank, whatever the leaderboard."""
-    model, reasons = record.model, []
-    if record.status != "complete":
-        reasons.append(f"the run is not complete ({record.status}); continue it with --resume")
-    if record.n_undecided:
-        reasons.append(f"{record.n_undecided} of {record.n} samples are undecided: an attack did not finish on them")
-    if record.n_not_attacked:
-        reasons.append(f"{record.n_not_attacked} of {record.n} samples were not attacked")
-    if model.randomized:
-        reasons.append("the model is randomised; RobustBench takes deterministic models only")
-    if model.batch_dependent:
-        reasons.append("the model's answers depend on which images share a batch")
-    if model.attack_model is not None and (
-        model.attack_model_fingerprint is None or model.attack_model_fingerprint != model.fingerprint
-    ):
-        reasons.append(f"another model was attacked ({model.attack_model}) than judged ({model.spec})")
-    if model.mode != "eval":
-        reasons.append(f"the model was not in eval mode ({model.mode})")
-    return reasons
+    model, n = record.model, record.n
+    same_model = model.attack_model is None or model.attack_model_fingerprint == model.fingerprint
+    signs = (
+        (record.status != "complete", f"the run is not complete ({record.status}); continue it with --resume"),
+        (record.n_undecided, f"{record.n_undecided} of {n} samples are undecided: an attack did not finish on them"),
+        (record.n_not_attacked, f"{record.n_not_attacked} of {n} samples were not attacked"),
+        (model.randomized, "the model is randomised; RobustBench takes deterministic models only"),
+        (model.batch_dependent, "the model's answers depend on which images share a batch"),
+        (not same_model, f"another model was attacked ({model.attack_model}) than judged ({model.spec})"),
+        (model.mode != "eval", f"the model was not in eval mode ({model.mode})"),
+    )
+    return [reason for is_so, reason in signs if is_so]
 
 
 def _notes(record: EvaluationRecord, images: ImageCheck) -> list[str]:
