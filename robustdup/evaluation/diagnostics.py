@@ -28,6 +28,7 @@ from robustdup.evaluation.masking import (
     look_first,
     masking_signs,
 )
+from robustdup.evaluation.referee import NOT_FINITE
 from robustdup.projections import COUNTS
 from robustdup.records import Diagnostic, Outcome
 
@@ -241,14 +242,20 @@ def _idle_stages(result: CascadeResult) -> list[Diagnostic]:
     signs: list[Diagnostic] = []
     for stage in result.stages:
         spec = stage.stage.spec
-        unchanged = sum(int(call.verdict.unchanged.sum()) for call in stage.calls if call.verdict is not None)
-        judged = int(((stage.outcome == Outcome.ROBUST) | (stage.outcome == Outcome.BROKEN)).sum())
+        verdicts = [call.verdict for call in stage.calls if call.verdict is not None]
+        judged = sum(len(verdict.unchanged) for verdict in verdicts)
+        unchanged = sum(int(verdict.unchanged.sum()) for verdict in verdicts)
+        lost = sum(int((verdict.violation & NOT_FINITE != 0).sum()) for verdict in verdicts)
+        passes = sum((call.attack_passes for call in stage.calls), Count())
+        returned = f"{lost} of {judged} images with NaN or infinity" if lost else f"all {judged} images unchanged"
+        seen = f"{spec.name} returned {returned}{' and the others unchanged' if 0 < lost < judged else ''}."
+        unasked = spec.knowledge != "transfer" and passes.forward + passes.backward == 0
         signs += _where(
-            judged > 0 and unchanged == judged,
+            judged > 0 and (unasked or unchanged + lost == judged),
             "no_op",
             "warning",
-            f"{spec.name} returned all {judged} images unchanged.",
-            f"It did nothing here: its survivors say nothing. Try 'robustdup attacks check {spec.name}'.",
+            seen if unchanged + lost == judged else f"{spec.name} never asked the model.",
+            f"What it leaves standing says nothing. Try 'robustdup attacks check {spec.name}'.",
         )
     return signs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustdup.records.evaluation import EvaluationRecord
+    from robustdup.records.evaluation import AttackResult, EvaluationRecord
 
 # Serious signs that attacks did not see what is there; the others speak of something else than the attacks' strength.
 DOUBTFUL = (
@@ -19,13 +19,20 @@ def no_substance(record: EvaluationRecord) -> str:
     """Return why no attack of a record says anything of its threat model; empty where one does, or none was to run."""
     stages = record.curve_attacks.values() if record.curve_attacks else [record.attacks]
     ran = [attack for attacks in stages for attack in attacks if attack.n_attacked > attack.n_undecided]
-    if not ran or any(attack.evidence and attack.n_unchanged < attack.n_attacked for attack in ran):
+    if not ran or any(attack.evidence and not _is_idle(attack) for attack in ran):
         return ""
     names = ", ".join(dict.fromkeys(attack.name for attack in ran))
     return (
         f"no attack that works within {record.threat.norm} {record.threat.eps_text} was run, only {names}: made for another "
-        "threat model, random, or idle"
+        "threat model, random, idle, or without a look at the model"
     )
+
+
+def _is_idle(attack: AttackResult) -> bool:
+    """Say whether an attack did nothing: every image came back as it was or not finite, or the model was never asked."""
+    if attack.n_unchanged + attack.violation_kinds.get("not_finite", 0) >= attack.n_attacked - attack.n_undecided:
+        return True
+    return attack.knowledge != "transfer" and attack.forward_passes + attack.backward_passes == 0
 
 
 def doubts(record: EvaluationRecord) -> list[str]:

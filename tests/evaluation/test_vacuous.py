@@ -43,12 +43,33 @@ def idle(model, images, labels, threat, *, rng):
     return images.clone()
 
 
+@robustdup.register_attack("divides-by-zero", norms=["Linf"])
+def divides_by_zero(model, images, labels, threat, *, rng):
+    direction = images - images - 0 * model(images).sum()
+    return images + threat.radius * direction / direction.norm()
+
+
+@robustdup.register_attack("blind", norms=["Linf"])
+def blind(model, images, labels, threat, *, rng):
+    return threat.project(
+        images, images + threat.radius * (labels.view(-1, 1, 1, 1) - 0.5).sign()
+    )  # away from the boundary
+
+
 def evaluate(attacks, **options):
     return robustdup.evaluate(Mean().eval(), IMAGES, LABELS, eps="0.1", attacks=attacks, workers=1, **options)
 
 
 @each_once(
-    attacks=[[one_pixel], [patch], [idle], ["noise(draws=2)"], [patch, idle, "noise(draws=2)"]],
+    attacks=[
+        [one_pixel],
+        [patch],
+        [idle],
+        [divides_by_zero],
+        [blind],
+        ["noise(draws=2)"],
+        [patch, idle, "noise(draws=2)"],
+    ],
     diagnostics=[True, False],
 )
 def test_a_run_without_an_attack_on_its_threat_model_is_a_bound_without_a_place(attacks, diagnostics):
@@ -60,6 +81,19 @@ def test_a_run_without_an_attack_on_its_threat_model_is_a_bound_without_a_place(
     assert rank.at_most is None
     assert rank.autoattack is None
     assert "no attack that works within Linf" in rank.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (idle, "idle returned all 12 images unchanged."),
+        (divides_by_zero, "divides-by-zero returned 12 of 12 images with NaN or infinity."),
+        (blind, "blind never asked the model."),
+    ],
+)
+def test_an_attack_that_did_nothing_is_named(attack, message):
+    (sign,) = [sign for sign in evaluate([attack], diagnostics=True).record.diagnostics if sign.code == "no_op"]
+    assert sign.message == message
 
 
 @pytest.mark.parametrize("attacks", [["pgd(steps=5)"], [one_pixel, "pgd(steps=5)"], ["fgsm", idle]])
