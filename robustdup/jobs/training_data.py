@@ -252,7 +252,7 @@ def _plan(
     plan = make_plan(
         source.labels,
         options,
-        seed=config.seed if options.seed is None else options.seed,
+        seed=config.seed,
         scores=_scores(config, source, registry, say),
         class_names=class_names,
         n_other=0 if other is None else len(other),

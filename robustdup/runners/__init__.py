@@ -53,9 +53,7 @@ def open_runner(
         raise UserError(f"retries = {retries}: it must be at least 0.", code="bad-value")
     options = PoolOptions(retries, describe, seconds, lost)
     if kind == "ray":
-        from robustdup.runners.ray import open_ray
-
-        return open_ray(workers, setup, devices=devices, threads=threads, options=options)
-    from robustdup.runners.local import open_local
-
-    return open_local(workers, setup, devices=devices, threads=threads, options=options)
+        from robustdup.runners.ray import open_ray as open_here
+    else:
+        from robustdup.runners.local import open_local as open_here
+    return open_here(workers, setup, devices=devices, threads=threads, options=options)

@@ -19,6 +19,7 @@ from robustdup.training.updates import UpdateRule, loss_scaler
 from robustdup.training.validation import Selection
 
 NEVER = 2**62  # a step that does not come
+STATEFUL = ("model", "optimizer", "averages", "update", "selection", "meter")  # parts with a state of their own
 
 
 class State:
@@ -50,12 +51,7 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, texts, and lists and dicts of them."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "averages": self.averages.state_dict(),
-            "update": self.update.state_dict(),
-            "selection": self.selection.state_dict(),
-            "meter": self.meter.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in STATEFUL},
             "batch": self.batch,
             "step": self.step,
             "split": self.split,
@@ -70,12 +66,8 @@ class State:
 
     def load_state_dict(self, state: Mapping[str, Any], *, same_session: bool = False) -> None:
         """Go on from `state_dict()`; in the `same_session` the clock runs on, since the time was spent."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.averages.load_state_dict(state["averages"])
-        self.update.load_state_dict(state["update"])
-        self.selection.load_state_dict(state["selection"])
-        self.meter.load_state_dict(state["meter"])
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
         self.split = state.get("split", self.split)
         self.batch, self.step, self.step_before = state["batch"], state["step"], state["step"]
         self.curve = [TrainPoint.model_validate(point) for point in state["curve"]]
