@@ -69,6 +69,15 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After the last test of a module, take what it left, such as what it imported, out of these walks too."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @cache
 def _is_light(path: Path) -> bool:
     texts = [file.read_text(encoding="utf-8") for file in (path, path.parent / "conftest.py") if file.is_file()]
