@@ -42,6 +42,7 @@ OPTIONS = [
         "scheme = uniform does not use exponent; it takes dose, fraction",
     ),
     ({"scheme": "class_skewed", "dose": 0.1, "skew": 2}, "skew goes from 0 (all classes alike) to 1"),
+    ({"scheme": "single", "copies": 2, "row": -1}, "row must be 0 or above, got -1."),
     (
         {"scheme": "power_law", "dose": 0.1, "exponent": 8.1},
         "exponent goes from 0 to 8, got 8.1.",

@@ -18,12 +18,14 @@ from robustdup.data.batches import EntryOptions, Stream, TrainingSet
 from robustdup.errors import RunError, UserError
 from robustdup.plugins import Registry
 from robustdup.threat import ThreatModel
+from robustdup.training.averages import Averages
 from robustdup.training.checkpoint import CHECKPOINT_FILE, Checkpoints
 from robustdup.training.inner import prepare_inner
 from robustdup.training.loop import fit
 from robustdup.training.objectives.adversarial import pgd_at
 from robustdup.training.options import TrainerOptions
 from robustdup.training.parts import Parts
+from robustdup.training.state import State
 from robustdup.training.updates import Awp, Free, Plain
 from tests.forked import Forked
 from tests.lanes import each_once
@@ -103,6 +105,23 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(update, optimizer, tmp_pat
     assert (out.steps, out.samples, out.best_step, out.passes) == (40, whole.samples, whole.best_step, whole.passes)
     assert out.seconds > 0
     assert "Resumed after step" in out.events[-1]
+
+
+def test_what_was_measured_since_the_last_point_goes_on():
+    def begun():
+        model = torch.nn.Linear(2, 2)
+        return State(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), Averages(model, ema=0.9), Awp(), torch.device("cpu")
+        )
+
+    state, other = begun(), begun()
+    state.meter.add(1, torch.tensor(6.0), {"correct": torch.tensor(2.0)}, rows=4)
+    state.averages.update(state.model, 1)
+    state.update.taken = 3
+    other.load_state_dict(state.state_dict())
+    assert other.meter.means() == {"loss": 1.5, "correct": 0.5}
+    assert (other.averages.n_ema, other.update.taken) == (1, 3)
+    assert torch.equal(other.model.weight, state.model.weight)
 
 
 def test_a_run_goes_on_where_checkpoints_come_by_the_clock(tmp_path, monkeypatch):
