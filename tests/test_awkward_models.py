@@ -135,6 +135,12 @@ def quick(model, **options):
     return result
 
 
+@pytest.fixture(scope="module")
+def bare():
+    """The result of the network itself."""
+    return quick(network().eval())
+
+
 SAME = {
     "in a list": lambda net: Around(lambda inner, images: [inner(images), 1]),
     "in a tuple": lambda net: Around(lambda inner, images: (inner(images), None)),
@@ -150,8 +156,7 @@ SAME = {
 
 @pytest.mark.filterwarnings("ignore")  # torch calls TorchScript old
 @pytest.mark.parametrize("form", SAME)
-def test_a_network_in_any_form_is_judged_as_the_network_itself(form):
-    bare = quick(network().eval())
+def test_a_network_in_any_form_is_judged_as_the_network_itself(form, bare):
     result = quick(SAME[form](network().eval()).eval())
     assert result.outcomes == bare.outcomes
     assert bare.record.robust_accuracy.value < bare.record.clean_accuracy.value
@@ -170,6 +175,6 @@ def test_half_precision_inside_is_judged_as_it_is():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_of_torchscript_is_evaluated_like_the_network_in_it(tmp_path):
+def test_a_file_of_torchscript_is_evaluated_like_the_network_in_it(tmp_path, bare):
     torch.jit.script(network().eval()).save(str(tmp_path / "net.pt"))
-    assert quick(str(tmp_path / "net.pt")).outcomes == quick(network().eval()).outcomes
+    assert quick(str(tmp_path / "net.pt")).outcomes == bare.outcomes

@@ -5,6 +5,7 @@ The attack is run on a few images: as it is, on a few of them again (twice), and
 
 from __future__ import annotations
 
+import pickle
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -170,7 +171,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
         "parameters": [p.detach().clone() for p in model.parameters()],
         "buffers": [b.clone() for b in model.buffers()],
         "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
-        "global_rng": [repr(random.getstate()), repr(np.random.get_state(legacy=False)), torch.get_rng_state()],
+        "global_rng": [random.getstate(), pickle.dumps(np.random.get_state(legacy=False)), torch.get_rng_state()],
         "flags": [
             torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
             cudnn.enabled, cudnn.benchmark, cudnn.deterministic,
