@@ -94,6 +94,7 @@ def certify(
     """
     import torch
 
+    from robustdup.attacks.isolation import isolated
     from robustdup.certification.proofs import certify_samples, other_precisions
     from robustdup.evaluation.metrics import accuracy
     from robustdup.projections import COUNTS
@@ -118,10 +119,11 @@ def certify(
             f"Rounding is counted for float32 alone, and the weights are {kinds}. Certify a float32 copy: model.float().",
             code="not-certifiable",
         )
-    proofs = certify_samples(
-        network, images, torch.as_tensor(dataset.labels), threat, seconds=seconds,
-        branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
-    )  # fmt: skip
+    with isolated(network):  # its mode too
+        proofs = certify_samples(
+            network, images, torch.as_tensor(dataset.labels), threat, seconds=seconds,
+            branch_seconds=branch_seconds, progress=progress or (lambda done, total: None),
+        )  # fmt: skip
     return CertificationResult(
         accuracy(proofs.certified.numpy()), accuracy(proofs.correct.numpy()), proofs.certified, proofs.margins, str(threat),
         "bounds", 1.0, proofs.seconds, proofs.notes,
@@ -135,6 +137,7 @@ def _smoothed(
 
     import torch
 
+    from robustdup.attacks.isolation import isolated
     from robustdup.certification.smoothing import certify_smoothed
     from robustdup.evaluation.metrics import accuracy
     from robustdup.rng import SampleRng
@@ -146,7 +149,8 @@ def _smoothed(
         raise UserError(text, code="bad-value")
     start = time.monotonic()
     index = torch.as_tensor(dataset.index)
-    votes = certify_smoothed(model.eval(), images, SampleRng(seed, index), sigma=sigma, draws=draws, alpha=alpha)
+    with isolated(model):
+        votes = certify_smoothed(model.eval(), images, SampleRng(seed, index), sigma=sigma, draws=draws, alpha=alpha)
     right = votes.predictions == torch.as_tensor(dataset.labels)
     margins = torch.where(right, votes.radii - threat.radius, torch.tensor(-torch.inf, dtype=torch.float64))
     certified = right & (margins >= 0)

@@ -31,8 +31,10 @@ from robustdup.report.tables import alone_text, as_latex, as_markdown, ball_labe
 
 Form = Literal["table", "json", "latex", "markdown"]
 
-SHORTEST_NAME = 16  # columns of a terminal for the name of an attack
-FIRST_TO_GO = ("Seconds", "Backward", "Forward")  # columns that a narrow terminal does without; the record has them
+SHORTEST_NAME = 16  # columns of a terminal for the name of an attack, before columns are left out
+LEAST_NAME = 6  # where no more columns can be left out; a terminal narrower than that makes breaks the lines itself
+# Columns that a narrow terminal does without: the record has them, and a line below the table tells of violations.
+FIRST_TO_GO = ("Seconds", "Backward", "Forward", "Violations")
 
 SEVERITY_STYLE = {"info": "blue", "warning": "yellow", "serious": "bold red"}
 
@@ -52,7 +54,9 @@ def show_record(
     else:
         console = Console()
         console.print(verdict_panel(record))
-        console.print(attack_table(record, console.width))
+        table = attack_table(record, console.width)
+        width = console.measure(table, options=console.options.update_width(1000)).maximum
+        Console(width=max(console.width, width)).print(table)  # no number is cut where the terminal breaks its lines
         for part in [*remarks(record), escape(f"Leaderboard: {_position(record, folder)}")]:
             console.print(part, soft_wrap=True, highlight=False)
         if folder is not None:
@@ -137,10 +141,10 @@ def attack_table(record: EvaluationRecord, width: int) -> Table:
     columns = attack_columns(record)
     for name in FIRST_TO_GO:
         if _room_for_names(columns, width) < SHORTEST_NAME:
-            del columns[name]
-    room = max(SHORTEST_NAME, _room_for_names(columns, width))
+            columns.pop(name, None)
+    room = max(LEAST_NAME, _room_for_names(columns, width))
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("Attack", overflow="fold", min_width=SHORTEST_NAME)
+    table.add_column("Attack", overflow="fold", min_width=min(SHORTEST_NAME, room))
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for attack, cells in zip(record.attacks, zip(*columns.values(), strict=True), strict=True):

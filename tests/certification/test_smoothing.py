@@ -72,3 +72,12 @@ def test_the_command(words, capsys):
     assert result["certified_accuracy"]["value"] <= 1
     assert main(["certify", "--model", "builtin:digits-robust", *words]) == 0
     assert "certified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", [{"method": "smoothing", "norm": "L2", "draws": 20}, {}])
+def test_the_given_model_keeps_its_mode(method):
+    model = linear().train()
+    model[1].requires_grad_(True)
+    robustdup.certify(model, (torch.rand(2, 1, 2, 2), torch.tensor([0, 1])), eps="0.1", **method)
+    assert all(module.training for module in model.modules())
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from robustdup.report.format import folded_spec
 from robustdup.report.tables import as_latex
-from robustdup.report.terminal import attack_table, remarks
+from robustdup.report.terminal import attack_table, remarks, show_record
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,21 @@ def test_no_number_is_cut(run, width, left_over):
         assert heading[1:] == list(values)[:6]
     name = "".join(line.strip().split("  ")[0] for line in lines if "Samples" not in line and "─" not in line)
     assert name.replace(" ", "") == "foolbox:LinfProjectedGradientDescentAttacksteps=2"
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 50])
+def test_a_narrow_terminal_shows_whole_numbers_too(run, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    record = run().record
+    show_record(record, None)
+    heading = ["Samples", "Broken", "Robust"]
+    lines = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(lines) if heading[0] in line)
+    assert lines[place].split()[1:4] == heading
+    attack = record.attacks[0]
+    values = [str(attack.n_attacked), str(attack.n_broken), f"{attack.robust_accuracy_after:.2%}"]
+    assert lines[place + 2].split()[1:4] == values
+    assert width < 40 or max(map(len, lines[place : place + 3])) <= width
 
 
 @pytest.mark.parametrize("letters", range(18, 26))
