@@ -120,7 +120,8 @@ def _measure(
                 )
             if options.micro_batch is None:
                 context.micro_batch = rows
-            if long:
+            # A call takes as long for one sample as for all its rows: where few are left, in whole calls.
+            if long or _longest(measured[0], count, costs, least=context.micro_batch) >= WORTH_MEASURING:
                 context.sizes = same_bits(model, examples, context.micro_batch)
                 context.fill = worth_filling(model, examples[0], context.micro_batch, context.sizes)
     except RuntimeError:  # a model without gradients, say: the attacks will report it, sample by sample
@@ -131,18 +132,21 @@ def _measure(
     context.worth_compiling = context.longest >= WORTH_COMPILING
 
 
-def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float]]:
-    """Return the (forward, backward) passes of a surviving sample in each stage, times the share of samples that it takes.
+def _costs(pool: Sequence[PlannedStage]) -> list[tuple[float, float, float]]:
+    """Return the share of samples that each stage takes, and the (forward, backward) passes of a surviving one.
 
     Stages that run only on signs of gradient masking are left out: most runs never come to them.
     """
     known = [(stage.take, stage.passes) for stage in pool if stage.when == "always"]
-    return [(take * cost[0], take * cost[1]) for take, cost in known if cost is not None]
+    return [(take, *cost) for take, cost in known if cost is not None]
 
 
-def _longest(timing: Measured, count: int, costs: Sequence[tuple[float, float]]) -> float:
-    """Return the seconds that the stages would take if every sample survived: `costs` are (forward, backward) passes."""
-    return count * sum((f - b) * timing.forward + b * timing.both for f, b in costs)
+def _longest(timing: Measured, count: int, costs: Sequence[tuple[float, float, float]], *, least: int = 0) -> float:
+    """Return the seconds that the stages would take if every sample survived and each look were at `least` rows.
+
+    `costs` are shares of the samples and (forward, backward) passes.
+    """
+    return sum(max(take * count, least) * ((f - b) * timing.forward + b * timing.both) for take, f, b in costs)
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,25 @@ def test_a_run_is_as_long_as_the_stages_that_most_runs_make(linear, points, monk
     assert context.longest == pytest.approx(40 * (20 * 0.003 + 0.2 * (40 * 0.001 + 10 * 0.003)))
 
 
+def test_few_samples_in_many_looks_are_worth_smaller_calls_though_the_run_is_short_by_rows(linear, points, monkeypatch):
+    asked = []
+
+    def measured(*_, candidates, **__):
+        asked.append(candidates)
+        return 32, [Measured(32, 0.0001, 0.0003)]
+
+    monkeypatch.setattr(module, "choose_micro_batch", measured)
+    monkeypatch.setattr(module, "worth_filling", lambda *_: 8)
+    for take, passes, sizes in ((0.02, 1000, tuple(other_sizes(32, largest=40))), (0.02, 300, ())):
+        context, options, images, clean = set_up(linear, points)
+        choose_packing(context, options, images, clean, [replace(pool_stage((2 * passes, passes)), take=take)], None)
+        assert context.longest == pytest.approx(
+            0.8 * passes * 0.0004
+        )  # of 0.8 samples; in whole calls 40 times as long
+        assert (context.micro_batch, context.sizes) == (32, sizes)
+    assert not any(asked)  # the micro-batch, on which bits hang, is looked for in long runs alone
+
+
 def test_calls_are_filled_up_to_where_rows_become_no_cheaper(linear, monkeypatch):
     seconds = {1: 10.0, 2: 6.0, 4: 3.0, 8: 1.1, 16: 1.0, 32: 1.3}
     monkeypatch.setattr(module, "measure", lambda model, image, rows, _: Measured(rows, seconds[rows], seconds[rows]))
