@@ -49,10 +49,14 @@ def compile_mode(
 def compiled(net: Call, mode: str) -> Call:
     """Return a network, or a part of one, compiled for one shape, in the mode "default" or "cudagraphs".
 
+    Compiled code draws at random as the network itself does: dropout takes the masks that it has uncompiled.
+
     https://docs.pytorch.org/docs/stable/generated/torch.compile.html
     """
-    options = {"mode": "reduce-overhead"} if mode == "cudagraphs" else {}
-    network: Call = torch.compile(net, dynamic=False, **options)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"fallback_random": True}
+    if mode == "cudagraphs":
+        options["triton.cudagraphs"] = True
+    network: Call = torch.compile(net, dynamic=False, options=options)
     return network
 
 

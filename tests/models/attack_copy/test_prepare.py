@@ -407,7 +407,7 @@ def test_compiled_code_serves_its_shape_only(monkeypatch):
     calls = []
 
     def compiled(net, **options):
-        assert options == {"dynamic": False}
+        assert options == {"dynamic": False, "options": {"fallback_random": True}}
         return lambda points: calls.append(tuple(points.shape)) or net(points)
 
     monkeypatch.setattr(torch, "compile", compiled)
