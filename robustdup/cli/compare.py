@@ -217,8 +217,8 @@ def comparison_table(result: RunComparison) -> Table:
 
 def _row(table: Table, name: str, d: PairedDifference) -> None:
     table.add_row(
-        name, f"{100 * d.a:.2f}%", f"{100 * d.b:.2f}%", f"{100 * d.difference:+.2f}",
-        f"{100 * d.low:+.2f} to {100 * d.high:+.2f}", str(d.only_a), str(d.only_b), f"{d.p_value:.3g}",
+        name, f"{100 * d.a:.2f}%", f"{100 * d.b:.2f}%", f"{100 * d.difference:+z.2f}",
+        f"{100 * d.low:+z.2f} to {100 * d.high:+z.2f}", str(d.only_a), str(d.only_b), f"{d.p_value:.3g}",
     )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def rank_lines(result: RankResult) -> list[str]:
         if published.robust_difference is not None:
             where = "inside" if published.robust_inside else "outside"
             lines.append(
-                f"  Measured minus published: {100 * published.robust_difference:+.2f} points; "
+                f"  Measured minus published: {100 * published.robust_difference:+z.2f} points; "
                 f"the published number is {where} the 95% interval."
             )
         lines += [f"  Note: {published.note}."] if published.note else []

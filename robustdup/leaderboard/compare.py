@@ -34,8 +34,8 @@ class PairedDifference(Result):
     def __str__(self) -> str:
         """Return both shares and their difference, in percent and points."""
         return (
-            f"{self.a:.2%} and {self.b:.2%}, {100 * self.difference:+.2f} points "
-            f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}], p = {self.p_value:.3g}"
+            f"{self.a:.2%} and {self.b:.2%}, {100 * self.difference:+z.2f} points "
+            f"[{100 * self.low:+z.2f}, {100 * self.high:+z.2f}], p = {self.p_value:.3g}"
         )
 
 

@@ -220,7 +220,7 @@ def _no_drop(
         )
         for i in in_new[robust_before & ~robust_now]
     ]  # fmt: skip
-    change = f"{100 * -paired.difference:+.2f} points".replace("-", "−")
+    change = f"{100 * -paired.difference:+z.2f} points".replace("-", "−")
     why = f"more than {100 * float(margin):g}pt and than chance" if fell else _why_not(paired, margin, result.p_value)
     result.check(
         "no-drop",

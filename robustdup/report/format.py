@@ -78,7 +78,7 @@ def share_text(share: float) -> str:
 
 def signed(share: float | None) -> str:
     """Return a difference of shares in percentage points, with its sign."""
-    return NONE if share is None or missing(share) else f"{100 * share:+.2f}".replace("-", "−")
+    return NONE if share is None or missing(share) else f"{100 * share:+z.2f}".replace("-", "−")
 
 
 def signed_interval(low: float, high: float) -> str:

@@ -48,6 +48,12 @@ def test_a_drop_beyond_margin_and_chance_fails_and_names_the_lost(run):
     assert gate(*old, new).passed  # the other way round is a gain
 
 
+def test_no_change_is_told_without_a_minus(run):
+    new, old = run(range(100), name="new"), run(range(100), name="old")
+    (told,) = [check.message for check in gate(*new, old).checks if check.name == "no-drop"]
+    assert ": +0.00 points, 0 lost and 0 gained" in told
+
+
 @pytest.mark.parametrize(("lost", "gained", "fails"), [(10, 0, False), (11, 0, True), (60, 49, False), (60, 20, True)])
 def test_the_margin_is_exclusive_and_chance_is_let_pass(run, lost, gained, fails):
     old = run(range(100), name="old")

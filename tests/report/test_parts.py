@@ -93,7 +93,7 @@ def test_a_chart_says_what_it_is_given_and_leads_only_where_it_should():
     ("found", "expected"),
     [
         (text.percent(0.685), "68.50%"), (text.percent(None), "–"), (text.percent(math.nan), "–"),
-        (text.signed(-0.0123), "−1.23"),
+        (text.signed(-0.0123), "−1.23"), (text.signed(-0.0), "+0.00"), (text.signed(-1e-9), "+0.00"),
         (text.interval(0.1, 0.25), "10.00 to 25.00"), (text.duration(4.21), "4.2 s"), (text.duration(59.97), "1 min 0 s"),
         (text.duration(7512), "2 h 5 min"), (text.short(950), "950"), (text.short(19_400), "19.4k"),
         (text.short(3_660_000), "3.66M"),

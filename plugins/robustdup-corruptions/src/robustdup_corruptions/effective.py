@@ -43,8 +43,8 @@ class EffectiveRobustness(BaseModel):
     def sentence(self) -> str:
         """Return it in one line."""
         return (
-            f"Effective robustness {100 * self.effective:+.2f} points [{100 * self.low:+.2f}, {100 * self.high:+.2f}]: the line "
-            f"through {self.n_entries} entries (r² {self.r_squared:.2f}, spread {100 * self.spread:.1f} points) predicts "
+            f"Effective robustness {100 * self.effective:+z.2f} points [{100 * self.low:+z.2f}, {100 * self.high:+z.2f}]: the "
+            f"line through {self.n_entries} entries (r² {self.r_squared:.2f}, spread {100 * self.spread:.1f} points) predicts "
             f"{100 * self.predicted:.2f}% at a clean accuracy of {100 * self.clean:.2f}%."
         )
 

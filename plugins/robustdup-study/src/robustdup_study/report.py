@@ -206,9 +206,9 @@ def _effect(effect: PairedComparison | None) -> str:
     if effect is None:
         return ""
     scale, digits = (100, 2) if is_share(effect.metric) else (1, 3)
-    text = f"{scale * effect.difference:+.{digits}f}"
+    text = f"{scale * effect.difference:+z.{digits}f}"
     if effect.low is not None and effect.high is not None:
-        text += f" [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
+        text += f" [{scale * effect.low:+z.{digits}f}, {scale * effect.high:+z.{digits}f}]"
     return re.sub(r"[+-](0\.0+)(?!\d)", r"\1", text).replace("-", "−")  # no sign before a zero
 
 

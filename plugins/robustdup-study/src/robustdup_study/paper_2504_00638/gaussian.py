@@ -108,9 +108,9 @@ def sentences(lines: Sequence[Line]) -> list[str]:
         last = [line for line in lines if line.scheme == scheme][-1]
         difference = last.difference
         text = f"{scheme}, {last.added} duplicates of {2 * EACH} points: accuracy on fresh points changed by "
-        text += f"{100 * difference.mean:+.2f} points"
+        text += f"{100 * difference.mean:+z.2f} points"
         if difference.low is not None and difference.high is not None:
-            text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+            text += f" [{100 * difference.low:+z.2f}, {100 * difference.high:+z.2f}]"
         texts.append(f"{text}, {difference.n} paired seed{'s' * (difference.n > 1)}.".replace("-", "−"))
     return texts
 
