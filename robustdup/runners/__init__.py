@@ -42,7 +42,8 @@ def open_runner(
     error messages call it. A payload that takes longer than `seconds` ends its worker, which then is a process of its own
     even where it is the only one. `lost(payload, death)` gives the result of a payload that is given up; without it that
     is a RunError.
-    Raises UserError (unknown kind, workers < 1, a setup that cannot be sent) and Unavailable where ray is not installed.
+    Raises UserError (unknown kind, workers < 1, a setup that cannot be sent, several workers from a daemonic process)
+    and Unavailable where ray is not installed.
     """
     if kind not in KINDS:
         raise unknown("runner", kind, KINDS)

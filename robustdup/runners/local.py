@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from robustdup.errors import RobustdupError, RunError, error_text
+from robustdup.errors import RobustdupError, RunError, UserError, error_text
 from robustdup.runners.pool import PATIENCE, Death, Pool, PoolOptions, Runner
 from robustdup.runners.worker import (
     NOTE,
@@ -46,6 +46,11 @@ def open_local(
     if workers == 1 and options.seconds is None:
         place = WorkerPlace(0, 1, devices[0] if devices else None, threads or len(cores))
         return InProcess(setup, place, options)
+    if multiprocessing.current_process().daemon:
+        raise UserError(
+            "This process is a daemonic worker of multiprocessing, which may start no processes: take workers=1.",
+            code="daemonic-process",
+        )
 
     def launch(number: int) -> Process:
         own_cores = share(cores, number, workers)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import pickle
 import re
@@ -40,6 +41,14 @@ def test_results_come_in_order_and_each_payload_is_done_once(workers, tmp_path):
         assert list(runner.map([30, 20])) == [900, 400]
     done = Counter(int(line) for line in (tmp_path / "log").read_text().split())
     assert done == Counter([*range(17), 20, 30])
+
+
+def test_a_daemonic_process_starts_no_workers_and_is_told_so(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with raises("daemonic-process", UserError, "workers=1"):
+        local(2, runner_work.tells)
+    with local(1, runner_work.tells) as runner:
+        assert list(runner.map(range(3))) == [0, 1, 4]
 
 
 def test_notes_of_workers_come_here_and_those_that_cannot_be_read_are_none():
