@@ -117,14 +117,29 @@ def _set_hooks(tables: list[dict[Any, Any]]) -> None:
         table.update(content)
 
 
-def _autocast() -> list[tuple[bool, torch.dtype]]:
-    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES]
+def _autocast_blocks() -> int:
+    """Return how many blocks of autocast are open."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
 
 
-def _set_autocast(values: list[tuple[bool, torch.dtype]]) -> None:
-    for device, (enabled, dtype) in zip(_DEVICES, values, strict=True):
+def _autocast() -> tuple[int, list[tuple[bool, torch.dtype]]]:
+    return _autocast_blocks(), [
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES
+    ]
+
+
+def _set_autocast(values: tuple[int, list[tuple[bool, torch.dtype]]]) -> None:
+    open_blocks, settings = values
+    for device, (enabled, dtype) in zip(_DEVICES, settings, strict=True):
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
+    # A block that was left open would keep the low-precision copies of weights, also of weights that a step has changed.
+    while _autocast_blocks() > open_blocks:
+        torch.autocast_decrement_nesting()
+    while _autocast_blocks() < open_blocks:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
 
 
 def _set_inference_mode(enabled: bool) -> None:

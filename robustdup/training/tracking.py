@@ -35,6 +35,15 @@ class Session:
 
 
 @contextlib.contextmanager
+def _low_precision(kind: str, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in autocast, with copies of the weights as they are now: inside a block that is open already it keeps old ones."""
+    torch.clear_autocast_cache()
+    with torch.autocast(kind, dtype=dtype):
+        yield
+    torch.clear_autocast_cache()
+
+
+@contextlib.contextmanager
 def open_session(
     options: TrainerOptions,
     device: torch.device,
@@ -64,7 +73,7 @@ def open_session(
             stack.enter_context(_deterministic_kernels())
         autocast: Autocast = contextlib.nullcontext
         if low is not None:
-            autocast = functools.partial(torch.autocast, device.type, dtype=low)
+            autocast = functools.partial(_low_precision, device.type, low)
         if not trackers:
             yield Session(autocast)
             return

@@ -618,6 +618,7 @@ def as_before():
             robustdup.evaluation.referee.judge_images, robustdup.evaluation.calls.judge, ThreatModel.project,
             torch.get_num_threads(), torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
             torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+            torch.autocast_increment_nesting(), torch.autocast_decrement_nesting(),
             torch.is_autocast_enabled("cpu"), Path.cwd(), os.environ.get("OMP_NUM_THREADS"),
             sys.stdout is None, sys.getrecursionlimit(),
             signal.getsignal(signal.SIGINT), hooks(), os._exit, nn.Linear.__bases__, sys.modules["torch.nn.functional"],

@@ -444,6 +444,15 @@ def test_fp16_makes_no_step_of_a_gradient_that_overflows_and_goes_on_with_a_smal
     assert (kept[0]["scale"], kept[-1]["scale"]) == (2.0**16, 2.0**15)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_inside_a_block_of_autocast_uses_the_weights_of_each_step(precision):
+    """torch keeps its low-precision copies of weights until the outermost block ends."""
+    alone = train(make_parts(objective=pgd_at), config(precision=precision, steps=8))
+    with torch.autocast("cpu", enabled=False):
+        inside = train(make_parts(objective=pgd_at), config(precision=precision, steps=8))
+    assert [point.loss for point in inside.curve] == [point.loss for point in alone.curve]
+
+
 @pytest.mark.parametrize("update", [Plain, Awp, lambda: Free(THREAT, replays=2)])
 def test_fp16_learns_what_fp32_learns(update):
     """Steps, perturbed weights and replayed images do not depend on the scale of the loss."""
