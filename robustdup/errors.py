@@ -130,6 +130,14 @@ def check_counts(attack: str, *, least: int = 1, **counts: int) -> None:
             raise UserError(f"{attack}: {option} must be at least {least}, got {count}.", code="bad-option")
 
 
+def user_path(text: str | Path) -> Path:
+    """Return what a user named as a path: with ~ as the home, as it is where no user has that name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def how_to_install(*requirements: str) -> str:
     """Return the command that installs packages into this environment: one that works where it is printed.
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, tensor
 
 from robustdup.data.dataset import Samples
-from robustdup.errors import Unavailable, UserError, how_to_install
+from robustdup.errors import Unavailable, UserError, how_to_install, user_path
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
@@ -71,7 +70,7 @@ def _part(name: str, subset: str, rest: str, options: DataOptions) -> PartOfImag
     from robustdup.data.sources import open_samples
     from robustdup.plugins import Registry
 
-    if not Path(rest).expanduser().is_dir():
+    if not user_path(rest).is_dir():
         raise UserError(
             f"There is no folder {rest!r}. Name the folder of {name}: --data {subset}:path/to/{subset}.",
             code="unknown-data",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,7 @@ from robustdup.config import DataOptions
 from robustdup.data.dataset import ImageDataset, Samples, make_dataset
 from robustdup.data.layouts.opened import Opened, pick
 from robustdup.data.selection import choose
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, unknown, user_path
 from robustdup.plugins import Registry
 
 
@@ -63,7 +62,7 @@ def open_samples(spec: str, options: DataOptions, registry: Registry, *, lenient
     from robustdup.data.cache import cached
     from robustdup.data.hub import load_hub, load_local, looks_like_hub_id
 
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if spec and path.exists():
         key = str(path.absolute()), options, lenient
         return cached(key, lambda: _chosen(load_local(path, options), options, spec, lenient=lenient))

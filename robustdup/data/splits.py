@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from robustdup.data.hub import commit_of, load_hub, load_local, looks_like_hub_i
 from robustdup.data.labels import as_arrays, with_class_numbers
 from robustdup.data.layouts.opened import Opened, pick
 from robustdup.data.torchvision import open_torchvision
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +50,7 @@ def open_splits(spec: str, options: DataOptions) -> Splits:
     if spec == "builtin:digits":
         note = "The built-in digits have 17 grey levels; v of 16 is written as the byte nearest to 255 v / 16."
         return Splits({name: _digits(name) for name in ("train", "test")}, spec, notes=(note,))
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if spec and path.exists():
         opened = load_local(path, options)
     elif looks_like_hub_id(spec):

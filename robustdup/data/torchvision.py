@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from robustdup.data.columns import picture_table
 from robustdup.data.layouts.binaries import open_known
 from robustdup.data.layouts.opened import Opened, pick
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, unknown, user_path
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
@@ -35,7 +35,7 @@ def open_torchvision(rest: str, split: str, config: str | None = None) -> Opened
     name, mark, root = rest.partition("@")
     if name not in READ_HERE and name not in (known := _names()):
         raise unknown("dataset of torchvision:", name, known)
-    place = Path(root).expanduser()
+    place = user_path(root)
     if not mark or not place.is_dir():
         raise UserError(
             f"There is no folder {root!r}. Name the root that torchvision downloaded to: {EXAMPLE}.",

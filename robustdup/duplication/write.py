@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustdup.data.hub import looks_like_hub_id
-from robustdup.errors import RunError, UserError
+from robustdup.errors import RunError, UserError, user_path
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +31,7 @@ def check_target(to: str, *, overwrite: bool) -> None:
         if not looks_like_hub_id(name) or "/" not in name:
             raise UserError(f"{to!r} is not a place on the Hub. Write hub:owner/name.", code="bad-value")
         return
-    folder = Path(to).expanduser()
+    folder = user_path(to)
     if not to or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{to!r} is not a folder. Name one to write to, or hub:owner/name.", code="bad-value")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:

@@ -22,7 +22,7 @@ from robustdup.duplication.croissant import write_croissant
 from robustdup.duplication.make import looks_at_labels, make_plan
 from robustdup.duplication.plan import DuplicationPlan, plan_header, save_plan
 from robustdup.duplication.write import HUB, check_target, push_folder, write_folder
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, unknown, user_path
 from robustdup.jobs.training_images import margins_of
 from robustdup.plugins import load_plugins
 
@@ -104,7 +104,7 @@ def _write(
     *, overwrite: bool, private: bool, progress: Callable[[int, int], None],
 ) -> str:  # fmt: skip
     if not to.startswith(HUB):
-        write_folder(Path(to).expanduser(), written, card, beside, progress=progress)
+        write_folder(user_path(to), written, card, beside, progress=progress)
         return to
     with tempfile.TemporaryDirectory(prefix="robustdup-") as temporary:
         folder = Path(temporary) / "dataset"

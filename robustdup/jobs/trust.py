@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 from robustdup.models.files import is_file_spec
 from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
 from robustdup.records.origin import note_made_here
@@ -31,7 +31,7 @@ def code_of_model(spec: str | None) -> str | None:
     if spec is None or spec == "python":
         return None
     if is_file_spec(spec):
-        return f"the file {str(Path(spec.rpartition('.py')[0] + '.py').expanduser().resolve())!r}"
+        return f"the file {str(user_path(spec.rpartition('.py')[0] + '.py').resolve())!r}"
     scheme, colon, rest = spec.partition(":")
     if colon and scheme == "run":
         return _code_of_run(rest)
@@ -51,7 +51,7 @@ def code_of_data(spec: str | None) -> str | None:
 
 def _network_file(rest: str) -> Path:
     folder, separator, name = rest.rpartition("@")
-    return Path(folder if separator and name in CHECKPOINTS else rest).expanduser() / NETWORK_FILE
+    return user_path(folder if separator and name in CHECKPOINTS else rest) / NETWORK_FILE
 
 
 def _code_of_run(rest: str) -> str | None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from robustdup.errors import UserError, error_text, unknown
+from robustdup.errors import UserError, error_text, unknown, user_path
+from robustdup.inflation import read_text
 from robustdup.models.adapt import keep_names, keep_notes
 from robustdup.models.checkpoint_file import read_checkpoint, weights_file
 from robustdup.models.class_names import names_in
@@ -41,7 +42,7 @@ def load_from_file(spec: str, *, allow_pickle: bool = False) -> nn.Module:
             f"Cannot read the model {spec!r}. Write path/to/model.py:factory, or …:factory@weights.safetensors.",
             code="bad-spec",
         )
-    file = Path(match["file"]).expanduser()
+    file = user_path(match["file"])
     if not file.is_file():
         raise UserError(f"There is no file {match['file']!r} for the model {spec!r}.", code="missing-file")
     weights, named = place_of_weights(match["weights"])
@@ -58,11 +59,11 @@ def place_of_weights(text: str | None) -> tuple[Path | None, str | None]:
     """Split FILE#NAME into the file and the set of weights in it; a file may have a # in its name."""
     if not text:
         return None, None
-    whole = Path(text).expanduser()
+    whole = user_path(text)
     file, mark, named = text.rpartition("#")
     if whole.exists() or not mark:
         return weights_file(whole), None
-    return weights_file(Path(file).expanduser()), named
+    return weights_file(user_path(file)), named
 
 
 def _call(file: Path, module: ModuleType, name: str, written: str) -> nn.Module:
@@ -142,7 +143,7 @@ def _import(file: Path) -> ModuleType:
 
 
 def _functions(file: Path) -> list[str]:
-    body = ast.parse(file.read_text(encoding="utf-8")).body
+    body = ast.parse(read_text(file)).body
     return [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustdup.errors import UserError, missing_plugin, unknown
+from robustdup.errors import UserError, missing_plugin, unknown, user_path
 from robustdup.models.adapt import placed
 from robustdup.models.checkpoint_file import read_checkpoint, refuse_other_programs
 from robustdup.models.files import is_file_spec, load_from_file, place_of_weights
@@ -45,14 +45,14 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
         model = registry.models[scheme].load(rest, options)
     elif is_file_spec(spec):
         model = load_from_file(spec, allow_pickle=allow_pickle)
-    elif spec.endswith(SUFFIXES) and Path(spec).expanduser().is_file():
-        model = load_program(Path(spec).expanduser(), allow_pickle=allow_pickle)
-    elif Path(spec).expanduser().is_file():
-        model = load_script(Path(spec).expanduser())
-    elif Path(spec).expanduser().is_dir():
-        refuse_other_programs(Path(spec).expanduser())
+    elif spec.endswith(SUFFIXES) and user_path(spec).is_file():
+        model = load_program(user_path(spec), allow_pickle=allow_pickle)
+    elif user_path(spec).is_file():
+        model = load_script(user_path(spec))
+    elif user_path(spec).is_dir():
+        refuse_other_programs(user_path(spec))
         for held, wanted in HOLDING.items():
-            if (Path(spec).expanduser() / held).is_file():
+            if (user_path(spec) / held).is_file():
                 raise UserError(
                     f"{spec!r} is a folder. Name the network in it: {wanted.format(spec)}.", code="no-network"
                 )

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, unknown, user_path
 from robustdup.models.adapt import keep_names
 from robustdup.models.architectures import HUB, build_network
 from robustdup.models.checkpoint_file import is_safetensors
@@ -49,9 +49,9 @@ def describe_network(
     """Return the description of a network; the file of a 'file.py:factory' or folder of an 'hf:' is named by its whole path."""
     if is_file_spec(spec):
         file, colon, factory = spec.rpartition(".py:")
-        spec = f"{Path(file + '.py').expanduser().resolve()}:{factory}" if colon else spec
-    elif spec.startswith(HUB) and Path(spec.removeprefix(HUB)).expanduser().is_dir():
-        spec = f"{HUB}{Path(spec.removeprefix(HUB)).expanduser().resolve()}"
+        spec = f"{user_path(file + '.py').resolve()}:{factory}" if colon else spec
+    elif spec.startswith(HUB) and user_path(spec.removeprefix(HUB)).is_dir():
+        spec = f"{HUB}{user_path(spec.removeprefix(HUB)).resolve()}"
     return NetworkDescription(
         spec=spec, channels=channels, size=(size, size) if isinstance(size, int) else size, classes=classes,
         mean=list(mean), std=list(std), class_names=list(class_names), normalize=normalize,
@@ -126,8 +126,8 @@ def _place(rest: str) -> tuple[Path, str]:
     """Return the folder and the checkpoint's name."""
     folder, separator, name = rest.rpartition("@")
     if separator and name in CHECKPOINTS:
-        return Path(folder).expanduser(), name
-    path = Path(rest).expanduser()
+        return user_path(folder), name
+    path = user_path(rest)
     if separator and not path.exists():
         raise unknown("checkpoint", f"run:{rest}", [f"run:{folder}@{name}" for name in CHECKPOINTS])
     if not rest:

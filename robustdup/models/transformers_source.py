@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustdup.errors import UserError, not_importable
+from robustdup.errors import UserError, not_importable, user_path
 from robustdup.models.adapt import keep_names
 from robustdup.models.class_names import names_in
 from robustdup.models.networks import Normalise
@@ -97,7 +97,7 @@ def _place(name: str) -> tuple[Any, str]:
         raise not_importable(f"hf:{name}", "transformers", error, "hf") from None
     if not name:
         raise UserError("hf: needs a model id or a folder, for instance hf:microsoft/resnet-50.", code="bad-spec")
-    place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+    place = str(user_path(name)) if user_path(name).exists() else name
     if place == name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"There is no folder {name!r}; model ids of the Hub look like owner/name.", code="missing-file")
     return transformers, place

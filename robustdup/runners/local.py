@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import current_process
 from typing import Any
 
 from robustdup.errors import RobustdupError, RunError, UserError, error_text
@@ -46,7 +47,7 @@ def open_local(
     if workers == 1 and options.seconds is None:
         place = WorkerPlace(0, 1, devices[0] if devices else None, threads or len(cores))
         return InProcess(setup, place, options)
-    if multiprocessing.current_process().daemon:
+    if current_process().daemon:
         raise UserError(
             "This process is a daemonic worker of multiprocessing, which may start no processes: take workers=1.",
             code="daemonic-process",

@@ -76,7 +76,7 @@ WORDS = [
 
 # What a path may lead to besides a file or folder, and who reads one.
 PATHS = ("fifo", "/dev/zero", "loop", "zero.json", "holes.json", "holes.yaml", "holes.pt", "holes.parquet", "a\0b", "\udcff",
-         "x" * 5000, "file/inner", "/proc/self/mem", "https://x.invalid/a.zip", "~nobody/x")  # fmt: skip
+         "x" * 5000, "file/inner", "/proc/self/mem", "https://x.invalid/a.zip", "~no-such-user/x")  # fmt: skip
 WHO_READS = {
     "model": (*EVAL, "--model", "PATH"), "factory": (*EVAL, "--model", "PATH:make"), "data": (*EVAL, "--data", "PATH"),
     "weights": (*EVAL, "--model", "small-cnn@PATH"), "network": (*EVAL, "--model", "run:PATH"), "recipe": (*EVAL, "./PATH"),

@@ -14,6 +14,7 @@ from robustdup.data.classes import names_of_numbers
 from robustdup.data.columns import LABEL_NAMES, MORE_LABEL_NAMES
 from robustdup.data.layouts.folders import PICTURES
 from robustdup.errors import UserError
+from robustdup.inflation import check_holes
 
 PATHS = ("file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "file", "image", "img", "name",
          "image_id", "imageid", "id")  # fmt: skip
@@ -50,7 +51,11 @@ def read_list(file: Path, label_column: str | None = None, known: Collection[str
         file: the list.
         label_column: the column of classes, where it is named.
         known: names of pictures, by which a column of paths is told.
+
+    Raises:
+        UserError: for a file of gigabytes that nobody wrote.
     """
+    check_holes(file)
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:

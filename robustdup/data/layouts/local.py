@@ -16,6 +16,7 @@ from robustdup.data.layouts.foreign import open_arrow, refuse_foreign
 from robustdup.data.layouts.opened import Opened
 from robustdup.data.layouts.pixel_tables import is_pixel_table, open_pixel_tables
 from robustdup.errors import UserError
+from robustdup.inflation import check_holes
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
@@ -150,6 +151,7 @@ def _refuse_unread(path: Path, files: list[Path], opened: Opened) -> None:
         if (file.suffix in (".csv", ".tsv") or file.name.startswith("list_attr")) and file.is_relative_to(path)
     ]  # fmt: skip
     if len(labels) < 2 and tables:
+        check_holes(tables[0])
         lines = tables[0].read_text(encoding="utf-8-sig", errors="replace").splitlines()
         head = next((line.strip() for line in lines if not line.strip().isdecimal()), "")[:200]
         raise UserError(

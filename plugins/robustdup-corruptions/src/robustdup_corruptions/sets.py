@@ -12,7 +12,7 @@ from typing import Literal
 from robustdup.config import DataOptions
 from robustdup.data.dataset import ImageDataset
 from robustdup.data.sources import load_images
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 from robustdup.plugins import Registry
 from robustdup_corruptions.making import make_corrupted
 from robustdup_corruptions.record import COMMON, KINDS, SEVERITIES
@@ -64,7 +64,7 @@ def find_corruptions(spec: str, kinds: Sequence[str], severities: Sequence[int])
     Raises:
         UserError: where a kind that is wanted is not there.
     """
-    root = Path(spec).expanduser()
+    root = user_path(spec)
     if not spec or not root.is_dir():
         return None
     arrays = {kind: root / f"{kind}.npy" for kind in KINDS if (root / f"{kind}.npy").is_file()}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 from robustdup.statistics import wilson
 from robustdup_detect.pairlist import Pairs, joined
 
@@ -41,7 +40,7 @@ def read_decisions(file: str, paths_a: Sequence[str], paths_b: Sequence[str], *,
 
     The columns are `a`, `b` (or row_a, row_b, path_a, path_b) and `duplicate`.
     """
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise UserError(f"There is no file {file!r} of decisions. {_HOW}.", code="missing-file")
     rows_of = [{name: row for row, name in enumerate(names) if name} for names in (paths_a, paths_b)]

@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import load_file, save
 
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 from robustdup.records import write_atomic
 from robustdup_detect.groups import DIGEST
 from robustdup_detect.options import DetectConfig
@@ -175,7 +175,7 @@ def open_index(place: str, config: DetectConfig) -> ImageIndex:
 
     Raises UserError where the folder is something else.
     """
-    root = Path(place).expanduser()
+    root = user_path(place)
     if root.exists() and not root.is_dir():
         raise UserError(f"The index {place!r} is not a folder.", code="not-a-folder")
     if root.is_dir() and any(root.iterdir()) and not any(root.glob(f"*/{MANIFEST}")) and not (root / LOCK).is_file():

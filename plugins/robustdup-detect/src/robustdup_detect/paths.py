@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.data.layouts.archives import name_in_archive
+from robustdup.errors import user_path
 from robustdup.records import write_atomic
 
 CHUNK = 1000  # rows whose encoded images are in memory at once
@@ -26,7 +27,7 @@ def save_paths(folder: Path, start: int, paths: list[str]) -> None:
 def load_paths(folder: Path, n: int, starts: Iterable[int], data: str) -> list[str]:
     """Return the path of each of n rows as it is shown: as `shown_path` does for `data`; "" where none."""
     paths = [""] * n
-    root = Path(data).expanduser()
+    root = user_path(data)
     for start in starts:
         file = folder / "done" / f"paths-{start}.json"
         if file.is_file():
@@ -38,7 +39,7 @@ def load_paths(folder: Path, n: int, starts: Iterable[int], data: str) -> list[s
 def dataset_paths(dataset: Any, image: str, data: str) -> list[str]:
     """Return the path of each row of a split whose images were not read, as `load_paths` does."""
     encoded = encoded_column(dataset, image)
-    root, paths = Path(data).expanduser(), []
+    root, paths = user_path(data), []
     for low in range(0, len(dataset), CHUNK):
         column = encoded[low : low + CHUNK][image].combine_chunks()
         paths += [shown_path(path or "", root) for path in column.field("path").to_pylist()]
@@ -66,7 +67,7 @@ def unread_files(data: str, paths: Iterable[str]) -> tuple[dict[str, int], list[
     `paths` are those of all rows, relative to the folder. Where no row is a file of the folder (parquet files), nothing is
     unread. Files without an image's ending count where an image of the folder has the same ending.
     """
-    root = Path(data).expanduser()
+    root = user_path(data)
     read = set(paths)
     if not root.is_dir() or not any(path and (root / path).is_file() for path in list(read)[:100]):
         return {}, []

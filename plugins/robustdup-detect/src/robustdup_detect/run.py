@@ -12,7 +12,7 @@ from typing import Any
 from robustdup.data.labels import open_with_any_labels
 from robustdup.data.splits import Splits
 from robustdup.duplication.write import check_target
-from robustdup.errors import UserError
+from robustdup.errors import UserError, user_path
 from robustdup.records.folder import STATE, freed_by_mistakes, locked, start
 from robustdup.runners import open_runner
 from robustdup.runners.local import usable_cores
@@ -137,7 +137,7 @@ def run_detection(
         if to is not None:
             record = record.model_copy(update={"deduplicated": to})
             write_deduplicated(
-                own, config, record, result.leaving, to=Path(to).expanduser(),
+                own, config, record, result.leaving, to=user_path(to),
                 broken=result.broken, paths=_all_paths(own, config, result),
                 progress=lambda done, total: progress("write", done, total),
             )  # fmt: skip
@@ -164,9 +164,9 @@ def _check_written(config: DetectConfig, to: str, overwrite: bool) -> None:
             code="bad-value",
         )
     check_target(to, overwrite=overwrite)
-    target = Path(to).expanduser().resolve()
+    target = user_path(to).resolve()
     for data in (config.data, config.add, config.against_data):
-        source = Path(data or "").expanduser().resolve()
+        source = user_path(data or "").resolve()
         if data is not None and (target == source or target in source.parents or source in target.parents):
             raise UserError(
                 f"The deduplicated dataset must not lie in or around its source {data!r}. Choose another.",

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from robustdup.errors import RunError, UserError
+from robustdup.errors import RunError, UserError, user_path
 from robustdup.models.load import load_model
 from robustdup.models.programs import load_program
 from robustdup.models.trained import NetworkDescription, read_description, save_weights
@@ -50,7 +50,7 @@ def export_run(run: str, kind: Kind, folder: Path, registry: Registry) -> Export
         )
     model = load_model(f"run:{run}", registry=registry)
     place = run.rpartition("@")[0] if run.endswith(("@best", "@last")) else run
-    description = read_description(Path(place).expanduser())
+    description = read_description(user_path(place))
     code = modeling_code(description, registry)
     if kind == "hub":
         kind = "pt2" if code is None else "safetensors"

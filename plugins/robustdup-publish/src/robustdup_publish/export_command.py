@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from robustdup.errors import UserError, unknown
+from robustdup.errors import UserError, unknown, user_path
 from robustdup.report.format import escape
 
 
@@ -37,7 +37,7 @@ def export_command(
     run = run.removeprefix("run:").rstrip("/")
     place, name = (run[:-5], run[-4:]) if run.endswith(("@best", "@last")) else (run, "best")
     folder = Path(out) if out is not None else Path(f"{place}-export-{to}")
-    record, evaluation = _records(Path(place).expanduser(), name)
+    record, evaluation = _records(user_path(place), name)
     exported = export_run(run, to, folder, load_plugins())  # type: ignore[arg-type]
     card = exported_card(
         record, evaluation, exported.kind, classes=exported.description.class_names, difference=exported.difference
