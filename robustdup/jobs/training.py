@@ -63,13 +63,8 @@ from robustdup.training.tracking import check_trackers
 from robustdup.training.updates import UpdateRule, make_update
 from robustdup.training.validation import Validate, ValidationAttack, find_validation_attack, make_validate
 
-UNUSABLE = (
-    "damaged-run",
-    "damaged-record",
-    "other-run",
-    "not-empty",
-    "no-run",
-)  # codes of what is left of an evaluation
+# Codes of what is left of an evaluation that cannot go on.
+UNUSABLE = ("damaged-run", "damaged-record", "other-run", "not-empty", "no-run")
 PRECISION_FILE = "precision.txt"
 SMALL = 2e8  # multiply-adds of an inner pass below which CPU threads wait for each other longer than they compute
 

@@ -262,9 +262,9 @@ def _published(record: EvaluationRecord, entry: LeaderboardEntry, attack_reasons
     note = ""
     autoattack = None if entry.autoattack_acc is None else entry.autoattack_acc / 100
     clean = None if entry.clean_acc is None else entry.clean_acc / 100
-    same_ball = autoattack  # the number that may be compared
+    compared = autoattack  # None where balls differ
     if entry.eps is None or not same_eps(entry.eps, record.threat.eps_text):
-        note, same_ball = f"published at eps {entry.eps}, measured at {record.threat.eps_text}", None
+        note, compared = f"published at eps {entry.eps}, measured at {record.threat.eps_text}", None
     elif attack_reasons:
         note = "measured with another attack than AutoAttack"
     robust, measured_clean = record.robust_accuracy, record.clean_accuracy
@@ -274,8 +274,8 @@ def _published(record: EvaluationRecord, entry: LeaderboardEntry, attack_reasons
         autoattack=autoattack,
         external=None if entry.external_acc is None else entry.external_acc / 100,
         clean=clean,
-        robust_difference=None if same_ball is None else robust.value - same_ball,
-        robust_inside=None if same_ball is None else _inside(same_ball, robust),
+        robust_difference=None if compared is None else robust.value - compared,
+        robust_inside=None if compared is None else _inside(compared, robust),
         clean_difference=None if clean is None else measured_clean.value - clean,
         clean_inside=None if clean is None else _inside(clean, measured_clean),
         note=note,

@@ -41,18 +41,17 @@ def load_model(spec: str, *, registry: Registry, allow_pickle: bool = False) -> 
     """
     options = ModelOptions(allow_pickle=allow_pickle)
     scheme, colon, rest = spec.partition(":")
+    place = user_path(spec)
     if colon and scheme in registry.models:
         model = registry.models[scheme].load(rest, options)
     elif is_file_spec(spec):
         model = load_from_file(spec, allow_pickle=allow_pickle)
-    elif spec.endswith(SUFFIXES) and user_path(spec).is_file():
-        model = load_program(user_path(spec), allow_pickle=allow_pickle)
-    elif user_path(spec).is_file():
-        model = load_script(user_path(spec))
-    elif user_path(spec).is_dir():
-        refuse_other_programs(user_path(spec))
+    elif place.is_file():
+        model = load_program(place, allow_pickle=allow_pickle) if spec.endswith(SUFFIXES) else load_script(place)
+    elif place.is_dir():
+        refuse_other_programs(place)
         for held, wanted in HOLDING.items():
-            if (user_path(spec) / held).is_file():
+            if (place / held).is_file():
                 raise UserError(
                     f"{spec!r} is a folder. Name the network in it: {wanted.format(spec)}.", code="no-network"
                 )
