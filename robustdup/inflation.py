@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robustdup.errors import UserError
 
@@ -44,10 +44,13 @@ def check_length(file: Path) -> None:
         raise UserError(f"{str(file)!r} has {size:,} bytes; no text is longer than {LONGEST_TEXT:,}.", code="too-large")
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file that is read whole. Raises OSError, ValueError, of which UserError where it is too long."""
+def read_text(file: Path, *, errors: Literal["strict", "replace"] = "strict") -> str:
+    """Return the text of a file that is read whole; `errors` says what is done with bytes that are no UTF-8.
+
+    Raises OSError, ValueError, of which UserError where it is too long.
+    """
     check_length(file)
-    return file.read_text(encoding="utf-8")
+    return file.read_text(encoding="utf-8", errors=errors)
 
 
 def check_unpacked(file: Path, size: int) -> None:

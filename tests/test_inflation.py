@@ -11,11 +11,13 @@ import zipfile
 
 import pytest
 import torch
-from PIL import EpsImagePlugin
+from PIL import EpsImagePlugin, Image
 
 from robustdup import inflation
+from robustdup.config import DataOptions
 from robustdup.data.decode import check_options, open_picture
 from robustdup.data.hub import checked_downloads
+from robustdup.data.layouts.local import open_layout
 from robustdup.errors import UserError
 from robustdup.evidence.examples import read_examples
 from robustdup.inflation import check_file, check_tensor
@@ -64,6 +66,19 @@ def test_weights_are_measured_before_they_are_loaded(named, tmp_path, small_room
                 read(file)
 
 
+LISTS, OTHERS = dict.fromkeys(("list.json", "labels.csv"), "unpacks-too-large"), ("README.md", "fine_label_names.txt")
+
+
+@pytest.mark.parametrize(("name", "code"), [*LISTS.items(), *((name, "too-large") for name in OTHERS)])
+def test_text_that_says_what_data_are_is_measured_before_it_is_read(name, code, tmp_path, small_room, monkeypatch):
+    monkeypatch.setattr(inflation, "LONGEST_TEXT", 1 << 20)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, len(ZEROS))
+    with raises(code, UserError, name):
+        open_layout(tmp_path / name if name == "list.json" else tmp_path, DataOptions())
+
+
 def test_other_files_are_left_alone(tmp_path):
     for content in (b"", b"text", bytes(99)):
         (tmp_path / "file").write_bytes(content)
@@ -105,7 +120,5 @@ def test_postscript_that_calls_itself_a_picture_runs_no_program(tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["resize", "crop"])
 def test_images_are_not_made_larger_than_any_memory(name):
-    from robustdup.config import DataOptions
-
     with raises("bad-option", UserError, "1 to 4096"):
         check_options(DataOptions(**{name: 30_000}))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from robustdup.data.layouts.local import FILES, open_layout
 from robustdup.data.layouts.opened import Opened
 from robustdup.errors import RunError, UserError, unknown
-from robustdup.inflation import check_file, check_parquet
+from robustdup.inflation import check_file, check_parquet, read_text
 
 if TYPE_CHECKING:
     import datasets
@@ -93,7 +93,7 @@ def _own_cache(path: Path) -> str | None:
     `datasets` 5.2.0 looks such folders up by name: another of the same name, or what was there before, was seen to be read.
     """
     card = path / "README.md"
-    if not card.is_file() or "configs:" not in card.read_text(encoding="utf-8", errors="replace"):
+    if not card.is_file() or "configs:" not in read_text(card, errors="replace"):
         return None
     import datasets
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robustdup.data.decode import no_programs
 from robustdup.errors import UserError
-from robustdup.inflation import check_tensor, check_zip
+from robustdup.inflation import check_tensor, check_zip, read_text
 
 ENDINGS = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 PICTURES = (".png", ".bmp", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif")
@@ -117,7 +117,7 @@ def read_indices(text: str, n: int) -> Tensor:
         if path.is_file() and path.suffix in ENDINGS:
             index = _index(_find(_read(path), path).images, path)
         else:
-            words = re.split(r"[\s,]+", path.read_text(encoding="utf-8") if path.is_file() else text)
+            words = re.split(r"[\s,]+", read_text(path) if path.is_file() else text)
             index = torch.tensor([int(word) for word in words if word])
     except (ValueError, OSError, RuntimeError, OverflowError):
         raise UserError(

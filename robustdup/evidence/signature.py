@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from robustdup.errors import Unavailable, UserError, how_to_install, plain
 from robustdup.evidence.bundle import SIGNATURE, check_manifest, refused
 from robustdup.evidence.verification import Signed
+from robustdup.inflation import read_text
 from robustdup.records import MANIFEST, write_atomic
 from robustdup.records.base import each_once
 
@@ -140,9 +141,7 @@ def read_signers(text: str) -> list[Signer]:
     """Return the keys that a user names: a line `ssh-ed25519 AAAA…`, a .pub file, or a file of lines with names before."""
     path = Path(text)
     try:
-        lines = (
-            path.read_text(encoding="utf-8").splitlines() if not text.startswith(KIND) and path.is_file() else [text]
-        )
+        lines = read_text(path).splitlines() if not text.startswith(KIND) and path.is_file() else [text]
     except (OSError, ValueError):
         lines = []
     signers = []

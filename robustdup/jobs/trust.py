@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robustdup.errors import UserError, user_path
+from robustdup.inflation import read_text
 from robustdup.models.files import is_file_spec
 from robustdup.models.trained import CHECKPOINTS, NETWORK_FILE
 from robustdup.records.origin import note_made_here
@@ -57,7 +58,7 @@ def _network_file(rest: str) -> Path:
 def _code_of_run(rest: str) -> str | None:
     file = _network_file(rest)
     try:
-        spec = json.loads(file.read_text(encoding="utf-8"))["spec"]
+        spec = json.loads(read_text(file))["spec"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # it cannot be loaded, and says so
     if not isinstance(spec, str) or not (is_file_spec(spec) or ":" in spec):

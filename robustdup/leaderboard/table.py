@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustdup.errors import UserError, unknown
 from robustdup.exact import exact_number
+from robustdup.inflation import read_text
 from robustdup.records import write_atomic
 
 SCHEMA = "robustdup.leaderboard"
@@ -170,7 +171,7 @@ def load(path: str | Path | None = None) -> Leaderboard:
 def read_table(path: Path) -> Leaderboard:
     """Read a table from a JSON file. Raises UserError where it is missing, damaged or newer than this robustdup."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise UserError(
             f"The leaderboard table {str(path)!r} cannot be read: {error.strerror or error}.", code="missing-file"

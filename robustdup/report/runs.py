@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustdup.errors import UserError
+from robustdup.inflation import read_text
 from robustdup.plugins import RecordKind, record_kinds
 from robustdup.records import RECORD_FILE, SAMPLES_FILE, find_record, load_samples, schema_of
 from robustdup.report.format import plural
@@ -127,7 +128,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
 def read_plain(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; an empty one where it holds something else. Raises UserError where it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(f"{str(path)!r} is not a whole JSON file ({error}).", code="damaged-record") from None
     return content if isinstance(content, dict) else {}

@@ -21,7 +21,7 @@ import numpy as np
 from robustdup.data.arrays import Arrays, make_arrays
 from robustdup.data.layouts.opened import Opened, chosen_set
 from robustdup.errors import UserError
-from robustdup.inflation import allowed, check_unpacked, check_zip
+from robustdup.inflation import allowed, check_unpacked, check_zip, read_text
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SAFE = {
@@ -145,7 +145,7 @@ def _cifar100_binary(place: Path, _: str | None) -> dict[str, Arrays]:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()] if file.is_file() else []
 
 
 def _records(files: list[Path], head: int, names: list[str], place: str) -> Arrays:

@@ -14,7 +14,7 @@ from robustdup.data.classes import names_of_numbers
 from robustdup.data.columns import LABEL_NAMES, MORE_LABEL_NAMES
 from robustdup.data.layouts.folders import PICTURES
 from robustdup.errors import UserError
-from robustdup.inflation import check_holes
+from robustdup.inflation import check_holes, read_text
 
 PATHS = ("file_name", "filename", "filepath", "file_path", "path", "image_path", "img_path", "file", "image", "img", "name",
          "image_id", "imageid", "id")  # fmt: skip
@@ -261,7 +261,7 @@ def read_ground_truth(file: Path, pictures: Sequence[Path]) -> list[tuple[Path, 
         )  # fmt: skip
     synsets = scipy.io.loadmat(str(meta), squeeze_me=True)["synsets"]
     names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    numbers = [int(line) for line in file.read_text().split()]
+    numbers = [int(line) for line in read_text(file).split()]
     if len(numbers) != len(pictures):
         raise UserError(f"{str(file)!r} has {len(numbers)} lines for {len(pictures)} pictures.", code="bad-data")
     return [(picture, names[number]) for picture, number in zip(sorted(pictures), numbers, strict=True)]

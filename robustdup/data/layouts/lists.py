@@ -13,6 +13,7 @@ from robustdup.data.layouts.list_files import PARTITIONS, Listed, Row, is_pictur
 from robustdup.data.layouts.matlab_lists import read_matlab_list
 from robustdup.data.layouts.opened import Opened, split_in, split_name, split_word
 from robustdup.errors import UserError
+from robustdup.inflation import read_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".lst", ".mat")
 ROOTS = ("", "images", "imgs", "image", "img", "data", "JPEGImages")
@@ -247,7 +248,7 @@ def _order(root: Path, rows: Located) -> set[str]:
         root.parent / "LOC_synset_mapping.txt",
     ):
         if file.is_file():
-            names = {line.split()[0] for line in file.read_text().splitlines() if line.strip()}
+            names = {line.split()[0] for line in read_text(file).splitlines() if line.strip()}
             if used <= names:
                 return names
     for place in (root / "train", root.parent / "train"):

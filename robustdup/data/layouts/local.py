@@ -16,7 +16,7 @@ from robustdup.data.layouts.foreign import open_arrow, refuse_foreign
 from robustdup.data.layouts.opened import Opened
 from robustdup.data.layouts.pixel_tables import is_pixel_table, open_pixel_tables
 from robustdup.errors import UserError
-from robustdup.inflation import check_holes
+from robustdup.inflation import check_holes, read_text
 
 if TYPE_CHECKING:
     from robustdup.config import DataOptions
@@ -32,7 +32,7 @@ def open_layout(path: Path, options: DataOptions) -> Opened | None:
     """Return the splits of a folder or file in a layout that is read here; None where `datasets` reads it. Raises UserError."""
     if path.is_file():
         return _open_file(path, options)
-    if (card := path / "README.md").is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
+    if (card := path / "README.md").is_file() and "configs:" in read_text(card, errors="replace"):
         return None
     known = open_known(path, options.config)
     if known is not None:
